@@ -1,0 +1,6 @@
+//! One file per command: what it asks of the rest, and what it prints.
+
+pub mod list;
+pub mod plan;
+pub mod run;
+pub mod trace;

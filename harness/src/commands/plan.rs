@@ -1,0 +1,93 @@
+//! `moebench plan`: an offline search as a ranked table.
+
+use systems::evaluate::Phase;
+use systems::{Candidate, CostModel};
+use workloads::Case;
+use workloads::suite::TraceUse;
+
+use crate::cli::{Failure, OrFail, PlanArgs};
+use crate::{prepare, report, traces};
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input.
+pub fn run(args: &PlanArgs) -> Result<(), Failure> {
+    let system = prepare::system("--system", &args.system).or_input()?;
+    let case = Case {
+        model: args.model.clone(),
+        cluster: args.cluster.clone(),
+        gpus: args.gpus,
+        gate: args.gate,
+        global_batch: args.global_batch_size,
+        micro_batch: args.micro_batch_size,
+        plans: Default::default(),
+    };
+    for (option, value) in [
+        ("--gpus", args.gpus),
+        ("--global-batch-size", args.global_batch_size),
+        ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
+    ] {
+        if value == 0 {
+            return Err(Failure::Input(anyhow::anyhow!("{option} 0: expected at least 1")));
+        }
+    }
+    let trace = traces::load(args.trace.as_deref()).or_input()?;
+    let prepared = prepare::one_case("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;
+    let candidates = system.candidates(&prepared.job, &CostModel::new(&prepared.job.cluster));
+    println!(
+        "{} on {} GPUs of {}, {} gate, global batch {}: {} plans by {}; simulated times, routing of {}\n",
+        args.model,
+        args.gpus,
+        args.cluster,
+        args.gate,
+        args.global_batch_size,
+        candidates.len(),
+        system.name(),
+        trace.name(),
+    );
+    println!("{}", table(&candidates, args.top));
+    if candidates.len() > args.top {
+        println!("\n{} more; --top {} shows all", candidates.len() - args.top, candidates.len());
+    }
+    Ok(())
+}
+
+const SHOWN: [(&str, &[Phase]); 6] = [
+    ("dense", &[Phase::Dense, Phase::TensorParallel]),
+    ("experts", &[Phase::Experts, Phase::Gate]),
+    ("exchange", &[Phase::Counts, Phase::Dispatch, Phase::Combine, Phase::ShadowTransfer]),
+    ("wait", &[Phase::Wait]),
+    ("bubble", &[Phase::Bubble]),
+    ("update", &[Phase::GradientSync, Phase::Optimizer, Phase::Host]),
+];
+
+fn table(candidates: &[Candidate], top: usize) -> comfy_table::Table {
+    let mut header = vec!["rank", "plan", "step"];
+    header.extend(SHOWN.map(|(name, _)| name));
+    header.extend(["peak", "rejected because"]);
+    let numbers: Vec<usize> = std::iter::once(0).chain(2..header.len() - 1).collect();
+    let mut table = report::table(&header, &numbers);
+    let ms = |seconds: f64| format!("{:.0} ms", seconds * 1e3);
+    for (index, candidate) in candidates.iter().take(top).enumerate() {
+        let mut cells = vec![(index + 1).to_string(), candidate.plan.to_string()];
+        match &candidate.outcome {
+            Ok(estimate) => {
+                cells.push(ms(estimate.step.0));
+                for (_, phases) in SHOWN {
+                    cells.push(ms(phases.iter().map(|&phase| estimate.phases.of(phase).0).sum()));
+                }
+                cells.push(format!("{:.1} GB", estimate.peak.bytes.0 / 1e9));
+                cells.push(String::new());
+            }
+            Err(reason) => {
+                cells.extend(std::iter::repeat_n(String::new(), SHOWN.len() + 2));
+                let text = reason.to_string();
+                let prefix = format!("plan {}: ", candidate.plan);
+                cells.push(text.strip_prefix(&prefix).unwrap_or(&text).to_owned());
+            }
+        }
+        table.add_row(cells);
+    }
+    table
+}

@@ -1,0 +1,152 @@
+//! `moebench trace`: import, synthesise, rescale and examine routing traces.
+
+use anyhow::{Context, Result};
+use workloads::trace::{LayerStats, Routing, RoutingSpec, RoutingTrace, SynthSpec, TimeStats, TraceStats};
+
+use crate::cli::{Failure, OrFail, RescaleArgs, SynthArgs, TraceCommand};
+use crate::{report, traces};
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input, or a file that cannot be written.
+pub fn run(command: &TraceCommand) -> Result<(), Failure> {
+    match command {
+        TraceCommand::Import { from, to } => {
+            let trace = traces::load(Some(from)).or_input()?;
+            write(&trace, to)
+        }
+        TraceCommand::Synth(args) => {
+            let trace = synth(args).or_input()?;
+            write(&trace, &args.to)
+        }
+        TraceCommand::Rescale(args) => {
+            let trace = rescale(args).or_input()?;
+            write(&trace, &args.to)
+        }
+        TraceCommand::Stats { trace, against, expert_parallel } => {
+            let first = traces::load(trace.as_deref()).or_input()?;
+            let mut all = vec![first];
+            if let Some(path) = against {
+                all.push(traces::load(Some(path)).or_input()?);
+            }
+            stats(&all, *expert_parallel).or_input()
+        }
+    }
+}
+
+fn write(trace: &RoutingTrace, to: &std::path::Path) -> Result<(), Failure> {
+    traces::write_parquet(trace, to).or_run()?;
+    println!("{}: {}", to.display(), describe(trace));
+    Ok(())
+}
+
+fn describe(trace: &RoutingTrace) -> String {
+    let shape = trace.shape();
+    format!(
+        "{} iterations, {} layers, {} micro-batches, {} ranks, {} experts, {} entries a row",
+        trace.iterations().len(),
+        shape.layers,
+        shape.micro_batches,
+        shape.ranks,
+        shape.experts,
+        shape.entries
+    )
+}
+
+fn synth(args: &SynthArgs) -> Result<RoutingTrace> {
+    let default = SynthSpec::default();
+    let spec = SynthSpec {
+        layers: args.layers.unwrap_or(default.layers),
+        experts: args.experts.unwrap_or(default.experts),
+        ranks: args.ranks.unwrap_or(default.ranks),
+        micro_batches: args.micro_batches.unwrap_or(default.micro_batches),
+        entries: args.entries.unwrap_or(default.entries),
+        samples: args.iterations.unwrap_or(default.samples),
+        seed: args.seed.unwrap_or(default.seed),
+        ..default
+    };
+    spec.generate().context("moebench trace synth")
+}
+
+fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
+    let trace = traces::load(Some(&args.from))?;
+    let shape = *trace.shape();
+    let ranks = args.ranks.unwrap_or(shape.ranks);
+    let spec = RoutingSpec {
+        layers: args.layers.unwrap_or(shape.layers),
+        experts: args.experts.unwrap_or(shape.experts),
+        chunks: ranks * shape.micro_batches,
+        entries_per_chunk: args.entries.unwrap_or(shape.entries),
+        top_k: shape.top_k,
+        start: trace.iterations()[0],
+        stride: 1,
+        seed: 0,
+    };
+    let routing = Routing::new(&trace, spec).context("moebench trace rescale")?;
+    Ok(routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?)
+}
+
+fn stats(traces: &[RoutingTrace], expert_parallel: usize) -> Result<()> {
+    let all: Vec<TraceStats> =
+        traces.iter().map(|trace| TraceStats::new(trace, expert_parallel)).collect::<Result<_, _>>()?;
+    for (index, (trace, stats)) in traces.iter().zip(&all).enumerate() {
+        let mark = if all.len() > 1 { format!("[{}] ", index + 1) } else { String::new() };
+        println!("{mark}{}: {}", trace.name(), describe(trace));
+        println!("\n{mark}per layer, means over iterations ({expert_parallel} ranks share the experts)");
+        println!("{}", per_layer(&stats.per_layer));
+        println!("\n{mark}over time, means over layers");
+        println!("{}\n", over_time(&stats.over_time));
+    }
+    println!("max/mean: load of the fullest expert (or rank) over the mean. Gini: 0 even, 1 all on one expert.");
+    println!("row spread: how much micro-batches and ranks differ. hot kept: share of the four hottest experts that");
+    println!("are still among the four hottest 1, 10 and 100 samples later; half-life: samples until half are left.");
+    Ok(())
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".into(), |share| format!("{:.0}%", share * 100.0))
+}
+
+fn per_layer(layers: &[LayerStats]) -> comfy_table::Table {
+    let header = ["layer", "max/mean", "rank max/mean", "Gini", "row spread", "hot kept 1", "10", "100", "half-life"];
+    let mut table = report::table(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    for layer in layers {
+        let [one, ten, hundred] = layer.hot_overlap.map(percent);
+        table.add_row([
+            layer.layer.to_string(),
+            format!("{:.2}", layer.max_over_mean),
+            format!("{:.2}", layer.rank_max_over_mean),
+            format!("{:.3}", layer.gini),
+            format!("{:.3}", layer.row_spread),
+            one,
+            ten,
+            hundred,
+            layer.hot_half_life.map_or("longer".into(), |samples| samples.to_string()),
+        ]);
+    }
+    table
+}
+
+/// At most this many rows, evenly spread.
+const ROWS: usize = 16;
+
+fn over_time(times: &[TimeStats]) -> comfy_table::Table {
+    let header = ["iteration", "max/mean", "least", "most", "rank max/mean", "Gini", "row spread", "hot kept"];
+    let mut table = report::table(&header, &[0, 1, 2, 3, 4, 5, 6, 7]);
+    let rows = times.len().min(ROWS);
+    for row in 0..rows {
+        let time = &times[row * (times.len() - 1) / (rows - 1).max(1)];
+        table.add_row([
+            time.iteration.to_string(),
+            format!("{:.2}", time.max_over_mean),
+            format!("{:.2}", time.max_over_mean_low),
+            format!("{:.2}", time.max_over_mean_high),
+            format!("{:.2}", time.rank_max_over_mean),
+            format!("{:.3}", time.gini),
+            format!("{:.3}", time.row_spread),
+            percent(time.hot_overlap),
+        ]);
+    }
+    table
+}

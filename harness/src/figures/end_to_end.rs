@@ -1,0 +1,66 @@
+//! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster, a group per GPUs and capacity factor, a bar
+//! per system: speedup over the baseline, with its confidence interval; a run that died is marked with how.
+
+use workloads::{Case, Suite};
+
+use crate::chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
+use crate::prepare;
+use crate::summary::{Row, Summary};
+
+/// Draws the figure of a suite from its summary.
+///
+/// # Errors
+/// When the font or the drawing library fails.
+pub fn draw(suite: &Suite, summary: &Summary) -> Result<Figure, FigureError> {
+    let mut clusters: Vec<&str> = suite.cases.iter().map(|case| case.cluster.as_str()).collect();
+    clusters.dedup();
+    let panels = clusters.into_iter().map(|cluster| Panel {
+        title: cluster.to_owned(),
+        groups: suite
+            .cases
+            .iter()
+            .filter(|case| case.cluster == cluster)
+            .map(|case| group(suite, case, summary))
+            .collect(),
+    });
+    let title = |name: &str| prepare::system("figure", name).map_or(name.to_owned(), |s| s.title().to_owned());
+    let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
+    GroupedBars {
+        frame: Frame {
+            footnote: format!(
+                "{engine}; median of iterations after {} of warm-up, 95% confidence intervals; synthetic clusters are \
+                 described in their TOML",
+                suite.warmup
+            ),
+            ..Frame::default()
+        },
+        y_label: format!("Speedup over {}", title(&suite.baseline)),
+        x_label: "GPUs / capacity factor".to_owned(),
+        series: Series::numbered(suite.systems.iter().map(|name| title(name))),
+        panels: panels.collect(),
+        reference: Some(1.0),
+    }
+    .draw()
+}
+
+fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
+    let bars = suite.systems.iter().map(|system| match summary.row(&case.id(), system) {
+        Some(row) => bar(row),
+        None => Bar::default(),
+    });
+    Group { label: case.label(), bars: bars.collect() }
+}
+
+fn bar(row: &Row) -> Bar {
+    if row.status != "ok" {
+        return Bar::failed(row.status.to_uppercase());
+    }
+    match row.speedup {
+        Some(speedup) => Bar {
+            label: Some(format!("{:.2}", speedup.value)),
+            ..Bar::interval(speedup.value, speedup.low, speedup.high)
+        },
+        // Without the baseline there is no ratio; the table still has the time.
+        None => Bar::default(),
+    }
+}

@@ -1,0 +1,20 @@
+//! The `moebench` harness: it prepares jobs, runs engines over them, stores every sample, and derives all that is shown.
+//!
+//! The life of a run: [`prepare`] turns a suite into jobs and routings, [`simulate`] runs one job under one system,
+//! [`runner`] runs all and hands each finished case to [`store`], [`summary`] derives medians and speedups from the
+//! stored frames, [`figures`] and [`report`] show them.
+
+pub mod chart;
+pub mod cli;
+pub mod commands;
+pub mod figures;
+pub mod prepare;
+pub mod provenance;
+pub mod records;
+pub mod report;
+pub mod runner;
+pub mod simulate;
+pub mod statistics;
+pub mod store;
+pub mod summary;
+pub mod traces;

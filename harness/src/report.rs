@@ -1,0 +1,70 @@
+//! What a run prints: the final table.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::statistics::Median;
+use crate::summary::{Row, Summary};
+
+/// A table without borders, the given columns aligned to the right.
+pub fn table(header: &[&str], right: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    for &index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Per case and system: plan, median iteration time, speedup over the baseline and over `other`.
+pub fn summary(summary: &Summary, other: Option<&str>) -> String {
+    let over = |name: &str| format!("over {name}");
+    let mut header = vec!["case".to_owned(), "system".into(), "plan".into(), "median".into(), "± 95%".into()];
+    header.push(over(&summary.baseline));
+    header.extend(other.map(over));
+    header.extend(["online".to_owned(), "peak".into()]);
+    let names: Vec<&str> = header.iter().map(String::as_str).collect();
+    let numbers: Vec<usize> = (3..names.len()).collect();
+    let mut table = table(&names, &numbers);
+    let mut last = "";
+    for row in &summary.rows {
+        let case = if row.case == last { "" } else { &row.case };
+        last = &row.case;
+        let reference = other.and_then(|name| summary.row(&row.case, name));
+        table.add_row(cells(row, case, reference, other.is_some()));
+    }
+    table.to_string()
+}
+
+fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool) -> Vec<String> {
+    let ratio = |ratio: Option<f64>| ratio.map_or(String::new(), |r| format!("{r:.2}x"));
+    let mut cells = vec![case.to_owned(), row.system.clone(), row.plan.clone().unwrap_or_else(|| "none".into())];
+    match row.step {
+        Some(Median { value, low, high }) => {
+            cells.push(format!("{:.0} ms", value * 1e3));
+            cells.push(format!("{:.1}%", (high - low) / 2.0 / value * 100.0));
+        }
+        None => cells.extend([row.status.to_uppercase(), String::new()]),
+    }
+    cells.push(ratio(row.speedup.map(|s| s.value)));
+    if with_reference {
+        let median = |row: &Row| row.step.map(|step| step.value);
+        cells.push(ratio(reference.and_then(median).zip(median(row)).map(|(theirs, ours)| theirs / ours)));
+    }
+    if row.step.is_some() {
+        cells.push(format!("{:.2}%", row.online_share * 100.0));
+        cells.push(format!("{:.1} GB", row.peak_bytes / 1e9));
+    }
+    cells
+}
+
+/// Why runs ended early, one line each.
+pub fn failures(summary: &Summary) -> Vec<String> {
+    summary
+        .rows
+        .iter()
+        .filter(|row| row.status != "ok")
+        .map(|row| format!("{} {}: {}: {}", row.case, row.system, row.status, row.reason))
+        .collect()
+}

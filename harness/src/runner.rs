@@ -1,0 +1,110 @@
+//! Runs every case of a suite under every system, cases side by side, and hands each finished case to the store.
+//!
+//! All systems of a case see the same routing, iteration by iteration. Cases do not depend on each other, so neither the
+//! number of threads nor the order in which they end changes a record.
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use systems::{CostModel, Plan, PlanError, System};
+
+use crate::prepare::Prepared;
+use crate::records::{self, RunKey, RunRecord, Status};
+use crate::simulate::Run;
+use crate::store::{Frames, Store};
+
+/// The simulator's name in records.
+pub const SIMULATED: &str = "simulated";
+
+/// Runs what the store does not hold yet.
+///
+/// # Errors
+/// When a finished case cannot be stored. A run that fails is a row, not an error.
+pub fn run_all(cases: &[Prepared], seed: u64, iterations: usize, store: &Store, progress: &ProgressBar) -> Result<()> {
+    cases.par_iter().try_for_each(|prepared| {
+        let id = case_id(prepared, seed);
+        if !store.has_case(&id) {
+            let runs = run_case(prepared, seed, iterations, progress);
+            let mut frames =
+                Frames { iterations: records::iterations_frame(&runs)?, spans: records::spans_frame(&runs)? };
+            store.write_case(&id, &mut frames)?;
+        }
+        Ok(())
+    })
+}
+
+/// The name of a case's files in the store.
+pub fn case_id(prepared: &Prepared, seed: u64) -> String {
+    format!("{}.seed{seed}", prepared.case.id())
+}
+
+/// Runs one case under all of its systems.
+fn run_case(prepared: &Prepared, seed: u64, iterations: usize, progress: &ProgressBar) -> Vec<RunRecord> {
+    let costs = CostModel::new(&prepared.job.cluster);
+    let plans: Vec<Result<Plan, PlanError>> =
+        prepared.systems.iter().map(|&(system, forced)| choose(prepared, system, forced, &costs)).collect();
+    let mut runs: Vec<Option<Run>> = prepared
+        .systems
+        .iter()
+        .zip(&plans)
+        .map(|(&(system, _), plan)| plan.as_ref().ok().map(|plan| Run::new(&prepared.job, &costs, system, *plan)))
+        .collect();
+    let mut records: Vec<RunRecord> = prepared
+        .systems
+        .iter()
+        .zip(&plans)
+        .map(|(&(system, _), plan)| RunRecord {
+            key: RunKey {
+                case: prepared.case.clone(),
+                system: system.name(),
+                seed,
+                engine: SIMULATED,
+                plan: plan.as_ref().ok().copied(),
+            },
+            iterations: Vec::with_capacity(iterations),
+            failure: plan.as_ref().err().map(|error| (status_of(error), error.to_string())),
+        })
+        .collect();
+    for t in 0..iterations {
+        progress.inc(1);
+        if runs.iter().all(Option::is_none) {
+            continue;
+        }
+        let batch = prepared.routing.iteration(t);
+        for (run, record) in runs.iter_mut().zip(&mut records) {
+            let Some(running) = run else { continue };
+            let done = running.step(&batch);
+            match done.failure {
+                None => record.iterations.push(done),
+                Some(reason) => {
+                    record.failure = Some((Status::Oom, reason));
+                    *run = None;
+                }
+            }
+        }
+    }
+    records
+}
+
+/// The forced plan, or the system's own choice.
+///
+/// # Errors
+/// When no plan fits.
+pub fn choose(
+    prepared: &Prepared,
+    system: &dyn System,
+    forced: Option<Plan>,
+    costs: &CostModel,
+) -> Result<Plan, PlanError> {
+    match forced {
+        Some(plan) => Ok(plan),
+        None => system.plan(&prepared.job, costs),
+    }
+}
+
+fn status_of(error: &PlanError) -> Status {
+    match error {
+        PlanError::Memory { .. } => Status::Oom,
+        _ => Status::Skipped,
+    }
+}

@@ -1,0 +1,161 @@
+//! The folder of a run: what is in it, and how it is written so that nothing is lost and nothing is half-written.
+//!
+//! Every finished case is written to `cases/` at once, by temporary file and rename. When all are there they are joined, in
+//! the suite's order, into `iterations.parquet` and `spans.parquet`, and `cases/` goes. A run that was interrupted finds its
+//! finished cases and ends with the same bytes. `run.json` states what was run; a folder of another run is refused.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use polars::prelude::{DataFrame, ParquetReader, ParquetWriter, SerReader};
+
+use crate::provenance::Provenance;
+
+/// A run's folder.
+pub struct Store {
+    root: PathBuf,
+}
+
+/// The frames of one run or one case.
+pub struct Frames {
+    /// One row per iteration.
+    pub iterations: DataFrame,
+    /// One row per iteration, stage and phase.
+    pub spans: DataFrame,
+}
+
+impl Store {
+    /// Opens or makes a run's folder.
+    ///
+    /// # Errors
+    /// When it holds another run and `overwrite` is not set, or cannot be written.
+    pub fn open(root: &Path, provenance: &Provenance, overwrite: bool) -> Result<Self> {
+        let store = Self { root: root.to_owned() };
+        let stated = store.path("run.json");
+        if stated.exists() {
+            let text = fs::read_to_string(&stated).with_context(|| format!("{}", stated.display()))?;
+            let same = serde_json::from_str::<Provenance>(&text).is_ok_and(|old| old.inputs == provenance.inputs);
+            if !same && !overwrite {
+                bail!(
+                    "{}: holds another run (its run.json states other inputs): choose another --out, or --overwrite",
+                    root.display()
+                );
+            }
+            if overwrite || !same {
+                store.clear()?;
+            }
+        }
+        fs::create_dir_all(store.path("cases")).with_context(|| format!("{}", root.display()))?;
+        let text = serde_json::to_string_pretty(provenance)? + "\n";
+        write_atomically(&stated, |file| Ok(file.write_all(text.as_bytes())?))?;
+        Ok(store)
+    }
+
+    /// A path inside the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Whether a case was finished by this or an earlier attempt.
+    pub fn has_case(&self, id: &str) -> bool {
+        self.case_path(id, "spans").exists()
+    }
+
+    /// Writes a finished case; the spans last, because they mark it as finished.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_case(&self, id: &str, frames: &mut Frames) -> Result<()> {
+        write_parquet(&self.case_path(id, "iterations"), &mut frames.iterations)?;
+        write_parquet(&self.case_path(id, "spans"), &mut frames.spans)
+    }
+
+    /// Joins the cases, in the given order, into the run's two frames.
+    ///
+    /// # Errors
+    /// When a case cannot be read or the frames cannot be written.
+    pub fn join(&self, ids: &[String]) -> Result<Frames> {
+        let mut frames = Frames { iterations: self.join_kind(ids, "iterations")?, spans: self.join_kind(ids, "spans")? };
+        write_parquet(&self.path("iterations.parquet"), &mut frames.iterations)?;
+        write_parquet(&self.path("spans.parquet"), &mut frames.spans)?;
+        fs::remove_dir_all(self.path("cases"))?;
+        Ok(frames)
+    }
+
+    fn join_kind(&self, ids: &[String], kind: &str) -> Result<DataFrame> {
+        let mut all: Option<DataFrame> = None;
+        for id in ids {
+            let frame = read_parquet(&self.case_path(id, kind))?;
+            match &mut all {
+                None => all = Some(frame),
+                Some(all) => {
+                    all.vstack_mut_owned(frame)?;
+                }
+            }
+        }
+        let mut all = all.context("a run without cases")?;
+        all.rechunk_mut();
+        Ok(all)
+    }
+
+    /// Removes what an earlier run left, and nothing else.
+    fn clear(&self) -> Result<()> {
+        for folder in ["cases", "figures", "tables"] {
+            let path = self.path(folder);
+            if path.exists() {
+                fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
+            }
+        }
+        for file in ["run.json", "iterations.parquet", "spans.parquet", "summary.csv"] {
+            let path = self.path(file);
+            if path.exists() {
+                fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn case_path(&self, id: &str, kind: &str) -> PathBuf {
+        self.root.join("cases").join(format!("{id}.{kind}.parquet"))
+    }
+}
+
+/// Reads a Parquet file.
+///
+/// # Errors
+/// When it cannot be opened or is no Parquet.
+pub fn read_parquet(path: &Path) -> Result<DataFrame> {
+    let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
+    ParquetReader::new(file).finish().with_context(|| format!("{}: not readable as Parquet", path.display()))
+}
+
+fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<()> {
+    write_atomically(path, |file| {
+        ParquetWriter::new(file).finish(frame)?;
+        Ok(())
+    })
+}
+
+/// Writes a file under a temporary name beside its own and renames it, making the folder if need be.
+///
+/// # Errors
+/// When `write` fails or the file system does; the temporary file is removed.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let name = || format!("{}: cannot be written", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(name)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let mut file = File::create(&temporary).with_context(name)?;
+    let written = write(&mut file).and_then(|()| Ok(file.sync_all()?));
+    if let Err(error) = written {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+        return Err(error).with_context(name);
+    }
+    fs::rename(&temporary, path).with_context(name)
+}

@@ -1,0 +1,708 @@
+//! One training iteration, evaluated: a 1F1B pipeline of micro-batches over stages, then gradient synchronisation, then
+//! the optimizer. The simulator runs it on every iteration; an offline search runs it on a sample of one.
+//!
+//! Expert-parallel groups do not talk to each other before the gradients do, so each group's pipeline (a *lane*: the
+//! group with the same number on every stage) is run on its own. Every rank has a clock; a collective starts when the last
+//! participant has arrived. What the evaluator leaves out: overlap of gradient synchronisation with the backward pass
+//! (the systems studied have none), and jitter.
+
+use std::ops::Range;
+
+use workloads::model::{Block, HALF, Moe};
+use workloads::trace::BatchCounts;
+use workloads::{Bytes, Seconds};
+
+use crate::Policy;
+use crate::cost::CostModel;
+use crate::job::Job;
+use crate::memory::{self, StageParameters};
+use crate::placement::Placement;
+use crate::plan::Plan;
+use crate::price::{GroupPlace, LayerPrice, price};
+use crate::program::{LayerProgram, Op, Stream, Task};
+use crate::routing::RoutingCounts;
+use crate::schedule::{Work, one_forward_one_backward};
+
+/// What a rank's time goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Attention, dense networks, embedding and head.
+    Dense,
+    /// The gate's scores.
+    Gate,
+    /// The exchange of counts, with the host's wait for it.
+    Counts,
+    /// Entries to their experts.
+    Dispatch,
+    /// Experts, shadowed ones included.
+    Experts,
+    /// Results back.
+    Combine,
+    /// Broadcasts and gradient reductions of shadowed experts.
+    ShadowTransfer,
+    /// All-reduces of tensor parallelism.
+    TensorParallel,
+    /// Waiting for other ranks inside a layer.
+    Wait,
+    /// Waiting for other stages.
+    Bubble,
+    /// Gradient synchronisation.
+    GradientSync,
+    /// Optimizer step.
+    Optimizer,
+    /// Online decisions.
+    Decision,
+    /// Experts changing ranks.
+    Migration,
+    /// Per-iteration work of the host.
+    Host,
+}
+
+impl Phase {
+    /// Every phase, in the order of a breakdown.
+    pub const ALL: [Phase; 15] = [
+        Phase::Dense,
+        Phase::Gate,
+        Phase::Counts,
+        Phase::Dispatch,
+        Phase::Experts,
+        Phase::Combine,
+        Phase::ShadowTransfer,
+        Phase::TensorParallel,
+        Phase::Wait,
+        Phase::Bubble,
+        Phase::GradientSync,
+        Phase::Optimizer,
+        Phase::Decision,
+        Phase::Migration,
+        Phase::Host,
+    ];
+
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Dense => "dense",
+            Phase::Gate => "gate",
+            Phase::Counts => "counts",
+            Phase::Dispatch => "dispatch",
+            Phase::Experts => "experts",
+            Phase::Combine => "combine",
+            Phase::ShadowTransfer => "shadow_transfer",
+            Phase::TensorParallel => "tensor_parallel",
+            Phase::Wait => "wait",
+            Phase::Bubble => "bubble",
+            Phase::GradientSync => "gradient_sync",
+            Phase::Optimizer => "optimizer",
+            Phase::Decision => "decision",
+            Phase::Migration => "migration",
+            Phase::Host => "host",
+        }
+    }
+
+    fn of(op: Op) -> Self {
+        match op {
+            Op::Gate => Phase::Gate,
+            Op::Counts => Phase::Counts,
+            Op::Decide { .. } => Phase::Decision,
+            Op::Dispatch { .. } => Phase::Dispatch,
+            Op::Experts { .. } | Op::Shadow { .. } => Phase::Experts,
+            Op::Combine { .. } => Phase::Combine,
+            Op::Broadcast { .. } | Op::ReduceGrad { .. } => Phase::ShadowTransfer,
+        }
+    }
+}
+
+/// Time per phase, indexed by `Phase as usize`. The phases of a rank add up to the iteration: a transfer hidden behind
+/// kernels counts only for the part that sticks out.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ledger([Seconds; Phase::ALL.len()]);
+
+impl Ledger {
+    /// Time of one phase.
+    pub fn of(&self, phase: Phase) -> Seconds {
+        self.0[phase as usize]
+    }
+
+    /// All phases together.
+    pub fn total(&self) -> Seconds {
+        self.0.iter().copied().sum()
+    }
+
+    fn add(&mut self, phase: Phase, time: Seconds) {
+        self.0[phase as usize] += time;
+    }
+
+    /// Adds another's times, each multiplied by `factor`.
+    pub(crate) fn merge(&mut self, other: &Self, factor: f64) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs * factor;
+        }
+    }
+}
+
+/// How much of an iteration is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every lane and micro-batch.
+    Full,
+    /// The first lane and enough micro-batches to fill the pipeline; the rest is extrapolated at the pace of the slowest
+    /// stage. For offline searches.
+    Sample,
+}
+
+/// Time charged to a stage before its first micro-batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Charge {
+    /// Online decisions.
+    pub decision: Seconds,
+    /// Experts changing ranks.
+    pub migration: Seconds,
+}
+
+/// Everything that one iteration depends on.
+pub struct Evaluation<'a> {
+    /// What is trained.
+    pub job: &'a Job,
+    /// Under which plan.
+    pub plan: &'a Plan,
+    /// At which prices.
+    pub costs: &'a CostModel,
+    /// With which programs.
+    pub policy: &'a dyn Policy,
+    /// `[moe layer]`.
+    pub placements: &'a [Placement],
+    /// What the gate chooses in this iteration, a chunk per sample of the global batch.
+    pub batch: &'a BatchCounts,
+    /// `[stage]`.
+    pub charges: &'a [Charge],
+    /// How much of it.
+    pub extent: Extent,
+}
+
+/// The fullest rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Peak {
+    /// Global rank.
+    pub rank: usize,
+    /// Its peak.
+    pub bytes: Bytes,
+}
+
+/// What an iteration took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timing {
+    /// From its start to the end of the slowest rank.
+    pub step: Seconds,
+    /// `[stage]`: time per phase, mean over the stage's ranks.
+    pub phases: Vec<Ledger>,
+    /// Memory of the fullest rank.
+    pub peak: Peak,
+    /// Entries that the gate let through.
+    pub entries: u64,
+    /// Choices that became no entry.
+    pub dropped: u64,
+    /// Shadowed experts, summed over layers, micro-batches and groups.
+    pub shadowed: u64,
+    /// `[moe layer][expert]` entries, for the history of loads.
+    pub loads: Vec<Vec<u64>>,
+}
+
+impl Timing {
+    /// The stage that waits least for others.
+    pub fn slowest_stage(&self) -> &Ledger {
+        static IDLE: Ledger = Ledger([Seconds::ZERO; Phase::ALL.len()]);
+        self.phases
+            .iter()
+            .min_by(|a, b| a.of(Phase::Bubble).0.total_cmp(&b.of(Phase::Bubble).0))
+            .unwrap_or(&IDLE)
+    }
+}
+
+impl Evaluation<'_> {
+    /// Evaluates the iteration.
+    pub fn run(&self) -> Timing {
+        let (lanes, micro_batches) = self.extent();
+        let moe_blocks = self.job.model.moe_blocks();
+        let mut timing = Timing {
+            loads: moe_blocks
+                .iter()
+                .filter_map(|&b| self.job.model.blocks[b].moe())
+                .map(|moe| vec![0; moe.experts])
+                .collect(),
+            ..Timing::default()
+        };
+        let mut stages = vec![StageSum::default(); self.plan.pp];
+        for group in 0..lanes {
+            let mut lane = Lane::new(self, group, micro_batches, &moe_blocks);
+            lane.run(&mut timing);
+            for (sum, stage) in stages.iter_mut().zip(&lane.stages) {
+                sum.add(stage);
+            }
+            lane.record_peak(&mut timing.peak);
+        }
+        self.finish(&stages, lanes * self.plan.ep, micro_batches, &mut timing);
+        timing
+    }
+
+    fn extent(&self) -> (usize, usize) {
+        let all = self.plan.micro_batches(self.job);
+        match self.extent {
+            Extent::Full => (self.plan.expert_dp, all),
+            Extent::Sample => (1, all.min(self.plan.pp + 3)),
+        }
+    }
+
+    /// Gradient synchronisation, optimizer and host, after the lanes.
+    fn finish(&self, stages: &[StageSum], ranks: usize, run: usize, timing: &mut Timing) {
+        let all = self.plan.micro_batches(self.job);
+        let scale = all as f64 / run as f64;
+        let pace = stages
+            .iter()
+            .map(|stage| (stage.ledger.total() - stage.ledger.of(Phase::Bubble)) / (ranks * run) as f64)
+            .fold(Seconds::ZERO, Seconds::max);
+        let ends: Vec<Seconds> = stages
+            .iter()
+            .map(|stage| stage.end + pace * (all - run) as f64)
+            .collect();
+        let tied_start = ends[0].max(ends[self.plan.pp - 1]);
+        for (index, (stage, &end)) in stages.iter().zip(&ends).enumerate() {
+            let mut ledger = Ledger::default();
+            ledger.merge(&stage.ledger, scale / ranks as f64);
+            let charge = self.charges[index];
+            ledger.add(Phase::Decision, charge.decision);
+            ledger.add(Phase::Migration, charge.migration);
+            let parameters = StageParameters::new(self.job, self.plan, index);
+            let synchronised = self.synchronise(index, &parameters, end, tied_start);
+            let optimizer = self.costs.optimizer(parameters.total());
+            ledger.add(Phase::GradientSync, synchronised - end);
+            ledger.add(Phase::Optimizer, optimizer);
+            ledger.add(Phase::Host, self.costs.iteration());
+            timing.step = timing
+                .step
+                .max(synchronised + optimizer + self.costs.iteration());
+            timing.phases.push(ledger);
+        }
+        // What is left of the iteration on stages that are done early is waiting for others.
+        for ledger in &mut timing.phases {
+            let rest = timing.step - ledger.total();
+            ledger.add(Phase::Bubble, rest.max(Seconds::ZERO));
+        }
+    }
+
+    /// When the gradients of a stage that ends at `end` are synchronised.
+    fn synchronise(
+        &self,
+        stage: usize,
+        parameters: &StageParameters,
+        end: Seconds,
+        tied_start: Seconds,
+    ) -> Seconds {
+        let plan = self.plan;
+        let first = stage * plan.stage_ranks();
+        let ranks = first..first + plan.stage_ranks();
+        let all_reduce = |stride, count: f64| {
+            let group = self.costs.group(ranks.clone(), stride);
+            self.costs.all_reduce(&group, Bytes(count * HALF))
+        };
+        let dense = all_reduce(plan.tp, parameters.dense);
+        let gate = all_reduce(1, parameters.gate);
+        let experts = all_reduce(plan.ep, parameters.experts);
+        let mut done = end + dense + gate + experts;
+        if parameters.tied > 0.0 {
+            let tied = all_reduce(plan.tp, parameters.tied);
+            done += tied;
+            if plan.pp > 1 {
+                // The two copies of the embedding are summed between the first and the last stage.
+                let span = plan.stage_ranks() * (plan.pp - 1) + 1;
+                let group = self.costs.group(0..span, span - 1);
+                done = done.max(tied_start + tied)
+                    + self.costs.all_reduce(&group, Bytes(parameters.tied * HALF));
+            }
+        }
+        done
+    }
+
+    /// Entries of one micro-batch in one group, after the gate's capacity and the system's restriction.
+    fn counts(&self, moe: &Moe, layer: usize, group: usize, m: usize, nodes: &[usize]) -> RoutingCounts {
+        let plan = self.plan;
+        let tokens = self.tokens(moe);
+        let mut counts = RoutingCounts::new(moe.experts, vec![0; plan.ep * moe.experts]);
+        for rank in 0..plan.ep {
+            let position = group * plan.ep + rank;
+            let row = counts.row_mut(rank);
+            for sample in plan.samples(self.job, position, m) {
+                for (sum, &count) in row.iter_mut().zip(self.batch.chunk(layer, sample)) {
+                    *sum += count;
+                }
+            }
+            if plan.tp > 1 {
+                slice_for(row, position % plan.tp, plan.tp);
+            }
+            self.job.gate.admit(row, tokens, self.job.top_k());
+        }
+        self.policy.restrict(&mut counts, nodes);
+        counts
+    }
+
+    /// Tokens of one micro-batch that one rank brings to an MoE layer.
+    fn tokens(&self, moe: &Moe) -> usize {
+        moe.tokens * self.plan.micro_batch / self.plan.tp
+    }
+}
+
+/// The part of a row of counts that falls to tensor-parallel rank `index` of `tp`; the parts add up to the row.
+fn slice_for(row: &mut [u32], index: usize, tp: usize) {
+    let (index, tp) = (index as u32, tp as u32);
+    for count in row {
+        *count = *count * (index + 1) / tp - *count * index / tp;
+    }
+}
+
+/// What the lanes of a stage add up to.
+#[derive(Clone, Debug, Default)]
+struct StageSum {
+    ledger: Ledger,
+    end: Seconds,
+}
+
+impl StageSum {
+    fn add(&mut self, stage: &StageRun) {
+        self.ledger.merge(&stage.ledger, 1.0);
+        self.end = stage.clock.iter().copied().fold(self.end, Seconds::max);
+    }
+}
+
+/// One expert-parallel group's pipeline.
+struct Lane<'a> {
+    evaluation: &'a Evaluation<'a>,
+    group: usize,
+    micro_batches: usize,
+    stages: Vec<StageRun>,
+    moe_blocks: &'a [usize],
+}
+
+/// One stage of a lane while it runs.
+struct StageRun {
+    blocks: Range<usize>,
+    ranks: Range<usize>,
+    place: GroupPlace,
+    order: Vec<Work>,
+    next: usize,
+    /// `[rank]`.
+    clock: Vec<Seconds>,
+    ledger: Ledger,
+    /// `[micro-batch][rank]`: when the input, or the gradient of the output, is there.
+    forward_ready: Vec<Option<Vec<Seconds>>>,
+    backward_ready: Vec<Option<Vec<Seconds>>>,
+    /// `[micro-batch][moe layer of the stage]`: kept from the forward pass for the backward pass.
+    layers: Vec<Vec<(LayerProgram, LayerPrice)>>,
+    /// `[rank]`: activations of experts, summed over micro-batches.
+    stored: Vec<Bytes>,
+    /// `[rank]`: largest exchange buffers of any layer and micro-batch.
+    buffers: Vec<Bytes>,
+}
+
+impl<'a> Lane<'a> {
+    fn new(
+        evaluation: &'a Evaluation<'a>,
+        group: usize,
+        micro_batches: usize,
+        moe_blocks: &'a [usize],
+    ) -> Self {
+        let stages = (0..evaluation.plan.pp)
+            .map(|stage| StageRun::new(evaluation, stage, group, micro_batches))
+            .collect();
+        Self {
+            evaluation,
+            group,
+            micro_batches,
+            stages,
+            moe_blocks,
+        }
+    }
+
+    /// Runs every stage's work as soon as what it needs is there.
+    fn run(&mut self, timing: &mut Timing) {
+        let mut left: usize = self.stages.iter().map(|stage| stage.order.len()).sum();
+        while left > 0 {
+            for index in 0..self.stages.len() {
+                while self.stages[index].can_run() {
+                    self.step(index, timing);
+                    left -= 1;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, index: usize, timing: &mut Timing) {
+        let work = self.stages[index].order[self.stages[index].next];
+        self.stages[index].next += 1;
+        match work {
+            Work::Forward(m) => {
+                let ready = self.stages[index].forward_ready[m].take();
+                self.stages[index].wait_for(ready);
+                self.forward(index, m, timing);
+                if index + 1 < self.stages.len() {
+                    let arrival = self.arrivals(index, index + 1);
+                    self.stages[index + 1].forward_ready[m] = Some(arrival);
+                } else {
+                    let now = self.stages[index].clock.clone();
+                    self.stages[index].backward_ready[m] = Some(now);
+                }
+            }
+            Work::Backward(m) => {
+                let ready = self.stages[index].backward_ready[m].take();
+                self.stages[index].wait_for(ready);
+                self.backward(index, m);
+                if index > 0 {
+                    let arrival = self.arrivals(index, index - 1);
+                    self.stages[index - 1].backward_ready[m] = Some(arrival);
+                }
+            }
+        }
+    }
+
+    /// When what each rank of stage `from` has now reaches its peer on stage `to`.
+    fn arrivals(&self, from: usize, to: usize) -> Vec<Seconds> {
+        let e = self.evaluation;
+        let boundary = self.stages[from.max(to)].blocks.start;
+        let bytes = e.job.model.blocks[boundary].boundary_bytes()
+            * (e.plan.micro_batch as f64 / e.plan.tp as f64);
+        let (sender, receiver) = (&self.stages[from], &self.stages[to]);
+        let peers = sender.ranks.clone().zip(receiver.ranks.clone());
+        sender
+            .clock
+            .iter()
+            .zip(peers)
+            .map(|(&now, (a, b))| now + e.costs.send(a, b, bytes))
+            .collect()
+    }
+
+    fn forward(&mut self, index: usize, m: usize, timing: &mut Timing) {
+        let e = self.evaluation;
+        for b in self.stages[index].blocks.clone() {
+            let block = &e.job.model.blocks[b];
+            self.stages[index].dense(e, block, 1.0);
+            if let (Some(moe), Ok(layer)) = (block.moe(), self.moe_blocks.binary_search(&b)) {
+                self.moe_forward(index, m, moe, layer, timing);
+            }
+        }
+        self.stages[index].edges(e, 1.0);
+    }
+
+    fn moe_forward(&mut self, index: usize, m: usize, moe: &Moe, layer: usize, timing: &mut Timing) {
+        let e = self.evaluation;
+        let stage = &mut self.stages[index];
+        let counts = e.counts(moe, layer, self.group, m, &stage.place.nodes);
+        let placement = &e.placements[layer];
+        let program = e.policy.program(&counts, placement);
+        let tokens = e.tokens(moe);
+        let priced = price(&program, &counts, placement, moe, tokens, &stage.place, e.costs);
+        let loads = counts.loads();
+        for (sum, load) in timing.loads[layer].iter_mut().zip(&loads) {
+            *sum += load;
+        }
+        let entries: u64 = loads.iter().sum();
+        let chosen = (tokens * e.job.top_k() * counts.ranks()) as u64;
+        timing.entries += entries;
+        timing.dropped += chosen.saturating_sub(entries);
+        timing.shadowed += program.shadowed.len() as u64;
+        stage.store(moe, &counts, &priced);
+        run_pass(&program.forward, &priced.forward, program.steps, &mut stage.clock, &mut stage.ledger);
+        stage.layers[m].push((program, priced));
+    }
+
+    fn backward(&mut self, index: usize, m: usize) {
+        let e = self.evaluation;
+        let stage = &mut self.stages[index];
+        stage.edges(e, 2.0);
+        for b in stage.blocks.clone().rev() {
+            let block = &e.job.model.blocks[b];
+            if block.moe().is_some()
+                && let Some((program, priced)) = stage.layers[m].pop()
+            {
+                run_pass(&program.backward, &priced.backward, program.steps, &mut stage.clock, &mut stage.ledger);
+            }
+            stage.dense(e, block, 2.0);
+        }
+    }
+
+    fn record_peak(&self, peak: &mut Peak) {
+        let e = self.evaluation;
+        for (index, stage) in self.stages.iter().enumerate() {
+            let all = e.plan.micro_batches(e.job);
+            let held = memory::in_flight(e.plan.pp, index, all) as f64;
+            let state = StageParameters::new(e.job, e.plan, index).total()
+                * memory::STATE_BYTES_PER_PARAMETER;
+            let dense = memory::dense_activations(e.job, e.plan, index) * held;
+            for (position, rank) in stage.ranks.clone().enumerate() {
+                let experts = stage.stored[position] * (held / self.micro_batches as f64);
+                let bytes = Bytes(state) + dense + experts + stage.buffers[position];
+                if bytes > peak.bytes {
+                    *peak = Peak { rank, bytes };
+                }
+            }
+        }
+    }
+}
+
+impl StageRun {
+    fn new(e: &Evaluation, stage: usize, group: usize, micro_batches: usize) -> Self {
+        let ranks = e.plan.expert_group(stage, group);
+        let global_nodes = e.job.nodes(ranks.clone());
+        let nodes = global_nodes.iter().map(|node| node - global_nodes[0]).collect();
+        let charge = e.charges[stage];
+        let mut forward_ready = vec![None; micro_batches];
+        if stage == 0 {
+            forward_ready.fill(Some(vec![Seconds::ZERO; e.plan.ep]));
+        }
+        Self {
+            blocks: e.plan.stage_blocks(e.job, stage),
+            place: GroupPlace {
+                group: e.costs.group(ranks.clone(), 1),
+                nodes,
+            },
+            ranks,
+            order: one_forward_one_backward(e.plan.pp, stage, micro_batches),
+            next: 0,
+            clock: vec![charge.decision + charge.migration; e.plan.ep],
+            ledger: Ledger::default(),
+            forward_ready,
+            backward_ready: vec![None; micro_batches],
+            layers: vec![Vec::new(); micro_batches],
+            stored: vec![Bytes::ZERO; e.plan.ep],
+            buffers: vec![Bytes::ZERO; e.plan.ep],
+        }
+    }
+
+    fn can_run(&self) -> bool {
+        match self.order.get(self.next) {
+            Some(Work::Forward(m)) => self.forward_ready[*m].is_some(),
+            Some(Work::Backward(m)) => self.backward_ready[*m].is_some(),
+            None => false,
+        }
+    }
+
+    fn wait_for(&mut self, ready: Option<Vec<Seconds>>) {
+        for (clock, ready) in self.clock.iter_mut().zip(ready.into_iter().flatten()) {
+            if ready > *clock {
+                self.ledger.add(Phase::Bubble, ready - *clock);
+                *clock = ready;
+            }
+        }
+    }
+
+    fn advance(&mut self, phase: Phase, time: Seconds) {
+        for clock in &mut self.clock {
+            *clock += time;
+        }
+        self.ledger.add(phase, time * self.clock.len() as f64);
+    }
+
+    /// Everything of a block but its MoE layer; `factor` is 1 forward and 2 backward.
+    fn dense(&mut self, e: &Evaluation, block: &Block, factor: f64) {
+        let part = e.plan.micro_batch as f64 / e.plan.tp as f64;
+        let products = if block.moe().is_some() { 4 } else { 6 };
+        let time = e.costs.matrix(block.dense_flops() * part, products)
+            + e.costs.elementwise(block.dense_activations() * (2.0 * part));
+        self.advance(Phase::Dense, time * factor);
+        if e.plan.tp > 1 {
+            let group = e.costs.group(self.ranks.start..self.ranks.start + e.plan.tp, 1);
+            let bytes = block.boundary_bytes() * e.plan.micro_batch as f64;
+            // Two all-reduces a block and pass: after attention and after (or, with experts, around) the network.
+            let time = e.costs.all_reduce(&group, bytes) * 2.0;
+            self.advance(Phase::TensorParallel, time);
+        }
+    }
+
+    /// Embedding on the first stage, head and loss on the last.
+    fn edges(&mut self, e: &Evaluation, factor: f64) {
+        let model = &e.job.model;
+        let part = e.plan.micro_batch as f64 / e.plan.tp as f64;
+        let mut time = Seconds::ZERO;
+        if self.blocks.start == 0 {
+            time += e.costs.matrix(model.input.flops * part, 1)
+                + e.costs.elementwise(model.input.activations * (2.0 * part));
+        }
+        if self.blocks.end == model.blocks.len() {
+            time += e.costs.matrix(model.output.flops * part, 1)
+                + e.costs.elementwise(model.output.activations * (2.0 * part));
+        }
+        self.advance(Phase::Dense, time * factor);
+    }
+
+    fn store(&mut self, moe: &Moe, counts: &RoutingCounts, priced: &LayerPrice) {
+        for rank in 0..self.clock.len() {
+            let received = priced.computed_rows[rank] as f64;
+            let sent: u64 = counts.row(rank).iter().map(|&c| u64::from(c)).sum();
+            self.stored[rank] += moe.entry_activations() * received;
+            let buffers = memory::exchange_buffers(moe, sent as f64, received);
+            self.buffers[rank] = self.buffers[rank].max(buffers);
+        }
+    }
+}
+
+/// Runs a pass's tasks over two streams per rank, from the ranks' clocks on, and moves the clocks to its end.
+fn run_pass(
+    tasks: &[Task],
+    durations: &[Seconds],
+    steps: usize,
+    clock: &mut [Seconds],
+    ledger: &mut Ledger,
+) {
+    let ranks = clock.len();
+    let mut streams = [clock.to_vec(), clock.to_vec()];
+    let mut finish = vec![Seconds::ZERO; tasks.len() * ranks];
+    let mut start = vec![Seconds::ZERO; ranks];
+    for (index, task) in tasks.iter().enumerate() {
+        let stream = &mut streams[(task.op.stream() == Stream::Communication) as usize];
+        start.copy_from_slice(stream);
+        for &other in &task.after {
+            let done = &finish[other * ranks..(other + 1) * ranks];
+            for (start, &done) in start.iter_mut().zip(done) {
+                *start = start.max(done);
+            }
+        }
+        if task.op.stream() == Stream::Communication {
+            meet(task.op, steps, &mut start);
+        }
+        let phase = Phase::of(task.op);
+        for rank in 0..ranks {
+            let end = start[rank] + durations[index * ranks + rank];
+            stream[rank] = end;
+            finish[index * ranks + rank] = end;
+            if end > clock[rank] {
+                let begun = start[rank].max(clock[rank]);
+                ledger.add(Phase::Wait, begun - clock[rank]);
+                ledger.add(phase, end - begun);
+                clock[rank] = end;
+            }
+        }
+    }
+}
+
+/// Ranks of a collective start together; in a step of a cut exchange, with those that they exchange with.
+fn meet(op: Op, steps: usize, start: &mut [Seconds]) {
+    let (Op::Dispatch { step } | Op::Combine { step }) = op else {
+        return meet_all(start);
+    };
+    if steps == 1 {
+        return meet_all(start);
+    }
+    let size = start.len() / steps;
+    let latest: Vec<Seconds> = start
+        .chunks_exact(size)
+        .map(|group| group.iter().copied().fold(Seconds::ZERO, Seconds::max))
+        .collect();
+    for (group, start) in start.chunks_exact_mut(size).enumerate() {
+        let together = latest[group]
+            .max(latest[(group + step) % steps])
+            .max(latest[(group + steps - step) % steps]);
+        start.fill(together);
+    }
+}
+
+fn meet_all(start: &mut [Seconds]) {
+    let latest = start.iter().copied().fold(Seconds::ZERO, Seconds::max);
+    start.fill(latest);
+}

@@ -1,0 +1,80 @@
+//! Expert parallelism only, as FastMoE runs it: every rank is a data-parallel replica and owns an equal part of the
+//! experts; nothing is placed, cut or shadowed. The baseline of speedups.
+
+use crate::cost::CostModel;
+use crate::job::Job;
+use crate::placement::Placement;
+use crate::plan::Plan;
+use crate::program::LayerProgram;
+use crate::routing::RoutingCounts;
+use crate::search::{self, Candidate};
+use crate::{Policy, System};
+
+/// Expert parallelism over the whole world.
+pub struct ExpertOnly;
+
+impl System for ExpertOnly {
+    fn name(&self) -> &'static str {
+        "expert-only"
+    }
+
+    fn title(&self) -> &'static str {
+        "Expert-only"
+    }
+
+    fn about(&self) -> &'static str {
+        "Expert parallelism over all ranks, experts in order, one exchange each way (FastMoE, He et al. 2021)"
+    }
+
+    fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+        candidates(job, costs, &Plain)
+    }
+
+    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        Box::new(Plain)
+    }
+}
+
+/// One dispatch, the local experts, one combine.
+pub struct Plain;
+
+impl Policy for Plain {
+    fn program(&self, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        LayerProgram::expert_parallel()
+    }
+}
+
+/// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
+/// per set of experts as divide both.
+pub fn candidates(job: &Job, costs: &CostModel, policy: &dyn Policy) -> Vec<Candidate> {
+    let experts = job.model.blocks.iter().filter_map(|block| block.moe());
+    let fewest = experts.map(|moe| moe.experts).min().unwrap_or(1);
+    let ep = (1..=fewest)
+        .rev()
+        .find(|ep| fewest.is_multiple_of(*ep) && job.gpus.is_multiple_of(*ep))
+        .unwrap_or(1);
+    let mut sizes = search::micro_batches(job, job.gpus);
+    sizes.reverse();
+    let plans = sizes.into_iter().map(|micro_batch| Plan {
+        pp: 1,
+        dp: job.gpus,
+        tp: 1,
+        ep,
+        expert_dp: job.gpus / ep,
+        micro_batch,
+        placement_every: 0,
+    });
+    let place = |layer| Placement::identity(experts_of(job, layer), ep);
+    plans
+        .map(|plan| Candidate {
+            plan,
+            outcome: search::estimate(job, &plan, costs, policy, &job.profile, &place),
+        })
+        .collect()
+}
+
+/// Number of experts of an MoE layer.
+pub fn experts_of(job: &Job, layer: usize) -> usize {
+    let block = job.model.moe_blocks()[layer];
+    job.model.blocks[block].moe().map_or(0, |moe| moe.experts)
+}

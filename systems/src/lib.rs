@@ -1,0 +1,141 @@
+//! Training systems for Mixture-of-Experts models, each written once.
+//!
+//! A [`System`] chooses a [`Plan`] offline and gives a [`Policy`] that places experts and states the [`LayerProgram`] of
+//! every micro-batch online. Engines take all three: the simulator prices programs, a trainer executes them.
+//!
+//! Nothing here reads a file, a clock or the environment, and no engine knows a system by name. The cost model and the
+//! evaluator live here too, because an offline search must price plans with the very rules that the simulator uses.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | how experts are placed, what moves | [`placement`] |
+//! | what a layer does, op by op | [`program`] |
+//! | what an op costs | [`cost`] |
+//! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`] |
+//! | what a rank's memory holds | [`memory`] |
+//! | which plans are possible, ranked | [`search`] |
+//! | one system | the file of its name |
+
+pub mod cost;
+pub mod evaluate;
+pub mod expert_only;
+pub mod fastermoe;
+pub mod job;
+pub mod memory;
+pub mod placement;
+pub mod price;
+pub mod plan;
+pub mod program;
+pub mod routing;
+pub mod schedule;
+pub mod search;
+pub mod smartmoe;
+
+pub use cost::CostModel;
+pub use job::Job;
+pub use placement::{Move, Placement};
+pub use plan::{Plan, PlanError};
+pub use program::LayerProgram;
+pub use routing::{LoadHistory, RoutingCounts};
+pub use search::Candidate;
+
+/// A training system: how it plans offline and what it does online.
+pub trait System: Sync {
+    /// Its name on the command line and in records.
+    fn name(&self) -> &'static str;
+
+    /// Its name in figures and tables.
+    fn title(&self) -> &'static str;
+
+    /// What it does, and where that is described, in a sentence or two.
+    fn about(&self) -> &'static str;
+
+    /// Offline: every plan that the system considers for the job, best first, rejected ones last with the reason.
+    fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate>;
+
+    /// Online: a fresh policy for one run under that plan.
+    fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy>;
+
+    /// Offline: the plan to train with, chosen before the first iteration.
+    ///
+    /// # Errors
+    /// When no candidate can be used: the reason of the last one.
+    fn plan(&self, job: &Job, costs: &CostModel) -> Result<Plan, PlanError> {
+        let mut reason = PlanError::NoCandidate;
+        for candidate in self.candidates(job, costs) {
+            match candidate.outcome {
+                Ok(_) => return Ok(candidate.plan),
+                Err(error) => reason = error,
+            }
+        }
+        Err(reason)
+    }
+}
+
+/// What a system does online, in one run.
+pub trait Policy: Send {
+    /// Before an iteration: whether and how the experts of one MoE layer move. `past` holds earlier iterations alone.
+    fn place(
+        &mut self,
+        _iteration: usize,
+        _layer: usize,
+        _past: &LoadHistory,
+        _now: &Placement,
+    ) -> Decision {
+        Decision::NotDue
+    }
+
+    /// Changes what the gate chose, where a system restricts the gate. `counts` are of one micro-batch in one
+    /// expert-parallel group; training is no longer that of an unrestricted gate.
+    fn restrict(&self, _counts: &mut RoutingCounts, _nodes: &[usize]) {}
+
+    /// How one MoE layer runs one micro-batch, once the gate's counts are known.
+    fn program(&self, counts: &RoutingCounts, placement: &Placement) -> LayerProgram;
+
+    /// Bytes that travel for each parameter of an expert that moves. Half-precision weight, single-precision master
+    /// and two Adam moments unless the system says otherwise.
+    fn migrated_bytes_per_parameter(&self) -> f64 {
+        memory::MIGRATED_BYTES_PER_PARAMETER
+    }
+}
+
+/// What [`Policy::place`] decided.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// No decision was due.
+    NotDue,
+    /// A decision was made: the placement stays.
+    Stay,
+    /// A decision was made: the experts move to this placement.
+    Move(Placement),
+}
+
+/// Every system, in the order of figures.
+pub static ALL: &[&dyn System] = &[
+    &expert_only::ExpertOnly,
+    &fastermoe::FASTERMOE,
+    &fastermoe::UNPIPELINED,
+    &fastermoe::UNSHADOWED,
+    &fastermoe::TOPOLOGY_GATE,
+    &smartmoe::SMARTMOE,
+    &smartmoe::OFFLINE_ONLY,
+    &smartmoe::UNIFORM_ESTIMATE,
+    &smartmoe::FREE_MIGRATION,
+    &smartmoe::WEIGHTS_ONLY_MIGRATION,
+];
+
+/// The system of that name, or all names.
+///
+/// # Errors
+/// The list of known names.
+pub fn by_name(name: &str) -> Result<&'static dyn System, String> {
+    ALL.iter()
+        .find(|system| system.name() == name)
+        .copied()
+        .ok_or_else(|| {
+            ALL.iter()
+                .map(|system| system.name())
+                .collect::<Vec<_>>()
+                .join(", ")
+        })
+}

@@ -1,0 +1,93 @@
+//! What a rank's memory holds: weights, gradients and optimizer state of its stage, activations of the micro-batches in
+//! flight under the rows that really arrived, and exchange buffers.
+//!
+//! Mixed precision with Adam, no recomputation, no sharding of optimizer state.
+
+use std::ops::Range;
+
+use workloads::Bytes;
+use workloads::model::{HALF, Moe};
+
+use crate::job::Job;
+use crate::plan::Plan;
+
+/// Half-precision weight and gradient, single-precision master weight and two Adam moments.
+pub const STATE_BYTES_PER_PARAMETER: f64 = 2.0 + 2.0 + 4.0 + 8.0;
+
+/// What must move with an expert for training to go on unchanged: all of the above but the gradient.
+pub const MIGRATED_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0 + 8.0;
+
+/// The optimizer reads the gradient, reads and writes master weight and moments, and writes the weight.
+pub const OPTIMIZER_TRAFFIC_PER_PARAMETER: f64 = 2.0 + 2.0 * (4.0 + 8.0) + 2.0;
+
+/// Parameters of one stage on one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StageParameters {
+    /// Synchronised over the data-parallel group.
+    pub dense: f64,
+    /// Gates, synchronised over the whole stage.
+    pub gate: f64,
+    /// Local experts, synchronised over their replicas.
+    pub experts: f64,
+    /// Shared by the first and the last stage.
+    pub tied: f64,
+}
+
+impl StageParameters {
+    /// The parameters of `stage` on each of its ranks.
+    pub fn new(job: &Job, plan: &Plan, stage: usize) -> Self {
+        let model = &job.model;
+        let mut sum = Self::default();
+        for block in &model.blocks[plan.stage_blocks(job, stage)] {
+            sum.dense += block.dense_parameters() as f64;
+            if let Some(moe) = block.moe() {
+                sum.gate += moe.gate_parameters() as f64;
+                sum.experts += (moe.experts / plan.ep) as f64 * moe.expert_parameters() as f64;
+            }
+        }
+        let (first, last) = (stage == 0, stage + 1 == plan.pp);
+        if first {
+            sum.dense += model.input.parameters as f64;
+        }
+        if last {
+            sum.dense += model.output.parameters as f64;
+        }
+        if first || last {
+            sum.tied = model.tied_parameters as f64;
+        }
+        sum.dense /= plan.tp as f64;
+        sum.tied /= plan.tp as f64;
+        sum
+    }
+
+    /// All of them.
+    pub fn total(&self) -> f64 {
+        self.dense + self.gate + self.experts + self.tied
+    }
+}
+
+/// Stored activations of one micro-batch on a rank of `stage`, without the experts' rows.
+pub fn dense_activations(job: &Job, plan: &Plan, stage: usize) -> Bytes {
+    let blocks: Range<usize> = plan.stage_blocks(job, stage);
+    let mut sum: Bytes = job.model.blocks[blocks]
+        .iter()
+        .map(|block| block.dense_activations())
+        .sum();
+    if stage == 0 {
+        sum += job.model.input.activations;
+    }
+    if stage + 1 == plan.pp {
+        sum += job.model.output.activations;
+    }
+    sum * (plan.micro_batch as f64 / plan.tp as f64)
+}
+
+/// Send and receive buffers of one MoE layer on a rank that sends `sent` rows and receives `received`.
+pub fn exchange_buffers(moe: &Moe, sent: f64, received: f64) -> Bytes {
+    Bytes(2.0 * (sent + received) * moe.width as f64 * HALF)
+}
+
+/// Micro-batches whose activations a stage holds at its fullest under 1F1B.
+pub fn in_flight(pp: usize, stage: usize, micro_batches: usize) -> usize {
+    (pp - stage).min(micro_batches)
+}

@@ -1,0 +1,251 @@
+//! The layer program: what one MoE layer does with one micro-batch, as a small graph of ops over two streams.
+//!
+//! Every rank of an expert-parallel group runs the same program. An op says what moves or what is computed; *which* rows
+//! follows from the program, the counts and the placement through [`Rows`], the one place that both engines ask: the
+//! simulator prices those rows, a trainer sends and multiplies them.
+//!
+//! Exchanges are cut into steps. The group's ranks form `steps` schedule groups of equal, contiguous size; in step `s`
+//! schedule group `i` sends to group `i + s` and receives from group `i - s`, modulo `steps`. One step is the plain
+//! all-to-all.
+
+use crate::placement::Placement;
+use crate::routing::RoutingCounts;
+
+/// One op. Read "gradients of" before the nouns for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Scores every token against every expert and chooses.
+    Gate,
+    /// Every rank tells every other how many entries it will send to each of its experts.
+    Counts,
+    /// The host decides something about this micro-batch, in that many elementary steps.
+    Decide {
+        /// Elementary steps.
+        steps: u64,
+    },
+    /// Entries travel from the ranks of their tokens to the ranks of their experts.
+    Dispatch {
+        /// The step.
+        step: usize,
+    },
+    /// Every rank runs its experts on the entries that arrived in a step.
+    Experts {
+        /// The step.
+        step: usize,
+    },
+    /// The results of a step travel back.
+    Combine {
+        /// The step.
+        step: usize,
+    },
+    /// The owner sends an expert's weights to the whole group.
+    Broadcast {
+        /// The logical expert.
+        expert: usize,
+    },
+    /// Every rank runs a shadowed expert on its own entries.
+    Shadow {
+        /// The logical expert.
+        expert: usize,
+    },
+    /// The gradients of a shadowed expert's weights are summed at its owner.
+    ReduceGrad {
+        /// The logical expert.
+        expert: usize,
+    },
+}
+
+/// Where an op runs on each rank. Ops of one stream run in the order of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Kernels.
+    Compute,
+    /// Exchanges between ranks; they start when the last participant has arrived.
+    Communication,
+}
+
+/// An op and the earlier tasks that it waits for on every rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// What is done.
+    pub op: Op,
+    /// Indices of earlier tasks of the same pass.
+    pub after: Vec<usize>,
+}
+
+/// What one MoE layer does with one micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerProgram {
+    /// Steps that an exchange is cut into; divides the number of ranks.
+    pub steps: usize,
+    /// Experts that every rank computes for itself this time.
+    pub shadowed: Vec<usize>,
+    /// Rows that every (source rank, expert) pair is padded to, where a system pads.
+    pub padded_to: Option<u32>,
+    /// Forward pass.
+    pub forward: Vec<Task>,
+    /// Backward pass.
+    pub backward: Vec<Task>,
+}
+
+impl Op {
+    /// The stream that the op runs on.
+    pub fn stream(&self) -> Stream {
+        match self {
+            Op::Gate | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {
+                Stream::Compute
+            }
+            Op::Counts
+            | Op::Dispatch { .. }
+            | Op::Combine { .. }
+            | Op::Broadcast { .. }
+            | Op::ReduceGrad { .. } => Stream::Communication,
+        }
+    }
+}
+
+/// A pass under construction: ops are appended, with what they wait for.
+#[derive(Default)]
+pub struct Pass(Vec<Task>);
+
+impl Pass {
+    /// Appends an op that waits for `after`; returns its index.
+    pub fn then(&mut self, op: Op, after: &[usize]) -> usize {
+        self.0.push(Task {
+            op,
+            after: after.to_vec(),
+        });
+        self.0.len() - 1
+    }
+
+    /// The tasks.
+    pub fn finish(self) -> Vec<Task> {
+        self.0
+    }
+}
+
+impl LayerProgram {
+    /// Plain expert parallelism: gate, counts, one dispatch, the local experts, one combine.
+    pub fn expert_parallel() -> Self {
+        let mut forward = Pass::default();
+        let gate = forward.then(Op::Gate, &[]);
+        let counts = forward.then(Op::Counts, &[gate]);
+        exchange(&mut forward, 1, counts);
+        let mut backward = Pass::default();
+        let dispatch = backward.then(Op::Dispatch { step: 0 }, &[]);
+        let experts = backward.then(Op::Experts { step: 0 }, &[dispatch]);
+        let combine = backward.then(Op::Combine { step: 0 }, &[experts]);
+        backward.then(Op::Gate, &[combine]);
+        Self {
+            steps: 1,
+            shadowed: Vec::new(),
+            padded_to: None,
+            forward: forward.finish(),
+            backward: backward.finish(),
+        }
+    }
+}
+
+/// Dispatches, experts and combines of `steps` steps: all dispatches are issued first, each step's experts follow their
+/// dispatch, each combine its experts.
+fn exchange(pass: &mut Pass, steps: usize, after: usize) {
+    let dispatched: Vec<usize> = (0..steps)
+        .map(|step| pass.then(Op::Dispatch { step }, &[after]))
+        .collect();
+    let computed: Vec<usize> = (0..steps)
+        .map(|step| pass.then(Op::Experts { step }, &[dispatched[step]]))
+        .collect();
+    for step in 0..steps {
+        pass.then(Op::Combine { step }, &[computed[step]]);
+    }
+}
+
+/// Which rows the ops of a program concern.
+pub struct Rows<'a> {
+    counts: &'a RoutingCounts,
+    placement: &'a Placement,
+    steps: usize,
+    padded_to: Option<u32>,
+    shadowed: Vec<bool>,
+}
+
+impl<'a> Rows<'a> {
+    /// The rows of `program` on these counts.
+    pub fn new(
+        program: &LayerProgram,
+        counts: &'a RoutingCounts,
+        placement: &'a Placement,
+    ) -> Self {
+        let mut shadowed = vec![false; counts.experts()];
+        for &expert in &program.shadowed {
+            shadowed[expert] = true;
+        }
+        Self {
+            counts,
+            placement,
+            steps: program.steps,
+            padded_to: program.padded_to,
+            shadowed,
+        }
+    }
+
+    /// Ranks of the group.
+    pub fn ranks(&self) -> usize {
+        self.counts.ranks()
+    }
+
+    /// The step in which `source` sends to `owner`.
+    pub fn step(&self, source: usize, owner: usize) -> usize {
+        let size = self.ranks() / self.steps;
+        (owner / size + self.steps - source / size) % self.steps
+    }
+
+    /// Rows that `source` sends for `expert`; none when the expert is shadowed.
+    pub fn sent(&self, source: usize, expert: usize) -> u32 {
+        if self.shadowed[expert] {
+            return 0;
+        }
+        self.padded_to.unwrap_or(self.counts.row(source)[expert])
+    }
+
+    /// Rows of a shadowed expert that `rank` computes for itself.
+    pub fn shadowed(&self, rank: usize, expert: usize) -> u32 {
+        self.counts.row(rank)[expert]
+    }
+
+    /// The experts that live on `owner`.
+    pub fn experts_of(&self, owner: usize) -> &[usize] {
+        self.placement.experts_of(owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_of_ranks_meets_in_one_step() {
+        let counts = RoutingCounts::new(6, vec![1; 36]);
+        let placement = Placement::identity(6, 6);
+        let program = LayerProgram {
+            steps: 3,
+            ..LayerProgram::expert_parallel()
+        };
+        let rows = Rows::new(&program, &counts, &placement);
+        // Schedule groups {0,1} {2,3} {4,5}: 0 -> 2 and 5 -> 1 are one group ahead, 4 -> 2 is two ahead.
+        assert_eq!(rows.step(0, 1), 0);
+        assert_eq!(rows.step(0, 2), 1);
+        assert_eq!(rows.step(5, 1), 1);
+        assert_eq!(rows.step(4, 2), 2);
+    }
+
+    #[test]
+    fn tasks_wait_only_for_earlier_ones() {
+        let program = LayerProgram::expert_parallel();
+        for pass in [&program.forward, &program.backward] {
+            for (index, task) in pass.iter().enumerate() {
+                assert!(task.after.iter().all(|&other| other < index));
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Loads as policies see them: the counts of one micro-batch, and the history of past iterations.
+
+/// Entries of one micro-batch in one expert-parallel group: `counts[rank][expert]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingCounts {
+    experts: usize,
+    counts: Vec<u32>,
+}
+
+impl RoutingCounts {
+    /// From rows `[rank][expert]`, flat.
+    pub fn new(experts: usize, counts: Vec<u32>) -> Self {
+        debug_assert!(counts.len().is_multiple_of(experts));
+        Self { experts, counts }
+    }
+
+    /// Ranks of the group.
+    pub fn ranks(&self) -> usize {
+        self.counts.len() / self.experts
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Entries of one source rank, `[expert]`.
+    pub fn row(&self, rank: usize) -> &[u32] {
+        &self.counts[rank * self.experts..(rank + 1) * self.experts]
+    }
+
+    /// The same, to change.
+    pub fn row_mut(&mut self, rank: usize) -> &mut [u32] {
+        &mut self.counts[rank * self.experts..(rank + 1) * self.experts]
+    }
+
+    /// Entries of each expert over all source ranks, `[expert]`.
+    pub fn loads(&self) -> Vec<u64> {
+        let mut loads = vec![0; self.experts];
+        for row in self.counts.chunks_exact(self.experts) {
+            for (load, &count) in loads.iter_mut().zip(row) {
+                *load += u64::from(count);
+            }
+        }
+        loads
+    }
+}
+
+/// Loads of past iterations, per MoE layer. An engine adds an iteration once it has run, so a policy cannot see further.
+#[derive(Clone, Debug, Default)]
+pub struct LoadHistory {
+    /// `[iteration][layer][expert]` entries over the whole stage.
+    iterations: Vec<Vec<Vec<u64>>>,
+}
+
+impl LoadHistory {
+    /// Adds an iteration that has run: `loads[layer][expert]`, entries.
+    pub fn push(&mut self, loads: Vec<Vec<u64>>) {
+        self.iterations.push(loads);
+    }
+
+    /// Number of iterations seen.
+    pub fn len(&self) -> usize {
+        self.iterations.len()
+    }
+
+    /// Whether nothing was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.iterations.is_empty()
+    }
+
+    /// Loads of one layer in the last `window` iterations, `[expert]` each, oldest first.
+    pub fn recent(&self, layer: usize, window: usize) -> impl Iterator<Item = &[u64]> {
+        self.iterations[self.len().saturating_sub(window)..]
+            .iter()
+            .map(move |loads| loads[layer].as_slice())
+    }
+}

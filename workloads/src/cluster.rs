@@ -1,0 +1,185 @@
+//! Clusters as described hardware: GPUs, links and host, every constant with where it comes from.
+//!
+//! A cluster's TOML is data, not configuration: a constant is a value in SI units and a `source` (a datasheet, a
+//! measurement, or a fit to named measurements with its uncertainty). Code has no default for any of them.
+
+use serde::Deserialize;
+
+use crate::error::{self, ConfigError};
+
+/// A cluster that can be simulated.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Its name on the command line.
+    pub name: String,
+    /// What it is, for people.
+    pub description: String,
+    /// Consecutive ranks that share a node.
+    pub gpus_per_node: usize,
+    /// One GPU.
+    pub gpu: Gpu,
+    /// Links inside and between nodes.
+    pub network: Network,
+    /// What the host adds.
+    pub host: Host,
+}
+
+/// A GPU's rates and memory.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Product name.
+    pub name: String,
+    /// Device memory, B.
+    pub memory: Constant,
+    /// Memory that a job cannot use: context, communication buffers, fragmentation, B.
+    pub memory_reserved: Constant,
+    /// Bandwidth of device memory, B/s.
+    pub memory_bandwidth: Constant,
+    /// Rate that a large half-precision matrix product reaches, FLOP/s.
+    pub gemm_rate: Constant,
+    /// Time that a matrix product takes beyond its arithmetic: launch, ramp-up and drain, s.
+    pub gemm_start: Constant,
+}
+
+/// Bandwidths in each direction and start-up times.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// One GPU's bandwidth to the others of its node, B/s each way.
+    pub intra_bandwidth: Constant,
+    /// Start-up of one message inside a node, s.
+    pub intra_start: Constant,
+    /// A whole node's bandwidth to other nodes, shared by its GPUs, B/s each way.
+    pub inter_bandwidth: Constant,
+    /// One GPU's bandwidth to other nodes, B/s each way.
+    pub port_bandwidth: Constant,
+    /// Start-up of one message between nodes, s.
+    pub inter_start: Constant,
+}
+
+/// Work of the host that the GPU waits for.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Per training iteration: data loading, logging, loss scaling, s.
+    pub iteration: Constant,
+    /// Per call of an MoE layer: counts read back from the device before the exchange, launch gaps, s.
+    pub synchronisation: Constant,
+    /// One elementary step of an online decision (one expert held against one rank), s.
+    pub decision_step: Constant,
+}
+
+/// A number and where it comes from.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constant {
+    /// In SI units.
+    pub value: f64,
+    /// Standard error, in the same unit, when the value was fitted or measured.
+    pub uncertainty: Option<f64>,
+    /// Datasheet, measurement or fit.
+    pub source: String,
+}
+
+impl Cluster {
+    /// Reads a cluster's TOML; `file` names it in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let cluster: Self = error::parse(file, text)?;
+        if cluster.gpus_per_node == 0 {
+            return Err(ConfigError::value(file, "gpus_per_node", 0, "at least 1"));
+        }
+        for (field, constant, may_be_zero) in cluster.constants() {
+            let sane = constant.value.is_finite()
+                && (constant.value > 0.0 || may_be_zero && constant.value == 0.0);
+            if !sane {
+                let expected = if may_be_zero {
+                    "a number of at least 0"
+                } else {
+                    "a number above 0"
+                };
+                return Err(ConfigError::value(
+                    file,
+                    format!("{field}.value"),
+                    constant.value,
+                    expected,
+                ));
+            }
+            if constant.source.trim().is_empty() {
+                return Err(ConfigError::value(
+                    file,
+                    format!("{field}.source"),
+                    "\"\"",
+                    "where the value comes from",
+                ));
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// A cluster that comes with moebench.
+    pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
+        Self::parse(name, error::find("cluster", context, name, CLUSTERS)?)
+    }
+
+    /// The names of all clusters that come with moebench.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        CLUSTERS.iter().map(|(name, _)| *name)
+    }
+
+    /// Every constant with its field's path and whether it may be zero.
+    pub fn constants(&self) -> [(&'static str, &Constant, bool); 13] {
+        [
+            ("gpu.memory", &self.gpu.memory, false),
+            ("gpu.memory_reserved", &self.gpu.memory_reserved, true),
+            ("gpu.memory_bandwidth", &self.gpu.memory_bandwidth, false),
+            ("gpu.gemm_rate", &self.gpu.gemm_rate, false),
+            ("gpu.gemm_start", &self.gpu.gemm_start, true),
+            ("network.intra_bandwidth", &self.network.intra_bandwidth, false),
+            ("network.intra_start", &self.network.intra_start, true),
+            ("network.inter_bandwidth", &self.network.inter_bandwidth, false),
+            ("network.port_bandwidth", &self.network.port_bandwidth, false),
+            ("network.inter_start", &self.network.inter_start, true),
+            ("host.iteration", &self.host.iteration, true),
+            ("host.synchronisation", &self.host.synchronisation, true),
+            ("host.decision_step", &self.host.decision_step, true),
+        ]
+    }
+}
+
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../clusters/", $name, ".toml")))),*] };
+}
+
+/// Every cluster in `workloads/clusters/`.
+const CLUSTERS: &[(&str, &str)] = embedded!["inky", "pinky", "nico", "h200x8"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_clusters_are_sound() {
+        for name in Cluster::names() {
+            let cluster = Cluster::named("test", name).unwrap();
+            assert_eq!(cluster.name, name);
+        }
+    }
+
+    #[test]
+    fn bad_constants_name_the_field() {
+        let good = CLUSTERS[0].1;
+        let check = |from: &str, to: &str, expected: &str| {
+            assert!(good.contains(from), "{from}");
+            let message = Cluster::parse("c.toml", &good.replacen(from, to, 1))
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        check("gpus_per_node = 8", "gpus_per_node = 0", "gpus_per_node = 0");
+        check("gpus_per_node = 8", "gpus_per_nod = 8", "unknown field `gpus_per_nod`");
+        check("gemm_rate = { value = ", "gemm_rate = { value = -", "gpu.gemm_rate.value = -");
+        check("gemm_rate = { value = ", "gemm_rate = { value = nan, unit = ", "unknown field `unit`");
+    }
+}

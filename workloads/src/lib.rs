@@ -1,0 +1,19 @@
+//! What is trained and on what: models, clusters, gates, routing traces and suites.
+//!
+//! Values in, values out: nothing here opens a file, reads a clock or the environment. TOML data lies beside the code
+//! and is embedded at build time; text and bytes of other files are handed in by the caller.
+
+pub mod cluster;
+pub mod error;
+pub mod gate;
+pub mod model;
+pub mod suite;
+pub mod trace;
+pub mod units;
+
+pub use cluster::Cluster;
+pub use error::ConfigError;
+pub use gate::Gate;
+pub use model::Model;
+pub use suite::{Case, Suite};
+pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};

@@ -1,0 +1,241 @@
+//! Suites: which cases are run under which systems, how often and on which routing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{self, ConfigError};
+use crate::gate::Gate;
+
+/// Cases, systems and repetitions.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Its name on the command line.
+    pub name: String,
+    /// What it answers, for people.
+    pub description: String,
+    /// Names of systems, in the order of the figure's bars.
+    pub systems: Vec<String>,
+    /// The system that speedups are over; one of `systems`.
+    pub baseline: String,
+    /// Training iterations per run, warm-up included.
+    pub iterations: usize,
+    /// First iterations that medians leave out.
+    pub warmup: usize,
+    /// One run per seed.
+    #[serde(default = "one_seed")]
+    pub seeds: Vec<u64>,
+    /// How a run reads its routing trace.
+    #[serde(default)]
+    pub trace: TraceUse,
+    /// What is trained where.
+    pub cases: Vec<Case>,
+}
+
+/// Which part of a routing trace a run replays.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TraceUse {
+    /// Trace iteration of the first training iteration.
+    pub start: u32,
+    /// Trace iterations per training iteration.
+    pub stride: u32,
+    /// Training iterations before `start` that offline searches may look at, as a profiling run would.
+    pub profile: usize,
+}
+
+impl Default for TraceUse {
+    fn default() -> Self {
+        Self {
+            start: 1,
+            stride: 1,
+            profile: 3,
+        }
+    }
+}
+
+/// One group of bars: a model on a cluster under a gate.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// Name of a model.
+    pub model: String,
+    /// Name of a cluster.
+    pub cluster: String,
+    /// GPUs used, from the cluster's first node on.
+    pub gpus: usize,
+    /// The gate.
+    pub gate: Gate,
+    /// Samples per iteration, over all GPUs.
+    pub global_batch: usize,
+    /// Samples per rank and micro-batch, the same for every system; chosen by each system when absent.
+    pub micro_batch: Option<usize>,
+    /// Plans given instead of searched for, by system.
+    #[serde(default)]
+    pub plans: BTreeMap<String, ForcedPlan>,
+}
+
+/// Degrees of a plan as written down; whether they fit together is for `systems` to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForcedPlan {
+    /// Pipeline stages.
+    pub pp: usize,
+    /// Data-parallel replicas.
+    pub dp: usize,
+    /// Tensor-parallel ranks.
+    pub tp: usize,
+    /// Ranks that share one set of experts.
+    pub ep: usize,
+    /// Replicas of that set within a stage.
+    pub expert_dp: usize,
+    /// Samples per rank and micro-batch.
+    pub micro_batch: usize,
+    /// Iterations between online placements; 0 for none.
+    #[serde(default)]
+    pub placement_every: usize,
+}
+
+impl Case {
+    /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE`.
+    pub fn id(&self) -> String {
+        format!(
+            "{}.{}.{}.{}",
+            self.model,
+            self.cluster,
+            self.gpus,
+            self.gate.to_string().replace(' ', "-")
+        )
+    }
+
+    /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8.
+    pub fn label(&self) -> String {
+        match self.gate.capacity_factor() {
+            Some(factor) => format!("{}/{factor}", self.gpus),
+            None => format!("{}/∞", self.gpus),
+        }
+    }
+}
+
+impl Suite {
+    /// Reads a suite's TOML; `file` names it in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let suite: Self = error::parse(file, text)?;
+        suite.check(file)?;
+        Ok(suite)
+    }
+
+    /// A suite that comes with moebench.
+    pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
+        Self::parse(name, error::find("suite", context, name, SUITES)?)
+    }
+
+    /// The names of all suites that come with moebench.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SUITES.iter().map(|(name, _)| *name)
+    }
+
+    fn check(&self, file: &str) -> Result<(), ConfigError> {
+        let refuse = |field: String, value: String, expected: String| {
+            Err(ConfigError::value(file, field, value, expected))
+        };
+        if self.systems.is_empty() || self.cases.is_empty() || self.seeds.is_empty() {
+            return refuse(
+                "systems, cases, seeds".into(),
+                "an empty list".into(),
+                "at least one of each".into(),
+            );
+        }
+        if !self.systems.contains(&self.baseline) {
+            return refuse(
+                "baseline".into(),
+                self.baseline.clone(),
+                format!("one of systems: {}", self.systems.join(", ")),
+            );
+        }
+        if self.warmup >= self.iterations {
+            return refuse(
+                "warmup".into(),
+                self.warmup.to_string(),
+                format!("fewer than iterations = {}", self.iterations),
+            );
+        }
+        if self.trace.stride == 0 {
+            return refuse("trace.stride".into(), "0".into(), "at least 1".into());
+        }
+        let mut seen = BTreeMap::new();
+        for (index, case) in self.cases.iter().enumerate() {
+            let field = |name: &str| format!("cases[{index}].{name}");
+            for (name, value) in [
+                ("gpus", case.gpus),
+                ("global_batch", case.global_batch),
+                ("micro_batch", case.micro_batch.unwrap_or(1)),
+            ] {
+                if value == 0 {
+                    return refuse(field(name), "0".into(), "at least 1".into());
+                }
+            }
+            if let Some(system) = case.plans.keys().find(|name| !self.systems.contains(name)) {
+                return refuse(
+                    field("plans"),
+                    system.clone(),
+                    format!("one of systems: {}", self.systems.join(", ")),
+                );
+            }
+            if let Some(first) = seen.insert(case.id(), index) {
+                return refuse(
+                    format!("cases[{index}]"),
+                    case.id(),
+                    format!("a case unlike cases[{first}], which is the same"),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn one_seed() -> Vec<u64> {
+    vec![1]
+}
+
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../suites/", $name, ".toml")))),*] };
+}
+
+/// Every suite in `workloads/suites/`.
+const SUITES: &[(&str, &str)] = embedded!["smoke", "paper-gpt", "paper-gpt-authors"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cluster, Model};
+
+    #[test]
+    fn all_suites_name_known_models_and_clusters() {
+        for name in Suite::names() {
+            let suite = Suite::named("test", name).unwrap();
+            assert_eq!(suite.name, name);
+            for case in &suite.cases {
+                Model::named(name, &case.model).unwrap();
+                Cluster::named(name, &case.cluster).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn bad_suites_name_the_field() {
+        let good = SUITES[0].1;
+        let check = |from: &str, to: &str, expected: &str| {
+            assert!(good.contains(from), "{from}");
+            let message = Suite::parse("s.toml", &good.replacen(from, to, 1))
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        check("warmup", "warm_up", "unknown field `warm_up`");
+        check("gpus = 8", "gpus = 0", "cases[0].gpus = 0: expected at least 1");
+        check("baseline = \"expert-only\"", "baseline = \"none\"", "baseline = none: expected one of systems");
+        check("no-drop", "nodrop", "expected `no-drop`, `capacity FACTOR`");
+    }
+}
