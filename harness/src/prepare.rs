@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use systems::{Job, Plan, System};
+use workloads::gate::{Flattening, Gate};
 use workloads::model::Moe;
 use workloads::suite::TraceUse;
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace};
@@ -61,9 +62,7 @@ pub fn cluster(context: &str, name: &str) -> Result<Cluster> {
 /// # Errors
 /// An unknown name, with all that are known.
 pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
-    systems::by_name(name).map_err(|known| {
-        anyhow::anyhow!("{context}: unknown system `{name}`; known: {known}")
-    })
+    systems::by_name(name).map_err(|known| anyhow::anyhow!("{context}: unknown system `{name}`; known: {known}"))
 }
 
 fn is_path(name: &str) -> bool {
@@ -90,8 +89,7 @@ pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace, seed: u64) 
                 let system = system(&format!("{file}: systems"), name)?;
                 let forced = case.plans.get(name).map(|plan| Plan::from(*plan));
                 if let Some(plan) = forced {
-                    plan.check(&prepared.job)
-                        .with_context(|| format!("{context}.plans.{name}"))?;
+                    plan.check(&prepared.job).with_context(|| format!("{context}.plans.{name}"))?;
                 }
                 prepared.systems.push((system, forced));
             }
@@ -127,19 +125,21 @@ pub fn one_case<'a>(
     };
     let routing = JobRouting::new(&job, part, trace, seed).with_context(|| context.to_owned())?;
     job.profile = (0..part.profile.max(1)).map(|t| routing.iteration(t)).collect();
-    Ok(Prepared {
-        case: case.clone(),
-        job,
-        routing,
-        systems: Vec::new(),
-    })
+    Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new() })
 }
 
 /// What the gate of a job chooses, iteration by iteration: a trace rescaled to the model, a chunk per sample of the
 /// global batch. Layers that see different numbers of tokens are rescaled apart.
 pub struct JobRouting<'a> {
-    /// Consecutive MoE layers with the same number of tokens.
-    spans: Vec<(Range<usize>, Routing<'a>)>,
+    spans: Vec<Span<'a>>,
+    gate: Gate,
+}
+
+/// Consecutive MoE layers with the same number of tokens.
+struct Span<'a> {
+    layers: Range<usize>,
+    routing: Routing<'a>,
+    flattening: Flattening,
 }
 
 impl<'a> JobRouting<'a> {
@@ -162,15 +162,23 @@ impl<'a> JobRouting<'a> {
                 stride: part.stride,
                 seed,
             };
-            spans.push((first..first + same.len(), Routing::new(trace, spec)?));
+            spans.push(Span {
+                layers: first..first + same.len(),
+                routing: Routing::new(trace, spec)?,
+                flattening: Flattening::new(spec.entries_per_chunk),
+            });
             first += same.len();
         }
-        Ok(Self { spans })
+        Ok(Self { spans, gate: job.gate })
     }
 
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
     pub fn iteration(&self, t: usize) -> BatchCounts {
-        let parts = self.spans.iter().map(|(layers, routing)| (layers.clone(), routing.iteration(t)));
+        let parts = self.spans.iter().map(|span| {
+            let mut batch = span.routing.iteration(t);
+            batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &span.flattening));
+            (span.layers.clone(), batch)
+        });
         BatchCounts::join(parts)
     }
 }

@@ -102,16 +102,12 @@ impl<'a> Run<'a> {
     }
 
     fn stage_of(&self, block: usize) -> usize {
-        (0..self.plan.pp)
-            .find(|&stage| self.plan.stage_blocks(self.job, stage).contains(&block))
-            .unwrap_or(0)
+        (0..self.plan.pp).find(|&stage| self.plan.stage_blocks(self.job, stage).contains(&block)).unwrap_or(0)
     }
 
     /// Every expert-data-parallel replica migrates at the same time; the slowest group counts.
     fn migration(&self, block: usize, stage: usize, moves: &[Move]) -> Seconds {
-        let parameters = self.job.model.blocks[block]
-            .moe()
-            .map_or(0, |moe| moe.expert_parameters());
+        let parameters = self.job.model.blocks[block].moe().map_or(0, |moe| moe.expert_parameters());
         let bytes = Bytes(parameters as f64 * self.policy.migrated_bytes_per_parameter());
         if bytes == Bytes::ZERO {
             return Seconds::ZERO;

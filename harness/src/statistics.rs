@@ -23,11 +23,7 @@ pub fn median(samples: &[f64]) -> Option<Median> {
     let half_width = 0.98 * (n as f64).sqrt();
     let low = (n as f64 / 2.0 - half_width).floor().max(0.0) as usize;
     let high = ((n as f64 / 2.0 + half_width).ceil() as usize).min(last);
-    Some(Median {
-        value: (sorted[last / 2] + sorted[n / 2]) / 2.0,
-        low: sorted[low.min(last)],
-        high: sorted[high],
-    })
+    Some(Median { value: (sorted[last / 2] + sorted[n / 2]) / 2.0, low: sorted[low.min(last)], high: sorted[high] })
 }
 
 /// How much faster than `reference`: the ratio of medians, with the extremes that the two intervals allow.

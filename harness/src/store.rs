@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use polars::prelude::{DataFrame, ParquetReader, ParquetWriter, SerReader};
 
+use crate::chart::Figure;
 use crate::provenance::Provenance;
 
 /// A run's folder.
@@ -58,6 +59,16 @@ impl Store {
         self.root.join(name)
     }
 
+    /// Saves a figure as SVG and PDF in `figures/`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_figure(&self, name: &str, figure: &Figure) -> Result<()> {
+        let folder = self.path("figures");
+        fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+        Ok(figure.save(&folder.join(name))?)
+    }
+
     /// Whether a case was finished by this or an earlier attempt.
     pub fn has_case(&self, id: &str) -> bool {
         self.case_path(id, "spans").exists()
@@ -77,7 +88,8 @@ impl Store {
     /// # Errors
     /// When a case cannot be read or the frames cannot be written.
     pub fn join(&self, ids: &[String]) -> Result<Frames> {
-        let mut frames = Frames { iterations: self.join_kind(ids, "iterations")?, spans: self.join_kind(ids, "spans")? };
+        let mut frames =
+            Frames { iterations: self.join_kind(ids, "iterations")?, spans: self.join_kind(ids, "spans")? };
         write_parquet(&self.path("iterations.parquet"), &mut frames.iterations)?;
         write_parquet(&self.path("spans.parquet"), &mut frames.spans)?;
         fs::remove_dir_all(self.path("cases"))?;

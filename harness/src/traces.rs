@@ -107,7 +107,9 @@ fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
         let index = labels.partition_point(|&label| (label as usize) < iteration);
         let place = (((index * layers + layer) * micro_batches + micro_batch) * ranks + rank) * experts + expert;
         if counts[place].replace(entries as u32).is_some() {
-            bail!("{name}: row {row}: iteration {iteration}, rank {rank}, layer {layer}, micro-batch {micro_batch}, expert {expert} stands twice");
+            bail!(
+                "{name}: row {row}: iteration {iteration}, rank {rank}, layer {layer}, micro-batch {micro_batch}, expert {expert} stands twice"
+            );
         }
     }
     let counts: Vec<u32> = counts.into_iter().flatten().collect();

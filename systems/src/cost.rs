@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use workloads::model::Moe;
+use workloads::model::{HALF, Moe};
 use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 
 use crate::memory;
@@ -17,14 +17,18 @@ use crate::placement::Move;
 pub struct CostModel {
     gpus_per_node: usize,
     gemm_rate: FlopsPerSecond,
-    gemm_start: Seconds,
+    expert_start: Seconds,
     memory_bandwidth: BytesPerSecond,
+    scatter_bandwidth: BytesPerSecond,
     intra_bandwidth: BytesPerSecond,
-    intra_start: Seconds,
     inter_bandwidth: BytesPerSecond,
     port_bandwidth: BytesPerSecond,
-    inter_start: Seconds,
+    rooted_bandwidth: BytesPerSecond,
+    call_start: Seconds,
+    peer_start: Seconds,
+    send_start: Seconds,
     iteration: Seconds,
+    block: Seconds,
     synchronisation: Seconds,
     decision_step: Seconds,
     contention: bool,
@@ -50,24 +54,31 @@ pub struct Traffic {
     pub inter: u64,
     /// Sent to, or received from, other nodes by the busiest node.
     pub node: u64,
+    /// Peers on other nodes of the GPU that has most of them.
+    pub peers: usize,
 }
 
 impl CostModel {
     /// The prices of a cluster.
     pub fn new(cluster: &Cluster) -> Self {
+        let (gpu, network, host) = (&cluster.gpu, &cluster.network, &cluster.host);
         Self {
             gpus_per_node: cluster.gpus_per_node,
-            gemm_rate: FlopsPerSecond(cluster.gpu.gemm_rate.value),
-            gemm_start: Seconds(cluster.gpu.gemm_start.value),
-            memory_bandwidth: BytesPerSecond(cluster.gpu.memory_bandwidth.value),
-            intra_bandwidth: BytesPerSecond(cluster.network.intra_bandwidth.value),
-            intra_start: Seconds(cluster.network.intra_start.value),
-            inter_bandwidth: BytesPerSecond(cluster.network.inter_bandwidth.value),
-            port_bandwidth: BytesPerSecond(cluster.network.port_bandwidth.value),
-            inter_start: Seconds(cluster.network.inter_start.value),
-            iteration: Seconds(cluster.host.iteration.value),
-            synchronisation: Seconds(cluster.host.synchronisation.value),
-            decision_step: Seconds(cluster.host.decision_step.value),
+            gemm_rate: FlopsPerSecond(gpu.gemm_rate.value),
+            expert_start: Seconds(gpu.expert_start.value),
+            memory_bandwidth: BytesPerSecond(gpu.memory_bandwidth.value),
+            scatter_bandwidth: BytesPerSecond(gpu.scatter_bandwidth.value),
+            intra_bandwidth: BytesPerSecond(network.intra_bandwidth.value),
+            inter_bandwidth: BytesPerSecond(network.inter_bandwidth.value),
+            port_bandwidth: BytesPerSecond(network.port_bandwidth.value),
+            rooted_bandwidth: BytesPerSecond(network.rooted_bandwidth.value),
+            call_start: Seconds(network.call_start.value),
+            peer_start: Seconds(network.peer_start.value),
+            send_start: Seconds(network.send_start.value),
+            iteration: Seconds(host.iteration.value),
+            block: Seconds(host.block.value),
+            synchronisation: Seconds(host.synchronisation.value),
+            decision_step: Seconds(host.decision_step.value),
             contention: true,
         }
     }
@@ -85,17 +96,13 @@ impl CostModel {
         let nodes = last / self.gpus_per_node - ranks.start / self.gpus_per_node + 1;
         let nodes = nodes.min(size.max(1));
         let per_node = size.div_ceil(nodes).min(self.gpus_per_node);
-        let share = if self.contention {
-            per_node as f64 / self.gpus_per_node as f64
-        } else {
-            1.0
-        };
+        let share = if self.contention { per_node as f64 / self.gpus_per_node as f64 } else { 1.0 };
         Group { size, nodes, share }
     }
 
     /// Matrix products with that arithmetic in all.
-    pub fn matrix(&self, flops: Flops, products: usize) -> Seconds {
-        flops / self.gemm_rate + self.gemm_start * products as f64
+    pub fn matrix(&self, flops: Flops) -> Seconds {
+        flops / self.gemm_rate
     }
 
     /// Kernels bound by device memory that read and write that much.
@@ -103,41 +110,52 @@ impl CostModel {
         bytes / self.memory_bandwidth
     }
 
-    /// One expert on `rows` entries, forward: two products, and every stored activation written and read once.
+    /// Rows gathered or scattered by index: that much read and written.
+    pub fn scatter(&self, bytes: Bytes) -> Seconds {
+        bytes / self.scatter_bandwidth
+    }
+
+    /// One expert on `rows` entries, forward: its products, every stored activation written and read once, its weights
+    /// read.
     pub fn expert_forward(&self, moe: &Moe, rows: u32) -> Seconds {
         if rows == 0 {
             return Seconds::ZERO;
         }
-        let rows = f64::from(rows);
-        self.matrix(moe.entry_flops() * rows, 2)
-            + self.elementwise(moe.entry_activations() * (2.0 * rows))
+        let traffic = moe.entry_activations() * (2.0 * f64::from(rows)) + self.weights(moe);
+        self.matrix(moe.entry_flops() * f64::from(rows)) + self.elementwise(traffic) + self.expert_start
     }
 
-    /// The same, backward: four products and twice the memory traffic.
+    /// The same, backward: twice the products and activations; weights read, gradients read, added to and written.
     pub fn expert_backward(&self, moe: &Moe, rows: u32) -> Seconds {
-        self.expert_forward(moe, rows) * 2.0
+        if rows == 0 {
+            return Seconds::ZERO;
+        }
+        self.expert_forward(moe, rows) * 2.0 + self.elementwise(self.weights(moe) * 2.0)
     }
 
-    /// The host waits for the device, once per call of an MoE layer.
+    fn weights(&self, moe: &Moe) -> Bytes {
+        Bytes(moe.expert_parameters() as f64 * HALF)
+    }
+
+    /// Launches of a block's small kernels, once per pass.
+    pub fn block(&self) -> Seconds {
+        self.block
+    }
+
+    /// The host waits for the device.
     pub fn synchronisation(&self) -> Seconds {
         self.synchronisation
     }
 
     /// One grouped call of an exchange of entries of `entry` bytes: each rank of `group` sends to and receives from all.
     pub fn exchange(&self, group: &Group, traffic: &Traffic, entry: Bytes) -> Seconds {
-        let intra = entry * traffic.intra as f64 / self.intra_bandwidth;
-        let inter = (entry * traffic.inter as f64 / self.port_bandwidth)
-            .max(entry * traffic.node as f64 / self.inter(group));
-        self.exchange_start(group) + intra.max(inter)
-    }
-
-    fn exchange_start(&self, group: &Group) -> Seconds {
         if group.size < 2 {
             return Seconds::ZERO;
         }
-        let beside = group.size.div_ceil(group.nodes) - 1;
-        let beyond = group.size - 1 - beside;
-        self.intra_start * beside as f64 + self.inter_start * beyond as f64
+        let intra = entry * traffic.intra as f64 / self.intra_bandwidth;
+        let inter =
+            (entry * traffic.inter as f64 / self.port_bandwidth).max(entry * traffic.node as f64 / self.inter(group));
+        self.call_start + self.peer_start * traffic.peers as f64 + intra.max(inter)
     }
 
     /// A ring all-reduce of `bytes` on every rank.
@@ -146,25 +164,28 @@ impl CostModel {
         if group.size < 2 || bytes == Bytes::ZERO {
             return Seconds::ZERO;
         }
-        bytes * (steps / group.size as f64) / self.ring(group) + self.start(group) * steps
+        // A ring's hop costs a fraction of a launch: its steps are one kernel.
+        let hops = self.call_start * (0.1 * steps);
+        bytes * (steps / group.size as f64) / self.ring(group) + hops
     }
 
-    /// One rank's `bytes` to the whole group, or the group's sum to one rank, along a ring in pieces.
+    /// One rank's `bytes` to the whole group, or the group's sum to one rank.
     pub fn broadcast(&self, group: &Group, bytes: Bytes) -> Seconds {
         if group.size < 2 {
             return Seconds::ZERO;
         }
-        bytes / self.ring(group) + self.start(group) * (group.size as f64).log2().ceil()
+        let rate = if group.nodes > 1 { self.rooted_bandwidth } else { self.intra_bandwidth };
+        bytes / rate + self.call_start
     }
 
-    /// `bytes` from one rank to another.
+    /// `bytes` from one rank to another while the other ranks of its node do the same.
     pub fn send(&self, from: usize, to: usize, bytes: Bytes) -> Seconds {
-        if from / self.gpus_per_node == to / self.gpus_per_node {
-            bytes / self.intra_bandwidth + self.intra_start
+        let rate = if from / self.gpus_per_node == to / self.gpus_per_node {
+            self.intra_bandwidth
         } else {
-            let share = self.inter(&self.group(from..from + 1, 1));
-            bytes / share.min(self.port_bandwidth) + self.inter_start
-        }
+            self.inter(&self.group(from..from + 1, 1)).min(self.port_bandwidth)
+        };
+        bytes / rate + self.send_start
     }
 
     /// Experts of `bytes` each change rank inside the group that starts at rank `first`: blocking sends in expert order,
@@ -200,18 +221,6 @@ impl CostModel {
     }
 
     fn ring(&self, group: &Group) -> BytesPerSecond {
-        if group.nodes > 1 {
-            self.inter(group).min(self.port_bandwidth).min(self.intra_bandwidth)
-        } else {
-            self.intra_bandwidth
-        }
-    }
-
-    fn start(&self, group: &Group) -> Seconds {
-        if group.nodes > 1 {
-            self.inter_start
-        } else {
-            self.intra_start
-        }
+        if group.nodes > 1 { self.inter(group).min(self.intra_bandwidth) } else { self.intra_bandwidth }
     }
 }

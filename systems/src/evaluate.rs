@@ -30,7 +30,7 @@ pub enum Phase {
     Dense,
     /// The gate's scores.
     Gate,
-    /// The exchange of counts, with the host's wait for it.
+    /// The exchange of counts, and the host's waits for exchanges.
     Counts,
     /// Entries to their experts.
     Dispatch,
@@ -42,6 +42,8 @@ pub enum Phase {
     ShadowTransfer,
     /// All-reduces of tensor parallelism.
     TensorParallel,
+    /// Activations and their gradients between pipeline stages.
+    Boundary,
     /// Waiting for other ranks inside a layer.
     Wait,
     /// Waiting for other stages.
@@ -60,7 +62,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in the order of a breakdown.
-    pub const ALL: [Phase; 15] = [
+    pub const ALL: [Phase; 16] = [
         Phase::Dense,
         Phase::Gate,
         Phase::Counts,
@@ -69,6 +71,7 @@ impl Phase {
         Phase::Combine,
         Phase::ShadowTransfer,
         Phase::TensorParallel,
+        Phase::Boundary,
         Phase::Wait,
         Phase::Bubble,
         Phase::GradientSync,
@@ -89,6 +92,7 @@ impl Phase {
             Phase::Combine => "combine",
             Phase::ShadowTransfer => "shadow_transfer",
             Phase::TensorParallel => "tensor_parallel",
+            Phase::Boundary => "boundary",
             Phase::Wait => "wait",
             Phase::Bubble => "bubble",
             Phase::GradientSync => "gradient_sync",
@@ -102,7 +106,7 @@ impl Phase {
     fn of(op: Op) -> Self {
         match op {
             Op::Gate => Phase::Gate,
-            Op::Counts => Phase::Counts,
+            Op::Counts | Op::Sync => Phase::Counts,
             Op::Decide { .. } => Phase::Decision,
             Op::Dispatch { .. } => Phase::Dispatch,
             Op::Experts { .. } | Op::Shadow { .. } => Phase::Experts,
@@ -211,10 +215,7 @@ impl Timing {
     /// The stage that waits least for others.
     pub fn slowest_stage(&self) -> &Ledger {
         static IDLE: Ledger = Ledger([Seconds::ZERO; Phase::ALL.len()]);
-        self.phases
-            .iter()
-            .min_by(|a, b| a.of(Phase::Bubble).0.total_cmp(&b.of(Phase::Bubble).0))
-            .unwrap_or(&IDLE)
+        self.phases.iter().min_by(|a, b| a.of(Phase::Bubble).0.total_cmp(&b.of(Phase::Bubble).0)).unwrap_or(&IDLE)
     }
 }
 
@@ -260,10 +261,7 @@ impl Evaluation<'_> {
             .iter()
             .map(|stage| (stage.ledger.total() - stage.ledger.of(Phase::Bubble)) / (ranks * run) as f64)
             .fold(Seconds::ZERO, Seconds::max);
-        let ends: Vec<Seconds> = stages
-            .iter()
-            .map(|stage| stage.end + pace * (all - run) as f64)
-            .collect();
+        let ends: Vec<Seconds> = stages.iter().map(|stage| stage.end + pace * (all - run) as f64).collect();
         let tied_start = ends[0].max(ends[self.plan.pp - 1]);
         for (index, (stage, &end)) in stages.iter().zip(&ends).enumerate() {
             let mut ledger = Ledger::default();
@@ -277,9 +275,7 @@ impl Evaluation<'_> {
             ledger.add(Phase::GradientSync, synchronised - end);
             ledger.add(Phase::Optimizer, optimizer);
             ledger.add(Phase::Host, self.costs.iteration());
-            timing.step = timing
-                .step
-                .max(synchronised + optimizer + self.costs.iteration());
+            timing.step = timing.step.max(synchronised + optimizer + self.costs.iteration());
             timing.phases.push(ledger);
         }
         // What is left of the iteration on stages that are done early is waiting for others.
@@ -290,13 +286,7 @@ impl Evaluation<'_> {
     }
 
     /// When the gradients of a stage that ends at `end` are synchronised.
-    fn synchronise(
-        &self,
-        stage: usize,
-        parameters: &StageParameters,
-        end: Seconds,
-        tied_start: Seconds,
-    ) -> Seconds {
+    fn synchronise(&self, stage: usize, parameters: &StageParameters, end: Seconds, tied_start: Seconds) -> Seconds {
         let plan = self.plan;
         let first = stage * plan.stage_ranks();
         let ranks = first..first + plan.stage_ranks();
@@ -315,8 +305,7 @@ impl Evaluation<'_> {
                 // The two copies of the embedding are summed between the first and the last stage.
                 let span = plan.stage_ranks() * (plan.pp - 1) + 1;
                 let group = self.costs.group(0..span, span - 1);
-                done = done.max(tied_start + tied)
-                    + self.costs.all_reduce(&group, Bytes(parameters.tied * HALF));
+                done = done.max(tied_start + tied) + self.costs.all_reduce(&group, Bytes(parameters.tied * HALF));
             }
         }
         done
@@ -403,22 +392,10 @@ struct StageRun {
 }
 
 impl<'a> Lane<'a> {
-    fn new(
-        evaluation: &'a Evaluation<'a>,
-        group: usize,
-        micro_batches: usize,
-        moe_blocks: &'a [usize],
-    ) -> Self {
-        let stages = (0..evaluation.plan.pp)
-            .map(|stage| StageRun::new(evaluation, stage, group, micro_batches))
-            .collect();
-        Self {
-            evaluation,
-            group,
-            micro_batches,
-            stages,
-            moe_blocks,
-        }
+    fn new(evaluation: &'a Evaluation<'a>, group: usize, micro_batches: usize, moe_blocks: &'a [usize]) -> Self {
+        let stages =
+            (0..evaluation.plan.pp).map(|stage| StageRun::new(evaluation, stage, group, micro_batches)).collect();
+        Self { evaluation, group, micro_batches, stages, moe_blocks }
     }
 
     /// Runs every stage's work as soon as what it needs is there.
@@ -462,20 +439,17 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// When what each rank of stage `from` has now reaches its peer on stage `to`.
-    fn arrivals(&self, from: usize, to: usize) -> Vec<Seconds> {
+    /// Sends what each rank of stage `from` has now to its peer on stage `to`; returns when it is there. Sends block.
+    fn arrivals(&mut self, from: usize, to: usize) -> Vec<Seconds> {
         let e = self.evaluation;
         let boundary = self.stages[from.max(to)].blocks.start;
-        let bytes = e.job.model.blocks[boundary].boundary_bytes()
-            * (e.plan.micro_batch as f64 / e.plan.tp as f64);
-        let (sender, receiver) = (&self.stages[from], &self.stages[to]);
-        let peers = sender.ranks.clone().zip(receiver.ranks.clone());
-        sender
-            .clock
-            .iter()
-            .zip(peers)
-            .map(|(&now, (a, b))| now + e.costs.send(a, b, bytes))
-            .collect()
+        let bytes = e.job.model.blocks[boundary].boundary_bytes() * (e.plan.micro_batch as f64 / e.plan.tp as f64);
+        let (sender, receiver) = (self.stages[from].ranks.start, self.stages[to].ranks.start);
+        let slowest = (0..e.plan.ep)
+            .map(|rank| e.costs.send(sender + rank, receiver + rank, bytes))
+            .fold(Seconds::ZERO, Seconds::max);
+        self.stages[from].advance(Phase::Boundary, slowest);
+        self.stages[from].clock.clone()
     }
 
     fn forward(&mut self, index: usize, m: usize, timing: &mut Timing) {
@@ -502,7 +476,7 @@ impl<'a> Lane<'a> {
         for (sum, load) in timing.loads[layer].iter_mut().zip(&loads) {
             *sum += load;
         }
-        let entries: u64 = loads.iter().sum();
+        let entries = counts.total();
         let chosen = (tokens * e.job.top_k() * counts.ranks()) as u64;
         timing.entries += entries;
         timing.dropped += chosen.saturating_sub(entries);
@@ -532,8 +506,7 @@ impl<'a> Lane<'a> {
         for (index, stage) in self.stages.iter().enumerate() {
             let all = e.plan.micro_batches(e.job);
             let held = memory::in_flight(e.plan.pp, index, all) as f64;
-            let state = StageParameters::new(e.job, e.plan, index).total()
-                * memory::STATE_BYTES_PER_PARAMETER;
+            let state = StageParameters::new(e.job, e.plan, index).total() * memory::STATE_BYTES_PER_PARAMETER;
             let dense = memory::dense_activations(e.job, e.plan, index) * held;
             for (position, rank) in stage.ranks.clone().enumerate() {
                 let experts = stage.stored[position] * (held / self.micro_batches as f64);
@@ -558,10 +531,7 @@ impl StageRun {
         }
         Self {
             blocks: e.plan.stage_blocks(e.job, stage),
-            place: GroupPlace {
-                group: e.costs.group(ranks.clone(), 1),
-                nodes,
-            },
+            place: GroupPlace { group: e.costs.group(ranks.clone(), 1), nodes },
             ranks,
             order: one_forward_one_backward(e.plan.pp, stage, micro_batches),
             next: 0,
@@ -602,9 +572,12 @@ impl StageRun {
     /// Everything of a block but its MoE layer; `factor` is 1 forward and 2 backward.
     fn dense(&mut self, e: &Evaluation, block: &Block, factor: f64) {
         let part = e.plan.micro_batch as f64 / e.plan.tp as f64;
-        let products = if block.moe().is_some() { 4 } else { 6 };
-        let time = e.costs.matrix(block.dense_flops() * part, products)
-            + e.costs.elementwise(block.dense_activations() * (2.0 * part));
+        // Weights are read forward; backward they are read again, and their gradients read, added to and written.
+        let weights = Bytes(block.dense_parameters() as f64 * HALF / e.plan.tp as f64);
+        let extra = if factor > 1.0 { e.costs.elementwise(weights * 2.0) } else { Seconds::ZERO };
+        let time = e.costs.matrix(block.dense_flops() * part)
+            + e.costs.elementwise(block.dense_activations() * (2.0 * part) + weights);
+        self.advance(Phase::Dense, extra + e.costs.block());
         self.advance(Phase::Dense, time * factor);
         if e.plan.tp > 1 {
             let group = e.costs.group(self.ranks.start..self.ranks.start + e.plan.tp, 1);
@@ -621,11 +594,11 @@ impl StageRun {
         let part = e.plan.micro_batch as f64 / e.plan.tp as f64;
         let mut time = Seconds::ZERO;
         if self.blocks.start == 0 {
-            time += e.costs.matrix(model.input.flops * part, 1)
-                + e.costs.elementwise(model.input.activations * (2.0 * part));
+            time +=
+                e.costs.matrix(model.input.flops * part) + e.costs.elementwise(model.input.activations * (2.0 * part));
         }
         if self.blocks.end == model.blocks.len() {
-            time += e.costs.matrix(model.output.flops * part, 1)
+            time += e.costs.matrix(model.output.flops * part)
                 + e.costs.elementwise(model.output.activations * (2.0 * part));
         }
         self.advance(Phase::Dense, time * factor);
@@ -643,13 +616,7 @@ impl StageRun {
 }
 
 /// Runs a pass's tasks over two streams per rank, from the ranks' clocks on, and moves the clocks to its end.
-fn run_pass(
-    tasks: &[Task],
-    durations: &[Seconds],
-    steps: usize,
-    clock: &mut [Seconds],
-    ledger: &mut Ledger,
-) {
+fn run_pass(tasks: &[Task], durations: &[Seconds], steps: usize, clock: &mut [Seconds], ledger: &mut Ledger) {
     let ranks = clock.len();
     let mut streams = [clock.to_vec(), clock.to_vec()];
     let mut finish = vec![Seconds::ZERO; tasks.len() * ranks];
@@ -690,14 +657,10 @@ fn meet(op: Op, steps: usize, start: &mut [Seconds]) {
         return meet_all(start);
     }
     let size = start.len() / steps;
-    let latest: Vec<Seconds> = start
-        .chunks_exact(size)
-        .map(|group| group.iter().copied().fold(Seconds::ZERO, Seconds::max))
-        .collect();
+    let latest: Vec<Seconds> =
+        start.chunks_exact(size).map(|group| group.iter().copied().fold(Seconds::ZERO, Seconds::max)).collect();
     for (group, start) in start.chunks_exact_mut(size).enumerate() {
-        let together = latest[group]
-            .max(latest[(group + step) % steps])
-            .max(latest[(group + steps - step) % steps]);
+        let together = latest[group].max(latest[(group + step) % steps]).max(latest[(group + steps - step) % steps]);
         start.fill(together);
     }
 }

@@ -49,10 +49,7 @@ impl Policy for Plain {
 pub fn candidates(job: &Job, costs: &CostModel, policy: &dyn Policy) -> Vec<Candidate> {
     let experts = job.model.blocks.iter().filter_map(|block| block.moe());
     let fewest = experts.map(|moe| moe.experts).min().unwrap_or(1);
-    let ep = (1..=fewest)
-        .rev()
-        .find(|ep| fewest.is_multiple_of(*ep) && job.gpus.is_multiple_of(*ep))
-        .unwrap_or(1);
+    let ep = (1..=fewest).rev().find(|ep| fewest.is_multiple_of(*ep) && job.gpus.is_multiple_of(*ep)).unwrap_or(1);
     let mut sizes = search::micro_batches(job, job.gpus);
     sizes.reverse();
     let plans = sizes.into_iter().map(|micro_batch| Plan {
@@ -66,10 +63,7 @@ pub fn candidates(job: &Job, costs: &CostModel, policy: &dyn Policy) -> Vec<Cand
     });
     let place = |layer| Placement::identity(experts_of(job, layer), ep);
     plans
-        .map(|plan| Candidate {
-            plan,
-            outcome: search::estimate(job, &plan, costs, policy, &job.profile, &place),
-        })
+        .map(|plan| Candidate { plan, outcome: search::estimate(job, &plan, costs, policy, &job.profile, &place) })
         .collect()
 }
 

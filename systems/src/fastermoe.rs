@@ -142,7 +142,7 @@ impl FasterPolicy {
                 } else {
                     network.intra_bandwidth.value
                 };
-                Some(ShadowCosts::new(moe, job.cluster.gpu.gemm_rate.value, bandwidth, 8.0))
+                Some(ShadowCosts::new(moe, job.cluster.gpu.gemm_rate.value, bandwidth, 16.0))
             }
             Shadowing::Artifact => Some(ShadowCosts::new(moe, 11.5e12, 6.25e9, 32.0)),
         });
@@ -184,11 +184,7 @@ impl Policy for FasterPolicy {
 /// `T = 3 (4aH^2 / F) C + 4 (2H / W) B + i (weights / W)` with `C` the entries that the fullest rank computes and `B`
 /// those that the busiest rank receives from others once `i` experts are shadowed. The paper writes both for one expert
 /// per rank; here they are the load of the owner, which is the same there and also holds for more.
-fn shadow(
-    counts: &RoutingCounts,
-    placement: &Placement,
-    costs: &ShadowCosts,
-) -> (Vec<usize>, u64) {
+fn shadow(counts: &RoutingCounts, placement: &Placement, costs: &ShadowCosts) -> (Vec<usize>, u64) {
     let (ranks, experts) = (counts.ranks(), counts.experts());
     let loads = counts.loads();
     let mut by_load: Vec<usize> = (0..experts).collect();
@@ -203,9 +199,7 @@ fn shadow(
     }
     let most = |of: &[u64]| of.iter().copied().max().unwrap_or(0) as f64;
     let time = |computed: &[u64], received: &[u64], shadowed: usize| {
-        costs.compute * most(computed)
-            + costs.exchange * most(received)
-            + costs.weights * shadowed as f64
+        costs.compute * most(computed) + costs.exchange * most(received) + costs.weights * shadowed as f64
     };
     let without = time(&computed, &received, 0);
     let (mut best, mut prefix) = (without, 0);
@@ -238,16 +232,10 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     let mut forward = Pass::default();
     let gate = forward.then(Op::Gate, &[]);
     let counts = forward.then(Op::Counts, &[gate]);
-    let ready = if decision > 0 {
-        forward.then(Op::Decide { steps: decision }, &[counts])
-    } else {
-        counts
-    };
+    let ready = if decision > 0 { forward.then(Op::Decide { steps: decision }, &[counts]) } else { counts };
     let dispatched = each(&mut forward, steps, |step| (Op::Dispatch { step }, ready));
-    let broadcast: Vec<usize> = shadowed
-        .iter()
-        .map(|&expert| forward.then(Op::Broadcast { expert }, &[ready]))
-        .collect();
+    let broadcast: Vec<usize> =
+        shadowed.iter().map(|&expert| forward.then(Op::Broadcast { expert }, &[ready])).collect();
     let computed = each(&mut forward, steps, |step| (Op::Experts { step }, dispatched[step]));
     each(&mut forward, steps, |step| (Op::Combine { step }, computed[step]));
     for (&expert, &there) in shadowed.iter().zip(&broadcast) {
@@ -255,9 +243,7 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     }
 
     let mut backward = Pass::default();
-    let dispatched: Vec<usize> = (0..steps)
-        .map(|step| backward.then(Op::Dispatch { step }, &[]))
-        .collect();
+    let dispatched: Vec<usize> = (0..steps).map(|step| backward.then(Op::Dispatch { step }, &[])).collect();
     for &expert in &shadowed {
         let shadow = backward.then(Op::Shadow { expert }, &[]);
         backward.then(Op::ReduceGrad { expert }, &[shadow]);
@@ -265,13 +251,7 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     let computed = each(&mut backward, steps, |step| (Op::Experts { step }, dispatched[step]));
     let combined = each(&mut backward, steps, |step| (Op::Combine { step }, computed[step]));
     backward.then(Op::Gate, &combined);
-    LayerProgram {
-        steps,
-        shadowed,
-        padded_to: None,
-        forward: forward.finish(),
-        backward: backward.finish(),
-    }
+    LayerProgram { steps, shadowed, padded_to: None, forward: forward.finish(), backward: backward.finish() }
 }
 
 /// One op per step, each after one other task.
@@ -295,10 +275,7 @@ fn keep_on_node(counts: &mut RoutingCounts, nodes: &[usize], top_k: usize) {
         let here = nodes[rank];
         let row = counts.row_mut(rank);
         let total: u64 = row.iter().map(|&c| u64::from(c)).sum();
-        let away: u64 = (0..experts)
-            .filter(|&e| node_of(e) != here)
-            .map(|e| u64::from(row[e]))
-            .sum();
+        let away: u64 = (0..experts).filter(|&e| node_of(e) != here).map(|e| u64::from(row[e])).sum();
         let home = total - away;
         let limit = (TOPOLOGY_SHARE * (total / top_k as u64) as f64) as u64;
         let first_choices_away = away / top_k as u64;
@@ -310,11 +287,8 @@ fn keep_on_node(counts: &mut RoutingCounts, nodes: &[usize], top_k: usize) {
         let (mut seen_away, mut seen_home) = (0, 0);
         for (expert, count) in row.iter_mut().enumerate() {
             let value = u64::from(*count);
-            let (seen, whole, sign) = if node_of(expert) == here {
-                (&mut seen_home, home, 1)
-            } else {
-                (&mut seen_away, away, -1)
-            };
+            let (seen, whole, sign) =
+                if node_of(expert) == here { (&mut seen_home, home, 1) } else { (&mut seen_away, away, -1) };
             let before = kept * *seen / whole;
             *seen += value;
             let share = (kept * *seen / whole - before) as i64;
@@ -327,11 +301,7 @@ fn keep_on_node(counts: &mut RoutingCounts, nodes: &[usize], top_k: usize) {
 mod tests {
     use super::*;
 
-    const COSTS: ShadowCosts = ShadowCosts {
-        compute: 1.0,
-        exchange: 1.0,
-        weights: 10.0,
-    };
+    const COSTS: ShadowCosts = ShadowCosts { compute: 1.0, exchange: 1.0, weights: 10.0 };
 
     /// The plain reading of the policy: try every prefix, stop at the first that is no better than none.
     fn reference(counts: &RoutingCounts, placement: &Placement) -> Vec<usize> {
@@ -388,10 +358,7 @@ mod tests {
             for _ in 0..50 {
                 let counts = RoutingCounts::new(8, (0..8 * ranks).map(|_| next()).collect());
                 let placement = Placement::identity(8, ranks);
-                assert_eq!(
-                    shadow(&counts, &placement, &COSTS).0,
-                    reference(&counts, &placement)
-                );
+                assert_eq!(shadow(&counts, &placement, &COSTS).0, reference(&counts, &placement));
             }
         }
     }

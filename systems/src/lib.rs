@@ -23,8 +23,8 @@ pub mod fastermoe;
 pub mod job;
 pub mod memory;
 pub mod placement;
-pub mod price;
 pub mod plan;
+pub mod price;
 pub mod program;
 pub mod routing;
 pub mod schedule;
@@ -75,13 +75,7 @@ pub trait System: Sync {
 /// What a system does online, in one run.
 pub trait Policy: Send {
     /// Before an iteration: whether and how the experts of one MoE layer move. `past` holds earlier iterations alone.
-    fn place(
-        &mut self,
-        _iteration: usize,
-        _layer: usize,
-        _past: &LoadHistory,
-        _now: &Placement,
-    ) -> Decision {
+    fn place(&mut self, _iteration: usize, _layer: usize, _past: &LoadHistory, _now: &Placement) -> Decision {
         Decision::NotDue
     }
 
@@ -132,10 +126,5 @@ pub fn by_name(name: &str) -> Result<&'static dyn System, String> {
     ALL.iter()
         .find(|system| system.name() == name)
         .copied()
-        .ok_or_else(|| {
-            ALL.iter()
-                .map(|system| system.name())
-                .collect::<Vec<_>>()
-                .join(", ")
-        })
+        .ok_or_else(|| ALL.iter().map(|system| system.name()).collect::<Vec<_>>().join(", "))
 }

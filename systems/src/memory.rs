@@ -17,8 +17,9 @@ pub const STATE_BYTES_PER_PARAMETER: f64 = 2.0 + 2.0 + 4.0 + 8.0;
 /// What must move with an expert for training to go on unchanged: all of the above but the gradient.
 pub const MIGRATED_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0 + 8.0;
 
-/// The optimizer reads the gradient, reads and writes master weight and moments, and writes the weight.
-pub const OPTIMIZER_TRAFFIC_PER_PARAMETER: f64 = 2.0 + 2.0 * (4.0 + 8.0) + 2.0;
+/// The half-precision gradient becomes a single-precision one (6), is unscaled and checked (8), Adam reads gradient, master
+/// weight and moments and writes the last three (28), and the weight is written back in half precision (6).
+pub const OPTIMIZER_TRAFFIC_PER_PARAMETER: f64 = 6.0 + 8.0 + 28.0 + 6.0;
 
 /// Parameters of one stage on one rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -69,10 +70,7 @@ impl StageParameters {
 /// Stored activations of one micro-batch on a rank of `stage`, without the experts' rows.
 pub fn dense_activations(job: &Job, plan: &Plan, stage: usize) -> Bytes {
     let blocks: Range<usize> = plan.stage_blocks(job, stage);
-    let mut sum: Bytes = job.model.blocks[blocks]
-        .iter()
-        .map(|block| block.dense_activations())
-        .sum();
+    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| block.dense_activations()).sum();
     if stage == 0 {
         sum += job.model.input.activations;
     }

@@ -51,11 +51,7 @@ impl std::error::Error for NotABijection {}
 impl Placement {
     /// Expert `e` on rank `e / (experts / ranks)`, in order: where training starts.
     pub fn identity(experts: usize, ranks: usize) -> Self {
-        Self {
-            slots_per_rank: experts / ranks,
-            slot_of: (0..experts).collect(),
-            expert_in: (0..experts).collect(),
-        }
+        Self { slots_per_rank: experts / ranks, slot_of: (0..experts).collect(), expert_in: (0..experts).collect() }
     }
 
     /// A placement from the slot of each expert.
@@ -71,11 +67,7 @@ impl Placement {
             }
             expert_in[slot] = expert;
         }
-        Ok(Self {
-            slots_per_rank: slots / ranks,
-            slot_of,
-            expert_in,
-        })
+        Ok(Self { slots_per_rank: slots / ranks, slot_of, expert_in })
     }
 
     /// Number of experts.
@@ -105,20 +97,13 @@ impl Placement {
 
     /// The load of the fullest rank, for loads `[expert]`.
     pub fn max_rank_load(&self, loads: &[u64]) -> u64 {
-        (0..self.ranks())
-            .map(|rank| self.experts_of(rank).iter().map(|&e| loads[e]).sum())
-            .max()
-            .unwrap_or(0)
+        (0..self.ranks()).map(|rank| self.experts_of(rank).iter().map(|&e| loads[e]).sum()).max().unwrap_or(0)
     }
 
     /// The experts that change rank on the way to `next`, in expert order.
     pub fn moves_to(&self, next: &Self) -> Vec<Move> {
         (0..self.experts())
-            .map(|expert| Move {
-                expert,
-                from: self.rank_of(expert),
-                to: next.rank_of(expert),
-            })
+            .map(|expert| Move { expert, from: self.rank_of(expert), to: next.rank_of(expert) })
             .filter(|m| m.from != m.to)
             .collect()
     }
@@ -133,13 +118,7 @@ mod tests {
         let now = Placement::identity(4, 2);
         let next = Placement::new(vec![1, 2, 0, 3], 2).unwrap();
         assert_eq!(next.experts_of(0), [2, 0]);
-        assert_eq!(
-            now.moves_to(&next),
-            [
-                Move { expert: 1, from: 0, to: 1 },
-                Move { expert: 2, from: 1, to: 0 }
-            ]
-        );
+        assert_eq!(now.moves_to(&next), [Move { expert: 1, from: 0, to: 1 }, Move { expert: 2, from: 1, to: 0 }]);
         assert_eq!(now.max_rank_load(&[5, 1, 2, 3]), 6);
         assert_eq!(next.max_rank_load(&[5, 1, 2, 3]), 7);
     }

@@ -132,11 +132,7 @@ impl Plan {
     /// The first rule that does not hold, with its numbers.
     pub fn check(&self, job: &Job) -> Result<(), PlanError> {
         let product = |left, found, right, wanted| {
-            if found == wanted {
-                Ok(())
-            } else {
-                Err(PlanError::Product { plan: *self, left, found, right, wanted })
-            }
+            if found == wanted { Ok(()) } else { Err(PlanError::Product { plan: *self, left, found, right, wanted }) }
         };
         let division = |whole, whole_value: usize, part, part_value: usize| {
             if part_value > 0 && whole_value.is_multiple_of(part_value) {

@@ -43,15 +43,8 @@ pub fn price(
 ) -> LayerPrice {
     let rows = Rows::new(program, counts, placement);
     let table = Table::new(program.steps, &rows, placement.slots_per_rank(), &place.nodes);
-    let pricer = Pricer {
-        ranks: rows.ranks(),
-        rows: &rows,
-        table: &table,
-        moe,
-        tokens,
-        place,
-        costs,
-    };
+    let pricer =
+        Pricer { ranks: rows.ranks(), rows: &rows, table: &table, moe, tokens, entries: counts.total(), place, costs };
     LayerPrice {
         forward: pricer.pass(&program.forward, false),
         backward: pricer.pass(&program.backward, true),
@@ -81,16 +74,15 @@ impl Table {
     fn new(steps: usize, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
         let ranks = rows.ranks();
         let node_count = nodes.iter().max().map_or(0, |last| last + 1);
-        let ports = Ports {
-            rank: vec![[0; 4]; ranks],
-            node: vec![[0; 2]; node_count],
-        };
+        let ports = Ports { rank: vec![[0; 4]; ranks], node: vec![[0; 2]; node_count] };
         let mut calls = vec![ports; steps * slots];
+        let mut peers = vec![0; steps * ranks];
         let mut arrived = vec![0; steps * ranks * slots];
         for source in 0..ranks {
             for owner in 0..ranks {
                 let step = rows.step(source, owner);
                 let first = (step * ranks + owner) * slots;
+                peers[step * ranks + source] += usize::from(nodes[source] != nodes[owner]);
                 for (slot, &expert) in rows.experts_of(owner).iter().enumerate() {
                     let sent = rows.sent(source, expert);
                     arrived[first + slot] += sent;
@@ -100,11 +92,9 @@ impl Table {
                 }
             }
         }
-        Self {
-            slots,
-            arrived,
-            traffic: calls.iter().map(Ports::busiest).collect(),
-        }
+        let most: Vec<usize> = peers.chunks_exact(ranks).map(|step| step.iter().copied().max().unwrap_or(0)).collect();
+        let traffic = calls.iter().enumerate().map(|(call, ports)| ports.busiest(most[call / slots])).collect();
+        Self { slots, arrived, traffic }
     }
 }
 
@@ -120,8 +110,8 @@ impl Ports {
         }
     }
 
-    fn busiest(&self) -> Traffic {
-        let mut traffic = Traffic::default();
+    fn busiest(&self, peers: usize) -> Traffic {
+        let mut traffic = Traffic { peers, ..Traffic::default() };
         for port in &self.rank {
             traffic.intra = traffic.intra.max(port[0]).max(port[1]);
             traffic.inter = traffic.inter.max(port[2]).max(port[3]);
@@ -139,6 +129,7 @@ struct Pricer<'a> {
     table: &'a Table,
     moe: &'a Moe,
     tokens: usize,
+    entries: u64,
     place: &'a GroupPlace,
     costs: &'a CostModel,
 }
@@ -151,10 +142,8 @@ impl Pricer<'_> {
                 Op::Experts { step } => {
                     durations.extend((0..self.ranks).map(|r| self.experts(step, r, backward)));
                 }
-                Op::Shadow { expert } => durations.extend(
-                    (0..self.ranks)
-                        .map(|rank| self.expert(self.rows.shadowed(rank, expert), backward)),
-                ),
+                Op::Shadow { expert } => durations
+                    .extend((0..self.ranks).map(|rank| self.expert(self.rows.shadowed(rank, expert), backward))),
                 op => {
                     let same = self.uniform(op, backward);
                     durations.extend(std::iter::repeat_n(same, self.ranks));
@@ -170,9 +159,11 @@ impl Pricer<'_> {
             Op::Gate => self.gate(backward),
             Op::Counts => {
                 let bytes = Bytes(8.0 * self.moe.experts as f64);
-                let one = Traffic { intra: 1, inter: 1, node: 1 };
-                self.costs.exchange(&self.place.group, &one, bytes) + self.costs.synchronisation()
+                let own_node = self.place.group.size.div_ceil(self.place.group.nodes);
+                let one = Traffic { intra: 1, inter: 1, node: 1, peers: self.ranks - own_node };
+                self.costs.exchange(&self.place.group, &one, bytes)
             }
+            Op::Sync => self.costs.synchronisation(),
             Op::Decide { steps } => self.costs.decision(steps),
             Op::Dispatch { step } | Op::Combine { step } => self.exchange(step),
             Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
@@ -183,12 +174,12 @@ impl Pricer<'_> {
         }
     }
 
-    /// Scores and choice: one product, and the entries' rows gathered into exchange order; backward twice that.
+    /// Scores and choice: one product; and the rows of all entries put into the order of the exchange and back. Backward
+    /// twice that.
     fn gate(&self, backward: bool) -> Seconds {
-        let tokens = self.tokens as f64;
-        let flops = Flops(2.0 * tokens * (self.moe.width * self.moe.experts) as f64);
-        let forward =
-            self.costs.matrix(flops, 1) + self.costs.elementwise(self.moe.entry_bytes() * (4.0 * tokens));
+        let flops = Flops(2.0 * self.tokens as f64 * (self.moe.width * self.moe.experts) as f64);
+        let moved = self.moe.entry_bytes() * (6.0 * self.entries as f64 / self.ranks as f64);
+        let forward = self.costs.matrix(flops) + self.costs.scatter(moved);
         if backward { forward * 2.0 } else { forward }
     }
 
@@ -202,18 +193,11 @@ impl Pricer<'_> {
 
     fn experts(&self, step: usize, rank: usize, backward: bool) -> Seconds {
         let first = (step * self.ranks + rank) * self.table.slots;
-        self.table.arrived[first..first + self.table.slots]
-            .iter()
-            .map(|&rows| self.expert(rows, backward))
-            .sum()
+        self.table.arrived[first..first + self.table.slots].iter().map(|&rows| self.expert(rows, backward)).sum()
     }
 
     fn expert(&self, rows: u32, backward: bool) -> Seconds {
-        if backward {
-            self.costs.expert_backward(self.moe, rows)
-        } else {
-            self.costs.expert_forward(self.moe, rows)
-        }
+        if backward { self.costs.expert_backward(self.moe, rows) } else { self.costs.expert_forward(self.moe, rows) }
     }
 
     fn computed_rows(&self, shadowed: &[usize]) -> Vec<u64> {
@@ -227,10 +211,7 @@ impl Pricer<'_> {
                     .flat_map(|step| &step[rank * slots..(rank + 1) * slots])
                     .map(|&rows| u64::from(rows))
                     .sum();
-                let own: u64 = shadowed
-                    .iter()
-                    .map(|&expert| u64::from(self.rows.shadowed(rank, expert)))
-                    .sum();
+                let own: u64 = shadowed.iter().map(|&expert| u64::from(self.rows.shadowed(rank, expert))).sum();
                 arrived + own
             })
             .collect()

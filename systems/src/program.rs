@@ -18,6 +18,8 @@ pub enum Op {
     Gate,
     /// Every rank tells every other how many entries it will send to each of its experts.
     Counts,
+    /// The host waits for the rank's device, because it needs to know that an exchange is over.
+    Sync,
     /// The host decides something about this micro-batch, in that many elementary steps.
     Decide {
         /// Elementary steps.
@@ -92,14 +94,10 @@ impl Op {
     /// The stream that the op runs on.
     pub fn stream(&self) -> Stream {
         match self {
-            Op::Gate | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {
-                Stream::Compute
+            Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => Stream::Compute,
+            Op::Counts | Op::Dispatch { .. } | Op::Combine { .. } | Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
+                Stream::Communication
             }
-            Op::Counts
-            | Op::Dispatch { .. }
-            | Op::Combine { .. }
-            | Op::Broadcast { .. }
-            | Op::ReduceGrad { .. } => Stream::Communication,
         }
     }
 }
@@ -111,10 +109,7 @@ pub struct Pass(Vec<Task>);
 impl Pass {
     /// Appends an op that waits for `after`; returns its index.
     pub fn then(&mut self, op: Op, after: &[usize]) -> usize {
-        self.0.push(Task {
-            op,
-            after: after.to_vec(),
-        });
+        self.0.push(Task { op, after: after.to_vec() });
         self.0.len() - 1
     }
 
@@ -125,39 +120,26 @@ impl Pass {
 }
 
 impl LayerProgram {
-    /// Plain expert parallelism: gate, counts, one dispatch, the local experts, one combine.
+    /// Plain expert parallelism: gate, counts, one dispatch, the local experts, one combine; the host waits for every
+    /// exchange.
     pub fn expert_parallel() -> Self {
         let mut forward = Pass::default();
         let gate = forward.then(Op::Gate, &[]);
         let counts = forward.then(Op::Counts, &[gate]);
-        exchange(&mut forward, 1, counts);
+        there_and_back(&mut forward, &[counts]);
         let mut backward = Pass::default();
-        let dispatch = backward.then(Op::Dispatch { step: 0 }, &[]);
-        let experts = backward.then(Op::Experts { step: 0 }, &[dispatch]);
-        let combine = backward.then(Op::Combine { step: 0 }, &[experts]);
-        backward.then(Op::Gate, &[combine]);
-        Self {
-            steps: 1,
-            shadowed: Vec::new(),
-            padded_to: None,
-            forward: forward.finish(),
-            backward: backward.finish(),
-        }
+        let combined = there_and_back(&mut backward, &[]);
+        backward.then(Op::Gate, &[combined]);
+        Self { steps: 1, shadowed: Vec::new(), padded_to: None, forward: forward.finish(), backward: backward.finish() }
     }
 }
 
-/// Dispatches, experts and combines of `steps` steps: all dispatches are issued first, each step's experts follow their
-/// dispatch, each combine its experts.
-fn exchange(pass: &mut Pass, steps: usize, after: usize) {
-    let dispatched: Vec<usize> = (0..steps)
-        .map(|step| pass.then(Op::Dispatch { step }, &[after]))
-        .collect();
-    let computed: Vec<usize> = (0..steps)
-        .map(|step| pass.then(Op::Experts { step }, &[dispatched[step]]))
-        .collect();
-    for step in 0..steps {
-        pass.then(Op::Combine { step }, &[computed[step]]);
-    }
+fn there_and_back(pass: &mut Pass, after: &[usize]) -> usize {
+    let dispatch = pass.then(Op::Dispatch { step: 0 }, after);
+    let there = pass.then(Op::Sync, &[dispatch]);
+    let experts = pass.then(Op::Experts { step: 0 }, &[there]);
+    let combine = pass.then(Op::Combine { step: 0 }, &[experts]);
+    pass.then(Op::Sync, &[combine])
 }
 
 /// Which rows the ops of a program concern.
@@ -171,22 +153,12 @@ pub struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// The rows of `program` on these counts.
-    pub fn new(
-        program: &LayerProgram,
-        counts: &'a RoutingCounts,
-        placement: &'a Placement,
-    ) -> Self {
+    pub fn new(program: &LayerProgram, counts: &'a RoutingCounts, placement: &'a Placement) -> Self {
         let mut shadowed = vec![false; counts.experts()];
         for &expert in &program.shadowed {
             shadowed[expert] = true;
         }
-        Self {
-            counts,
-            placement,
-            steps: program.steps,
-            padded_to: program.padded_to,
-            shadowed,
-        }
+        Self { counts, placement, steps: program.steps, padded_to: program.padded_to, shadowed }
     }
 
     /// Ranks of the group.
@@ -227,10 +199,7 @@ mod tests {
     fn every_pair_of_ranks_meets_in_one_step() {
         let counts = RoutingCounts::new(6, vec![1; 36]);
         let placement = Placement::identity(6, 6);
-        let program = LayerProgram {
-            steps: 3,
-            ..LayerProgram::expert_parallel()
-        };
+        let program = LayerProgram { steps: 3, ..LayerProgram::expert_parallel() };
         let rows = Rows::new(&program, &counts, &placement);
         // Schedule groups {0,1} {2,3} {4,5}: 0 -> 2 and 5 -> 1 are one group ahead, 4 -> 2 is two ahead.
         assert_eq!(rows.step(0, 1), 0);

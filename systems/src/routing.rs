@@ -34,6 +34,11 @@ impl RoutingCounts {
         &mut self.counts[rank * self.experts..(rank + 1) * self.experts]
     }
 
+    /// All entries.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().map(|&count| u64::from(count)).sum()
+    }
+
     /// Entries of each expert over all source ranks, `[expert]`.
     pub fn loads(&self) -> Vec<u64> {
         let mut loads = vec![0; self.experts];
@@ -71,8 +76,6 @@ impl LoadHistory {
 
     /// Loads of one layer in the last `window` iterations, `[expert]` each, oldest first.
     pub fn recent(&self, layer: usize, window: usize) -> impl Iterator<Item = &[u64]> {
-        self.iterations[self.len().saturating_sub(window)..]
-            .iter()
-            .map(move |loads| loads[layer].as_slice())
+        self.iterations[self.len().saturating_sub(window)..].iter().map(move |loads| loads[layer].as_slice())
     }
 }

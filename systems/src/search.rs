@@ -45,15 +45,7 @@ pub fn enumerate(job: &Job, placement_every: usize) -> Vec<Plan> {
             }
             for ep in divisors(dp * tp) {
                 for micro_batch in micro_batches(job, dp) {
-                    let plan = Plan {
-                        pp,
-                        dp,
-                        tp,
-                        ep,
-                        expert_dp: dp * tp / ep,
-                        micro_batch,
-                        placement_every,
-                    };
+                    let plan = Plan { pp, dp, tp, ep, expert_dp: dp * tp / ep, micro_batch, placement_every };
                     if plan.check(job).is_ok() {
                         plans.push(plan);
                     }
@@ -113,11 +105,7 @@ pub fn estimate(
         }
     }
     fits(job, plan, worst)?;
-    Ok(Estimate {
-        step,
-        phases,
-        peak: worst,
-    })
+    Ok(Estimate { step, phases, peak: worst })
 }
 
 /// Whether the fullest rank fits into the device's memory.
@@ -130,12 +118,7 @@ pub fn fits(job: &Job, plan: &Plan, peak: Peak) -> Result<(), PlanError> {
     if peak.bytes <= have {
         return Ok(());
     }
-    Err(PlanError::Memory {
-        plan: *plan,
-        rank: peak.rank,
-        need: peak.bytes,
-        have,
-    })
+    Err(PlanError::Memory { plan: *plan, rank: peak.rank, need: peak.bytes, have })
 }
 
 /// Sorts candidates: fastest first, ties by plan; those that cannot be used last.

@@ -104,10 +104,7 @@ impl System for SmartMoe {
             .into_iter()
             .map(|plan| {
                 let place = |layer| self.expected_placement(job, &plan, profile, layer);
-                Candidate {
-                    plan,
-                    outcome: search::estimate(job, &plan, costs, &Plain, profile, &place),
-                }
+                Candidate { plan, outcome: search::estimate(job, &plan, costs, &Plain, profile, &place) }
             })
             .collect();
         search::rank(estimated)
@@ -123,13 +120,7 @@ impl System for SmartMoe {
 
 impl SmartMoe {
     /// Where the online part would put the experts of a layer under the profile's loads.
-    fn expected_placement(
-        &self,
-        job: &Job,
-        plan: &Plan,
-        profile: &[BatchCounts],
-        layer: usize,
-    ) -> Placement {
+    fn expected_placement(&self, job: &Job, plan: &Plan, profile: &[BatchCounts], layer: usize) -> Placement {
         let experts = experts_of(job, layer);
         let now = Placement::identity(experts, plan.ep);
         if self.placement_every == 0 {
@@ -151,13 +142,7 @@ struct Online {
 }
 
 impl Policy for Online {
-    fn place(
-        &mut self,
-        iteration: usize,
-        layer: usize,
-        past: &LoadHistory,
-        now: &Placement,
-    ) -> Decision {
+    fn place(&mut self, iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         if self.every == 0 || iteration == 0 || !iteration.is_multiple_of(self.every) {
             return Decision::NotDue;
         }

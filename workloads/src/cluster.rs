@@ -35,12 +35,15 @@ pub struct Gpu {
     pub memory: Constant,
     /// Memory that a job cannot use: context, communication buffers, fragmentation, B.
     pub memory_reserved: Constant,
-    /// Bandwidth of device memory, B/s.
+    /// Bandwidth of device memory that streaming kernels reach, B/s.
     pub memory_bandwidth: Constant,
-    /// Rate that a large half-precision matrix product reaches, FLOP/s.
+    /// Bandwidth that kernels reach which gather and scatter rows by index, B/s.
+    pub scatter_bandwidth: Constant,
+    /// Rate that half-precision matrix products reach, FLOP/s.
     pub gemm_rate: Constant,
-    /// Time that a matrix product takes beyond its arithmetic: launch, ramp-up and drain, s.
-    pub gemm_start: Constant,
+    /// What an expert with any rows takes beyond arithmetic and memory traffic, forward (twice that backward): the
+    /// launches of its kernels, one after the other, s.
+    pub expert_start: Constant,
 }
 
 /// Bandwidths in each direction and start-up times.
@@ -49,14 +52,18 @@ pub struct Gpu {
 pub struct Network {
     /// One GPU's bandwidth to the others of its node, B/s each way.
     pub intra_bandwidth: Constant,
-    /// Start-up of one message inside a node, s.
-    pub intra_start: Constant,
     /// A whole node's bandwidth to other nodes, shared by its GPUs, B/s each way.
     pub inter_bandwidth: Constant,
     /// One GPU's bandwidth to other nodes, B/s each way.
     pub port_bandwidth: Constant,
-    /// Start-up of one message between nodes, s.
-    pub inter_start: Constant,
+    /// Rate of a broadcast from, or a reduction to, one GPU across nodes, B/s.
+    pub rooted_bandwidth: Constant,
+    /// Start-up of one grouped call or collective, s.
+    pub call_start: Constant,
+    /// Start-up for each peer on another node in a grouped call, s.
+    pub peer_start: Constant,
+    /// Start-up of one send between two ranks, s.
+    pub send_start: Constant,
 }
 
 /// Work of the host that the GPU waits for.
@@ -65,7 +72,9 @@ pub struct Network {
 pub struct Host {
     /// Per training iteration: data loading, logging, loss scaling, s.
     pub iteration: Constant,
-    /// Per call of an MoE layer: counts read back from the device before the exchange, launch gaps, s.
+    /// Per pass through a transformer block: launches of its small kernels, s.
+    pub block: Constant,
+    /// Per wait of the host for the device, s.
     pub synchronisation: Constant,
     /// One elementary step of an online decision (one expert held against one rank), s.
     pub decision_step: Constant,
@@ -91,28 +100,13 @@ impl Cluster {
             return Err(ConfigError::value(file, "gpus_per_node", 0, "at least 1"));
         }
         for (field, constant, may_be_zero) in cluster.constants() {
-            let sane = constant.value.is_finite()
-                && (constant.value > 0.0 || may_be_zero && constant.value == 0.0);
+            let sane = constant.value.is_finite() && (constant.value > 0.0 || may_be_zero && constant.value == 0.0);
             if !sane {
-                let expected = if may_be_zero {
-                    "a number of at least 0"
-                } else {
-                    "a number above 0"
-                };
-                return Err(ConfigError::value(
-                    file,
-                    format!("{field}.value"),
-                    constant.value,
-                    expected,
-                ));
+                let expected = if may_be_zero { "a number of at least 0" } else { "a number above 0" };
+                return Err(ConfigError::value(file, format!("{field}.value"), constant.value, expected));
             }
             if constant.source.trim().is_empty() {
-                return Err(ConfigError::value(
-                    file,
-                    format!("{field}.source"),
-                    "\"\"",
-                    "where the value comes from",
-                ));
+                return Err(ConfigError::value(file, format!("{field}.source"), "\"\"", "where the value comes from"));
             }
         }
         Ok(cluster)
@@ -129,21 +123,26 @@ impl Cluster {
     }
 
     /// Every constant with its field's path and whether it may be zero.
-    pub fn constants(&self) -> [(&'static str, &Constant, bool); 13] {
+    pub fn constants(&self) -> [(&'static str, &Constant, bool); 17] {
+        let (gpu, network, host) = (&self.gpu, &self.network, &self.host);
         [
-            ("gpu.memory", &self.gpu.memory, false),
-            ("gpu.memory_reserved", &self.gpu.memory_reserved, true),
-            ("gpu.memory_bandwidth", &self.gpu.memory_bandwidth, false),
-            ("gpu.gemm_rate", &self.gpu.gemm_rate, false),
-            ("gpu.gemm_start", &self.gpu.gemm_start, true),
-            ("network.intra_bandwidth", &self.network.intra_bandwidth, false),
-            ("network.intra_start", &self.network.intra_start, true),
-            ("network.inter_bandwidth", &self.network.inter_bandwidth, false),
-            ("network.port_bandwidth", &self.network.port_bandwidth, false),
-            ("network.inter_start", &self.network.inter_start, true),
-            ("host.iteration", &self.host.iteration, true),
-            ("host.synchronisation", &self.host.synchronisation, true),
-            ("host.decision_step", &self.host.decision_step, true),
+            ("gpu.memory", &gpu.memory, false),
+            ("gpu.memory_reserved", &gpu.memory_reserved, true),
+            ("gpu.memory_bandwidth", &gpu.memory_bandwidth, false),
+            ("gpu.scatter_bandwidth", &gpu.scatter_bandwidth, false),
+            ("gpu.gemm_rate", &gpu.gemm_rate, false),
+            ("gpu.expert_start", &gpu.expert_start, true),
+            ("network.intra_bandwidth", &network.intra_bandwidth, false),
+            ("network.inter_bandwidth", &network.inter_bandwidth, false),
+            ("network.port_bandwidth", &network.port_bandwidth, false),
+            ("network.rooted_bandwidth", &network.rooted_bandwidth, false),
+            ("network.call_start", &network.call_start, true),
+            ("network.peer_start", &network.peer_start, true),
+            ("network.send_start", &network.send_start, true),
+            ("host.iteration", &host.iteration, true),
+            ("host.block", &host.block, true),
+            ("host.synchronisation", &host.synchronisation, true),
+            ("host.decision_step", &host.decision_step, true),
         ]
     }
 }
@@ -172,9 +171,7 @@ mod tests {
         let good = CLUSTERS[0].1;
         let check = |from: &str, to: &str, expected: &str| {
             assert!(good.contains(from), "{from}");
-            let message = Cluster::parse("c.toml", &good.replacen(from, to, 1))
-                .unwrap_err()
-                .to_string();
+            let message = Cluster::parse("c.toml", &good.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
         check("gpus_per_node = 8", "gpus_per_node = 0", "gpus_per_node = 0");

@@ -41,18 +41,8 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// A [`ConfigError::Value`] from displayable parts.
-    pub fn value(
-        file: &str,
-        field: impl Into<String>,
-        value: impl ToString,
-        expected: impl Into<String>,
-    ) -> Self {
-        Self::Value {
-            file: file.to_owned(),
-            field: field.into(),
-            value: value.to_string(),
-            expected: expected.into(),
-        }
+    pub fn value(file: &str, field: impl Into<String>, value: impl ToString, expected: impl Into<String>) -> Self {
+        Self::Value { file: file.to_owned(), field: field.into(), value: value.to_string(), expected: expected.into() }
     }
 }
 
@@ -63,29 +53,15 @@ pub(crate) fn find<'a>(
     name: &str,
     table: &'a [(&'a str, &'a str)],
 ) -> Result<&'a str, ConfigError> {
-    table
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, text)| *text)
-        .ok_or_else(|| ConfigError::Unknown {
-            context: context.to_owned(),
-            kind,
-            name: name.to_owned(),
-            known: table
-                .iter()
-                .map(|(known, _)| *known)
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
+    table.iter().find(|(known, _)| *known == name).map(|(_, text)| *text).ok_or_else(|| ConfigError::Unknown {
+        context: context.to_owned(),
+        kind,
+        name: name.to_owned(),
+        known: table.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", "),
+    })
 }
 
 /// Parses TOML, naming the file in the error.
-pub(crate) fn parse<T: serde::de::DeserializeOwned>(
-    file: &str,
-    text: &str,
-) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|source| ConfigError::Syntax {
-        file: file.to_owned(),
-        source,
-    })
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(file: &str, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|source| ConfigError::Syntax { file: file.to_owned(), source })
 }

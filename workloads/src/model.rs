@@ -176,12 +176,9 @@ impl Model {
         match (spec.gpt, spec.swin) {
             (Some(gpt), None) => gpt.build(file, spec.name, spec.source),
             (None, Some(swin)) => swin.build(file, spec.name, spec.source),
-            _ => Err(ConfigError::value(
-                file,
-                "gpt, swin",
-                "none or both",
-                "exactly one of the tables [gpt] and [swin]",
-            )),
+            _ => {
+                Err(ConfigError::value(file, "gpt, swin", "none or both", "exactly one of the tables [gpt] and [swin]"))
+            }
         }
     }
 
@@ -197,9 +194,7 @@ impl Model {
 
     /// Indices of the blocks that hold an MoE layer, first to last. An MoE layer is known by its place in this list.
     pub fn moe_blocks(&self) -> Vec<usize> {
-        (0..self.blocks.len())
-            .filter(|&b| self.blocks[b].moe().is_some())
-            .collect()
+        (0..self.blocks.len()).filter(|&b| self.blocks[b].moe().is_some()).collect()
     }
 
     /// Parameters on one rank with a single pipeline stage and `local_experts` experts per MoE layer.
@@ -209,9 +204,9 @@ impl Model {
             .iter()
             .map(|block| {
                 block.dense_parameters()
-                    + block.moe().map_or(0, |moe| {
-                        moe.gate_parameters() + local_experts as u64 * moe.expert_parameters()
-                    })
+                    + block
+                        .moe()
+                        .map_or(0, |moe| moe.gate_parameters() + local_experts as u64 * moe.expert_parameters())
             })
             .sum();
         blocks + self.input.parameters + self.output.parameters + self.tied_parameters
@@ -223,9 +218,9 @@ impl Model {
             .blocks
             .iter()
             .map(|block| {
-                let moe = block.moe().map_or(Flops::ZERO, |moe| {
-                    moe.gate_flops() + moe.entry_flops() * (moe.tokens * self.top_k) as f64
-                });
+                let moe = block
+                    .moe()
+                    .map_or(Flops::ZERO, |moe| moe.gate_flops() + moe.entry_flops() * (moe.tokens * self.top_k) as f64);
                 block.dense_flops() + moe
             })
             .sum();
@@ -282,12 +277,7 @@ impl Gpt {
             extra_parameters: 0,
             extra_flops: Flops::ZERO,
             ffn: if (index + 1).is_multiple_of(self.moe_every) {
-                Ffn::Moe(Moe {
-                    tokens: t,
-                    width: h,
-                    inner: self.expert_ratio * h,
-                    experts: self.experts,
-                })
+                Ffn::Moe(Moe { tokens: t, width: h, inner: self.expert_ratio * h, experts: self.experts })
             } else {
                 Ffn::Dense { inner: 4 * h }
             },
@@ -296,11 +286,7 @@ impl Gpt {
             name,
             source,
             blocks: (0..self.layers).map(block).collect(),
-            input: Edge {
-                parameters: (t * h) as u64,
-                flops: Flops::ZERO,
-                activations: Bytes((t * h) as f64 * HALF),
-            },
+            input: Edge { parameters: (t * h) as u64, flops: Flops::ZERO, activations: Bytes((t * h) as f64 * HALF) },
             output: Edge {
                 parameters: 2 * h as u64,
                 flops: Flops((2 * t * h * self.vocabulary) as f64),
@@ -379,10 +365,7 @@ impl Swin {
             at_least_one(file, &format!("swin.{field}"), value)?;
         }
         top_k_within(file, "swin.top_k", self.top_k, self.experts)?;
-        for (field, length) in [
-            ("heads", self.heads.len()),
-            ("moe_blocks", self.moe_blocks.len()),
-        ] {
+        for (field, length) in [("heads", self.heads.len()), ("moe_blocks", self.moe_blocks.len())] {
             if length != self.depths.len() {
                 return Err(ConfigError::value(
                     file,
@@ -404,11 +387,7 @@ impl Swin {
         let merge = stage > 0 && index == 0;
         let half = hidden / 2;
         let merge_parameters = if merge { 8 * half * half + 8 * half } else { 0 };
-        let merge_flops = if merge {
-            tokens * 2 * (4 * half) * (2 * half)
-        } else {
-            0
-        };
+        let merge_flops = if merge { tokens * 2 * (4 * half) * (2 * half) } else { 0 };
         let ffn = if self.moe_blocks[stage].contains(&index) {
             let width = hidden * self.merged_tokens;
             Ffn::Moe(Moe {
@@ -425,8 +404,7 @@ impl Swin {
             hidden,
             heads,
             attended: window * window,
-            extra_parameters: (heads * (2 * window - 1) * (2 * window - 1) + merge_parameters)
-                as u64,
+            extra_parameters: (heads * (2 * window - 1) * (2 * window - 1) + merge_parameters) as u64,
             extra_flops: Flops(merge_flops as f64),
             ffn,
         }
@@ -442,12 +420,7 @@ fn at_least_one(file: &str, field: &str, value: usize) -> Result<(), ConfigError
 
 fn top_k_within(file: &str, field: &str, top_k: usize, experts: usize) -> Result<(), ConfigError> {
     if top_k == 0 || top_k > experts {
-        return Err(ConfigError::value(
-            file,
-            field,
-            top_k,
-            format!("1 to {experts}, the number of experts"),
-        ));
+        return Err(ConfigError::value(file, field, top_k, format!("1 to {experts}, the number of experts")));
     }
     Ok(())
 }
@@ -479,11 +452,7 @@ mod tests {
     #[test]
     fn gpt_parameters_are_exact() {
         let check = |name, local_experts, expected| {
-            assert_eq!(
-                model(name).parameters_per_rank(local_experts),
-                expected,
-                "{name}"
-            );
+            assert_eq!(model(name).parameters_per_rank(local_experts), expected, "{name}");
         };
         check("gpt-l16-h2560-e16", 1, 971_371_776);
         check("gpt-l8-h2048-e32", 1, 374_264_064);
@@ -500,13 +469,8 @@ mod tests {
             ("gpt-l16-h1536-e64", 16, 1536, 64),
         ] {
             for n in [1, 2, 8] {
-                let expected = l * (4 * h * h + 8 * h + n * (4 * h * h + 3 * h) + e * (h + 1))
-                    + (50304 + 1024 + 2) * h;
-                assert_eq!(
-                    model(name).parameters_per_rank(n as usize),
-                    expected,
-                    "{name} n={n}"
-                );
+                let expected = l * (4 * h * h + 8 * h + n * (4 * h * h + 3 * h) + e * (h + 1)) + (50304 + 1024 + 2) * h;
+                assert_eq!(model(name).parameters_per_rank(n as usize), expected, "{name} n={n}");
             }
         }
     }
@@ -541,11 +505,7 @@ mod tests {
     #[test]
     fn swin_moe_layers_stand_where_the_paper_has_them() {
         let swin = model("swin-moe-b-e16");
-        let moe: Vec<Moe> = swin
-            .blocks
-            .iter()
-            .filter_map(|b| b.moe().copied())
-            .collect();
+        let moe: Vec<Moe> = swin.blocks.iter().filter_map(|b| b.moe().copied()).collect();
         assert_eq!(moe.len(), 10);
         assert_eq!((moe[0].width, moe[0].inner), (2048, 4096));
         assert_eq!((moe[9].width, moe[9].inner), (4096, 8192));
@@ -569,24 +529,10 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         };
         check("name = 'x'", "missing field `source`");
-        check(
-            "name = 'x'\nsource = 's'",
-            "exactly one of the tables [gpt] and [swin]",
-        );
+        check("name = 'x'\nsource = 's'", "exactly one of the tables [gpt] and [swin]");
         let gpt = "name='x'\nsource='s'\n[gpt]\nlayers=1\nhidden=8\nheads=2\nseq_len=4\nvocabulary=9\nexpert_ratio=2\nexperts=4\nmoe_every=1\n";
-        check(
-            &format!("{gpt}top_k=5"),
-            "gpt.top_k = 5: expected 1 to 4, the number of experts",
-        );
-        check(
-            &format!("{gpt}top_k=2\ntop=3"),
-            "unknown field `top`, expected one of",
-        );
-        assert!(
-            Model::named("--model", "gpt-5")
-                .unwrap_err()
-                .to_string()
-                .contains("known: gpt-l16-h2560-e16")
-        );
+        check(&format!("{gpt}top_k=5"), "gpt.top_k = 5: expected 1 to 4, the number of experts");
+        check(&format!("{gpt}top_k=2\ntop=3"), "unknown field `top`, expected one of");
+        assert!(Model::named("--model", "gpt-5").unwrap_err().to_string().contains("known: gpt-l16-h2560-e16"));
     }
 }

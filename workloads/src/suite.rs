@@ -47,11 +47,7 @@ pub struct TraceUse {
 
 impl Default for TraceUse {
     fn default() -> Self {
-        Self {
-            start: 1,
-            stride: 1,
-            profile: 3,
-        }
+        Self { start: 1, stride: 1, profile: 3 }
     }
 }
 
@@ -100,13 +96,7 @@ pub struct ForcedPlan {
 impl Case {
     /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE`.
     pub fn id(&self) -> String {
-        format!(
-            "{}.{}.{}.{}",
-            self.model,
-            self.cluster,
-            self.gpus,
-            self.gate.to_string().replace(' ', "-")
-        )
+        format!("{}.{}.{}.{}", self.model, self.cluster, self.gpus, self.gate.to_string().replace(' ', "-"))
     }
 
     /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8.
@@ -137,15 +127,10 @@ impl Suite {
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        let refuse = |field: String, value: String, expected: String| {
-            Err(ConfigError::value(file, field, value, expected))
-        };
+        let refuse =
+            |field: String, value: String, expected: String| Err(ConfigError::value(file, field, value, expected));
         if self.systems.is_empty() || self.cases.is_empty() || self.seeds.is_empty() {
-            return refuse(
-                "systems, cases, seeds".into(),
-                "an empty list".into(),
-                "at least one of each".into(),
-            );
+            return refuse("systems, cases, seeds".into(), "an empty list".into(), "at least one of each".into());
         }
         if !self.systems.contains(&self.baseline) {
             return refuse(
@@ -177,11 +162,7 @@ impl Suite {
                 }
             }
             if let Some(system) = case.plans.keys().find(|name| !self.systems.contains(name)) {
-                return refuse(
-                    field("plans"),
-                    system.clone(),
-                    format!("one of systems: {}", self.systems.join(", ")),
-                );
+                return refuse(field("plans"), system.clone(), format!("one of systems: {}", self.systems.join(", ")));
             }
             if let Some(first) = seen.insert(case.id(), index) {
                 return refuse(
@@ -228,9 +209,7 @@ mod tests {
         let good = SUITES[0].1;
         let check = |from: &str, to: &str, expected: &str| {
             assert!(good.contains(from), "{from}");
-            let message = Suite::parse("s.toml", &good.replacen(from, to, 1))
-                .unwrap_err()
-                .to_string();
+            let message = Suite::parse("s.toml", &good.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
         check("warmup", "warm_up", "unknown field `warm_up`");

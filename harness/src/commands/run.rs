@@ -112,15 +112,11 @@ fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], sto
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build()?;
     let progress = progress_bar((cases * suite.iterations) as u64);
     pool.install(|| {
-        prepared
-            .iter()
-            .try_for_each(|(seed, cases)| runner::run_all(cases, *seed, suite.iterations, store, &progress))
+        prepared.iter().try_for_each(|(seed, cases)| runner::run_all(cases, *seed, suite.iterations, store, &progress))
     })?;
     progress.finish_and_clear();
-    let ids: Vec<String> = prepared
-        .iter()
-        .flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed)))
-        .collect();
+    let ids: Vec<String> =
+        prepared.iter().flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed))).collect();
     let frames = store.join(&ids)?;
     let summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
     let mut frame = summary.frame()?;
@@ -128,8 +124,7 @@ fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], sto
         CsvWriter::new(&mut *file).finish(&mut frame)?;
         Ok(file.flush()?)
     })?;
-    let figure = figures::end_to_end::draw(suite, &summary)?;
-    figure.save(&store.path("figures/end_to_end"))?;
+    store.save_figure("end_to_end", &figures::end_to_end::draw(suite, &summary)?)?;
     show(suite, &summary, store)
 }
 

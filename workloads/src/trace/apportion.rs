@@ -19,9 +19,7 @@ impl Apportion {
     /// are rounded up, the lowest expert first among equal ones. Requires `target <= cap * out.len()`, and weights
     /// that sum to at most 2^30.
     pub(super) fn share(&mut self, weights: &[u32], target: u32, cap: u32, out: &mut [u32]) {
-        let (sum, max) = weights
-            .iter()
-            .fold((0, 0), |(sum, max), &w| (sum + w, max.max(w)));
+        let (sum, max) = weights.iter().fold((0, 0), |(sum, max), &w| (sum + w, max.max(w)));
         if sum == 0 || u64::from(max) * u64::from(target) > u64::from(cap) * u64::from(sum) {
             self.share_capped(weights, target, cap, out);
         } else if sum == target {
@@ -32,12 +30,7 @@ impl Apportion {
     }
 
     fn share_capped(&mut self, weights: &[u32], target: u32, cap: u32, out: &mut [u32]) {
-        let Self {
-            rest,
-            capped,
-            shares,
-            remainders,
-        } = self;
+        let Self { rest, capped, shares, remainders } = self;
         rest.clear();
         rest.extend_from_slice(weights);
         capped.clear();
@@ -90,9 +83,7 @@ fn proportion(weights: &[u32], sum: u32, target: u32, out: &mut [u32], remainder
         // wrapping, tells which.
         let scaled = ((u64::from(weight) * u64::from(fraction)) >> 32) as u32;
         let quotient = weight.wrapping_mul(whole).wrapping_add(scaled);
-        let rest = weight
-            .wrapping_mul(target)
-            .wrapping_sub(quotient.wrapping_mul(sum)) as i32;
+        let rest = weight.wrapping_mul(target).wrapping_sub(quotient.wrapping_mul(sum)) as i32;
         let one_less = rest >= sum as i32;
         *out = quotient + u32::from(one_less);
         *remainder = rest - if one_less { sum as i32 } else { 0 };
@@ -105,12 +96,7 @@ fn proportion(weights: &[u32], sum: u32, target: u32, out: &mut [u32], remainder
 
 /// Adds one to the `short` experts of largest remainder; remainders are in `0..sum`, and `short` is below their number.
 fn round_up(remainders: &[i32], sum: i32, short: i32, out: &mut [u32]) {
-    let at_least = |bound: i32| {
-        remainders
-            .iter()
-            .map(|&r| i32::from(r >= bound))
-            .sum::<i32>()
-    };
+    let at_least = |bound: i32| remainders.iter().map(|&r| i32::from(r >= bound)).sum::<i32>();
     // Invariant: more than `short` remainders reach `low`, at most `short` (`reached`) reach `high`.
     let (mut low, mut high, mut reached) = (0, sum, 0);
     while high - low > 1 && reached < short {
@@ -126,12 +112,8 @@ fn round_up(remainders: &[i32], sum: i32, short: i32, out: &mut [u32]) {
         *out += u32::from(remainder >= high);
     }
     if reached < short {
-        let ties = out
-            .iter_mut()
-            .zip(remainders)
-            .filter(|&(_, &remainder)| remainder == high - 1);
-        ties.take((short - reached) as usize)
-            .for_each(|(out, _)| *out += 1);
+        let ties = out.iter_mut().zip(remainders).filter(|&(_, &remainder)| remainder == high - 1);
+        ties.take((short - reached) as usize).for_each(|(out, _)| *out += 1);
     }
 }
 
@@ -169,10 +151,7 @@ mod tests {
     /// The same by sorting, in exact fractions.
     fn slow(weights: &[u32], target: u32) -> Vec<u32> {
         let sum = weights.iter().map(|&w| u64::from(w)).sum::<u64>();
-        let scaled = weights
-            .iter()
-            .map(|&w| u64::from(w) * u64::from(target))
-            .collect::<Vec<_>>();
+        let scaled = weights.iter().map(|&w| u64::from(w) * u64::from(target)).collect::<Vec<_>>();
         let mut out = scaled.iter().map(|&x| (x / sum) as u32).collect::<Vec<_>>();
         let mut order = (0..weights.len()).collect::<Vec<_>>();
         order.sort_by_key(|&e| (std::cmp::Reverse(scaled[e] % sum), e));
@@ -187,9 +166,7 @@ mod tests {
         for round in 0..5000 {
             let experts = 1 + rng.next_u32() as usize % 70;
             let bits = 1 + round % 22;
-            let mut weights = (0..experts)
-                .map(|_| rng.next_u32() % (1 << bits))
-                .collect::<Vec<_>>();
+            let mut weights = (0..experts).map(|_| rng.next_u32() % (1 << bits)).collect::<Vec<_>>();
             weights[0] += 1;
             let target = 1 + rng.next_u32() % (1 << (1 + round % 29));
             check(&weights, target, target, &slow(&weights, target));
@@ -201,17 +178,12 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         for _ in 0..5000 {
             let experts = 4 + rng.next_u32() as usize % 30;
-            let weights = (0..experts)
-                .map(|_| rng.next_u32() >> (12 + rng.next_u32() % 20))
-                .collect::<Vec<_>>();
+            let weights = (0..experts).map(|_| rng.next_u32() >> (12 + rng.next_u32() % 20)).collect::<Vec<_>>();
             let (target, cap) = (4096, 1024 + rng.next_u32() % 3072);
             let mut out = vec![0; experts];
             Apportion::default().share(&weights, target, cap, &mut out);
             assert_eq!(out.iter().sum::<u32>(), target);
-            assert!(
-                out.iter().all(|&x| x <= cap),
-                "{weights:?} at most {cap}: {out:?}"
-            );
+            assert!(out.iter().all(|&x| x <= cap), "{weights:?} at most {cap}: {out:?}");
         }
     }
 }

@@ -17,20 +17,11 @@ const TOP_K: u32 = 2;
 ///
 /// # Errors
 /// As [`ArtifactReader::add`] and [`ArtifactReader::finish`], and an archive that cannot be read.
-pub fn read_tar_xz(
-    name: impl Into<String>,
-    archive: impl Read,
-) -> Result<RoutingTrace, TraceError> {
+pub fn read_tar_xz(name: impl Into<String>, archive: impl Read) -> Result<RoutingTrace, TraceError> {
     let mut reader = ArtifactReader::new(name);
     let name = reader.name.clone();
-    let failed = |source| TraceError::Archive {
-        name: name.clone(),
-        source,
-    };
-    let text = BufReader::with_capacity(
-        1 << 18,
-        liblzma::read::XzDecoder::new_multi_decoder(archive),
-    );
+    let failed = |source| TraceError::Archive { name: name.clone(), source };
+    let text = BufReader::with_capacity(1 << 18, liblzma::read::XzDecoder::new_multi_decoder(archive));
     let mut archive = tar::Archive::new(text);
     let mut bytes = Vec::new();
     for entry in archive.entries().map_err(failed)? {
@@ -73,12 +64,7 @@ struct Extents {
 impl ArtifactReader {
     /// A reader with no files yet; `name` is the name of the trace to be.
     pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            seen: 0,
-            files: BTreeMap::new(),
-            extents: Extents::default(),
-        }
+        Self { name: name.into(), seen: 0, files: BTreeMap::new(), extents: Extents::default() }
     }
 
     /// Reads one file. Folders before the name do not matter, and files with other names are passed over.
@@ -97,10 +83,7 @@ impl ArtifactReader {
     /// ones, a file with fewer layers than others, and what [`RoutingTrace::new`] refuses.
     pub fn finish(self) -> Result<RoutingTrace, TraceError> {
         let Some(last_rank) = self.files.keys().map(|&(_, rank)| rank).max() else {
-            return Err(TraceError::NoFiles {
-                name: self.name,
-                files: self.seen,
-            });
+            return Err(TraceError::NoFiles { name: self.name, files: self.seen });
         };
         let iterations = self.iterations(last_rank)?;
         let layers = self.layers()?;
@@ -110,12 +93,7 @@ impl ArtifactReader {
             ranks: last_rank as usize + 1,
             experts: self.extents.experts.unwrap_or(0),
             // Too many for 32 bits are too many for a trace.
-            entries: self
-                .extents
-                .entries
-                .unwrap_or(0)
-                .try_into()
-                .unwrap_or(u32::MAX),
+            entries: self.extents.entries.unwrap_or(0).try_into().unwrap_or(u32::MAX),
             top_k: TOP_K,
         };
         let counts = interleave(&shape, iterations.len(), self.files.into_values());
@@ -130,12 +108,7 @@ impl ArtifactReader {
         let file = file_name.to_string();
         if let Some(earlier) = self.files.get(&(iteration, rank)) {
             let earlier = earlier.name.clone();
-            return Err(TraceError::Duplicate {
-                file,
-                iteration,
-                rank,
-                earlier,
-            });
+            return Err(TraceError::Duplicate { file, iteration, rank, earlier });
         }
         let mut counts = Vec::with_capacity(text.len() / 5);
         let mut layers = 0;
@@ -143,72 +116,36 @@ impl ArtifactReader {
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let mut line = Line {
-                file: &file,
-                number: index + 1,
-                text: line,
-                at: 0,
-            };
+            let mut line = Line { file: &file, number: index + 1, text: line, at: 0 };
             line.read(layers, &mut self.extents, &mut counts)?;
             layers += 1;
         }
         if layers == 0 {
-            let line = Line {
-                file: &file,
-                number: 1,
-                text: b"",
-                at: 0,
-            };
+            let line = Line { file: &file, number: 1, text: b"", at: 0 };
             return Err(line.malformed("layer 0 as `0:[[counts], ..]`"));
         }
         counts.shrink_to_fit();
-        self.files.insert(
-            (iteration, rank),
-            RankFile {
-                name: file,
-                layers,
-                counts,
-            },
-        );
+        self.files.insert((iteration, rank), RankFile { name: file, layers, counts });
         Ok(())
     }
 
     /// Labels of the samples, every rank of every one being there.
     fn iterations(&self, last_rank: u32) -> Result<Vec<u32>, TraceError> {
-        let mut iterations = self
-            .files
-            .keys()
-            .map(|&(iteration, _)| iteration)
-            .collect::<Vec<_>>();
+        let mut iterations = self.files.keys().map(|&(iteration, _)| iteration).collect::<Vec<_>>();
         iterations.dedup();
         let (first, last) = (iterations[0], iterations[iterations.len() - 1]);
-        let step = iterations
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .min()
-            .unwrap_or(1);
+        let step = iterations.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap_or(1);
         for pair in iterations.windows(2) {
             if pair[1] - pair[0] != step {
                 let (name, iteration) = (self.name.clone(), pair[0] + step);
-                return Err(TraceError::MissingIteration {
-                    name,
-                    iteration,
-                    step,
-                    first,
-                    last,
-                });
+                return Err(TraceError::MissingIteration { name, iteration, step, first, last });
             }
         }
         for &iteration in &iterations {
             let given = self.files.range((iteration, 0)..=(iteration, u32::MAX));
             if let Some(rank) = first_gap(given.map(|(&(_, rank), _)| rank), last_rank) {
                 let name = self.name.clone();
-                return Err(TraceError::MissingRank {
-                    name,
-                    iteration,
-                    rank,
-                    last_rank,
-                });
+                return Err(TraceError::MissingRank { name, iteration, rank, last_rank });
             }
         }
         Ok(iterations)
@@ -216,18 +153,9 @@ impl ArtifactReader {
 
     /// Layers of every file.
     fn layers(&self) -> Result<usize, TraceError> {
-        let expected = self
-            .files
-            .values()
-            .map(|file| file.layers)
-            .max()
-            .unwrap_or(0);
+        let expected = self.files.values().map(|file| file.layers).max().unwrap_or(0);
         match self.files.values().find(|file| file.layers < expected) {
-            Some(short) => Err(TraceError::ShortFile {
-                file: short.name.clone(),
-                layers: short.layers,
-                expected,
-            }),
+            Some(short) => Err(TraceError::ShortFile { file: short.name.clone(), layers: short.layers, expected }),
             None => Ok(expected),
         }
     }
@@ -246,11 +174,7 @@ fn first_gap(given: impl Iterator<Item = u32>, last: u32) -> Option<u32> {
 }
 
 /// Files in order (iteration, rank) to `[iteration][layer][micro_batch][rank][expert]`; each is freed once copied.
-fn interleave(
-    shape: &TraceShape,
-    iterations: usize,
-    files: impl Iterator<Item = RankFile>,
-) -> Vec<u32> {
+fn interleave(shape: &TraceShape, iterations: usize, files: impl Iterator<Item = RankFile>) -> Vec<u32> {
     let mut counts = vec![0; iterations * shape.counts_per_iteration()];
     for (index, file) in files.enumerate() {
         let (iteration, rank) = (index / shape.ranks, index % shape.ranks);
@@ -285,21 +209,11 @@ struct Line<'a> {
 
 impl Line<'_> {
     /// Reads `layer:[[..], ..]`, appends its counts `[micro_batch][expert]`, and compares its extents.
-    fn read(
-        &mut self,
-        layer: usize,
-        extents: &mut Extents,
-        counts: &mut Vec<u32>,
-    ) -> Result<(), TraceError> {
+    fn read(&mut self, layer: usize, extents: &mut Extents, counts: &mut Vec<u32>) -> Result<(), TraceError> {
         let found = self.layer_number()?;
         if found != layer {
             let (file, line) = (self.file.to_string(), self.number);
-            return Err(TraceError::MissingLayer {
-                file,
-                line,
-                found,
-                expected: layer,
-            });
+            return Err(TraceError::MissingLayer { file, line, found, expected: layer });
         }
         self.expect(b':', "`:` after the layer number")?;
         self.expect(b'[', "`[` before the first micro-batch")?;
@@ -321,12 +235,7 @@ impl Line<'_> {
     }
 
     /// Reads the counts of one micro-batch, after its `[`.
-    fn row(
-        &mut self,
-        micro_batch: usize,
-        extents: &mut Extents,
-        counts: &mut Vec<u32>,
-    ) -> Result<(), TraceError> {
+    fn row(&mut self, micro_batch: usize, extents: &mut Extents, counts: &mut Vec<u32>) -> Result<(), TraceError> {
         let (mut expert, mut sum) = (0, 0);
         loop {
             let count = match self.plain_count() {
@@ -345,13 +254,7 @@ impl Line<'_> {
         let expected = *extents.entries.get_or_insert(sum);
         if sum != expected {
             let (file, line) = (self.file.to_string(), self.number);
-            return Err(TraceError::RowSum {
-                file,
-                line,
-                micro_batch,
-                sum,
-                expected,
-            });
+            return Err(TraceError::RowSum { file, line, micro_batch, sum, expected });
         }
         Ok(())
     }
@@ -390,13 +293,7 @@ impl Line<'_> {
         }
         if !(0.0..=f64::from(MOST_ENTRIES)).contains(&number) || number.fract() != 0.0 {
             let (file, line) = (self.file.to_string(), self.number);
-            return Err(TraceError::NotACount {
-                file,
-                line,
-                micro_batch,
-                expert,
-                value,
-            });
+            return Err(TraceError::NotACount { file, line, micro_batch, expert, value });
         }
         self.at += length;
         Ok(number as u32)
@@ -404,10 +301,7 @@ impl Line<'_> {
 
     fn layer_number(&mut self) -> Result<usize, TraceError> {
         self.skip_blanks();
-        let digits = self.text[self.at..]
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit())
-            .count();
+        let digits = self.text[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         let text = std::str::from_utf8(&self.text[self.at..self.at + digits]).unwrap_or_default();
         let number = text.parse().map_err(|_| self.malformed("a layer number"))?;
         self.at += digits;
@@ -437,23 +331,12 @@ impl Line<'_> {
         }
     }
 
-    fn compare(
-        &self,
-        what: &'static str,
-        found: usize,
-        known: &mut Option<usize>,
-    ) -> Result<(), TraceError> {
+    fn compare(&self, what: &'static str, found: usize, known: &mut Option<usize>) -> Result<(), TraceError> {
         let expected = *known.get_or_insert(found);
         if found == expected {
             return Ok(());
         }
-        Err(TraceError::Extent {
-            file: self.file.to_string(),
-            line: self.number,
-            what,
-            found,
-            expected,
-        })
+        Err(TraceError::Extent { file: self.file.to_string(), line: self.number, what, found, expected })
     }
 
     fn malformed(&self, expected: &'static str) -> TraceError {
@@ -463,13 +346,7 @@ impl Line<'_> {
             _ => format!("{:?}", String::from_utf8_lossy(&rest[..rest.len().min(20)])),
         };
         let (file, line, column) = (self.file.to_string(), self.number, self.at + 1);
-        TraceError::Malformed {
-            file,
-            line,
-            column,
-            expected,
-            found,
-        }
+        TraceError::Malformed { file, line, column, expected, found }
     }
 }
 
@@ -487,12 +364,9 @@ pub(super) mod tests {
     }
 
     fn read_real_trace() -> Option<RoutingTrace> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../shared/data/smartmoe-ae/moe_trace.tar.xz");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/smartmoe-ae/moe_trace.tar.xz");
         match std::fs::File::open(&path) {
-            Ok(file) => {
-                Some(read_tar_xz("smartmoe-ae", file).expect("the published trace is sound"))
-            }
+            Ok(file) => Some(read_tar_xz("smartmoe-ae", file).expect("the published trace is sound")),
             Err(error) => {
                 eprintln!("skipped: {} ({error})", path.display());
                 None
@@ -517,10 +391,7 @@ pub(super) mod tests {
     }
 
     fn check_line(line: &str, message: &str) {
-        check_error(
-            &[("table_iter1_rank0.log", &format!("{LINE_0}{line}"))],
-            message,
-        );
+        check_error(&[("table_iter1_rank0.log", &format!("{LINE_0}{line}"))], message);
     }
 
     #[test]
@@ -547,9 +418,7 @@ pub(super) mod tests {
         let at = "table_iter1_rank0.log, line 2";
         check_line(
             "1:[[4.0, 0.0, 4.",
-            &format!(
-                "{at}, column 17: expected `,` or `]` after a count, found the end of the line"
-            ),
+            &format!("{at}, column 17: expected `,` or `]` after a count, found the end of the line"),
         );
         check_line(
             "1:[[4.0, 0.0, 4.0], [2.0,",
@@ -557,67 +426,36 @@ pub(super) mod tests {
         );
         check_line(
             "1:[[4.0, 0.0, 4.0]",
-            &format!(
-                "{at}, column 19: expected `,` or `]` after a micro-batch, found the end of the line"
-            ),
+            &format!("{at}, column 19: expected `,` or `]` after a micro-batch, found the end of the line"),
         );
-        check_line(
-            "1:[[4.0, x, 4.0]]",
-            &format!("{at}, column 10: expected a count, found \"x, 4.0]]\""),
-        );
-        check_line(
-            "layer 1",
-            &format!("{at}, column 1: expected a layer number, found \"layer 1\""),
-        );
+        check_line("1:[[4.0, x, 4.0]]", &format!("{at}, column 10: expected a count, found \"x, 4.0]]\""));
+        check_line("layer 1", &format!("{at}, column 1: expected a layer number, found \"layer 1\""));
         check_line(
             &LINE_1.replace("]]", "]] 5"),
             &format!("{at}, column 38: expected the end of the line, found \"5\""),
         );
         let value = |value: &str| {
-            format!(
-                "{at}: micro-batch 0, expert 1 is {value}, expected a whole number of entries from 0 to 2^30"
-            )
+            format!("{at}: micro-batch 0, expert 1 is {value}, expected a whole number of entries from 0 to 2^30")
         };
         for bad in ["NaN", "-1.0", "0.5", "inf", "1e300"] {
             check_line(&LINE_1.replacen("0.0", bad, 1), &value(bad));
         }
-        check_line(
-            &LINE_1.replacen("1:", "2:", 1),
-            &format!("{at}: found layer 2, layer 1 is missing"),
-        );
+        check_line(&LINE_1.replacen("1:", "2:", 1), &format!("{at}: found layer 2, layer 1 is missing"));
         check_line(
             &LINE_1.replacen("4.0", "3.0", 1),
             &format!("{at}: micro-batch 0 sums to 7, expected 8 entries as in the rows before"),
         );
-        check_line(
-            "1:[[4.0, 4.0]]",
-            &format!("{at}: 2 experts, expected 3 as in the lines before"),
-        );
-        check_line(
-            "1:[[4.0, 4.0, 0.0]]",
-            &format!("{at}: 1 micro-batches, expected 2 as in the lines before"),
-        );
+        check_line("1:[[4.0, 4.0]]", &format!("{at}: 2 experts, expected 3 as in the lines before"));
+        check_line("1:[[4.0, 4.0, 0.0]]", &format!("{at}: 1 micro-batches, expected 2 as in the lines before"));
     }
 
     #[test]
     fn says_what_is_missing() {
         let text = format!("{LINE_0}{LINE_1}");
-        let (a, b) = (
-            ("table_iter1_rank0.log", &*text),
-            ("table_iter1_rank2.log", &*text),
-        );
-        check_error(
-            &[a, b],
-            "t: iteration 1 has no rank 1, expected a file table_iter1_rank1.log (ranks 0 to 2)",
-        );
-        let late = [
-            ("table_iter11_rank0.log", &*text),
-            ("table_iter31_rank0.log", &*text),
-        ];
-        check_error(
-            &[a, late[0], late[1]],
-            "t: iteration 21 is missing, expected every 10 iterations from 1 to 31",
-        );
+        let (a, b) = (("table_iter1_rank0.log", &*text), ("table_iter1_rank2.log", &*text));
+        check_error(&[a, b], "t: iteration 1 has no rank 1, expected a file table_iter1_rank1.log (ranks 0 to 2)");
+        let late = [("table_iter11_rank0.log", &*text), ("table_iter31_rank0.log", &*text)];
+        check_error(&[a, late[0], late[1]], "t: iteration 21 is missing, expected every 10 iterations from 1 to 31");
         check_error(
             &[a, ("table_iter11_rank0.log", LINE_0)],
             "table_iter11_rank0.log: ends after 1 layers, layer 1 is missing (other files have 2 layers)",
@@ -651,14 +489,7 @@ pub(super) mod tests {
     #[test]
     fn reads_the_published_trace() {
         let Some(trace) = real_trace() else { return };
-        let expected = TraceShape {
-            layers: 24,
-            micro_batches: 4,
-            ranks: 16,
-            experts: 32,
-            entries: 4096,
-            top_k: 2,
-        };
+        let expected = TraceShape { layers: 24, micro_batches: 4, ranks: 16, experts: 32, entries: 4096, top_k: 2 };
         assert_eq!(*trace.shape(), expected);
         assert_eq!(trace.iterations().len(), 501);
         assert_eq!(trace.iterations()[500], 5001);

@@ -99,23 +99,13 @@ impl RoutingTrace {
     ) -> Result<Self, TraceError> {
         shape.check()?;
         check_labels(&iterations)?;
-        check_size(
-            "iterations x counts per iteration",
-            &[iterations.len(), shape.counts_per_iteration()],
-        )?;
+        check_size("iterations x counts per iteration", &[iterations.len(), shape.counts_per_iteration()])?;
         let expected = iterations.len() * shape.counts_per_iteration();
         if counts.len() != expected {
-            let expected = format!(
-                "{expected}, that is iterations x layers x micro_batches x ranks x experts"
-            );
+            let expected = format!("{expected}, that is iterations x layers x micro_batches x ranks x experts");
             return Err(TraceError::field("counts.len()", counts.len(), expected));
         }
-        let trace = Self {
-            name: name.into(),
-            shape,
-            iterations,
-            counts,
-        };
+        let trace = Self { name: name.into(), shape, iterations, counts };
         trace.check_rows()?;
         Ok(trace)
     }
@@ -159,11 +149,7 @@ impl RoutingTrace {
     }
 
     /// Rows of one layer in one iteration, in order `[micro_batch][rank]`.
-    pub(crate) fn layer_rows(
-        &self,
-        iteration: usize,
-        layer: usize,
-    ) -> std::slice::ChunksExact<'_, u32> {
+    pub(crate) fn layer_rows(&self, iteration: usize, layer: usize) -> std::slice::ChunksExact<'_, u32> {
         let size = self.shape.rows() * self.shape.experts;
         let start = (iteration * self.shape.layers + layer) * size;
         self.counts[start..start + size].chunks_exact(self.shape.experts)
@@ -171,9 +157,7 @@ impl RoutingTrace {
 
     /// One row by its place in `[micro_batch][rank]`.
     pub(crate) fn flat_row(&self, iteration: usize, layer: usize, row: usize) -> &[u32] {
-        let TraceShape {
-            layers, experts, ..
-        } = self.shape;
+        let TraceShape { layers, experts, .. } = self.shape;
         let start = ((iteration * layers + layer) * self.shape.rows() + row) * experts;
         &self.counts[start..start + experts]
     }
@@ -183,11 +167,7 @@ impl RoutingTrace {
         for (index, row) in self.counts.chunks_exact(self.shape.experts).enumerate() {
             let sum = row.iter().map(|&count| u64::from(count)).sum::<u64>();
             if sum != entries {
-                return Err(TraceError::Sum {
-                    place: self.place(index),
-                    sum,
-                    expected: entries,
-                });
+                return Err(TraceError::Sum { place: self.place(index), sum, expected: entries });
             }
             if let Some(expert) = row.iter().position(|&count| count > cap) {
                 return Err(TraceError::AboveCap {
@@ -203,12 +183,7 @@ impl RoutingTrace {
     }
 
     fn place(&self, row: usize) -> Place {
-        let TraceShape {
-            layers,
-            micro_batches,
-            ranks,
-            ..
-        } = self.shape;
+        let TraceShape { layers, micro_batches, ranks, .. } = self.shape;
         Place {
             iteration: self.iterations[row / (ranks * micro_batches * layers)],
             layer: row / (ranks * micro_batches) % layers,
@@ -233,16 +208,8 @@ pub struct Place {
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            iteration,
-            layer,
-            micro_batch,
-            rank,
-        } = self;
-        write!(
-            f,
-            "iteration {iteration}, layer {layer}, micro-batch {micro_batch}, rank {rank}"
-        )
+        let Self { iteration, layer, micro_batch, rank } = self;
+        write!(f, "iteration {iteration}, layer {layer}, micro-batch {micro_batch}, rank {rank}")
     }
 }
 
@@ -270,9 +237,7 @@ pub enum TraceError {
         expected: u64,
     },
     /// An expert got more entries than there are tokens.
-    #[error(
-        "{place}: expert {expert} has {count} entries, expected at most {cap} (a token's {top_k} choices differ)"
-    )]
+    #[error("{place}: expert {expert} has {count} entries, expected at most {cap} (a token's {top_k} choices differ)")]
     AboveCap {
         /// The row.
         place: Place,
@@ -329,9 +294,7 @@ pub enum TraceError {
         expected: usize,
     },
     /// A file ends before the last layer that other files have.
-    #[error(
-        "{file}: ends after {layers} layers, layer {layers} is missing (other files have {expected} layers)"
-    )]
+    #[error("{file}: ends after {layers} layers, layer {layers} is missing (other files have {expected} layers)")]
     ShortFile {
         /// File name as given.
         file: String,
@@ -397,9 +360,7 @@ pub enum TraceError {
         last_rank: u32,
     },
     /// An iteration is missing from the evenly spaced ones.
-    #[error(
-        "{name}: iteration {iteration} is missing, expected every {step} iterations from {first} to {last}"
-    )]
+    #[error("{name}: iteration {iteration} is missing, expected every {step} iterations from {first} to {last}")]
     MissingIteration {
         /// Name of the trace.
         name: String,
@@ -432,11 +393,7 @@ pub enum TraceError {
 
 impl TraceError {
     fn field(field: &'static str, value: impl ToString, expected: impl Into<String>) -> Self {
-        Self::Field {
-            field,
-            value: value.to_string(),
-            expected: expected.into(),
-        }
+        Self::Field { field, value: value.to_string(), expected: expected.into() }
     }
 }
 
@@ -447,37 +404,18 @@ const MOST_ENTRIES: u32 = 1 << 30;
 const MOST_COUNTS: usize = 1 << 32;
 
 fn check_size(field: &'static str, extents: &[usize]) -> Result<(), TraceError> {
-    let product = extents
-        .iter()
-        .try_fold(1_usize, |product, &extent| product.checked_mul(extent));
+    let product = extents.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent));
     if product.is_some_and(|product| product <= MOST_COUNTS) {
         return Ok(());
     }
-    let value = extents
-        .iter()
-        .map(usize::to_string)
-        .collect::<Vec<_>>()
-        .join(" x ");
-    Err(TraceError::field(
-        field,
-        value,
-        format!("a product of at most {MOST_COUNTS}"),
-    ))
+    let value = extents.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    Err(TraceError::field(field, value, format!("a product of at most {MOST_COUNTS}")))
 }
 
 /// `entries` must be shareable among `experts` so that none gets more than `entries / top_k`.
-fn check_choices(
-    experts: usize,
-    entries_field: &'static str,
-    entries: u32,
-    top_k: u32,
-) -> Result<(), TraceError> {
+fn check_choices(experts: usize, entries_field: &'static str, entries: u32, top_k: u32) -> Result<(), TraceError> {
     if top_k == 0 || top_k as usize > experts {
-        return Err(TraceError::field(
-            "top_k",
-            top_k,
-            format!("1 to {experts}, the number of experts"),
-        ));
+        return Err(TraceError::field("top_k", top_k, format!("1 to {experts}, the number of experts")));
     }
     if entries == 0 || entries > MOST_ENTRIES || !entries.is_multiple_of(top_k) {
         let expected = format!("a multiple of top_k ({top_k}) from {top_k} to {MOST_ENTRIES}");
@@ -488,18 +426,12 @@ fn check_choices(
 
 fn check_labels(iterations: &[u32]) -> Result<(), TraceError> {
     if iterations.is_empty() {
-        return Err(TraceError::field(
-            "iterations",
-            "empty",
-            "at least one label",
-        ));
+        return Err(TraceError::field("iterations", "empty", "at least one label"));
     }
     match iterations.windows(2).find(|pair| pair[0] >= pair[1]) {
-        Some(pair) => Err(TraceError::field(
-            "iterations",
-            format!("{} after {}", pair[1], pair[0]),
-            "strictly increasing labels",
-        )),
+        Some(pair) => {
+            Err(TraceError::field("iterations", format!("{} after {}", pair[1], pair[0]), "strictly increasing labels"))
+        }
         None => Ok(()),
     }
 }
@@ -508,20 +440,9 @@ fn check_labels(iterations: &[u32]) -> Result<(), TraceError> {
 mod tests {
     use super::*;
 
-    const SHAPE: TraceShape = TraceShape {
-        layers: 1,
-        micro_batches: 2,
-        ranks: 1,
-        experts: 3,
-        entries: 8,
-        top_k: 2,
-    };
+    const SHAPE: TraceShape = TraceShape { layers: 1, micro_batches: 2, ranks: 1, experts: 3, entries: 8, top_k: 2 };
 
-    fn new(
-        shape: TraceShape,
-        iterations: &[u32],
-        counts: &[u32],
-    ) -> Result<RoutingTrace, TraceError> {
+    fn new(shape: TraceShape, iterations: &[u32], counts: &[u32]) -> Result<RoutingTrace, TraceError> {
         RoutingTrace::new("t", shape, iterations.to_vec(), counts.to_vec())
     }
 
@@ -558,24 +479,9 @@ mod tests {
             &[4, 4, 0, 1, 2, 5],
             "iteration 4, layer 0, micro-batch 1, rank 0: expert 2 has 5 entries, expected at most 4 (a token's 2 choices differ)",
         );
-        check_error(
-            SHAPE,
-            &[4, 4],
-            &good,
-            "iterations is 4 after 4: expected strictly increasing labels",
-        );
-        check_error(
-            SHAPE,
-            &[],
-            &[],
-            "iterations is empty: expected at least one label",
-        );
-        check_error(
-            TraceShape { ranks: 0, ..SHAPE },
-            &[4],
-            &good,
-            "ranks is 0: expected at least 1",
-        );
+        check_error(SHAPE, &[4, 4], &good, "iterations is 4 after 4: expected strictly increasing labels");
+        check_error(SHAPE, &[], &[], "iterations is empty: expected at least one label");
+        check_error(TraceShape { ranks: 0, ..SHAPE }, &[4], &good, "ranks is 0: expected at least 1");
         check_error(
             TraceShape { top_k: 4, ..SHAPE },
             &[4],
@@ -583,10 +489,7 @@ mod tests {
             "top_k is 4: expected 1 to 3, the number of experts",
         );
         check_error(
-            TraceShape {
-                entries: 9,
-                ..SHAPE
-            },
+            TraceShape { entries: 9, ..SHAPE },
             &[4],
             &good,
             "entries is 9: expected a multiple of top_k (2) from 2 to 1073741824",

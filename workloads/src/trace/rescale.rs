@@ -113,6 +113,11 @@ impl BatchCounts {
         all
     }
 
+    /// Every chunk's counts of every layer, `[expert]` each, to change.
+    pub fn chunks_mut(&mut self) -> impl Iterator<Item = &mut [u32]> {
+        self.counts.chunks_exact_mut(self.experts)
+    }
+
     /// The same number of entries in every chunk, spread evenly over the experts.
     pub fn uniform(&self) -> Self {
         let experts = self.experts as u64;
@@ -133,14 +138,8 @@ impl<'a> Routing<'a> {
     pub fn new(trace: &'a RoutingTrace, spec: RoutingSpec) -> Result<Self, TraceError> {
         check(trace, &spec)?;
         let likeness = Likeness::new(trace);
-        let layers = (0..spec.layers)
-            .map(|layer| groups(&likeness, &spec, layer))
-            .collect();
-        Ok(Self {
-            trace,
-            spec,
-            layers,
-        })
+        let layers = (0..spec.layers).map(|layer| groups(&likeness, &spec, layer)).collect();
+        Ok(Self { trace, spec, layers })
     }
 
     /// The specification.
@@ -151,20 +150,10 @@ impl<'a> Routing<'a> {
     /// Entries per expert, layer and chunk in training iteration `t`, from 0.
     pub fn iteration(&self, t: usize) -> BatchCounts {
         let (sample, rotation) = self.sample_at(t);
-        let RoutingSpec {
-            layers,
-            chunks,
-            experts,
-            ..
-        } = self.spec;
+        let RoutingSpec { layers, chunks, experts, .. } = self.spec;
         let mut counts = Vec::new();
         self.append(sample, rotation, &mut counts);
-        BatchCounts {
-            layers,
-            chunks,
-            experts,
-            counts,
-        }
+        BatchCounts { layers, chunks, experts, counts }
     }
 
     /// The whole trace as this model would see it: every sample under its own label, chunk
@@ -178,34 +167,13 @@ impl<'a> Routing<'a> {
         ranks: usize,
         micro_batches: usize,
     ) -> Result<RoutingTrace, TraceError> {
-        let RoutingSpec {
-            layers,
-            experts,
-            chunks,
-            entries_per_chunk: entries,
-            top_k,
-            ..
-        } = self.spec;
+        let RoutingSpec { layers, experts, chunks, entries_per_chunk: entries, top_k, .. } = self.spec;
         if ranks.checked_mul(micro_batches) != Some(chunks) {
             let value = format!("{ranks} x {micro_batches}");
-            return Err(TraceError::field(
-                "ranks x micro_batches",
-                value,
-                format!("{chunks} chunks"),
-            ));
+            return Err(TraceError::field("ranks x micro_batches", value, format!("{chunks} chunks")));
         }
-        let shape = TraceShape {
-            layers,
-            micro_batches,
-            ranks,
-            experts,
-            entries,
-            top_k,
-        };
-        check_size(
-            "samples x counts per sample",
-            &[self.trace.iterations().len(), shape.counts_per_iteration()],
-        )?;
+        let shape = TraceShape { layers, micro_batches, ranks, experts, entries, top_k };
+        check_size("samples x counts per sample", &[self.trace.iterations().len(), shape.counts_per_iteration()])?;
         let iterations = self.trace.iterations().to_vec();
         let mut counts = Vec::with_capacity(iterations.len() * shape.counts_per_iteration());
         (0..iterations.len()).for_each(|sample| self.append(sample, 0, &mut counts));
@@ -216,39 +184,24 @@ impl<'a> Routing<'a> {
     fn sample_at(&self, t: usize) -> (usize, usize) {
         let labels = self.trace.iterations();
         let (first, last) = (labels[0], labels[labels.len() - 1]);
-        let gap = if let [.., before, last] = labels {
-            last - before
-        } else {
-            1
-        };
+        let gap = if let [.., before, last] = labels { last - before } else { 1 };
         let period = u64::from(last - first) + u64::from(gap);
-        let passed = u64::from(self.spec.start - first)
-            .saturating_add((t as u64).saturating_mul(u64::from(self.spec.stride)));
+        let passed =
+            u64::from(self.spec.start - first).saturating_add((t as u64).saturating_mul(u64::from(self.spec.stride)));
         let label = u64::from(first) + passed % period;
         let sample = labels.partition_point(|&at| u64::from(at) <= label) - 1;
         // Another lap begins at another row, too.
-        (
-            sample,
-            (label - u64::from(labels[sample]) + passed / period) as usize,
-        )
+        (sample, (label - u64::from(labels[sample]) + passed / period) as usize)
     }
 
     /// Appends one sample's counts, `[layer][chunk][expert]`.
     fn append(&self, sample: usize, rotation: usize, counts: &mut Vec<u32>) {
-        let RoutingSpec {
-            chunks,
-            experts,
-            top_k,
-            entries_per_chunk,
-            ..
-        } = self.spec;
+        let RoutingSpec { chunks, experts, top_k, entries_per_chunk, .. } = self.spec;
         let cap = entries_per_chunk / top_k;
         let start = counts.len();
         counts.resize(start + self.layers.len() * chunks * experts, 0);
         let (mut apportion, mut weights) = (Apportion::default(), Vec::new());
-        let sources = (0..chunks)
-            .map(|chunk| self.source(sample, rotation, chunk))
-            .collect::<Vec<_>>();
+        let sources = (0..chunks).map(|chunk| self.source(sample, rotation, chunk)).collect::<Vec<_>>();
         let layers = counts[start..].chunks_exact_mut(chunks * experts);
         for (groups, out) in self.layers.iter().zip(layers) {
             for (&(sample, row), mut out) in sources.iter().zip(out.chunks_exact_mut(experts)) {
@@ -267,10 +220,7 @@ impl<'a> Routing<'a> {
         let rows = self.trace.shape().rows();
         let first = (mix(self.spec.seed) % rows as u64) as usize;
         let row = (chunk % rows + rotation % rows + first) % rows;
-        (
-            nearby(sample, chunk / rows, self.trace.iterations().len()),
-            row,
-        )
+        (nearby(sample, chunk / rows, self.trace.iterations().len()), row)
     }
 }
 
@@ -314,11 +264,7 @@ impl Selection {
     /// Weights of the group's experts for the counts (or loads) of all experts of the trace.
     fn weights(&self, counts: &[u32], weights: &mut Vec<u32>) {
         weights.clear();
-        weights.extend(
-            self.chosen
-                .iter()
-                .map(|&expert| counts[expert] - counts[expert] / UNCHOSEN),
-        );
+        weights.extend(self.chosen.iter().map(|&expert| counts[expert] - counts[expert] / UNCHOSEN));
         for (&count, &place) in counts.iter().zip(&self.stands) {
             weights[place] += count / UNCHOSEN;
         }
@@ -326,29 +272,14 @@ impl Selection {
 }
 
 fn check(trace: &RoutingTrace, spec: &RoutingSpec) -> Result<(), TraceError> {
-    for (field, value) in [
-        ("layers", spec.layers),
-        ("experts", spec.experts),
-        ("chunks", spec.chunks),
-    ] {
+    for (field, value) in [("layers", spec.layers), ("experts", spec.experts), ("chunks", spec.chunks)] {
         if value == 0 {
             return Err(TraceError::field(field, value, "at least 1"));
         }
     }
-    check_size(
-        "layers x chunks x experts",
-        &[spec.layers, spec.chunks, spec.experts],
-    )?;
-    check_choices(
-        spec.experts,
-        "entries_per_chunk",
-        spec.entries_per_chunk,
-        spec.top_k,
-    )?;
-    let (first, last) = (
-        trace.iterations()[0],
-        trace.iterations()[trace.iterations().len() - 1],
-    );
+    check_size("layers x chunks x experts", &[spec.layers, spec.chunks, spec.experts])?;
+    check_choices(spec.experts, "entries_per_chunk", spec.entries_per_chunk, spec.top_k)?;
+    let (first, last) = (trace.iterations()[0], trace.iterations()[trace.iterations().len() - 1]);
     if !(first..=last).contains(&spec.start) {
         let expected = format!("{first} to {last}, the labels of {}", trace.name());
         return Err(TraceError::field("start", spec.start, expected));
@@ -400,58 +331,32 @@ const SCALE: u32 = 1 << 20;
 
 impl Likeness {
     fn new(trace: &RoutingTrace) -> Self {
-        let TraceShape {
-            layers, experts, ..
-        } = *trace.shape();
+        let TraceShape { layers, experts, .. } = *trace.shape();
         let count = trace.iterations().len().min(SAMPLES);
         // The middles of equal spans.
         let sample = |i: usize| (2 * i + 1) * trace.iterations().len() / (2 * count);
         let loads = (0..layers)
-            .map(|layer| {
-                (0..count)
-                    .map(|i| scaled(&trace.loads(sample(i), layer)))
-                    .collect::<Vec<_>>()
-            })
+            .map(|layer| (0..count).map(|i| scaled(&trace.loads(sample(i), layer))).collect::<Vec<_>>())
             .collect::<Vec<_>>();
         let skew = |layer: usize| {
-            loads[layer]
-                .iter()
-                .map(|loads| u64::from(loads.iter().copied().max().unwrap_or(0)))
-                .sum::<u64>()
+            loads[layer].iter().map(|loads| u64::from(loads.iter().copied().max().unwrap_or(0))).sum::<u64>()
         };
         let mut order = (0..layers).collect::<Vec<_>>();
         order.sort_by_key(|&layer| skew(layer));
-        Self {
-            experts,
-            loads,
-            order,
-        }
+        Self { experts, loads, order }
     }
 
     /// The layer that is `nth` nearest to `layer` in skew, and how often all layers were gone through before.
     fn similar(&self, layer: usize, nth: usize) -> (usize, usize) {
         let layers = self.order.len();
-        let place = self
-            .order
-            .iter()
-            .position(|&other| other == layer)
-            .unwrap_or(0);
-        (
-            self.order[nearby(place, nth % layers, layers)],
-            nth / layers,
-        )
+        let place = self.order.iter().position(|&other| other == layer).unwrap_or(0);
+        (self.order[nearby(place, nth % layers, layers)], nth / layers)
     }
 
     /// `size` experts of a layer whose skew is like that of all; None for all in order.
     ///
     /// `lap` renumbers them, so that a layer used again does not load the same experts.
-    fn choose(
-        &self,
-        layer: usize,
-        size: usize,
-        spec: &RoutingSpec,
-        lap: usize,
-    ) -> Option<Selection> {
+    fn choose(&self, layer: usize, size: usize, spec: &RoutingSpec, lap: usize) -> Option<Selection> {
         if lap == 0 && size == self.experts {
             return None;
         }
@@ -471,10 +376,7 @@ fn selection(strata: &[Vec<usize>], experts: usize) -> Selection {
     for (place, stratum) in strata.iter().enumerate() {
         stratum.iter().for_each(|&expert| stands[expert] = place);
     }
-    Selection {
-        chosen: strata.iter().map(|stratum| stratum[0]).collect(),
-        stands,
-    }
+    Selection { chosen: strata.iter().map(|stratum| stratum[0]).collect(), stands }
 }
 
 /// A subset of experts, one from each stratum of neighbours in order of mean load.
@@ -491,42 +393,22 @@ struct Choice<'a> {
 impl<'a> Choice<'a> {
     fn new(loads: &'a [Vec<u32>], size: usize, limit: f64) -> Self {
         let experts = loads[0].len();
-        let total = |expert: usize| {
-            loads
-                .iter()
-                .map(|loads| u64::from(loads[expert]))
-                .sum::<u64>()
-        };
+        let total = |expert: usize| loads.iter().map(|loads| u64::from(loads[expert])).sum::<u64>();
         let mut order = (0..experts).collect::<Vec<_>>();
         order.sort_by_key(|&expert| std::cmp::Reverse(total(expert)));
-        let strata = (0..size)
-            .map(|i| order[i * experts / size..(i + 1) * experts / size].to_vec())
-            .collect::<Vec<_>>();
+        let strata =
+            (0..size).map(|i| order[i * experts / size..(i + 1) * experts / size].to_vec()).collect::<Vec<_>>();
         let wanted = loads
             .iter()
             .map(|loads| {
-                let loads = loads
-                    .iter()
-                    .map(|&load| u64::from(load))
-                    .collect::<Vec<_>>();
+                let loads = loads.iter().map(|&load| u64::from(load)).collect::<Vec<_>>();
                 (max_over_mean(&loads).min(limit), gini(&loads))
             })
             .collect();
         let cap = (f64::from(SCALE) * (limit / size as f64).min(1.0)).ceil() as u32;
-        let mut choice = Self {
-            loads,
-            wanted,
-            strata,
-            cap,
-            apportion: Apportion::default(),
-        };
+        let mut choice = Self { loads, wanted, strata, cap, apportion: Apportion::default() };
         // Alternately the upper and the lower neighbour, to begin with.
-        choice
-            .strata
-            .iter_mut()
-            .skip(1)
-            .step_by(2)
-            .for_each(|stratum| stratum.reverse());
+        choice.strata.iter_mut().skip(1).step_by(2).for_each(|stratum| stratum.reverse());
         choice
     }
 
@@ -559,10 +441,7 @@ impl<'a> Choice<'a> {
         for (loads, &(wanted_max, wanted_gini)) in self.loads.iter().zip(&self.wanted) {
             selection.weights(loads, &mut weights);
             self.apportion.share(&weights, SCALE, self.cap, &mut shares);
-            let shares = shares
-                .iter()
-                .map(|&share| u64::from(share))
-                .collect::<Vec<_>>();
+            let shares = shares.iter().map(|&share| u64::from(share)).collect::<Vec<_>>();
             sum += (max_over_mean(&shares) / wanted_max - 1.0).abs();
             sum += (gini(&shares) - wanted_gini).abs() / wanted_gini.max(0.1);
         }
@@ -572,10 +451,7 @@ impl<'a> Choice<'a> {
 
 fn scaled(loads: &[u64]) -> Vec<u32> {
     let sum = loads.iter().sum::<u64>().max(1);
-    loads
-        .iter()
-        .map(|&load| (u128::from(load) * u128::from(SCALE) / u128::from(sum)) as u32)
-        .collect()
+    loads.iter().map(|&load| (u128::from(load) * u128::from(SCALE) / u128::from(sum)) as u32).collect()
 }
 
 /// The `nth` neighbour of `place` in `0..count`: itself, one up, one down, two up, ..; all of them before any again.
@@ -585,11 +461,7 @@ fn nearby(place: usize, nth: usize, count: usize) -> usize {
     let both = below.min(above);
     if nth <= 2 * both {
         let distance = nth.div_ceil(2);
-        if nth % 2 == 1 {
-            place + distance
-        } else {
-            place - distance
-        }
+        if nth % 2 == 1 { place + distance } else { place - distance }
     } else if above > below {
         place + nth - both
     } else {
@@ -611,16 +483,9 @@ mod tests {
     use super::*;
 
     fn small() -> RoutingTrace {
-        SynthSpec {
-            layers: 4,
-            micro_batches: 2,
-            ranks: 4,
-            experts: 8,
-            samples: 6,
-            ..SynthSpec::default()
-        }
-        .generate()
-        .unwrap()
+        SynthSpec { layers: 4, micro_batches: 2, ranks: 4, experts: 8, samples: 6, ..SynthSpec::default() }
+            .generate()
+            .unwrap()
     }
 
     fn own(trace: &RoutingTrace) -> RoutingSpec {
@@ -654,12 +519,7 @@ mod tests {
     #[test]
     fn rows_rotate_between_samples_and_rounds_take_neighbours() {
         let trace = small();
-        let spec = RoutingSpec {
-            start: 21,
-            stride: 3,
-            chunks: 20,
-            ..own(&trace)
-        };
+        let spec = RoutingSpec { start: 21, stride: 3, chunks: 20, ..own(&trace) };
         let counts = Routing::new(&trace, spec).unwrap().iteration(1);
         assert_eq!(counts.chunk(1, 0), trace.flat_row(2, 1, 3));
         assert_eq!(counts.chunk(1, 6), trace.flat_row(2, 1, 1));
@@ -671,9 +531,7 @@ mod tests {
     fn neighbours_are_all_different() {
         for count in 1..7 {
             for place in 0..count {
-                let mut all = (0..count)
-                    .map(|nth| nearby(place, nth, count))
-                    .collect::<Vec<_>>();
+                let mut all = (0..count).map(|nth| nearby(place, nth, count)).collect::<Vec<_>>();
                 assert_eq!(all[0], place);
                 all.sort_unstable();
                 assert_eq!(all, (0..count).collect::<Vec<_>>());
@@ -684,29 +542,14 @@ mod tests {
     #[test]
     fn any_shape_holds_sums_and_ceilings() {
         let trace = small();
-        for (layers, experts, entries, top_k) in [
-            (2, 3, 30, 3),
-            (4, 6, 101, 1),
-            (9, 8, 4096, 4),
-            (3, 13, 26, 2),
-            (4, 40, 8192, 8),
-            (1, 1, 5, 1),
-        ] {
-            let spec = RoutingSpec {
-                layers,
-                experts,
-                entries_per_chunk: entries,
-                top_k,
-                seed: 5,
-                ..own(&trace)
-            };
+        for (layers, experts, entries, top_k) in
+            [(2, 3, 30, 3), (4, 6, 101, 1), (9, 8, 4096, 4), (3, 13, 26, 2), (4, 40, 8192, 8), (1, 1, 5, 1)]
+        {
+            let spec = RoutingSpec { layers, experts, entries_per_chunk: entries, top_k, seed: 5, ..own(&trace) };
             let routing = Routing::new(&trace, spec).unwrap();
             let rescaled = routing.to_trace("r", 2, 4).unwrap();
             assert_eq!(rescaled.iterations(), trace.iterations());
-            assert_eq!(
-                routing.iteration(3),
-                Routing::new(&trace, spec).unwrap().iteration(3)
-            );
+            assert_eq!(routing.iteration(3), Routing::new(&trace, spec).unwrap().iteration(3));
         }
     }
 
@@ -714,36 +557,21 @@ mod tests {
         let trace = small();
         let mut spec = own(&trace);
         change(&mut spec);
-        assert_eq!(
-            Routing::new(&trace, spec).expect_err(message).to_string(),
-            message
-        );
+        assert_eq!(Routing::new(&trace, spec).expect_err(message).to_string(), message);
     }
 
     #[test]
     fn says_what_is_wrong() {
         check_error(|spec| spec.chunks = 0, "chunks is 0: expected at least 1");
-        check_error(
-            |spec| spec.experts = 1,
-            "top_k is 2: expected 1 to 1, the number of experts",
-        );
+        check_error(|spec| spec.experts = 1, "top_k is 2: expected 1 to 1, the number of experts");
         check_error(
             |spec| spec.entries_per_chunk = 7,
             "entries_per_chunk is 7: expected a multiple of top_k (2) from 2 to 1073741824",
         );
-        check_error(
-            |spec| spec.start = 60,
-            "start is 60: expected 1 to 51, the labels of synthetic",
-        );
+        check_error(|spec| spec.start = 60, "start is 60: expected 1 to 51, the labels of synthetic");
         let trace = small();
-        let error = Routing::new(&trace, own(&trace))
-            .unwrap()
-            .to_trace("r", 3, 2)
-            .expect_err("6 of 8");
-        assert_eq!(
-            error.to_string(),
-            "ranks x micro_batches is 3 x 2: expected 8 chunks"
-        );
+        let error = Routing::new(&trace, own(&trace)).unwrap().to_trace("r", 3, 2).expect_err("6 of 8");
+        assert_eq!(error.to_string(), "ranks x micro_batches is 3 x 2: expected 8 chunks");
     }
 
     /// Mean max/mean (each at most `limit`) and Gini over layers and samples.
@@ -762,27 +590,15 @@ mod tests {
     }
 
     fn check_skew(trace: &RoutingTrace, experts: usize) {
-        let spec = RoutingSpec {
-            layers: 16,
-            experts,
-            entries_per_chunk: 2048,
-            ..own(trace)
-        };
+        let spec = RoutingSpec { layers: 16, experts, entries_per_chunk: 2048, ..own(trace) };
         let shape = *trace.shape();
-        let rescaled = Routing::new(trace, spec)
-            .unwrap()
-            .to_trace("r", shape.ranks, shape.micro_batches)
-            .unwrap();
+        let rescaled = Routing::new(trace, spec).unwrap().to_trace("r", shape.ranks, shape.micro_batches).unwrap();
         let limit = experts as f64 / 2.0;
         let (wanted, found) = (skew(trace, limit), skew(&rescaled, limit));
         let overlaps = |trace: &RoutingTrace| {
             let stats = TraceStats::new(trace, 8).unwrap();
             let mean = |lag: usize| {
-                stats
-                    .per_layer
-                    .iter()
-                    .filter_map(|layer| layer.hot_overlap[lag])
-                    .sum::<f64>()
+                stats.per_layer.iter().filter_map(|layer| layer.hot_overlap[lag]).sum::<f64>()
                     / stats.per_layer.len() as f64
             };
             (mean(0), mean(1))
@@ -799,36 +615,20 @@ mod tests {
         );
         assert!((found.0 / wanted.0 - 1.0).abs() < 0.12, "max/mean");
         assert!((found.1 - wanted.1).abs() < 0.05, "Gini");
-        assert!(
-            (overlap.0 - kept.0).abs() < 0.06 && (overlap.1 - kept.1).abs() < 0.06,
-            "overlap"
-        );
+        assert!((overlap.0 - kept.0).abs() < 0.06 && (overlap.1 - kept.1).abs() < 0.06, "overlap");
     }
 
     #[test]
     fn keeps_the_skew_of_a_synthetic_trace() {
-        let trace = SynthSpec {
-            samples: 60,
-            step: 80,
-            ..SynthSpec::default()
-        }
-        .generate()
-        .unwrap();
-        [16, 48, 64]
-            .into_iter()
-            .for_each(|experts| check_skew(&trace, experts));
+        let trace = SynthSpec { samples: 60, step: 80, ..SynthSpec::default() }.generate().unwrap();
+        [16, 48, 64].into_iter().for_each(|experts| check_skew(&trace, experts));
     }
 
     #[test]
     fn keeps_the_skew_of_the_published_trace() {
         let Some(trace) = real_trace() else { return };
         let same = Routing::new(trace, own(trace)).unwrap();
-        assert!(
-            same.to_trace(trace.name(), 16, 4).unwrap() == *trace,
-            "identity"
-        );
-        [16, 64]
-            .into_iter()
-            .for_each(|experts| check_skew(trace, experts));
+        assert!(same.to_trace(trace.name(), 16, 4).unwrap() == *trace, "identity");
+        [16, 64].into_iter().for_each(|experts| check_skew(trace, experts));
     }
 }

@@ -73,15 +73,9 @@ impl TraceStats {
     pub fn new(trace: &RoutingTrace, ep: usize) -> Result<Self, TraceError> {
         let experts = trace.shape().experts;
         if ep == 0 || !experts.is_multiple_of(ep) {
-            return Err(TraceError::field(
-                "ep",
-                ep,
-                format!("a divisor of {experts}, the number of experts"),
-            ));
+            return Err(TraceError::field("ep", ep, format!("a divisor of {experts}, the number of experts")));
         }
-        let layers = (0..trace.shape().layers)
-            .map(|layer| LayerSeries::new(trace, layer, ep))
-            .collect::<Vec<_>>();
+        let layers = (0..trace.shape().layers).map(|layer| LayerSeries::new(trace, layer, ep)).collect::<Vec<_>>();
         Ok(Self {
             per_layer: layers
                 .iter()
@@ -112,11 +106,7 @@ pub fn gini(loads: &[u64]) -> f64 {
     if sum == 0.0 {
         return 0.0;
     }
-    let ranked = sorted
-        .iter()
-        .enumerate()
-        .map(|(rank, &load)| (rank + 1) as f64 * load as f64)
-        .sum::<f64>();
+    let ranked = sorted.iter().enumerate().map(|(rank, &load)| (rank + 1) as f64 * load as f64).sum::<f64>();
     2.0 * ranked / (count * sum) - (count + 1.0) / count
 }
 
@@ -138,10 +128,7 @@ impl LayerSeries {
         let per_rank = trace.shape().experts / ep;
         let sample = |index| {
             let loads = trace.loads(index, layer);
-            let ranks = loads
-                .chunks_exact(per_rank)
-                .map(|own| own.iter().sum())
-                .collect::<Vec<_>>();
+            let ranks = loads.chunks_exact(per_rank).map(|own| own.iter().sum()).collect::<Vec<_>>();
             Sample {
                 max_over_mean: max_over_mean(&loads),
                 rank_max_over_mean: max_over_mean(&ranks),
@@ -150,14 +137,11 @@ impl LayerSeries {
                 hot: hot_set(&loads),
             }
         };
-        Self {
-            samples: (0..trace.iterations().len()).map(sample).collect(),
-        }
+        Self { samples: (0..trace.iterations().len()).map(sample).collect() }
     }
 
     fn over_samples(&self, layer: usize, iterations: &[u32]) -> LayerStats {
-        let mean_of =
-            |field: fn(&Sample) -> f64| mean(self.samples.iter().map(field)).unwrap_or(0.0);
+        let mean_of = |field: fn(&Sample) -> f64| mean(self.samples.iter().map(field)).unwrap_or(0.0);
         LayerStats {
             layer,
             max_over_mean: mean_of(|sample| sample.max_over_mean),
@@ -172,12 +156,7 @@ impl LayerSeries {
     /// Mean overlap of the hot sets `lag` samples apart.
     fn overlap(&self, lag: usize) -> Option<f64> {
         let later = self.samples.iter().skip(lag);
-        mean(
-            self.samples
-                .iter()
-                .zip(later)
-                .map(|(sample, later)| common(&sample.hot, &later.hot)),
-        )
+        mean(self.samples.iter().zip(later).map(|(sample, later)| common(&sample.hot, &later.hot)))
     }
 
     /// The lag in labels from the first sample, as samples are evenly spaced. Lags grow by an eighth, so the answer is
@@ -197,8 +176,7 @@ impl LayerSeries {
 }
 
 fn over_layers(layers: &[LayerSeries], index: usize, iteration: u32) -> TimeStats {
-    let values =
-        |field: fn(&Sample) -> f64| layers.iter().map(move |layer| field(&layer.samples[index]));
+    let values = |field: fn(&Sample) -> f64| layers.iter().map(move |layer| field(&layer.samples[index]));
     let mean_of = |field: fn(&Sample) -> f64| mean(values(field)).unwrap_or(0.0);
     let before = index.checked_sub(1);
     TimeStats {
@@ -210,11 +188,7 @@ fn over_layers(layers: &[LayerSeries], index: usize, iteration: u32) -> TimeStat
         gini: mean_of(|sample| sample.gini),
         row_spread: mean_of(|sample| sample.row_spread),
         hot_overlap: before.and_then(|before| {
-            mean(
-                layers
-                    .iter()
-                    .map(|layer| common(&layer.samples[before].hot, &layer.samples[index].hot)),
-            )
+            mean(layers.iter().map(|layer| common(&layer.samples[before].hot, &layer.samples[index].hot)))
         }),
     }
 }
@@ -238,20 +212,13 @@ fn hot_set(loads: &[u64]) -> Vec<bool> {
     let mut order = (0..loads.len()).collect::<Vec<_>>();
     order.sort_by_key(|&expert| std::cmp::Reverse(loads[expert]));
     let mut hot = vec![false; loads.len()];
-    order
-        .iter()
-        .take((loads.len() / 4).max(1))
-        .for_each(|&expert| hot[expert] = true);
+    order.iter().take((loads.len() / 4).max(1)).for_each(|&expert| hot[expert] = true);
     hot
 }
 
 /// Share of one hot set that is in another of the same size.
 fn common(one: &[bool], other: &[bool]) -> f64 {
-    let both = one
-        .iter()
-        .zip(other)
-        .filter(|&(&one, &other)| one && other)
-        .count();
+    let both = one.iter().zip(other).filter(|&(&one, &other)| one && other).count();
     both as f64 / one.iter().filter(|&&hot| hot).count() as f64
 }
 
@@ -283,14 +250,7 @@ mod tests {
 
     /// Two rows of four experts per sample; the hot expert moves to another place after three samples of six.
     fn moving() -> RoutingTrace {
-        let shape = TraceShape {
-            layers: 1,
-            micro_batches: 1,
-            ranks: 2,
-            experts: 4,
-            entries: 8,
-            top_k: 2,
-        };
+        let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 2, experts: 4, entries: 8, top_k: 2 };
         let (early, late) = ([4, 2, 1, 1, 4, 2, 1, 1], [1, 1, 3, 3, 1, 1, 4, 2]);
         let counts = [early, early, early, late, late, late].concat();
         RoutingTrace::new("moving", shape, vec![0, 5, 10, 15, 20, 25], counts).unwrap()
@@ -312,9 +272,6 @@ mod tests {
     #[test]
     fn refuses_uneven_ranks() {
         let error = TraceStats::new(&moving(), 3).expect_err("4 experts on 3 ranks");
-        assert_eq!(
-            error.to_string(),
-            "ep is 3: expected a divisor of 4, the number of experts"
-        );
+        assert_eq!(error.to_string(), "ep is 3: expected a divisor of 4, the number of experts");
     }
 }

@@ -130,55 +130,24 @@ impl SynthSpec {
         shape.check()?;
         self.check_knobs()?;
         let iterations = self.labels()?;
-        check_size(
-            "samples x counts per sample",
-            &[iterations.len(), shape.counts_per_iteration()],
-        )?;
-        let layers = (0..self.layers)
-            .map(|layer| Layer::draw(self, layer))
-            .collect::<Vec<_>>();
+        check_size("samples x counts per sample", &[iterations.len(), shape.counts_per_iteration()])?;
+        let layers = (0..self.layers).map(|layer| Layer::draw(self, layer)).collect::<Vec<_>>();
         let mut counts = vec![0; iterations.len() * shape.counts_per_iteration()];
         let mut out = counts.chunks_exact_mut(shape.rows() * shape.experts);
         let mut sampler = Sampler::new(shape);
         for &iteration in &iterations {
             for (layer, out) in layers.iter().zip(&mut out) {
-                let mut rng = stream(
-                    self.seed,
-                    Purpose::Sample,
-                    layer.index,
-                    u64::from(iteration),
-                );
+                let mut rng = stream(self.seed, Purpose::Sample, layer.index, u64::from(iteration));
                 let scores = layer.scores(self, f64::from(iteration), &mut rng);
-                sampler.draw(
-                    &scores,
-                    self.rank_deviation(f64::from(iteration)),
-                    self.row_noise,
-                    &mut rng,
-                    out,
-                );
+                sampler.draw(&scores, self.rank_deviation(f64::from(iteration)), self.row_noise, &mut rng, out);
             }
         }
         RoutingTrace::new("synthetic", shape, iterations, counts)
     }
 
     fn shape(&self) -> TraceShape {
-        let Self {
-            layers,
-            micro_batches,
-            ranks,
-            experts,
-            entries,
-            top_k,
-            ..
-        } = *self;
-        TraceShape {
-            layers,
-            micro_batches,
-            ranks,
-            experts,
-            entries,
-            top_k,
-        }
+        let Self { layers, micro_batches, ranks, experts, entries, top_k, .. } = *self;
+        TraceShape { layers, micro_batches, ranks, experts, entries, top_k }
     }
 
     fn labels(&self) -> Result<Vec<u32>, TraceError> {
@@ -188,31 +157,15 @@ impl SynthSpec {
         if self.step == 0 {
             return Err(TraceError::field("step", self.step, "at least 1"));
         }
-        let label = |index: usize| {
-            u32::try_from(index)
-                .ok()?
-                .checked_mul(self.step)?
-                .checked_add(1)
-        };
-        (0..self.samples)
-            .map(label)
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| {
-                let value = format!("{} at step {}", self.samples, self.step);
-                TraceError::field(
-                    "samples",
-                    value,
-                    format!("a last iteration of at most {}", u32::MAX),
-                )
-            })
+        let label = |index: usize| u32::try_from(index).ok()?.checked_mul(self.step)?.checked_add(1);
+        (0..self.samples).map(label).collect::<Option<Vec<_>>>().ok_or_else(|| {
+            let value = format!("{} at step {}", self.samples, self.step);
+            TraceError::field("samples", value, format!("a last iteration of at most {}", u32::MAX))
+        })
     }
 
     fn check_knobs(&self) -> Result<(), TraceError> {
-        let any = [
-            ("live", self.live),
-            ("favour", self.favour),
-            ("favour_growth", self.favour_growth),
-        ];
+        let any = [("live", self.live), ("favour", self.favour), ("favour_growth", self.favour_growth)];
         let not_negative = [
             ("skew", self.skew),
             ("starvation", self.starvation),
@@ -232,15 +185,9 @@ impl SynthSpec {
             ("rank_settling", self.rank_settling),
         ];
         require(&any, "a finite number", |_| true)?;
-        require(&not_negative, "a finite number, 0 or more", |value| {
-            value >= 0.0
-        })?;
+        require(&not_negative, "a finite number, 0 or more", |value| value >= 0.0)?;
         require(&positive, "a finite number above 0", |value| value > 0.0)?;
-        require(
-            &[("constancy", self.constancy)],
-            "a number from 0 to 1",
-            |value| (0.0..=1.0).contains(&value),
-        )
+        require(&[("constancy", self.constancy)], "a number from 0 to 1", |value| (0.0..=1.0).contains(&value))
     }
 
     /// How far the gate is from its random start, 0 to 1.
@@ -253,15 +200,8 @@ impl SynthSpec {
     }
 }
 
-fn require(
-    fields: &[(&'static str, f64)],
-    expected: &str,
-    holds: fn(f64) -> bool,
-) -> Result<(), TraceError> {
-    match fields
-        .iter()
-        .find(|&&(_, value)| !value.is_finite() || !holds(value))
-    {
+fn require(fields: &[(&'static str, f64)], expected: &str, holds: fn(f64) -> bool) -> Result<(), TraceError> {
+    match fields.iter().find(|&&(_, value)| !value.is_finite() || !holds(value)) {
         Some(&(field, value)) => Err(TraceError::field(field, value, expected)),
         None => Ok(()),
     }
@@ -289,11 +229,7 @@ impl Layer {
         let mut rng = stream(spec.seed, Purpose::Layer, index, 0);
         let mut traits = || normal(&mut rng);
         let (starvation, live, favour, settling) = (traits(), traits(), traits(), traits());
-        let mut experts = |scale: f64| {
-            (0..spec.experts)
-                .map(|_| scale * normal(&mut rng))
-                .collect::<Vec<_>>()
-        };
+        let mut experts = |scale: f64| (0..spec.experts).map(|_| scale * normal(&mut rng)).collect::<Vec<_>>();
         Self {
             index,
             seed: spec.seed,
@@ -328,10 +264,7 @@ impl Layer {
         let stretch = 1.0 + spec.overshoot * exp(-iteration / spec.loosening);
         let growth = spec.favour_growth * doublings(1.0 + iteration / spec.concentration);
         let favour = (self.favour + growth).max(0.0);
-        let favourite = preferences
-            .iter()
-            .copied()
-            .fold(f64::NEG_INFINITY, f64::max);
+        let favourite = preferences.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let log_weight = |&preference: &f64| {
             let starved = self.starvation * (self.live - preference).max(0.0);
             // Rivals close to the favourite share its favour, so that it passes from one to the other smoothly.
@@ -345,11 +278,7 @@ impl Layer {
     fn preferences(&self, spec: &SynthSpec, doublings: f64) -> Vec<f64> {
         let (kept, changed) = (spec.constancy.sqrt(), (1.0 - spec.constancy).sqrt());
         let drifting = self.drifting(Purpose::Drift, spec.experts, doublings / spec.drift);
-        self.constant
-            .iter()
-            .zip(&drifting)
-            .map(|(constant, drift)| kept * constant + changed * drift)
-            .collect()
+        self.constant.iter().zip(&drifting).map(|(constant, drift)| kept * constant + changed * drift).collect()
     }
 
     /// Standard normal numbers `[expert]` that pass from one draw to the next while `place` grows by 1.
@@ -363,9 +292,7 @@ impl Layer {
         let (from, to) = (1.0 - eased, eased);
         let scale = 1.0 / (from * from + to * to).sqrt();
         let pairs = draws(draw).into_iter().zip(draws(draw + 1.0));
-        pairs
-            .map(|(first, second)| scale * (from * first + to * second))
-            .collect()
+        pairs.map(|(first, second)| scale * (from * first + to * second)).collect()
     }
 }
 
@@ -391,27 +318,11 @@ impl Sampler {
     }
 
     /// Fills `out`, `[micro_batch][rank][expert]`.
-    fn draw(
-        &mut self,
-        scores: &[f64],
-        rank_deviation: f64,
-        row_noise: f64,
-        rng: &mut ChaCha8Rng,
-        out: &mut [u32],
-    ) {
-        let TraceShape {
-            experts,
-            entries,
-            top_k,
-            ..
-        } = self.shape;
+    fn draw(&mut self, scores: &[f64], rank_deviation: f64, row_noise: f64, rng: &mut ChaCha8Rng, out: &mut [u32]) {
+        let TraceShape { experts, entries, top_k, .. } = self.shape;
         for chosen in self.chosen.chunks_exact_mut(experts) {
             self.weights.clear();
-            self.weights.extend(
-                scores
-                    .iter()
-                    .map(|score| score + rank_deviation * normal(rng)),
-            );
+            self.weights.extend(scores.iter().map(|score| score + rank_deviation * normal(rng)));
             inclusion(&mut self.weights, f64::from(top_k), chosen);
         }
         let tokens = f64::from(entries / top_k);
@@ -426,8 +337,7 @@ impl Sampler {
                 let count = (mean + deviation * near_normal(rng)).clamp(0.0, tokens);
                 *wanted = (count * unit) as u32;
             }
-            self.apportion
-                .share(&self.wanted, entries, entries / top_k, out);
+            self.apportion.share(&self.wanted, entries, entries / top_k, out);
         }
     }
 }
@@ -435,9 +345,7 @@ impl Sampler {
 /// Turns log-weights into probabilities of being among `top_k` different choices.
 fn inclusion(scores: &mut [f64], top_k: f64, chosen: &mut [f64]) {
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    scores
-        .iter_mut()
-        .for_each(|score| *score = exp(*score - highest));
+    scores.iter_mut().for_each(|score| *score = exp(*score - highest));
     let sum = scores.iter().sum::<f64>();
     // Newton's method from below on a concave function. Where few experts hold nearly all weight it is slow,
     // and stopping early then hands the last few tokens out in proportion.
@@ -456,9 +364,7 @@ fn inclusion(scores: &mut [f64], top_k: f64, chosen: &mut [f64]) {
         theta += (top_k - total) / slope;
     }
     let total = chosen.iter().sum::<f64>();
-    chosen
-        .iter_mut()
-        .for_each(|chosen| *chosen = (*chosen * top_k / total).min(1.0));
+    chosen.iter_mut().for_each(|chosen| *chosen = (*chosen * top_k / total).min(1.0));
 }
 
 /// What a stream of draws is for.
@@ -473,9 +379,7 @@ enum Purpose {
 /// An independent stream for each purpose, layer and number.
 fn stream(seed: u64, purpose: Purpose, layer: usize, number: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(
-        ((purpose as u64) << 62) | ((layer as u64 & 0x3fff_ffff) << 32) | (number & 0xffff_ffff),
-    );
+    rng.set_stream(((purpose as u64) << 62) | ((layer as u64 & 0x3fff_ffff) << 32) | (number & 0xffff_ffff));
     rng
 }
 
@@ -490,12 +394,7 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
 fn near_normal(rng: &mut ChaCha8Rng) -> f64 {
     /// Standard deviation of a sum of four uniform bytes, sqrt(4 * (256^2 - 1) / 12).
     const DEVIATION: f64 = 147.800_879_564_114_45;
-    let sum = rng
-        .next_u32()
-        .to_le_bytes()
-        .iter()
-        .map(|&byte| i32::from(byte))
-        .sum::<i32>();
+    let sum = rng.next_u32().to_le_bytes().iter().map(|&byte| i32::from(byte)).sum::<i32>();
     f64::from(sum - 510) / DEVIATION
 }
 
@@ -507,9 +406,7 @@ fn exp(x: f64) -> f64 {
     let x = x.min(700.0);
     let halvings = (x * std::f64::consts::LOG2_E).round();
     let rest = x - halvings * std::f64::consts::LN_2;
-    let series = (1..=11)
-        .rev()
-        .fold(1.0, |series, n| 1.0 + series * rest / f64::from(n));
+    let series = (1..=11).rev().fold(1.0, |series, n| 1.0 + series * rest / f64::from(n));
     series * f64::from_bits(((halvings as i64 + 1023) as u64) << 52)
 }
 
@@ -541,12 +438,7 @@ mod tests {
         for draw in [normal, near_normal] {
             let draws = (0..40_000).map(|_| draw(&mut rng)).collect::<Vec<_>>();
             let moment = |n: i32| draws.iter().map(|x| x.powi(n)).sum::<f64>() / 40_000.0;
-            assert!(
-                moment(1).abs() < 0.02 && (moment(2) - 1.0).abs() < 0.03,
-                "{} {}",
-                moment(1),
-                moment(2)
-            );
+            assert!(moment(1).abs() < 0.02 && (moment(2) - 1.0).abs() < 0.03, "{} {}", moment(1), moment(2));
         }
     }
 
@@ -555,34 +447,17 @@ mod tests {
         let mut scores = [0.0, 0.0, 0.0, 0.0];
         let mut chosen = [0.0; 4];
         inclusion(&mut scores, 2.0, &mut chosen);
-        assert!(
-            chosen.iter().all(|&chosen| (chosen - 0.5).abs() < 1e-4),
-            "{chosen:?}"
-        );
+        assert!(chosen.iter().all(|&chosen| (chosen - 0.5).abs() < 1e-4), "{chosen:?}");
         inclusion(&mut [9.0, 1.0, 0.0, -700.0], 2.0, &mut chosen);
-        assert!(
-            (chosen.iter().sum::<f64>() - 2.0).abs() < 1e-3 && chosen[0] > 0.99,
-            "{chosen:?}"
-        );
+        assert!((chosen.iter().sum::<f64>() - 2.0).abs() < 1e-3 && chosen[0] > 0.99, "{chosen:?}");
     }
 
     #[test]
     fn samples_do_not_depend_on_their_number() {
-        let spec = SynthSpec {
-            layers: 3,
-            samples: 9,
-            ..SynthSpec::default()
-        };
+        let spec = SynthSpec { layers: 3, samples: 9, ..SynthSpec::default() };
         let (trace, again) = (spec.generate().unwrap(), spec.generate().unwrap());
         assert_eq!(trace, again);
-        let fewer = SynthSpec {
-            samples: 5,
-            step: 20,
-            layers: 2,
-            ..spec.clone()
-        }
-        .generate()
-        .unwrap();
+        let fewer = SynthSpec { samples: 5, step: 20, layers: 2, ..spec.clone() }.generate().unwrap();
         assert_eq!(fewer.row(4, 1, 3, 15), trace.row(8, 1, 3, 15));
         let other = SynthSpec { seed: 1, ..spec }.generate().unwrap();
         assert_ne!(other.row(4, 1, 3, 15), trace.row(4, 1, 3, 15));
@@ -591,14 +466,7 @@ mod tests {
     #[test]
     fn any_shape_is_sound() {
         for (experts, entries, top_k) in [(1, 5, 1), (2, 8, 2), (64, 30, 6), (8, 4096, 1)] {
-            let spec = SynthSpec {
-                experts,
-                entries,
-                top_k,
-                layers: 2,
-                samples: 30,
-                ..SynthSpec::default()
-            };
+            let spec = SynthSpec { experts, entries, top_k, layers: 2, samples: 30, ..SynthSpec::default() };
             assert_eq!(spec.generate().unwrap().shape().experts, experts);
         }
     }
@@ -610,63 +478,21 @@ mod tests {
     #[test]
     fn says_what_is_wrong() {
         let spec = SynthSpec::default;
+        check_error(SynthSpec { samples: 0, ..spec() }, "samples is 0: expected at least 1");
+        check_error(SynthSpec { step: 0, ..spec() }, "step is 0: expected at least 1");
         check_error(
-            SynthSpec {
-                samples: 0,
-                ..spec()
-            },
-            "samples is 0: expected at least 1",
-        );
-        check_error(
-            SynthSpec { step: 0, ..spec() },
-            "step is 0: expected at least 1",
-        );
-        check_error(
-            SynthSpec {
-                step: u32::MAX,
-                ..spec()
-            },
+            SynthSpec { step: u32::MAX, ..spec() },
             "samples is 501 at step 4294967295: expected a last iteration of at most 4294967295",
         );
         check_error(
-            SynthSpec {
-                ranks: 1 << 30,
-                ..spec()
-            },
+            SynthSpec { ranks: 1 << 30, ..spec() },
             "layers x micro_batches x ranks x experts is 24 x 4 x 1073741824 x 32: expected a product of at most 4294967296",
         );
-        check_error(
-            SynthSpec { ranks: 0, ..spec() },
-            "ranks is 0: expected at least 1",
-        );
-        check_error(
-            SynthSpec {
-                skew: f64::NAN,
-                ..spec()
-            },
-            "skew is NaN: expected a finite number, 0 or more",
-        );
-        check_error(
-            SynthSpec {
-                drift: 0.0,
-                ..spec()
-            },
-            "drift is 0: expected a finite number above 0",
-        );
-        check_error(
-            SynthSpec {
-                constancy: 1.5,
-                ..spec()
-            },
-            "constancy is 1.5: expected a number from 0 to 1",
-        );
-        check_error(
-            SynthSpec {
-                live: f64::INFINITY,
-                ..spec()
-            },
-            "live is inf: expected a finite number",
-        );
+        check_error(SynthSpec { ranks: 0, ..spec() }, "ranks is 0: expected at least 1");
+        check_error(SynthSpec { skew: f64::NAN, ..spec() }, "skew is NaN: expected a finite number, 0 or more");
+        check_error(SynthSpec { drift: 0.0, ..spec() }, "drift is 0: expected a finite number above 0");
+        check_error(SynthSpec { constancy: 1.5, ..spec() }, "constancy is 1.5: expected a number from 0 to 1");
+        check_error(SynthSpec { live: f64::INFINITY, ..spec() }, "live is inf: expected a finite number");
     }
 
     type Field<S> = fn(&S) -> f64;
@@ -674,10 +500,7 @@ mod tests {
     /// A synthetic statistic may be `tolerance` from the real one.
     fn check_near(what: &str, real: f64, synthetic: f64, tolerance: f64) {
         eprintln!("{what}: real {real:.3}, synthetic {synthetic:.3}");
-        assert!(
-            (real - synthetic).abs() <= tolerance,
-            "{what}: more than {tolerance} apart"
-        );
+        assert!((real - synthetic).abs() <= tolerance, "{what}: more than {tolerance} apart");
     }
 
     /// A statistic of every layer: mean, lower quartile, upper quartile.
@@ -686,19 +509,13 @@ mod tests {
         let mut values = layers.map(field).collect::<Vec<_>>();
         values.sort_by(f64::total_cmp);
         let count = values.len();
-        [
-            values.iter().sum::<f64>() / count as f64,
-            values[count / 4],
-            values[count * 3 / 4],
-        ]
+        [values.iter().sum::<f64>() / count as f64, values[count / 4], values[count * 3 / 4]]
     }
 
     /// A statistic averaged over some samples of all traces.
     fn during(traces: &[TraceStats], samples: Range<usize>, field: fn(&TimeStats) -> f64) -> f64 {
         let count = traces.len() * samples.len();
-        let times = traces
-            .iter()
-            .flat_map(|stats| &stats.over_time[samples.clone()]);
+        let times = traces.iter().flat_map(|stats| &stats.over_time[samples.clone()]);
         times.map(field).sum::<f64>() / count as f64
     }
 
@@ -707,42 +524,20 @@ mod tests {
     fn resembles_the_published_trace() {
         let Some(real) = real_trace() else { return };
         let stats = |trace: &RoutingTrace| TraceStats::new(trace, 16).unwrap();
-        let synthetic = |seed| {
-            stats(
-                &SynthSpec {
-                    seed,
-                    ..SynthSpec::default()
-                }
-                .generate()
-                .unwrap(),
-            )
-        };
+        let synthetic = |seed| stats(&SynthSpec { seed, ..SynthSpec::default() }.generate().unwrap());
         let (real, synthetic) = ([stats(real)], [0, 1, 2].map(synthetic));
         let layers: [(&str, Field<LayerStats>, f64); 6] = [
             ("max/mean", |layer| layer.max_over_mean, 1.2),
             ("rank max/mean", |layer| layer.rank_max_over_mean, 1.0),
             ("Gini", |layer| layer.gini, 0.06),
             ("row spread", |layer| layer.row_spread, 0.02),
-            (
-                "overlap at 1 sample",
-                |layer| layer.hot_overlap[0].unwrap(),
-                0.03,
-            ),
-            (
-                "overlap at 100 samples",
-                |layer| layer.hot_overlap[2].unwrap(),
-                0.05,
-            ),
+            ("overlap at 1 sample", |layer| layer.hot_overlap[0].unwrap(), 0.03),
+            ("overlap at 100 samples", |layer| layer.hot_overlap[2].unwrap(), 0.05),
         ];
         for (what, field, tolerance) in layers {
             let (real, synthetic) = (spread_of(&real, field), spread_of(&synthetic, field));
             for (i, part) in ["mean", "q1", "q3"].into_iter().enumerate() {
-                check_near(
-                    &format!("{what}, {part} of layers"),
-                    real[i],
-                    synthetic[i],
-                    tolerance,
-                );
+                check_near(&format!("{what}, {part} of layers"), real[i], synthetic[i], tolerance);
             }
         }
         let times: [(&str, Field<TimeStats>, f64); 3] = [
@@ -753,8 +548,7 @@ mod tests {
         for samples in [0..1, 1..5, 5..11, 11..31, 31..101, 101..251, 251..501] {
             for (what, field, tolerance) in times {
                 let what = format!("{what}, samples {samples:?}");
-                let [real, synthetic] =
-                    [&real[..], &synthetic].map(|of| during(of, samples.clone(), field));
+                let [real, synthetic] = [&real[..], &synthetic].map(|of| during(of, samples.clone(), field));
                 check_near(&what, real, synthetic, tolerance);
             }
         }
