@@ -102,11 +102,11 @@ fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
         );
     }
     let mut counts = vec![None; size];
-    for row in 0..size {
-        let [iteration, rank, layer, micro_batch, expert, entries] = std::array::from_fn(|c| columns[c][row] as usize);
+    for (row, &entries) in columns[5].iter().enumerate() {
+        let [iteration, rank, layer, micro_batch, expert] = std::array::from_fn(|c| columns[c][row] as usize);
         let index = labels.partition_point(|&label| (label as usize) < iteration);
         let place = (((index * layers + layer) * micro_batches + micro_batch) * ranks + rank) * experts + expert;
-        if counts[place].replace(entries as u32).is_some() {
+        if counts[place].replace(entries).is_some() {
             bail!(
                 "{name}: row {row}: iteration {iteration}, rank {rank}, layer {layer}, micro-batch {micro_batch}, expert {expert} stands twice"
             );
