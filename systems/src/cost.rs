@@ -58,6 +58,23 @@ pub struct Traffic {
     pub peers: usize,
 }
 
+/// What an expert takes in one pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertPrice {
+    /// With any rows at all.
+    pub start: Seconds,
+    /// For each row.
+    pub row: Seconds,
+}
+
+impl ExpertPrice {
+    /// On that many rows; an expert without rows is not started.
+    #[inline]
+    pub fn of(&self, rows: u32) -> Seconds {
+        if rows == 0 { Seconds::ZERO } else { self.start + self.row * f64::from(rows) }
+    }
+}
+
 impl CostModel {
     /// The prices of a cluster.
     pub fn new(cluster: &Cluster) -> Self {
@@ -115,22 +132,18 @@ impl CostModel {
         bytes / self.scatter_bandwidth
     }
 
-    /// One expert on `rows` entries, forward: its products, every stored activation written and read once, its weights
-    /// read.
-    pub fn expert_forward(&self, moe: &Moe, rows: u32) -> Seconds {
-        if rows == 0 {
-            return Seconds::ZERO;
+    /// One expert forward: its products, every stored activation written and read once, its weights read.
+    pub fn expert_forward(&self, moe: &Moe) -> ExpertPrice {
+        ExpertPrice {
+            start: self.elementwise(self.weights(moe)) + self.expert_start,
+            row: self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0),
         }
-        let traffic = moe.entry_activations() * (2.0 * f64::from(rows)) + self.weights(moe);
-        self.matrix(moe.entry_flops() * f64::from(rows)) + self.elementwise(traffic) + self.expert_start
     }
 
-    /// The same, backward: twice the products and activations; weights read, gradients read, added to and written.
-    pub fn expert_backward(&self, moe: &Moe, rows: u32) -> Seconds {
-        if rows == 0 {
-            return Seconds::ZERO;
-        }
-        self.expert_forward(moe, rows) * 2.0 + self.elementwise(self.weights(moe) * 2.0)
+    /// One expert backward: twice the products and activations; weights read, gradients read, added to and written.
+    pub fn expert_backward(&self, moe: &Moe) -> ExpertPrice {
+        let forward = self.expert_forward(moe);
+        ExpertPrice { start: forward.start * 2.0 + self.elementwise(self.weights(moe) * 2.0), row: forward.row * 2.0 }
     }
 
     fn weights(&self, moe: &Moe) -> Bytes {

@@ -624,7 +624,7 @@ fn run_pass(tasks: &[Task], durations: &[Seconds], steps: usize, clock: &mut [Se
     for (index, task) in tasks.iter().enumerate() {
         let stream = &mut streams[(task.op.stream() == Stream::Communication) as usize];
         start.copy_from_slice(stream);
-        for &other in &task.after {
+        if let Some(other) = task.after {
             let done = &finish[other * ranks..(other + 1) * ranks];
             for (start, &done) in start.iter_mut().zip(done) {
                 *start = start.max(done);

@@ -230,38 +230,36 @@ fn shadow(counts: &RoutingCounts, placement: &Placement, costs: &ShadowCosts) ->
 /// reductions can start.
 fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     let mut forward = Pass::default();
-    let gate = forward.then(Op::Gate, &[]);
-    let counts = forward.then(Op::Counts, &[gate]);
-    let ready = if decision > 0 { forward.then(Op::Decide { steps: decision }, &[counts]) } else { counts };
-    let dispatched = each(&mut forward, steps, |step| (Op::Dispatch { step }, ready));
-    let broadcast: Vec<usize> =
-        shadowed.iter().map(|&expert| forward.then(Op::Broadcast { expert }, &[ready])).collect();
-    let computed = each(&mut forward, steps, |step| (Op::Experts { step }, dispatched[step]));
-    each(&mut forward, steps, |step| (Op::Combine { step }, computed[step]));
+    let gate = forward.start(Op::Gate);
+    let counts = forward.then(Op::Counts, gate);
+    let ready = match decision {
+        0 => counts,
+        steps => forward.then(Op::Decide { steps }, counts),
+    };
+    let dispatched: Vec<usize> = (0..steps).map(|step| forward.then(Op::Dispatch { step }, ready)).collect();
+    let broadcast: Vec<usize> = shadowed.iter().map(|&expert| forward.then(Op::Broadcast { expert }, ready)).collect();
+    experts_and_back(&mut forward, &dispatched);
     for (&expert, &there) in shadowed.iter().zip(&broadcast) {
-        forward.then(Op::Shadow { expert }, &[there]);
+        forward.then(Op::Shadow { expert }, there);
     }
 
     let mut backward = Pass::default();
-    let dispatched: Vec<usize> = (0..steps).map(|step| backward.then(Op::Dispatch { step }, &[])).collect();
+    let dispatched: Vec<usize> = (0..steps).map(|step| backward.start(Op::Dispatch { step })).collect();
     for &expert in &shadowed {
-        let shadow = backward.then(Op::Shadow { expert }, &[]);
-        backward.then(Op::ReduceGrad { expert }, &[shadow]);
+        let shadow = backward.start(Op::Shadow { expert });
+        backward.then(Op::ReduceGrad { expert }, shadow);
     }
-    let computed = each(&mut backward, steps, |step| (Op::Experts { step }, dispatched[step]));
-    let combined = each(&mut backward, steps, |step| (Op::Combine { step }, computed[step]));
-    backward.then(Op::Gate, &combined);
+    let last = experts_and_back(&mut backward, &dispatched);
+    backward.then(Op::Gate, last);
     LayerProgram { steps, shadowed, padded_to: None, forward: forward.finish(), backward: backward.finish() }
 }
 
-/// One op per step, each after one other task.
-fn each(pass: &mut Pass, steps: usize, op: impl Fn(usize) -> (Op, usize)) -> Vec<usize> {
-    (0..steps)
-        .map(|step| {
-            let (op, after) = op(step);
-            pass.then(op, &[after])
-        })
-        .collect()
+/// Each step's experts after its dispatch, each combine after its experts; returns the last combine.
+fn experts_and_back(pass: &mut Pass, dispatched: &[usize]) -> usize {
+    let computed: Vec<usize> =
+        dispatched.iter().enumerate().map(|(step, &there)| pass.then(Op::Experts { step }, there)).collect();
+    let combined = computed.iter().enumerate().map(|(step, &done)| pass.then(Op::Combine { step }, done));
+    combined.last().unwrap_or(0)
 }
 
 /// The topology gate on counts: of the first choices that leave the node (a `top_k`-th of the entries that do), at most

@@ -61,66 +61,83 @@ struct Table {
     traffic: Vec<Traffic>,
 }
 
-/// Entries on each port in one grouped call.
-#[derive(Clone, Default)]
-struct Ports {
-    /// `[rank]`: sent to and received from the own node, sent to and received from others.
-    rank: Vec<[u64; 4]>,
-    /// `[node]`: sent to and received from other nodes.
-    node: Vec<[u64; 2]>,
+/// Entries that one GPU sends in one grouped call.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    /// To its own node.
+    intra: u64,
+    /// To other nodes.
+    inter: u64,
 }
 
 impl Table {
     fn new(steps: usize, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
         let ranks = rows.ranks();
+        let group = ranks / steps;
         let node_count = nodes.iter().max().map_or(0, |last| last + 1);
-        let ports = Ports { rank: vec![[0; 4]; ranks], node: vec![[0; 2]; node_count] };
-        let mut calls = vec![ports; steps * slots];
-        let mut peers = vec![0; steps * ranks];
         let mut arrived = vec![0; steps * ranks * slots];
-        for source in 0..ranks {
-            for owner in 0..ranks {
-                let step = rows.step(source, owner);
-                let first = (step * ranks + owner) * slots;
-                peers[step * ranks + source] += usize::from(nodes[source] != nodes[owner]);
-                for (slot, &expert) in rows.experts_of(owner).iter().enumerate() {
-                    let sent = rows.sent(source, expert);
-                    arrived[first + slot] += sent;
-                    if source != owner && sent > 0 {
-                        calls[step * slots + slot].add(source, owner, nodes, u64::from(sent));
+        let mut traffic = vec![Traffic::default(); steps * slots];
+        let mut sent = vec![Sent::default(); steps * slots * ranks];
+        let mut into_node = vec![0u64; steps * slots * node_count];
+        for owner in 0..ranks {
+            for (slot, &expert) in rows.experts_of(owner).iter().enumerate() {
+                for first in (0..ranks).step_by(group) {
+                    let step = rows.step(first, owner);
+                    let call = step * slots + slot;
+                    let froms = &mut sent[call * ranks + first..call * ranks + first + group];
+                    let (mut own, mut intra, mut inter) = (0, 0, 0);
+                    for (source, (from, &node)) in (first..).zip(froms.iter_mut().zip(&nodes[first..])) {
+                        let entries = rows.sent(source, expert);
+                        if source == owner {
+                            own = entries;
+                        } else if node == nodes[owner] {
+                            intra += entries;
+                            from.intra += u64::from(entries);
+                        } else {
+                            inter += entries;
+                            from.inter += u64::from(entries);
+                        }
                     }
+                    arrived[(step * ranks + owner) * slots + slot] = own + intra + inter;
+                    into_node[call * node_count + nodes[owner]] += u64::from(inter);
+                    traffic[call].intra = traffic[call].intra.max(u64::from(intra));
+                    traffic[call].inter = traffic[call].inter.max(u64::from(inter));
                 }
             }
         }
-        let most: Vec<usize> = peers.chunks_exact(ranks).map(|step| step.iter().copied().max().unwrap_or(0)).collect();
-        let traffic = calls.iter().enumerate().map(|(call, ports)| ports.busiest(most[call / slots])).collect();
+        let peers = most_peers(steps, nodes);
+        for (call, traffic) in traffic.iter_mut().enumerate() {
+            let sent = &sent[call * ranks..(call + 1) * ranks];
+            traffic.send(sent, nodes, &mut into_node[call * node_count..(call + 1) * node_count]);
+            traffic.peers = peers[call / slots];
+        }
         Self { slots, arrived, traffic }
     }
 }
 
-impl Ports {
-    fn add(&mut self, source: usize, owner: usize, nodes: &[usize], sent: u64) {
-        let (from, to) = (nodes[source], nodes[owner]);
-        let direction = if from == to { 0 } else { 2 };
-        self.rank[source][direction] += sent;
-        self.rank[owner][direction + 1] += sent;
-        if from != to {
-            self.node[from][0] += sent;
-            self.node[to][1] += sent;
+impl Traffic {
+    /// Takes what is sent into account, besides what is received; `node` holds what each node receives.
+    fn send(&mut self, sent: &[Sent], nodes: &[usize], node: &mut [u64]) {
+        self.node = node.iter().copied().max().unwrap_or(0);
+        node.fill(0);
+        for (from, &on) in sent.iter().zip(nodes) {
+            self.intra = self.intra.max(from.intra);
+            self.inter = self.inter.max(from.inter);
+            node[on] += from.inter;
+            self.node = self.node.max(node[on]);
         }
     }
+}
 
-    fn busiest(&self, peers: usize) -> Traffic {
-        let mut traffic = Traffic { peers, ..Traffic::default() };
-        for port in &self.rank {
-            traffic.intra = traffic.intra.max(port[0]).max(port[1]);
-            traffic.inter = traffic.inter.max(port[2]).max(port[3]);
-        }
-        for port in &self.node {
-            traffic.node = traffic.node.max(port[0]).max(port[1]);
-        }
-        traffic
-    }
+/// `[step]`: most peers on other nodes that any rank sends to.
+fn most_peers(steps: usize, nodes: &[usize]) -> Vec<usize> {
+    let group = nodes.len() / steps;
+    let peers = |source: usize, step: usize| {
+        let owners = (source / group + step) % steps * group;
+        nodes[owners..owners + group].iter().filter(|&&node| node != nodes[source]).count()
+    };
+    let most = |step| (0..nodes.len()).map(|source| peers(source, step)).max();
+    (0..steps).map(|step| most(step).unwrap_or(0)).collect()
 }
 
 struct Pricer<'a> {
@@ -136,14 +153,18 @@ struct Pricer<'a> {
 
 impl Pricer<'_> {
     fn pass(&self, tasks: &[Task], backward: bool) -> Vec<Seconds> {
+        let expert = if backward { self.costs.expert_backward(self.moe) } else { self.costs.expert_forward(self.moe) };
         let mut durations = Vec::with_capacity(tasks.len() * self.ranks);
         for task in tasks {
             match task.op {
                 Op::Experts { step } => {
-                    durations.extend((0..self.ranks).map(|r| self.experts(step, r, backward)));
+                    let size = self.ranks * self.table.slots;
+                    let arrived = self.table.arrived[step * size..(step + 1) * size].chunks_exact(self.table.slots);
+                    durations.extend(arrived.map(|slots| slots.iter().map(|&rows| expert.of(rows)).sum::<Seconds>()));
                 }
-                Op::Shadow { expert } => durations
-                    .extend((0..self.ranks).map(|rank| self.expert(self.rows.shadowed(rank, expert), backward))),
+                Op::Shadow { expert: shadowed } => {
+                    durations.extend((0..self.ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
+                }
                 op => {
                     let same = self.uniform(op, backward);
                     durations.extend(std::iter::repeat_n(same, self.ranks));
@@ -189,15 +210,6 @@ impl Pricer<'_> {
             .iter()
             .map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes()))
             .sum()
-    }
-
-    fn experts(&self, step: usize, rank: usize, backward: bool) -> Seconds {
-        let first = (step * self.ranks + rank) * self.table.slots;
-        self.table.arrived[first..first + self.table.slots].iter().map(|&rows| self.expert(rows, backward)).sum()
-    }
-
-    fn expert(&self, rows: u32, backward: bool) -> Seconds {
-        if backward { self.costs.expert_backward(self.moe, rows) } else { self.costs.expert_forward(self.moe, rows) }
     }
 
     fn computed_rows(&self, shadowed: &[usize]) -> Vec<u64> {

@@ -66,13 +66,13 @@ pub enum Stream {
     Communication,
 }
 
-/// An op and the earlier tasks that it waits for on every rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An op and what it waits for on every rank, besides the op before it on its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
     /// What is done.
     pub op: Op,
-    /// Indices of earlier tasks of the same pass.
-    pub after: Vec<usize>,
+    /// An earlier task of the same pass, by index.
+    pub after: Option<usize>,
 }
 
 /// What one MoE layer does with one micro-batch.
@@ -107,9 +107,18 @@ impl Op {
 pub struct Pass(Vec<Task>);
 
 impl Pass {
-    /// Appends an op that waits for `after`; returns its index.
-    pub fn then(&mut self, op: Op, after: &[usize]) -> usize {
-        self.0.push(Task { op, after: after.to_vec() });
+    /// Appends an op that waits for nothing but its stream; returns its index.
+    pub fn start(&mut self, op: Op) -> usize {
+        self.push(op, None)
+    }
+
+    /// Appends an op that waits for an earlier one, too; returns its index.
+    pub fn then(&mut self, op: Op, after: usize) -> usize {
+        self.push(op, Some(after))
+    }
+
+    fn push(&mut self, op: Op, after: Option<usize>) -> usize {
+        self.0.push(Task { op, after });
         self.0.len() - 1
     }
 
@@ -124,22 +133,23 @@ impl LayerProgram {
     /// exchange.
     pub fn expert_parallel() -> Self {
         let mut forward = Pass::default();
-        let gate = forward.then(Op::Gate, &[]);
-        let counts = forward.then(Op::Counts, &[gate]);
-        there_and_back(&mut forward, &[counts]);
+        let gate = forward.start(Op::Gate);
+        let counts = forward.then(Op::Counts, gate);
+        let dispatch = forward.then(Op::Dispatch { step: 0 }, counts);
+        experts_and_back(&mut forward, dispatch);
         let mut backward = Pass::default();
-        let combined = there_and_back(&mut backward, &[]);
-        backward.then(Op::Gate, &[combined]);
+        let dispatch = backward.start(Op::Dispatch { step: 0 });
+        let combined = experts_and_back(&mut backward, dispatch);
+        backward.then(Op::Gate, combined);
         Self { steps: 1, shadowed: Vec::new(), padded_to: None, forward: forward.finish(), backward: backward.finish() }
     }
 }
 
-fn there_and_back(pass: &mut Pass, after: &[usize]) -> usize {
-    let dispatch = pass.then(Op::Dispatch { step: 0 }, after);
-    let there = pass.then(Op::Sync, &[dispatch]);
-    let experts = pass.then(Op::Experts { step: 0 }, &[there]);
-    let combine = pass.then(Op::Combine { step: 0 }, &[experts]);
-    pass.then(Op::Sync, &[combine])
+fn experts_and_back(pass: &mut Pass, dispatch: usize) -> usize {
+    let there = pass.then(Op::Sync, dispatch);
+    let experts = pass.then(Op::Experts { step: 0 }, there);
+    let combine = pass.then(Op::Combine { step: 0 }, experts);
+    pass.then(Op::Sync, combine)
 }
 
 /// Which rows the ops of a program concern.
@@ -173,6 +183,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Rows that `source` sends for `expert`; none when the expert is shadowed.
+    #[inline]
     pub fn sent(&self, source: usize, expert: usize) -> u32 {
         if self.shadowed[expert] {
             return 0;
@@ -213,7 +224,7 @@ mod tests {
         let program = LayerProgram::expert_parallel();
         for pass in [&program.forward, &program.backward] {
             for (index, task) in pass.iter().enumerate() {
-                assert!(task.after.iter().all(|&other| other < index));
+                assert!(task.after.is_none_or(|other| other < index));
             }
         }
     }

@@ -25,6 +25,7 @@ impl RoutingCounts {
     }
 
     /// Entries of one source rank, `[expert]`.
+    #[inline]
     pub fn row(&self, rank: usize) -> &[u32] {
         &self.counts[rank * self.experts..(rank + 1) * self.experts]
     }

@@ -91,6 +91,7 @@ pub struct Moe {
 
 impl Moe {
     /// Parameters of one expert: two matrices and two biases.
+    #[inline]
     pub fn expert_parameters(&self) -> u64 {
         (2 * self.width * self.inner + self.inner + self.width) as u64
     }
@@ -106,6 +107,7 @@ impl Moe {
     }
 
     /// Bytes of one entry on the wire, in half precision.
+    #[inline]
     pub fn entry_bytes(&self) -> Bytes {
         Bytes(self.width as f64 * HALF)
     }
@@ -117,6 +119,7 @@ impl Moe {
 
     /// Stored per entry for the backward pass: the expert's input, its inner width before and after the activation
     /// function, and its output (for the gradient of the combining weight).
+    #[inline]
     pub fn entry_activations(&self) -> Bytes {
         Bytes((2 * self.width + 2 * self.inner) as f64 * HALF)
     }

@@ -19,11 +19,13 @@ macro_rules! quantity {
             pub const ZERO: Self = Self(0.0);
 
             /// The greater of the two.
+            #[inline]
             pub fn max(self, other: Self) -> Self {
                 Self(self.0.max(other.0))
             }
 
             /// The lesser of the two.
+            #[inline]
             pub fn min(self, other: Self) -> Self {
                 Self(self.0.min(other.0))
             }
@@ -31,6 +33,7 @@ macro_rules! quantity {
 
         impl Add for $name {
             type Output = Self;
+            #[inline]
             fn add(self, other: Self) -> Self {
                 Self(self.0 + other.0)
             }
@@ -38,12 +41,14 @@ macro_rules! quantity {
 
         impl Sub for $name {
             type Output = Self;
+            #[inline]
             fn sub(self, other: Self) -> Self {
                 Self(self.0 - other.0)
             }
         }
 
         impl AddAssign for $name {
+            #[inline]
             fn add_assign(&mut self, other: Self) {
                 self.0 += other.0;
             }
@@ -51,6 +56,7 @@ macro_rules! quantity {
 
         impl Mul<f64> for $name {
             type Output = Self;
+            #[inline]
             fn mul(self, factor: f64) -> Self {
                 Self(self.0 * factor)
             }
@@ -58,6 +64,7 @@ macro_rules! quantity {
 
         impl Div<f64> for $name {
             type Output = Self;
+            #[inline]
             fn div(self, divisor: f64) -> Self {
                 Self(self.0 / divisor)
             }
@@ -66,12 +73,14 @@ macro_rules! quantity {
         /// The ratio of two of the same kind is a plain number.
         impl Div for $name {
             type Output = f64;
+            #[inline]
             fn div(self, other: Self) -> f64 {
                 self.0 / other.0
             }
         }
 
         impl Sum for $name {
+            #[inline]
             fn sum<I: Iterator<Item = Self>>(items: I) -> Self {
                 items.fold(Self::ZERO, Add::add)
             }
@@ -83,6 +92,7 @@ macro_rules! quotient {
     ($amount:ident / $rate:ident) => {
         impl Div<$rate> for $amount {
             type Output = Seconds;
+            #[inline]
             fn div(self, rate: $rate) -> Seconds {
                 Seconds(self.0 / rate.0)
             }
