@@ -15,134 +15,15 @@ use workloads::{Bytes, Seconds};
 use crate::Policy;
 use crate::cost::CostModel;
 use crate::job::Job;
+pub use crate::ledger::{Ledger, Phase};
 use crate::memory::{self, StageParameters};
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::price::{GroupPlace, LayerPrice, price};
-use crate::program::{LayerProgram, Op, Stream, Task};
+use crate::program::LayerProgram;
 use crate::routing::RoutingCounts;
 use crate::schedule::{Work, one_forward_one_backward};
-
-/// What a rank's time goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Attention, dense networks, embedding and head.
-    Dense,
-    /// The gate's scores.
-    Gate,
-    /// The exchange of counts, and the host's waits for exchanges.
-    Counts,
-    /// Entries to their experts.
-    Dispatch,
-    /// Experts, shadowed ones included.
-    Experts,
-    /// Results back.
-    Combine,
-    /// Broadcasts and gradient reductions of shadowed experts.
-    ShadowTransfer,
-    /// All-reduces of tensor parallelism.
-    TensorParallel,
-    /// Activations and their gradients between pipeline stages.
-    Boundary,
-    /// Waiting for other ranks inside a layer.
-    Wait,
-    /// Waiting for other stages.
-    Bubble,
-    /// Gradient synchronisation.
-    GradientSync,
-    /// Optimizer step.
-    Optimizer,
-    /// Online decisions.
-    Decision,
-    /// Experts changing ranks.
-    Migration,
-    /// Per-iteration work of the host.
-    Host,
-}
-
-impl Phase {
-    /// Every phase, in the order of a breakdown.
-    pub const ALL: [Phase; 16] = [
-        Phase::Dense,
-        Phase::Gate,
-        Phase::Counts,
-        Phase::Dispatch,
-        Phase::Experts,
-        Phase::Combine,
-        Phase::ShadowTransfer,
-        Phase::TensorParallel,
-        Phase::Boundary,
-        Phase::Wait,
-        Phase::Bubble,
-        Phase::GradientSync,
-        Phase::Optimizer,
-        Phase::Decision,
-        Phase::Migration,
-        Phase::Host,
-    ];
-
-    /// Its name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Phase::Dense => "dense",
-            Phase::Gate => "gate",
-            Phase::Counts => "counts",
-            Phase::Dispatch => "dispatch",
-            Phase::Experts => "experts",
-            Phase::Combine => "combine",
-            Phase::ShadowTransfer => "shadow_transfer",
-            Phase::TensorParallel => "tensor_parallel",
-            Phase::Boundary => "boundary",
-            Phase::Wait => "wait",
-            Phase::Bubble => "bubble",
-            Phase::GradientSync => "gradient_sync",
-            Phase::Optimizer => "optimizer",
-            Phase::Decision => "decision",
-            Phase::Migration => "migration",
-            Phase::Host => "host",
-        }
-    }
-
-    fn of(op: Op) -> Self {
-        match op {
-            Op::Gate => Phase::Gate,
-            Op::Counts | Op::Sync => Phase::Counts,
-            Op::Decide { .. } => Phase::Decision,
-            Op::Dispatch { .. } => Phase::Dispatch,
-            Op::Experts { .. } | Op::Shadow { .. } => Phase::Experts,
-            Op::Combine { .. } => Phase::Combine,
-            Op::Broadcast { .. } | Op::ReduceGrad { .. } => Phase::ShadowTransfer,
-        }
-    }
-}
-
-/// Time per phase, indexed by `Phase as usize`. The phases of a rank add up to the iteration: a transfer hidden behind
-/// kernels counts only for the part that sticks out.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Ledger([Seconds; Phase::ALL.len()]);
-
-impl Ledger {
-    /// Time of one phase.
-    pub fn of(&self, phase: Phase) -> Seconds {
-        self.0[phase as usize]
-    }
-
-    /// All phases together.
-    pub fn total(&self) -> Seconds {
-        self.0.iter().copied().sum()
-    }
-
-    fn add(&mut self, phase: Phase, time: Seconds) {
-        self.0[phase as usize] += time;
-    }
-
-    /// Adds another's times, each multiplied by `factor`.
-    pub(crate) fn merge(&mut self, other: &Self, factor: f64) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine += theirs * factor;
-        }
-    }
-}
+use crate::streams::Streams;
 
 /// How much of an iteration is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,9 +94,9 @@ pub struct Timing {
 
 impl Timing {
     /// The stage that waits least for others.
-    pub fn slowest_stage(&self) -> &Ledger {
-        static IDLE: Ledger = Ledger([Seconds::ZERO; Phase::ALL.len()]);
-        self.phases.iter().min_by(|a, b| a.of(Phase::Bubble).0.total_cmp(&b.of(Phase::Bubble).0)).unwrap_or(&IDLE)
+    pub fn slowest_stage(&self) -> Ledger {
+        let bubble = |ledger: &&Ledger| ledger.of(Phase::Bubble).0;
+        self.phases.iter().min_by(|a, b| bubble(a).total_cmp(&bubble(b))).copied().unwrap_or_default()
     }
 }
 
@@ -368,6 +249,7 @@ struct Lane<'a> {
     micro_batches: usize,
     stages: Vec<StageRun>,
     moe_blocks: &'a [usize],
+    streams: Streams,
 }
 
 /// One stage of a lane while it runs.
@@ -395,7 +277,7 @@ impl<'a> Lane<'a> {
     fn new(evaluation: &'a Evaluation<'a>, group: usize, micro_batches: usize, moe_blocks: &'a [usize]) -> Self {
         let stages =
             (0..evaluation.plan.pp).map(|stage| StageRun::new(evaluation, stage, group, micro_batches)).collect();
-        Self { evaluation, group, micro_batches, stages, moe_blocks }
+        Self { evaluation, group, micro_batches, stages, moe_blocks, streams: Streams::default() }
     }
 
     /// Runs every stage's work as soon as what it needs is there.
@@ -482,7 +364,7 @@ impl<'a> Lane<'a> {
         timing.dropped += chosen.saturating_sub(entries);
         timing.shadowed += program.shadowed.len() as u64;
         stage.store(moe, &counts, &priced);
-        run_pass(&program.forward, &priced.forward, program.steps, &mut stage.clock, &mut stage.ledger);
+        self.streams.run(&program.forward, &priced.forward, program.steps, &mut stage.clock, &mut stage.ledger);
         stage.layers[m].push((program, priced));
     }
 
@@ -495,7 +377,8 @@ impl<'a> Lane<'a> {
             if block.moe().is_some()
                 && let Some((program, priced)) = stage.layers[m].pop()
             {
-                run_pass(&program.backward, &priced.backward, program.steps, &mut stage.clock, &mut stage.ledger);
+                let StageRun { clock, ledger, .. } = stage;
+                self.streams.run(&program.backward, &priced.backward, program.steps, clock, ledger);
             }
             stage.dense(e, block, 2.0);
         }
@@ -613,59 +496,4 @@ impl StageRun {
             self.buffers[rank] = self.buffers[rank].max(buffers);
         }
     }
-}
-
-/// Runs a pass's tasks over two streams per rank, from the ranks' clocks on, and moves the clocks to its end.
-fn run_pass(tasks: &[Task], durations: &[Seconds], steps: usize, clock: &mut [Seconds], ledger: &mut Ledger) {
-    let ranks = clock.len();
-    let mut streams = [clock.to_vec(), clock.to_vec()];
-    let mut finish = vec![Seconds::ZERO; tasks.len() * ranks];
-    let mut start = vec![Seconds::ZERO; ranks];
-    for (index, task) in tasks.iter().enumerate() {
-        let stream = &mut streams[(task.op.stream() == Stream::Communication) as usize];
-        start.copy_from_slice(stream);
-        if let Some(other) = task.after {
-            let done = &finish[other * ranks..(other + 1) * ranks];
-            for (start, &done) in start.iter_mut().zip(done) {
-                *start = start.max(done);
-            }
-        }
-        if task.op.stream() == Stream::Communication {
-            meet(task.op, steps, &mut start);
-        }
-        let phase = Phase::of(task.op);
-        for rank in 0..ranks {
-            let end = start[rank] + durations[index * ranks + rank];
-            stream[rank] = end;
-            finish[index * ranks + rank] = end;
-            if end > clock[rank] {
-                let begun = start[rank].max(clock[rank]);
-                ledger.add(Phase::Wait, begun - clock[rank]);
-                ledger.add(phase, end - begun);
-                clock[rank] = end;
-            }
-        }
-    }
-}
-
-/// Ranks of a collective start together; in a step of a cut exchange, with those that they exchange with.
-fn meet(op: Op, steps: usize, start: &mut [Seconds]) {
-    let (Op::Dispatch { step } | Op::Combine { step }) = op else {
-        return meet_all(start);
-    };
-    if steps == 1 {
-        return meet_all(start);
-    }
-    let size = start.len() / steps;
-    let latest: Vec<Seconds> =
-        start.chunks_exact(size).map(|group| group.iter().copied().fold(Seconds::ZERO, Seconds::max)).collect();
-    for (group, start) in start.chunks_exact_mut(size).enumerate() {
-        let together = latest[group].max(latest[(group + step) % steps]).max(latest[(group + steps - step) % steps]);
-        start.fill(together);
-    }
-}
-
-fn meet_all(start: &mut [Seconds]) {
-    let latest = start.iter().copied().fold(Seconds::ZERO, Seconds::max);
-    start.fill(latest);
 }

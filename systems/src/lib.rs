@@ -11,7 +11,8 @@
 //! | how experts are placed, what moves | [`placement`] |
 //! | what a layer does, op by op | [`program`] |
 //! | what an op costs | [`cost`] |
-//! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`] |
+//! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`], [`streams`] |
+//! | what time goes to | [`ledger`] |
 //! | what a rank's memory holds | [`memory`] |
 //! | which plans are possible, ranked | [`search`] |
 //! | one system | the file of its name |
@@ -21,6 +22,7 @@ pub mod evaluate;
 pub mod expert_only;
 pub mod fastermoe;
 pub mod job;
+pub mod ledger;
 pub mod memory;
 pub mod placement;
 pub mod plan;
@@ -30,6 +32,7 @@ pub mod routing;
 pub mod schedule;
 pub mod search;
 pub mod smartmoe;
+pub mod streams;
 
 pub use cost::CostModel;
 pub use job::Job;

@@ -99,7 +99,7 @@ pub fn estimate(
         }
         .run();
         step += timing.step / profile.len() as f64;
-        phases.merge(timing.slowest_stage(), 1.0 / profile.len() as f64);
+        phases.merge(&timing.slowest_stage(), 1.0 / profile.len() as f64);
         if timing.peak.bytes > worst.bytes {
             worst = timing.peak;
         }
