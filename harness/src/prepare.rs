@@ -124,7 +124,7 @@ pub fn one_case<'a>(
         profile: Vec::new(),
     };
     let routing = JobRouting::new(&job, part, trace, seed).with_context(|| context.to_owned())?;
-    job.profile = (0..part.profile.max(1)).map(|t| routing.iteration(t)).collect();
+    job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect();
     Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new() })
 }
 

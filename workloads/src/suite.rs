@@ -41,13 +41,14 @@ pub struct TraceUse {
     pub start: u32,
     /// Trace iterations per training iteration.
     pub stride: u32,
-    /// Training iterations before `start` that offline searches may look at, as a profiling run would.
+    /// Iterations of a profiling run of the same job; offline searches see the routing of four of them, evenly
+    /// spread.
     pub profile: usize,
 }
 
 impl Default for TraceUse {
     fn default() -> Self {
-        Self { start: 1, stride: 1, profile: 3 }
+        Self { start: 1, stride: 1, profile: 100 }
     }
 }
 

@@ -100,7 +100,9 @@ fn stats(traces: &[RoutingTrace], expert_parallel: usize) -> Result<()> {
     }
     println!("max/mean: load of the fullest expert (or rank) over the mean. Gini: 0 even, 1 all on one expert.");
     println!("row spread: how much micro-batches and ranks differ. hot kept: share of the four hottest experts that");
-    println!("are still among the four hottest 1, 10 and 100 samples later; half-life: samples until half are left.");
+    println!(
+        "are still among the four hottest 1, 10 and 100 samples later; half-life: iterations until half of that is lost."
+    );
     Ok(())
 }
 
@@ -122,7 +124,7 @@ fn per_layer(layers: &[LayerStats]) -> comfy_table::Table {
             one,
             ten,
             hundred,
-            layer.hot_half_life.map_or("longer".into(), |samples| samples.to_string()),
+            layer.hot_half_life.map_or("longer".into(), |iterations| iterations.to_string()),
         ]);
     }
     table

@@ -28,8 +28,7 @@ pub fn draw(suite: &Suite, summary: &Summary) -> Result<Figure, FigureError> {
     GroupedBars {
         frame: Frame {
             footnote: format!(
-                "{engine}; median of iterations after {} of warm-up, 95% confidence intervals; synthetic clusters are \
-                 described in their TOML",
+                "{engine}; medians of iterations after {} of warm-up, 95% confidence intervals",
                 suite.warmup
             ),
             ..Frame::default()
