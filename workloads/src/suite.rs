@@ -96,7 +96,8 @@ pub struct ForcedPlan {
 impl Case {
     /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE`.
     pub fn id(&self) -> String {
-        format!("{}.{}.{}.{}", self.model, self.cluster, self.gpus, self.gate.to_string().replace(' ', "-"))
+        // Models and clusters may be paths.
+        format!("{}.{}.{}.{}", self.model, self.cluster, self.gpus, self.gate).replace(['/', ' '], "-")
     }
 
     /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8.
