@@ -36,7 +36,9 @@ fn eight_ranks() -> (Job, BatchCounts) {
 fn shadowing_helps_where_experts_are_hot() {
     let (skewed_job, skewed_batch) = eight_ranks();
     let even = skewed_batch.uniform();
-    let with = |batch| simulate(&skewed_job, &CostModel::new(&skewed_job.cluster), &fastermoe::FASTERMOE, plan(1, 8, 8), batch, 10);
+    let with = |batch| {
+        simulate(&skewed_job, &CostModel::new(&skewed_job.cluster), &fastermoe::FASTERMOE, plan(1, 8, 8), batch, 10)
+    };
     let without = |batch| seconds(&skewed_job, &fastermoe::UNSHADOWED, plan(1, 8, 8), batch);
     assert!(with(&skewed_batch)[0].timing.shadowed > 0);
     assert!(1.2 * total(&with(&skewed_batch)) < without(&skewed_batch));

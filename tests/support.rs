@@ -9,7 +9,7 @@ use harness::simulate::{Iteration, Run};
 use polars::prelude::DataFrame;
 use systems::{CostModel, Job, Plan, System};
 use workloads::model::{Block, Edge, Ffn, Model, Moe};
-use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, TraceShape};
+use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec, TraceShape};
 use workloads::{Cluster, Flops, Gate};
 
 /// A folder that goes when the test ends.
@@ -250,4 +250,32 @@ pub(crate) fn draws(seed: u64, limit: u64) -> impl FnMut() -> u64 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % limit
     }
+}
+
+/// Writes `trace.parquet`: a small synthetic trace.
+pub(crate) fn small_trace(folder: &Folder) {
+    let spec = SynthSpec {
+        layers: 2,
+        experts: 8,
+        ranks: 4,
+        micro_batches: 2,
+        entries: 256,
+        samples: 12,
+        ..SynthSpec::default()
+    };
+    harness::traces::write_parquet(&spec.generate().unwrap(), &folder.join("trace.parquet")).unwrap();
+}
+
+/// A suite of the tiny model: expert parallelism, FasterMoE and SmartMoE on `(gpus, gate)` cases of inky.
+pub(crate) fn suite_toml(cases: &[(usize, &str)]) -> String {
+    let mut text =
+        "name = \"test\"\ndescription = \"for tests\"\nbaseline = \"expert-only\"\niterations = 12\nwarmup = 1\n\
+                    systems = [\"expert-only\", \"fastermoe\", \"smartmoe\"]\n"
+            .to_owned();
+    for (gpus, gate) in cases {
+        text += &format!(
+            "\n[[cases]]\nmodel = \"gpt-tiny\"\ncluster = \"inky\"\ngpus = {gpus}\ngate = \"{gate}\"\nglobal_batch = 64\n"
+        );
+    }
+    text
 }
