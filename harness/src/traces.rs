@@ -116,7 +116,7 @@ fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
     let entries = counts[..experts].iter().sum();
     // The native format does not state how many experts a token chooses; two is what every trace so far has.
     let shape = TraceShape { layers, micro_batches, ranks, experts, entries, top_k: 2.min(experts as u32) };
-    Ok(RoutingTrace::new(name, shape, labels, counts)?)
+    RoutingTrace::new(name, shape, labels, counts).with_context(|| name.to_owned())
 }
 
 /// A column as whole numbers of at least 0.
