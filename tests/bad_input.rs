@@ -96,6 +96,7 @@ fn unknown_names() {
         &[],
         &["--systems", "unknown system `fastmoe`", "expert-only"],
     );
+    check("run smoke --systems smartmoe,smartmoe --out out", &[], &["--systems", "`smartmoe` stands twice"]);
     let plan = "--gpus 8 --global-batch-size 64 --trace trace.parquet";
     check(&format!("plan --model gpt --cluster inky {plan}"), &[], &["unknown model `gpt`", "gpt-tiny"]);
     check(&format!("plan --model gpt-tiny --cluster inkl {plan}"), &[], &["unknown cluster `inkl`", "inky, pinky"]);
@@ -141,6 +142,8 @@ fn bad_suites() {
     };
     check_suite("warmup", "warm_up", &["line 5", "unknown field `warm_up`", "`warmup`"]);
     check_suite("warmup = 1", "warmup = 12", &["warmup = 12", "fewer than iterations = 12"]);
+    check_suite("\"fastermoe\"", "\"smartmoe\"", &["systems = smartmoe", "every system once"]);
+    check_suite("warmup = 1", "warmup = 1\nseeds = [3, 3]", &["seeds = 3", "every seed once"]);
     check_suite("iterations = 12\n", "", &["missing field `iterations`"]);
     check_suite("gpus = 8", "gpus = 0", &["cases[0].gpus = 0", "at least 1"]);
     check_suite("gpus = 8", "gpus = -8", &["gpus"]);
@@ -187,4 +190,14 @@ fn bad_clusters() {
     check_cluster(&cluster_toml(8, &[("call_start", -1.0)]), &["network.call_start.value = -1", "at least 0"]);
     check_cluster(&cluster_toml(8, &[]).replace("gemm_rate", "gem_rate"), &["line 11", "unknown field `gem_rate`"]);
     check_cluster(&cluster_toml(8, &[]).replace("a test", ""), &["gpu.memory.source", "where the value comes from"]);
+}
+
+#[test]
+fn folders_of_others() {
+    let arguments = "run smoke --trace trace.parquet --iterations 1 --out .";
+    for name in ["iterations.parquet", "spans.parquet", "cases/x.parquet"] {
+        check(arguments, &[(name, "not ours")], &["holds another run", "choose another --out, or --overwrite"]);
+    }
+    check(arguments, &[("run.json", "{}")], &["holds another run", "no run.json that states these inputs"]);
+    check("run smoke --trace trace.parquet --out trace.parquet", &[], &["trace.parquet/run.json: cannot be written"]);
 }

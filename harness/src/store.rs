@@ -36,18 +36,19 @@ impl Store {
     pub fn open(root: &Path, provenance: &Provenance, overwrite: bool) -> Result<Self> {
         let store = Self { root: root.to_owned() };
         let stated = store.path("run.json");
-        if stated.exists() {
-            let text = fs::read_to_string(&stated).with_context(|| format!("{}", stated.display()))?;
-            let same = serde_json::from_str::<Provenance>(&text).is_ok_and(|old| old.inputs == provenance.inputs);
-            if !same && !overwrite {
-                bail!(
-                    "{}: holds another run (its run.json states other inputs): choose another --out, or --overwrite",
-                    root.display()
-                );
-            }
-            if overwrite || !same {
-                store.clear()?;
-            }
+        let same = fs::read_to_string(&stated)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Provenance>(&text).ok())
+            .is_some_and(|old| old.inputs == provenance.inputs);
+        let used = ["run.json", "cases", "iterations.parquet", "spans.parquet"].map(|name| store.path(name).exists());
+        if used.contains(&true) && !same && !overwrite {
+            bail!(
+                "{}: holds another run (no run.json that states these inputs): choose another --out, or --overwrite",
+                root.display()
+            );
+        }
+        if overwrite || !same {
+            store.clear()?;
         }
         let text = serde_json::to_string_pretty(provenance)? + "\n";
         write_atomically(&stated, |file| Ok(file.write_all(text.as_bytes())?))?;

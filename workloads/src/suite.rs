@@ -147,6 +147,12 @@ impl Suite {
                 format!("fewer than iterations = {}", self.iterations),
             );
         }
+        if let Some(system) = repeated(&self.systems) {
+            return refuse("systems".into(), system.clone(), "every system once".into());
+        }
+        if let Some(seed) = repeated(&self.seeds) {
+            return refuse("seeds".into(), seed.to_string(), "every seed once".into());
+        }
         if self.trace.stride == 0 {
             return refuse("trace.stride".into(), "0".into(), "at least 1".into());
         }
@@ -175,6 +181,11 @@ impl Suite {
         }
         Ok(())
     }
+}
+
+/// The first item that stands twice.
+pub fn repeated<T: PartialEq>(items: &[T]) -> Option<&T> {
+    items.iter().enumerate().find(|(index, item)| items[..*index].contains(item)).map(|(_, item)| item)
 }
 
 fn one_seed() -> Vec<u64> {

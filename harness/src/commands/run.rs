@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use polars::prelude::{CsvWriter, SerWriter};
 use systems::CostModel;
 use workloads::Suite;
+use workloads::suite::repeated;
 use workloads::trace::RoutingTrace;
 
 use crate::cli::{Failure, OrFail, RunArgs};
@@ -48,6 +49,9 @@ fn adjusted(args: &RunArgs) -> Result<Suite> {
     if let Some(systems) = &args.systems {
         for name in systems {
             prepare::system("--systems", name)?;
+        }
+        if let Some(system) = repeated(systems) {
+            anyhow::bail!("--systems: `{system}` stands twice: expected every system once");
         }
         suite.systems = systems.clone();
         if !systems.contains(&suite.baseline) {
