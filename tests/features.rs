@@ -122,8 +122,8 @@ fn a_data_sensitive_estimate_picks_plans_that_are_no_slower() {
         (16, 32, &[0, 1]),
         (16, 16, &[0, 3, 7, 11, 15]),
     ] {
-        let batch = skewed(4, 64, experts, hot);
-        let job = job(model(4, TOKENS, 512, experts), cluster(4, &[("call_start", 2e-5)]), gpus, &batch);
+        let batch = skewed(4, 2 * gpus, experts, hot);
+        let job = job(model(4, TOKENS, 1024, experts), cluster(4, &[("call_start", 2e-5)]), gpus, &batch);
         let costs = CostModel::new(&job.cluster);
         let picked = |system: &dyn System| {
             let plan = system.plan(&job, &costs).unwrap();
@@ -131,10 +131,9 @@ fn a_data_sensitive_estimate_picks_plans_that_are_no_slower() {
         };
         let (sensitive, uniform) = (picked(&smartmoe::OFFLINE_ONLY), picked(&smartmoe::UNIFORM_ESTIMATE));
         assert!(sensitive.1 <= uniform.1, "{gpus} GPUs, {experts} experts, {hot:?} hot: {sensitive:?}, {uniform:?}");
-        eprintln!("{} {} {:?}", sensitive.0, uniform.0, sensitive.1 / uniform.1);
         strictly += usize::from(1.05 * sensitive.1 < uniform.1);
     }
-    assert!(strictly >= 1);
+    assert!(strictly >= 3, "{strictly}");
 }
 
 #[test]
