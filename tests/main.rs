@@ -1,1 +1,16 @@
-//! Integration tests of the whole program.
+//! Integration tests, one binary. Every expectation is written down here or computed in another way than the program does.
+
+// What a switched-off feature and a changed constant do to simulated times.
+mod features;
+// Tiny cases against arithmetic done by hand, and against every possible placement.
+mod arithmetic;
+// The same bytes whatever the threads, the order of cases or an interruption.
+mod determinism;
+// Wrong input: exit status 2, one line that names file, field and what is allowed, nothing written.
+mod bad_input;
+// Every command from its arguments to its files.
+mod cli;
+// Predicted iteration times against those that SmartMoE's authors measured, where their data is at hand.
+mod published;
+// Folders, the program, and small clusters, models and routings.
+mod support;

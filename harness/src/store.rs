@@ -2,7 +2,8 @@
 //!
 //! Every finished case is written to `cases/` at once, by temporary file and rename. When all are there they are joined, in
 //! the suite's order, into `iterations.parquet` and `spans.parquet`, and `cases/` goes. A run that was interrupted finds its
-//! finished cases and ends with the same bytes. `run.json` states what was run; a folder of another run is refused.
+//! finished cases and ends with the same bytes; one that had ended finds its frames. `run.json` states what was run; a
+//! folder of another run is refused.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -35,20 +36,20 @@ impl Store {
     pub fn open(root: &Path, provenance: &Provenance, overwrite: bool) -> Result<Self> {
         let store = Self { root: root.to_owned() };
         let stated = store.path("run.json");
-        if stated.exists() {
-            let text = fs::read_to_string(&stated).with_context(|| format!("{}", stated.display()))?;
-            let same = serde_json::from_str::<Provenance>(&text).is_ok_and(|old| old.inputs == provenance.inputs);
-            if !same && !overwrite {
-                bail!(
-                    "{}: holds another run (its run.json states other inputs): choose another --out, or --overwrite",
-                    root.display()
-                );
-            }
-            if overwrite || !same {
-                store.clear()?;
-            }
+        let same = fs::read_to_string(&stated)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Provenance>(&text).ok())
+            .is_some_and(|old| old.inputs == provenance.inputs);
+        let used = ["run.json", "cases", "iterations.parquet", "spans.parquet"].map(|name| store.path(name).exists());
+        if used.contains(&true) && !same && !overwrite {
+            bail!(
+                "{}: holds another run (no run.json that states these inputs): choose another --out, or --overwrite",
+                root.display()
+            );
         }
-        fs::create_dir_all(store.path("cases")).with_context(|| format!("{}", root.display()))?;
+        if overwrite || !same {
+            store.clear()?;
+        }
         let text = serde_json::to_string_pretty(provenance)? + "\n";
         write_atomically(&stated, |file| Ok(file.write_all(text.as_bytes())?))?;
         Ok(store)
@@ -81,6 +82,19 @@ impl Store {
     pub fn write_case(&self, id: &str, frames: &mut Frames) -> Result<()> {
         write_parquet(&self.case_path(id, "iterations"), &mut frames.iterations)?;
         write_parquet(&self.case_path(id, "spans"), &mut frames.spans)
+    }
+
+    /// The run's two frames, if an earlier attempt joined them.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn finished(&self) -> Result<Option<Frames>> {
+        // The spans are joined last.
+        let (iterations, spans) = (self.path("iterations.parquet"), self.path("spans.parquet"));
+        if !spans.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Frames { iterations: read_parquet(&iterations)?, spans: read_parquet(&spans)? }))
     }
 
     /// Joins the cases, in the given order, into the run's two frames.

@@ -102,11 +102,12 @@ fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
         );
     }
     let mut counts = vec![None; size];
-    for (row, &entries) in columns[5].iter().enumerate() {
-        let [iteration, rank, layer, micro_batch, expert] = std::array::from_fn(|c| columns[c][row] as usize);
+    let at = |row: usize| std::array::from_fn(|column| columns[column][row] as usize);
+    for row in 0..size {
+        let [iteration, rank, layer, micro_batch, expert, entries] = at(row);
         let index = labels.partition_point(|&label| (label as usize) < iteration);
         let place = (((index * layers + layer) * micro_batches + micro_batch) * ranks + rank) * experts + expert;
-        if counts[place].replace(entries).is_some() {
+        if counts[place].replace(entries as u32).is_some() {
             bail!(
                 "{name}: row {row}: iteration {iteration}, rank {rank}, layer {layer}, micro-batch {micro_batch}, expert {expert} stands twice"
             );
@@ -116,7 +117,7 @@ fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
     let entries = counts[..experts].iter().sum();
     // The native format does not state how many experts a token chooses; two is what every trace so far has.
     let shape = TraceShape { layers, micro_batches, ranks, experts, entries, top_k: 2.min(experts as u32) };
-    Ok(RoutingTrace::new(name, shape, labels, counts)?)
+    RoutingTrace::new(name, shape, labels, counts).with_context(|| name.to_owned())
 }
 
 /// A column as whole numbers of at least 0.

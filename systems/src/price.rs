@@ -181,7 +181,8 @@ impl Pricer<'_> {
             Op::Counts => {
                 let bytes = Bytes(8.0 * self.moe.experts as f64);
                 let own_node = self.place.group.size.div_ceil(self.place.group.nodes);
-                let one = Traffic { intra: 1, inter: 1, node: 1, peers: self.ranks - own_node };
+                let outside = u64::from(self.place.group.nodes > 1);
+                let one = Traffic { intra: 1, inter: outside, node: outside, peers: self.ranks - own_node };
                 self.costs.exchange(&self.place.group, &one, bytes)
             }
             Op::Sync => self.costs.synchronisation(),

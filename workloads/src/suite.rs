@@ -97,7 +97,8 @@ pub struct ForcedPlan {
 impl Case {
     /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE`.
     pub fn id(&self) -> String {
-        format!("{}.{}.{}.{}", self.model, self.cluster, self.gpus, self.gate.to_string().replace(' ', "-"))
+        // Models and clusters may be paths.
+        format!("{}.{}.{}.{}", self.model, self.cluster, self.gpus, self.gate).replace(['/', ' '], "-")
     }
 
     /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8.
@@ -147,6 +148,12 @@ impl Suite {
                 format!("fewer than iterations = {}", self.iterations),
             );
         }
+        if let Some(system) = repeated(&self.systems) {
+            return refuse("systems".into(), system.clone(), "every system once".into());
+        }
+        if let Some(seed) = repeated(&self.seeds) {
+            return refuse("seeds".into(), seed.to_string(), "every seed once".into());
+        }
         if self.trace.stride == 0 {
             return refuse("trace.stride".into(), "0".into(), "at least 1".into());
         }
@@ -175,6 +182,11 @@ impl Suite {
         }
         Ok(())
     }
+}
+
+/// The first item that stands twice.
+pub fn repeated<T: PartialEq>(items: &[T]) -> Option<&T> {
+    items.iter().enumerate().find(|(index, item)| items[..*index].contains(item)).map(|(_, item)| item)
 }
 
 fn one_seed() -> Vec<u64> {

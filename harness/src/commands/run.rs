@@ -9,13 +9,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use polars::prelude::{CsvWriter, SerWriter};
 use systems::CostModel;
 use workloads::Suite;
+use workloads::suite::repeated;
 use workloads::trace::RoutingTrace;
 
 use crate::cli::{Failure, OrFail, RunArgs};
 use crate::figures;
 use crate::prepare::{self, Prepared};
 use crate::provenance::{self, Inputs, Provenance};
-use crate::store::{self, Store};
+use crate::store::{self, Frames, Store};
 use crate::summary::Summary;
 use crate::{report, runner, traces};
 
@@ -48,6 +49,9 @@ fn adjusted(args: &RunArgs) -> Result<Suite> {
     if let Some(systems) = &args.systems {
         for name in systems {
             prepare::system("--systems", name)?;
+        }
+        if let Some(system) = repeated(systems) {
+            anyhow::bail!("--systems: `{system}` stands twice: expected every system once");
         }
         suite.systems = systems.clone();
         if !systems.contains(&suite.baseline) {
@@ -108,6 +112,22 @@ fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)]
 }
 
 fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], store: &Store) -> Result<()> {
+    let frames = match store.finished()? {
+        Some(frames) => frames,
+        None => simulate(args, suite, prepared, store)?,
+    };
+    let summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
+    let mut frame = summary.frame()?;
+    store::write_atomically(&store.path("summary.csv"), |file| {
+        CsvWriter::new(&mut *file).finish(&mut frame)?;
+        Ok(file.flush()?)
+    })?;
+    store.save_figure("end_to_end", &figures::end_to_end::draw(suite, &summary)?)?;
+    show(suite, &summary, store)
+}
+
+/// Runs what is missing and joins all cases.
+fn simulate(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], store: &Store) -> Result<Frames> {
     let cases: usize = prepared.iter().map(|(_, cases)| cases.len()).sum();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build()?;
     let progress = progress_bar((cases * suite.iterations) as u64);
@@ -117,15 +137,7 @@ fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], sto
     progress.finish_and_clear();
     let ids: Vec<String> =
         prepared.iter().flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed))).collect();
-    let frames = store.join(&ids)?;
-    let summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
-    let mut frame = summary.frame()?;
-    store::write_atomically(&store.path("summary.csv"), |file| {
-        CsvWriter::new(&mut *file).finish(&mut frame)?;
-        Ok(file.flush()?)
-    })?;
-    store.save_figure("end_to_end", &figures::end_to_end::draw(suite, &summary)?)?;
-    show(suite, &summary, store)
+    store.join(&ids)
 }
 
 fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {

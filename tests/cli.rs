@@ -1,0 +1,211 @@
+use polars::prelude::{CsvReader, SerReader};
+use std::fs::File;
+
+use crate::support::{Folder, cluster_toml, small_trace, suite_toml};
+
+#[test]
+fn the_smoke_suite_ends_in_samples_summary_and_figure() {
+    let folder = Folder::new();
+    let shown = folder.succeed("run smoke --out out");
+    assert_eq!(
+        folder.files(),
+        [
+            "figures/end_to_end.pdf",
+            "figures/end_to_end.svg",
+            "iterations.parquet",
+            "run.json",
+            "spans.parquet",
+            "summary.csv"
+        ]
+        .map(|name| format!("out/{name}"))
+    );
+    // 3 cases under 3 systems, 30 iterations each.
+    let iterations = folder.frame("out/iterations.parquet");
+    assert_eq!(iterations.height(), 3 * 3 * 30);
+    let summary = CsvReader::new(File::open(folder.join("out/summary.csv")).unwrap()).finish().unwrap();
+    assert_eq!(summary.height(), 3 * 3);
+    let speedups: Vec<f64> = summary.column("speedup").unwrap().f64().unwrap().iter().flatten().collect();
+    assert_eq!(speedups.len(), 9);
+    let svg = folder.text("out/figures/end_to_end.svg");
+    for system in ["expert-only", "fastermoe", "smartmoe"] {
+        let title = systems::by_name(system).unwrap().title();
+        assert!(svg.contains(title), "no {title} in the figure");
+        assert!(shown.contains(system), "{shown}");
+    }
+    assert!(svg.contains("simulated"), "a figure says how its numbers were obtained");
+    assert!(folder.bytes("out/figures/end_to_end.pdf").starts_with(b"%PDF"));
+    assert!(folder.text("out/run.json").contains("\"engine\": \"simulated\""));
+}
+
+#[test]
+fn phases_add_up_to_iterations() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("suite.toml", &suite_toml(&[(8, "no-drop")]));
+    folder.succeed("run ./suite.toml --trace trace.parquet --out out --iterations 3");
+    let (spans, iterations) = (folder.frame("out/spans.parquet"), folder.frame("out/iterations.parquet"));
+    let sum = |frame: &polars::prelude::DataFrame, name: &str| {
+        frame.column(name).unwrap().f64().unwrap().iter().flatten().sum::<f64>()
+    };
+    // Every plan of the tiny suite has one stage.
+    assert!(iterations.column("pp").unwrap().u32().unwrap().iter().all(|pp| pp == Some(1)));
+    crate::support::close(sum(&spans, "seconds"), sum(&iterations, "step_s"));
+}
+
+#[test]
+fn a_dry_run_names_plans_and_writes_nothing() {
+    let folder = Folder::new();
+    let shown = folder.succeed("run smoke --dry-run --out out");
+    for fragment in ["gpt-tiny.inky.8.no-drop", "gpt-tiny.inky.16.no-drop", "smartmoe", "ep8", "mb2"] {
+        assert!(shown.contains(fragment), "no {fragment} in\n{shown}");
+    }
+    assert!(folder.files().is_empty());
+}
+
+#[test]
+fn systems_are_those_asked_for() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.succeed("run smoke --trace trace.parquet --systems smartmoe-offline,fastermoe --iterations 2 --out out");
+    let summary = folder.text("out/summary.csv");
+    // Without the suite's baseline, the first system is the one that speedups are over.
+    assert_eq!(summary.lines().filter(|line| line.contains(",smartmoe-offline,simulated")).count(), 3);
+    assert_eq!(summary.lines().filter(|line| line.contains(",fastermoe,simulated")).count(), 3);
+    assert_eq!(summary.lines().count(), 1 + 6);
+}
+
+#[test]
+fn lists_hold_everything() {
+    let folder = Folder::new();
+    let check = |kind: &str, names: &[&str]| {
+        let shown = folder.succeed(&format!("list {kind}"));
+        for name in names {
+            assert!(shown.contains(name), "no {name} in\n{shown}");
+        }
+    };
+    check("systems", &systems::ALL.iter().map(|system| system.name()).collect::<Vec<_>>());
+    check("suites", &workloads::Suite::names().collect::<Vec<_>>());
+    check("models", &workloads::Model::names().collect::<Vec<_>>());
+    check("clusters", &workloads::Cluster::names().collect::<Vec<_>>());
+    check("", &["smoke", "smartmoe", "gpt-tiny", "inky"]);
+}
+
+#[test]
+fn a_search_is_shown_best_plan_first_and_with_reasons() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("small.toml", &cluster_toml(8, &[("memory", 0.3e9)]));
+    let shown = folder.succeed(
+        "plan --model gpt-tiny --cluster ./small.toml --gpus 16 --gate 'capacity 1.2' --global-batch-size 64 \
+         --trace trace.parquet --top 1000",
+    );
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.first().is_some_and(|word| word.parse::<usize>().is_ok()))
+        .collect();
+    assert!(rows.iter().enumerate().all(|(index, row)| row[0] == (index + 1).to_string()));
+    let steps: Vec<f64> = rows
+        .iter()
+        .filter_map(|row| row.iter().position(|&w| w == "ms").map(|at| row[at - 1]))
+        .map(|ms| ms.parse().unwrap())
+        .collect();
+    assert!(steps.len() > 10 && steps.is_sorted(), "{shown}");
+    assert!(rows.last().unwrap().contains(&"memory:"), "{shown}");
+    assert!(steps.len() < rows.len(), "{shown}");
+}
+
+#[test]
+fn a_trace_survives_every_conversion() {
+    let folder = Folder::new();
+    folder.succeed(
+        "trace synth a.parquet --layers 3 --experts 8 --ranks 2 --micro-batches 2 --entries 64 --iterations 4 --seed 5",
+    );
+    // As the artifact writes it: a file per iteration and rank, a line per layer.
+    let trace = harness::traces::load(Some(&folder.join("a.parquet"))).unwrap();
+    let shape = *trace.shape();
+    assert_eq!((shape.layers, shape.experts, shape.ranks, shape.micro_batches, shape.entries), (3, 8, 2, 2, 64));
+    for (index, iteration) in trace.iterations().iter().enumerate() {
+        for rank in 0..shape.ranks {
+            let line = |layer| {
+                let rows: Vec<_> = (0..shape.micro_batches)
+                    .map(|m| {
+                        format!(
+                            "{:?}",
+                            trace.row(index, layer, m, rank).iter().map(|&c| f64::from(c)).collect::<Vec<_>>()
+                        )
+                    })
+                    .collect();
+                format!("{layer}:[{}]\n", rows.join(", "))
+            };
+            folder.write(
+                &format!("logs/table_iter{iteration}_rank{rank}.log"),
+                &(0..shape.layers).map(line).collect::<String>(),
+            );
+        }
+    }
+    folder.succeed("trace import logs b.parquet");
+    folder.succeed("trace import b.parquet c.parquet");
+    folder.succeed("trace rescale c.parquet d.parquet");
+    for name in ["b", "c", "d"] {
+        assert_eq!(folder.bytes("a.parquet"), folder.bytes(&format!("{name}.parquet")), "{name}.parquet");
+    }
+    // Another shape, checked again when it is read.
+    folder.succeed("trace rescale a.parquet e.parquet --layers 5 --experts 16 --ranks 4 --entries 128");
+    let shown = folder.succeed("trace stats a.parquet --against e.parquet --expert-parallel 4");
+    assert!(shown.contains("4 iterations, 3 layers, 2 micro-batches, 2 ranks, 8 experts, 64 entries a row"), "{shown}");
+    assert!(
+        shown.contains("4 iterations, 5 layers, 2 micro-batches, 4 ranks, 16 experts, 128 entries a row"),
+        "{shown}"
+    );
+}
+
+/// Expert parallelism alone needs 0.3 GB a rank here at its smallest micro-batch; with tensor parallelism, less than half.
+#[test]
+fn a_system_out_of_memory_is_a_row_and_the_others_run() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("small.toml", &cluster_toml(8, &[("memory", 0.15e9)]));
+    let suite = suite_toml(&[(8, "no-drop"), (16, "no-drop")]).replace("\"inky\"", "\"./small.toml\"");
+    folder.write("suite.toml", &suite);
+    let shown = folder.succeed("run ./suite.toml --trace trace.parquet --iterations 2 --out out");
+    assert!(shown.contains("out of memory"), "{shown}");
+    let frame = folder.frame("out/iterations.parquet");
+    let text = |name: &str| -> Vec<String> {
+        frame.column(name).unwrap().str().unwrap().iter().map(|text| text.unwrap_or_default().to_owned()).collect()
+    };
+    let (systems, status, reasons) = (text("system"), text("status"), text("reason"));
+    for row in 0..frame.height() {
+        let out_of_memory = systems[row] != "smartmoe";
+        assert_eq!(status[row], if out_of_memory { "oom" } else { "ok" }, "{}", systems[row]);
+        assert_eq!(reasons[row].contains("GB of 0.1 GB usable"), out_of_memory, "{}", reasons[row]);
+    }
+    assert_eq!(status.iter().filter(|status| *status == "ok").count(), 2 * 2);
+    assert!(folder.text("out/figures/end_to_end.svg").contains("OOM"));
+}
+
+#[test]
+fn a_finished_run_is_not_run_again_and_another_is_refused() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let run = "run smoke --trace trace.parquet --iterations 3 --out out";
+    folder.succeed(run);
+    let bytes = |folder: &Folder| {
+        ["iterations.parquet", "spans.parquet", "summary.csv", "figures/end_to_end.svg", "figures/end_to_end.pdf"]
+            .map(|name| folder.bytes(&format!("out/{name}")))
+    };
+    let samples = || std::fs::metadata(folder.join("out/iterations.parquet")).unwrap().modified().unwrap();
+    let (first, written) = (bytes(&folder), samples());
+    folder.succeed(run);
+    assert_eq!(bytes(&folder), first);
+    assert_eq!(samples(), written, "the samples of a finished run are left alone");
+    // What is derived from the samples is rebuilt.
+    std::fs::remove_file(folder.join("out/summary.csv")).unwrap();
+    folder.succeed(run);
+    assert_eq!(bytes(&folder), first);
+
+    folder.refuse(&run.replace("3", "4"), &["out: holds another run", "--out", "--overwrite"]);
+    assert_eq!(bytes(&folder), first);
+    folder.succeed(&(run.replace("3", "4") + " --overwrite"));
+    assert_ne!(bytes(&folder), first);
+}

@@ -1,0 +1,259 @@
+use systems::evaluate::Phase;
+use systems::expert_only::ExpertOnly;
+use systems::{Candidate, CostModel, Job, Plan, Policy, System, fastermoe, smartmoe};
+use workloads::Cluster;
+use workloads::trace::BatchCounts;
+
+use crate::support::{batch, close, cluster, draws, job, model, plan, simulate, total};
+
+const TOKENS: usize = 2048;
+
+/// `hot` experts share nine tenths of every chunk's entries, the others the rest; chunks differ a little.
+fn skewed(layers: usize, chunks: usize, experts: usize, hot: &[usize]) -> BatchCounts {
+    batch(layers, chunks, |chunk| {
+        let mut row = vec![0; experts];
+        let mut draw = draws(chunk as u64, experts as u64);
+        for token in 0..TOKENS {
+            let expert = if token % 10 > 0 { hot[token % hot.len()] } else { draw() as usize };
+            row[expert] += 1;
+        }
+        row
+    })
+}
+
+/// Simulated time of ten iterations on a cluster, s.
+fn seconds(job: &Job, system: &dyn System, plan: Plan, batch: &BatchCounts) -> f64 {
+    total(&simulate(job, &CostModel::new(&job.cluster), system, plan, batch, 10))
+}
+
+/// Eight ranks on two nodes, an expert on each, expert 0 hot.
+fn eight_ranks() -> (Job, BatchCounts) {
+    let batch = skewed(2, 16, 8, &[0, 0, 0, 3]);
+    (job(model(2, TOKENS, 512, 8), cluster(4, &[]), 8, &batch), batch)
+}
+
+#[test]
+fn shadowing_helps_where_experts_are_hot() {
+    let (skewed_job, skewed_batch) = eight_ranks();
+    let even = skewed_batch.uniform();
+    let with = |batch| {
+        simulate(&skewed_job, &CostModel::new(&skewed_job.cluster), &fastermoe::FASTERMOE, plan(1, 8, 8), batch, 10)
+    };
+    let without = |batch| seconds(&skewed_job, &fastermoe::UNSHADOWED, plan(1, 8, 8), batch);
+    assert!(with(&skewed_batch)[0].timing.shadowed > 0);
+    assert!(1.2 * total(&with(&skewed_batch)) < without(&skewed_batch));
+    // Nothing is shadowed where nothing is hot.
+    assert_eq!(with(&even)[0].timing.shadowed, 0);
+    close(total(&with(&even)), without(&even));
+}
+
+#[test]
+fn the_schedule_hides_exchanges_behind_experts() {
+    let (job, batch) = eight_ranks();
+    let even = batch.uniform();
+    // Without start-ups and waits of the host, expert parallelism is the schedule in one step.
+    let seconds = |system: &dyn System, ep| seconds(&job, system, plan(1, 8, ep), &even);
+    assert!(1.02 * seconds(&fastermoe::UNSHADOWED, 8) < seconds(&ExpertOnly, 8));
+    // Groups of four ranks are one schedule group: nothing is cut.
+    close(seconds(&fastermoe::UNSHADOWED, 4), seconds(&ExpertOnly, 4));
+}
+
+#[test]
+fn the_topology_gate_keeps_entries_on_their_node() {
+    let (job, batch) = eight_ranks();
+    let even = batch.uniform();
+    let costs = CostModel::new(&job.cluster);
+    let run = |system: &dyn System| simulate(&job, &costs, system, plan(1, 8, 8), &even, 1).swap_remove(0).timing;
+    let (with, without) = (run(&fastermoe::TOPOLOGY_GATE), run(&fastermoe::FASTERMOE));
+    assert_eq!(with.entries, without.entries, "entries move, none is dropped");
+    assert!(with.step < without.step);
+}
+
+#[test]
+fn placement_parts_hot_experts_that_share_a_rank() {
+    let check = |batch: BatchCounts, moves: bool| {
+        let job = job(model(2, TOKENS, 512, 16), cluster(4, &[]), 8, &batch);
+        let placed = Plan { placement_every: 2, ..plan(1, 8, 8) };
+        let costs = CostModel::new(&job.cluster);
+        let run = |plan| simulate(&job, &costs, &smartmoe::SMARTMOE, plan, &batch, 10);
+        let (with, without) = (run(placed), run(plan(1, 8, 8)));
+        assert_eq!(with.iter().map(|done| done.moved).sum::<usize>() > 0, moves);
+        assert_eq!(with[..2], without[..2], "no decision before there is a history");
+        if moves {
+            let ratio = without[9].timing.step.0 / with[9].timing.step.0;
+            assert!(ratio > 1.1, "{ratio}");
+        } else {
+            close(total(&with), total(&without));
+        }
+    };
+    check(skewed(2, 16, 16, &[0, 1]), true);
+    check(skewed(2, 16, 16, &[4, 5, 6, 7]), true);
+    check(skewed(2, 16, 16, &[0]).uniform(), false);
+}
+
+#[test]
+fn migration_takes_what_its_bytes_take() {
+    let batch = skewed(1, 8, 16, &[0, 1]);
+    let job = job(model(1, TOKENS, 512, 16), cluster(8, &[("decision_step", 1e-6)]), 8, &batch);
+    let costs = CostModel::new(&job.cluster);
+    let plan = Plan { placement_every: 2, ..plan(1, 8, 8) };
+    let run = |system: &dyn System| simulate(&job, &costs, system, plan, &batch, 10);
+    let (charged, weights_only, free) =
+        (run(&smartmoe::SMARTMOE), run(&smartmoe::WEIGHTS_ONLY_MIGRATION), run(&smartmoe::FREE_MIGRATION));
+    let migration = |run: &[harness::simulate::Iteration]| run.iter().map(|done| done.migration.0).sum::<f64>();
+    assert!(migration(&charged) > 0.0);
+    close(total(&charged) - migration(&charged), total(&free));
+    close(total(&weights_only) - migration(&weights_only), total(&free));
+    // 14 bytes a parameter against 2, over the same links.
+    close(migration(&charged), 7.0 * migration(&weights_only));
+    // A decision holds every expert against every rank; iterations 2, 4, 6 and 8 decide.
+    close(free.iter().map(|done| done.decision.0).sum(), 4.0 * 16.0 * 8.0 * 1e-6);
+}
+
+/// The plan that an offline search picks from what it knows, simulated on the routing that comes.
+#[test]
+fn a_data_sensitive_estimate_picks_plans_that_are_no_slower() {
+    let mut strictly = 0;
+    for (gpus, experts, hot) in [
+        (8, 8, &[0][..]),
+        (8, 16, &[0, 1]),
+        (8, 16, &[0, 5]),
+        (16, 16, &[0, 1, 2, 3]),
+        (16, 32, &[0, 1]),
+        (16, 16, &[0, 3, 7, 11, 15]),
+    ] {
+        let batch = skewed(4, 2 * gpus, experts, hot);
+        let job = job(model(4, TOKENS, 1024, experts), cluster(4, &[("call_start", 2e-5)]), gpus, &batch);
+        let costs = CostModel::new(&job.cluster);
+        let picked = |system: &dyn System| {
+            let plan = system.plan(&job, &costs).unwrap();
+            (plan, seconds(&job, &smartmoe::OFFLINE_ONLY, plan, &batch))
+        };
+        let (sensitive, uniform) = (picked(&smartmoe::OFFLINE_ONLY), picked(&smartmoe::UNIFORM_ESTIMATE));
+        assert!(sensitive.1 <= uniform.1, "{gpus} GPUs, {experts} experts, {hot:?} hot: {sensitive:?}, {uniform:?}");
+        strictly += usize::from(1.05 * sensitive.1 < uniform.1);
+    }
+    assert!(strictly >= 3, "{strictly}");
+}
+
+#[test]
+fn groups_that_share_a_node_share_its_network() {
+    // Two groups of 6 on three nodes of 4: both cross into the second node.
+    let check = |ep: usize, shares: bool| {
+        let batch = skewed(2, 24, 12, &[0, 11]);
+        let job = job(model(2, TOKENS, 512, 12), cluster(4, &[("port_bandwidth", 1e12)]), 12, &batch);
+        let exchange = |costs: CostModel| {
+            let done = &simulate(&job, &costs, &ExpertOnly, plan(1, 12, ep), &batch, 1)[0];
+            (done.timing.phases[0].of(Phase::Dispatch).0, done.timing.step.0)
+        };
+        let (with, without) =
+            (exchange(CostModel::new(&job.cluster)), exchange(CostModel::new(&job.cluster).without_contention()));
+        if shares {
+            // A group has three of a node's four GPUs.
+            close(0.75 * with.0, without.0);
+            assert!(without.1 < with.1);
+        } else {
+            close(with.0, without.0);
+        }
+    };
+    check(6, true);
+    check(12, false);
+    check(4, false);
+}
+
+/// How a change of the cluster changes the time of a job whose every part takes a share of it.
+#[test]
+fn a_worse_cluster_is_slower_by_a_plausible_amount() {
+    let starts = [
+        ("call_start", 1e-4),
+        ("peer_start", 1e-4),
+        ("send_start", 1e-4),
+        ("expert_start", 1e-4),
+        ("block", 1e-4),
+        ("synchronisation", 1e-4),
+        ("iteration", 1e-2),
+    ];
+    let batch = skewed(4, 64, 8, &[0, 5]);
+    let run = |cluster: Cluster, plan: Plan| {
+        let job = Job { micro_batch: None, ..job(model(4, TOKENS, 512, 8), cluster, 16, &batch) };
+        seconds(&job, &ExpertOnly, plan, &batch)
+    };
+    let plan = plan(2, 8, 8);
+    let reference = run(cluster(4, &starts), plan);
+    let check = |change: &[(&str, f64)], least: f64, most: f64| {
+        let changes: Vec<_> = change.iter().chain(&starts).copied().collect();
+        let ratio = run(cluster(4, &changes), plan) / reference;
+        assert!((least..=most).contains(&ratio), "{change:?}: {ratio}");
+    };
+    check(&[("inter_bandwidth", 1e10), ("port_bandwidth", 1e10)], 1.05, 1.95);
+    check(&[("inter_bandwidth", 4e10), ("port_bandwidth", 4e10)], 0.55, 0.98);
+    check(&[("gemm_rate", 5e13)], 1.05, 1.95);
+    check(&[("memory_bandwidth", 5e11), ("scatter_bandwidth", 5e11)], 1.05, 1.95);
+    let doubled = starts.map(|(field, value)| (field, 2.0 * value));
+    check(&doubled, 1.05, 1.95);
+    for (field, value) in doubled {
+        check(&[(field, value)], 1.0001, 1.5);
+    }
+    // Everything at once is everything.
+    let slower = [
+        ("intra_bandwidth", 5e10),
+        ("inter_bandwidth", 1e10),
+        ("port_bandwidth", 1e10),
+        ("gemm_rate", 5e13),
+        ("memory_bandwidth", 5e11),
+        ("scatter_bandwidth", 5e11),
+    ];
+    check(&[&slower[..], &doubled].concat(), 2.0 - 1e-9, 2.0 + 1e-9);
+    // The same samples in twice as many micro-batches: less idle stages, but more start-ups and half-filled experts.
+    let free_pipeline = |micro_batch| run(cluster(4, &starts), Plan { micro_batch, ..plan1() });
+    let ratio = free_pipeline(1) / free_pipeline(2);
+    assert!((1.02..1.9).contains(&ratio), "{ratio}");
+    // Twice the samples in twice as many micro-batches of the same size.
+    let twice = skewed(4, 128, 8, &[0, 5]);
+    let job = job(model(4, TOKENS, 512, 8), cluster(4, &starts), 16, &twice);
+    let ratio = seconds(&job, &ExpertOnly, plan, &twice) / reference;
+    assert!((1.6..2.0).contains(&ratio), "{ratio}");
+}
+
+fn plan1() -> Plan {
+    plan(1, 16, 8)
+}
+
+/// A system under another name.
+struct Renamed(&'static dyn System);
+
+impl System for Renamed {
+    fn name(&self) -> &'static str {
+        "expert-only"
+    }
+
+    fn title(&self) -> &'static str {
+        "Another"
+    }
+
+    fn about(&self) -> &'static str {
+        "A test"
+    }
+
+    fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+        self.0.candidates(job, costs)
+    }
+
+    fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
+        self.0.policy(job, plan)
+    }
+}
+
+#[test]
+fn a_name_changes_nothing() {
+    let batch = skewed(2, 32, 16, &[0, 1, 6]);
+    let job = job(model(2, TOKENS, 512, 16), cluster(4, &[("send_start", 1e-4)]), 8, &batch);
+    let costs = CostModel::new(&job.cluster);
+    for &system in systems::ALL {
+        let renamed = Renamed(system);
+        let plan = system.plan(&job, &costs).unwrap();
+        assert_eq!(renamed.plan(&job, &costs).unwrap(), plan);
+        let run = |system: &dyn System| simulate(&job, &costs, system, plan, &batch, 12);
+        assert_eq!(run(system), run(&renamed), "{}", system.name());
+    }
+}
