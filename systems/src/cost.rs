@@ -12,6 +12,15 @@ use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 use crate::memory;
 use crate::placement::Move;
 
+/// Bytes read and written per element of a one-hot tensor, forward: it is written in single precision (4), read for the
+/// mask (4) that is written in bytes (1) and becomes half precision (1 + 2), as does the tensor (4 + 2); each half is
+/// read by its product (2 + 2).
+const ONE_HOT_TRAFFIC_FORWARD: f64 = 22.0;
+
+/// The same, backward: both halves are read again (2 + 2); the tensor's gradient is written (2), becomes single precision
+/// (2 + 4) and is read for the weights' gradients (4).
+const ONE_HOT_TRAFFIC_BACKWARD: f64 = 16.0;
+
 /// A cluster's constants, ready to price with.
 #[derive(Clone, Debug)]
 pub struct CostModel {
@@ -131,6 +140,15 @@ impl CostModel {
             return Seconds::ZERO;
         }
         self.expert_forward(moe, rows) * 2.0 + self.elementwise(self.weights(moe) * 2.0)
+    }
+
+    /// Entries laid out and combined by products with a `[tokens, experts, rows]` tensor: two of `2 S E C H` FLOP forward
+    /// (dispatch, combine), three backward (the mask has no gradient), and the tensor's own traffic.
+    pub fn one_hot(&self, moe: &Moe, tokens: usize, rows: u32, backward: bool) -> Seconds {
+        let elements = tokens as f64 * moe.experts as f64 * f64::from(rows);
+        let (products, traffic) =
+            if backward { (3.0, ONE_HOT_TRAFFIC_BACKWARD) } else { (2.0, ONE_HOT_TRAFFIC_FORWARD) };
+        self.matrix(Flops(products * 2.0 * elements * moe.width as f64)) + self.elementwise(Bytes(elements * traffic))
     }
 
     fn weights(&self, moe: &Moe) -> Bytes {

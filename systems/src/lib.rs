@@ -16,7 +16,9 @@
 //! | which plans are possible, ranked | [`search`] |
 //! | one system | the file of its name |
 
+pub mod alpa;
 pub mod cost;
+pub mod deepspeed;
 pub mod evaluate;
 pub mod expert_only;
 pub mod fastermoe;
@@ -30,6 +32,7 @@ pub mod routing;
 pub mod schedule;
 pub mod search;
 pub mod smartmoe;
+pub mod tutel;
 
 pub use cost::CostModel;
 pub use job::Job;
@@ -83,8 +86,14 @@ pub trait Policy: Send {
     /// expert-parallel group; training is no longer that of an unrestricted gate.
     fn restrict(&self, _counts: &mut RoutingCounts, _nodes: &[usize]) {}
 
-    /// How one MoE layer runs one micro-batch, once the gate's counts are known.
-    fn program(&self, counts: &RoutingCounts, placement: &Placement) -> LayerProgram;
+    /// How MoE layer `layer` (counted among MoE layers) runs one micro-batch, once the gate's counts are known.
+    fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram;
+
+    /// Whether only the inputs of blocks are kept in the forward pass, and a block's forward pass, exchanges included, is
+    /// run again before its backward pass.
+    fn recomputes(&self) -> bool {
+        false
+    }
 
     /// Bytes that travel for each parameter of an expert that moves. Half-precision weight, single-precision master
     /// and two Adam moments unless the system says otherwise.
@@ -111,6 +120,10 @@ pub static ALL: &[&dyn System] = &[
     &fastermoe::UNPIPELINED,
     &fastermoe::UNSHADOWED,
     &fastermoe::TOPOLOGY_GATE,
+    &deepspeed::DEEPSPEED,
+    &deepspeed::ARTIFACT,
+    &tutel::Tutel,
+    &alpa::Alpa,
     &smartmoe::SMARTMOE,
     &smartmoe::OFFLINE_ONLY,
     &smartmoe::UNIFORM_ESTIMATE,

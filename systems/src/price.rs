@@ -1,14 +1,14 @@
 //! Prices a layer program: how long each of its tasks takes on each rank of an expert-parallel group.
 //!
-//! An exchange step is issued as one grouped call per local expert slot, one after the other (as FastMoE does), so a step
-//! costs the sum over slots of each call's busiest port.
+//! An exchange step is issued as one or more grouped calls, one after the other ([`Exchange`]), so a step costs the sum over
+//! calls of each call's busiest port.
 
 use workloads::model::Moe;
 use workloads::{Bytes, Flops, Seconds};
 
 use crate::cost::{CostModel, Group, Traffic};
 use crate::placement::Placement;
-use crate::program::{LayerProgram, Op, Rows, Task};
+use crate::program::{Exchange, LayerProgram, Layout, Op, Rows, Task};
 use crate::routing::RoutingCounts;
 
 /// Where a group's ranks are.
@@ -42,9 +42,10 @@ pub fn price(
     costs: &CostModel,
 ) -> LayerPrice {
     let rows = Rows::new(program, counts, placement);
-    let table = Table::new(program.steps, &rows, placement.slots_per_rank(), &place.nodes);
-    let pricer =
-        Pricer { ranks: rows.ranks(), rows: &rows, table: &table, moe, tokens, entries: counts.total(), place, costs };
+    let table = Table::new(program, &rows, placement.slots_per_rank(), &place.nodes);
+    let entries = counts.total();
+    let layout = program.layout;
+    let pricer = Pricer { ranks: rows.ranks(), rows: &rows, table: &table, moe, tokens, entries, layout, place, costs };
     LayerPrice {
         forward: pricer.pass(&program.forward, false),
         backward: pricer.pass(&program.backward, true),
@@ -57,8 +58,12 @@ struct Table {
     slots: usize,
     /// `[step][rank][slot]` rows that arrive.
     arrived: Vec<u32>,
-    /// `[step][slot]`.
+    /// Grouped calls of a step.
+    calls: usize,
+    /// `[step][call]`.
     traffic: Vec<Traffic>,
+    /// `[step]`: rows that the busiest rank puts into another order between calls; none in a direct exchange.
+    reordered: Vec<u64>,
 }
 
 /// Entries on each port in one grouped call.
@@ -71,12 +76,18 @@ struct Ports {
 }
 
 impl Table {
-    fn new(steps: usize, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
-        let ranks = rows.ranks();
+    fn new(program: &LayerProgram, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
+        let (ranks, steps) = (rows.ranks(), program.steps);
         let node_count = nodes.iter().max().map_or(0, |last| last + 1);
+        let (exchange, call_count) = match program.exchange {
+            Exchange::PerExpert => (Exchange::PerExpert, slots),
+            Exchange::Hierarchical if node_count > 1 => (Exchange::Hierarchical, 2),
+            Exchange::Whole | Exchange::Hierarchical => (Exchange::Whole, 1),
+        };
         let ports = Ports { rank: vec![[0; 4]; ranks], node: vec![[0; 2]; node_count] };
-        let mut calls = vec![ports; steps * slots];
+        let mut calls = vec![ports; steps * call_count];
         let mut peers = vec![0; steps * ranks];
+        let mut sent_by = vec![0; steps * ranks];
         let mut arrived = vec![0; steps * ranks * slots];
         for source in 0..ranks {
             for owner in 0..ranks {
@@ -86,20 +97,46 @@ impl Table {
                 for (slot, &expert) in rows.experts_of(owner).iter().enumerate() {
                     let sent = rows.sent(source, expert);
                     arrived[first + slot] += sent;
-                    if source != owner && sent > 0 {
-                        calls[step * slots + slot].add(source, owner, nodes, u64::from(sent));
+                    let sent = if source == owner { 0 } else { u64::from(sent) };
+                    match exchange {
+                        Exchange::PerExpert => calls[step * slots + slot].add(source, owner, nodes, sent),
+                        Exchange::Whole => calls[step].add(source, owner, nodes, sent),
+                        Exchange::Hierarchical => {
+                            let relay = relay(source, owner, nodes);
+                            calls[step * 2].add(source, relay, nodes, sent);
+                            calls[step * 2 + 1].add(relay, owner, nodes, sent);
+                            sent_by[step * ranks + source] += sent;
+                        }
                     }
                 }
             }
         }
         let most: Vec<usize> = peers.chunks_exact(ranks).map(|step| step.iter().copied().max().unwrap_or(0)).collect();
-        let traffic = calls.iter().enumerate().map(|(call, ports)| ports.busiest(most[call / slots])).collect();
-        Self { slots, arrived, traffic }
+        let traffic = calls.iter().enumerate().map(|(call, ports)| {
+            ports.busiest(match exchange {
+                Exchange::Hierarchical if call % 2 == 0 => 0,
+                Exchange::Hierarchical => node_count - 1,
+                _ => most[call / call_count],
+            })
+        });
+        let reordered = sent_by.chunks_exact(ranks).map(|step| step.iter().copied().max().unwrap_or(0)).collect();
+        Self { slots, arrived, calls: call_count, traffic: traffic.collect(), reordered }
     }
+}
+
+/// The rank of `source`'s node with `owner`'s local number (the node's last, where it has fewer ranks).
+fn relay(source: usize, owner: usize, nodes: &[usize]) -> usize {
+    let first_of = |node| nodes.partition_point(|&n| n < node);
+    let here = first_of(nodes[source]);
+    let size = first_of(nodes[source] + 1) - here;
+    here + (owner - first_of(nodes[owner])).min(size - 1)
 }
 
 impl Ports {
     fn add(&mut self, source: usize, owner: usize, nodes: &[usize], sent: u64) {
+        if source == owner {
+            return;
+        }
         let (from, to) = (nodes[source], nodes[owner]);
         let direction = if from == to { 0 } else { 2 };
         self.rank[source][direction] += sent;
@@ -130,6 +167,7 @@ struct Pricer<'a> {
     moe: &'a Moe,
     tokens: usize,
     entries: u64,
+    layout: Layout,
     place: &'a GroupPlace,
     costs: &'a CostModel,
 }
@@ -174,21 +212,35 @@ impl Pricer<'_> {
         }
     }
 
-    /// Scores and choice: one product; and the rows of all entries put into the order of the exchange and back. Backward
-    /// twice that.
+    /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
+    /// and back.
     fn gate(&self, backward: bool) -> Seconds {
+        let factor = if backward { 2.0 } else { 1.0 };
         let flops = Flops(2.0 * self.tokens as f64 * (self.moe.width * self.moe.experts) as f64);
         let moved = self.moe.entry_bytes() * (6.0 * self.entries as f64 / self.ranks as f64);
-        let forward = self.costs.matrix(flops) + self.costs.scatter(moved);
-        if backward { forward * 2.0 } else { forward }
+        match self.layout {
+            Layout::Ragged => (self.costs.matrix(flops) + self.costs.scatter(moved)) * factor,
+            Layout::Padded { rows } => {
+                // The rows to send are cleared before entries are written into them.
+                let cleared = self.moe.entry_bytes() * (self.moe.experts as f64 * f64::from(rows));
+                (self.costs.matrix(flops) + self.costs.scatter(moved) + self.costs.elementwise(cleared)) * factor
+            }
+            Layout::OneHot { rows } => {
+                let scores = self.costs.matrix(flops) * factor;
+                scores + self.costs.one_hot(self.moe, self.tokens, rows, backward)
+            }
+        }
     }
 
     fn exchange(&self, step: usize) -> Seconds {
-        let slots = self.table.slots;
-        self.table.traffic[step * slots..(step + 1) * slots]
+        let calls = self.table.calls;
+        let sent: Seconds = self.table.traffic[step * calls..(step + 1) * calls]
             .iter()
             .map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes()))
-            .sum()
+            .sum();
+        // Before either call of a hierarchical exchange, rows are read and written in its order.
+        let reordered = self.moe.entry_bytes() * (4.0 * self.table.reordered[step] as f64);
+        sent + self.costs.elementwise(reordered)
     }
 
     fn experts(&self, step: usize, rank: usize, backward: bool) -> Seconds {
