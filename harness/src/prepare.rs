@@ -1,5 +1,6 @@
 //! From a suite's case to a job with a routing: everything that can be wrong with the input is found here, before any work.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -22,6 +23,15 @@ pub struct Prepared<'a> {
     pub routing: JobRouting<'a>,
     /// The systems, in the suite's order, each with a plan if the suite forces one.
     pub systems: Vec<(&'static dyn System, Option<Plan>)>,
+    /// Systems whose job is not the case's, by name.
+    pub different: BTreeMap<String, Prepared<'a>>,
+}
+
+impl<'a> Prepared<'a> {
+    /// The case as a system runs it.
+    pub fn as_run_by(&self, system: &str) -> &Prepared<'a> {
+        self.different.get(system).unwrap_or(self)
+    }
 }
 
 /// Reads a suite, a name or a path.
@@ -87,9 +97,14 @@ pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace, seed: u64) 
             let mut prepared = one_case(&context, case, suite.trace, trace, seed)?;
             for name in &suite.systems {
                 let system = system(&format!("{file}: systems"), name)?;
+                if case.differs.contains_key(name) {
+                    let context = format!("{context}.differs.{name}");
+                    let own = one_case(&context, &case.as_run_by(name), suite.trace, trace, seed)?;
+                    prepared.different.insert(name.clone(), own);
+                }
                 let forced = case.plans.get(name).map(|plan| Plan::from(*plan));
                 if let Some(plan) = forced {
-                    plan.check(&prepared.job).with_context(|| format!("{context}.plans.{name}"))?;
+                    plan.check(&prepared.as_run_by(name).job).with_context(|| format!("{context}.plans.{name}"))?;
                 }
                 prepared.systems.push((system, forced));
             }
@@ -125,7 +140,7 @@ pub fn one_case<'a>(
     };
     let routing = JobRouting::new(&job, part, trace, seed).with_context(|| context.to_owned())?;
     job.profile = (0..part.profile.max(1)).map(|t| routing.iteration(t)).collect();
-    Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new() })
+    Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new(), different: BTreeMap::new() })
 }
 
 /// What the gate of a job chooses, iteration by iteration: a trace rescaled to the model, a chunk per sample of the
