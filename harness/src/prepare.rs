@@ -145,9 +145,14 @@ pub fn one_case<'a>(
 
 /// What the gate of a job chooses, iteration by iteration: a trace rescaled to the model, a chunk per sample of the
 /// global batch. Layers that see different numbers of tokens are rescaled apart.
+///
+/// A job with fewer choices per token than the trace's gate makes each of that gate's choices equally often: its entries
+/// are that part of the trace's. So no expert gets more than `1 / top_k` (the trace's) of them, as none did there.
 pub struct JobRouting<'a> {
     spans: Vec<Span<'a>>,
     gate: Gate,
+    /// Choices per token, and choices per token that the counts below are of.
+    choices: (usize, usize),
 }
 
 /// Consecutive MoE layers with the same number of tokens.
@@ -164,6 +169,7 @@ impl<'a> JobRouting<'a> {
     /// A trace that cannot stand for it.
     pub fn new(job: &Job, part: TraceUse, trace: &'a RoutingTrace, seed: u64) -> Result<Self> {
         let layers: Vec<&Moe> = job.model.blocks.iter().filter_map(|block| block.moe()).collect();
+        let top_k = job.top_k().max(trace.shape().top_k as usize);
         let mut spans = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
@@ -171,8 +177,8 @@ impl<'a> JobRouting<'a> {
                 layers: layers.len(),
                 experts: same[0].experts,
                 chunks: job.global_batch,
-                entries_per_chunk: (same[0].tokens * job.top_k()) as u32,
-                top_k: job.top_k() as u32,
+                entries_per_chunk: (same[0].tokens * top_k) as u32,
+                top_k: top_k as u32,
                 start: part.start,
                 stride: part.stride,
                 seed,
@@ -184,7 +190,7 @@ impl<'a> JobRouting<'a> {
             });
             first += same.len();
         }
-        Ok(Self { spans, gate: job.gate })
+        Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k) })
     }
 
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
@@ -192,8 +198,34 @@ impl<'a> JobRouting<'a> {
         let parts = self.spans.iter().map(|span| {
             let mut batch = span.routing.iteration(t);
             batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &span.flattening));
+            if self.choices.0 < self.choices.1 {
+                batch.chunks_mut().for_each(|chunk| keep_part(chunk, self.choices.0, self.choices.1));
+            }
             (span.layers.clone(), batch)
         });
         BatchCounts::join(parts)
+    }
+}
+
+/// Keeps `part / whole` of the counts, which `whole` divides in all; what rounding leaves is handed on.
+fn keep_part(counts: &mut [u32], part: usize, whole: usize) {
+    let (part, whole) = (part as u64, whole as u64);
+    let mut before = 0;
+    for count in counts {
+        let after = before + u64::from(*count);
+        *count = (after * part / whole - before * part / whole) as u32;
+        before = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_choices_is_kept_to_the_last_one() {
+        let mut counts = [5, 1, 0, 3, 3];
+        keep_part(&mut counts, 1, 2);
+        assert_eq!(counts, [2, 1, 0, 1, 2]);
     }
 }
