@@ -102,8 +102,9 @@ fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
         );
     }
     let mut counts = vec![None; size];
+    let at = |row: usize| std::array::from_fn(|column| columns[column][row] as usize);
     for row in 0..size {
-        let [iteration, rank, layer, micro_batch, expert, entries] = std::array::from_fn(|c| columns[c][row] as usize);
+        let [iteration, rank, layer, micro_batch, expert, entries] = at(row);
         let index = labels.partition_point(|&label| (label as usize) < iteration);
         let place = (((index * layers + layer) * micro_batches + micro_batch) * ranks + rank) * experts + expert;
         if counts[place].replace(entries as u32).is_some() {

@@ -277,8 +277,7 @@ fn keep_on_node(counts: &mut RoutingCounts, nodes: &[usize], top_k: usize) {
     let ranks = counts.ranks();
     let experts = counts.experts();
     let node_of = |expert: usize| nodes[expert * ranks / experts];
-    for rank in 0..ranks {
-        let here = nodes[rank];
+    for (rank, &here) in nodes.iter().enumerate() {
         let row = counts.row_mut(rank);
         let total: u64 = row.iter().map(|&c| u64::from(c)).sum();
         let away: u64 = (0..experts).filter(|&e| node_of(e) != here).map(|e| u64::from(row[e])).sum();
