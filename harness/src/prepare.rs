@@ -221,6 +221,24 @@ fn keep_part(counts: &mut [u32], part: usize, whole: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use workloads::suite::Difference;
+    use workloads::trace::SynthSpec;
+
+    #[test]
+    fn a_system_that_differs_has_its_own_job() {
+        let mut suite = Suite::named("test", "smoke").unwrap();
+        suite.cases.truncate(1);
+        let difference = Difference { gate: Some(Gate::BalancedNoDrop), micro_batch: Some(1), model: None };
+        suite.cases[0].differs.insert("fastermoe".to_owned(), difference);
+        let trace = SynthSpec { samples: 1, ..SynthSpec::default() }.generate().unwrap();
+        let prepared = cases("test", &suite, &trace, 1).unwrap().remove(0);
+        assert_eq!(prepared.as_run_by("fastermoe").job.micro_batch, Some(1));
+        assert_eq!(prepared.as_run_by("smartmoe").job.micro_batch, Some(2));
+        // The flattened routing has a lower maximum and as many entries.
+        let loads = |system: &str| prepared.as_run_by(system).routing.iteration(5).loads(0);
+        assert_eq!(loads("fastermoe").iter().sum::<u64>(), loads("smartmoe").iter().sum::<u64>());
+        assert!(loads("fastermoe").iter().max() < loads("smartmoe").iter().max());
+    }
 
     #[test]
     fn a_part_of_the_choices_is_kept_to_the_last_one() {

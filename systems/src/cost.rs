@@ -242,3 +242,23 @@ impl CostModel {
         if group.nodes > 1 { self.inter(group).min(self.intra_bandwidth) } else { self.intra_bandwidth }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2 S E C H FLOP per product; 3 products backward for 2 forward.
+    #[test]
+    fn one_hot_products_are_the_formula() {
+        let cluster = Cluster::named("test", "inky").unwrap();
+        let costs = CostModel::new(&cluster);
+        let moe = Moe { tokens: 1, width: 64, inner: 1, experts: 8 };
+        let elements = 100.0 * 8.0 * 10.0;
+        let expected = |products: f64, bytes: f64| {
+            products * 2.0 * elements * 64.0 / cluster.gpu.gemm_rate.value
+                + bytes * elements / cluster.gpu.memory_bandwidth.value
+        };
+        assert!((costs.one_hot(&moe, 100, 10, false).0 / expected(2.0, 22.0) - 1.0).abs() < 1e-12);
+        assert!((costs.one_hot(&moe, 100, 10, true).0 / expected(3.0, 16.0) - 1.0).abs() < 1e-12);
+    }
+}

@@ -92,6 +92,9 @@ impl Policy for Dense {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::search::Estimate;
+    use workloads::trace::{Routing, RoutingSpec, SynthSpec};
+    use workloads::{Cluster, Gate, Model};
 
     #[test]
     fn capacity_is_the_formula() {
@@ -106,6 +109,47 @@ mod tests {
         let placement = Placement::identity(2, 2);
         let program = policy.program(0, &RoutingCounts::new(2, vec![1, 0, 3, 2]), &placement);
         assert_eq!(program.layout, Layout::OneHot { rows: 10 });
+    }
+
+    fn estimated(system: &DeepSpeed, gate: Gate) -> Estimate {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let trace = SynthSpec { layers: 4, experts: 8, samples: 1, ..SynthSpec::default() }.generate().unwrap();
+        let moe = *model.blocks[0].moe().unwrap();
+        let entries_per_chunk = (moe.tokens * model.top_k) as u32;
+        let spec = RoutingSpec {
+            layers: 4,
+            experts: 8,
+            chunks: 16,
+            entries_per_chunk,
+            top_k: 2,
+            start: 1,
+            stride: 1,
+            seed: 0,
+        };
+        let job = Job {
+            profile: vec![Routing::new(&trace, spec).unwrap().iteration(0)],
+            cluster: Cluster::named("test", "inky").unwrap(),
+            gpus: 8,
+            global_batch: 16,
+            micro_batch: Some(1),
+            model,
+            gate,
+        };
+        system.candidates(&job, &CostModel::new(&job.cluster)).remove(0).outcome.unwrap()
+    }
+
+    #[test]
+    fn recomputation_saves_memory_and_costs_time() {
+        let gate = Gate::Capacity { factor: 1.2 };
+        let (kept, recomputed) = (estimated(&DEEPSPEED, gate), estimated(&ARTIFACT, gate));
+        assert!(recomputed.step > kept.step);
+        assert!(recomputed.peak.bytes < kept.peak.bytes);
+    }
+
+    #[test]
+    fn a_larger_capacity_costs_time_and_memory() {
+        let [small, large] = [1.2, 4.8].map(|factor| estimated(&DEEPSPEED, Gate::Capacity { factor }));
+        assert!(large.step > small.step && large.peak.bytes > small.peak.bytes);
     }
 
     #[test]

@@ -269,3 +269,43 @@ impl Pricer<'_> {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two nodes of two ranks, an expert each, one row for every pair.
+    fn table(exchange: Exchange) -> Table {
+        let counts = RoutingCounts::new(4, vec![0; 16]);
+        let placement = Placement::identity(4, 4);
+        let program = LayerProgram::padded(Layout::Padded { rows: 1 }, exchange, false);
+        Table::new(&program, &Rows::new(&program, &counts, &placement), 1, &[0, 0, 1, 1])
+    }
+
+    #[test]
+    fn padding_arrives_whatever_the_counts() {
+        assert_eq!(table(Exchange::Whole).arrived, [4; 4]);
+        assert_eq!(table(Exchange::Hierarchical).arrived, [4; 4]);
+    }
+
+    #[test]
+    fn a_direct_exchange_has_more_peers_than_a_hierarchical_one() {
+        let direct = table(Exchange::Whole);
+        assert_eq!(direct.traffic, [Traffic { intra: 1, inter: 2, node: 4, peers: 2 }]);
+        assert_eq!(direct.reordered, [0]);
+        // First, two rows to the neighbour: its own and those that it passes on; then two rows to one peer.
+        let hierarchical = table(Exchange::Hierarchical);
+        let within = Traffic { intra: 2, inter: 0, node: 0, peers: 0 };
+        assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, inter: 2, node: 4, peers: 1 }]);
+        assert_eq!(hierarchical.reordered, [3]);
+    }
+
+    #[test]
+    fn rows_are_passed_to_the_owners_local_number() {
+        let nodes = [0, 0, 0, 1, 1];
+        assert_eq!(relay(0, 4, &nodes), 1);
+        assert_eq!(relay(4, 1, &nodes), 4);
+        // The second node has no third rank.
+        assert_eq!(relay(3, 2, &nodes), 4);
+    }
+}
