@@ -138,8 +138,8 @@ impl FromStr for Gate {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "gate `{text}`: expected `no-drop`, `no-drop balanced`, `capacity FACTOR` or `switch FACTOR` with a \
-                 factor above 0"
+                "gate `{text}`: expected `no-drop`, `capacity FACTOR` or `switch FACTOR` with a factor above 0, or \
+                 `no-drop balanced`"
             )
         };
         let words: Vec<&str> = text.split_whitespace().collect();

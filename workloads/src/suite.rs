@@ -270,7 +270,7 @@ mod tests {
         check("warmup", "warm_up", "unknown field `warm_up`");
         check("gpus = 8", "gpus = 0", "cases[0].gpus = 0: expected at least 1");
         check("baseline = \"expert-only\"", "baseline = \"none\"", "baseline = none: expected one of systems");
-        check("no-drop", "nodrop", "expected `no-drop`, `no-drop balanced`, `capacity FACTOR`");
+        check("no-drop", "nodrop", "expected `no-drop`, `capacity FACTOR`");
         let differs = |what: &str| format!("gpus = 8\ndiffers = {what}");
         check(
             "gpus = 8",
