@@ -71,7 +71,7 @@ pub struct PlanArgs {
     /// Number of GPUs
     #[arg(long)]
     pub gpus: usize,
-    /// Gate: `no-drop`, `capacity FACTOR` or `switch FACTOR`
+    /// Gate: `no-drop`, `no-drop balanced`, `capacity FACTOR` or `switch FACTOR`
     #[arg(long, default_value = "no-drop")]
     pub gate: workloads::Gate,
     /// Samples per iteration over all GPUs

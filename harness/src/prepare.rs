@@ -1,5 +1,6 @@
 //! From a suite's case to a job with a routing: everything that can be wrong with the input is found here, before any work.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -22,6 +23,15 @@ pub struct Prepared<'a> {
     pub routing: JobRouting<'a>,
     /// The systems, in the suite's order, each with a plan if the suite forces one.
     pub systems: Vec<(&'static dyn System, Option<Plan>)>,
+    /// Systems whose job is not the case's, by name.
+    pub different: BTreeMap<String, Prepared<'a>>,
+}
+
+impl<'a> Prepared<'a> {
+    /// The case as a system runs it.
+    pub fn as_run_by(&self, system: &str) -> &Prepared<'a> {
+        self.different.get(system).unwrap_or(self)
+    }
 }
 
 /// Reads a suite, a name or a path.
@@ -87,9 +97,14 @@ pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace, seed: u64) 
             let mut prepared = one_case(&context, case, suite.trace, trace, seed)?;
             for name in &suite.systems {
                 let system = system(&format!("{file}: systems"), name)?;
+                if case.differs.contains_key(name) {
+                    let context = format!("{context}.differs.{name}");
+                    let own = one_case(&context, &case.as_run_by(name), suite.trace, trace, seed)?;
+                    prepared.different.insert(name.clone(), own);
+                }
                 let forced = case.plans.get(name).map(|plan| Plan::from(*plan));
                 if let Some(plan) = forced {
-                    plan.check(&prepared.job).with_context(|| format!("{context}.plans.{name}"))?;
+                    plan.check(&prepared.as_run_by(name).job).with_context(|| format!("{context}.plans.{name}"))?;
                 }
                 prepared.systems.push((system, forced));
             }
@@ -125,14 +140,19 @@ pub fn one_case<'a>(
     };
     let routing = JobRouting::new(&job, part, trace, seed).with_context(|| context.to_owned())?;
     job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect();
-    Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new() })
+    Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new(), different: BTreeMap::new() })
 }
 
 /// What the gate of a job chooses, iteration by iteration: a trace rescaled to the model, a chunk per sample of the
 /// global batch. Layers that see different numbers of tokens are rescaled apart.
+///
+/// A job with fewer choices per token than the trace's gate makes each of that gate's choices equally often: its entries
+/// are that part of the trace's. So no expert gets more than `1 / top_k` (the trace's) of them, as none did there.
 pub struct JobRouting<'a> {
     spans: Vec<Span<'a>>,
     gate: Gate,
+    /// Choices per token, and choices per token that the counts below are of.
+    choices: (usize, usize),
 }
 
 /// Consecutive MoE layers with the same number of tokens.
@@ -149,6 +169,7 @@ impl<'a> JobRouting<'a> {
     /// A trace that cannot stand for it.
     pub fn new(job: &Job, part: TraceUse, trace: &'a RoutingTrace, seed: u64) -> Result<Self> {
         let layers: Vec<&Moe> = job.model.blocks.iter().filter_map(|block| block.moe()).collect();
+        let top_k = job.top_k().max(trace.shape().top_k as usize);
         let mut spans = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
@@ -156,8 +177,8 @@ impl<'a> JobRouting<'a> {
                 layers: layers.len(),
                 experts: same[0].experts,
                 chunks: job.global_batch,
-                entries_per_chunk: (same[0].tokens * job.top_k()) as u32,
-                top_k: job.top_k() as u32,
+                entries_per_chunk: (same[0].tokens * top_k) as u32,
+                top_k: top_k as u32,
                 start: part.start,
                 stride: part.stride,
                 seed,
@@ -169,7 +190,7 @@ impl<'a> JobRouting<'a> {
             });
             first += same.len();
         }
-        Ok(Self { spans, gate: job.gate })
+        Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k) })
     }
 
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
@@ -177,8 +198,52 @@ impl<'a> JobRouting<'a> {
         let parts = self.spans.iter().map(|span| {
             let mut batch = span.routing.iteration(t);
             batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &span.flattening));
+            if self.choices.0 < self.choices.1 {
+                batch.chunks_mut().for_each(|chunk| keep_part(chunk, self.choices.0, self.choices.1));
+            }
             (span.layers.clone(), batch)
         });
         BatchCounts::join(parts)
+    }
+}
+
+/// Keeps `part / whole` of the counts, which `whole` divides in all; what rounding leaves is handed on.
+fn keep_part(counts: &mut [u32], part: usize, whole: usize) {
+    let (part, whole) = (part as u64, whole as u64);
+    let mut before = 0;
+    for count in counts {
+        let after = before + u64::from(*count);
+        *count = (after * part / whole - before * part / whole) as u32;
+        before = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::suite::Difference;
+    use workloads::trace::SynthSpec;
+
+    #[test]
+    fn a_system_that_differs_has_its_own_job() {
+        let mut suite = Suite::named("test", "smoke").unwrap();
+        suite.cases.truncate(1);
+        let difference = Difference { gate: Some(Gate::BalancedNoDrop), micro_batch: Some(1), model: None };
+        suite.cases[0].differs.insert("fastermoe".to_owned(), difference);
+        let trace = SynthSpec { samples: 1, ..SynthSpec::default() }.generate().unwrap();
+        let prepared = cases("test", &suite, &trace, 1).unwrap().remove(0);
+        assert_eq!(prepared.as_run_by("fastermoe").job.micro_batch, Some(1));
+        assert_eq!(prepared.as_run_by("smartmoe").job.micro_batch, Some(2));
+        // The flattened routing has a lower maximum and as many entries.
+        let loads = |system: &str| prepared.as_run_by(system).routing.iteration(5).loads(0);
+        assert_eq!(loads("fastermoe").iter().sum::<u64>(), loads("smartmoe").iter().sum::<u64>());
+        assert!(loads("fastermoe").iter().max() < loads("smartmoe").iter().max());
+    }
+
+    #[test]
+    fn a_part_of_the_choices_is_kept_to_the_last_one() {
+        let mut counts = [5, 1, 0, 3, 3];
+        keep_part(&mut counts, 1, 2);
+        assert_eq!(counts, [2, 1, 0, 1, 2]);
     }
 }

@@ -38,7 +38,9 @@ impl Status {
 /// What a run's rows have in common.
 #[derive(Clone, Debug)]
 pub struct RunKey {
-    /// The case.
+    /// Name of the suite's case.
+    pub id: String,
+    /// The case as the system ran it.
     pub case: Case,
     /// The system's name.
     pub system: &'static str,
@@ -104,7 +106,7 @@ macro_rules! columns {
 pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
     let rows: Vec<Row> = runs.iter().flat_map(RunRecord::rows).collect();
     let mut all = columns![rows;
-        "case" = |row| row.key.case.id(),
+        "case" = |row| row.key.id.as_str(),
         "model" = |row| row.key.case.model.as_str(),
         "cluster" = |row| row.key.case.cluster.as_str(),
         "gpus" = |row| row.key.case.gpus as u32,
@@ -146,27 +148,26 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
 pub fn spans_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
     let mut rows = Vec::new();
     for run in runs {
-        let id = run.key.case.id();
         for (number, iteration) in run.iterations.iter().enumerate() {
             for (stage, ledger) in iteration.timing.phases.iter().enumerate() {
                 for phase in Phase::ALL {
                     let time = ledger.of(phase).0;
                     if time > 0.0 {
-                        rows.push((&run.key, id.clone(), number as u32 + 1, stage as u32, phase, time));
+                        rows.push((&run.key, number as u32 + 1, stage as u32, phase, time));
                     }
                 }
             }
         }
     }
     let all = columns![rows;
-        "case" = |row| row.1.as_str(),
+        "case" = |row| row.0.id.as_str(),
         "system" = |row| row.0.system,
         "seed" = |row| row.0.seed,
         "engine" = |row| row.0.engine,
-        "iteration" = |row| row.2,
-        "stage" = |row| row.3,
-        "phase" = |row| row.4.name(),
-        "seconds" = |row| row.5,
+        "iteration" = |row| row.1,
+        "stage" = |row| row.2,
+        "phase" = |row| row.3.name(),
+        "seconds" = |row| row.4,
     ];
     DataFrame::new(rows.len(), all)
 }

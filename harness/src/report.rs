@@ -2,6 +2,8 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use workloads::Case;
+
 use crate::statistics::Median;
 use crate::summary::{Row, Summary};
 
@@ -57,6 +59,15 @@ fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool) -
         cells.push(format!("{:.1} GB", row.peak_bytes / 1e9));
     }
     cells
+}
+
+/// Where a system did not train what its case says, one line each.
+pub fn differences<'a>(cases: impl IntoIterator<Item = &'a Case>) -> Vec<String> {
+    let differs =
+        cases.into_iter().flat_map(|case| case.differs.iter().map(move |(system, what)| (case, system, what)));
+    differs
+        .map(|(case, system, what)| format!("{} {system}: not comparable as such: ran with {what}", case.id()))
+        .collect()
 }
 
 /// Why runs ended early, one line each.

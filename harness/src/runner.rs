@@ -1,6 +1,7 @@
 //! Runs every case of a suite under every system, cases side by side, and hands each finished case to the store.
 //!
-//! All systems of a case see the same routing, iteration by iteration. Cases do not depend on each other, so neither the
+//! All systems of a case see the same routing, iteration by iteration, unless the case says that one trains another model
+//! or gate. Cases do not depend on each other, so neither the
 //! number of threads nor the order in which they end changes a record.
 
 use anyhow::Result;
@@ -47,7 +48,10 @@ fn run_case(prepared: &Prepared, seed: u64, iterations: usize, progress: &Progre
         .systems
         .iter()
         .zip(&plans)
-        .map(|(&(system, _), plan)| plan.as_ref().ok().map(|plan| Run::new(&prepared.job, &costs, system, *plan)))
+        .map(|(&(system, _), plan)| {
+            let job = &prepared.as_run_by(system.name()).job;
+            plan.as_ref().ok().map(|plan| Run::new(job, &costs, system, *plan))
+        })
         .collect();
     let mut records: Vec<RunRecord> = prepared
         .systems
@@ -55,7 +59,8 @@ fn run_case(prepared: &Prepared, seed: u64, iterations: usize, progress: &Progre
         .zip(&plans)
         .map(|(&(system, _), plan)| RunRecord {
             key: RunKey {
-                case: prepared.case.clone(),
+                id: prepared.case.id(),
+                case: prepared.as_run_by(system.name()).case.clone(),
                 system: system.name(),
                 seed,
                 engine: SIMULATED,
@@ -73,7 +78,10 @@ fn run_case(prepared: &Prepared, seed: u64, iterations: usize, progress: &Progre
         let batch = prepared.routing.iteration(t);
         for (run, record) in runs.iter_mut().zip(&mut records) {
             let Some(running) = run else { continue };
-            let done = running.step(&batch);
+            let done = match prepared.different.get(record.key.system) {
+                Some(own) => running.step(&own.routing.iteration(t)),
+                None => running.step(&batch),
+            };
             match done.failure {
                 None => record.iterations.push(done),
                 Some(reason) => {
@@ -98,7 +106,7 @@ pub fn choose(
 ) -> Result<Plan, PlanError> {
     match forced {
         Some(plan) => Ok(plan),
-        None => system.plan(&prepared.job, costs),
+        None => system.plan(&prepared.as_run_by(system.name()).job, costs),
     }
 }
 

@@ -11,6 +11,16 @@ use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 
 use crate::memory;
 use crate::placement::Move;
+use crate::traffic::Traffic;
+
+/// Bytes read and written per element of a one-hot tensor, forward: it is written in single precision (4), read for the
+/// mask (4) that is written in bytes (1) and becomes half precision (1 + 2), as does the tensor (4 + 2); each half is
+/// read by its product (2 + 2).
+const ONE_HOT_TRAFFIC_FORWARD: f64 = 22.0;
+
+/// The same, backward: both halves are read again (2 + 2); the tensor's gradient is written (2), becomes single precision
+/// (2 + 4) and is read for the weights' gradients (4).
+const ONE_HOT_TRAFFIC_BACKWARD: f64 = 16.0;
 
 /// A cluster's constants, ready to price with.
 #[derive(Clone, Debug)]
@@ -43,19 +53,6 @@ pub struct Group {
     pub nodes: usize,
     /// The part of a node's network bandwidth that is theirs.
     pub share: f64,
-}
-
-/// What one grouped call of an exchange puts on the busiest ports, in entries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Sent to, or received from, its own node by the busiest GPU.
-    pub intra: u64,
-    /// Sent to, or received from, other nodes by the busiest GPU.
-    pub inter: u64,
-    /// Sent to, or received from, other nodes by the busiest node.
-    pub node: u64,
-    /// Peers on other nodes of the GPU that has most of them.
-    pub peers: usize,
 }
 
 /// What an expert takes in one pass.
@@ -144,6 +141,15 @@ impl CostModel {
     pub fn expert_backward(&self, moe: &Moe) -> ExpertPrice {
         let forward = self.expert_forward(moe);
         ExpertPrice { start: forward.start * 2.0 + self.elementwise(self.weights(moe) * 2.0), row: forward.row * 2.0 }
+    }
+
+    /// Entries laid out and combined by products with a `[tokens, experts, rows]` tensor: two of `2 S E C H` FLOP forward
+    /// (dispatch, combine), three backward (the mask has no gradient), and the tensor's own traffic.
+    pub fn one_hot(&self, moe: &Moe, tokens: usize, rows: u32, backward: bool) -> Seconds {
+        let elements = tokens as f64 * moe.experts as f64 * f64::from(rows);
+        let (products, traffic) =
+            if backward { (3.0, ONE_HOT_TRAFFIC_BACKWARD) } else { (2.0, ONE_HOT_TRAFFIC_FORWARD) };
+        self.matrix(Flops(products * 2.0 * elements * moe.width as f64)) + self.elementwise(Bytes(elements * traffic))
     }
 
     fn weights(&self, moe: &Moe) -> Bytes {
@@ -235,5 +241,25 @@ impl CostModel {
 
     fn ring(&self, group: &Group) -> BytesPerSecond {
         if group.nodes > 1 { self.inter(group).min(self.intra_bandwidth) } else { self.intra_bandwidth }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2 S E C H FLOP per product; 3 products backward for 2 forward.
+    #[test]
+    fn one_hot_products_are_the_formula() {
+        let cluster = Cluster::named("test", "inky").unwrap();
+        let costs = CostModel::new(&cluster);
+        let moe = Moe { tokens: 1, width: 64, inner: 1, experts: 8 };
+        let elements = 100.0 * 8.0 * 10.0;
+        let expected = |products: f64, bytes: f64| {
+            products * 2.0 * elements * 64.0 / cluster.gpu.gemm_rate.value
+                + bytes * elements / cluster.gpu.memory_bandwidth.value
+        };
+        assert!((costs.one_hot(&moe, 100, 10, false).0 / expected(2.0, 22.0) - 1.0).abs() < 1e-12);
+        assert!((costs.one_hot(&moe, 100, 10, true).0 / expected(3.0, 16.0) - 1.0).abs() < 1e-12);
     }
 }

@@ -20,7 +20,7 @@ use crate::memory::{self, StageParameters};
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::price::{GroupPlace, LayerPrice, price};
-use crate::program::LayerProgram;
+use crate::program::{LayerProgram, Layout};
 use crate::routing::RoutingCounts;
 use crate::schedule::{Work, one_forward_one_backward};
 use crate::streams::Streams;
@@ -195,7 +195,7 @@ impl Evaluation<'_> {
     /// Entries of one micro-batch in one group, after the gate's capacity and the system's restriction.
     fn counts(&self, moe: &Moe, layer: usize, group: usize, m: usize, nodes: &[usize]) -> RoutingCounts {
         let plan = self.plan;
-        let tokens = self.tokens(moe);
+        let tokens = plan.tokens(moe);
         let mut counts = RoutingCounts::new(moe.experts, vec![0; plan.ep * moe.experts]);
         for rank in 0..plan.ep {
             let position = group * plan.ep + rank;
@@ -212,11 +212,6 @@ impl Evaluation<'_> {
         }
         self.policy.restrict(&mut counts, nodes);
         counts
-    }
-
-    /// Tokens of one micro-batch that one rank brings to an MoE layer.
-    fn tokens(&self, moe: &Moe) -> usize {
-        moe.tokens * self.plan.micro_batch / self.plan.tp
     }
 }
 
@@ -269,6 +264,8 @@ struct StageRun {
     layers: Vec<Vec<(LayerProgram, LayerPrice)>>,
     /// `[rank]`: activations of experts, summed over micro-batches.
     stored: Vec<Bytes>,
+    /// `[rank]`: the same of the layer and micro-batch that has most.
+    largest: Vec<Bytes>,
     /// `[rank]`: largest exchange buffers of any layer and micro-batch.
     buffers: Vec<Bytes>,
 }
@@ -351,8 +348,8 @@ impl<'a> Lane<'a> {
         let stage = &mut self.stages[index];
         let counts = e.counts(moe, layer, self.group, m, &stage.place.nodes);
         let placement = &e.placements[layer];
-        let program = e.policy.program(&counts, placement);
-        let tokens = e.tokens(moe);
+        let program = e.policy.program(layer, &counts, placement);
+        let tokens = e.plan.tokens(moe);
         let priced = price(&program, &counts, placement, moe, tokens, &stage.place, e.costs);
         let loads = counts.loads();
         for (sum, load) in timing.loads[layer].iter_mut().zip(&loads) {
@@ -363,7 +360,7 @@ impl<'a> Lane<'a> {
         timing.entries += entries;
         timing.dropped += chosen.saturating_sub(entries);
         timing.shadowed += program.shadowed.len() as u64;
-        stage.store(moe, &counts, &priced);
+        stage.store(moe, tokens, &counts, program.layout, &priced);
         self.streams.run(&program.forward, &priced.forward, program.steps, &mut stage.clock, &mut stage.ledger);
         stage.layers[m].push((program, priced));
     }
@@ -374,10 +371,16 @@ impl<'a> Lane<'a> {
         stage.edges(e, 2.0);
         for b in stage.blocks.clone().rev() {
             let block = &e.job.model.blocks[b];
-            if block.moe().is_some()
-                && let Some((program, priced)) = stage.layers[m].pop()
-            {
-                let StageRun { clock, ledger, .. } = stage;
+            let layer = if block.moe().is_some() { stage.layers[m].pop() } else { None };
+            if e.policy.recomputes() {
+                stage.dense(e, block, 1.0);
+                if let Some((program, priced)) = &layer {
+                    let StageRun { clock, ledger, .. } = &mut *stage;
+                    self.streams.run(&program.forward, &priced.forward, program.steps, clock, ledger);
+                }
+            }
+            if let Some((program, priced)) = &layer {
+                let StageRun { clock, ledger, .. } = &mut *stage;
                 self.streams.run(&program.backward, &priced.backward, program.steps, clock, ledger);
             }
             stage.dense(e, block, 2.0);
@@ -390,9 +393,14 @@ impl<'a> Lane<'a> {
             let all = e.plan.micro_batches(e.job);
             let held = memory::in_flight(e.plan.pp, index, all) as f64;
             let state = StageParameters::new(e.job, e.plan, index).total() * memory::STATE_BYTES_PER_PARAMETER;
-            let dense = memory::dense_activations(e.job, e.plan, index) * held;
             for (position, rank) in stage.ranks.clone().enumerate() {
-                let experts = stage.stored[position] * (held / self.micro_batches as f64);
+                let (dense, experts) = if e.policy.recomputes() {
+                    let inputs = memory::block_inputs(e.job, e.plan, index) * held;
+                    (inputs + memory::largest_block(e.job, e.plan, index), stage.largest[position])
+                } else {
+                    let experts = stage.stored[position] * (held / self.micro_batches as f64);
+                    (memory::dense_activations(e.job, e.plan, index) * held, experts)
+                };
                 let bytes = Bytes(state) + dense + experts + stage.buffers[position];
                 if bytes > peak.bytes {
                     *peak = Peak { rank, bytes };
@@ -424,6 +432,7 @@ impl StageRun {
             backward_ready: vec![None; micro_batches],
             layers: vec![Vec::new(); micro_batches],
             stored: vec![Bytes::ZERO; e.plan.ep],
+            largest: vec![Bytes::ZERO; e.plan.ep],
             buffers: vec![Bytes::ZERO; e.plan.ep],
         }
     }
@@ -487,12 +496,21 @@ impl StageRun {
         self.advance(Phase::Dense, time * factor);
     }
 
-    fn store(&mut self, moe: &Moe, counts: &RoutingCounts, priced: &LayerPrice) {
+    fn store(&mut self, moe: &Moe, tokens: usize, counts: &RoutingCounts, layout: Layout, priced: &LayerPrice) {
         for rank in 0..self.clock.len() {
             let received = priced.computed_rows[rank] as f64;
-            let sent: u64 = counts.row(rank).iter().map(|&c| u64::from(c)).sum();
-            self.stored[rank] += moe.entry_activations() * received;
-            let buffers = memory::exchange_buffers(moe, sent as f64, received);
+            let sent: u64 = match layout.rows() {
+                Some(rows) => u64::from(rows) * moe.experts as u64,
+                None => counts.row(rank).iter().map(|&c| u64::from(c)).sum(),
+            };
+            let mut stored = moe.entry_activations() * received;
+            let mut buffers = memory::exchange_buffers(moe, sent as f64, received);
+            if let Layout::OneHot { rows } = layout {
+                stored += memory::one_hot_stored(moe, tokens, rows);
+                buffers += memory::one_hot_buffers(moe, tokens, rows);
+            }
+            self.stored[rank] += stored;
+            self.largest[rank] = self.largest[rank].max(stored);
             self.buffers[rank] = self.buffers[rank].max(buffers);
         }
     }

@@ -27,7 +27,7 @@ impl System for ExpertOnly {
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        candidates(job, costs, &Plain)
+        candidates(self, job, costs)
     }
 
     fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
@@ -39,14 +39,14 @@ impl System for ExpertOnly {
 pub struct Plain;
 
 impl Policy for Plain {
-    fn program(&self, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
         LayerProgram::expert_parallel()
     }
 }
 
 /// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
-/// per set of experts as divide both.
-pub fn candidates(job: &Job, costs: &CostModel, policy: &dyn Policy) -> Vec<Candidate> {
+/// per set of experts as divide both. Whether they fit is asked of the system's own policy.
+pub fn candidates(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
     let experts = job.model.blocks.iter().filter_map(|block| block.moe());
     let fewest = experts.map(|moe| moe.experts).min().unwrap_or(1);
     let ep = (1..=fewest).rev().find(|ep| fewest.is_multiple_of(*ep) && job.gpus.is_multiple_of(*ep)).unwrap_or(1);
@@ -63,7 +63,11 @@ pub fn candidates(job: &Job, costs: &CostModel, policy: &dyn Policy) -> Vec<Cand
     });
     let place = |layer| Placement::identity(experts_of(job, layer), ep);
     plans
-        .map(|plan| Candidate { plan, outcome: search::estimate(job, &plan, costs, policy, &job.profile, &place) })
+        .map(|plan| {
+            let policy = system.policy(job, &plan);
+            let outcome = search::estimate(job, &plan, costs, policy.as_ref(), &job.profile, &place);
+            Candidate { plan, outcome }
+        })
         .collect()
 }
 

@@ -11,7 +11,7 @@ use crate::cost::CostModel;
 use crate::job::Job;
 use crate::placement::Placement;
 use crate::plan::Plan;
-use crate::program::{LayerProgram, Op, Pass};
+use crate::program::{Exchange, LayerProgram, Layout, Op, Pass};
 use crate::routing::RoutingCounts;
 use crate::search::Candidate;
 use crate::{Policy, System, expert_only};
@@ -91,8 +91,7 @@ impl System for FasterMoe {
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        // The offline plan is expert parallelism's; whether it fits is asked of FasterMoE's own policy.
-        expert_only::candidates(job, costs, &FasterPolicy::new(self, job))
+        expert_only::candidates(self, job, costs)
     }
 
     fn policy(&self, job: &Job, _plan: &Plan) -> Box<dyn Policy> {
@@ -169,7 +168,7 @@ impl Policy for FasterPolicy {
         }
     }
 
-    fn program(&self, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+    fn program(&self, _layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
         let (shadowed, decision) = match &self.shadowing {
             Some(costs) => shadow(counts, placement, costs),
             None => (Vec::new(), 0),
@@ -251,7 +250,14 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     }
     let last = experts_and_back(&mut backward, &dispatched);
     backward.then(Op::Gate, last);
-    LayerProgram { steps, shadowed, padded_to: None, forward: forward.finish(), backward: backward.finish() }
+    LayerProgram {
+        steps,
+        shadowed,
+        layout: Layout::Ragged,
+        exchange: Exchange::PerExpert,
+        forward: forward.finish(),
+        backward: backward.finish(),
+    }
 }
 
 /// Each step's experts after its dispatch, each combine after its experts; returns the last combine.

@@ -10,14 +10,16 @@
 //! |---|---|
 //! | how experts are placed, what moves | [`placement`] |
 //! | what a layer does, op by op | [`program`] |
-//! | what an op costs | [`cost`] |
+//! | what an op costs | [`cost`], [`price`], [`traffic`] |
 //! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`], [`streams`] |
 //! | what time goes to | [`ledger`] |
 //! | what a rank's memory holds | [`memory`] |
 //! | which plans are possible, ranked | [`search`] |
 //! | one system | the file of its name |
 
+pub mod alpa;
 pub mod cost;
+pub mod deepspeed;
 pub mod evaluate;
 pub mod expert_only;
 pub mod fastermoe;
@@ -33,6 +35,8 @@ pub mod schedule;
 pub mod search;
 pub mod smartmoe;
 pub mod streams;
+pub mod traffic;
+pub mod tutel;
 
 pub use cost::CostModel;
 pub use job::Job;
@@ -86,8 +90,14 @@ pub trait Policy: Send {
     /// expert-parallel group; training is no longer that of an unrestricted gate.
     fn restrict(&self, _counts: &mut RoutingCounts, _nodes: &[usize]) {}
 
-    /// How one MoE layer runs one micro-batch, once the gate's counts are known.
-    fn program(&self, counts: &RoutingCounts, placement: &Placement) -> LayerProgram;
+    /// How MoE layer `layer` (counted among MoE layers) runs one micro-batch, once the gate's counts are known.
+    fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram;
+
+    /// Whether only the inputs of blocks are kept in the forward pass, and a block's forward pass, exchanges included, is
+    /// run again before its backward pass.
+    fn recomputes(&self) -> bool {
+        false
+    }
 
     /// Bytes that travel for each parameter of an expert that moves. Half-precision weight, single-precision master
     /// and two Adam moments unless the system says otherwise.
@@ -114,6 +124,10 @@ pub static ALL: &[&dyn System] = &[
     &fastermoe::UNPIPELINED,
     &fastermoe::UNSHADOWED,
     &fastermoe::TOPOLOGY_GATE,
+    &deepspeed::DEEPSPEED,
+    &deepspeed::ARTIFACT,
+    &tutel::Tutel,
+    &alpa::Alpa,
     &smartmoe::SMARTMOE,
     &smartmoe::OFFLINE_ONLY,
     &smartmoe::UNIFORM_ESTIMATE,

@@ -1,7 +1,7 @@
 //! What a rank's memory holds: weights, gradients and optimizer state of its stage, activations of the micro-batches in
 //! flight under the rows that really arrived, and exchange buffers.
 //!
-//! Mixed precision with Adam, no recomputation, no sharding of optimizer state.
+//! Mixed precision with Adam, no sharding of optimizer state.
 
 use std::ops::Range;
 
@@ -78,6 +78,35 @@ pub fn dense_activations(job: &Job, plan: &Plan, stage: usize) -> Bytes {
         sum += job.model.output.activations;
     }
     sum * (plan.micro_batch as f64 / plan.tp as f64)
+}
+
+/// Inputs of the blocks of `stage` for one micro-batch: what a rank stores when it recomputes the rest. The output edge
+/// is not recomputed.
+pub fn block_inputs(job: &Job, plan: &Plan, stage: usize) -> Bytes {
+    let blocks = plan.stage_blocks(job, stage);
+    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| block.boundary_bytes()).sum();
+    if stage + 1 == plan.pp {
+        sum += job.model.output.activations;
+    }
+    sum * (plan.micro_batch as f64 / plan.tp as f64)
+}
+
+/// Activations of the largest block of `stage` for one micro-batch, without the experts' rows: what a rank that
+/// recomputes holds besides.
+pub fn largest_block(job: &Job, plan: &Plan, stage: usize) -> Bytes {
+    let blocks = plan.stage_blocks(job, stage);
+    let largest = job.model.blocks[blocks].iter().map(|block| block.dense_activations()).fold(Bytes::ZERO, Bytes::max);
+    largest * (plan.micro_batch as f64 / plan.tp as f64)
+}
+
+/// What a one-hot layout of `rows` stores for the backward pass: mask and weights in half precision, `[S, E, rows]` each.
+pub fn one_hot_stored(moe: &Moe, tokens: usize, rows: u32) -> Bytes {
+    Bytes(tokens as f64 * moe.experts as f64 * f64::from(rows) * 2.0 * HALF)
+}
+
+/// What it holds besides while the layer runs forward: the weights in single precision, the mask in bytes.
+pub fn one_hot_buffers(moe: &Moe, tokens: usize, rows: u32) -> Bytes {
+    Bytes(tokens as f64 * moe.experts as f64 * f64::from(rows) * (4.0 + 1.0))
 }
 
 /// Send and receive buffers of one MoE layer on a rank that sends `sent` rows and receives `received`.

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 use workloads::Bytes;
+use workloads::model::Moe;
 use workloads::suite::ForcedPlan;
 
 use crate::job::Job;
@@ -165,6 +166,11 @@ impl Plan {
     /// Micro-batches of one data-parallel replica in one iteration.
     pub fn micro_batches(&self, job: &Job) -> usize {
         job.global_batch / (self.dp * self.micro_batch)
+    }
+
+    /// Tokens of one micro-batch that one rank brings to an MoE layer.
+    pub fn tokens(&self, moe: &Moe) -> usize {
+        moe.tokens * self.micro_batch / self.tp
     }
 
     /// Ranks of one stage.

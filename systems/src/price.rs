@@ -1,15 +1,16 @@
 //! Prices a layer program: how long each of its tasks takes on each rank of an expert-parallel group.
 //!
-//! An exchange step is issued as one grouped call per local expert slot, one after the other (as FastMoE does), so a step
-//! costs the sum over slots of each call's busiest port.
+//! An exchange step is issued as one or more grouped calls, one after the other ([`crate::program::Exchange`]), so a step
+//! costs the sum over calls of each call's busiest port.
 
 use workloads::model::Moe;
 use workloads::{Bytes, Flops, Seconds};
 
-use crate::cost::{CostModel, Group, Traffic};
+use crate::cost::{CostModel, Group};
 use crate::placement::Placement;
-use crate::program::{LayerProgram, Op, Rows, Task};
+use crate::program::{LayerProgram, Layout, Op, Rows, Task};
 use crate::routing::RoutingCounts;
+use crate::traffic::{Table, Traffic};
 
 /// Where a group's ranks are.
 #[derive(Clone, Debug)]
@@ -42,102 +43,15 @@ pub fn price(
     costs: &CostModel,
 ) -> LayerPrice {
     let rows = Rows::new(program, counts, placement);
-    let table = Table::new(program.steps, &rows, placement.slots_per_rank(), &place.nodes);
-    let pricer =
-        Pricer { ranks: rows.ranks(), rows: &rows, table: &table, moe, tokens, entries: counts.total(), place, costs };
+    let table = Table::new(program, &rows, placement.slots_per_rank(), &place.nodes);
+    let entries = counts.total();
+    let layout = program.layout;
+    let pricer = Pricer { ranks: rows.ranks(), rows: &rows, table: &table, moe, tokens, entries, layout, place, costs };
     LayerPrice {
         forward: pricer.pass(&program.forward, false),
         backward: pricer.pass(&program.backward, true),
-        computed_rows: pricer.computed_rows(&program.shadowed),
+        computed_rows: pricer.computed_rows(program),
     }
-}
-
-/// Rows and traffic per step, in physical order.
-struct Table {
-    slots: usize,
-    /// `[step][rank][slot]` rows that arrive.
-    arrived: Vec<u32>,
-    /// `[step][slot]`.
-    traffic: Vec<Traffic>,
-}
-
-/// Entries that one GPU sends in one grouped call.
-#[derive(Clone, Copy, Default)]
-struct Sent {
-    /// To its own node.
-    intra: u64,
-    /// To other nodes.
-    inter: u64,
-}
-
-impl Table {
-    fn new(steps: usize, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
-        let ranks = rows.ranks();
-        let group = ranks / steps;
-        let node_count = nodes.iter().max().map_or(0, |last| last + 1);
-        let mut arrived = vec![0; steps * ranks * slots];
-        let mut traffic = vec![Traffic::default(); steps * slots];
-        let mut sent = vec![Sent::default(); steps * slots * ranks];
-        let mut into_node = vec![0u64; steps * slots * node_count];
-        for owner in 0..ranks {
-            for (slot, &expert) in rows.experts_of(owner).iter().enumerate() {
-                for first in (0..ranks).step_by(group) {
-                    let step = rows.step(first, owner);
-                    let call = step * slots + slot;
-                    let froms = &mut sent[call * ranks + first..call * ranks + first + group];
-                    let (mut own, mut intra, mut inter) = (0, 0, 0);
-                    for (source, (from, &node)) in (first..).zip(froms.iter_mut().zip(&nodes[first..])) {
-                        let entries = rows.sent(source, expert);
-                        if source == owner {
-                            own = entries;
-                        } else if node == nodes[owner] {
-                            intra += entries;
-                            from.intra += u64::from(entries);
-                        } else {
-                            inter += entries;
-                            from.inter += u64::from(entries);
-                        }
-                    }
-                    arrived[(step * ranks + owner) * slots + slot] = own + intra + inter;
-                    into_node[call * node_count + nodes[owner]] += u64::from(inter);
-                    traffic[call].intra = traffic[call].intra.max(u64::from(intra));
-                    traffic[call].inter = traffic[call].inter.max(u64::from(inter));
-                }
-            }
-        }
-        let peers = most_peers(steps, nodes);
-        for (call, traffic) in traffic.iter_mut().enumerate() {
-            let sent = &sent[call * ranks..(call + 1) * ranks];
-            traffic.send(sent, nodes, &mut into_node[call * node_count..(call + 1) * node_count]);
-            traffic.peers = peers[call / slots];
-        }
-        Self { slots, arrived, traffic }
-    }
-}
-
-impl Traffic {
-    /// Takes what is sent into account, besides what is received; `node` holds what each node receives.
-    fn send(&mut self, sent: &[Sent], nodes: &[usize], node: &mut [u64]) {
-        self.node = node.iter().copied().max().unwrap_or(0);
-        node.fill(0);
-        for (from, &on) in sent.iter().zip(nodes) {
-            self.intra = self.intra.max(from.intra);
-            self.inter = self.inter.max(from.inter);
-            node[on] += from.inter;
-            self.node = self.node.max(node[on]);
-        }
-    }
-}
-
-/// `[step]`: most peers on other nodes that any rank sends to.
-fn most_peers(steps: usize, nodes: &[usize]) -> Vec<usize> {
-    let group = nodes.len() / steps;
-    let peers = |source: usize, step: usize| {
-        let owners = (source / group + step) % steps * group;
-        nodes[owners..owners + group].iter().filter(|&&node| node != nodes[source]).count()
-    };
-    let most = |step| (0..nodes.len()).map(|source| peers(source, step)).max();
-    (0..steps).map(|step| most(step).unwrap_or(0)).collect()
 }
 
 struct Pricer<'a> {
@@ -147,6 +61,7 @@ struct Pricer<'a> {
     moe: &'a Moe,
     tokens: usize,
     entries: u64,
+    layout: Layout,
     place: &'a GroupPlace,
     costs: &'a CostModel,
 }
@@ -158,8 +73,7 @@ impl Pricer<'_> {
         for task in tasks {
             match task.op {
                 Op::Experts { step } => {
-                    let size = self.ranks * self.table.slots;
-                    let arrived = self.table.arrived[step * size..(step + 1) * size].chunks_exact(self.table.slots);
+                    let arrived = self.table.arrived(step);
                     durations.extend(arrived.map(|slots| slots.iter().map(|&rows| expert.of(rows)).sum::<Seconds>()));
                 }
                 Op::Shadow { expert: shadowed } => {
@@ -196,37 +110,48 @@ impl Pricer<'_> {
         }
     }
 
-    /// Scores and choice: one product; and the rows of all entries put into the order of the exchange and back. Backward
-    /// twice that.
+    /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
+    /// and back.
     fn gate(&self, backward: bool) -> Seconds {
+        let factor = if backward { 2.0 } else { 1.0 };
         let flops = Flops(2.0 * self.tokens as f64 * (self.moe.width * self.moe.experts) as f64);
         let moved = self.moe.entry_bytes() * (6.0 * self.entries as f64 / self.ranks as f64);
-        let forward = self.costs.matrix(flops) + self.costs.scatter(moved);
-        if backward { forward * 2.0 } else { forward }
+        match self.layout {
+            Layout::Ragged => (self.costs.matrix(flops) + self.costs.scatter(moved)) * factor,
+            Layout::Padded { rows } => {
+                // The rows to send are cleared before entries are written into them.
+                let cleared = self.moe.entry_bytes() * (self.moe.experts as f64 * f64::from(rows));
+                (self.costs.matrix(flops) + self.costs.scatter(moved) + self.costs.elementwise(cleared)) * factor
+            }
+            Layout::OneHot { rows } => {
+                let scores = self.costs.matrix(flops) * factor;
+                scores + self.costs.one_hot(self.moe, self.tokens, rows, backward)
+            }
+        }
     }
 
     fn exchange(&self, step: usize) -> Seconds {
-        let slots = self.table.slots;
-        self.table.traffic[step * slots..(step + 1) * slots]
+        let sent: Seconds = self
+            .table
+            .calls(step)
             .iter()
             .map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes()))
-            .sum()
+            .sum();
+        // Before either call of a hierarchical exchange, rows are read and written in its order.
+        let reordered = self.moe.entry_bytes() * (4.0 * self.table.reordered(step) as f64);
+        sent + self.costs.elementwise(reordered)
     }
 
-    fn computed_rows(&self, shadowed: &[usize]) -> Vec<u64> {
-        let slots = self.table.slots;
-        (0..self.ranks)
-            .map(|rank| {
-                let arrived: u64 = self
-                    .table
-                    .arrived
-                    .chunks_exact(self.ranks * slots)
-                    .flat_map(|step| &step[rank * slots..(rank + 1) * slots])
-                    .map(|&rows| u64::from(rows))
-                    .sum();
-                let own: u64 = shadowed.iter().map(|&expert| u64::from(self.rows.shadowed(rank, expert))).sum();
-                arrived + own
-            })
-            .collect()
+    fn computed_rows(&self, program: &LayerProgram) -> Vec<u64> {
+        let own = |rank: usize| {
+            program.shadowed.iter().map(move |&expert| u64::from(self.rows.shadowed(rank, expert))).sum::<u64>()
+        };
+        let mut computed: Vec<u64> = (0..self.ranks).map(own).collect();
+        for step in 0..program.steps {
+            for (sum, slots) in computed.iter_mut().zip(self.table.arrived(step)) {
+                *sum += slots.iter().map(|&rows| u64::from(rows)).sum::<u64>();
+            }
+        }
+        computed
     }
 }

@@ -75,6 +75,47 @@ pub struct Task {
     pub after: Option<usize>,
 }
 
+/// How the entries of a micro-batch become the rows of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As many rows as there are entries, gathered and scattered by index.
+    Ragged,
+    /// `rows` for every (source rank, expert) pair, filled up with zeros, gathered and scattered by index. No pair may
+    /// have more entries.
+    Padded {
+        /// Rows of a pair.
+        rows: u32,
+    },
+    /// The same rows, made and combined by products with a `[tokens, experts, rows]` tensor that is zero but for one
+    /// weight an entry (GShard, Lepikhin et al. 2020, algorithm 2).
+    OneHot {
+        /// Rows of a pair.
+        rows: u32,
+    },
+}
+
+impl Layout {
+    /// Rows of every (source rank, expert) pair, where they are all as many.
+    pub fn rows(self) -> Option<u32> {
+        match self {
+            Layout::Ragged => None,
+            Layout::Padded { rows } | Layout::OneHot { rows } => Some(rows),
+        }
+    }
+}
+
+/// How the ranks of a group exchange rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    /// One grouped call per local expert, one after the other.
+    PerExpert,
+    /// One call for all local experts.
+    Whole,
+    /// Two calls: inside the node, to the rank with the owner's local number; then across nodes, between ranks of equal
+    /// local number. Rows are put into the order of each call before it. Inside one node this is [`Exchange::Whole`].
+    Hierarchical,
+}
+
 /// What one MoE layer does with one micro-batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerProgram {
@@ -82,8 +123,10 @@ pub struct LayerProgram {
     pub steps: usize,
     /// Experts that every rank computes for itself this time.
     pub shadowed: Vec<usize>,
-    /// Rows that every (source rank, expert) pair is padded to, where a system pads.
-    pub padded_to: Option<u32>,
+    /// How entries are laid out for the exchange.
+    pub layout: Layout,
+    /// How a step of the exchange is issued.
+    pub exchange: Exchange,
     /// Forward pass.
     pub forward: Vec<Task>,
     /// Backward pass.
@@ -122,6 +165,16 @@ impl Pass {
         self.0.len() - 1
     }
 
+    /// Appends the gate; and, if the ranks must agree on a number of rows, the exchange of counts and the host's wait.
+    pub fn gate(&mut self, agree: bool) -> usize {
+        let gate = self.start(Op::Gate);
+        if !agree {
+            return gate;
+        }
+        let counts = self.then(Op::Counts, gate);
+        self.then(Op::Sync, counts)
+    }
+
     /// The tasks.
     pub fn finish(self) -> Vec<Task> {
         self.0
@@ -136,16 +189,50 @@ impl LayerProgram {
         let gate = forward.start(Op::Gate);
         let counts = forward.then(Op::Counts, gate);
         let dispatch = forward.then(Op::Dispatch { step: 0 }, counts);
-        experts_and_back(&mut forward, dispatch);
+        synchronised(&mut forward, dispatch);
         let mut backward = Pass::default();
         let dispatch = backward.start(Op::Dispatch { step: 0 });
-        let combined = experts_and_back(&mut backward, dispatch);
+        let combined = synchronised(&mut backward, dispatch);
         backward.then(Op::Gate, combined);
-        Self { steps: 1, shadowed: Vec::new(), padded_to: None, forward: forward.finish(), backward: backward.finish() }
+        Self {
+            steps: 1,
+            shadowed: Vec::new(),
+            layout: Layout::Ragged,
+            exchange: Exchange::PerExpert,
+            forward: forward.finish(),
+            backward: backward.finish(),
+        }
+    }
+
+    /// Expert parallelism on equally many rows for every pair: gate, one dispatch, the local experts, one combine. No
+    /// counts are exchanged, because rows do not depend on them; unless the number of rows does (`agree`), which the
+    /// ranks then agree on and the host waits for.
+    pub fn padded(layout: Layout, exchange: Exchange, agree: bool) -> Self {
+        let mut forward = Pass::default();
+        let ready = forward.gate(agree);
+        let dispatch = forward.then(Op::Dispatch { step: 0 }, ready);
+        unsynchronised(&mut forward, dispatch);
+        let mut backward = Pass::default();
+        let dispatch = backward.start(Op::Dispatch { step: 0 });
+        let combined = unsynchronised(&mut backward, dispatch);
+        backward.then(Op::Gate, combined);
+        Self {
+            steps: 1,
+            shadowed: Vec::new(),
+            layout,
+            exchange,
+            forward: forward.finish(),
+            backward: backward.finish(),
+        }
     }
 }
 
-fn experts_and_back(pass: &mut Pass, dispatch: usize) -> usize {
+fn unsynchronised(pass: &mut Pass, dispatch: usize) -> usize {
+    let experts = pass.then(Op::Experts { step: 0 }, dispatch);
+    pass.then(Op::Combine { step: 0 }, experts)
+}
+
+fn synchronised(pass: &mut Pass, dispatch: usize) -> usize {
     let there = pass.then(Op::Sync, dispatch);
     let experts = pass.then(Op::Experts { step: 0 }, there);
     let combine = pass.then(Op::Combine { step: 0 }, experts);
@@ -157,7 +244,7 @@ pub struct Rows<'a> {
     counts: &'a RoutingCounts,
     placement: &'a Placement,
     steps: usize,
-    padded_to: Option<u32>,
+    layout: Layout,
     shadowed: Vec<bool>,
 }
 
@@ -168,7 +255,7 @@ impl<'a> Rows<'a> {
         for &expert in &program.shadowed {
             shadowed[expert] = true;
         }
-        Self { counts, placement, steps: program.steps, padded_to: program.padded_to, shadowed }
+        Self { counts, placement, steps: program.steps, layout: program.layout, shadowed }
     }
 
     /// Ranks of the group.
@@ -188,12 +275,12 @@ impl<'a> Rows<'a> {
         if self.shadowed[expert] {
             return 0;
         }
-        self.padded_to.unwrap_or(self.counts.row(source)[expert])
+        self.layout.rows().unwrap_or(self.counts.row(source)[expert])
     }
 
     /// Rows of a shadowed expert that `rank` computes for itself.
     pub fn shadowed(&self, rank: usize, expert: usize) -> u32 {
-        self.counts.row(rank)[expert]
+        self.layout.rows().unwrap_or(self.counts.row(rank)[expert])
     }
 
     /// The experts that live on `owner`.
@@ -221,11 +308,22 @@ mod tests {
 
     #[test]
     fn tasks_wait_only_for_earlier_ones() {
-        let program = LayerProgram::expert_parallel();
-        for pass in [&program.forward, &program.backward] {
-            for (index, task) in pass.iter().enumerate() {
-                assert!(task.after.is_none_or(|other| other < index));
+        let padded = LayerProgram::padded(Layout::Padded { rows: 4 }, Exchange::Whole, true);
+        for program in [LayerProgram::expert_parallel(), padded] {
+            for pass in [&program.forward, &program.backward] {
+                for (index, task) in pass.iter().enumerate() {
+                    assert!(task.after.is_none_or(|other| other < index));
+                }
             }
         }
+    }
+
+    #[test]
+    fn padding_replaces_counts() {
+        let counts = RoutingCounts::new(2, vec![3, 0, 1, 2]);
+        let placement = Placement::identity(2, 2);
+        let program = LayerProgram::padded(Layout::Padded { rows: 4 }, Exchange::Whole, false);
+        let rows = Rows::new(&program, &counts, &placement);
+        assert_eq!([rows.sent(0, 0), rows.sent(0, 1), rows.sent(1, 1)], [4, 4, 4]);
     }
 }

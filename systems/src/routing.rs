@@ -35,6 +35,11 @@ impl RoutingCounts {
         &mut self.counts[rank * self.experts..(rank + 1) * self.experts]
     }
 
+    /// The most entries of any source rank at any expert.
+    pub fn largest(&self) -> u32 {
+        self.counts.iter().copied().max().unwrap_or(0)
+    }
+
     /// All entries.
     pub fn total(&self) -> u64 {
         self.counts.iter().map(|&count| u64::from(count)).sum()

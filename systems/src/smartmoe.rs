@@ -159,7 +159,7 @@ impl Policy for Online {
         }
     }
 
-    fn program(&self, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
         LayerProgram::expert_parallel()
     }
 

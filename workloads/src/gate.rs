@@ -25,6 +25,8 @@ const LEAST_SHARE: f64 = 1e-5;
 pub enum Gate {
     /// Every choice is an entry, whatever the load.
     NoDrop,
+    /// The same, of a gate that is trained with a balance loss, as capacity gates are.
+    BalancedNoDrop,
     /// GShard: per source rank and expert at most `factor` times the mean, then second choices dropped at random.
     Capacity {
         /// The capacity factor.
@@ -49,15 +51,16 @@ impl Gate {
     /// The capacity factor, if the gate has one.
     pub fn capacity_factor(&self) -> Option<f64> {
         match *self {
-            Gate::NoDrop => None,
+            Gate::NoDrop | Gate::BalancedNoDrop => None,
             Gate::Capacity { factor } | Gate::Switch { factor } => Some(factor),
         }
     }
 
-    /// `no-drop`, `capacity` or `switch`.
+    /// `no-drop`, `no-drop balanced`, `capacity` or `switch`.
     pub fn kind(&self) -> &'static str {
         match self {
             Gate::NoDrop => "no-drop",
+            Gate::BalancedNoDrop => "no-drop balanced",
             Gate::Capacity { .. } => "capacity",
             Gate::Switch { .. } => "switch",
         }
@@ -133,18 +136,22 @@ impl FromStr for Gate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("gate `{text}`: expected `no-drop`, `capacity FACTOR` or `switch FACTOR` with a factor above 0");
-        let mut words = text.split_whitespace();
-        let kind = words.next().ok_or_else(wrong)?;
-        let factor = words.next().map(|word| word.parse::<f64>().map_err(|_| wrong())).transpose()?;
-        if words.next().is_some() || factor.is_some_and(|f| !f.is_finite() || f <= 0.0) {
-            return Err(wrong());
-        }
-        match (kind, factor) {
-            ("no-drop", None) => Ok(Gate::NoDrop),
-            ("capacity", Some(factor)) => Ok(Gate::Capacity { factor }),
-            ("switch", Some(factor)) => Ok(Gate::Switch { factor }),
+        let wrong = || {
+            format!(
+                "gate `{text}`: expected `no-drop`, `capacity FACTOR` or `switch FACTOR` with a factor above 0, or \
+                 `no-drop balanced`"
+            )
+        };
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let factor = |word: &str| match word.parse::<f64>() {
+            Ok(factor) if factor.is_finite() && factor > 0.0 => Ok(factor),
+            _ => Err(wrong()),
+        };
+        match words[..] {
+            ["no-drop"] => Ok(Gate::NoDrop),
+            ["no-drop", "balanced"] => Ok(Gate::BalancedNoDrop),
+            ["capacity", word] => Ok(Gate::Capacity { factor: factor(word)? }),
+            ["switch", word] => Ok(Gate::Switch { factor: factor(word)? }),
             _ => Err(wrong()),
         }
     }
@@ -188,8 +195,17 @@ mod tests {
     }
 
     #[test]
+    fn a_balance_loss_flattens_and_drops_nothing() {
+        let mut counts = [100, 0, 20, 8];
+        Gate::BalancedNoDrop.balance(&mut counts, &Flattening::new(128));
+        Gate::BalancedNoDrop.admit(&mut counts, 64, 2);
+        assert_eq!(counts.iter().sum::<u32>(), 128);
+        assert!(counts[0] < 60 && counts[3] > 20, "{counts:?}");
+    }
+
+    #[test]
     fn names_are_read_back() {
-        for text in ["no-drop", "capacity 1.2", "switch 1.5"] {
+        for text in ["no-drop", "no-drop balanced", "capacity 1.2", "switch 1.5"] {
             assert_eq!(text.parse::<Gate>().unwrap().to_string(), text);
         }
         for text in ["", "capacity", "capacity -1", "capacity nan", "no-drop 2", "gshard 1.2"] {

@@ -438,9 +438,13 @@ const MODELS: &[(&str, &str)] = embedded![
     "gpt-l16-h2560-e32",
     "gpt-l8-h2048-e32",
     "gpt-l16-h1536-e64",
+    "gpt-deepspeed-l16-h2560-e16",
+    "gpt-deepspeed-l16-h2560-e32",
     "gpt-tiny",
     "swin-moe-b-e16",
     "swin-moe-b-e32",
+    "swin-moe-b-tutel-e16",
+    "swin-moe-b-tutel-e32",
 ];
 
 #[cfg(test)]

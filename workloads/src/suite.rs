@@ -1,6 +1,7 @@
 //! Suites: which cases are run under which systems, how often and on which routing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,32 @@ pub struct Case {
     /// Plans given instead of searched for, by system.
     #[serde(default)]
     pub plans: BTreeMap<String, ForcedPlan>,
+    /// What a system trains otherwise than the case says, by system: published comparisons do not always hold everything
+    /// else equal.
+    #[serde(default)]
+    pub differs: BTreeMap<String, Difference>,
+}
+
+/// Where one system's run differs from its case. What is absent is the case's.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Difference {
+    /// Name of another model.
+    pub model: Option<String>,
+    /// Another gate.
+    pub gate: Option<Gate>,
+    /// Another micro-batch.
+    pub micro_batch: Option<usize>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let model = self.model.as_ref().map(|model| format!("model {model}"));
+        let gate = self.gate.map(|gate| format!("gate {gate}"));
+        let micro_batch = self.micro_batch.map(|size| format!("micro-batch {size}"));
+        let parts: Vec<String> = [model, gate, micro_batch].into_iter().flatten().collect();
+        f.write_str(&parts.join(", "))
+    }
 }
 
 /// Degrees of a plan as written down; whether they fit together is for `systems` to say.
@@ -95,6 +122,18 @@ pub struct ForcedPlan {
 }
 
 impl Case {
+    /// The case as `system` runs it.
+    pub fn as_run_by(&self, system: &str) -> Self {
+        let mut case = self.clone();
+        let Some(difference) = case.differs.remove(system) else {
+            return case;
+        };
+        case.model = difference.model.unwrap_or(case.model);
+        case.gate = difference.gate.unwrap_or(case.gate);
+        case.micro_batch = difference.micro_batch.or(case.micro_batch);
+        case
+    }
+
     /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE`.
     pub fn id(&self) -> String {
         // Models and clusters may be paths.
@@ -169,8 +208,21 @@ impl Suite {
                     return refuse(field(name), "0".into(), "at least 1".into());
                 }
             }
-            if let Some(system) = case.plans.keys().find(|name| !self.systems.contains(name)) {
-                return refuse(field("plans"), system.clone(), format!("one of systems: {}", self.systems.join(", ")));
+            for (name, systems) in
+                [("plans", Vec::from_iter(case.plans.keys())), ("differs", case.differs.keys().collect())]
+            {
+                if let Some(system) = systems.into_iter().find(|system| !self.systems.contains(system)) {
+                    return refuse(field(name), system.clone(), format!("one of systems: {}", self.systems.join(", ")));
+                }
+            }
+            for (system, difference) in &case.differs {
+                if *difference == Difference::default() || difference.micro_batch == Some(0) {
+                    return refuse(
+                        field(&format!("differs.{system}")),
+                        format!("{{ {difference} }}"),
+                        "another model, gate or micro_batch (at least 1)".into(),
+                    );
+                }
             }
             if let Some(first) = seen.insert(case.id(), index) {
                 return refuse(
@@ -198,7 +250,8 @@ macro_rules! embedded {
 }
 
 /// Every suite in `workloads/suites/`.
-const SUITES: &[(&str, &str)] = embedded!["smoke", "paper-gpt", "paper-gpt-authors"];
+const SUITES: &[(&str, &str)] =
+    embedded!["smoke", "paper-gpt", "paper-gpt-authors", "paper-deepspeed", "paper-swin", "paper-offline"];
 
 #[cfg(test)]
 mod tests {
@@ -211,7 +264,9 @@ mod tests {
             let suite = Suite::named("test", name).unwrap();
             assert_eq!(suite.name, name);
             for case in &suite.cases {
-                Model::named(name, &case.model).unwrap();
+                for system in &suite.systems {
+                    Model::named(name, &case.as_run_by(system).model).unwrap();
+                }
                 Cluster::named(name, &case.cluster).unwrap();
             }
         }
@@ -229,5 +284,23 @@ mod tests {
         check("gpus = 8", "gpus = 0", "cases[0].gpus = 0: expected at least 1");
         check("baseline = \"expert-only\"", "baseline = \"none\"", "baseline = none: expected one of systems");
         check("no-drop", "nodrop", "expected `no-drop`, `capacity FACTOR`");
+        let differs = |what: &str| format!("gpus = 8\ndiffers = {what}");
+        check(
+            "gpus = 8",
+            &differs("{ alpa = { micro_batch = 2 } }"),
+            "cases[0].differs = alpa: expected one of systems",
+        );
+        check("gpus = 8", &differs("{ smartmoe = {} }"), "cases[0].differs.smartmoe = {  }: expected another model");
+    }
+
+    #[test]
+    fn a_difference_changes_what_it_names() {
+        let mut case = Suite::named("test", "smoke").unwrap().cases[0].clone();
+        let difference = Difference { gate: Some(Gate::BalancedNoDrop), micro_batch: Some(1), model: None };
+        assert_eq!(difference.to_string(), "gate no-drop balanced, micro-batch 1");
+        case.differs.insert("deepspeed".into(), difference);
+        let run = case.as_run_by("deepspeed");
+        assert_eq!((run.model, run.gate, run.micro_batch), (case.model.clone(), Gate::BalancedNoDrop, Some(1)));
+        assert_eq!(case.as_run_by("smartmoe").gate, case.gate);
     }
 }

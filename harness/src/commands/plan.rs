@@ -22,6 +22,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         global_batch: args.global_batch_size,
         micro_batch: args.micro_batch_size,
         plans: Default::default(),
+        differs: Default::default(),
     };
     for (option, value) in [
         ("--gpus", args.gpus),

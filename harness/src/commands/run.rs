@@ -59,6 +59,7 @@ fn adjusted(args: &RunArgs) -> Result<Suite> {
         }
         for case in &mut suite.cases {
             case.plans.retain(|name, _| systems.contains(name));
+            case.differs.retain(|name, _| systems.contains(name));
         }
     }
     if let Some(seed) = args.seed {
@@ -89,13 +90,17 @@ fn dry_run(prepared: &[(u64, Vec<Prepared>)]) {
         }
     }
     println!("{table}");
+    if let Some((_, cases)) = prepared.first() {
+        report::differences(cases.iter().map(|case| &case.case)).iter().for_each(|line| println!("{line}"));
+    }
 }
 
 fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)]) -> Inputs {
     let mut hashes = BTreeMap::new();
     let mut hash = |name: String, value: String| hashes.insert(name, provenance::sha256(value.as_bytes()));
     hash(format!("suite {}", suite.name), format!("{suite:?}"));
-    for case in prepared.iter().flat_map(|(_, cases)| cases) {
+    let cases = prepared.iter().flat_map(|(_, cases)| cases);
+    for case in cases.flat_map(|case| std::iter::once(case).chain(case.different.values())) {
         hash(format!("model {}", case.case.model), format!("{:?}", case.job.model));
         hash(format!("cluster {}", case.case.cluster), format!("{:?}", case.job.cluster));
     }
@@ -144,7 +149,7 @@ fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
     let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", report::summary(summary, other.map(String::as_str))).context("standard output")?;
-    for line in report::failures(summary) {
+    for line in report::differences(&suite.cases).iter().chain(&report::failures(summary)) {
         writeln!(out, "{line}")?;
     }
     writeln!(out, "\nsamples  {}", store.path("iterations.parquet").display())?;

@@ -1,6 +1,8 @@
 //! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster, a group per GPUs and capacity factor, a bar
 //! per system: speedup over the baseline, with its confidence interval; a run that died is marked with how.
 
+use std::collections::BTreeSet;
+
 use workloads::{Case, Suite};
 
 use crate::chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
@@ -24,18 +26,21 @@ pub fn draw(suite: &Suite, summary: &Summary) -> Result<Figure, FigureError> {
             .collect(),
     });
     let title = |name: &str| prepare::system("figure", name).map_or(name.to_owned(), |s| s.title().to_owned());
+    let marked: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
+    let series = |name: &String| if marked.contains(name) { format!("{} †", title(name)) } else { title(name) };
     let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
     GroupedBars {
         frame: Frame {
             footnote: format!(
-                "{engine}; medians of iterations after {} of warm-up, 95% confidence intervals",
-                suite.warmup
+                "{engine}; medians of iterations after {} of warm-up, 95% confidence intervals{}",
+                suite.warmup,
+                if marked.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" }
             ),
             ..Frame::default()
         },
         y_label: format!("Speedup over {}", title(&suite.baseline)),
         x_label: "GPUs / capacity factor".to_owned(),
-        series: Series::numbered(suite.systems.iter().map(|name| title(name))),
+        series: Series::numbered(suite.systems.iter().map(series)),
         panels: panels.collect(),
         reference: Some(1.0),
     }
