@@ -36,6 +36,16 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let prepared = prepare::one_case("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;
     let candidates = system.candidates(&prepared.job, &CostModel::new(&prepared.job.cluster));
+    if candidates.is_empty() {
+        return Err(Failure::Input(anyhow::anyhow!(
+            "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",
+            args.gpus,
+            args.global_batch_size,
+            system.name(),
+            args.model,
+            prepared.job.model.blocks.len()
+        )));
+    }
     println!(
         "{} on {} GPUs of {}, {} gate, global batch {}: {} plans by {}; simulated times, routing of {}\n",
         args.model,
