@@ -7,7 +7,7 @@ use super::axis::{Scale, extent};
 use super::columns::{self, LabelFit, Place};
 use super::font::{Fonts, Weight};
 use super::frame::{self, BASE, FINE, Frame, Key, Surround};
-use super::ink::{AXIS, MUTED, ink};
+use super::ink::{AXIS, MUTED, PAPER, ink};
 use super::sheet::{Area, Pen, Point, Sheet, Type, on_page};
 use super::{Figure, FigureError, Series};
 
@@ -133,10 +133,11 @@ impl GroupedBars {
         on_page(surround.size(), &fonts, |sheet| {
             surround.draw(sheet, &self.frame)?;
             self.draw_frame(sheet, &surround, &layout)?;
+            self.draw_reference(sheet, &layout)?;
             for (panel, place) in self.panels.iter().zip(&layout.places) {
                 self.draw_panel(sheet, panel, place, &layout)?;
             }
-            self.draw_reference(sheet, &layout)
+            Ok(())
         })
     }
 
@@ -330,6 +331,13 @@ impl ValueLabels {
         let (Some(label), true) = (&bar.label, self.size > 0.0 && bar.peak().is_some()) else { return Ok(()) };
         let kind = Type::of(self.size).color(AXIS);
         let kind = if self.upright { kind.upright().middle() } else { kind.centered() };
+        // White behind the label, so that no line crosses it.
+        let (half, height) = match self.upright {
+            true => (self.size * 0.4, self.length(bar)),
+            false => (sheet.width_of(label, kind) / 2.0 + 0.8, self.size * 0.76),
+        };
+        let (x, y) = anchor;
+        sheet.fill(Area { left: x - half, right: x + half, top: y - height, bottom: y + 0.4 }, PAPER)?;
         sheet.text(label, anchor, kind)
     }
 }
