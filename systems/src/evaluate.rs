@@ -327,7 +327,7 @@ impl Evaluation<'_> {
             if plan.tp > 1 {
                 slice_for(row, position % plan.tp, plan.tp);
             }
-            self.job.gate.admit(row, tokens, self.job.top_k());
+            self.job.gate.admit_with(row, tokens, self.job.top_k(), &self.job.gate_statistics);
         }
         self.policy.restrict(&mut counts, nodes);
         counts
@@ -616,7 +616,13 @@ impl StageRun {
 }
 
 /// Runs a pass's tasks over two streams per rank, from the ranks' clocks on, and moves the clocks to its end.
-fn run_pass(tasks: &[Task], durations: &[Seconds], steps: usize, clock: &mut [Seconds], ledger: &mut Ledger) {
+pub(crate) fn run_pass(
+    tasks: &[Task],
+    durations: &[Seconds],
+    steps: usize,
+    clock: &mut [Seconds],
+    ledger: &mut Ledger,
+) {
     let ranks = clock.len();
     let mut streams = [clock.to_vec(), clock.to_vec()];
     let mut finish = vec![Seconds::ZERO; tasks.len() * ranks];

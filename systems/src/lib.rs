@@ -11,6 +11,7 @@
 //! | how experts are placed, what moves | [`placement`] |
 //! | what a layer does, op by op | [`program`] |
 //! | what an op costs | [`cost`] |
+//! | what one MoE layer takes alone | [`layer`] |
 //! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`] |
 //! | what a rank's memory holds | [`memory`] |
 //! | which plans are possible, ranked | [`search`] |
@@ -21,6 +22,7 @@ pub mod evaluate;
 pub mod expert_only;
 pub mod fastermoe;
 pub mod job;
+pub mod layer;
 pub mod memory;
 pub mod placement;
 pub mod plan;
