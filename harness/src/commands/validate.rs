@@ -59,6 +59,12 @@ pub struct EndToEndArgs {
     /// Cluster, by name or path, instead of the one that the file names
     #[arg(long)]
     cluster: Option<String>,
+    /// Share of second choices that a capacity gate keeps, instead of the fitted one
+    #[arg(long, value_name = "SHARE")]
+    second_choice_kept: Option<f64>,
+    /// How much a balance loss flattens the choices, instead of the fitted exponent
+    #[arg(long, value_name = "EXPONENT")]
+    balance_loss_flattening: Option<f64>,
     /// Simulate that many of the iterations after the warm-up instead of all
     #[arg(long)]
     iterations: Option<usize>,
@@ -124,7 +130,8 @@ fn end_to_end(args: &EndToEndArgs) -> Result<(), Failure> {
     };
     let configurations = end_to_end::read(&args.common.measured, &cluster).or_input()?;
     let trace = traces::load(Some(&args.common.trace)).or_input()?;
-    let report = end_to_end::predict(&configurations, &trace, args.iterations).or_input()?;
+    let statistics = gate_statistics(args).or_input()?;
+    let report = end_to_end::predict(&configurations, &trace, &statistics, args.iterations).or_input()?;
     let figure = performance_model::end_to_end(&report).draw().or_run()?;
     let rows = report.lines.iter().filter(|line| line.error.is_some()).map(|line| ErrorRow {
         setting: format!("{}/{}/{}", line.gpus, line.gate, line.system),
@@ -133,6 +140,21 @@ fn end_to_end(args: &EndToEndArgs) -> Result<(), Failure> {
     });
     save(&args.common, "performance_model", &figure, rows).or_run()?;
     show(&args.common, &report, || end_to_end_text(&report)).or_run()
+}
+
+fn gate_statistics(args: &EndToEndArgs) -> Result<GateStatistics> {
+    let fitted = GateStatistics::default();
+    let statistics = GateStatistics {
+        second_choice_kept: args.second_choice_kept.unwrap_or(fitted.second_choice_kept),
+        balance_loss_flattening: args.balance_loss_flattening.unwrap_or(fitted.balance_loss_flattening),
+    };
+    for (option, value) in [
+        ("--second-choice-kept", statistics.second_choice_kept),
+        ("--balance-loss-flattening", statistics.balance_loss_flattening),
+    ] {
+        anyhow::ensure!((0.0..=1.0).contains(&value), "{option} {value}: expected 0 to 1");
+    }
+    Ok(statistics)
 }
 
 fn moe_layer(args: &MoeLayerArgs) -> Result<(), Failure> {

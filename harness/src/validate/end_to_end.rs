@@ -325,13 +325,17 @@ pub struct Report {
 ///
 /// # Errors
 /// A trace that cannot stand for a job.
-pub fn predict(configurations: &[Configuration], trace: &RoutingTrace, most: Option<usize>) -> Result<Report> {
-    let statistics = GateStatistics::default();
+pub fn predict(
+    configurations: &[Configuration],
+    trace: &RoutingTrace,
+    statistics: &GateStatistics,
+    most: Option<usize>,
+) -> Result<Report> {
     let lines: Vec<Line> = configurations
         .par_iter()
         .map(|configuration| {
             let iterations = configuration.iterations(most);
-            let prediction = configuration.predict(trace, None, &statistics, &iterations)?;
+            let prediction = configuration.predict(trace, None, statistics, &iterations)?;
             Ok(line(configuration, prediction))
         })
         .collect::<Result<_>>()?;
