@@ -122,7 +122,7 @@ fn sampled<'a>(args: &FitArgs, configurations: Vec<&'a Configuration>) -> Vec<(&
     configurations.into_iter().map(|c| (c, c.iterations(Some(args.iterations)))).collect()
 }
 
-fn targets<'a>(args: &FitArgs, configurations: &'a [Configuration], trace: &'a RoutingTrace) -> Result<Targets<'a>> {
+fn targets<'a>(args: &FitArgs, configurations: Vec<&'a Configuration>, trace: &'a RoutingTrace) -> Result<Targets<'a>> {
     let targets = Targets {
         trace,
         end_to_end: sampled(args, configurations),
