@@ -210,7 +210,16 @@ pub(crate) fn batch(layers: usize, chunks: usize, row: impl Fn(usize) -> Vec<u32
 pub(crate) fn job(model: Model, cluster: Cluster, gpus: usize, batch: &BatchCounts) -> Job {
     let global_batch = batch.chunks();
     let profile = vec![batch.clone()];
-    Job { model, cluster, gpus, gate: Gate::NoDrop, global_batch, micro_batch: Some(1), profile }
+    Job {
+        model,
+        cluster,
+        gpus,
+        gate: Gate::NoDrop,
+        gate_statistics: Default::default(),
+        global_batch,
+        micro_batch: Some(1),
+        profile,
+    }
 }
 
 /// Simulates `iterations` equal ones.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands;
+use crate::commands::{self, calibrate::CalibrateCommand, validate::ValidateCommand};
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
 #[derive(Parser)]
@@ -24,6 +24,12 @@ enum Command {
     /// Make, convert and examine routing traces
     #[command(subcommand)]
     Trace(TraceCommand),
+    /// Hold predictions against published measurements
+    #[command(subcommand)]
+    Validate(ValidateCommand),
+    /// Find a cluster's constants
+    #[command(subcommand)]
+    Calibrate(CalibrateCommand),
     /// List suites, systems, models or clusters
     List(ListArgs),
 }
@@ -219,6 +225,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Trace(command) => commands::trace::run(&command),
+        Command::Validate(command) => commands::validate::run(&command),
+        Command::Calibrate(command) => commands::calibrate::run(&command),
         Command::List(args) => {
             commands::list::run(args.kind);
             Ok(())

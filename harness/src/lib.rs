@@ -4,6 +4,7 @@
 //! [`runner`] runs all and hands each finished case to [`store`], [`summary`] derives medians and speedups from the
 //! stored frames, [`figures`] and [`report`] show them.
 
+pub mod calibrate;
 pub mod chart;
 pub mod cli;
 pub mod commands;
@@ -18,3 +19,4 @@ pub mod statistics;
 pub mod store;
 pub mod summary;
 pub mod traces;
+pub mod validate;

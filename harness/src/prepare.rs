@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use systems::{Job, Plan, System};
-use workloads::gate::{Flattening, Gate};
+use workloads::gate::{Flattening, Gate, GateStatistics};
 use workloads::model::Moe;
 use workloads::suite::TraceUse;
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace};
@@ -134,6 +134,7 @@ pub fn one_case<'a>(
         cluster,
         gpus: case.gpus,
         gate: case.gate,
+        gate_statistics: GateStatistics::default(),
         global_batch: case.global_batch,
         micro_batch: case.micro_batch,
         profile: Vec::new(),
@@ -186,7 +187,7 @@ impl<'a> JobRouting<'a> {
             spans.push(Span {
                 layers: first..first + same.len(),
                 routing: Routing::new(trace, spec)?,
-                flattening: Flattening::new(spec.entries_per_chunk),
+                flattening: Flattening::with(spec.entries_per_chunk, &job.gate_statistics),
             });
             first += same.len();
         }

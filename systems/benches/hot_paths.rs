@@ -35,6 +35,7 @@ fn job(trace: &RoutingTrace, gpus: usize) -> (Job, BatchCounts) {
         cluster: Cluster::named("bench", "pinky").expect("a known cluster"),
         gpus,
         gate: Gate::NoDrop,
+        gate_statistics: Default::default(),
         global_batch: 8 * gpus,
         micro_batch: Some(1),
         profile: (20..23).map(|t| routing.iteration(t)).collect(),

@@ -75,6 +75,7 @@ mod tests {
                 cluster: Cluster::named("test", "inky").unwrap(),
                 gpus,
                 gate: Gate::NoDrop,
+                gate_statistics: Default::default(),
                 global_batch,
                 micro_batch: Some(4),
                 profile: Vec::new(),

@@ -134,6 +134,7 @@ mod tests {
             micro_batch: Some(1),
             model,
             gate,
+            gate_statistics: Default::default(),
         };
         system.candidates(&job, &CostModel::new(&job.cluster)).remove(0).outcome.unwrap()
     }

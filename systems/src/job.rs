@@ -1,5 +1,6 @@
 //! What is to be trained: the input of every offline decision.
 
+use workloads::gate::GateStatistics;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Gate, Model};
 
@@ -14,6 +15,8 @@ pub struct Job {
     pub gpus: usize,
     /// The gate.
     pub gate: Gate,
+    /// What it does that no trace says.
+    pub gate_statistics: GateStatistics,
     /// Samples per iteration over all ranks.
     pub global_batch: usize,
     /// Samples per rank and micro-batch, when the job fixes it.

@@ -13,6 +13,7 @@
 //! | what an op costs | [`cost`], [`price`], [`traffic`] |
 //! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`], [`streams`] |
 //! | what time goes to | [`ledger`] |
+//! | what one MoE layer takes alone | [`layer`] |
 //! | what a rank's memory holds | [`memory`] |
 //! | which plans are possible, ranked | [`search`] |
 //! | one system | the file of its name |
@@ -24,6 +25,7 @@ pub mod evaluate;
 pub mod expert_only;
 pub mod fastermoe;
 pub mod job;
+pub mod layer;
 pub mod ledger;
 pub mod memory;
 pub mod placement;

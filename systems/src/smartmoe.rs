@@ -169,7 +169,7 @@ impl Policy for Online {
 }
 
 /// The greedy placement, if its fullest rank is less full than now.
-fn accepted(loads: &[u64], now: &Placement) -> Option<Placement> {
+pub fn accepted(loads: &[u64], now: &Placement) -> Option<Placement> {
     let next = greedy(loads, now);
     (now.max_rank_load(loads) > next.max_rank_load(loads)).then_some(next)
 }

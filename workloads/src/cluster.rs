@@ -145,6 +145,33 @@ impl Cluster {
             ("host.decision_step", &host.decision_step, true),
         ]
     }
+
+    /// Every constant with its field's path, to change.
+    pub fn constants_mut(&mut self) -> [(&'static str, &mut Constant); 17] {
+        let paths = self.constants().map(|(path, ..)| path);
+        let (gpu, network, host) = (&mut self.gpu, &mut self.network, &mut self.host);
+        let constants = [
+            &mut gpu.memory,
+            &mut gpu.memory_reserved,
+            &mut gpu.memory_bandwidth,
+            &mut gpu.scatter_bandwidth,
+            &mut gpu.gemm_rate,
+            &mut gpu.expert_start,
+            &mut network.intra_bandwidth,
+            &mut network.inter_bandwidth,
+            &mut network.port_bandwidth,
+            &mut network.rooted_bandwidth,
+            &mut network.call_start,
+            &mut network.peer_start,
+            &mut network.send_start,
+            &mut host.iteration,
+            &mut host.block,
+            &mut host.synchronisation,
+            &mut host.decision_step,
+        ];
+        let mut paths = paths.into_iter();
+        constants.map(|constant| (paths.next().unwrap_or_default(), constant))
+    }
 }
 
 macro_rules! embedded {
@@ -164,6 +191,15 @@ mod tests {
             let cluster = Cluster::named("test", name).unwrap();
             assert_eq!(cluster.name, name);
         }
+    }
+
+    #[test]
+    fn constants_to_change_are_those_to_read() {
+        let mut cluster = Cluster::named("test", "inky").unwrap();
+        for (path, constant) in cluster.constants_mut() {
+            constant.source = path.to_owned();
+        }
+        assert!(cluster.constants().iter().all(|(path, constant, _)| constant.source == *path));
     }
 
     #[test]

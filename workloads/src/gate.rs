@@ -16,6 +16,21 @@ pub const SECOND_CHOICE_KEPT: f64 = 0.775;
 /// normalised. Traces are of gates without such a loss. Fitted like [`SECOND_CHOICE_KEPT`].
 pub const BALANCE_LOSS_FLATTENING: f64 = 0.797;
 
+/// What a gate does that no trace says: the two constants above, as values, so that a calibration can vary them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GateStatistics {
+    /// See [`SECOND_CHOICE_KEPT`].
+    pub second_choice_kept: f64,
+    /// See [`BALANCE_LOSS_FLATTENING`].
+    pub balance_loss_flattening: f64,
+}
+
+impl Default for GateStatistics {
+    fn default() -> Self {
+        Self { second_choice_kept: SECOND_CHOICE_KEPT, balance_loss_flattening: BALANCE_LOSS_FLATTENING }
+    }
+}
+
 /// Least share of an expert that the flattening starts from.
 const LEAST_SHARE: f64 = 1e-5;
 
@@ -91,11 +106,16 @@ impl Gate {
     ///
     /// For `Switch` the limit at the owner is approximated by its share at each source.
     pub fn admit(&self, counts: &mut [u32], tokens: usize, top_k: usize) {
+        self.admit_with(counts, tokens, top_k, &GateStatistics::default());
+    }
+
+    /// The same, of a gate with other statistics.
+    pub fn admit_with(&self, counts: &mut [u32], tokens: usize, top_k: usize, statistics: &GateStatistics) {
         let Some(capacity) = self.capacity(tokens, top_k, counts.len()) else {
             return;
         };
         let kept = match self {
-            Gate::Capacity { .. } if top_k == 2 => (1.0 + SECOND_CHOICE_KEPT) / 2.0,
+            Gate::Capacity { .. } if top_k == 2 => (1.0 + statistics.second_choice_kept) / 2.0,
             _ => 1.0,
         };
         // The fraction that rounding leaves is handed on, so that the total is right to within one entry.
@@ -114,8 +134,14 @@ pub struct Flattening(Vec<f64>);
 impl Flattening {
     /// For chunks of `total` choices.
     pub fn new(total: u32) -> Self {
+        Self::with(total, &GateStatistics::default())
+    }
+
+    /// The same, for a gate with other statistics.
+    pub fn with(total: u32, statistics: &GateStatistics) -> Self {
         let least = LEAST_SHARE * f64::from(total);
-        Self((0..=total).map(|count| f64::from(count).max(least).powf(1.0 - BALANCE_LOSS_FLATTENING)).collect())
+        let power = 1.0 - statistics.balance_loss_flattening;
+        Self((0..=total).map(|count| f64::from(count).max(least).powf(power)).collect())
     }
 
     fn weight(&self, count: u32) -> f64 {

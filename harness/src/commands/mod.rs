@@ -1,6 +1,8 @@
 //! One file per command: what it asks of the rest, and what it prints.
 
+pub mod calibrate;
 pub mod list;
 pub mod plan;
 pub mod run;
 pub mod trace;
+pub mod validate;

@@ -1,0 +1,192 @@
+//! The constants that can be fitted, and the bounds that physics and data sheets put on them.
+
+use anyhow::{Result, bail};
+use workloads::Cluster;
+use workloads::gate::GateStatistics;
+
+use super::levenberg::Solution;
+
+/// Everything that a prediction depends on and a fit can change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The gate.
+    pub gate: GateStatistics,
+}
+
+/// A constant's value after a fit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fitted {
+    /// As on the command line.
+    pub name: String,
+    /// In SI units.
+    pub value: f64,
+    /// Standard error, in the same unit; infinite when the measurements do not depend on it.
+    pub uncertainty: f64,
+    /// Whether the fit pushes it against one of its bounds.
+    pub at_bound: bool,
+}
+
+/// Name and bounds of every constant that can be fitted: wide enough for any GPU cluster of the last ten years.
+const BOUNDS: [(&str, f64, f64); 16] = [
+    ("gpu.memory_bandwidth", 1e11, 8e12),
+    ("gpu.scatter_bandwidth", 1e10, 8e12),
+    ("gpu.gemm_rate", 1e12, 2e15),
+    ("gpu.expert_start", 1e-6, 5e-3),
+    ("network.intra_bandwidth", 1e9, 9e11),
+    ("network.inter_bandwidth", 1e8, 1e12),
+    ("network.port_bandwidth", 1e8, 4e11),
+    ("network.rooted_bandwidth", 1e8, 4e11),
+    ("network.call_start", 1e-6, 5e-3),
+    ("network.peer_start", 1e-7, 5e-3),
+    ("network.send_start", 1e-6, 1e-2),
+    ("host.iteration", 1e-4, 1.0),
+    ("host.block", 1e-6, 1e-2),
+    ("host.synchronisation", 1e-6, 1e-2),
+    ("gate.second_choice_kept", 0.05, 1.0),
+    ("gate.balance_loss_flattening", 0.05, 0.99),
+];
+
+impl Point {
+    /// A constant's value.
+    fn get(&mut self, name: &str) -> Option<&mut f64> {
+        match name {
+            "gate.second_choice_kept" => Some(&mut self.gate.second_choice_kept),
+            "gate.balance_loss_flattening" => Some(&mut self.gate.balance_loss_flattening),
+            _ => {
+                let found = self.cluster.constants_mut().into_iter().find(|(path, _)| *path == name);
+                found.map(|(_, constant)| &mut constant.value)
+            }
+        }
+    }
+}
+
+/// The chosen constants as unbounded parameters: `ln v = ln low + (ln high - ln low) / (1 + e^-x)`.
+pub struct Space {
+    axes: Vec<Axis>,
+}
+
+struct Axis {
+    name: &'static str,
+    low: f64,
+    high: f64,
+    start: f64,
+}
+
+impl Axis {
+    fn value(&self, x: f64) -> f64 {
+        (self.low.ln() + (self.high / self.low).ln() / (1.0 + (-x * self.scale()).exp())).exp()
+    }
+
+    /// A change of `x` by 1 is about a change of `ln v` by 1 where the bounds are far.
+    fn scale(&self) -> f64 {
+        4.0 / (self.high / self.low).ln()
+    }
+
+    fn parameter(&self, value: f64) -> f64 {
+        let share = ((value / self.low).ln() / (self.high / self.low).ln()).clamp(1e-3, 1.0 - 1e-3);
+        (share / (1.0 - share)).ln() / self.scale()
+    }
+
+    /// `d ln v / d x`.
+    fn slope(&self, x: f64) -> f64 {
+        let share = 1.0 / (1.0 + (-x * self.scale()).exp());
+        4.0 * share * (1.0 - share)
+    }
+}
+
+impl Space {
+    /// The space of `names`, starting at `start`.
+    ///
+    /// # Errors
+    /// A name that cannot be fitted, or one given twice.
+    pub fn new(start: &Point, names: &[String]) -> Result<Self> {
+        let mut axes: Vec<Axis> = Vec::new();
+        for name in names {
+            let Some(&(name, low, high)) = BOUNDS.iter().find(|(known, ..)| known == name) else {
+                let known: Vec<&str> = BOUNDS.iter().map(|(known, ..)| *known).collect();
+                bail!("--constants: unknown constant `{name}`; known: {}", known.join(", "));
+            };
+            if axes.iter().any(|axis| axis.name == name) {
+                bail!("--constants: `{name}` stands twice");
+            }
+            let value = start.clone().get(name).map_or(low, |value| *value);
+            axes.push(Axis { name, low, high, start: value });
+        }
+        Ok(Self { axes })
+    }
+
+    /// Parameters of the start.
+    pub fn start(&self) -> Vec<f64> {
+        self.axes.iter().map(|axis| axis.parameter(axis.start)).collect()
+    }
+
+    /// `base` with the chosen constants at `x`.
+    ///
+    /// # Errors
+    /// Never: names were checked.
+    pub fn point(&self, base: &Point, x: &[f64]) -> Result<Point> {
+        let mut point = base.clone();
+        for (axis, &x) in self.axes.iter().zip(x) {
+            match point.get(axis.name) {
+                Some(value) => *value = axis.value(x),
+                None => bail!("unknown constant `{}`", axis.name),
+            }
+        }
+        Ok(point)
+    }
+
+    /// Values and standard errors of a solution: `sd(v) = v (d ln v / dx) sd(x)`.
+    pub fn fitted(&self, solution: &Solution) -> Vec<Fitted> {
+        let size = self.axes.len();
+        self.axes
+            .iter()
+            .enumerate()
+            .map(|(i, axis)| {
+                let x = solution.x[i];
+                let value = axis.value(x);
+                let close = |bound: f64| (value / bound).ln().abs() < 0.01;
+                Fitted {
+                    name: axis.name.to_owned(),
+                    value,
+                    uncertainty: value * axis.slope(x) * solution.covariance[i * size + i].max(0.0).sqrt(),
+                    at_bound: close(axis.low) || close(axis.high),
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> Point {
+        Point { cluster: Cluster::named("test", "inky").unwrap(), gate: GateStatistics::default() }
+    }
+
+    #[test]
+    fn every_constant_is_its_own_parameter() {
+        let names: Vec<String> = BOUNDS.iter().map(|(name, ..)| (*name).to_owned()).collect();
+        let space = Space::new(&start(), &names).unwrap();
+        let mut same = space.point(&start(), &space.start()).unwrap();
+        for (name, low, high) in BOUNDS {
+            let before = *start().get(name).unwrap();
+            let after = *same.get(name).unwrap();
+            assert!((after / before - 1.0).abs() < 1e-9, "{name}: {before} {after}");
+            assert!(before > low && before < high, "{name}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_double_names_are_refused() {
+        let check = |names: &[&str], expected: &str| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let message = Space::new(&start(), &names).err().map_or(String::new(), |e| e.to_string());
+            assert!(message.contains(expected), "{message}");
+        };
+        check(&["gpu.memory"], "unknown constant `gpu.memory`; known: gpu.memory_bandwidth");
+        check(&["host.block", "host.block"], "`host.block` stands twice");
+    }
+}

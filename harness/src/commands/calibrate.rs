@@ -1,0 +1,210 @@
+//! `moebench calibrate`: constants of a cluster from measurements.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Subcommand};
+use workloads::Cluster;
+use workloads::gate::GateStatistics;
+use workloads::trace::RoutingTrace;
+
+use crate::calibrate::constants::{Fitted, Point};
+use crate::calibrate::targets::Targets;
+use crate::calibrate::{self, write};
+use crate::cli::{Failure, OrFail};
+use crate::commands::validate::{LAYER_CONSTANTS, constants_table};
+use crate::validate::adaptive::{self, Study};
+use crate::validate::end_to_end::{self, Configuration};
+use crate::validate::errors::quantile;
+use crate::validate::layer::LayerShape;
+use crate::validate::moe_layer::{self, Rows};
+use crate::{prepare, provenance, store, traces};
+
+/// `moebench calibrate`.
+#[derive(Subcommand)]
+pub enum CalibrateCommand {
+    /// Fit a cluster's constants to measurements and write its TOML
+    Fit(FitArgs),
+}
+
+/// `moebench calibrate fit`.
+#[derive(Args)]
+pub struct FitArgs {
+    /// Cluster, by name or path, that the fit starts from; constants that are not fitted stay
+    #[arg(long)]
+    cluster: String,
+    /// Whole iterations, as for `validate end-to-end`
+    #[arg(long, value_name = "FILE.csv")]
+    measured_end_to_end: Option<PathBuf>,
+    /// Single layers, as for `validate moe-layer`
+    #[arg(long, value_name = "FILE.csv")]
+    measured_layer: Option<PathBuf>,
+    /// A layer over time, as for `validate adaptive`; fitted to its static half
+    #[arg(long, value_name = "FILE.csv")]
+    measured_adaptive: Option<PathBuf>,
+    /// Routing trace that all were taken on
+    #[arg(long, value_name = "PATH")]
+    trace: PathBuf,
+    /// The TOML to write
+    #[arg(long, value_name = "FILE.toml")]
+    out: PathBuf,
+    /// Constants to fit, separated by commas [default: those that the kinds of measurement determine]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    constants: Option<Vec<String>>,
+    /// Whole iterations: fit to runs on that many GPUs alone, and report the errors of the others
+    #[arg(long, value_name = "GPUS")]
+    only_gpus: Option<usize>,
+    /// Whole iterations simulated per configuration, spread over the measured ones
+    #[arg(long, default_value_t = 6)]
+    iterations: usize,
+    /// Single layers: rows that are fitted to, by the parity of (iteration - 1) / 100
+    #[arg(long, value_enum, default_value = "all")]
+    fit_rows: Rows,
+    #[command(flatten)]
+    shape: LayerShape,
+}
+
+/// The constants that iteration times determine.
+const END_TO_END_CONSTANTS: [&str; 7] = [
+    "gpu.gemm_rate",
+    "gpu.expert_start",
+    "network.inter_bandwidth",
+    "network.rooted_bandwidth",
+    "network.peer_start",
+    "gate.second_choice_kept",
+    "gate.balance_loss_flattening",
+];
+
+/// The constant that a layer's exchange between nodes determines.
+const ADAPTIVE_CONSTANTS: [&str; 1] = ["network.port_bandwidth"];
+
+/// How the study of the static and the online series was set up.
+const STUDY: Study = Study { gpus: 16, layer: 6, micro_batch: 8, every: 100, lag: 0 };
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input, a fit that fails, or a file that cannot be written.
+pub fn run(command: &CalibrateCommand) -> Result<(), Failure> {
+    let CalibrateCommand::Fit(args) = command;
+    let cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
+    let configurations = configurations(args, &cluster).or_input()?;
+    let trace = traces::load(Some(&args.trace)).or_input()?;
+    let (used, held_out): (Vec<&Configuration>, Vec<&Configuration>) =
+        configurations.iter().partition(|c| args.only_gpus.is_none_or(|gpus| c.gpus == gpus));
+    let targets = targets(args, used, &trace).or_input()?;
+    let names = args.constants.clone().unwrap_or_else(|| default_constants(args));
+    let start = Point { cluster, gate: GateStatistics::default() };
+    calibrate::constants::Space::new(&start, &names).or_input()?;
+    let source = source(args).or_input()?;
+    let (point, fitted) = calibrate::fit(&start, &names, &targets).or_run()?;
+    write_cluster(args, start.cluster, &fitted, &source).or_run()?;
+    let held_out = Targets { trace: &trace, end_to_end: sampled(args, held_out), layers: Vec::new(), adaptive: None };
+    show(args, &point, &fitted, &targets, &held_out).or_run()
+}
+
+fn configurations(args: &FitArgs, cluster: &Cluster) -> Result<Vec<Configuration>> {
+    ensure!(args.iterations > 0, "--iterations 0: expected at least 1");
+    let Some(path) = &args.measured_end_to_end else { return Ok(Vec::new()) };
+    let mut all = end_to_end::read(path, &|_| Ok(cluster.clone()))?;
+    all.retain(|configuration| configuration.missing().is_none() && configuration.measured().is_some());
+    ensure!(
+        all.iter().any(|configuration| args.only_gpus.is_none_or(|gpus| configuration.gpus == gpus)),
+        "{}: no configuration to fit to",
+        path.display()
+    );
+    Ok(all)
+}
+
+/// Each configuration with the iterations to simulate.
+fn sampled<'a>(args: &FitArgs, configurations: Vec<&'a Configuration>) -> Vec<(&'a Configuration, Vec<usize>)> {
+    configurations.into_iter().map(|c| (c, c.iterations(Some(args.iterations)))).collect()
+}
+
+fn targets<'a>(args: &FitArgs, configurations: Vec<&'a Configuration>, trace: &'a RoutingTrace) -> Result<Targets<'a>> {
+    let targets = Targets {
+        trace,
+        end_to_end: sampled(args, configurations),
+        layers: match &args.measured_layer {
+            Some(path) => moe_layer::read(path, args.fit_rows, trace, args.shape, &[0])?,
+            None => Vec::new(),
+        },
+        adaptive: match &args.measured_adaptive {
+            Some(path) => Some(adaptive::read(path, trace, args.shape, STUDY)?),
+            None => None,
+        },
+    };
+    ensure!(
+        !targets.is_empty(),
+        "nothing to fit to: expected --measured-end-to-end, --measured-layer or --measured-adaptive"
+    );
+    Ok(targets)
+}
+
+fn default_constants(args: &FitArgs) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    let kinds: [(bool, &[&str]); 3] = [
+        (args.measured_end_to_end.is_some(), &END_TO_END_CONSTANTS),
+        (args.measured_layer.is_some(), &LAYER_CONSTANTS),
+        (args.measured_adaptive.is_some(), &ADAPTIVE_CONSTANTS),
+    ];
+    for name in kinds.iter().filter(|(given, _)| *given).flat_map(|(_, constants)| *constants) {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// Where the fitted values come from: the files and their hashes, and what of them was used.
+fn source(args: &FitArgs) -> Result<String> {
+    let files = [&args.measured_end_to_end, &args.measured_layer, &args.measured_adaptive];
+    let named: Vec<String> = files.into_iter().flatten().map(|path| hashed(path)).collect::<Result<_>>()?;
+    let subset = args.only_gpus.map_or(String::new(), |gpus| format!(", {gpus} GPUs alone"));
+    let layers = args.measured_layer.is_some() || args.measured_adaptive.is_some();
+    let width = if layers { format!(", width {}", args.shape.hidden) } else { String::new() };
+    let rows = if args.fit_rows == Rows::All { String::new() } else { format!(", {:?} rows", args.fit_rows) };
+    Ok(format!("fitted to {}{subset}{rows}{width}", named.join(" and ")))
+}
+
+fn hashed(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let name = path.file_name().map_or(path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let hash = provenance::sha256(&bytes);
+    Ok(format!("{name} (sha256 {})", hash.get(..12).unwrap_or(&hash)))
+}
+
+fn write_cluster(args: &FitArgs, mut cluster: Cluster, fitted: &[Fitted], source: &str) -> Result<()> {
+    write::apply(&mut cluster, fitted, source);
+    let text = write::toml(&cluster);
+    store::write_atomically(&args.out, |file| Ok(file.write_all(text.as_bytes())?))
+}
+
+fn show(args: &FitArgs, point: &Point, fitted: &[Fitted], targets: &Targets, held_out: &Targets) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}\n", constants_table(fitted)).context("standard output")?;
+    writeln!(out, "fitted:   {}", errors_line(point, targets)?)?;
+    if !held_out.is_empty() {
+        writeln!(out, "held out: {}", errors_line(point, held_out)?)?;
+    }
+    if fitted.iter().any(|constant| constant.name.starts_with("gate.")) {
+        writeln!(out, "gate constants are no part of a cluster: they stand in workloads/src/gate.rs")?;
+    }
+    writeln!(out, "cluster   {}", args.out.display())?;
+    Ok(())
+}
+
+/// Absolute relative errors in a line.
+fn errors_line(point: &Point, targets: &Targets) -> Result<String> {
+    let mut errors: Vec<f64> = targets.residuals(point)?.into_iter().map(|r| r.exp_m1().abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    let share = |q| quantile(&errors, q).map_or("-".into(), |error| format!("{:.1}%", error * 100.0));
+    Ok(format!(
+        "{} measurements, absolute error {} at the median, {} at the 90th percentile, {} at most",
+        errors.len(),
+        share(0.5),
+        share(0.9),
+        share(1.0)
+    ))
+}

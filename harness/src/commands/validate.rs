@@ -1,0 +1,384 @@
+//! `moebench validate`: published measurements beside predictions, and how far apart they are.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use workloads::Cluster;
+use workloads::gate::GateStatistics;
+use workloads::trace::RoutingTrace;
+
+use crate::calibrate::constants::Point;
+use crate::calibrate::targets::Targets;
+use crate::calibrate::{self, write};
+use crate::chart::Figure;
+use crate::cli::{Failure, OrFail};
+use crate::figures::{adaptive as adaptive_figure, performance_model};
+use crate::validate::adaptive::{self, Study};
+use crate::validate::errors::Errors;
+use crate::validate::layer::LayerShape;
+use crate::validate::moe_layer::{self, Rows, Setting};
+use crate::validate::{end_to_end, errors};
+use crate::{prepare, report, store, traces};
+
+/// `moebench validate`.
+#[derive(Subcommand)]
+pub enum ValidateCommand {
+    /// Whole iterations of training runs, each with the plan that was measured
+    EndToEnd(EndToEndArgs),
+    /// Single MoE layers, forward and backward
+    MoeLayer(MoeLayerArgs),
+    /// One MoE layer over time, experts in order and experts placed online
+    Adaptive(AdaptiveArgs),
+}
+
+/// What every study needs.
+#[derive(Args)]
+pub struct Common {
+    /// The measurements
+    #[arg(long, value_name = "FILE.csv")]
+    pub measured: PathBuf,
+    /// Routing trace that they were taken on, as for `run`
+    #[arg(long, value_name = "PATH")]
+    pub trace: PathBuf,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Folder for figures and errors.csv
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// `moebench validate end-to-end`.
+#[derive(Args)]
+pub struct EndToEndArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Cluster, by name or path, instead of the one that the file names
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Share of second choices that a capacity gate keeps, instead of the fitted one
+    #[arg(long, value_name = "SHARE")]
+    second_choice_kept: Option<f64>,
+    /// How much a balance loss flattens the choices, instead of the fitted exponent
+    #[arg(long, value_name = "EXPONENT")]
+    balance_loss_flattening: Option<f64>,
+    /// Simulate that many of the iterations after the warm-up instead of all
+    #[arg(long)]
+    iterations: Option<usize>,
+}
+
+/// `moebench validate moe-layer`.
+#[derive(Args)]
+pub struct MoeLayerArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Cluster, by name or path
+    #[arg(long, default_value = "nico")]
+    cluster: String,
+    /// Fit the layer's constants to this file first; the cluster's own are used otherwise
+    #[arg(long, value_name = "FILE.csv")]
+    fit: Option<PathBuf>,
+    /// Rows that are fitted to, by the parity of (iteration - 1) / 100
+    #[arg(long, value_enum, default_value = "all")]
+    fit_rows: Rows,
+    /// Rows that are tested on
+    #[arg(long, value_enum, default_value = "all")]
+    test_rows: Rows,
+    /// The trace's micro-batches that the layer is predicted on, separated by commas; their mean counts
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    trace_micro_batches: Vec<usize>,
+    #[command(flatten)]
+    shape: LayerShape,
+}
+
+/// `moebench validate adaptive`.
+#[derive(Args)]
+pub struct AdaptiveArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Cluster, by name or path
+    #[arg(long, default_value = "nico")]
+    cluster: String,
+    #[command(flatten)]
+    study: Study,
+    #[command(flatten)]
+    shape: LayerShape,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input, or what cannot be written.
+pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
+    match command {
+        ValidateCommand::EndToEnd(args) => end_to_end(args),
+        ValidateCommand::MoeLayer(args) => moe_layer(args),
+        ValidateCommand::Adaptive(args) => adaptive(args),
+    }
+}
+
+fn end_to_end(args: &EndToEndArgs) -> Result<(), Failure> {
+    if args.iterations == Some(0) {
+        return Err(Failure::Input(anyhow::anyhow!("--iterations 0: expected at least 1")));
+    }
+    let cluster = |file: &str| match &args.cluster {
+        Some(name) => prepare::cluster("--cluster", name),
+        None => prepare::cluster("cluster", file),
+    };
+    let configurations = end_to_end::read(&args.common.measured, &cluster).or_input()?;
+    let trace = traces::load(Some(&args.common.trace)).or_input()?;
+    let statistics = gate_statistics(args).or_input()?;
+    let report = end_to_end::predict(&configurations, &trace, &statistics, args.iterations).or_input()?;
+    let figure = performance_model::end_to_end(&report).draw().or_run()?;
+    let rows = report.lines.iter().filter(|line| line.error.is_some()).map(|line| ErrorRow {
+        setting: format!("{}/{}/{}", line.gpus, line.gate, line.system),
+        measured: line.measured.unwrap_or(f64::NAN),
+        predicted: line.predicted.unwrap_or(f64::NAN),
+    });
+    save(&args.common, "performance_model", &figure, rows).or_run()?;
+    show(&args.common, &report, || end_to_end_text(&report)).or_run()
+}
+
+fn gate_statistics(args: &EndToEndArgs) -> Result<GateStatistics> {
+    let fitted = GateStatistics::default();
+    let statistics = GateStatistics {
+        second_choice_kept: args.second_choice_kept.unwrap_or(fitted.second_choice_kept),
+        balance_loss_flattening: args.balance_loss_flattening.unwrap_or(fitted.balance_loss_flattening),
+    };
+    for (option, value) in [
+        ("--second-choice-kept", statistics.second_choice_kept),
+        ("--balance-loss-flattening", statistics.balance_loss_flattening),
+    ] {
+        anyhow::ensure!((0.0..=1.0).contains(&value), "{option} {value}: expected 0 to 1");
+    }
+    Ok(statistics)
+}
+
+fn moe_layer(args: &MoeLayerArgs) -> Result<(), Failure> {
+    let mut cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
+    let trace = traces::load(Some(&args.common.trace)).or_input()?;
+    let read = |path: &Path, rows| moe_layer::read(path, rows, &trace, args.shape, &args.trace_micro_batches);
+    let samples = read(&args.common.measured, args.test_rows).or_input()?;
+    let mut fitted = Vec::new();
+    if let Some(path) = &args.fit {
+        let layers = read(path, args.fit_rows).or_input()?;
+        (cluster, fitted) = fit_layers(&cluster, &trace, layers).or_run()?;
+    }
+    let settings = moe_layer::predict(&samples, &cluster);
+    let figure = performance_model::moe_layer(&settings).draw().or_run()?;
+    let rows = settings.iter().flat_map(|setting| {
+        setting.pairs.iter().map(|pair| ErrorRow {
+            setting: format!("{} GPUs, micro-batch {}", setting.gpus, setting.micro_batch),
+            measured: pair.measured,
+            predicted: pair.predicted,
+        })
+    });
+    save(&args.common, "performance_model", &figure, rows).or_run()?;
+    show(&args.common, &settings, || {
+        let fit = if fitted.is_empty() { String::new() } else { format!("{}\n\n", constants_table(&fitted)) };
+        format!("{fit}{}", settings_table(&settings))
+    })
+    .or_run()
+}
+
+/// The constants that single layers determine.
+pub const LAYER_CONSTANTS: [&str; 5] =
+    ["gpu.gemm_rate", "gpu.expert_start", "gpu.scatter_bandwidth", "network.intra_bandwidth", "host.synchronisation"];
+
+fn fit_layers(
+    cluster: &Cluster,
+    trace: &RoutingTrace,
+    layers: Vec<moe_layer::Sample>,
+) -> Result<(Cluster, Vec<calibrate::constants::Fitted>)> {
+    let targets = Targets { trace, end_to_end: Vec::new(), layers, adaptive: None };
+    let start = Point { cluster: cluster.clone(), gate: GateStatistics::default() };
+    let names = LAYER_CONSTANTS.map(str::to_owned);
+    let (point, fitted) = calibrate::fit(&start, &names, &targets)?;
+    Ok((point.cluster, fitted))
+}
+
+fn adaptive(args: &AdaptiveArgs) -> Result<(), Failure> {
+    let cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
+    let trace = traces::load(Some(&args.common.trace)).or_input()?;
+    let series = adaptive::read(&args.common.measured, &trace, args.shape, args.study).or_input()?;
+    let steps = series.predict(&cluster);
+    let report = adaptive::Report::new(&series.samples, &steps).context("no iterations").or_input()?;
+    let figure = adaptive_figure::draw(&series.samples, &steps).or_run()?;
+    let rows = series.samples.iter().zip(&steps).flat_map(|(sample, step)| {
+        [("static", sample.measured_static, step.in_order), ("online", sample.measured_online, step.online)].map(
+            |(placement, measured, predicted)| ErrorRow {
+                setting: format!("iteration {}, {placement}", sample.iteration),
+                measured,
+                predicted,
+            },
+        )
+    });
+    save(&args.common, "adaptive", &figure, rows).or_run()?;
+    show(&args.common, &report, || adaptive_text(&report)).or_run()
+}
+
+struct ErrorRow {
+    setting: String,
+    measured: f64,
+    predicted: f64,
+}
+
+fn save(common: &Common, name: &str, figure: &Figure, rows: impl Iterator<Item = ErrorRow>) -> Result<()> {
+    let Some(folder) = &common.out else { return Ok(()) };
+    std::fs::create_dir_all(folder.join("figures")).with_context(|| folder.display().to_string())?;
+    figure.save(&folder.join("figures").join(name))?;
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(["setting", "measured_s", "predicted_s", "error"])?;
+    for row in rows {
+        let error = errors::Pair { predicted: row.predicted, measured: row.measured }.error();
+        let numbers = [row.measured, row.predicted, error].map(|value| format!("{value:.6}"));
+        writer.write_record(std::iter::once(row.setting).chain(numbers))?;
+    }
+    let bytes = writer.into_inner().map_err(|error| error.into_error())?;
+    store::write_atomically(&folder.join("errors.csv"), |file| Ok(file.write_all(&bytes)?))
+}
+
+/// Everything on standard output: the JSON document, or the text.
+fn show(common: &Common, report: &impl Serialize, text: impl Fn() -> String) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if common.json {
+        let mut document = serde_json::to_value(report)?;
+        if let Some(fields) = document.as_object_mut() {
+            fields.insert("measured_file".into(), common.measured.display().to_string().into());
+        }
+        writeln!(out, "{document:#}").context("standard output")
+    } else {
+        writeln!(out, "{}", text()).context("standard output")?;
+        if let Some(folder) = &common.out {
+            writeln!(out, "\nfigures and errors.csv  {}", folder.display())?;
+        }
+        Ok(())
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:+.1}%", share * 100.0)
+}
+
+fn ms(seconds: Option<f64>) -> String {
+    seconds.map_or("-".into(), |seconds| format!("{:.0}", seconds * 1e3))
+}
+
+const STATISTICS: [&str; 7] = ["n", "mean", "median", "p90", "max", "bias", "R²"];
+
+fn statistics(errors: &Errors) -> [String; 7] {
+    let share = |value: f64| format!("{:.1}%", value * 100.0);
+    let r = errors.r_squared.map_or("-".into(), |r| format!("{r:.3}"));
+    [
+        errors.count.to_string(),
+        share(errors.mean),
+        share(errors.median),
+        share(errors.p90),
+        share(errors.max),
+        percent(errors.bias),
+        r,
+    ]
+}
+
+fn statistics_table(lines: &[(String, Option<Errors>)], what: &str) -> comfy_table::Table {
+    let header: Vec<&str> = std::iter::once(what).chain(STATISTICS).collect();
+    let mut table = report::table(&header, &[1, 2, 3, 4, 5, 6, 7]);
+    for (name, errors) in lines {
+        if let Some(errors) = errors {
+            table.add_row(std::iter::once(name.clone()).chain(statistics(errors)));
+        }
+    }
+    table
+}
+
+fn end_to_end_text(result: &end_to_end::Report) -> String {
+    let header = ["GPUs", "gate", "system", "plan", "measured ms", "predicted ms", "error", "status"];
+    let mut table = report::table(&header, &[0, 4, 5, 6]);
+    for line in &result.lines {
+        table.add_row([
+            line.gpus.to_string(),
+            line.gate.clone(),
+            line.system.clone(),
+            line.plan.clone(),
+            ms(line.measured),
+            ms(line.predicted),
+            line.error.map_or("-".into(), percent),
+            line.status.clone(),
+        ]);
+    }
+    let sums = [("medians".to_owned(), result.errors), ("sums, start-up included".to_owned(), result.sum_errors)];
+    let mut text = format!("{table}\n\n{}\n", statistics_table(&sums, "relative errors of"));
+    text.push_str(&format!(
+        "\norder of systems, for pairs measured more than {:.0}% apart: {} of {} right\n",
+        end_to_end::ORDER_TOLERANCE * 100.0,
+        result.ordered_right,
+        result.ordered_pairs
+    ));
+    for wrong in &result.ordered_wrong {
+        text.push_str(&format!("  wrong: {wrong}\n"));
+    }
+    let ends: Vec<bool> = result.lines.iter().filter_map(|line| line.status_agrees).collect();
+    let right = ends.iter().filter(|agrees| **agrees).count();
+    text.push_str(&format!("runs that end as predicted (ok or out of memory): {right} of {}\n", ends.len()));
+    for (gpus, gate) in result.no_drop_cases() {
+        if let Some((measured, predicted)) = result.speedup(gpus, &gate, "fastermoe", "smartmoe") {
+            text.push_str(&format!(
+                "smartmoe over fastermoe, {gpus} GPUs, {gate}, by sums: {measured:.2} measured, {predicted:.2} predicted\n"
+            ));
+        }
+    }
+    text.push_str("predicted: simulated; medians leave out the first 10 iterations");
+    text
+}
+
+fn settings_table(settings: &[Setting]) -> String {
+    let lines: Vec<(String, Option<Errors>)> = settings
+        .iter()
+        .flat_map(|setting| {
+            let name = format!("{} GPUs, micro-batch {}", setting.gpus, setting.micro_batch);
+            [
+                (format!("{name}: moebench"), Some(setting.errors)),
+                (format!("{name}: the paper's estimate"), setting.paper),
+                (format!("{name}: the paper's, uniform routing"), setting.uniform),
+            ]
+        })
+        .collect();
+    statistics_table(&lines, "relative errors").to_string()
+}
+
+/// Fitted constants with their standard errors.
+pub fn constants_table(fitted: &[calibrate::constants::Fitted]) -> comfy_table::Table {
+    let mut table = report::table(&["constant", "value", "± s.e.", "relative", ""], &[1, 2, 3]);
+    for constant in fitted {
+        table.add_row([
+            constant.name.clone(),
+            format!("{:e}", write::rounded(constant.value)),
+            format!("{:.1e}", constant.uncertainty),
+            format!("{:.1}%", constant.uncertainty / constant.value * 100.0),
+            if constant.at_bound { "at its bound".into() } else { String::new() },
+        ]);
+    }
+    table
+}
+
+fn adaptive_text(result: &adaptive::Report) -> String {
+    let lines =
+        [("experts in order".to_owned(), Some(result.in_order)), ("placed online".to_owned(), Some(result.online))];
+    let r = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+    format!(
+        "{}\n\ncorrelation: {} in order, {} placed online\nmean gain of placement: {:.4} measured, {:.4} predicted ({})\n\
+         placements taken: {} measured, {} predicted, {} at the same iterations",
+        statistics_table(&lines, "relative errors"),
+        r(result.static_correlation),
+        r(result.online_correlation),
+        result.measured_gain,
+        result.predicted_gain,
+        percent(result.predicted_gain / result.measured_gain - 1.0),
+        result.measured_moves,
+        result.predicted_moves,
+        result.common_moves,
+    )
+}

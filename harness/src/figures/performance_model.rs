@@ -1,0 +1,69 @@
+//! `performance_model`: predicted against measured times, as in the paper's figure 11.
+
+use crate::chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
+use crate::validate::end_to_end::Report;
+use crate::validate::errors::{Errors, Pair};
+use crate::validate::moe_layer::Setting;
+
+/// Whole iterations: a panel per number of GPUs, a series per system.
+pub fn end_to_end(report: &Report) -> Scatter {
+    let mut gpus: Vec<usize> = report.lines.iter().map(|line| line.gpus).collect();
+    gpus.sort_unstable();
+    gpus.dedup();
+    let mut systems: Vec<&str> = Vec::new();
+    for line in report.lines.iter().filter(|line| line.error.is_some()) {
+        if !systems.contains(&line.system.as_str()) {
+            systems.push(&line.system);
+        }
+    }
+    let panels = gpus.into_iter().map(|gpus| {
+        let pairs = |system: Option<&str>| -> Vec<Pair> {
+            report
+                .lines
+                .iter()
+                .filter(|line| line.gpus == gpus && system.is_none_or(|system| line.system == system))
+                .filter_map(|line| line.measured.zip(line.predicted))
+                .map(|(measured, predicted)| Pair { predicted, measured })
+                .collect()
+        };
+        let series = systems.iter().enumerate().map(|(ink, system)| series(system, ink, &pairs(Some(system)), 1.0));
+        ScatterPanel { title: format!("{gpus} GPUs"), series: series.collect(), notes: notes(&pairs(None)) }
+    });
+    scatter(panels.collect(), "iteration time (s)", 0.1)
+}
+
+/// Single layers: a panel per setting.
+pub fn moe_layer(settings: &[Setting]) -> Scatter {
+    let panels = settings.iter().map(|setting| ScatterPanel {
+        title: format!("{} GPUs, micro-batch {}", setting.gpus, setting.micro_batch),
+        series: vec![series("", 0, &setting.pairs, 1e3)],
+        notes: notes(&setting.pairs),
+    });
+    scatter(panels.collect(), "layer time (ms)", 0.05)
+}
+
+fn scatter(panels: Vec<ScatterPanel>, what: &str, band: f64) -> Scatter {
+    Scatter {
+        frame: Frame {
+            footnote: format!("predicted: simulated; band: within {:.0}% of the measurement", band * 100.0),
+            ..Frame::default()
+        },
+        x_label: format!("Measured {what}"),
+        y_label: format!("Predicted {what}"),
+        panels,
+        band: Some(band),
+        log: false,
+    }
+}
+
+fn series(name: &str, ink: usize, pairs: &[Pair], scale: f64) -> ScatterSeries {
+    let points = pairs.iter().map(|pair| (pair.measured * scale, pair.predicted * scale)).collect();
+    ScatterSeries { name: name.to_owned(), ink, points }
+}
+
+fn notes(pairs: &[Pair]) -> Vec<String> {
+    let Some(errors) = Errors::new(pairs) else { return Vec::new() };
+    let mut notes = vec![format!("MAPE {:.1} %", errors.mean * 100.0)];
+    notes.extend(errors.r_squared.map(|r| format!("R² {r:.2}")));
+    notes
+}

@@ -1,0 +1,150 @@
+//! How far predictions are from measurements.
+//!
+//! Relative errors are `predicted / measured - 1`. `R^2 = 1 - sum (measured - predicted)^2 / sum (measured - mean)^2`: of
+//! the predictions themselves, not of a line through them. Quantiles are interpolated between order statistics.
+
+use serde::Serialize;
+
+/// A prediction beside its measurement, in the same unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    /// What was predicted.
+    pub predicted: f64,
+    /// What was measured, above 0.
+    pub measured: f64,
+}
+
+impl Pair {
+    /// Relative error.
+    pub fn error(&self) -> f64 {
+        self.predicted / self.measured - 1.0
+    }
+}
+
+/// Errors of a set of predictions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Errors {
+    /// Number of predictions.
+    pub count: usize,
+    /// Mean absolute relative error.
+    pub mean: f64,
+    /// Median absolute relative error.
+    pub median: f64,
+    /// 90th percentile of absolute relative errors.
+    pub p90: f64,
+    /// Largest absolute relative error.
+    pub max: f64,
+    /// Mean relative error.
+    pub bias: f64,
+    /// R^2; none where all measurements are the same.
+    pub r_squared: Option<f64>,
+}
+
+impl Errors {
+    /// Errors of `pairs`, or none of no pairs.
+    pub fn new(pairs: &[Pair]) -> Option<Self> {
+        let mut absolute: Vec<f64> = pairs.iter().map(|pair| pair.error().abs()).collect();
+        absolute.sort_by(f64::total_cmp);
+        Some(Self {
+            count: pairs.len(),
+            mean: mean(&absolute)?,
+            median: quantile(&absolute, 0.5)?,
+            p90: quantile(&absolute, 0.9)?,
+            max: *absolute.last()?,
+            bias: pairs.iter().map(Pair::error).sum::<f64>() / pairs.len() as f64,
+            r_squared: r_squared(pairs),
+        })
+    }
+}
+
+/// The mean, or none of no values.
+pub fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// A quantile of sorted values, interpolated.
+pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
+    let place = share * sorted.len().checked_sub(1)? as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    Some(low + (high - low) * place.fract())
+}
+
+fn r_squared(pairs: &[Pair]) -> Option<f64> {
+    let mean = pairs.iter().map(|pair| pair.measured).sum::<f64>() / pairs.len() as f64;
+    let total: f64 = pairs.iter().map(|pair| (pair.measured - mean).powi(2)).sum();
+    let left: f64 = pairs.iter().map(|pair| (pair.measured - pair.predicted).powi(2)).sum();
+    (total > 0.0).then(|| 1.0 - left / total)
+}
+
+/// Pearson's correlation of predictions with measurements; none where either does not vary.
+pub fn correlation(pairs: &[Pair]) -> Option<f64> {
+    let n = pairs.len() as f64;
+    let mean = |of: fn(&Pair) -> f64| pairs.iter().map(of).sum::<f64>() / n;
+    let (p, m) = (mean(|pair| pair.predicted), mean(|pair| pair.measured));
+    let sum = |of: &dyn Fn(&Pair) -> f64| pairs.iter().map(of).sum::<f64>();
+    let product = sum(&|pair| (pair.predicted - p) * (pair.measured - m));
+    let spread = sum(&|pair| (pair.predicted - p).powi(2)) * sum(&|pair| (pair.measured - m).powi(2));
+    (spread > 0.0).then(|| product / spread.sqrt())
+}
+
+/// Indices of two systems of a case.
+pub type SlowerFaster = (usize, usize);
+
+/// Whether predictions order a case's systems as measurements do, for the pairs whose measurements differ by more than
+/// `tolerance` (relative to the lesser): indices (slower, faster) of pairs that agree, and of those that do not.
+pub fn order(pairs: &[Pair], tolerance: f64) -> (Vec<SlowerFaster>, Vec<SlowerFaster>) {
+    let mut agree = Vec::new();
+    let mut disagree = Vec::new();
+    for (i, slow) in pairs.iter().enumerate() {
+        for (j, fast) in pairs.iter().enumerate() {
+            if slow.measured > fast.measured * (1.0 + tolerance) {
+                let list = if slow.predicted > fast.predicted { &mut agree } else { &mut disagree };
+                list.push((i, j));
+            }
+        }
+    }
+    (agree, disagree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(values: &[(f64, f64)]) -> Vec<Pair> {
+        values.iter().map(|&(predicted, measured)| Pair { predicted, measured }).collect()
+    }
+
+    #[test]
+    fn errors_of_known_pairs() {
+        let e = Errors::new(&pairs(&[(1.1, 1.0), (1.8, 2.0), (4.0, 4.0)])).unwrap();
+        assert_eq!(e.count, 3);
+        assert!((e.mean - 0.2 / 3.0).abs() < 1e-12);
+        assert!((e.median - 0.1).abs() < 1e-12 && (e.max - 0.1).abs() < 1e-12);
+        assert!(e.bias.abs() < 1e-12);
+        // Mean 7/3: total 42/9, left 0.05.
+        assert!((e.r_squared.unwrap() - (1.0 - 0.05 * 9.0 / 42.0)).abs() < 1e-12);
+        assert_eq!(Errors::new(&[]), None);
+        assert_eq!(Errors::new(&pairs(&[(1.0, 2.0)])).unwrap().r_squared, None);
+    }
+
+    #[test]
+    fn quantiles_are_interpolated() {
+        assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.5), Some(2.0));
+        assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.75), Some(3.0));
+        assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn correlation_does_not_see_scale() {
+        let c = correlation(&pairs(&[(10.0, 1.0), (20.0, 2.0), (30.0, 3.0)]));
+        assert!((c.unwrap() - 1.0).abs() < 1e-12);
+        assert_eq!(correlation(&pairs(&[(1.0, 1.0), (1.0, 2.0)])), None);
+    }
+
+    #[test]
+    fn close_measurements_have_no_order() {
+        let (agree, disagree) = order(&pairs(&[(3.0, 1.0), (2.0, 1.04), (1.0, 2.0)]), 0.05);
+        assert!(agree.is_empty());
+        assert_eq!(disagree, [(2, 0), (2, 1)]);
+    }
+}

@@ -1,0 +1,60 @@
+//! One MoE layer alone, forward and backward: what layer studies measure. The same prices and the same two streams per
+//! rank as in a whole iteration.
+
+use workloads::Seconds;
+use workloads::model::Moe;
+
+use crate::cost::CostModel;
+use crate::ledger::Ledger;
+use crate::placement::Placement;
+use crate::price::{GroupPlace, price};
+use crate::program::LayerProgram;
+use crate::routing::RoutingCounts;
+use crate::streams::Streams;
+
+/// Time from the common start of all ranks to the end of the last, for one micro-batch of `tokens` tokens on each rank.
+pub fn time(
+    program: &LayerProgram,
+    counts: &RoutingCounts,
+    placement: &Placement,
+    moe: &Moe,
+    tokens: usize,
+    place: &GroupPlace,
+    costs: &CostModel,
+) -> Seconds {
+    let priced = price(program, counts, placement, moe, tokens, place, costs);
+    let mut clock = vec![Seconds::ZERO; counts.ranks()];
+    let mut ledger = Ledger::default();
+    let mut streams = Streams::default();
+    streams.run(&program.forward, &priced.forward, program.steps, &mut clock, &mut ledger);
+    streams.run(&program.backward, &priced.backward, program.steps, &mut clock, &mut ledger);
+    clock.into_iter().fold(Seconds::ZERO, Seconds::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::Cluster;
+
+    /// All prices linear: an empty layer costs the constant part, and each of the ranks' rows is counted once.
+    #[test]
+    fn the_fullest_rank_decides() {
+        let costs = CostModel::new(&Cluster::named("test", "nico").unwrap());
+        let moe = Moe { tokens: 64, width: 256, inner: 512, experts: 4 };
+        let place = GroupPlace { group: costs.group(0..2, 1), nodes: vec![0, 0] };
+        let placement = Placement::identity(4, 2);
+        let layer = |counts: [u32; 8]| {
+            let counts = RoutingCounts::new(4, counts.to_vec());
+            time(&LayerProgram::expert_parallel(), &counts, &placement, &moe, 64, &place, &costs)
+        };
+        let even = layer([32, 32, 32, 32, 32, 32, 32, 32]);
+        let local = layer([64, 64, 0, 0, 0, 0, 64, 64]);
+        let skewed = layer([64, 64, 0, 0, 64, 64, 0, 0]);
+        assert!(local < even, "what stays on its rank does not travel");
+        let rows = costs.expert_forward(&moe).of(128) + costs.expert_backward(&moe).of(128);
+        let half = costs.expert_forward(&moe).of(64) + costs.expert_backward(&moe).of(64);
+        let difference = (skewed - even).0 - 2.0 * (rows - half).0;
+        let travel = moe.entry_bytes() / workloads::BytesPerSecond(100e9);
+        assert!((difference - travel.0 * 4.0 * 64.0).abs() < 1e-9, "{difference}");
+    }
+}
