@@ -285,7 +285,7 @@ fn points(units: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use crate::figures::{FigureError, Frame, GroupedBars};
+    use crate::chart::{FigureError, Frame, GroupedBars};
 
     #[test]
     fn pdf_is_stable_and_embeds_its_fonts() -> Result<(), FigureError> {
