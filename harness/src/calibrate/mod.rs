@@ -43,11 +43,110 @@ fn soft(r: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::soft;
+    use std::path::PathBuf;
+
+    use workloads::Cluster;
+    use workloads::gate::GateStatistics;
+    use workloads::trace::{RoutingTrace, SynthSpec};
+
+    use super::*;
+    use crate::validate::end_to_end::{self, Configuration};
+    use crate::validate::layer::LayerShape;
+    use crate::validate::moe_layer::{self, Rows};
 
     #[test]
     fn soft_is_a_square_first_and_a_line_later() {
         assert!((soft(1e-4) - 1e-4).abs() < 1e-9);
         assert!((soft(-10.0).powi(2) / 2.0 / 0.1 - 10.0).abs() < 0.11);
+    }
+
+    fn trace() -> RoutingTrace {
+        let spec = SynthSpec { layers: 3, experts: 16, ranks: 8, samples: 12, ..SynthSpec::default() };
+        spec.generate().unwrap()
+    }
+
+    fn inky() -> Point {
+        Point { cluster: Cluster::named("test", "inky").unwrap(), gate: GateStatistics::default() }
+    }
+
+    /// A CSV in the system's folder for temporary files.
+    fn file(name: &str, header: &str, rows: impl Iterator<Item = String>) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("moebench-{}-{name}.csv", std::process::id()));
+        let text: Vec<String> = std::iter::once(header.to_owned()).chain(rows).collect();
+        std::fs::write(&path, text.join("\n")).unwrap();
+        path
+    }
+
+    /// Measures `targets` on a cluster whose constants are `truth`, and finds them again.
+    fn recovers(truth: &[(&str, f64)], targets: impl Fn(&Point) -> Targets<'static>) {
+        let names: Vec<String> = truth.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let mut there = inky();
+        for (name, constant) in there.cluster.constants_mut() {
+            if let Some((_, value)) = truth.iter().find(|(known, _)| *known == name) {
+                constant.value = *value;
+            }
+        }
+        let targets = targets(&there);
+        let (_, fitted) = fit(&inky(), &names, &targets).unwrap();
+        for (fitted, (name, value)) in fitted.iter().zip(truth) {
+            assert!((fitted.value / value - 1.0).abs() < 0.02, "{name}: {} instead of {value}", fitted.value);
+            assert!(fitted.uncertainty < 0.05 * value && !fitted.at_bound, "{fitted:?}");
+        }
+    }
+
+    #[test]
+    fn layers_give_their_constants_back() {
+        let truth = [
+            ("gpu.gemm_rate", 9e13),
+            ("gpu.expert_start", 120e-6),
+            ("gpu.scatter_bandwidth", 3e11),
+            ("network.intra_bandwidth", 1e11),
+            ("host.synchronisation", 300e-6),
+        ];
+        let trace: &'static RoutingTrace = Box::leak(Box::new(trace()));
+        let labels = trace.iterations().iter();
+        let rows = labels.flat_map(|label| [4, 8].into_iter().map(move |m| format!("8,{m},{label},{},1", label % 3)));
+        let path = file("layers", "gpus,micro_batch,iteration,layer,measured_ms", rows);
+        recovers(&truth, |there| {
+            let shape = LayerShape { hidden: 1024, seq_len: 1024 };
+            let mut layers = moe_layer::read(&path, Rows::All, trace, shape, &[0]).unwrap();
+            for sample in &mut layers {
+                sample.measured = sample.predict(&there.cluster);
+            }
+            Targets { trace, end_to_end: Vec::new(), layers, adaptive: None }
+        });
+        std::fs::remove_file(path).unwrap();
+    }
+
+    const CONFIGURATIONS: [&str; 5] = [
+        "inky,16,fastmoe,no-drop,,2,1024,16,512,64,2,1,1,16,16,1,0",
+        "inky,16,smartmoe,no-drop,,2,1024,16,512,64,2,1,2,8,8,1,0",
+        "inky,16,smartmoe,no-drop,,2,1024,16,512,64,2,1,2,8,2,4,0",
+        "inky,16,fastmoe,capacity,1.2,2,1024,16,512,64,4,1,1,16,16,1,0",
+        "inky,16,unheard-of,no-drop,,2,1024,16,512,64,2,1,1,16,16,1,0",
+    ];
+
+    #[test]
+    fn iterations_give_their_constants_back() {
+        let truth = [("gpu.gemm_rate", 9e13), ("network.inter_bandwidth", 12e9), ("network.call_start", 60e-6)];
+        let trace: &'static RoutingTrace = Box::leak(Box::new(trace()));
+        let header = "cluster,gpus,system,gate,capacity_factor,layers,hidden,experts,seq_len,global_batch,micro_batch,\
+                      tp,pp,dp,ep,expert_dp,dynamic_every,iteration,elapsed_ms";
+        let rows = CONFIGURATIONS.iter().flat_map(|row| (11..14).map(move |t| format!("{row},{t},1")));
+        let path = file("iterations", header, rows);
+        recovers(&truth, |there| {
+            let read = end_to_end::read(&path, &|_| Ok(inky().cluster)).unwrap();
+            assert_eq!(read[4].missing(), Some("no such system: unheard-of"));
+            let mut known: Vec<Configuration> = read.into_iter().filter(|c| c.missing().is_none()).collect();
+            for configuration in &mut known {
+                let iterations = configuration.iterations(None);
+                let prediction = configuration.predict(trace, Some(&there.cluster), &there.gate, &iterations).unwrap();
+                configuration.times = prediction.unwrap().times.into_iter().map(|(t, s)| (t, Some(s))).collect();
+            }
+            let known: &'static [Configuration] = Box::leak(known.into_boxed_slice());
+            let end_to_end = known.iter().map(|c| (c, c.iterations(Some(2)))).collect();
+            Targets { trace, end_to_end, layers: Vec::new(), adaptive: None }
+        });
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -295,22 +295,9 @@ fn statistics_table(lines: &[(String, Option<Errors>)], what: &str) -> comfy_tab
 }
 
 fn end_to_end_text(result: &end_to_end::Report) -> String {
-    let header = ["GPUs", "gate", "system", "plan", "measured ms", "predicted ms", "error", "status"];
-    let mut table = report::table(&header, &[0, 4, 5, 6]);
-    for line in &result.lines {
-        table.add_row([
-            line.gpus.to_string(),
-            line.gate.clone(),
-            line.system.clone(),
-            line.plan.clone(),
-            ms(line.measured),
-            ms(line.predicted),
-            line.error.map_or("-".into(), percent),
-            line.status.clone(),
-        ]);
-    }
     let sums = [("medians".to_owned(), result.errors), ("sums, start-up included".to_owned(), result.sum_errors)];
-    let mut text = format!("{table}\n\n{}\n", statistics_table(&sums, "relative errors of"));
+    let errors = statistics_table(&sums, "relative errors of");
+    let mut text = format!("{}\n\n{errors}\n", lines_table(&result.lines));
     text.push_str(&format!(
         "\norder of systems, for pairs measured more than {:.0}% apart: {} of {} right\n",
         end_to_end::ORDER_TOLERANCE * 100.0,
@@ -332,6 +319,24 @@ fn end_to_end_text(result: &end_to_end::Report) -> String {
     }
     text.push_str("predicted: simulated; medians leave out the first 10 iterations");
     text
+}
+
+fn lines_table(lines: &[end_to_end::Line]) -> comfy_table::Table {
+    let header = ["GPUs", "gate", "system", "plan", "measured ms", "predicted ms", "error", "status"];
+    let mut table = report::table(&header, &[0, 4, 5, 6]);
+    for line in lines {
+        table.add_row([
+            line.gpus.to_string(),
+            line.gate.clone(),
+            line.system.clone(),
+            line.plan.clone(),
+            ms(line.measured),
+            ms(line.predicted),
+            line.error.map_or("-".into(), percent),
+            line.status.clone(),
+        ]);
+    }
+    table
 }
 
 fn settings_table(settings: &[Setting]) -> String {

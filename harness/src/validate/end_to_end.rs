@@ -117,12 +117,35 @@ pub fn read(path: &Path, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Result<V
 }
 
 fn configuration(row: &Row, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Result<Configuration> {
-    let kind = row.text("gate");
-    let factor = row.text("capacity_factor");
-    let gate = format!("{kind} {factor}").trim().to_owned();
-    let parsed: Gate = row.parsed("gate, capacity_factor", &gate)?;
     let published = row.text("system").to_owned();
-    let plan = Plan {
+    let gate = format!("{} {}", row.text("gate"), row.text("capacity_factor")).trim().to_owned();
+    let gpus = row.whole("gpus", 1)?;
+    let plan = plan(row)?;
+    let cluster = clusters(row.text("cluster")).with_context(|| row.place())?;
+    let stack = STACKS.iter().find(|stack| stack.published == published);
+    let mut job = Job {
+        model: model(row, stack)?,
+        cluster: cluster.clone(),
+        gpus,
+        gate: row.parsed("gate, capacity_factor", &gate)?,
+        gate_statistics: GateStatistics::default(),
+        global_batch: row.whole("global_batch", 1)?,
+        micro_batch: Some(plan.micro_batch),
+        profile: Vec::new(),
+    };
+    if stack.is_some_and(|stack| stack.balanced) && job.gate == Gate::NoDrop {
+        // Such a gate comes with the systems that need it.
+        job.gate = row.parsed("gate", "no-drop balanced").unwrap_or(job.gate);
+    }
+    plan.check(&job).with_context(|| row.place())?;
+    let name = stack.map_or(published.as_str(), |stack| stack.system);
+    let system = systems::by_name(name).map_err(|_| format!("no such system: {name}"));
+    let subject = system.map(|system| Subject { system, job });
+    Ok(Configuration { cluster: cluster.name, gpus, published, gate, subject, plan, times: Vec::new() })
+}
+
+fn plan(row: &Row) -> Result<Plan> {
+    Ok(Plan {
         pp: row.whole("pp", 1)?,
         dp: row.whole("dp", 1)?,
         tp: row.whole("tp", 1)?,
@@ -130,41 +153,6 @@ fn configuration(row: &Row, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Resul
         expert_dp: row.whole("expert_dp", 1)?,
         micro_batch: row.whole("micro_batch", 1)?,
         placement_every: row.whole("dynamic_every", 0)?,
-    };
-    let cluster = clusters(row.text("cluster")).with_context(|| row.place())?;
-    let stack = STACKS.iter().find(|stack| stack.published == published);
-    let name = stack.map_or(published.as_str(), |stack| stack.system);
-    let subject = match systems::by_name(name) {
-        Err(_) => Err(format!("no such system: {name}")),
-        Ok(system) => {
-            let gate = match stack {
-                Some(stack) if stack.balanced && kind == "no-drop" => {
-                    row.parsed("gate", "no-drop balanced").unwrap_or(parsed)
-                }
-                _ => parsed,
-            };
-            let job = Job {
-                model: model(row, stack)?,
-                cluster: cluster.clone(),
-                gpus: row.whole("gpus", 1)?,
-                gate,
-                gate_statistics: GateStatistics::default(),
-                global_batch: row.whole("global_batch", 1)?,
-                micro_batch: Some(plan.micro_batch),
-                profile: Vec::new(),
-            };
-            plan.check(&job).with_context(|| row.place())?;
-            Ok(Subject { system, job })
-        }
-    };
-    Ok(Configuration {
-        cluster: cluster.name,
-        gpus: row.whole("gpus", 1)?,
-        published,
-        gate,
-        subject,
-        plan,
-        times: Vec::new(),
     })
 }
 
@@ -368,9 +356,11 @@ fn line(configuration: &Configuration, prediction: Option<Prediction>) -> Line {
     }
 }
 
+fn pair(line: &Line) -> Option<Pair> {
+    line.measured.zip(line.predicted).map(|(measured, predicted)| Pair { predicted, measured })
+}
+
 fn report(lines: Vec<Line>) -> Report {
-    let pair =
-        |line: &Line| line.measured.zip(line.predicted).map(|(measured, predicted)| Pair { predicted, measured });
     let medians: Vec<Pair> = lines.iter().filter_map(pair).collect();
     let sums: Vec<Pair> = lines
         .iter()
@@ -379,27 +369,16 @@ fn report(lines: Vec<Line>) -> Report {
         .collect();
     let mut cases: Vec<(&str, usize, &str)> = Vec::new();
     for line in &lines {
-        let case = (line.cluster.as_str(), line.gpus, line.gate.as_str());
-        if !cases.contains(&case) {
-            cases.push(case);
+        if !cases.contains(&line.case()) {
+            cases.push(line.case());
         }
     }
     let (mut right, mut wrong) = (0, Vec::new());
     for case in cases {
-        let of_case: Vec<(&Line, Pair)> = lines
-            .iter()
-            .filter(|line| (line.cluster.as_str(), line.gpus, line.gate.as_str()) == case)
-            .filter_map(|line| pair(line).map(|pair| (line, pair)))
-            .collect();
-        let pairs: Vec<Pair> = of_case.iter().map(|(_, pair)| *pair).collect();
-        let (agree, disagree) = order(&pairs, ORDER_TOLERANCE);
-        right += agree.len();
-        wrong.extend(disagree.into_iter().map(|(slow, fast)| {
-            let ratio = |of: fn(&Pair) -> f64| of(&pairs[slow]) / of(&pairs[fast]);
-            let (measured, predicted) = (ratio(|p| p.measured), ratio(|p| p.predicted));
-            let (slow, fast) = (&of_case[slow].0.system, &of_case[fast].0.system);
-            format!("{} GPUs, {}: {slow} over {fast} {measured:.2} measured, {predicted:.2} predicted", case.1, case.2)
-        }));
+        let of_case = lines.iter().filter(|line| line.case() == case);
+        let (agree, disagree) = order_of_case(of_case.filter_map(|line| pair(line).map(|pair| (line, pair))).collect());
+        right += agree;
+        wrong.extend(disagree);
     }
     Report {
         errors: Errors::new(&medians),
@@ -408,6 +387,28 @@ fn report(lines: Vec<Line>) -> Report {
         ordered_right: right,
         ordered_wrong: wrong,
         lines,
+    }
+}
+
+/// How many pairs of a case's systems are in the measured order, and the others in words.
+fn order_of_case(lines: Vec<(&Line, Pair)>) -> (usize, Vec<String>) {
+    let pairs: Vec<Pair> = lines.iter().map(|(_, pair)| *pair).collect();
+    let order = order(&pairs, ORDER_TOLERANCE);
+    let words = order.wrong.into_iter().map(|(slow, fast)| {
+        let ratio = |of: fn(&Pair) -> f64| of(&pairs[slow]) / of(&pairs[fast]);
+        let (measured, predicted) = (ratio(|p| p.measured), ratio(|p| p.predicted));
+        let (slow, fast) = (lines[slow].0, lines[fast].0);
+        format!(
+            "{} GPUs, {}: {} over {} {measured:.2} measured, {predicted:.2} predicted",
+            slow.gpus, slow.gate, slow.system, fast.system
+        )
+    });
+    (order.right.len(), words.collect())
+}
+
+impl Line {
+    fn case(&self) -> (&str, usize, &str) {
+        (&self.cluster, self.gpus, &self.gate)
     }
 }
 
@@ -421,11 +422,12 @@ impl Report {
         cases
     }
 
-    /// Times by `of` of one system over another in a case, (measured, predicted): `of` picks from a line.
+    /// Speedup in a case by sums over all iterations, as published (measured, predicted); none unless all iterations
+    /// were simulated.
     pub fn speedup(&self, gpus: usize, gate: &str, slow: &str, fast: &str) -> Option<(f64, f64)> {
         let find = |name: &str| self.lines.iter().find(|l| l.gpus == gpus && l.gate == gate && l.system == name);
         let (slow, fast) = (find(slow)?, find(fast)?);
-        let predicted = slow.predicted_sum.zip(fast.predicted_sum).or(slow.predicted.zip(fast.predicted));
+        let predicted = slow.predicted_sum.zip(fast.predicted_sum);
         predicted.map(|(s, f)| (slow.measured_sum / fast.measured_sum, s / f))
     }
 }

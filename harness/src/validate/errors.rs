@@ -87,23 +87,31 @@ pub fn correlation(pairs: &[Pair]) -> Option<f64> {
     (spread > 0.0).then(|| product / spread.sqrt())
 }
 
-/// Indices of two systems of a case.
-pub type SlowerFaster = (usize, usize);
+/// Two predictions as indices: the one measured slower, and the other.
+pub type Ordered = (usize, usize);
+
+/// Pairs of a case's systems whose measurements differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// Those that are predicted in the measured order.
+    pub right: Vec<Ordered>,
+    /// The others.
+    pub wrong: Vec<Ordered>,
+}
 
 /// Whether predictions order a case's systems as measurements do, for the pairs whose measurements differ by more than
-/// `tolerance` (relative to the lesser): indices (slower, faster) of pairs that agree, and of those that do not.
-pub fn order(pairs: &[Pair], tolerance: f64) -> (Vec<SlowerFaster>, Vec<SlowerFaster>) {
-    let mut agree = Vec::new();
-    let mut disagree = Vec::new();
+/// `tolerance` (relative to the lesser).
+pub fn order(pairs: &[Pair], tolerance: f64) -> Order {
+    let mut order = Order::default();
     for (i, slow) in pairs.iter().enumerate() {
         for (j, fast) in pairs.iter().enumerate() {
             if slow.measured > fast.measured * (1.0 + tolerance) {
-                let list = if slow.predicted > fast.predicted { &mut agree } else { &mut disagree };
+                let list = if slow.predicted > fast.predicted { &mut order.right } else { &mut order.wrong };
                 list.push((i, j));
             }
         }
     }
-    (agree, disagree)
+    order
 }
 
 #[cfg(test)]
@@ -143,8 +151,8 @@ mod tests {
 
     #[test]
     fn close_measurements_have_no_order() {
-        let (agree, disagree) = order(&pairs(&[(3.0, 1.0), (2.0, 1.04), (1.0, 2.0)]), 0.05);
-        assert!(agree.is_empty());
-        assert_eq!(disagree, [(2, 0), (2, 1)]);
+        let order = order(&pairs(&[(3.0, 1.0), (2.0, 1.04), (1.0, 2.0)]), 0.05);
+        assert!(order.right.is_empty());
+        assert_eq!(order.wrong, [(2, 0), (2, 1)]);
     }
 }
