@@ -39,7 +39,8 @@ mod tests {
     /// All prices linear: an empty layer costs the constant part, and each of the ranks' rows is counted once.
     #[test]
     fn the_fullest_rank_decides() {
-        let costs = CostModel::new(&Cluster::named("test", "nico").unwrap());
+        let cluster = Cluster::named("test", "nico").unwrap();
+        let costs = CostModel::new(&cluster);
         let moe = Moe { tokens: 64, width: 256, inner: 512, experts: 4 };
         let place = GroupPlace { group: costs.group(0..2, 1), nodes: vec![0, 0] };
         let placement = Placement::identity(4, 2);
@@ -54,7 +55,7 @@ mod tests {
         let rows = costs.expert_forward(&moe).of(128) + costs.expert_backward(&moe).of(128);
         let half = costs.expert_forward(&moe).of(64) + costs.expert_backward(&moe).of(64);
         let difference = (skewed - even).0 - 2.0 * (rows - half).0;
-        let travel = moe.entry_bytes() / workloads::BytesPerSecond(100e9);
+        let travel = moe.entry_bytes() / workloads::BytesPerSecond(cluster.network.intra_bandwidth.value);
         assert!((difference - travel.0 * 4.0 * 64.0).abs() < 1e-9, "{difference}");
     }
 }
