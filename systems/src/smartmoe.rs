@@ -76,7 +76,8 @@ pub static WEIGHTS_ONLY_MIGRATION: SmartMoe = SmartMoe {
     ..SMARTMOE
 };
 
-/// Iterations whose loads a placement decision looks at.
+/// Iterations whose loads a placement decision looks at, up to the one before it: the history lags by one iteration, and by
+/// up to `placement_every` more until the next decision.
 const HISTORY: usize = 10;
 
 impl System for SmartMoe {
