@@ -29,6 +29,9 @@ pub fn run_all(cases: &[Prepared], seed: u64, iterations: usize, store: &Store, 
             let mut frames =
                 Frames { iterations: records::iterations_frame(&runs)?, spans: records::spans_frame(&runs)? };
             store.write_case(&id, &mut frames)?;
+            if progress.is_hidden() {
+                eprintln!("{id}: done");
+            }
         }
         Ok(())
     })

@@ -158,7 +158,7 @@ fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// A bar on a terminal; elsewhere a line every so often, so that logs show life.
+/// A bar on a terminal; elsewhere it is hidden, and the runner writes a line per finished case instead.
 fn progress_bar(length: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(4));
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} iterations  {elapsed} of ~{duration}") {
