@@ -187,7 +187,7 @@ impl<'a> JobRouting<'a> {
             spans.push(Span {
                 layers: first..first + same.len(),
                 routing: Routing::new(trace, spec)?,
-                flattening: Flattening::with(spec.entries_per_chunk, &job.gate_statistics),
+                flattening: Flattening::new(spec.entries_per_chunk, &job.gate_statistics),
             });
             first += same.len();
         }

@@ -208,7 +208,7 @@ impl Evaluation<'_> {
             if plan.tp > 1 {
                 slice_for(row, position % plan.tp, plan.tp);
             }
-            self.job.gate.admit_with(row, tokens, self.job.top_k(), &self.job.gate_statistics);
+            self.job.gate.admit(row, tokens, self.job.top_k(), &self.job.gate_statistics);
         }
         self.policy.restrict(&mut counts, nodes);
         counts

@@ -106,12 +106,7 @@ impl Gate {
     /// Turns the choices of one source rank in one micro-batch (`counts[expert]`) into its entries.
     ///
     /// For `Switch` the limit at the owner is approximated by its share at each source.
-    pub fn admit(&self, counts: &mut [u32], tokens: usize, top_k: usize) {
-        self.admit_with(counts, tokens, top_k, &GateStatistics::default());
-    }
-
-    /// The same, of a gate with other statistics.
-    pub fn admit_with(&self, counts: &mut [u32], tokens: usize, top_k: usize, statistics: &GateStatistics) {
+    pub fn admit(&self, counts: &mut [u32], tokens: usize, top_k: usize, statistics: &GateStatistics) {
         let Some(capacity) = self.capacity(tokens, top_k, counts.len()) else {
             return;
         };
@@ -134,12 +129,7 @@ pub struct Flattening(Vec<f64>);
 
 impl Flattening {
     /// For chunks of `total` choices.
-    pub fn new(total: u32) -> Self {
-        Self::with(total, &GateStatistics::default())
-    }
-
-    /// The same, for a gate with other statistics.
-    pub fn with(total: u32, statistics: &GateStatistics) -> Self {
+    pub fn new(total: u32, statistics: &GateStatistics) -> Self {
         let least = LEAST_SHARE * f64::from(total);
         let power = 1.0 - statistics.balance_loss_flattening;
         Self((0..=total).map(|count| f64::from(count).max(least).powf(power)).collect())
@@ -214,18 +204,18 @@ mod tests {
     #[test]
     fn no_drop_keeps_all_and_capacity_clips() {
         let mut counts = [100, 0, 20, 8];
-        Gate::NoDrop.admit(&mut counts, 64, 2);
+        Gate::NoDrop.admit(&mut counts, 64, 2, &GateStatistics::default());
         assert_eq!(counts, [100, 0, 20, 8]);
         // ceil(1.0 * 64) * 2 / 4 = 32 entries an expert, of which 85.45% stay: 27.3, 17.1 and 6.8 with carried fractions.
-        Gate::Capacity { factor: 1.0 }.admit(&mut counts, 64, 2);
+        Gate::Capacity { factor: 1.0 }.admit(&mut counts, 64, 2, &GateStatistics::default());
         assert_eq!(counts, [27, 0, 17, 7]);
     }
 
     #[test]
     fn a_balance_loss_flattens_and_drops_nothing() {
         let mut counts = [100, 0, 20, 8];
-        Gate::BalancedNoDrop.balance(&mut counts, &Flattening::new(128));
-        Gate::BalancedNoDrop.admit(&mut counts, 64, 2);
+        Gate::BalancedNoDrop.balance(&mut counts, &Flattening::new(128, &GateStatistics::default()));
+        Gate::BalancedNoDrop.admit(&mut counts, 64, 2, &GateStatistics::default());
         assert_eq!(counts.iter().sum::<u32>(), 128);
         assert!(counts[0] < 60 && counts[3] > 20, "{counts:?}");
     }
