@@ -19,4 +19,6 @@ pub mod statistics;
 pub mod store;
 pub mod summary;
 pub mod traces;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod validate;
