@@ -5,3 +5,22 @@
 //! the same gradients, up to the order of sums.
 
 pub mod comm;
+pub mod experts;
+pub mod gate;
+pub mod parameters;
+pub mod shipping;
+pub mod tape;
+pub mod moe;
+pub mod schedule;
+pub mod timer;
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Another rank is gone, or an exchange failed.
+    #[error(transparent)]
+    Comm(#[from] comm::CommError),
+    /// A system's layer program cannot be executed.
+    #[error("the layer program has {0}")]
+    Program(String),
+}

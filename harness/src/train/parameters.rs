@@ -1,0 +1,154 @@
+//! Parameters of a rank: flat buckets of weights, gradients and optimizer state, and their initial values.
+//!
+//! Parameters that are synchronised over the same ranks lie one after the other in one [`Bucket`], so that a gradient
+//! synchronisation is one collective and an optimizer step a handful of kernels. Initial values follow from the seed and
+//! the parameter's name alone: every plan starts from the same model.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use tch::{Device, Kind, Tensor};
+
+/// Standard deviation of initial weights, as in GPT-2 (Radford et al. 2019) and Megatron-LM.
+pub const DEVIATION: f64 = 0.02;
+
+/// What a bucket holds for each parameter besides its gradient.
+pub struct Bucket {
+    /// `[n]`, in the kind that products use.
+    pub weights: Tensor,
+    /// `[n]`, in the same kind.
+    pub gradients: Tensor,
+    /// `[n]`, single precision; the weights themselves where these are in single precision.
+    pub master: Tensor,
+    /// `[n]`: Adam's running mean of gradients.
+    pub first: Tensor,
+    /// `[n]`: Adam's running mean of squares.
+    pub second: Tensor,
+    /// The parameters as leaves of autograd, sharing `weights`.
+    leaves: Vec<Tensor>,
+    /// Their gradients, sharing `gradients`.
+    slots: Vec<Tensor>,
+}
+
+impl Bucket {
+    /// A bucket of the given parameters, in order.
+    pub fn new(parameters: &[Tensor], kind: Kind, device: Device) -> Self {
+        let _guard = tch::no_grad_guard();
+        let flat: Vec<Tensor> = parameters.iter().map(|parameter| parameter.reshape([-1])).collect();
+        let master = match flat.is_empty() {
+            true => Tensor::zeros([0], (Kind::Float, device)),
+            false => Tensor::cat(&flat, 0).to_kind(Kind::Float).to_device(device),
+        };
+        let weights = if kind == Kind::Float { master.shallow_clone() } else { master.to_kind(kind) };
+        let gradients = weights.zeros_like();
+        let (mut leaves, mut slots, mut offset) = (Vec::new(), Vec::new(), 0);
+        for parameter in parameters {
+            let (shape, length) = (parameter.size(), parameter.numel() as i64);
+            let view = |of: &Tensor| of.narrow(0, offset, length).view(shape.as_slice());
+            leaves.push(view(&weights).detach().set_requires_grad(true));
+            slots.push(view(&gradients));
+            offset += length;
+        }
+        let (first, second) = (master.zeros_like(), master.zeros_like());
+        Self { weights, gradients, master, first, second, leaves, slots }
+    }
+
+    /// Parameter `index` as a leaf of autograd.
+    pub fn leaf(&self, index: usize) -> &Tensor {
+        &self.leaves[index]
+    }
+
+    /// Adds to the gradient of parameter `index`.
+    pub fn accumulate(&self, index: usize, gradient: &Tensor) {
+        let _ = self.slots[index].shallow_clone().g_add_(gradient);
+    }
+
+    /// Number of parameters.
+    pub fn len(&self) -> i64 {
+        self.weights.numel() as i64
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Initial values of one parameter, in single precision on the CPU: normal with [`DEVIATION`] times `scale`, or constant
+/// where `scale` is none.
+pub fn initial(seed: u64, name: &str, shape: &[i64], values: Initial) -> Tensor {
+    match values {
+        Initial::Zeros => Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
+        Initial::Ones => Tensor::ones(shape, (Kind::Float, Device::Cpu)),
+        Initial::Normal(scale) => {
+            let count = shape.iter().product::<i64>() as usize;
+            let deviation = (DEVIATION * scale) as f32;
+            let values: Vec<f32> = normal(stream(seed, name), count).into_iter().map(|x| x * deviation).collect();
+            Tensor::from_slice(&values).view(shape)
+        }
+    }
+}
+
+/// Kinds of initial values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+    /// Normal, [`DEVIATION`] times this.
+    Normal(f64),
+}
+
+/// A stream of random numbers of its own for every name.
+pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
+    // FNV-1a: names are few and different; all that matters is that the hash never changes.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(hash);
+    rng
+}
+
+/// A number in (0, 1].
+pub fn uniform(rng: &mut ChaCha8Rng) -> f64 {
+    ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
+}
+
+/// Standard normal numbers by Box and Muller (1958), in pairs.
+fn normal(mut rng: ChaCha8Rng, count: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let radius = (-2.0 * uniform(&mut rng).ln()).sqrt();
+        let (sine, cosine) = (2.0 * std::f64::consts::PI * uniform(&mut rng)).sin_cos();
+        values.extend([(radius * cosine) as f32, (radius * sine) as f32]);
+    }
+    values.truncate(count);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_depend_on_seed_and_name_and_are_normal() {
+        let draw = |seed, name| initial(seed, name, &[100, 100], Initial::Normal(1.0));
+        assert!(draw(1, "a").equal(&draw(1, "a")));
+        assert!(!draw(1, "a").equal(&draw(1, "b")) && !draw(1, "a").equal(&draw(2, "a")));
+        let values = draw(3, "c") / DEVIATION;
+        let (mean, deviation) = (values.mean(Kind::Float), values.std(true));
+        assert!(f64::try_from(mean).unwrap().abs() < 0.03);
+        assert!((f64::try_from(deviation).unwrap() - 1.0).abs() < 0.03);
+    }
+
+    #[test]
+    fn leaves_share_the_buckets_memory() {
+        let bucket = Bucket::new(&[Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Float, Device::Cpu))], Kind::Float, Device::Cpu);
+        assert_eq!(bucket.len(), 7);
+        let _ = bucket.weights.shallow_clone().fill_(5.0);
+        assert_eq!(f64::try_from(bucket.leaf(1).sum(Kind::Float)).unwrap(), 15.0);
+        bucket.accumulate(0, &Tensor::ones([2, 2], (Kind::Float, Device::Cpu)));
+        assert_eq!(f64::try_from(bucket.gradients.sum(Kind::Float)).unwrap(), 4.0);
+    }
+}
