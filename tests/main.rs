@@ -8,6 +8,8 @@ mod arithmetic;
 mod determinism;
 // Wrong input: exit status 2, one line that names file, field and what is allowed, nothing written.
 mod bad_input;
+// Spans of an iteration against its ledgers, and the files that show them.
+mod timeline;
 // Every command from its arguments to its files.
 mod cli;
 // Predicted iteration times against those that SmartMoE's authors measured, where their data is at hand.

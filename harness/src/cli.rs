@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Worker threads; the results do not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Also write the last iteration of every case and system as a timeline for Perfetto or Chrome: timelines/CASE/SYSTEM.json
+    #[arg(long)]
+    pub timeline: bool,
     /// List cases and the plans that would run, and stop
     #[arg(long)]
     pub dry_run: bool,

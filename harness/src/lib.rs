@@ -2,7 +2,7 @@
 //!
 //! The life of a run: [`prepare`] turns a suite into jobs and routings, [`simulate`] runs one job under one system,
 //! [`runner`] runs all and hands each finished case to [`store`], [`summary`] derives medians and speedups from the
-//! stored frames, [`figures`] and [`report`] show them.
+//! stored frames, [`figures`] and [`report`] show them; [`timeline`] shows one iteration rank by rank.
 
 pub mod calibrate;
 pub mod chart;
@@ -18,6 +18,7 @@ pub mod simulate;
 pub mod statistics;
 pub mod store;
 pub mod summary;
+pub mod timeline;
 pub mod traces;
 #[cfg(feature = "train")]
 pub mod train;

@@ -5,6 +5,7 @@
 
 use systems::evaluate::{Charge, Evaluation, Extent, Timing};
 use systems::placement::Move;
+use systems::timeline::{Observer, Unobserved};
 use systems::{CostModel, Decision, Job, LoadHistory, Placement, Plan, Policy, System, search};
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
@@ -53,6 +54,11 @@ impl<'a> Run<'a> {
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
     pub fn step(&mut self, batch: &BatchCounts) -> Iteration {
+        self.observe(batch, &mut Unobserved)
+    }
+
+    /// The same, and tells `observer` what every rank does when.
+    pub fn observe(&mut self, batch: &BatchCounts, observer: &mut impl Observer) -> Iteration {
         let (charges, moved) = self.place();
         let mut timing = Evaluation {
             job: self.job,
@@ -64,7 +70,7 @@ impl<'a> Run<'a> {
             charges: &charges,
             extent: Extent::Full,
         }
-        .run();
+        .observe(observer);
         self.history.push(std::mem::take(&mut timing.loads));
         self.iteration += 1;
         let failure = search::fits(self.job, &self.plan, timing.peak).err();

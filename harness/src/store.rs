@@ -6,7 +6,7 @@
 //! folder of another run is refused.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,7 @@ use polars::prelude::{DataFrame, ParquetReader, ParquetWriter, SerReader};
 
 use crate::chart::Figure;
 use crate::provenance::Provenance;
+use crate::timeline::{self, Timeline};
 
 /// A run's folder.
 pub struct Store {
@@ -84,6 +85,32 @@ impl Store {
         write_parquet(&self.case_path(id, "spans"), &mut frames.spans)
     }
 
+    /// Whether a case's timelines were written; they lie before its frames do.
+    pub fn has_timelines(&self, id: &str) -> bool {
+        self.timelines_path(id).exists()
+    }
+
+    /// Writes a case's timelines, one per system: `timelines/CASE/SYSTEM.json`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_timelines<'a>(
+        &self,
+        id: &str,
+        timelines: impl Iterator<Item = (&'a str, Timeline<'a>)>,
+    ) -> Result<()> {
+        let folder = self.timelines_path(id);
+        fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+        for (system, timeline) in timelines {
+            write_atomically(&folder.join(format!("{system}.json")), |file| {
+                let mut out = BufWriter::new(file);
+                timeline::write(&[timeline], &mut out)?;
+                Ok(out.flush()?)
+            })?;
+        }
+        Ok(())
+    }
+
     /// The run's two frames, if an earlier attempt joined them.
     ///
     /// # Errors
@@ -128,7 +155,7 @@ impl Store {
 
     /// Removes what an earlier run left, and nothing else.
     fn clear(&self) -> Result<()> {
-        for folder in ["cases", "figures", "tables"] {
+        for folder in ["cases", "figures", "tables", "timelines"] {
             let path = self.path(folder);
             if path.exists() {
                 fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
@@ -141,6 +168,10 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    fn timelines_path(&self, id: &str) -> PathBuf {
+        self.root.join("timelines").join(id)
     }
 
     fn case_path(&self, id: &str, kind: &str) -> PathBuf {

@@ -20,10 +20,11 @@ use crate::memory::{self, StageParameters};
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::price::{GroupPlace, LayerPrice, price};
-use crate::program::{LayerProgram, Layout};
+use crate::program::{LayerProgram, Layout, Task};
 use crate::routing::RoutingCounts;
 use crate::schedule::{Work, one_forward_one_backward};
 use crate::streams::Streams;
+use crate::timeline::{Activity, Gradients, Observer, Span, Unobserved};
 
 /// How much of an iteration is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,11 @@ impl Timing {
 impl Evaluation<'_> {
     /// Evaluates the iteration.
     pub fn run(&self) -> Timing {
+        self.observe(&mut Unobserved)
+    }
+
+    /// Evaluates the iteration and tells `observer` what every rank does when. Of a sample, it sees what is evaluated.
+    pub fn observe(&self, observer: &mut impl Observer) -> Timing {
         let (lanes, micro_batches) = self.extent();
         let moe_blocks = self.job.model.moe_blocks();
         let mut timing = Timing {
@@ -115,14 +121,14 @@ impl Evaluation<'_> {
         };
         let mut stages = vec![StageSum::default(); self.plan.pp];
         for group in 0..lanes {
-            let mut lane = Lane::new(self, group, micro_batches, &moe_blocks);
+            let mut lane = Lane::new(self, group, micro_batches, &moe_blocks, observer);
             lane.run(&mut timing);
             for (sum, stage) in stages.iter_mut().zip(&lane.stages) {
                 sum.add(stage);
             }
             lane.record_peak(&mut timing.peak);
         }
-        self.finish(&stages, lanes * self.plan.ep, micro_batches, &mut timing);
+        self.finish(&stages, lanes * self.plan.ep, micro_batches, &mut timing, observer);
         timing
     }
 
@@ -135,7 +141,7 @@ impl Evaluation<'_> {
     }
 
     /// Gradient synchronisation, optimizer and host, after the lanes.
-    fn finish(&self, stages: &[StageSum], ranks: usize, run: usize, timing: &mut Timing) {
+    fn finish(&self, stages: &[StageSum], ranks: usize, run: usize, timing: &mut Timing, observer: &mut impl Observer) {
         let all = self.plan.micro_batches(self.job);
         let scale = all as f64 / run as f64;
         let pace = stages
@@ -151,8 +157,11 @@ impl Evaluation<'_> {
             ledger.add(Phase::Decision, charge.decision);
             ledger.add(Phase::Migration, charge.migration);
             let parameters = StageParameters::new(self.job, self.plan, index);
-            let synchronised = self.synchronise(index, &parameters, end, tied_start);
+            let mut tail = Together { ranks: self.stage_ranks(index), observer: &mut *observer };
+            let synchronised = self.synchronise(index, &parameters, end, tied_start, &mut tail);
             let optimizer = self.costs.optimizer(parameters.total());
+            tail.span(Activity::Optimizer, synchronised, optimizer);
+            tail.span(Activity::Host, synchronised + optimizer, self.costs.iteration());
             ledger.add(Phase::GradientSync, synchronised - end);
             ledger.add(Phase::Optimizer, optimizer);
             ledger.add(Phase::Host, self.costs.iteration());
@@ -166,27 +175,42 @@ impl Evaluation<'_> {
         }
     }
 
+    fn stage_ranks(&self, stage: usize) -> Range<usize> {
+        let first = stage * self.plan.stage_ranks();
+        first..first + self.plan.stage_ranks()
+    }
+
     /// When the gradients of a stage that ends at `end` are synchronised.
-    fn synchronise(&self, stage: usize, parameters: &StageParameters, end: Seconds, tied_start: Seconds) -> Seconds {
+    fn synchronise(
+        &self,
+        stage: usize,
+        parameters: &StageParameters,
+        end: Seconds,
+        tied_start: Seconds,
+        tail: &mut Together<impl Observer>,
+    ) -> Seconds {
         let plan = self.plan;
-        let first = stage * plan.stage_ranks();
-        let ranks = first..first + plan.stage_ranks();
         let all_reduce = |stride, count: f64| {
-            let group = self.costs.group(ranks.clone(), stride);
+            let group = self.costs.group(self.stage_ranks(stage), stride);
             self.costs.all_reduce(&group, Bytes(count * HALF))
         };
-        let dense = all_reduce(plan.tp, parameters.dense);
-        let gate = all_reduce(1, parameters.gate);
-        let experts = all_reduce(plan.ep, parameters.experts);
-        let mut done = end + dense + gate + experts;
+        let mut done = end;
+        for (gradients, stride, count) in [
+            (Gradients::Dense, plan.tp, parameters.dense),
+            (Gradients::Gate, 1, parameters.gate),
+            (Gradients::Experts, plan.ep, parameters.experts),
+        ] {
+            done = tail.span(Activity::GradientSync(gradients), done, all_reduce(stride, count));
+        }
         if parameters.tied > 0.0 {
             let tied = all_reduce(plan.tp, parameters.tied);
-            done += tied;
+            done = tail.span(Activity::GradientSync(Gradients::Tied), done, tied);
             if plan.pp > 1 {
                 // The two copies of the embedding are summed between the first and the last stage.
                 let span = plan.stage_ranks() * (plan.pp - 1) + 1;
                 let group = self.costs.group(0..span, span - 1);
-                done = done.max(tied_start + tied) + self.costs.all_reduce(&group, Bytes(parameters.tied * HALF));
+                let between = self.costs.all_reduce(&group, Bytes(parameters.tied * HALF));
+                done = tail.span(Activity::GradientSync(Gradients::TiedStages), done.max(tied_start + tied), between);
             }
         }
         done
@@ -223,6 +247,25 @@ fn slice_for(row: &mut [u32], index: usize, tp: usize) {
     }
 }
 
+/// Ranks that do the same at the same time: at the start and at the end of an iteration.
+struct Together<'a, O> {
+    ranks: Range<usize>,
+    observer: &'a mut O,
+}
+
+impl<O: Observer> Together<'_, O> {
+    /// Shows an activity and returns when it ends.
+    fn span(&mut self, activity: Activity, start: Seconds, time: Seconds) -> Seconds {
+        let end = start + time;
+        if end > start {
+            for rank in self.ranks.clone() {
+                self.observer.span(Span { rank, activity, block: None, work: None, start, end });
+            }
+        }
+        end
+    }
+}
+
 /// What the lanes of a stage add up to.
 #[derive(Clone, Debug, Default)]
 struct StageSum {
@@ -238,13 +281,14 @@ impl StageSum {
 }
 
 /// One expert-parallel group's pipeline.
-struct Lane<'a> {
+struct Lane<'a, O> {
     evaluation: &'a Evaluation<'a>,
     group: usize,
     micro_batches: usize,
     stages: Vec<StageRun>,
     moe_blocks: &'a [usize],
     streams: Streams,
+    observer: &'a mut O,
 }
 
 /// One stage of a lane while it runs.
@@ -254,6 +298,9 @@ struct StageRun {
     place: GroupPlace,
     order: Vec<Work>,
     next: usize,
+    /// The pass that it is in, and the block.
+    work: Option<Work>,
+    block: Option<usize>,
     /// `[rank]`.
     clock: Vec<Seconds>,
     ledger: Ledger,
@@ -270,11 +317,18 @@ struct StageRun {
     buffers: Vec<Bytes>,
 }
 
-impl<'a> Lane<'a> {
-    fn new(evaluation: &'a Evaluation<'a>, group: usize, micro_batches: usize, moe_blocks: &'a [usize]) -> Self {
-        let stages =
-            (0..evaluation.plan.pp).map(|stage| StageRun::new(evaluation, stage, group, micro_batches)).collect();
-        Self { evaluation, group, micro_batches, stages, moe_blocks, streams: Streams::default() }
+impl<'a, O: Observer> Lane<'a, O> {
+    fn new(
+        evaluation: &'a Evaluation<'a>,
+        group: usize,
+        micro_batches: usize,
+        moe_blocks: &'a [usize],
+        observer: &'a mut O,
+    ) -> Self {
+        let stages = (0..evaluation.plan.pp)
+            .map(|stage| StageRun::new(evaluation, stage, group, micro_batches, observer))
+            .collect();
+        Self { evaluation, group, micro_batches, stages, moe_blocks, streams: Streams::default(), observer }
     }
 
     /// Runs every stage's work as soon as what it needs is there.
@@ -293,6 +347,7 @@ impl<'a> Lane<'a> {
     fn step(&mut self, index: usize, timing: &mut Timing) {
         let work = self.stages[index].order[self.stages[index].next];
         self.stages[index].next += 1;
+        self.stages[index].work = Some(work);
         match work {
             Work::Forward(m) => {
                 let ready = self.stages[index].forward_ready[m].take();
@@ -327,7 +382,7 @@ impl<'a> Lane<'a> {
         let slowest = (0..e.plan.ep)
             .map(|rank| e.costs.send(sender + rank, receiver + rank, bytes))
             .fold(Seconds::ZERO, Seconds::max);
-        self.stages[from].advance(Phase::Boundary, slowest);
+        self.stages[from].advance(Activity::Boundary, [slowest], self.observer);
         self.stages[from].clock.clone()
     }
 
@@ -335,12 +390,14 @@ impl<'a> Lane<'a> {
         let e = self.evaluation;
         for b in self.stages[index].blocks.clone() {
             let block = &e.job.model.blocks[b];
-            self.stages[index].dense(e, block, 1.0);
+            self.stages[index].block = Some(b);
+            self.stages[index].dense(e, block, 1.0, self.observer);
             if let (Some(moe), Ok(layer)) = (block.moe(), self.moe_blocks.binary_search(&b)) {
                 self.moe_forward(index, m, moe, layer, timing);
             }
         }
-        self.stages[index].edges(e, 1.0);
+        self.stages[index].block = None;
+        self.stages[index].edges(e, 1.0, self.observer);
     }
 
     fn moe_forward(&mut self, index: usize, m: usize, moe: &Moe, layer: usize, timing: &mut Timing) {
@@ -361,30 +418,30 @@ impl<'a> Lane<'a> {
         timing.dropped += chosen.saturating_sub(entries);
         timing.shadowed += program.shadowed.len() as u64;
         stage.store(moe, tokens, &counts, program.layout, &priced);
-        self.streams.run(&program.forward, &priced.forward, program.steps, &mut stage.clock, &mut stage.ledger);
+        stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
         stage.layers[m].push((program, priced));
     }
 
     fn backward(&mut self, index: usize, m: usize) {
         let e = self.evaluation;
         let stage = &mut self.stages[index];
-        stage.edges(e, 2.0);
+        stage.edges(e, 2.0, self.observer);
         for b in stage.blocks.clone().rev() {
             let block = &e.job.model.blocks[b];
+            stage.block = Some(b);
             let layer = if block.moe().is_some() { stage.layers[m].pop() } else { None };
             if e.policy.recomputes() {
-                stage.dense(e, block, 1.0);
+                stage.dense(e, block, 1.0, self.observer);
                 if let Some((program, priced)) = &layer {
-                    let StageRun { clock, ledger, .. } = &mut *stage;
-                    self.streams.run(&program.forward, &priced.forward, program.steps, clock, ledger);
+                    stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
                 }
             }
             if let Some((program, priced)) = &layer {
-                let StageRun { clock, ledger, .. } = &mut *stage;
-                self.streams.run(&program.backward, &priced.backward, program.steps, clock, ledger);
+                stage.pass(&mut self.streams, &program.backward, &priced.backward, program.steps, self.observer);
             }
-            stage.dense(e, block, 2.0);
+            stage.dense(e, block, 2.0, self.observer);
         }
+        stage.block = None;
     }
 
     fn record_peak(&self, peak: &mut Peak) {
@@ -411,11 +468,14 @@ impl<'a> Lane<'a> {
 }
 
 impl StageRun {
-    fn new(e: &Evaluation, stage: usize, group: usize, micro_batches: usize) -> Self {
+    fn new(e: &Evaluation, stage: usize, group: usize, micro_batches: usize, observer: &mut impl Observer) -> Self {
         let ranks = e.plan.expert_group(stage, group);
         let global_nodes = e.job.nodes(ranks.clone());
         let nodes = global_nodes.iter().map(|node| node - global_nodes[0]).collect();
         let charge = e.charges[stage];
+        let mut head = Together { ranks: ranks.clone(), observer };
+        let decided = head.span(Activity::Decision, Seconds::ZERO, charge.decision);
+        let migrated = head.span(Activity::Migration, decided, charge.migration);
         let mut forward_ready = vec![None; micro_batches];
         if stage == 0 {
             forward_ready.fill(Some(vec![Seconds::ZERO; e.plan.ep]));
@@ -426,7 +486,9 @@ impl StageRun {
             ranks,
             order: one_forward_one_backward(e.plan.pp, stage, micro_batches),
             next: 0,
-            clock: vec![charge.decision + charge.migration; e.plan.ep],
+            work: None,
+            block: None,
+            clock: vec![migrated; e.plan.ep],
             ledger: Ledger::default(),
             forward_ready,
             backward_ready: vec![None; micro_batches],
@@ -454,34 +516,66 @@ impl StageRun {
         }
     }
 
-    fn advance(&mut self, phase: Phase, time: Seconds) {
-        for clock in &mut self.clock {
-            *clock += time;
+    /// All ranks do the same, in parts one after the other.
+    fn advance<const PARTS: usize>(
+        &mut self,
+        activity: Activity,
+        parts: [Seconds; PARTS],
+        observer: &mut impl Observer,
+    ) {
+        let (block, work) = (self.block, self.work);
+        for (rank, clock) in self.ranks.clone().zip(&mut self.clock) {
+            let start = *clock;
+            parts.iter().for_each(|&part| *clock += part);
+            if *clock > start {
+                observer.span(Span { rank, activity, block, work, start, end: *clock });
+            }
         }
-        self.ledger.add(phase, time * self.clock.len() as f64);
+        for part in parts {
+            self.ledger.add(activity.phase(), part * self.clock.len() as f64);
+        }
+    }
+
+    /// One pass of a layer program.
+    fn pass(
+        &mut self,
+        streams: &mut Streams,
+        tasks: &[Task],
+        durations: &[Seconds],
+        steps: usize,
+        observer: &mut impl Observer,
+    ) {
+        let (first, block, work) = (self.ranks.start, self.block, self.work);
+        streams.run(tasks, durations, steps, &mut self.clock, &mut self.ledger, |op, starts, ends| {
+            for (position, (&start, &end)) in starts.iter().zip(ends).enumerate() {
+                if end > start {
+                    let rank = first + position;
+                    observer.span(Span { rank, activity: Activity::Op(op), block, work, start, end });
+                }
+            }
+        });
     }
 
     /// Everything of a block but its MoE layer; `factor` is 1 forward and 2 backward.
-    fn dense(&mut self, e: &Evaluation, block: &Block, factor: f64) {
+    fn dense(&mut self, e: &Evaluation, block: &Block, factor: f64, observer: &mut impl Observer) {
         let part = e.plan.micro_batch as f64 / e.plan.tp as f64;
         // Weights are read forward; backward they are read again, and their gradients read, added to and written.
         let weights = Bytes(block.dense_parameters() as f64 * HALF / e.plan.tp as f64);
         let extra = if factor > 1.0 { e.costs.elementwise(weights * 2.0) } else { Seconds::ZERO };
         let time = e.costs.matrix(block.dense_flops() * part)
             + e.costs.elementwise(block.dense_activations() * (2.0 * part) + weights);
-        self.advance(Phase::Dense, extra + e.costs.block());
-        self.advance(Phase::Dense, time * factor);
+        self.advance(Activity::Block, [extra + e.costs.block(), time * factor], observer);
         if e.plan.tp > 1 {
             let group = e.costs.group(self.ranks.start..self.ranks.start + e.plan.tp, 1);
             let bytes = block.boundary_bytes() * e.plan.micro_batch as f64;
             // Two all-reduces a block and pass: after attention and after (or, with experts, around) the network.
             let time = e.costs.all_reduce(&group, bytes) * 2.0;
-            self.advance(Phase::TensorParallel, time);
+            self.advance(Activity::TensorParallel, [time], observer);
         }
     }
 
     /// Embedding on the first stage, head and loss on the last.
-    fn edges(&mut self, e: &Evaluation, factor: f64) {
+    fn edges(&mut self, e: &Evaluation, factor: f64, observer: &mut impl Observer) {
         let model = &e.job.model;
         let part = e.plan.micro_batch as f64 / e.plan.tp as f64;
         let mut time = Seconds::ZERO;
@@ -493,7 +587,7 @@ impl StageRun {
             time += e.costs.matrix(model.output.flops * part)
                 + e.costs.elementwise(model.output.activations * (2.0 * part));
         }
-        self.advance(Phase::Dense, time * factor);
+        self.advance(Activity::Edge, [time * factor], observer);
     }
 
     fn store(&mut self, moe: &Moe, tokens: usize, counts: &RoutingCounts, layout: Layout, priced: &LayerPrice) {

@@ -26,8 +26,8 @@ pub fn time(
     let mut clock = vec![Seconds::ZERO; counts.ranks()];
     let mut ledger = Ledger::default();
     let mut streams = Streams::default();
-    streams.run(&program.forward, &priced.forward, program.steps, &mut clock, &mut ledger);
-    streams.run(&program.backward, &priced.backward, program.steps, &mut clock, &mut ledger);
+    streams.run(&program.forward, &priced.forward, program.steps, &mut clock, &mut ledger, |_, _, _| ());
+    streams.run(&program.backward, &priced.backward, program.steps, &mut clock, &mut ledger, |_, _, _| ());
     clock.into_iter().fold(Seconds::ZERO, Seconds::max)
 }
 

@@ -12,7 +12,7 @@
 //! | what a layer does, op by op | [`program`] |
 //! | what an op costs | [`cost`], [`price`], [`traffic`] |
 //! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`], [`streams`] |
-//! | what time goes to | [`ledger`] |
+//! | what time goes to, and who does what when | [`ledger`], [`timeline`] |
 //! | what one MoE layer takes alone | [`layer`] |
 //! | what a rank's memory holds | [`memory`] |
 //! | which plans are possible, ranked | [`search`] |
@@ -37,6 +37,7 @@ pub mod schedule;
 pub mod search;
 pub mod smartmoe;
 pub mod streams;
+pub mod timeline;
 pub mod traffic;
 pub mod tutel;
 

@@ -143,6 +143,22 @@ impl Op {
             }
         }
     }
+
+    /// Its name in a timeline.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Gate => "gate",
+            Op::Counts => "counts",
+            Op::Sync => "sync",
+            Op::Decide { .. } => "decide",
+            Op::Dispatch { .. } => "dispatch",
+            Op::Experts { .. } => "experts",
+            Op::Combine { .. } => "combine",
+            Op::Broadcast { .. } => "broadcast",
+            Op::Shadow { .. } => "shadow",
+            Op::ReduceGrad { .. } => "reduce gradient",
+        }
+    }
 }
 
 /// A pass under construction: ops are appended, with what they wait for.

@@ -1,7 +1,8 @@
 //! Two streams per rank: runs the tasks of one pass through one layer, given how long each takes on each rank.
 //!
 //! Tasks of a stream run in order; a task also waits for the one it names; a collective starts when the last rank that
-//! takes part has arrived.
+//! takes part has arrived. Durations may be priced or measured: a trainer that runs many ranks on one device passes what
+//! it timed for the compute tasks and prices for the others, and gets the clocks of the described cluster.
 
 use workloads::Seconds;
 
@@ -21,9 +22,9 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Runs `tasks` from the ranks' clocks on and moves the clocks to the end; `durations[task][rank]`. The time that
+    /// Runs `tasks` from the ranks' clocks on and moves the clocks to the end; `durations[task][rank]`, flat. The time that
     /// passes on each rank goes to the ledger: to waiting until a task starts, then to the task's phase, and only once
-    /// where both streams are busy.
+    /// where both streams are busy. `seen` is told of every task, with `[rank]` its start and its end.
     pub fn run(
         &mut self,
         tasks: &[Task],
@@ -31,6 +32,7 @@ impl Streams {
         steps: usize,
         clock: &mut [Seconds],
         ledger: &mut Ledger,
+        mut seen: impl FnMut(Op, &[Seconds], &[Seconds]),
     ) {
         let ranks = clock.len();
         for times in [&mut self.compute, &mut self.communication, &mut self.start] {
@@ -57,6 +59,7 @@ impl Streams {
                 *free = start + duration;
             }
             self.finish.extend_from_slice(stream);
+            seen(task.op, &self.start, stream);
             account(Phase::of(task.op), &self.start, stream, clock, ledger);
         }
     }
@@ -113,9 +116,15 @@ mod tests {
         ];
         let durations = s(&[1.0, 3.0, 2.0, 2.0, 1.0, 1.0]);
         let mut clock = s(&[0.0, 0.0]);
+        let mut seen = Vec::new();
         let mut ledger = Ledger::default();
-        Streams::default().run(&tasks, &durations, 1, &mut clock, &mut ledger);
+        Streams::default().run(&tasks, &durations, 1, &mut clock, &mut ledger, |op, start, end| {
+            seen.push((op, start.to_vec(), end.to_vec()))
+        });
         assert_eq!(clock, s(&[5.0, 5.0]));
+        // The exchange waits for rank 1's kernel; the second kernel does not wait for the exchange.
+        assert_eq!(seen[1], (tasks[1].op, s(&[3.0, 3.0]), s(&[5.0, 5.0])));
+        assert_eq!(seen[2], (tasks[2].op, s(&[1.0, 3.0]), s(&[2.0, 4.0])));
         assert_eq!(ledger.of(Phase::Experts), Seconds(4.0));
         assert_eq!(ledger.of(Phase::Wait), Seconds(2.0));
         assert_eq!(ledger.of(Phase::Combine), Seconds(4.0));
@@ -128,9 +137,9 @@ mod tests {
         let exchange = |step| Task { op: Op::Dispatch { step }, after: None };
         let mut clock = s(&[0.0, 4.0]);
         let mut ledger = Ledger::default();
-        Streams::default().run(&[exchange(0)], &s(&[1.0, 1.0]), 2, &mut clock, &mut ledger);
+        Streams::default().run(&[exchange(0)], &s(&[1.0, 1.0]), 2, &mut clock, &mut ledger, |_, _, _| ());
         assert_eq!(clock, s(&[1.0, 5.0]));
-        Streams::default().run(&[exchange(1)], &s(&[1.0, 1.0]), 2, &mut clock, &mut ledger);
+        Streams::default().run(&[exchange(1)], &s(&[1.0, 1.0]), 2, &mut clock, &mut ledger, |_, _, _| ());
         assert_eq!(clock, s(&[6.0, 6.0]));
     }
 }

@@ -16,6 +16,7 @@ use crate::cli::{Failure, OrFail, RunArgs};
 use crate::figures;
 use crate::prepare::{self, Prepared};
 use crate::provenance::{self, Inputs, Provenance};
+use crate::runner::Extent;
 use crate::store::{self, Frames, Store};
 use crate::summary::Summary;
 use crate::{report, runner, traces};
@@ -117,9 +118,10 @@ fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)]
 }
 
 fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], store: &Store) -> Result<()> {
+    let timelines = || ids(prepared).iter().all(|id| store.has_timelines(id));
     let frames = match store.finished()? {
-        Some(frames) => frames,
-        None => simulate(args, suite, prepared, store)?,
+        Some(frames) if !args.timeline || timelines() => frames,
+        _ => simulate(args, suite, prepared, store)?,
     };
     let summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
     let mut frame = summary.frame()?;
@@ -128,7 +130,7 @@ fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], sto
         Ok(file.flush()?)
     })?;
     store.save_figure("end_to_end", &figures::end_to_end::draw(suite, &summary)?)?;
-    show(suite, &summary, store)
+    show(args, suite, &summary, store)
 }
 
 /// Runs what is missing and joins all cases.
@@ -136,16 +138,20 @@ fn simulate(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], st
     let cases: usize = prepared.iter().map(|(_, cases)| cases.len()).sum();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build()?;
     let progress = progress_bar((cases * suite.iterations) as u64);
+    let extent = Extent { iterations: suite.iterations, timelines: args.timeline };
     pool.install(|| {
-        prepared.iter().try_for_each(|(seed, cases)| runner::run_all(cases, *seed, suite.iterations, store, &progress))
+        prepared.iter().try_for_each(|(seed, cases)| runner::run_all(cases, *seed, extent, store, &progress))
     })?;
     progress.finish_and_clear();
-    let ids: Vec<String> =
-        prepared.iter().flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed))).collect();
-    store.join(&ids)
+    store.join(&ids(prepared))
 }
 
-fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
+/// Every case of every seed, as the store names it.
+fn ids(prepared: &[(u64, Vec<Prepared>)]) -> Vec<String> {
+    prepared.iter().flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed))).collect()
+}
+
+fn show(args: &RunArgs, suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
     let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", report::summary(summary, other.map(String::as_str))).context("standard output")?;
@@ -155,6 +161,9 @@ fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
     writeln!(out, "\nsamples  {}", store.path("iterations.parquet").display())?;
     writeln!(out, "summary  {}", store.path("summary.csv").display())?;
     writeln!(out, "figure   {}", store.path("figures/end_to_end.svg").display())?;
+    if args.timeline {
+        writeln!(out, "timelines {}", store.path("timelines").display())?;
+    }
     Ok(())
 }
 

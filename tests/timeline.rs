@@ -1,0 +1,156 @@
+use std::collections::BTreeMap;
+
+use harness::simulate::Run;
+use systems::evaluate::Phase;
+use systems::program::Stream;
+use systems::timeline::Span;
+use systems::{CostModel, Job, Plan, System, fastermoe, smartmoe};
+use workloads::model::Edge;
+use workloads::{Bytes, Flops};
+
+use crate::support::{Folder, batch, close, cluster, job, model, plan, small_trace, suite_toml};
+
+/// Two nodes, four blocks, everything that can take time does.
+fn busy_job() -> Job {
+    let starts = ["call_start", "peer_start", "send_start", "expert_start", "block", "synchronisation", "iteration"];
+    let changes: Vec<(&str, f64)> = starts.iter().map(|&name| (name, 1e-6)).chain([("decision_step", 1e-9)]).collect();
+    let batch = batch(4, 16, |chunk| if chunk % 2 == 0 { vec![70, 20, 7, 3] } else { vec![60, 30, 5, 5] });
+    let mut model = model(4, 100, 64, 4);
+    model.input = Edge { parameters: 300, flops: Flops(5e5), activations: Bytes(700.0) };
+    model.output = Edge { parameters: 200, flops: Flops(9e5), activations: Bytes(300.0) };
+    model.tied_parameters = 400;
+    model.blocks.iter_mut().for_each(|block| block.heads = 2);
+    job(model, cluster(4, &changes), 8, &batch)
+}
+
+/// The last of three iterations: spans, and what the ledgers say.
+fn last_iteration(system: &dyn System, plan: Plan) -> (Job, Vec<Span>, harness::simulate::Iteration) {
+    let job = busy_job();
+    plan.check(&job).unwrap();
+    let costs = CostModel::new(&job.cluster);
+    let mut run = Run::new(&job, &costs, system, plan);
+    let seen = &job.profile[0];
+    for _ in 0..2 {
+        run.step(seen);
+    }
+    let mut spans = Vec::new();
+    let done = run.observe(seen, &mut spans);
+    (job, spans, done)
+}
+
+fn check_spans(system: &dyn System, plan: Plan, overlaps: bool) {
+    let (job, spans, done) = last_iteration(system, plan);
+    let step = done.timing.step.0;
+    let mut streams: BTreeMap<(usize, bool), Vec<&Span>> = BTreeMap::new();
+    for span in &spans {
+        assert!(span.start.0 >= 0.0 && span.start < span.end && span.end.0 <= step * (1.0 + 1e-12), "{span:?}");
+        streams.entry((span.rank, span.activity.stream() == Stream::Compute)).or_default().push(span);
+    }
+    assert_eq!(streams.len(), 2 * job.gpus, "every rank shows both streams");
+    for spans in streams.values() {
+        assert!(
+            spans.windows(2).all(|pair| pair[0].end <= pair[1].start),
+            "a stream does one thing at a time, in order"
+        );
+    }
+    close(spans.iter().map(|span| span.end.0).fold(0.0, f64::max), step);
+
+    for (stage, ledger) in done.timing.phases.iter().enumerate() {
+        let ranks = stage * plan.stage_ranks()..(stage + 1) * plan.stage_ranks();
+        let of_stage: Vec<&Span> = spans.iter().filter(|span| ranks.contains(&span.rank)).collect();
+        // What no span covers is waiting, of either kind; the wait for another stage's gradients is booked as theirs.
+        let idle = ranks.clone().map(|rank| step - covered(&of_stage, rank)).sum::<f64>() / ranks.len() as f64;
+        let synchronised = of_stage.iter().filter(|span| span.activity.phase() == Phase::GradientSync);
+        let synchronised = synchronised.map(|span| (span.end - span.start).0).sum::<f64>() / ranks.len() as f64;
+        let waited = ledger.of(Phase::GradientSync).0 - synchronised;
+        close(1.0 + idle / step, 1.0 + ((ledger.of(Phase::Wait) + ledger.of(Phase::Bubble)).0 + waited) / step);
+        for phase in Phase::ALL.into_iter().filter(|phase| !matches!(phase, Phase::Wait | Phase::Bubble)) {
+            let shown = of_stage.iter().filter(|span| span.activity.phase() == phase);
+            let shown = shown.map(|span| (span.end - span.start).0).sum::<f64>() / ranks.len() as f64;
+            let booked = ledger.of(phase).0;
+            if phase == Phase::GradientSync {
+                assert!(shown <= booked * (1.0 + 1e-9));
+            } else if overlaps {
+                assert!(shown >= booked * (1.0 - 1e-9), "{phase:?}: hidden transfers are shown, but not booked");
+            } else {
+                close(1.0 + shown / step, 1.0 + booked / step);
+            }
+        }
+    }
+}
+
+/// Time in which a rank does anything.
+fn covered(spans: &[&Span], rank: usize) -> f64 {
+    let mut own: Vec<(f64, f64)> =
+        spans.iter().filter(|span| span.rank == rank).map(|span| (span.start.0, span.end.0)).collect();
+    own.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut sum, mut until) = (0.0, 0.0f64);
+    for (start, end) in own {
+        sum += (end - until.max(start)).max(0.0);
+        until = until.max(end);
+    }
+    sum
+}
+
+#[test]
+fn spans_are_the_iteration() {
+    let moving = Plan { placement_every: 2, ..plan(2, 4, 2) };
+    check_spans(&smartmoe::SMARTMOE, moving, false);
+    check_spans(&smartmoe::SMARTMOE, Plan { tp: 2, dp: 2, expert_dp: 2, ..plan(2, 4, 2) }, false);
+    check_spans(&fastermoe::UNSHADOWED, Plan { expert_dp: 2, ..plan(1, 8, 4) }, true);
+}
+
+#[test]
+fn every_activity_is_told() {
+    let moving = Plan { placement_every: 2, ..plan(2, 4, 2) };
+    let (_, spans, done) = last_iteration(&smartmoe::SMARTMOE, moving);
+    assert!(done.moved > 0);
+    for name in ["block", "edge", "gate", "counts", "dispatch", "sync", "experts", "combine", "send", "decision"] {
+        assert!(spans.iter().any(|span| span.activity.name() == name), "{name}");
+    }
+    for name in ["migration", "optimizer", "host", "all-reduce dense", "all-reduce tied between stages"] {
+        assert!(spans.iter().any(|span| span.activity.name() == name), "{name}");
+    }
+    // Two blocks a stage; every micro-batch dispatches there and back in each, on each rank.
+    let dispatches = spans.iter().filter(|span| span.activity.name() == "dispatch" && span.block == Some(3)).count();
+    assert_eq!(dispatches, 2 * 4 * 4);
+}
+
+#[test]
+fn a_run_writes_a_timeline_of_every_system_and_the_same_records() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("suite.toml", &suite_toml(&[(4, "no-drop")]));
+    let run = "run ./suite.toml --trace trace.parquet";
+    folder.succeed(&format!("{run} --out without"));
+    folder.succeed(&format!("{run} --out with --timeline"));
+    for name in ["iterations.parquet", "spans.parquet"] {
+        assert!(folder.bytes(&format!("with/{name}")) == folder.bytes(&format!("without/{name}")), "{name}");
+    }
+    // A finished run is simulated again for its timelines, and comes to the same.
+    folder.succeed(&format!("{run} --out without --timeline"));
+    let timelines = |out: &str| -> Vec<String> {
+        let files = folder.files().into_iter().filter(|name| name.starts_with(&format!("{out}/timelines/")));
+        files.map(|name| name[out.len()..].to_owned()).collect()
+    };
+    assert_eq!(timelines("with").len(), 3);
+    assert_eq!(timelines("with"), timelines("without"));
+    for name in timelines("with") {
+        let text = folder.text(&format!("with{name}"));
+        assert_eq!(text, folder.text(&format!("without{name}")));
+        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let events = document["traceEvents"].as_array().unwrap();
+        let last = events.iter().filter_map(|event| Some(event["ts"].as_f64()? + event["dur"].as_f64()?));
+        let system = name.rsplit('/').next().unwrap().trim_end_matches(".json");
+        close(last.fold(0.0, f64::max).round(), last_step(&folder, system));
+    }
+}
+
+/// The last iteration of a system in `with`, whole microseconds.
+fn last_step(folder: &Folder, system: &str) -> f64 {
+    let frame = folder.frame("with/iterations.parquet");
+    let systems = frame.column("system").unwrap().str().unwrap();
+    let steps = frame.column("step_s").unwrap().f64().unwrap();
+    let mut own = systems.iter().zip(steps.iter()).filter(|(name, _)| *name == Some(system));
+    (own.next_back().unwrap().1.unwrap() * 1e6).round()
+}
