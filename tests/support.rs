@@ -186,6 +186,7 @@ pub(crate) fn model(blocks: usize, tokens: usize, width: usize, experts: usize) 
         output: Edge::default(),
         tied_parameters: 0,
         top_k: 1,
+        vocabulary: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where time goes: the phases of an iteration, and a ledger of time per phase.
 
+use serde::{Deserialize, Serialize};
 use workloads::Seconds;
 
 use crate::program::Op;
@@ -100,7 +101,7 @@ impl Phase {
 
 /// Time per phase, indexed by `Phase as usize`. The phases of a rank add up to the iteration: a transfer hidden behind
 /// kernels counts only for the part that sticks out.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger([Seconds; Phase::ALL.len()]);
 
 impl Ledger {

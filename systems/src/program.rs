@@ -8,11 +8,13 @@
 //! schedule group `i` sends to group `i + s` and receives from group `i - s`, modulo `steps`. One step is the plain
 //! all-to-all.
 
+use serde::{Deserialize, Serialize};
+
 use crate::placement::Placement;
 use crate::routing::RoutingCounts;
 
 /// One op. Read "gradients of" before the nouns for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Scores every token against every expert and chooses.
     Gate,

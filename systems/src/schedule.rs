@@ -1,8 +1,10 @@
 //! The order of micro-batches on a pipeline stage: one forward, one backward (Narayanan et al. 2021, PipeDream-Flush), not
 //! interleaved.
 
+use serde::{Deserialize, Serialize};
+
 /// One pass of one micro-batch through a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// Forward pass of a micro-batch.
     Forward(usize),

@@ -3,6 +3,7 @@
 //! The evaluator tells an [`Observer`] of each span that it prices, a trainer of each that it times: both use the same
 //! words, so that two timelines of one run can be laid side by side. Waiting is no span: it is where a stream has none.
 
+use serde::{Deserialize, Serialize};
 use workloads::Seconds;
 
 use crate::ledger::Phase;
@@ -10,7 +11,7 @@ use crate::program::{Op, Stream};
 use crate::schedule::Work;
 
 /// What a rank does in a span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activity {
     /// An op of a layer program.
     Op(Op),
@@ -35,7 +36,7 @@ pub enum Activity {
 }
 
 /// Gradients that are reduced together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Gradients {
     /// Of everything that data-parallel ranks share.
     Dense,
@@ -50,7 +51,7 @@ pub enum Gradients {
 }
 
 /// One activity of one rank on one of its streams.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Span {
     /// Global rank.
     pub rank: usize,

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod model;
 pub mod suite;
 pub mod trace;
+pub mod training;
 pub mod units;
 
 pub use cluster::Cluster;
@@ -16,4 +17,5 @@ pub use error::ConfigError;
 pub use gate::Gate;
 pub use model::Model;
 pub use suite::{Case, Suite};
+pub use training::Training;
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};

@@ -32,6 +32,8 @@ pub struct Model {
     pub tied_parameters: u64,
     /// Experts per token.
     pub top_k: usize,
+    /// Words of a language model; none for a model of images.
+    pub vocabulary: Option<usize>,
 }
 
 /// What stands before the first block or after the last.
@@ -298,6 +300,7 @@ impl Gpt {
             },
             tied_parameters: (self.vocabulary * h) as u64,
             top_k: self.top_k,
+            vocabulary: Some(self.vocabulary),
         })
     }
 }
@@ -351,6 +354,7 @@ impl Swin {
             },
             tied_parameters: 0,
             top_k: self.top_k,
+            vocabulary: None,
         })
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{self, ConfigError};
 use crate::gate::Gate;
+use crate::training::Training;
 
 /// Cases, systems and repetitions.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Suite {
     /// How a run reads its routing trace.
     #[serde(default)]
     pub trace: TraceUse,
+    /// How models are trained, where they really are.
+    #[serde(default)]
+    pub training: Training,
     /// What is trained where.
     pub cases: Vec<Case>,
 }

@@ -7,11 +7,12 @@
 pub mod comm;
 pub mod experts;
 pub mod gate;
+pub mod moe;
 pub mod parameters;
+pub mod rows;
+pub mod schedule;
 pub mod shipping;
 pub mod tape;
-pub mod moe;
-pub mod schedule;
 pub mod timer;
 
 /// Why training stopped.
@@ -24,3 +25,10 @@ pub enum TrainError {
     #[error("the layer program has {0}")]
     Program(String),
 }
+pub mod data;
+pub mod dense;
+pub mod groups;
+pub mod migrate;
+pub mod optimizer;
+pub mod rank;
+pub mod setup;

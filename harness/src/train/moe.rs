@@ -5,11 +5,12 @@
 //! first tasks of a program, but a program follows from the counts: they have run when the rest is executed.
 
 use systems::cost::CostModel;
-use systems::evaluate::{Ledger, Phase};
+use systems::evaluate::Ledger;
 use systems::placement::Placement;
 use systems::price::{GroupPlace, LayerPrice, price};
 use systems::program::{LayerProgram, Layout, Op, Stream, Task};
 use systems::streams::Streams;
+use systems::timeline::Activity;
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Kind, Tensor};
 use workloads::model::Moe;
@@ -20,6 +21,7 @@ use super::comm::{CommError, Communicator, Pending};
 use super::experts::{self, Experts, Views};
 use super::gate::{self, Choice, Scored};
 use super::parameters::{Bucket, stream};
+use super::rows::{RowMap, RowPieces};
 use super::schedule::{self, Work};
 use super::shipping::{Call, Shipping};
 use super::timer::Timer;
@@ -93,22 +95,17 @@ impl Layer {
     ///
     /// # Errors
     /// A rank that died, a program that cannot be executed.
-    pub fn forward(
-        &self,
-        site: &Site,
-        timer: &mut Timer,
-        tokens: &Tensor,
-    ) -> Result<(Tensor, Kept, Happened), TrainError> {
+    pub fn forward(&self, site: &Site, timer: &Timer, tokens: &Tensor) -> Result<(Tensor, Kept, Happened), TrainError> {
         let (number, moe) = (tokens.size()[0] as usize, self.experts.moe());
         let ((mut scored, mut choices), gate_time) =
-            timer.measure(Phase::Gate, || self.choose(site, tokens, site.replay.clone()));
+            timer.measure(Activity::Op(Op::Gate), || self.choose(site, tokens, site.replay.clone()));
         let own = gate::count(&choices, moe.experts);
         let chosen: Vec<Option<usize>> = scored.experts.iter().copied().map(Some).collect();
         let mut happened = Happened { chosen: gate::count(&chosen, moe.experts), ..Happened::default() };
         if let Some(loss) = &scored.balance {
             happened.balance = f64::try_from(loss).unwrap_or(f64::NAN);
         }
-        let mut counts = timer.wait(Phase::Counts, || gather(site.group, &own, tokens.device()))?;
+        let mut counts = timer.wait(Activity::Op(Op::Counts), || gather(site.group, &own, tokens.device()))?;
         let me = site.group.rank();
         if let (Gate::Switch { .. }, Some(most)) = (site.gate, site.gate.capacity(number, site.top_k, moe.experts)) {
             gate::limit_at_owner(&mut counts, most);
@@ -123,13 +120,13 @@ impl Layer {
         }
         happened.entries = counts.row(me).to_vec();
 
-        let (program, decision_time) =
-            timer.measure(Phase::Decision, || site.policy.program(self.number, &counts, &self.placement));
+        let (program, decision_time) = timer.measure(Activity::Op(Op::Decide { steps: 0 }), || {
+            site.policy.program(self.number, &counts, &self.placement)
+        });
         happened.shadowed = program.shadowed.len();
-        let price = timer
-            .is_virtual()
-            .then(|| price(&program, &counts, &self.placement, moe, number, site.place, site.costs));
-        let ((shipping, map, rows), layout_time) = timer.measure(Phase::Gate, || {
+        let price =
+            timer.is_virtual().then(|| price(&program, &counts, &self.placement, moe, number, site.place, site.costs));
+        let ((shipping, map, rows), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
             let shipping = Shipping::new(&program, &counts, &self.placement, me);
             let map = RowMap::new(&shipping, &choices, &scored, program.layout, tokens.device());
             let rows = map.lay_out(tokens);
@@ -138,7 +135,7 @@ impl Layer {
         let mut work = Forward::new(self, site.group, &shipping, rows);
         let mut durations = schedule::run(&program.forward, &mut work, timer)?;
         let (outputs, kept_experts, shadows) = work.finish()?;
-        let (result, combine_time) = timer.measure(Phase::Gate, || map.gather(&outputs, &scored.weights));
+        let (result, combine_time) = timer.measure(Activity::Op(Op::Gate), || map.gather(&outputs, &scored.weights));
         if let Some(price) = &price {
             charge(&program.forward, &mut durations, Op::Gate, gate_time + layout_time + combine_time);
             if let Some(task) = program.forward.iter().position(|task| matches!(task.op, Op::Decide { .. })) {
@@ -170,15 +167,9 @@ impl Layer {
     ///
     /// # Errors
     /// As for [`Self::forward`].
-    pub fn backward(
-        &self,
-        site: &Site,
-        timer: &mut Timer,
-        kept: Kept,
-        gradient: &Tensor,
-    ) -> Result<Tensor, TrainError> {
+    pub fn backward(&self, site: &Site, timer: &Timer, kept: Kept, gradient: &Tensor) -> Result<Tensor, TrainError> {
         let Kept { scored, program, shipping, price, rows: map, outputs, experts, shadows } = kept;
-        let ((rows, weights), layout_time) = timer.measure(Phase::Gate, || {
+        let ((rows, weights), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
             (map.spread(gradient, &scored.weights), map.weight_gradient(gradient, &outputs))
         });
         let mut work = Backward {
@@ -194,7 +185,7 @@ impl Layer {
         };
         let mut durations = schedule::run(&program.backward, &mut work, timer)?;
         let of_rows = work.sent.finish()?;
-        let (of_tokens, gate_time) = timer.measure(Phase::Gate, || {
+        let (of_tokens, gate_time) = timer.measure(Activity::Op(Op::Gate), || {
             let through_experts = map.collect(&of_rows);
             let through_gate = scored.backward(site.gates, &weights, site.balance);
             through_experts + through_gate
@@ -222,7 +213,7 @@ fn settle(
     prices: &[Seconds],
     steps: usize,
     group: &dyn Communicator,
-    timer: &mut Timer,
+    timer: &Timer,
 ) -> Result<(), CommError> {
     let own: Vec<f64> = measured.iter().map(|time| time.0).collect();
     let all = timer.exchange(group, &own)?;
@@ -238,8 +229,10 @@ fn settle(
     }
     let mut clocks: Vec<Seconds> = all.iter().map(|row| Seconds(row[0])).collect();
     let mut ledger = Ledger::default();
-    Streams::default().run(tasks, &durations, steps, &mut clocks, &mut ledger);
-    timer.adopt([], clocks[group.rank()]);
+    let (me, mut ops) = (group.rank(), Vec::new());
+    let seen = |op, start: &[Seconds], end: &[Seconds]| ops.push((op, start[me], end[me]));
+    Streams::default().run(tasks, &durations, steps, &mut clocks, &mut ledger, seen);
+    timer.adopt(ops, clocks[me]);
     Ok(())
 }
 
@@ -249,206 +242,6 @@ fn gather(group: &dyn Communicator, own: &[u32], device: Device) -> Result<Routi
     let all = group.all_gather(&Tensor::from_slice(&row).to_device(device))?.wait()?;
     let all: Vec<i64> = Vec::try_from(all.reshape([-1]).to_device(Device::Cpu)).unwrap_or_default();
     Ok(RoutingCounts::new(own.len(), all.into_iter().map(|count| count as u32).collect()))
-}
-
-/// How the entries of a micro-batch become rows and results.
-enum RowMap {
-    /// By index.
-    Index {
-        /// `[tokens * k]`: the row of each choice; any row where it was dropped.
-        row_of: Tensor,
-        /// `[tokens, k, 1]`: 0 where a choice was dropped; none when all were kept.
-        mask: Option<Tensor>,
-        /// `[rows]`: token of each row, where every row holds an entry.
-        token_of: Option<Tensor>,
-        /// `[entries]`: row and token of every entry.
-        entries: (Tensor, Tensor),
-        rows: i64,
-        k: i64,
-    },
-    /// By products with a tensor that is zero but for the entries.
-    OneHot {
-        /// `[tokens, rows]`: 1 at every entry.
-        mask: Tensor,
-        /// `[tokens, rows]`: the weight of every entry.
-        weights: Tensor,
-        row_of: Tensor,
-        kept: Tensor,
-        k: i64,
-    },
-}
-
-impl RowMap {
-    fn new(
-        shipping: &Shipping,
-        choices: &[Option<usize>],
-        scored: &Scored,
-        layout: Layout,
-        device: Device,
-    ) -> Self {
-        let k = scored.weights.size()[1];
-        let positions = shipping.positions(choices);
-        let index = |values: Vec<i64>| Tensor::from_slice(&values).to_device(device);
-        let row_of = index(positions.iter().map(|row| row.unwrap_or(0) as i64).collect());
-        let placed = || positions.iter().enumerate().filter_map(|(choice, row)| row.map(|row| (choice, row)));
-        let rows = shipping.rows as i64;
-        let all_kept = positions.iter().all(Option::is_some);
-        if let Layout::OneHot { .. } = layout {
-            let kept: Vec<f32> = positions.iter().map(|row| if row.is_some() { 1.0 } else { 0.0 }).collect();
-            let kept = Tensor::from_slice(&kept).view([-1, k]).to_device(device);
-            let kind = Kind::Float;
-            let zeros = Tensor::zeros([kept.size()[0], rows], (kind, device));
-            let at = row_of.view([-1, k]);
-            let mask = zeros.scatter_add(1, &at, &kept);
-            let weights = zeros.scatter_add(1, &at, &(&kept * &scored.weights));
-            return Self::OneHot { mask, weights, row_of, kept, k };
-        }
-        let mask = (!all_kept).then(|| {
-            let kept: Vec<f32> = positions.iter().map(|row| if row.is_some() { 1.0 } else { 0.0 }).collect();
-            Tensor::from_slice(&kept).view([-1, k, 1]).to_device(device)
-        });
-        let entries = (
-            index(placed().map(|(_, row)| row as i64).collect()),
-            index(placed().map(|(choice, _)| choice as i64 / k).collect()),
-        );
-        let token_of = (placed().count() == shipping.rows).then(|| {
-            let mut token_of = vec![0; shipping.rows];
-            placed().for_each(|(choice, row)| token_of[row] = choice as i64 / k);
-            index(token_of)
-        });
-        Self::Index { row_of, mask, token_of, entries, rows, k }
-    }
-
-    /// `[rows, width]` from `[tokens, width]`: every entry's token at its row, zeros elsewhere.
-    fn lay_out(&self, tokens: &Tensor) -> Tensor {
-        match self {
-            Self::Index { token_of: Some(token_of), .. } => tokens.index_select(0, token_of),
-            Self::Index { entries: (row, token), rows, .. } => {
-                let cleared = Tensor::zeros([*rows, tokens.size()[1]], (tokens.kind(), tokens.device()));
-                cleared.index_copy(0, row, &tokens.index_select(0, token))
-            }
-            Self::OneHot { mask, .. } => mask.to_kind(tokens.kind()).tr().matmul(tokens),
-        }
-    }
-
-    /// `[tokens, width]`: each token's results, weighted.
-    fn gather(&self, outputs: &Tensor, weights: &Tensor) -> Tensor {
-        match self {
-            Self::Index { row_of, mask, k, .. } => {
-                if outputs.size()[0] == 0 {
-                    let tokens = row_of.size()[0] / k;
-                    return Tensor::zeros([tokens, outputs.size()[1]], (outputs.kind(), outputs.device()));
-                }
-                let mut weights = weights.unsqueeze(-1);
-                if let Some(mask) = mask {
-                    weights = weights * mask;
-                }
-                let rows = outputs.index_select(0, row_of).view([-1, *k, outputs.size()[1]]);
-                // `[tokens, 1, k] x [tokens, k, width]`: one pass over the rows.
-                weights.to_kind(outputs.kind()).transpose(1, 2).bmm(&rows).squeeze_dim(1)
-            }
-            Self::OneHot { weights, .. } => weights.to_kind(outputs.kind()).matmul(outputs),
-        }
-    }
-
-    /// The gradient of rows from that of tokens: [`Self::gather`] backwards.
-    fn spread(&self, gradient: &Tensor, weights: &Tensor) -> Tensor {
-        match self {
-            Self::Index { row_of, entries: (row, token), rows, k, .. } => {
-                let width = gradient.size()[1];
-                let cleared = || Tensor::zeros([*rows, width], (gradient.kind(), gradient.device()));
-                if *rows == 0 {
-                    return cleared();
-                }
-                let flat = weights.reshape([-1]);
-                let weight_of_row = Tensor::zeros([*rows], (flat.kind(), flat.device()));
-                let weight_of_row = match self.dropped() {
-                    None => weight_of_row.index_copy(0, row_of, &flat),
-                    Some(mask) => weight_of_row.index_add(0, row_of, &(flat * mask.reshape([-1]))),
-                };
-                let weight_of_row = weight_of_row.to_kind(gradient.kind()).unsqueeze(-1);
-                let _ = k;
-                match self {
-                    Self::Index { token_of: Some(token_of), .. } => gradient.index_select(0, token_of) * weight_of_row,
-                    _ => cleared().index_copy(0, row, &gradient.index_select(0, token)) * weight_of_row,
-                }
-            }
-            Self::OneHot { weights, .. } => weights.to_kind(gradient.kind()).tr().matmul(gradient),
-        }
-    }
-
-    /// `[tokens, k]`: the gradient of the weights.
-    fn weight_gradient(&self, gradient: &Tensor, outputs: &Tensor) -> Tensor {
-        match self {
-            Self::Index { row_of, mask, k, .. } => {
-                if outputs.size()[0] == 0 {
-                    return Tensor::zeros([row_of.size()[0] / k, *k], (Kind::Float, gradient.device()));
-                }
-                let rows = outputs.index_select(0, row_of).view([-1, *k, outputs.size()[1]]);
-                let found = rows.bmm(&gradient.unsqueeze(-1)).to_kind(Kind::Float);
-                match mask {
-                    Some(mask) => (found * mask).squeeze_dim(-1),
-                    None => found.squeeze_dim(-1),
-                }
-            }
-            Self::OneHot { row_of, kept, k, .. } => {
-                let all = gradient.matmul(&outputs.tr()).to_kind(Kind::Float);
-                all.gather(1, &row_of.view([-1, *k]), false) * kept
-            }
-        }
-    }
-
-    /// `[tokens, width]`: the gradient of tokens from that of rows: [`Self::lay_out`] backwards.
-    fn collect(&self, rows: &Tensor) -> Tensor {
-        match self {
-            Self::Index { row_of, mask, k, .. } => {
-                if rows.size()[0] == 0 {
-                    return Tensor::zeros([row_of.size()[0] / k, rows.size()[1]], (rows.kind(), rows.device()));
-                }
-                let of_choices = rows.index_select(0, row_of).view([-1, *k, rows.size()[1]]);
-                match mask {
-                    Some(mask) => (of_choices * mask.to_kind(rows.kind())).sum_dim_intlist([1i64].as_slice(), false, rows.kind()),
-                    None => of_choices.sum_dim_intlist([1i64].as_slice(), false, rows.kind()),
-                }
-            }
-            Self::OneHot { mask, .. } => mask.to_kind(rows.kind()).matmul(rows),
-        }
-    }
-
-    fn dropped(&self) -> Option<&Tensor> {
-        match self {
-            Self::Index { mask, .. } => mask.as_ref(),
-            Self::OneHot { .. } => None,
-        }
-    }
-}
-
-/// A rank's rows, arriving in pieces.
-struct RowPieces {
-    /// First row of each piece, and the piece.
-    pieces: Vec<(usize, Option<Tensor>)>,
-}
-
-impl RowPieces {
-    fn new(shipping: &Shipping) -> Self {
-        let calls = shipping.steps.iter().flatten().map(|call| (call.first, None));
-        let shadows = shipping.shadows.iter().map(|&(_, first, _)| (first, None));
-        Self { pieces: calls.chain(shadows).collect() }
-    }
-
-    fn put(&mut self, index: usize, piece: Tensor) {
-        self.pieces[index].1 = Some(piece);
-    }
-
-    /// All rows, in order.
-    fn finish(self) -> Result<Tensor, TrainError> {
-        let all: Option<Vec<Tensor>> = self.pieces.into_iter().map(|(_, piece)| piece).collect();
-        match all {
-            Some(mut all) if all.len() == 1 => Ok(all.remove(0)),
-            Some(all) => Ok(Tensor::cat(&all, 0)),
-            None => Err(TrainError::Program("rows that never come back".to_owned())),
-        }
-    }
 }
 
 /// Index of the first piece of a step: calls come first, shadows follow.
@@ -507,8 +300,7 @@ fn each_slot(
             let sizes: Vec<i64> = call.parts.iter().map(|of| of[slot] as i64).collect();
             results.push(result.split_with_sizes(sizes.as_slice(), 0));
         }
-        let back: Vec<&Tensor> =
-            (0..sources).flat_map(|source| results.iter().map(move |of| &of[source])).collect();
+        let back: Vec<&Tensor> = (0..sources).flat_map(|source| results.iter().map(move |of| &of[source])).collect();
         Ok(Tensor::cat(&back, 0))
     };
     calls.iter().zip(arrived).map(run).collect()

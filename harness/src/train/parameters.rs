@@ -102,9 +102,9 @@ pub enum Initial {
 /// A stream of random numbers of its own for every name.
 pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     // FNV-1a: names are few and different; all that matters is that the hash never changes.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(hash);
     rng
@@ -144,7 +144,11 @@ mod tests {
 
     #[test]
     fn leaves_share_the_buckets_memory() {
-        let bucket = Bucket::new(&[Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Float, Device::Cpu))], Kind::Float, Device::Cpu);
+        let bucket = Bucket::new(
+            &[Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Float, Device::Cpu))],
+            Kind::Float,
+            Device::Cpu,
+        );
         assert_eq!(bucket.len(), 7);
         let _ = bucket.weights.shallow_clone().fill_(5.0);
         assert_eq!(f64::try_from(bucket.leaf(1).sum(Kind::Float)).unwrap(), 15.0);

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 
-use systems::evaluate::Phase;
 use systems::program::{Op, Stream, Task};
+use systems::timeline::Activity;
 use tch::Tensor;
 use workloads::Seconds;
 
@@ -42,7 +42,7 @@ pub trait Work {
 ///
 /// # Errors
 /// What `work` says; a program whose tasks wait for each other.
-pub fn run(tasks: &[Task], work: &mut dyn Work, timer: &mut Timer) -> Result<Vec<Seconds>, TrainError> {
+pub fn run(tasks: &[Task], work: &mut dyn Work, timer: &Timer) -> Result<Vec<Seconds>, TrainError> {
     let on = |stream| (0..tasks.len()).filter(move |&t| tasks[t].op.stream() == stream).collect::<VecDeque<_>>();
     let (mut compute, mut exchanges) = (on(Stream::Compute), on(Stream::Communication));
     let mut begun = vec![false; tasks.len()];
@@ -54,7 +54,7 @@ pub fn run(tasks: &[Task], work: &mut dyn Work, timer: &mut Timer) -> Result<Vec
                 break;
             }
             let op = tasks[next].op;
-            pending[next] = Some(timer.wait(Phase::of(op), || work.issue(op))?);
+            pending[next] = Some(timer.wait(Activity::Op(op), || work.issue(op))?);
             begun[next] = true;
             exchanges.pop_front();
         }
@@ -72,8 +72,8 @@ pub fn run(tasks: &[Task], work: &mut dyn Work, timer: &mut Timer) -> Result<Vec
         }
         let op = tasks[next].op;
         let (done, time) = match op {
-            Op::Sync => (timer.wait(Phase::of(op), || Ok(work.synchronise())), Seconds::ZERO),
-            _ => timer.measure(Phase::of(op), || work.compute(op)),
+            Op::Sync => (timer.wait(Activity::Op(op), || Ok(work.synchronise())), Seconds::ZERO),
+            _ => timer.measure(Activity::Op(op), || work.compute(op)),
         };
         done?;
         durations[next] = time;
@@ -91,10 +91,11 @@ fn complete(
     task: usize,
     pending: &mut [Option<Vec<Pending>>],
     work: &mut dyn Work,
-    timer: &mut Timer,
+    timer: &Timer,
 ) -> Result<(), TrainError> {
     let Some(exchanges) = pending[task].take() else { return Ok(()) };
     let op = tasks[task].op;
-    let tensors = timer.wait(Phase::of(op), || exchanges.into_iter().map(Pending::wait).collect::<Result<_, _>>())?;
+    let tensors =
+        timer.wait(Activity::Op(op), || exchanges.into_iter().map(Pending::wait).collect::<Result<_, _>>())?;
     work.arrive(op, tensors)
 }

@@ -35,8 +35,9 @@ impl Tape {
         let mut wanted: Vec<&Tensor> = self.inputs.iter().collect();
         wanted.extend(self.parameters.iter().map(|&index| bucket.leaf(index)));
         // libtorch's C interface starts from gradients of one alone: those of the products are the ones asked for.
-        let products: Vec<Tensor> =
-            tch::with_grad(|| self.outputs.iter().zip(gradients).map(|(output, gradient)| output * *gradient).collect());
+        let products: Vec<Tensor> = tch::with_grad(|| {
+            self.outputs.iter().zip(gradients).map(|(output, gradient)| output * *gradient).collect()
+        });
         let mut found = Tensor::run_backward(&products, &wanted, false, false);
         for (&index, gradient) in self.parameters.iter().zip(found.split_off(self.inputs.len())) {
             bucket.accumulate(index, &gradient);

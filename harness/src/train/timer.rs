@@ -7,40 +7,46 @@
 //! or events); data moves between ranks, but takes what the cost model of a described cluster says. Collectives start at the
 //! clock of the last participant.
 
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
 use systems::evaluate::{Ledger, Phase};
+use systems::program::Op;
+use systems::schedule::Work;
+use systems::timeline::{Activity, Span};
 use tch::{Kind, Tensor};
 use workloads::Seconds;
 
 use super::comm::{CommError, Communicator};
 
-/// A stretch of a rank's time, from the start of the iteration.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span {
-    /// What it went to.
-    pub phase: Phase,
-    /// Beginning.
-    pub start: Seconds,
-    /// End.
-    pub end: Seconds,
-}
-
 /// The clock of one rank.
 pub struct Timer {
+    rank: usize,
     /// The device that ranks take turns on, under a virtual clock.
     turns: Option<Arc<Mutex<()>>>,
-    origin: Instant,
-    now: Seconds,
-    spans: Vec<Span>,
+    origin: Cell<Instant>,
+    now: Cell<Seconds>,
+    /// Which part of the iteration this is.
+    at: Cell<(Option<Work>, Option<usize>)>,
+    spans: RefCell<Vec<Span>>,
+    /// When the rank waited for another stage.
+    bubbles: RefCell<Vec<(Seconds, Seconds)>>,
 }
 
 impl Timer {
     /// A wall clock, or, with a device to take turns on, a virtual one.
-    pub fn new(turns: Option<Arc<Mutex<()>>>) -> Self {
-        Self { turns, origin: Instant::now(), now: Seconds::ZERO, spans: Vec::new() }
+    pub fn new(rank: usize, turns: Option<Arc<Mutex<()>>>) -> Self {
+        Self {
+            rank,
+            turns,
+            origin: Cell::new(Instant::now()),
+            now: Cell::default(),
+            at: Cell::default(),
+            spans: RefCell::default(),
+            bubbles: RefCell::default(),
+        }
     }
 
     /// Whether time is virtual.
@@ -49,28 +55,35 @@ impl Timer {
     }
 
     /// Starts an iteration at time 0.
-    pub fn start(&mut self) {
-        self.origin = Instant::now();
-        self.now = Seconds::ZERO;
-        self.spans.clear();
+    pub fn start(&self) {
+        self.origin.set(Instant::now());
+        self.now.set(Seconds::ZERO);
+        self.spans.borrow_mut().clear();
+        self.bubbles.borrow_mut().clear();
+        self.at(None, None);
+    }
+
+    /// Says which part of the iteration the next spans belong to.
+    pub fn at(&self, work: Option<Work>, block: Option<usize>) {
+        self.at.set((work, block));
     }
 
     /// The time now.
     pub fn now(&self) -> Seconds {
-        if self.is_virtual() { self.now } else { Seconds(self.origin.elapsed().as_secs_f64()) }
+        if self.is_virtual() { self.now.get() } else { Seconds(self.origin.get().elapsed().as_secs_f64()) }
     }
 
     /// Runs a compute segment and adds its time to the clock.
-    pub fn compute<T>(&mut self, phase: Phase, segment: impl FnOnce() -> T) -> T {
-        let (result, time) = self.measure(phase, segment);
-        self.advance(phase, time);
+    pub fn compute<T>(&self, activity: Activity, segment: impl FnOnce() -> T) -> T {
+        let (result, time) = self.measure(activity, segment);
+        self.advance(activity, time);
         result
     }
 
     /// Runs a compute segment and measures it; a virtual clock does not move yet.
-    pub fn measure<T>(&mut self, phase: Phase, segment: impl FnOnce() -> T) -> (T, Seconds) {
+    pub fn measure<T>(&self, activity: Activity, segment: impl FnOnce() -> T) -> (T, Seconds) {
         let Some(turns) = self.turns.clone() else {
-            return (self.wait(phase, segment), Seconds::ZERO);
+            return (self.wait(activity, segment), Seconds::ZERO);
         };
         // A turn that ended in a panic leaves nothing behind that the next one could trip over.
         let _turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,28 +93,33 @@ impl Timer {
     }
 
     /// Runs what waits for other ranks: timed by a wall clock, free under a virtual one, whose collectives are priced.
-    pub fn wait<T>(&mut self, phase: Phase, waiting: impl FnOnce() -> T) -> T {
+    pub fn wait<T>(&self, activity: Activity, waiting: impl FnOnce() -> T) -> T {
         if self.is_virtual() {
             return waiting();
         }
         let start = self.now();
         let result = waiting();
-        self.spans.push(Span { phase, start, end: self.now() });
+        self.push(activity, start, self.now());
+        result
+    }
+
+    /// Waits for another stage: for what `waiting` brings and, under a virtual clock, until the time that came with it.
+    pub fn bubble<T>(&self, waiting: impl FnOnce() -> T, ready: impl FnOnce(&T) -> Seconds) -> T {
+        let start = self.now();
+        let result = waiting();
+        if self.is_virtual() {
+            self.now.set(self.now().max(ready(&result)));
+        }
+        self.bubbles.borrow_mut().push((start, self.now()));
         result
     }
 
     /// Moves a virtual clock on.
-    pub fn advance(&mut self, phase: Phase, time: Seconds) {
+    pub fn advance(&self, activity: Activity, time: Seconds) {
         if self.is_virtual() {
-            self.spans.push(Span { phase, start: self.now, end: self.now + time });
-            self.now += time;
-        }
-    }
-
-    /// Moves a virtual clock to `time` if that is later, waiting for `phase`.
-    pub fn until(&mut self, phase: Phase, time: Seconds) {
-        if time > self.now {
-            self.advance(phase, time - self.now);
+            let start = self.now();
+            self.push(activity, start, start + time);
+            self.now.set(start + time);
         }
     }
 
@@ -109,12 +127,11 @@ impl Timer {
     ///
     /// # Errors
     /// A rank that died.
-    pub fn collective(&mut self, phase: Phase, group: &dyn Communicator, price: Seconds) -> Result<(), CommError> {
+    pub fn collective(&self, activity: Activity, group: &dyn Communicator, price: Seconds) -> Result<(), CommError> {
         if self.is_virtual() && group.size() > 1 {
             let clocks = self.exchange(group, &[])?;
-            let latest = clocks.iter().map(|row| Seconds(row[0])).fold(Seconds::ZERO, Seconds::max);
-            self.until(Phase::Wait, latest);
-            self.advance(phase, price);
+            self.now.set(clocks.iter().map(|row| Seconds(row[0])).fold(Seconds::ZERO, Seconds::max));
+            self.advance(activity, price);
         }
         Ok(())
     }
@@ -124,36 +141,49 @@ impl Timer {
     /// # Errors
     /// A rank that died.
     pub fn exchange(&self, group: &dyn Communicator, values: &[f64]) -> Result<Vec<Vec<f64>>, CommError> {
-        let row: Vec<f64> = std::iter::once(self.now.0).chain(values.iter().copied()).collect();
+        let row: Vec<f64> = std::iter::once(self.now().0).chain(values.iter().copied()).collect();
         let all = group.all_gather(&Tensor::from_slice(&row))?.wait()?.reshape([-1]).to_kind(Kind::Double);
         let all: Vec<f64> = Vec::try_from(all).unwrap_or_default();
         Ok(all.chunks_exact(row.len()).map(<[f64]>::to_vec).collect())
     }
 
-    /// Adds spans that were worked out elsewhere and moves a virtual clock to `now`.
-    pub fn adopt(&mut self, spans: impl IntoIterator<Item = Span>, now: Seconds) {
-        self.spans.extend(spans);
-        self.now = now;
+    /// Takes over the ops of a pass that was run elsewhere and moves a virtual clock to its end.
+    pub fn adopt(&self, ops: impl IntoIterator<Item = (Op, Seconds, Seconds)>, end: Seconds) {
+        for (op, start, end) in ops {
+            self.push(Activity::Op(op), start, end);
+        }
+        self.now.set(end);
     }
 
-    /// The spans of the iteration so far, in order of their beginning.
-    pub fn take_spans(&mut self) -> Vec<Span> {
-        let mut spans = std::mem::take(&mut self.spans);
+    fn push(&self, activity: Activity, start: Seconds, end: Seconds) {
+        if end > start {
+            let (rank, (work, block)) = (self.rank, self.at.get());
+            self.spans.borrow_mut().push(Span { rank, activity, block, work, start, end });
+        }
+    }
+
+    /// The spans of the iteration so far, in order of their beginning, and where the time went.
+    pub fn finish(&self) -> (Vec<Span>, Ledger) {
+        let mut spans = self.spans.take();
         spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
-        spans
+        let mut parts: Vec<(Phase, Seconds, Seconds)> =
+            spans.iter().map(|span| (span.activity.phase(), span.start, span.end)).collect();
+        parts.extend(self.bubbles.take().into_iter().map(|(start, end)| (Phase::Bubble, start, end)));
+        parts.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
+        (spans, ledger(&parts, self.now()))
     }
 }
 
-/// Time per phase: every moment up to `end` counts once, for the span that began first; what no span covers is waiting.
-pub fn ledger(spans: &[Span], end: Seconds) -> Ledger {
+/// Time per phase: every moment up to `end` counts once, for the part that began first; what no part covers is waiting.
+fn ledger(parts: &[(Phase, Seconds, Seconds)], end: Seconds) -> Ledger {
     let mut ledger = Ledger::default();
     let mut covered = Seconds::ZERO;
-    for span in spans {
-        if span.end > covered {
-            let begun = span.start.max(covered);
+    for &(phase, start, end) in parts {
+        if end > covered {
+            let begun = start.max(covered);
             ledger.add(Phase::Wait, begun - covered);
-            ledger.add(span.phase, span.end - begun);
-            covered = span.end;
+            ledger.add(phase, end - begun);
+            covered = end;
         }
     }
     ledger.add(Phase::Wait, (end - covered).max(Seconds::ZERO));
@@ -172,10 +202,9 @@ mod tests {
 
     #[test]
     fn a_ledger_counts_every_moment_once() {
-        let span = |phase, start, end| Span { phase, start: Seconds(start), end: Seconds(end) };
-        let spans =
-            [span(Phase::Experts, 0.0, 2.0), span(Phase::Dispatch, 1.0, 4.0), span(Phase::Combine, 5.0, 6.0)];
-        let ledger = ledger(&spans, Seconds(7.0));
+        let part = |phase, start, end| (phase, Seconds(start), Seconds(end));
+        let parts = [part(Phase::Experts, 0.0, 2.0), part(Phase::Dispatch, 1.0, 4.0), part(Phase::Combine, 5.0, 6.0)];
+        let ledger = ledger(&parts, Seconds(7.0));
         assert_eq!(ledger.of(Phase::Dispatch), Seconds(2.0));
         assert_eq!(ledger.of(Phase::Wait), Seconds(2.0));
         assert_eq!(ledger.total(), Seconds(7.0));
@@ -183,10 +212,10 @@ mod tests {
 
     #[test]
     fn virtual_time_is_the_threads_own() {
-        let mut timer = Timer::new(Some(Arc::default()));
-        timer.compute(Phase::Dense, || std::thread::sleep(std::time::Duration::from_millis(30)));
+        let timer = Timer::new(0, Some(Arc::default()));
+        timer.compute(Activity::Block, || std::thread::sleep(std::time::Duration::from_millis(30)));
         assert!(timer.now() < Seconds(0.01));
-        timer.advance(Phase::Experts, Seconds(1.0));
+        timer.advance(Activity::Edge, Seconds(1.0));
         assert!(timer.now() > Seconds(1.0));
     }
 }
