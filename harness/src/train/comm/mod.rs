@@ -7,6 +7,16 @@
 //! A member that dies ends every operation that needs it, within seconds, with an error that names it and the collective;
 //! so does one that does not arrive before the timeout.
 
+mod exchange;
+mod mailbox;
+mod selfcheck;
+#[cfg(test)]
+mod tests;
+pub mod threads;
+
+pub use exchange::Exchange;
+pub use selfcheck::{CheckError, preflight, selfcheck};
+
 use std::time::Duration;
 
 use tch::{Kind, Tensor};
@@ -19,9 +29,9 @@ pub trait Communicator: Send {
     /// Members of the group.
     fn size(&self) -> usize;
 
-    /// Rows to every member and from every member. `rows`: `[sum of sent, width]`, first those for member 0;
-    /// `sent[member]` and `received[member]` count rows. The result holds what arrived, `[sum of received, width]`, first
-    /// what member 0 sent. Members with no rows for each other do not meet.
+    /// Rows to every member and from every member. `rows`: `[sum of sent, shape of a row]`, first those for member 0;
+    /// `sent[member]` and `received[member]` count rows. The result holds what arrived, `[sum of received, shape of a row]`,
+    /// first what member 0 sent. Members with no rows for each other do not meet.
     ///
     /// # Errors
     /// A member that died or does not arrive; counts that do not match.
@@ -39,7 +49,7 @@ pub trait Communicator: Send {
     /// A member that died or does not arrive.
     fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError>;
 
-    /// The root's tensor; what others pass states shape and kind.
+    /// The root's tensor (at the root itself, no copy of it); what others pass states shape and kind.
     ///
     /// # Errors
     /// A member that died or does not arrive.
@@ -51,7 +61,8 @@ pub trait Communicator: Send {
     /// A member that died or does not arrive.
     fn reduce(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError>;
 
-    /// Sends to one member, which must receive.
+    /// Sends to one member, which must receive; several from one member to another are received in order. On GPUs, all
+    /// operations of a group run one after another: ranks that send both ways at once do so in two groups.
     ///
     /// # Errors
     /// A member that died or does not arrive.
@@ -75,6 +86,10 @@ pub trait Communicator: Send {
     /// # Errors
     /// A member in none or two of the groups; a member that died or does not arrive.
     fn split(&self, name: &str, groups: &[Vec<usize>]) -> Result<Box<dyn Communicator>, CommError>;
+
+    /// Last words: tells every rank of the world that this one is gone, and why; whoever waits stops at once. What a rank
+    /// says that failed because another one died is that death.
+    fn fail(&self, how: &str);
 }
 
 /// An operation under way.
@@ -134,6 +149,91 @@ pub enum CommFailure {
     /// A library refused.
     #[error("{0}")]
     Library(String),
+}
+
+/// What a group is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    AllToAll,
+    AllReduce,
+    AllGather,
+    Broadcast,
+    Reduce,
+    SendReceive,
+    Barrier,
+    Split,
+}
+
+impl Operation {
+    const ALL: [Self; 8] = [
+        Self::AllToAll,
+        Self::AllReduce,
+        Self::AllGather,
+        Self::Broadcast,
+        Self::Reduce,
+        Self::SendReceive,
+        Self::Barrier,
+        Self::Split,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AllToAll => "all-to-all",
+            Self::AllReduce => "all-reduce",
+            Self::AllGather => "all-gather",
+            Self::Broadcast => "broadcast",
+            Self::Reduce => "reduce",
+            Self::SendReceive => "send/receive",
+            Self::Barrier => "barrier",
+            Self::Split => "split",
+        }
+    }
+}
+
+/// Checks the counts of an all-to-all against the rows and the group, as every backend must.
+fn check_counts(
+    rows: &Tensor,
+    sent: &[usize],
+    received: &[usize],
+    rank: usize,
+    size: usize,
+) -> Result<(), CommFailure> {
+    let height = rows.size().first().copied().unwrap_or(-1);
+    if sent.len() != size || received.len() != size {
+        let found = format!("counts for {} and from {} members", sent.len(), received.len());
+        return Err(CommFailure::Mismatch(format!("{found}: expected {size}")));
+    }
+    if sent.iter().sum::<usize>() as i64 != height {
+        return Err(CommFailure::Mismatch(format!("counts {sent:?} of rows to send, of a tensor {:?}", rows.size())));
+    }
+    if sent[rank] != received[rank] {
+        let found = format!("{} rows from this rank to itself, {} expected", sent[rank], received[rank]);
+        return Err(CommFailure::Mismatch(found));
+    }
+    Ok(())
+}
+
+/// The group of `groups` that `member` is in, if they are a partition of `size` members.
+fn part_of(member: usize, size: usize, groups: &[Vec<usize>]) -> Result<usize, CommFailure> {
+    let mut group_of = vec![None; size];
+    for (index, members) in groups.iter().enumerate() {
+        for &other in members {
+            match group_of.get_mut(other) {
+                None => return Err(CommFailure::Mismatch(format!("groups {groups:?}: there is no member {other}"))),
+                Some(Some(_)) => return Err(CommFailure::Mismatch(format!("groups {groups:?}: {other} stands twice"))),
+                Some(group) => *group = Some(index),
+            }
+        }
+    }
+    match group_of.iter().position(Option::is_none) {
+        Some(lacking) => Err(CommFailure::Mismatch(format!("groups {groups:?}: member {lacking} is in none"))),
+        None => Ok(group_of[member].unwrap_or_default()),
+    }
+}
+
+/// The name of a part of a split, for messages.
+fn part_name(name: &str, world_ranks: &[usize]) -> String {
+    format!("{name} (rank{} {})", if world_ranks.len() == 1 { "" } else { "s" }, list(world_ranks))
 }
 
 fn list(ranks: &[usize]) -> String {

@@ -1,0 +1,371 @@
+//! All collectives by messages from rank to rank: the backends for CPU, between threads and between processes.
+//!
+//! Every message is handed over when the operation is called, so operations may be waited for in any order and a send
+//! never blocks. Each member adds up the tensors itself, in the order of ranks: all get the same bits. That moves
+//! `size` times what a ring moves, which does not matter inside one machine and is not meant for a network.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::mailbox::{Channel, Death, Key, Mailbox, Parcel};
+use super::{CommError, CommFailure, Communicator, Operation, Pending, check_counts, part_name, part_of};
+
+/// How messages travel. Ranks are counted over the world.
+pub(super) trait Transport: Send + Sync {
+    /// This rank.
+    fn rank(&self) -> usize;
+
+    /// Where this rank's messages arrive.
+    fn mailbox(&self) -> &Mailbox;
+
+    /// Delivers to another rank, in order, without waiting for it to take. The tensor must not change afterwards.
+    fn post(&self, to: usize, key: Key, parcel: Parcel) -> Result<(), CommFailure>;
+
+    /// Tells all ranks of a death.
+    fn announce(&self, death: &Death);
+}
+
+/// A group of ranks that exchange messages.
+pub struct Exchange {
+    group: Arc<Group>,
+    /// Collectives so far.
+    sequence: Cell<u64>,
+    /// Messages so far to and from each member.
+    sent: RefCell<HashMap<usize, u64>>,
+    received: RefCell<HashMap<usize, u64>>,
+}
+
+struct Group {
+    transport: Arc<dyn Transport>,
+    timeout: Duration,
+    /// The same at all members, another in every group.
+    id: u64,
+    name: String,
+    /// Ranks of the world, by member.
+    members: Vec<usize>,
+    rank: usize,
+}
+
+impl Exchange {
+    /// The group of all `size` ranks.
+    pub(super) fn world(transport: Arc<dyn Transport>, size: usize, timeout: Duration) -> Self {
+        let rank = transport.rank();
+        let name = "the world".to_owned();
+        Self::over(Group { transport, timeout, id: 0, name, members: (0..size).collect(), rank })
+    }
+
+    /// The first rank that died, counted over the world, and how; for backends that use this one for control.
+    pub fn death(&self) -> Option<(usize, String)> {
+        self.group.transport.mailbox().death().map(|Death { rank, how }| (rank, how))
+    }
+
+    /// The ranks of the world in this group, by member.
+    pub fn members(&self) -> &[usize] {
+        &self.group.members
+    }
+
+    /// What messages call this group.
+    pub fn name(&self) -> &str {
+        &self.group.name
+    }
+
+    /// How long a member is waited for.
+    pub fn timeout(&self) -> Duration {
+        self.group.timeout
+    }
+
+    /// This member's part of a partition, as its own type.
+    ///
+    /// # Errors
+    /// See [`Communicator::split`].
+    pub fn part(&self, name: &str, groups: &[Vec<usize>]) -> Result<Self, CommError> {
+        let ticket = self.begin(Operation::Split);
+        let index = part_of(self.rank(), self.size(), groups).map_err(|reason| ticket.error(reason))?;
+        let id = fnv(format!("{} {} {name} {groups:?}", self.group.id, ticket.sequence).as_bytes());
+        let own = Tensor::from_slice(&[id as i64]);
+        ticket.post_to_others(&own)?;
+        for (member, other) in ticket.collect_from_others()? {
+            if other != own {
+                let rank = self.group.members[member];
+                return Err(
+                    ticket.error(CommFailure::Mismatch(format!("rank {rank} passed another name or partition")))
+                );
+            }
+        }
+        let members: Vec<usize> = groups[index].iter().map(|&member| self.group.members[member]).collect();
+        let world_rank = self.group.transport.rank();
+        Ok(Self::over(Group {
+            transport: self.group.transport.clone(),
+            timeout: self.group.timeout,
+            id: fnv(format!("{id} {index}").as_bytes()),
+            name: part_name(name, &members),
+            rank: members.iter().position(|&rank| rank == world_rank).unwrap_or_default(),
+            members,
+        }))
+    }
+
+    fn over(group: Group) -> Self {
+        Self { group: Arc::new(group), sequence: Cell::new(0), sent: RefCell::default(), received: RefCell::default() }
+    }
+
+    /// The next collective.
+    fn begin(&self, operation: Operation) -> Ticket {
+        let sequence = self.sequence.replace(self.sequence.get() + 1);
+        Ticket { group: self.group.clone(), operation, channel: Channel::Collective, sequence }
+    }
+
+    /// The next message to or from `member`.
+    fn begin_direct(&self, counts: &RefCell<HashMap<usize, u64>>, member: usize) -> Result<Ticket, CommError> {
+        let mut counts = counts.borrow_mut();
+        let count = counts.entry(member).or_default();
+        let (operation, channel) = (Operation::SendReceive, Channel::Direct);
+        let ticket = Ticket { group: self.group.clone(), operation, channel, sequence: *count };
+        *count += 1;
+        ticket.check_other(member)?;
+        Ok(ticket)
+    }
+}
+
+impl Communicator for Exchange {
+    fn rank(&self) -> usize {
+        self.group.rank
+    }
+
+    fn size(&self) -> usize {
+        self.group.members.len()
+    }
+
+    fn all_to_all(&self, rows: &Tensor, sent: &[usize], received: &[usize]) -> Result<Pending, CommError> {
+        let ticket = self.begin(Operation::AllToAll);
+        check_counts(rows, sent, received, self.rank(), self.size()).map_err(|reason| ticket.error(reason))?;
+        let rows = rows.detach();
+        let mut own = None;
+        let mut start = 0;
+        for (member, &count) in sent.iter().enumerate() {
+            let part = copy_of(&rows.narrow(0, start, count as i64));
+            start += count as i64;
+            if member == self.rank() {
+                own = Some(part);
+            } else if count > 0 {
+                ticket.post(member, part)?;
+            }
+        }
+        let received = received.to_vec();
+        Ok(Pending::new(move || no_grad(|| ticket.finish_all_to_all(&rows, own, &received))))
+    }
+
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
+        let ticket = self.begin(Operation::AllReduce);
+        let own = copy_of(tensor);
+        ticket.post_to_others(&own)?;
+        Ok(Pending::new(move || no_grad(|| Ok(sum(&ticket.gather(own)?)))))
+    }
+
+    fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError> {
+        let ticket = self.begin(Operation::AllGather);
+        let own = copy_of(tensor);
+        ticket.post_to_others(&own)?;
+        Ok(Pending::new(move || no_grad(|| Ok(Tensor::stack(&ticket.gather(own)?, 0)))))
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError> {
+        let ticket = self.begin(Operation::Broadcast);
+        ticket.check_member(root)?;
+        let own = tensor.detach();
+        if root != self.rank() {
+            return Ok(Pending::new(move || {
+                let sent = ticket.collect(&[root])?.remove(0);
+                ticket.check_like(root, &sent, &own.size(), own.kind())?;
+                // The other members hold the same memory.
+                Ok(copy_of(&sent.to_device(own.device())))
+            }));
+        }
+        ticket.post_to_others(&copy_of(&own))?;
+        Ok(Pending::new(move || Ok(own)))
+    }
+
+    fn reduce(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError> {
+        let ticket = self.begin(Operation::Reduce);
+        ticket.check_member(root)?;
+        let own = tensor.detach();
+        if root != self.rank() {
+            ticket.post(root, copy_of(&own))?;
+            return Ok(Pending::new(move || Ok(own)));
+        }
+        let own = copy_of(&own);
+        Ok(Pending::new(move || no_grad(|| Ok(sum(&ticket.gather(own)?)))))
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<Pending, CommError> {
+        let ticket = self.begin_direct(&self.sent, to)?;
+        let own = tensor.detach();
+        ticket.post(to, copy_of(&own))?;
+        Ok(Pending::new(move || Ok(own)))
+    }
+
+    fn receive(&self, shape: &[i64], kind: Kind, from: usize) -> Result<Pending, CommError> {
+        let ticket = self.begin_direct(&self.received, from)?;
+        let shape = shape.to_vec();
+        Ok(Pending::new(move || {
+            let sent = ticket.collect(&[from])?.remove(0);
+            ticket.check_like(from, &sent, &shape, kind)?;
+            Ok(sent)
+        }))
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        let ticket = self.begin(Operation::Barrier);
+        ticket.post_to_others(&Tensor::from_slice::<u8>(&[]))?;
+        ticket.collect_from_others().map(drop)
+    }
+
+    fn split(&self, name: &str, groups: &[Vec<usize>]) -> Result<Box<dyn Communicator>, CommError> {
+        Ok(Box::new(self.part(name, groups)?))
+    }
+
+    fn fail(&self, how: &str) {
+        let transport = &self.group.transport;
+        let own = Death { rank: transport.rank(), how: how.to_owned() };
+        transport.announce(&transport.mailbox().death().unwrap_or(own));
+    }
+}
+
+/// One operation of a group, at one of its members.
+struct Ticket {
+    group: Arc<Group>,
+    operation: Operation,
+    channel: Channel,
+    sequence: u64,
+}
+
+impl Ticket {
+    fn post(&self, member: usize, tensor: Tensor) -> Result<(), CommError> {
+        let key = self.key(self.group.transport.rank());
+        let parcel = Parcel { operation: self.operation, tensor };
+        self.group.transport.post(self.group.members[member], key, parcel).map_err(|reason| self.error(reason))
+    }
+
+    fn post_to_others(&self, tensor: &Tensor) -> Result<(), CommError> {
+        self.others().try_for_each(|member| self.post(member, tensor.shallow_clone()))
+    }
+
+    /// What these members sent, in their order.
+    fn collect(&self, members: &[usize]) -> Result<Vec<Tensor>, CommError> {
+        let keys: Vec<Key> = members.iter().map(|&member| self.key(self.group.members[member])).collect();
+        let parcels = self.group.transport.mailbox().take(&keys, self.group.timeout);
+        let parcels = parcels.map_err(|reason| self.error(reason))?;
+        let mut tensors = Vec::with_capacity(parcels.len());
+        for (key, parcel) in keys.iter().zip(parcels) {
+            if parcel.operation != self.operation {
+                let found = format!("rank {} is in {}", key.from, parcel.operation.name());
+                return Err(self.error(CommFailure::Mismatch(found)));
+            }
+            tensors.push(parcel.tensor);
+        }
+        Ok(tensors)
+    }
+
+    fn collect_from_others(&self) -> Result<Vec<(usize, Tensor)>, CommError> {
+        let others: Vec<usize> = self.others().collect();
+        Ok(others.iter().copied().zip(self.collect(&others)?).collect())
+    }
+
+    /// Every member's tensor, all like `own`, in the order of members.
+    fn gather(&self, own: Tensor) -> Result<Vec<Tensor>, CommError> {
+        let mut tensors = Vec::with_capacity(self.group.members.len());
+        for (member, tensor) in self.collect_from_others()? {
+            self.check_like(member, &tensor, &own.size(), own.kind())?;
+            tensors.push(tensor.to_device(own.device()));
+        }
+        tensors.insert(self.group.rank, own);
+        Ok(tensors)
+    }
+
+    fn finish_all_to_all(&self, rows: &Tensor, own: Option<Tensor>, counts: &[usize]) -> Result<Tensor, CommError> {
+        let senders: Vec<usize> = self.others().filter(|&member| counts[member] > 0).collect();
+        let mut arrived = self.collect(&senders)?.into_iter();
+        let mut parts = Vec::with_capacity(counts.len());
+        let mut shape = rows.size();
+        for (member, &count) in counts.iter().enumerate() {
+            if member == self.group.rank {
+                parts.extend(own.as_ref().map(Tensor::shallow_clone));
+            } else if count > 0 {
+                let part = arrived.next().unwrap_or_default();
+                shape[0] = count as i64;
+                self.check_like(member, &part, &shape, rows.kind())?;
+                parts.push(part.to_device(rows.device()));
+            }
+        }
+        Ok(Tensor::cat(&parts, 0))
+    }
+
+    fn check_like(&self, member: usize, tensor: &Tensor, shape: &[i64], kind: Kind) -> Result<(), CommError> {
+        if (tensor.size().as_slice(), tensor.kind()) == (shape, kind) {
+            return Ok(());
+        }
+        let rank = self.group.members[member];
+        let found = format!("rank {rank} sent {:?} {:?}", tensor.size(), tensor.kind());
+        Err(self.error(CommFailure::Mismatch(format!("{found}: expected {shape:?} {kind:?}"))))
+    }
+
+    fn check_member(&self, member: usize) -> Result<(), CommError> {
+        let size = self.group.members.len();
+        if member < size {
+            return Ok(());
+        }
+        Err(self.error(CommFailure::Mismatch(format!("member {member} of a group of {size}"))))
+    }
+
+    fn check_other(&self, member: usize) -> Result<(), CommError> {
+        self.check_member(member)?;
+        if member != self.group.rank {
+            return Ok(());
+        }
+        Err(self.error(CommFailure::Mismatch("a rank does not send to itself".to_owned())))
+    }
+
+    fn others(&self) -> impl Iterator<Item = usize> {
+        let rank = self.group.rank;
+        (0..self.group.members.len()).filter(move |&member| member != rank)
+    }
+
+    fn key(&self, from: usize) -> Key {
+        Key { group: self.group.id, channel: self.channel, sequence: self.sequence, from }
+    }
+
+    fn error(&self, reason: CommFailure) -> CommError {
+        CommError {
+            rank: self.group.transport.rank(),
+            collective: self.operation.name(),
+            group: self.group.name.clone(),
+            reason,
+        }
+    }
+}
+
+/// The same values in memory of their own, outside autograd.
+fn copy_of(tensor: &Tensor) -> Tensor {
+    no_grad(|| {
+        let mut copy = Tensor::empty(tensor.size(), (tensor.kind(), tensor.device()));
+        copy.copy_(tensor);
+        copy
+    })
+}
+
+/// The sum in the order given.
+fn sum(tensors: &[Tensor]) -> Tensor {
+    let mut sum = copy_of(&tensors[0]);
+    for tensor in &tensors[1..] {
+        sum += tensor;
+    }
+    sum
+}
+
+/// FNV-1a: short, and the same in every process.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
