@@ -5,3 +5,7 @@
 //! the same gradients, up to the order of sums.
 
 pub mod comm;
+
+pub mod cuda;
+pub mod data;
+pub mod launch;
