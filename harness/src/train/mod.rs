@@ -3,17 +3,39 @@
 //!
 //! What a system decides changes the time of training, never training itself: every plan, placement and program computes
 //! the same gradients, up to the order of sums.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | what is trained, and the checks before any work | [`setup`], [`data`], [`launch`] |
+//! | one rank's iteration | [`rank`], [`groups`], [`optimizer`], [`migrate`] |
+//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`schedule`], [`experts`] |
+//! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
+//! | time, measured or virtual | [`timer`] |
+//! | messages between ranks | [`comm`] |
+//! | all ranks of this process | [`world`] |
+//!
+//! libtorch's calls panic when they fail. Everything a user can get wrong is refused before the first one; what is left
+//! (memory that runs out) ends the rank's thread, and [`world`] tells the panic's message.
 
 pub mod comm;
+pub mod data;
+pub mod dense;
 pub mod experts;
 pub mod gate;
+pub mod groups;
+pub mod launch;
+pub mod migrate;
 pub mod moe;
+pub mod optimizer;
 pub mod parameters;
+pub mod rank;
 pub mod rows;
 pub mod schedule;
+pub mod setup;
 pub mod shipping;
 pub mod tape;
 pub mod timer;
+pub mod world;
 
 /// Why training stopped.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +46,15 @@ pub enum TrainError {
     /// A system's layer program cannot be executed.
     #[error("the layer program has {0}")]
     Program(String),
+    /// A rank's thread ended, for a reason that libtorch gave or that is a defect.
+    #[error("rank {rank} panicked: {message}")]
+    Panic {
+        /// The rank.
+        rank: usize,
+        /// Its last words.
+        message: String,
+    },
+    /// What ranks reported cannot be kept.
+    #[error("{0}")]
+    Sink(String),
 }
-pub mod data;
-pub mod dense;
-pub mod groups;
-pub mod migrate;
-pub mod optimizer;
-pub mod rank;
-pub mod setup;

@@ -9,12 +9,17 @@
 
 mod exchange;
 mod mailbox;
+mod rendezvous;
 mod selfcheck;
+pub mod tcp;
+#[cfg(test)]
+mod tcp_tests;
 #[cfg(test)]
 mod tests;
 pub mod threads;
 
 pub use exchange::Exchange;
+pub use rendezvous::RendezvousError;
 pub use selfcheck::{CheckError, preflight, selfcheck};
 
 use std::time::Duration;

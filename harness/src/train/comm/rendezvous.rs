@@ -1,0 +1,333 @@
+//! How processes find each other: rank 0 listens at an agreed address, the others connect, tell where they listen
+//! themselves, and get the list of all.
+//!
+//! Rank 0 answers once all are there, or after the timeout tells those that are there which are missing, so that every
+//! log names them. Connections of strangers are ignored.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::list;
+
+/// First bytes of every connection: this protocol, this version of it.
+pub(super) const GREETING: [u8; 8] = *b"moecomm1";
+/// Between two tries to connect or to accept.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Why processes did not find each other.
+#[derive(Debug, thiserror::Error)]
+pub enum RendezvousError {
+    /// Rank 0 cannot listen.
+    #[error(
+        "rank 0 cannot listen at {address}: {source}; set MASTER_ADDR to an address of its machine and MASTER_PORT to a free port"
+    )]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Rank 0 was not reached.
+    #[error("rank {rank}: rank 0 was not reached at {address} within {waited:?}: {last}")]
+    Unreachable {
+        /// Who tried.
+        rank: usize,
+        /// Where.
+        address: String,
+        /// For how long.
+        waited: Duration,
+        /// What the last try said.
+        last: String,
+    },
+    /// Not all came.
+    #[error("rank {rank}: of {size} ranks, {} did not come to {address} within {waited:?}", list(.missing))]
+    Missing {
+        /// Who tells.
+        rank: usize,
+        /// Ranks expected.
+        size: usize,
+        /// Those that did not come.
+        missing: Vec<usize>,
+        /// Where.
+        address: String,
+        /// For how long they were waited for.
+        waited: Duration,
+    },
+    /// Ranks contradict each other.
+    #[error("rank {rank}: at {address}: {reason}")]
+    Refused {
+        /// Who tells.
+        rank: usize,
+        /// Where.
+        address: String,
+        /// The contradiction.
+        reason: String,
+    },
+    /// A rank that came to the rendezvous was not reached, or broke off.
+    #[error("rank {rank}: rank {peer}: {reason}")]
+    Peer {
+        /// Who tells.
+        rank: usize,
+        /// About whom.
+        peer: usize,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// A meeting: who, of how many, where, until when.
+pub(super) struct Meeting<'a> {
+    pub rank: usize,
+    pub size: usize,
+    /// Host name or address, and port, of rank 0.
+    pub address: (&'a str, u16),
+    pub timeout: Duration,
+    pub started: Instant,
+}
+
+impl Meeting<'_> {
+    /// Where each rank listens; this one at `port`.
+    pub(super) fn addresses(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
+        if self.rank == 0 { self.host(port) } else { self.visit(port) }
+    }
+
+    /// What is left of the timeout; at least a millisecond, which sockets need.
+    pub(super) fn rest(&self) -> Duration {
+        self.timeout.saturating_sub(self.started.elapsed()).max(Duration::from_millis(1))
+    }
+
+    fn host(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
+        let mut guests: Vec<Option<(TcpStream, u16)>> = (0..self.size).map(|_| None).collect();
+        if self.size > 1 {
+            let listener = self.listen()?;
+            while guests.iter().skip(1).any(Option::is_none) {
+                if self.started.elapsed() >= self.timeout {
+                    return Err(self.give_up(&mut guests));
+                }
+                match listener.accept() {
+                    Ok((stream, _)) => self.welcome(stream, &mut guests)?,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+                    Err(source) => return Err(RendezvousError::Listen { address: self.place(), source }),
+                }
+            }
+        }
+        // Where each guest comes from, as rank 0 sees it. What rank 0 sees on its own machine means nothing elsewhere:
+        // then the others take the address by which they reached rank 0.
+        let entry = |guest: &Option<(TcpStream, u16)>| match guest {
+            None => (Ipv6Addr::UNSPECIFIED, port),
+            Some((stream, port)) => (outside_address(stream), *port),
+        };
+        let entries: Vec<(Ipv6Addr, u16)> = guests.iter().map(entry).collect();
+        for (peer, guest) in guests.iter_mut().enumerate() {
+            if let Some((stream, _)) = guest {
+                send_table(stream, &entries).map_err(|error| self.peer(peer, &error))?;
+            }
+        }
+        Ok(entries.into_iter().map(|entry| resolve(entry, IpAddr::V4(Ipv4Addr::LOCALHOST))).collect())
+    }
+
+    /// Takes in a connection, if it speaks this protocol.
+    fn welcome(&self, mut stream: TcpStream, guests: &mut [Option<(TcpStream, u16)>]) -> Result<(), RendezvousError> {
+        let Ok((rank, size, port)) = read_introduction(&mut stream) else {
+            return Ok(());
+        };
+        let reason = if size != self.size {
+            Some(format!("rank {rank} expects a world of {size}, rank 0 one of {}", self.size))
+        } else if rank == 0 || rank >= self.size {
+            Some(format!("a process came as rank {rank} of {size}"))
+        } else if guests[rank].is_some() {
+            Some(format!("two processes came as rank {rank}"))
+        } else {
+            None
+        };
+        let Some(reason) = reason else {
+            guests[rank] = Some((stream, port));
+            return Ok(());
+        };
+        let streams = guests.iter_mut().flatten().map(|(stream, _)| stream);
+        for stream in streams.chain([&mut stream]) {
+            // Who cannot be told finds the connection closed.
+            let _ = send_refusal(stream, &reason);
+        }
+        Err(RendezvousError::Refused { rank: self.rank, address: self.place(), reason })
+    }
+
+    fn give_up(&self, guests: &mut [Option<(TcpStream, u16)>]) -> RendezvousError {
+        let missing: Vec<usize> = (1..self.size).filter(|&rank| guests[rank].is_none()).collect();
+        for (stream, _) in guests.iter_mut().flatten() {
+            let _ = send_missing(stream, &missing);
+        }
+        self.missing(missing)
+    }
+
+    fn missing(&self, missing: Vec<usize>) -> RendezvousError {
+        let (rank, size, address, waited) = (self.rank, self.size, self.place(), self.timeout);
+        RendezvousError::Missing { rank, size, missing, address, waited }
+    }
+
+    fn listen(&self) -> Result<TcpListener, RendezvousError> {
+        let error = |source| RendezvousError::Listen { address: self.place(), source };
+        let listener = TcpListener::bind(self.address).map_err(error)?;
+        listener.set_nonblocking(true).map_err(error)?;
+        Ok(listener)
+    }
+
+    fn visit(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
+        let mut stream = self.connect()?;
+        // Rank 0 itself says when it gives up; a little longer, so that it is heard.
+        let patience = self.rest() + Duration::from_secs(2);
+        let reply = stream
+            .set_read_timeout(Some(patience))
+            .and_then(|()| introduce(&mut stream, self.rank, self.size, port))
+            .and_then(|()| read_reply(&mut stream, self.size))
+            .map_err(|error| self.peer(0, &error))?;
+        let host = stream.peer_addr().map_err(|error| self.peer(0, &error))?.ip();
+        match reply {
+            Reply::Table(entries) => Ok(entries.into_iter().map(|entry| resolve(entry, host)).collect()),
+            Reply::Missing(missing) => Err(self.missing(missing)),
+            Reply::Refused(reason) => Err(RendezvousError::Refused { rank: self.rank, address: self.place(), reason }),
+        }
+    }
+
+    /// Connects to rank 0, which may start later.
+    fn connect(&self) -> Result<TcpStream, RendezvousError> {
+        loop {
+            let last = match try_connect(self.address, self.rest()) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error.to_string(),
+            };
+            if self.started.elapsed() >= self.timeout {
+                let (rank, address, waited) = (self.rank, self.place(), self.timeout);
+                return Err(RendezvousError::Unreachable { rank, address, waited, last });
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    pub(super) fn peer(&self, peer: usize, error: &io::Error) -> RendezvousError {
+        RendezvousError::Peer { rank: self.rank, peer, reason: error.to_string() }
+    }
+
+    fn place(&self) -> String {
+        format!("{}:{}", self.address.0, self.address.1)
+    }
+}
+
+/// Tells who connects: greeting, rank, size, port.
+pub(super) fn introduce(stream: &mut TcpStream, rank: usize, size: usize, port: u16) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut bytes = GREETING.to_vec();
+    for number in [rank as u64, size as u64, u64::from(port)] {
+        bytes.extend(number.to_le_bytes());
+    }
+    stream.write_all(&bytes)
+}
+
+/// Who connected. A stranger that says nothing is not waited for long.
+pub(super) fn read_introduction(stream: &mut TcpStream) -> io::Result<(usize, usize, u16)> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut greeting = [0; GREETING.len()];
+    stream.read_exact(&mut greeting)?;
+    if greeting != GREETING {
+        return Err(io::Error::other("not a rank of this program"));
+    }
+    let (rank, size, port) = (read_u64(stream)?, read_u64(stream)?, read_u64(stream)?);
+    stream.set_read_timeout(None)?;
+    Ok((rank as usize, size as usize, u16::try_from(port).map_err(io::Error::other)?))
+}
+
+pub(super) fn read_u64(stream: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    stream.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+enum Reply {
+    Table(Vec<(Ipv6Addr, u16)>),
+    Missing(Vec<usize>),
+    Refused(String),
+}
+
+const TABLE: u64 = 0;
+const MISSING: u64 = 1;
+const REFUSED: u64 = 2;
+
+fn send_table(stream: &mut TcpStream, entries: &[(Ipv6Addr, u16)]) -> io::Result<()> {
+    let mut bytes = TABLE.to_le_bytes().to_vec();
+    for (address, port) in entries {
+        bytes.extend(address.octets());
+        bytes.extend(u64::from(*port).to_le_bytes());
+    }
+    stream.write_all(&bytes)
+}
+
+fn send_missing(stream: &mut TcpStream, missing: &[usize]) -> io::Result<()> {
+    let numbers = [MISSING, missing.len() as u64].into_iter().chain(missing.iter().map(|&rank| rank as u64));
+    stream.write_all(&numbers.flat_map(u64::to_le_bytes).collect::<Vec<_>>())
+}
+
+fn send_refusal(stream: &mut TcpStream, reason: &str) -> io::Result<()> {
+    let mut bytes = [REFUSED, reason.len() as u64].map(u64::to_le_bytes).concat();
+    bytes.extend(reason.as_bytes());
+    stream.write_all(&bytes)
+}
+
+fn read_reply(stream: &mut TcpStream, size: usize) -> io::Result<Reply> {
+    match read_u64(stream)? {
+        TABLE => {
+            let mut entries = Vec::with_capacity(size);
+            for _ in 0..size {
+                let mut octets = [0; 16];
+                stream.read_exact(&mut octets)?;
+                let port = u16::try_from(read_u64(stream)?).map_err(io::Error::other)?;
+                entries.push((Ipv6Addr::from(octets), port));
+            }
+            Ok(Reply::Table(entries))
+        }
+        MISSING => {
+            let count = read_u64(stream)?.min(size as u64);
+            let missing = (0..count).map(|_| Ok(read_u64(stream)? as usize)).collect::<io::Result<_>>()?;
+            Ok(Reply::Missing(missing))
+        }
+        REFUSED => {
+            let mut text = vec![0; read_u64(stream)?.min(4096) as usize];
+            stream.read_exact(&mut text)?;
+            Ok(Reply::Refused(String::from_utf8_lossy(&text).into_owned()))
+        }
+        other => Err(io::Error::other(format!("an answer of unknown kind {other}"))),
+    }
+}
+
+/// A guest's address, or nothing when it is on rank 0's machine.
+fn outside_address(stream: &TcpStream) -> Ipv6Addr {
+    let (Ok(there), Ok(here)) = (stream.peer_addr(), stream.local_addr()) else {
+        return Ipv6Addr::UNSPECIFIED;
+    };
+    match there.ip() {
+        address if address.is_loopback() || address == here.ip() => Ipv6Addr::UNSPECIFIED,
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+/// `host`: the address by which rank 0's machine was reached.
+fn resolve((address, port): (Ipv6Addr, u16), host: IpAddr) -> SocketAddr {
+    let ip = if address.is_unspecified() { host } else { address.to_canonical() };
+    SocketAddr::new(ip, port)
+}
+
+/// Tries every address of a name.
+fn try_connect(address: (&str, u16), timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, timeout.min(Duration::from_secs(5))) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,141 @@
+//! Ranks as threads of this process: starts them, trains, hands on what they report, and says why they stopped.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use systems::evaluate::{Peak, Timing};
+use tch::{Device, Kind, Tensor};
+use workloads::{Bytes, Seconds};
+
+use super::TrainError;
+use super::comm::threads::{self, Failure};
+use super::comm::{CommError, CommFailure, Communicator};
+use super::rank::{Rank, Report};
+use super::setup::Setup;
+use super::timer::Timer;
+use crate::simulate::Iteration;
+
+/// How ranks run.
+#[derive(Clone, Copy, Debug)]
+pub struct Threads {
+    /// Where their tensors are; one device for all.
+    pub device: Device,
+    /// Whether they take turns on it under a virtual clock.
+    pub virtual_clock: bool,
+    /// How long a rank waits for another.
+    pub timeout: Duration,
+}
+
+/// Takes the reports of all ranks after every iteration (from 0).
+pub type Sink<'a> = dyn FnMut(usize, Vec<Report>) -> anyhow::Result<()> + Send + 'a;
+
+/// Trains with every rank in a thread of its own; returns what `last` says of each rank at the end.
+///
+/// # Errors
+/// Why the first rank stopped that did so of its own.
+pub fn run<T: Send>(
+    setup: &Setup,
+    threads: Threads,
+    sink: &mut Sink,
+    last: impl Fn(&Rank) -> T + Sync,
+) -> Result<Vec<T>, TrainError> {
+    let turns = threads.virtual_clock.then(|| Arc::new(Mutex::new(())));
+    let size = setup.job.gpus;
+    let sink = Mutex::new(sink);
+    let ends = threads::run(size, threads.timeout, |member| {
+        // Ranks are the parallelism; a rank's own kernels run on its thread.
+        tch::set_num_threads(1);
+        let world = member.split("world", &[(0..size).collect()])?;
+        let timer = Timer::new(member.rank(), turns.clone());
+        train(setup, world, threads.device, timer, &sink, &last)
+    });
+    let mut secondary = None;
+    let mut results = Vec::with_capacity(size);
+    for (rank, end) in ends.into_iter().enumerate() {
+        match end {
+            Ok(result) => results.push(result),
+            Err(Failure::Panic(message)) => return Err(TrainError::Panic { rank, message }),
+            Err(Failure::Error(error)) if error.is_secondary() => secondary = Some(error),
+            Err(Failure::Error(error)) => return Err(error),
+        }
+    }
+    match secondary {
+        Some(error) => Err(error),
+        None => Ok(results),
+    }
+}
+
+/// One rank from its start to its end. Rank 0 feeds the sink.
+fn train<T>(
+    setup: &Setup,
+    world: Box<dyn Communicator>,
+    device: Device,
+    timer: Timer,
+    sink: &Mutex<&mut Sink>,
+    last: &impl Fn(&Rank) -> T,
+) -> Result<T, TrainError> {
+    let _guard = tch::no_grad_guard();
+    let mut rank = Rank::new(setup, world, device, timer)?;
+    while rank.iteration < setup.iterations {
+        let report = rank.step()?;
+        let reports = gather(&*rank.groups.world, &report, device)?;
+        if rank.groups.world.rank() == 0 {
+            let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            sink(rank.iteration - 1, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))?;
+        }
+    }
+    Ok(last(&rank))
+}
+
+/// Every rank's report.
+fn gather(world: &dyn Communicator, report: &Report, device: Device) -> Result<Vec<Report>, TrainError> {
+    let own = serde_json::to_vec(report).map_err(|error| TrainError::Sink(error.to_string()))?;
+    let length = Tensor::from_slice(&[own.len() as i64]).to_device(device);
+    let lengths = world.all_gather(&length)?.wait()?.reshape([-1]).to_device(Device::Cpu);
+    let lengths: Vec<i64> = Vec::try_from(lengths).unwrap_or_default();
+    let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+    let mut padded = own;
+    padded.resize(longest, 0);
+    let all = world.all_gather(&Tensor::from_slice(&padded).to_device(device))?.wait()?;
+    let all: Vec<u8> = Vec::try_from(all.reshape([-1]).to_kind(Kind::Uint8).to_device(Device::Cpu)).unwrap_or_default();
+    let parse = |(bytes, &length): (&[u8], &i64)| {
+        serde_json::from_slice(&bytes[..length as usize]).map_err(|error| TrainError::Sink(error.to_string()))
+    };
+    all.chunks_exact(longest).zip(&lengths).map(parse).collect()
+}
+
+/// What an iteration took and brought, from the reports of all ranks.
+pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
+    let size = setup.plan.stage_ranks();
+    let phases = reports.chunks(size).map(|stage| {
+        let mut mean = systems::evaluate::Ledger::default();
+        stage.iter().for_each(|report| mean.merge(&report.ledger, 1.0 / size as f64));
+        mean
+    });
+    let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
+    Iteration {
+        timing: Timing {
+            step: most(|report| report.step),
+            phases: phases.collect(),
+            peak: Peak { rank: 0, bytes: Bytes::ZERO },
+            entries: sum(|report| report.entries),
+            dropped: sum(|report| report.dropped),
+            shadowed: sum(|report| report.shadowed),
+            loads: Vec::new(),
+        },
+        decision: most(|report| report.decision),
+        migration: most(|report| report.migration),
+        moved: sum(|report| report.moved) as usize,
+        failure: None,
+        loss: Some(reports.iter().map(|report| report.loss).sum::<f64>() / tokens),
+    }
+}
+
+impl TrainError {
+    /// Whether another rank's death is the cause, so that this error only repeats it.
+    pub fn is_secondary(&self) -> bool {
+        matches!(self, Self::Comm(CommError { reason: CommFailure::Died { .. }, .. }))
+    }
+}
