@@ -16,3 +16,6 @@ mod cli;
 mod published;
 // Folders, the program, and small clusters, models and routings.
 mod support;
+// Real training: the same model under every plan, policy and program.
+#[cfg(feature = "train")]
+mod training;

@@ -35,6 +35,8 @@ pub struct Iteration {
     pub moved: usize,
     /// Why the iteration did not end, if it did not.
     pub failure: Option<String>,
+    /// Mean cross-entropy of a token, where a model is really trained, nats.
+    pub loss: Option<f64>,
 }
 
 impl<'a> Run<'a> {
@@ -80,6 +82,7 @@ impl<'a> Run<'a> {
             migration: most(|charge| charge.migration),
             moved,
             failure: failure.map(|error| error.to_string()),
+            loss: None,
             timing,
         }
     }

@@ -85,6 +85,28 @@ pub struct Builder {
     pub sharded: Vec<Tensor>,
     /// The same on all of them.
     pub replicated: Vec<Tensor>,
+    /// What is in both, by name.
+    pub named: Vec<Named>,
+}
+
+/// A parameter of a rank, in one of the builder's two lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name, the same under every plan.
+    pub name: String,
+    /// Its number in its list.
+    pub index: usize,
+    /// How it is cut over tensor-parallel ranks, if it is.
+    pub cut: Option<Cut>,
+}
+
+/// How a parameter is cut: it falls into `pieces` along `dim`, and each rank holds its part of every piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The dimension.
+    pub dim: i64,
+    /// Pieces that are each cut on their own.
+    pub pieces: i64,
 }
 
 /// A parameter: in the sharded or in the replicated bucket, by its number there.
@@ -93,12 +115,14 @@ type Name<'a> = (&'a str, &'a [i64], Initial);
 impl Builder {
     /// For tensor-parallel rank `tp.0` of `tp.1`.
     pub fn new(seed: u64, tp: (usize, usize)) -> Self {
-        Self { seed, tp: (tp.0 as i64, tp.1 as i64), sharded: Vec::new(), replicated: Vec::new() }
+        Self { seed, tp: (tp.0 as i64, tp.1 as i64), sharded: Vec::new(), replicated: Vec::new(), named: Vec::new() }
     }
 
     fn whole(&mut self, (name, shape, values): Name) -> usize {
+        let index = self.replicated.len();
         self.replicated.push(initial(self.seed, name, shape, values));
-        self.replicated.len() - 1
+        self.named.push(Named { name: name.to_owned(), index, cut: None });
+        index
     }
 
     /// This rank's part along `dim`, in `pieces` parts that are each cut on their own.
@@ -107,8 +131,10 @@ impl Builder {
         let (rank, size) = self.tp;
         let part = |piece: Tensor| piece.chunk(size, dim).remove(rank as usize);
         let parts: Vec<Tensor> = whole.chunk(pieces, dim).into_iter().map(part).collect();
+        let index = self.sharded.len();
         self.sharded.push(Tensor::cat(&parts, dim).contiguous());
-        self.sharded.len() - 1
+        self.named.push(Named { name: name.to_owned(), index, cut: Some(Cut { dim, pieces }) });
+        index
     }
 }
 
@@ -118,6 +144,8 @@ pub struct Dense {
     pub sharded: Bucket,
     /// The same on all of them.
     pub replicated: Bucket,
+    /// What is in both, by name.
+    pub named: Vec<Named>,
 }
 
 /// Attention of one block, between its two normalisations.
@@ -429,10 +457,10 @@ impl Head {
 }
 
 /// The words that a rank holds, at their initial values.
-pub fn words(builder: &mut Builder, gpt: &Gpt) -> Tensor {
+pub fn words(builder: &Builder, gpt: &Gpt) -> Tensor {
     let shape = [gpt.vocabulary as i64, gpt.hidden as i64];
-    builder.cut(("words", &shape, Initial::Normal(1.0)), 0, 1);
-    builder.sharded.remove(builder.sharded.len() - 1)
+    let (rank, size) = builder.tp;
+    initial(builder.seed, "words", &shape, Initial::Normal(1.0)).chunk(size, 0).remove(rank as usize)
 }
 
 /// Words as this rank numbers them, 0 where it does not hold them, and whether it does.

@@ -57,6 +57,13 @@ impl Bucket {
         &self.leaves[index]
     }
 
+    /// Master weights of parameter `index`.
+    pub fn master_of(&self, index: usize) -> Tensor {
+        let offset: usize = self.leaves[..index].iter().map(Tensor::numel).sum();
+        let leaf = &self.leaves[index];
+        self.master.narrow(0, offset as i64, leaf.numel() as i64).view(leaf.size().as_slice())
+    }
+
     /// Adds to the gradient of parameter `index`.
     pub fn accumulate(&self, index: usize, gradient: &Tensor) {
         let _ = self.slots[index].shallow_clone().g_add_(gradient);

@@ -17,7 +17,7 @@ use workloads::{Bytes, Seconds};
 use super::TrainError;
 use super::comm::{CommError, Communicator, Pending};
 use super::dense::{
-    Attention, AttentionKept, Builder, Dense, Embedding, Head, HeadKept, Network, Tensors, inner, words,
+    Attention, AttentionKept, Builder, Cut, Dense, Embedding, Head, HeadKept, Network, Tensors, inner, words,
 };
 use super::experts::Experts;
 use super::gate;
@@ -148,9 +148,10 @@ impl Part {
         });
         let blocks: Vec<Block> = blocks.collect();
         let head = last.then(|| Head::new(&mut builder, &setup.gpt));
-        let words = (first || last).then(|| Bucket::new(&[words(&mut builder, &setup.gpt)], setup.kind, device));
+        let words = (first || last).then(|| Bucket::new(&[words(&builder, &setup.gpt)], setup.kind, device));
         let bucket = |parameters: &[Tensor]| Bucket::new(parameters, setup.kind, device);
-        let dense = Dense { sharded: bucket(&builder.sharded), replicated: bucket(&builder.replicated) };
+        let dense =
+            Dense { sharded: bucket(&builder.sharded), replicated: bucket(&builder.replicated), named: builder.named };
         Self { dense, gates: bucket(&gates), words, embedding, head, blocks }
     }
 }
@@ -559,21 +560,24 @@ impl<'a> Rank<'a> {
         Ok(())
     }
 
-    /// All weights of this rank by name, in single precision on the CPU, for comparisons.
-    pub fn weights(&self) -> Vec<(String, Tensor)> {
-        let copy = |tensor: &Tensor| tensor.to_device(Device::Cpu).copy();
+    /// All weights of this rank by name, in single precision on the CPU, and how they are cut.
+    pub fn weights(&self) -> Vec<(String, Tensor, Option<Cut>)> {
+        let copy = |tensor: Tensor| tensor.to_device(Device::Cpu).copy();
         let model = &self.model;
-        let mut all = vec![
-            ("sharded".to_owned(), copy(&model.dense.sharded.master)),
-            ("replicated".to_owned(), copy(&model.dense.replicated.master)),
-            ("gates".to_owned(), copy(&model.gates.master)),
-        ];
-        all.extend(model.words.iter().map(|words| ("words".to_owned(), copy(&words.master))));
+        let dense = model.dense.named.iter().map(|named| {
+            let bucket = if named.cut.is_some() { &model.dense.sharded } else { &model.dense.replicated };
+            (named.name.clone(), copy(bucket.master_of(named.index)), named.cut)
+        });
+        let mut all: Vec<_> = dense.collect();
+        let rows = Cut { dim: 0, pieces: 1 };
+        all.extend(model.words.iter().map(|words| ("words".to_owned(), copy(words.master_of(0)), Some(rows))));
         for layer in model.layers() {
+            let gate = layer.gate.map(|index| copy(model.gates.master_of(index)).reshape([-1]));
+            all.push((format!("layer {} gate", layer.number), Tensor::cat(&gate, 0), None));
             let own = layer.placement.experts_of(self.groups.experts.rank());
             for (slot, expert) in own.iter().enumerate() {
                 let row = layer.experts.row(&layer.experts.bucket.master, slot);
-                all.push((format!("layer {} expert {expert}", layer.number), copy(&row)));
+                all.push((format!("layer {} expert {expert}", layer.number), copy(row), None));
             }
         }
         all
