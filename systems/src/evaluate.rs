@@ -19,7 +19,7 @@ pub use crate::ledger::{Ledger, Phase};
 use crate::memory::{self, StageParameters};
 use crate::placement::Placement;
 use crate::plan::Plan;
-use crate::price::{GroupPlace, LayerPrice, price};
+use crate::price::{GroupPlace, LayerPrice, Room, Setting};
 use crate::program::{LayerProgram, Layout, Task};
 use crate::routing::RoutingCounts;
 use crate::schedule::{Work, one_forward_one_backward};
@@ -217,10 +217,10 @@ impl Evaluation<'_> {
     }
 
     /// Entries of one micro-batch in one group, after the gate's capacity and the system's restriction.
-    fn counts(&self, moe: &Moe, layer: usize, group: usize, m: usize, nodes: &[usize]) -> RoutingCounts {
+    fn count(&self, moe: &Moe, layer: usize, group: usize, m: usize, nodes: &[usize], counts: &mut RoutingCounts) {
         let plan = self.plan;
         let tokens = plan.tokens(moe);
-        let mut counts = RoutingCounts::new(moe.experts, vec![0; plan.ep * moe.experts]);
+        counts.clear(plan.ep, moe.experts);
         for rank in 0..plan.ep {
             let position = group * plan.ep + rank;
             let row = counts.row_mut(rank);
@@ -234,8 +234,7 @@ impl Evaluation<'_> {
             }
             self.job.gate.admit(row, tokens, self.job.top_k(), &self.job.gate_statistics);
         }
-        self.policy.restrict(&mut counts, nodes);
-        counts
+        self.policy.restrict(counts, nodes);
     }
 }
 
@@ -287,7 +286,12 @@ struct Lane<'a, O> {
     micro_batches: usize,
     stages: Vec<StageRun>,
     moe_blocks: &'a [usize],
+    /// The micro-batch at hand.
+    counts: RoutingCounts,
+    /// Memory that is used again from layer to layer.
+    room: Room,
     streams: Streams,
+    spare: Vec<LayerPrice>,
     observer: &'a mut O,
 }
 
@@ -328,7 +332,18 @@ impl<'a, O: Observer> Lane<'a, O> {
         let stages = (0..evaluation.plan.pp)
             .map(|stage| StageRun::new(evaluation, stage, group, micro_batches, observer))
             .collect();
-        Self { evaluation, group, micro_batches, stages, moe_blocks, streams: Streams::default(), observer }
+        Self {
+            evaluation,
+            group,
+            micro_batches,
+            stages,
+            moe_blocks,
+            counts: RoutingCounts::new(1, Vec::new()),
+            room: Room::default(),
+            streams: Streams::default(),
+            spare: Vec::new(),
+            observer,
+        }
     }
 
     /// Runs every stage's work as soon as what it needs is there.
@@ -403,21 +418,21 @@ impl<'a, O: Observer> Lane<'a, O> {
     fn moe_forward(&mut self, index: usize, m: usize, moe: &Moe, layer: usize, timing: &mut Timing) {
         let e = self.evaluation;
         let stage = &mut self.stages[index];
-        let counts = e.counts(moe, layer, self.group, m, &stage.place.nodes);
+        e.count(moe, layer, self.group, m, &stage.place.nodes, &mut self.counts);
+        let counts = &self.counts;
         let placement = &e.placements[layer];
-        let program = e.policy.program(layer, &counts, placement);
+        let program = e.policy.program(layer, counts, placement);
         let tokens = e.plan.tokens(moe);
-        let priced = price(&program, &counts, placement, moe, tokens, &stage.place, e.costs);
-        let loads = counts.loads();
-        for (sum, load) in timing.loads[layer].iter_mut().zip(&loads) {
-            *sum += load;
-        }
+        let mut priced = self.spare.pop().unwrap_or_default();
+        let setting = Setting { moe, tokens, place: &stage.place, costs: e.costs };
+        setting.price(&program, counts, placement, &mut self.room, &mut priced);
+        counts.add_loads(&mut timing.loads[layer]);
         let entries = counts.total();
         let chosen = (tokens * e.job.top_k() * counts.ranks()) as u64;
         timing.entries += entries;
         timing.dropped += chosen.saturating_sub(entries);
         timing.shadowed += program.shadowed.len() as u64;
-        stage.store(moe, tokens, &counts, program.layout, &priced);
+        stage.store(moe, tokens, counts, program.layout, &priced);
         stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
         stage.layers[m].push((program, priced));
     }
@@ -436,8 +451,9 @@ impl<'a, O: Observer> Lane<'a, O> {
                     stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
                 }
             }
-            if let Some((program, priced)) = &layer {
+            if let Some((program, priced)) = layer {
                 stage.pass(&mut self.streams, &program.backward, &priced.backward, program.steps, self.observer);
+                self.spare.push(priced);
             }
             stage.dense(e, block, 2.0, self.observer);
         }
