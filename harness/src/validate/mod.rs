@@ -25,7 +25,7 @@ mod tests {
     use super::*;
     use crate::{prepare, traces};
 
-    const SHAPE: LayerShape = LayerShape { hidden: 1536, seq_len: 1024 };
+    const SHAPE: LayerShape = LayerShape { hidden: 1024, seq_len: 1024 };
 
     /// The published trace and a file of measurements, or None (said on stderr) where the shared data is not at hand.
     fn published(file: &str) -> Option<(RoutingTrace, PathBuf)> {
