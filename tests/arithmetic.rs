@@ -166,6 +166,28 @@ fn a_ring_moves_all_but_a_part_twice() {
     check(8, 4, 1.0 * 8e3 / 1e2 + 2.0);
 }
 
+/// Megatron-LM's two all-reduces of a block's output a pass; around experts, an all-gather instead of the second.
+#[test]
+fn tensor_parallel_ranks_reduce_attention_and_gather_experts() {
+    let check = |experts: bool, reduced: f64| {
+        let starts = [("intra_bandwidth", 1e3), ("call_start", 10.0)];
+        let batch = batch(1, 1, |_| vec![50, 50]);
+        let mut model = model(1, 100, 10, 2);
+        model.blocks[0].heads = 2;
+        if !experts {
+            model.blocks[0].ffn = Ffn::Dense { inner: 20 };
+        }
+        let job = job(model, cluster(8, &starts), 2, &batch);
+        let placements = if experts { vec![Placement::identity(2, 2)] } else { Vec::new() };
+        let plan = Plan { tp: 2, ep: 2, ..plan(1, 1, 1) };
+        // 100 tokens of 20 bytes around a ring of two: each rank sends all of them, in two hops of a tenth of a start-up.
+        let all_reduce = 100.0 * 20.0 / 1e3 + 2.0;
+        close(evaluate(&job, &plan, &batch, &placements).phases[0].of(Phase::TensorParallel).0, reduced * all_reduce);
+    };
+    check(false, 4.0);
+    check(true, 3.0);
+}
+
 #[test]
 fn a_pipeline_of_equal_stages_idles_as_the_textbook_says() {
     let check = |pp: usize, micro_batches: usize| {

@@ -209,3 +209,32 @@ fn a_finished_run_is_not_run_again_and_another_is_refused() {
     folder.succeed(&(run.replace("3", "4") + " --overwrite"));
     assert_ne!(bytes(&folder), first);
 }
+
+/// The authors' plan is rated by the very run that `moebench run` makes of it, and the search's pick is no slower.
+#[test]
+fn plans_are_compared_by_estimate_and_by_run() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let plan = "plans.smartmoe = { pp = 1, dp = 8, tp = 1, ep = 8, expert_dp = 1, micro_batch = 1 }\n";
+    folder.write("suite.toml", &(suite_toml(&[(8, "no-drop")]) + plan));
+    folder.succeed("run ./suite.toml --trace trace.parquet --systems smartmoe --out run");
+    let said = folder.succeed("validate plans --suite ./suite.toml --trace trace.parquet --iterations 11 --json");
+    let document: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let compared = document["comparisons"].as_array().unwrap();
+    assert_eq!(compared.len(), 1);
+    let (pick, authors) = (&compared[0]["pick"], &compared[0]["authors"]);
+    assert_eq!(authors["plan"], "pp1 dp8 tp1 ep8 edp1 mb1");
+    assert!(pick["estimate_s"].as_f64().unwrap() <= authors["estimate_s"].as_f64().unwrap());
+    assert_eq!(compared[0]["estimate_agrees"], true);
+    for rated in [pick, authors] {
+        assert!(rated["state_bytes"].as_f64().unwrap() < rated["peak_bytes"].as_f64().unwrap());
+    }
+    let frame = folder.frame("run/iterations.parquet");
+    let mut steps: Vec<f64> = frame.column("step_s").unwrap().f64().unwrap().iter().skip(1).flatten().collect();
+    steps.sort_by(f64::total_cmp);
+    assert_eq!(authors["run_s"].as_f64().unwrap(), steps[5]);
+    folder.refuse(
+        "validate plans --suite smoke --cluster inkwell",
+        &["smoke: no case on inkwell states a plan of smartmoe"],
+    );
+}

@@ -1,11 +1,12 @@
 //! The hot paths: one placement decision, one pool search, one simulated iteration at growing scale.
 //!
-//! `cargo bench -p systems` prints them; `results/validation` keeps a table of one machine's medians.
+//! `scripts/benchmarks` runs them and writes `results/validation/benchmarks.md`, a table of one machine's medians.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use systems::evaluate::{Charge, Evaluation, Extent};
 use systems::expert_only::Plain;
 use systems::{CostModel, Job, Placement, Plan, System, smartmoe};
@@ -16,13 +17,14 @@ fn trace() -> RoutingTrace {
     SynthSpec { samples: 4, ..SynthSpec::default() }.generate().expect("the default synthetic trace")
 }
 
-/// The paper's largest model, with eight samples a GPU, on as many GPUs as asked for.
-fn job(trace: &RoutingTrace, gpus: usize) -> (Job, BatchCounts) {
-    let model = Model::named("bench", "gpt-l16-h1536-e64").expect("a known model");
+/// The paper's largest model with `16 * deeper` layers, on as many GPUs and samples a GPU as asked for.
+fn job(trace: &RoutingTrace, gpus: usize, samples: usize, deeper: usize) -> (Job, BatchCounts) {
+    let mut model = Model::named("bench", "gpt-l16-h1536-e64").expect("a known model");
+    model.blocks = model.blocks.repeat(deeper);
     let spec = RoutingSpec {
-        layers: 16,
+        layers: model.blocks.len(),
         experts: 64,
-        chunks: 8 * gpus,
+        chunks: samples * gpus,
         entries_per_chunk: 2048,
         top_k: 2,
         start: 1,
@@ -36,7 +38,7 @@ fn job(trace: &RoutingTrace, gpus: usize) -> (Job, BatchCounts) {
         gpus,
         gate: Gate::NoDrop,
         gate_statistics: Default::default(),
-        global_batch: 8 * gpus,
+        global_batch: samples * gpus,
         micro_batch: Some(1),
         profile: (20..23).map(|t| routing.iteration(t)).collect(),
     };
@@ -60,7 +62,7 @@ fn pool_search(c: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(5));
     let trace = trace();
     for gpus in [16, 64, 256, 1024] {
-        let (job, _) = job(&trace, gpus);
+        let (job, _) = job(&trace, gpus, 8, 1);
         let costs = CostModel::new(&job.cluster);
         group.bench_function(BenchmarkId::from_parameter(gpus), |b| {
             b.iter(|| smartmoe::SMARTMOE.candidates(black_box(&job), &costs));
@@ -74,30 +76,43 @@ fn simulated_iteration(c: &mut Criterion) {
     group.sample_size(20);
     let trace = trace();
     for gpus in [16, 64, 256, 1024] {
-        let (job, batch) = job(&trace, gpus);
-        let costs = CostModel::new(&job.cluster);
-        let plan = Plan { pp: 4, dp: gpus / 4, tp: 1, ep: 4, expert_dp: gpus / 16, micro_batch: 1, placement_every: 0 };
-        let placements = vec![Placement::identity(64, plan.ep); 16];
-        let charges = vec![Charge::default(); plan.pp];
-        // Ranks x layers of a stage x micro-batches of a rank.
-        group.throughput(Throughput::Elements((gpus * 4 * plan.micro_batches(&job)) as u64));
-        group.bench_function(BenchmarkId::from_parameter(gpus), |b| {
-            b.iter(|| {
-                Evaluation {
-                    job: &job,
-                    plan: &plan,
-                    costs: &costs,
-                    policy: &Plain,
-                    placements: &placements,
-                    batch: black_box(&batch),
-                    charges: &charges,
-                    extent: Extent::Full,
-                }
-                .run()
-            });
-        });
+        iteration(&mut group, &format!("{gpus}"), job(&trace, gpus, 8, 1));
+    }
+    for deeper in [2, 4] {
+        iteration(&mut group, &format!("64: {deeper} x the layers"), job(&trace, 64, 8, deeper));
+    }
+    for longer in [2, 4] {
+        iteration(&mut group, &format!("64: {longer} x the micro-batches"), job(&trace, 64, 8 * longer, 1));
     }
     group.finish();
+}
+
+/// Four stages, groups of four ranks with 16 experts each: many small groups are the slowest shape to simulate.
+fn iteration(group: &mut BenchmarkGroup<WallTime>, name: &str, (job, batch): (Job, BatchCounts)) {
+    let costs = CostModel::new(&job.cluster);
+    let (pp, ep) = (4, 4);
+    let dp = job.gpus / pp;
+    let plan = Plan { pp, dp, tp: 1, ep, expert_dp: dp / ep, micro_batch: 1, placement_every: 0 };
+    let placements = vec![Placement::identity(64, ep); job.model.blocks.len()];
+    let charges = vec![Charge::default(); pp];
+    // Ranks x layers of a stage x micro-batches of a rank.
+    let elements = job.gpus * (job.model.blocks.len() / pp) * plan.micro_batches(&job);
+    group.throughput(Throughput::Elements(elements as u64));
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            Evaluation {
+                job: &job,
+                plan: &plan,
+                costs: &costs,
+                policy: &Plain,
+                placements: &placements,
+                batch: black_box(&batch),
+                charges: &charges,
+                extent: Extent::Full,
+            }
+            .run()
+        });
+    });
 }
 
 criterion_group!(benches, placement_decision, pool_search, simulated_iteration);

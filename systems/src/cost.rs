@@ -188,6 +188,11 @@ impl CostModel {
         bytes * (steps / group.size as f64) / self.ring(group) + hops
     }
 
+    /// A ring all-gather that leaves `bytes` on every rank: half of an all-reduce.
+    pub fn all_gather(&self, group: &Group, bytes: Bytes) -> Seconds {
+        self.all_reduce(group, bytes) * 0.5
+    }
+
     /// One rank's `bytes` to the whole group, or the group's sum to one rank.
     pub fn broadcast(&self, group: &Group, bytes: Bytes) -> Seconds {
         if group.size < 2 {

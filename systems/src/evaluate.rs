@@ -16,10 +16,10 @@ use crate::Policy;
 use crate::cost::CostModel;
 use crate::job::Job;
 pub use crate::ledger::{Ledger, Phase};
-use crate::memory::{self, StageParameters};
+use crate::memory::{ExpertMemory, StageMemory, StageParameters};
 use crate::placement::Placement;
 use crate::plan::Plan;
-use crate::price::{GroupPlace, LayerPrice, price};
+use crate::price::{GroupPlace, LayerPrice, Room, Setting};
 use crate::program::{LayerProgram, Layout, Task};
 use crate::routing::RoutingCounts;
 use crate::schedule::{Work, one_forward_one_backward};
@@ -217,10 +217,10 @@ impl Evaluation<'_> {
     }
 
     /// Entries of one micro-batch in one group, after the gate's capacity and the system's restriction.
-    fn counts(&self, moe: &Moe, layer: usize, group: usize, m: usize, nodes: &[usize]) -> RoutingCounts {
+    fn count(&self, moe: &Moe, layer: usize, group: usize, m: usize, nodes: &[usize], counts: &mut RoutingCounts) {
         let plan = self.plan;
         let tokens = plan.tokens(moe);
-        let mut counts = RoutingCounts::new(moe.experts, vec![0; plan.ep * moe.experts]);
+        counts.clear(plan.ep, moe.experts);
         for rank in 0..plan.ep {
             let position = group * plan.ep + rank;
             let row = counts.row_mut(rank);
@@ -234,8 +234,7 @@ impl Evaluation<'_> {
             }
             self.job.gate.admit(row, tokens, self.job.top_k(), &self.job.gate_statistics);
         }
-        self.policy.restrict(&mut counts, nodes);
-        counts
+        self.policy.restrict(counts, nodes);
     }
 }
 
@@ -287,7 +286,12 @@ struct Lane<'a, O> {
     micro_batches: usize,
     stages: Vec<StageRun>,
     moe_blocks: &'a [usize],
+    /// The micro-batch at hand.
+    counts: RoutingCounts,
+    /// Memory that is used again from layer to layer.
+    room: Room,
     streams: Streams,
+    spare: Vec<LayerPrice>,
     observer: &'a mut O,
 }
 
@@ -309,12 +313,8 @@ struct StageRun {
     backward_ready: Vec<Option<Vec<Seconds>>>,
     /// `[micro-batch][moe layer of the stage]`: kept from the forward pass for the backward pass.
     layers: Vec<Vec<(LayerProgram, LayerPrice)>>,
-    /// `[rank]`: activations of experts, summed over micro-batches.
-    stored: Vec<Bytes>,
-    /// `[rank]`: the same of the layer and micro-batch that has most.
-    largest: Vec<Bytes>,
-    /// `[rank]`: largest exchange buffers of any layer and micro-batch.
-    buffers: Vec<Bytes>,
+    /// `[rank]`.
+    experts: Vec<ExpertMemory>,
 }
 
 impl<'a, O: Observer> Lane<'a, O> {
@@ -328,7 +328,18 @@ impl<'a, O: Observer> Lane<'a, O> {
         let stages = (0..evaluation.plan.pp)
             .map(|stage| StageRun::new(evaluation, stage, group, micro_batches, observer))
             .collect();
-        Self { evaluation, group, micro_batches, stages, moe_blocks, streams: Streams::default(), observer }
+        Self {
+            evaluation,
+            group,
+            micro_batches,
+            stages,
+            moe_blocks,
+            counts: RoutingCounts::new(1, Vec::new()),
+            room: Room::default(),
+            streams: Streams::default(),
+            spare: Vec::new(),
+            observer,
+        }
     }
 
     /// Runs every stage's work as soon as what it needs is there.
@@ -403,21 +414,21 @@ impl<'a, O: Observer> Lane<'a, O> {
     fn moe_forward(&mut self, index: usize, m: usize, moe: &Moe, layer: usize, timing: &mut Timing) {
         let e = self.evaluation;
         let stage = &mut self.stages[index];
-        let counts = e.counts(moe, layer, self.group, m, &stage.place.nodes);
+        e.count(moe, layer, self.group, m, &stage.place.nodes, &mut self.counts);
+        let counts = &self.counts;
         let placement = &e.placements[layer];
-        let program = e.policy.program(layer, &counts, placement);
+        let program = e.policy.program(layer, counts, placement);
         let tokens = e.plan.tokens(moe);
-        let priced = price(&program, &counts, placement, moe, tokens, &stage.place, e.costs);
-        let loads = counts.loads();
-        for (sum, load) in timing.loads[layer].iter_mut().zip(&loads) {
-            *sum += load;
-        }
+        let mut priced = self.spare.pop().unwrap_or_default();
+        let setting = Setting { moe, tokens, place: &stage.place, costs: e.costs };
+        setting.price(&program, counts, placement, &mut self.room, &mut priced);
+        counts.add_loads(&mut timing.loads[layer]);
         let entries = counts.total();
         let chosen = (tokens * e.job.top_k() * counts.ranks()) as u64;
         timing.entries += entries;
         timing.dropped += chosen.saturating_sub(entries);
         timing.shadowed += program.shadowed.len() as u64;
-        stage.store(moe, tokens, &counts, program.layout, &priced);
+        stage.store(moe, tokens, counts, program.layout, &priced);
         stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
         stage.layers[m].push((program, priced));
     }
@@ -436,8 +447,9 @@ impl<'a, O: Observer> Lane<'a, O> {
                     stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
                 }
             }
-            if let Some((program, priced)) = &layer {
+            if let Some((program, priced)) = layer {
                 stage.pass(&mut self.streams, &program.backward, &priced.backward, program.steps, self.observer);
+                self.spare.push(priced);
             }
             stage.dense(e, block, 2.0, self.observer);
         }
@@ -447,18 +459,9 @@ impl<'a, O: Observer> Lane<'a, O> {
     fn record_peak(&self, peak: &mut Peak) {
         let e = self.evaluation;
         for (index, stage) in self.stages.iter().enumerate() {
-            let all = e.plan.micro_batches(e.job);
-            let held = memory::in_flight(e.plan.pp, index, all) as f64;
-            let state = StageParameters::new(e.job, e.plan, index).total() * memory::STATE_BYTES_PER_PARAMETER;
-            for (position, rank) in stage.ranks.clone().enumerate() {
-                let (dense, experts) = if e.policy.recomputes() {
-                    let inputs = memory::block_inputs(e.job, e.plan, index) * held;
-                    (inputs + memory::largest_block(e.job, e.plan, index), stage.largest[position])
-                } else {
-                    let experts = stage.stored[position] * (held / self.micro_batches as f64);
-                    (memory::dense_activations(e.job, e.plan, index) * held, experts)
-                };
-                let bytes = Bytes(state) + dense + experts + stage.buffers[position];
+            let memory = StageMemory::new(e.job, e.plan, index, e.policy.recomputes());
+            for (rank, experts) in stage.ranks.clone().zip(&stage.experts) {
+                let bytes = memory.peak(experts, self.micro_batches);
                 if bytes > peak.bytes {
                     *peak = Peak { rank, bytes };
                 }
@@ -493,9 +496,7 @@ impl StageRun {
             forward_ready,
             backward_ready: vec![None; micro_batches],
             layers: vec![Vec::new(); micro_batches],
-            stored: vec![Bytes::ZERO; e.plan.ep],
-            largest: vec![Bytes::ZERO; e.plan.ep],
-            buffers: vec![Bytes::ZERO; e.plan.ep],
+            experts: vec![ExpertMemory::default(); e.plan.ep],
         }
     }
 
@@ -568,8 +569,12 @@ impl StageRun {
         if e.plan.tp > 1 {
             let group = e.costs.group(self.ranks.start..self.ranks.start + e.plan.tp, 1);
             let bytes = block.boundary_bytes() * e.plan.micro_batch as f64;
-            // Two all-reduces a block and pass: after attention and after (or, with experts, around) the network.
-            let time = e.costs.all_reduce(&group, bytes) * 2.0;
+            // One all-reduce a pass for attention (of its output, or of its input's gradient) and one for a dense network
+            // (Shoeybi et al. 2019). Around experts each rank takes its slice of the tokens instead: their outputs are
+            // gathered in the forward pass, the slices' gradients in the backward pass (as in FastMoE).
+            let reduced = e.costs.all_reduce(&group, bytes);
+            let network = if block.moe().is_some() { e.costs.all_gather(&group, bytes) } else { reduced };
+            let time = reduced + network;
             self.advance(Activity::TensorParallel, [time], observer);
         }
     }
@@ -591,21 +596,12 @@ impl StageRun {
     }
 
     fn store(&mut self, moe: &Moe, tokens: usize, counts: &RoutingCounts, layout: Layout, priced: &LayerPrice) {
-        for rank in 0..self.clock.len() {
-            let received = priced.computed_rows[rank] as f64;
+        for (rank, experts) in self.experts.iter_mut().enumerate() {
             let sent: u64 = match layout.rows() {
                 Some(rows) => u64::from(rows) * moe.experts as u64,
                 None => counts.row(rank).iter().map(|&c| u64::from(c)).sum(),
             };
-            let mut stored = moe.entry_activations() * received;
-            let mut buffers = memory::exchange_buffers(moe, sent as f64, received);
-            if let Layout::OneHot { rows } = layout {
-                stored += memory::one_hot_stored(moe, tokens, rows);
-                buffers += memory::one_hot_buffers(moe, tokens, rows);
-            }
-            self.stored[rank] += stored;
-            self.largest[rank] = self.largest[rank].max(stored);
-            self.buffers[rank] = self.buffers[rank].max(buffers);
+            experts.add(moe, tokens, layout, sent, priced.computed_rows[rank]);
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum Phase {
     Combine,
     /// Broadcasts and gradient reductions of shadowed experts.
     ShadowTransfer,
-    /// All-reduces of tensor parallelism.
+    /// Collectives of tensor parallelism.
     TensorParallel,
     /// Activations and their gradients between pipeline stages.
     Boundary,

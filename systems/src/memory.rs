@@ -1,7 +1,8 @@
 //! What a rank's memory holds: weights, gradients and optimizer state of its stage, activations of the micro-batches in
 //! flight under the rows that really arrived, and exchange buffers.
 //!
-//! Mixed precision with Adam, no sharding of optimizer state.
+//! Mixed precision with Adam, no sharding of optimizer state. A rank is fullest at the height of its pipeline or, when its
+//! parameters are many and its activations few, while the optimizer steps.
 
 use std::ops::Range;
 
@@ -10,9 +11,14 @@ use workloads::model::{HALF, Moe};
 
 use crate::job::Job;
 use crate::plan::Plan;
+use crate::program::Layout;
 
 /// Half-precision weight and gradient, single-precision master weight and two Adam moments.
 pub const STATE_BYTES_PER_PARAMETER: f64 = 2.0 + 2.0 + 4.0 + 8.0;
+
+/// While the optimizer steps, every gradient is held in single precision, too; activations are gone by then (Megatron-LM's
+/// mixed-precision optimizer).
+pub const UPDATE_BYTES_PER_PARAMETER: f64 = STATE_BYTES_PER_PARAMETER + 4.0;
 
 /// What must move with an expert for training to go on unchanged: all of the above but the gradient.
 pub const MIGRATED_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0 + 8.0;
@@ -67,6 +73,64 @@ impl StageParameters {
     }
 }
 
+/// What the MoE layers of a stage make one of its ranks hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ExpertMemory {
+    /// Activations, summed over layers and micro-batches.
+    stored: Bytes,
+    /// Activations of the layer and micro-batch that has most.
+    largest: Bytes,
+    /// Exchange buffers of the layer and micro-batch that has most.
+    buffers: Bytes,
+}
+
+impl ExpertMemory {
+    /// Adds one layer and micro-batch, of which the rank sends and receives so many rows.
+    pub fn add(&mut self, moe: &Moe, tokens: usize, layout: Layout, sent: u64, received: u64) {
+        let mut stored = moe.entry_activations() * received as f64;
+        let mut buffers = exchange_buffers(moe, sent as f64, received as f64);
+        if let Layout::OneHot { rows } = layout {
+            stored += one_hot_stored(moe, tokens, rows);
+            buffers += one_hot_buffers(moe, tokens, rows);
+        }
+        self.stored += stored;
+        self.largest = self.largest.max(stored);
+        self.buffers = self.buffers.max(buffers);
+    }
+}
+
+/// What all ranks of a stage hold alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StageMemory {
+    /// Parameters of a rank.
+    parameters: f64,
+    /// Activations without the experts' rows.
+    dense: Bytes,
+    /// Micro-batches in flight.
+    held: f64,
+    recomputes: bool,
+}
+
+impl StageMemory {
+    /// Of `stage` at its fullest; `recomputes` as for [`crate::Policy::recomputes`].
+    pub fn new(job: &Job, plan: &Plan, stage: usize, recomputes: bool) -> Self {
+        let held = in_flight(plan.pp, stage, plan.micro_batches(job)) as f64;
+        let dense = if recomputes {
+            block_inputs(job, plan, stage) * held + largest_block(job, plan, stage)
+        } else {
+            dense_activations(job, plan, stage) * held
+        };
+        Self { parameters: StageParameters::new(job, plan, stage).total(), dense, held, recomputes }
+    }
+
+    /// The peak of a rank whose MoE layers made it hold `experts` in `micro_batches` of them.
+    pub fn peak(&self, experts: &ExpertMemory, micro_batches: usize) -> Bytes {
+        let rows = if self.recomputes { experts.largest } else { experts.stored * (self.held / micro_batches as f64) };
+        let training = Bytes(self.parameters * STATE_BYTES_PER_PARAMETER) + self.dense + rows + experts.buffers;
+        training.max(Bytes(self.parameters * UPDATE_BYTES_PER_PARAMETER))
+    }
+}
+
 /// Stored activations of one micro-batch on a rank of `stage`, without the experts' rows.
 pub fn dense_activations(job: &Job, plan: &Plan, stage: usize) -> Bytes {
     let blocks: Range<usize> = plan.stage_blocks(job, stage);
@@ -117,4 +181,23 @@ pub fn exchange_buffers(moe: &Moe, sent: f64, received: f64) -> Bytes {
 /// Micro-batches whose activations a stage holds at its fullest under 1F1B.
 pub fn in_flight(pp: usize, stage: usize, micro_batches: usize) -> usize {
     (pp - stage).min(micro_batches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_activations_are_less_than_the_update_takes() {
+        let moe = Moe { tokens: 1, width: 10, inner: 20, experts: 1 };
+        let mut experts = ExpertMemory::default();
+        experts.add(&moe, 1, Layout::Ragged, 5, 3);
+        let rows = moe.entry_activations().0 * 3.0 + exchange_buffers(&moe, 5.0, 3.0).0;
+        let peak = |parameters| {
+            let stage = StageMemory { parameters, dense: Bytes(7.0), held: 1.0, recomputes: false };
+            stage.peak(&experts, 1).0
+        };
+        assert_eq!(peak(1.0), 16.0 + 7.0 + rows);
+        assert_eq!(peak(1e6), 20e6);
+    }
 }

@@ -95,6 +95,11 @@ impl Placement {
         &self.expert_in[rank * self.slots_per_rank..(rank + 1) * self.slots_per_rank]
     }
 
+    /// The expert in each slot of the group, rank by rank.
+    pub fn experts_in_slots(&self) -> &[usize] {
+        &self.expert_in
+    }
+
     /// The load of the fullest rank, for loads `[expert]`.
     pub fn max_rank_load(&self, loads: &[u64]) -> u64 {
         (0..self.ranks()).map(|rank| self.experts_of(rank).iter().map(|&e| loads[e]).sum()).max().unwrap_or(0)

@@ -22,7 +22,7 @@ pub struct GroupPlace {
 }
 
 /// Durations of a program's tasks on each rank.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LayerPrice {
     /// `[task][rank]`, forward, flat.
     pub forward: Vec<Seconds>,
@@ -42,69 +42,113 @@ pub fn price(
     place: &GroupPlace,
     costs: &CostModel,
 ) -> LayerPrice {
-    let rows = Rows::new(program, counts, placement);
-    let table = Table::new(program, &rows, placement.slots_per_rank(), &place.nodes);
-    let entries = counts.total();
-    let layout = program.layout;
-    let pricer = Pricer { ranks: rows.ranks(), rows: &rows, table: &table, moe, tokens, entries, layout, place, costs };
-    LayerPrice {
-        forward: pricer.pass(&program.forward, false),
-        backward: pricer.pass(&program.backward, true),
-        computed_rows: pricer.computed_rows(program),
+    let mut priced = LayerPrice::default();
+    Setting { moe, tokens, place, costs }.price(program, counts, placement, &mut Room::default(), &mut priced);
+    priced
+}
+
+/// What a layer's prices depend on besides its program and routing.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The layer.
+    pub moe: &'a Moe,
+    /// Tokens of each rank.
+    pub tokens: usize,
+    /// The ranks.
+    pub place: &'a GroupPlace,
+    /// The cluster.
+    pub costs: &'a CostModel,
+}
+
+/// Room to price in, kept from layer to layer.
+#[derive(Default)]
+pub struct Room {
+    table: Table,
+    /// `[step]`.
+    exchanges: Vec<Seconds>,
+}
+
+impl Setting<'_> {
+    /// Prices `program` into the memory of an earlier price.
+    pub fn price(
+        &self,
+        program: &LayerProgram,
+        counts: &RoutingCounts,
+        placement: &Placement,
+        room: &mut Room,
+        priced: &mut LayerPrice,
+    ) {
+        let rows = Rows::new(program, counts, placement);
+        room.table.fill(program, &rows, placement.slots_per_rank(), &self.place.nodes);
+        room.exchanges.clear();
+        room.exchanges.extend((0..program.steps).map(|step| self.exchange(&room.table, step)));
+        let pricer = Pricer { setting: self, rows: &rows, room, entries: counts.total(), layout: program.layout };
+        pricer.pass(&program.forward, false, &mut priced.forward);
+        pricer.pass(&program.backward, true, &mut priced.backward);
+        pricer.computed_rows(program, &mut priced.computed_rows);
+    }
+
+    /// One step of an exchange: the same there and back, forward and backward.
+    fn exchange(&self, table: &Table, step: usize) -> Seconds {
+        let calls = table.calls(step).iter();
+        let sent: Seconds =
+            calls.map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes())).sum();
+        // Before either call of a hierarchical exchange, rows are read and written in its order.
+        let reordered = self.moe.entry_bytes() * (4.0 * table.reordered(step) as f64);
+        sent + self.costs.elementwise(reordered)
     }
 }
 
 struct Pricer<'a> {
-    ranks: usize,
+    setting: &'a Setting<'a>,
     rows: &'a Rows<'a>,
-    table: &'a Table,
-    moe: &'a Moe,
-    tokens: usize,
+    room: &'a Room,
     entries: u64,
     layout: Layout,
-    place: &'a GroupPlace,
-    costs: &'a CostModel,
 }
 
 impl Pricer<'_> {
-    fn pass(&self, tasks: &[Task], backward: bool) -> Vec<Seconds> {
-        let expert = if backward { self.costs.expert_backward(self.moe) } else { self.costs.expert_forward(self.moe) };
-        let mut durations = Vec::with_capacity(tasks.len() * self.ranks);
+    fn pass(&self, tasks: &[Task], backward: bool, durations: &mut Vec<Seconds>) {
+        let Setting { moe, costs, .. } = self.setting;
+        let expert = if backward { costs.expert_backward(moe) } else { costs.expert_forward(moe) };
+        let ranks = self.rows.ranks();
+        durations.clear();
+        durations.reserve_exact(tasks.len() * ranks);
         for task in tasks {
             match task.op {
                 Op::Experts { step } => {
-                    let arrived = self.table.arrived(step);
+                    let arrived = self.room.table.arrived(step);
                     durations.extend(arrived.map(|slots| slots.iter().map(|&rows| expert.of(rows)).sum::<Seconds>()));
                 }
                 Op::Shadow { expert: shadowed } => {
-                    durations.extend((0..self.ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
+                    durations.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
                 }
                 op => {
                     let same = self.uniform(op, backward);
-                    durations.extend(std::iter::repeat_n(same, self.ranks));
+                    durations.extend(std::iter::repeat_n(same, ranks));
                 }
             }
         }
-        durations
     }
 
     /// Ops that take every rank the same time.
     fn uniform(&self, op: Op, backward: bool) -> Seconds {
+        let Setting { moe, place, costs, .. } = self.setting;
         match op {
             Op::Gate => self.gate(backward),
             Op::Counts => {
-                let bytes = Bytes(8.0 * self.moe.experts as f64);
-                let own_node = self.place.group.size.div_ceil(self.place.group.nodes);
-                let outside = u64::from(self.place.group.nodes > 1);
-                let one = Traffic { intra: 1, inter: outside, node: outside, peers: self.ranks - own_node };
-                self.costs.exchange(&self.place.group, &one, bytes)
+                let bytes = Bytes(8.0 * moe.experts as f64);
+                let own_node = place.group.size.div_ceil(place.group.nodes);
+                let outside = u64::from(place.group.nodes > 1);
+                let one = Traffic { intra: 1, inter: outside, node: outside, peers: self.rows.ranks() - own_node };
+                costs.exchange(&place.group, &one, bytes)
             }
-            Op::Sync => self.costs.synchronisation(),
-            Op::Decide { steps } => self.costs.decision(steps),
-            Op::Dispatch { step } | Op::Combine { step } => self.exchange(step),
+            Op::Sync => costs.synchronisation(),
+            Op::Decide { steps } => costs.decision(steps),
+            Op::Dispatch { step } | Op::Combine { step } => self.room.exchanges[step],
             Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
-                let bytes = Bytes(self.moe.expert_parameters() as f64 * workloads::model::HALF);
-                self.costs.broadcast(&self.place.group, bytes)
+                let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
+                costs.broadcast(&place.group, bytes)
             }
             Op::Experts { .. } | Op::Shadow { .. } => Seconds::ZERO,
         }
@@ -113,45 +157,34 @@ impl Pricer<'_> {
     /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
     /// and back.
     fn gate(&self, backward: bool) -> Seconds {
+        let &Setting { moe, tokens, costs, .. } = self.setting;
         let factor = if backward { 2.0 } else { 1.0 };
-        let flops = Flops(2.0 * self.tokens as f64 * (self.moe.width * self.moe.experts) as f64);
-        let moved = self.moe.entry_bytes() * (6.0 * self.entries as f64 / self.ranks as f64);
+        let flops = Flops(2.0 * tokens as f64 * (moe.width * moe.experts) as f64);
+        let moved = moe.entry_bytes() * (6.0 * self.entries as f64 / self.rows.ranks() as f64);
         match self.layout {
-            Layout::Ragged => (self.costs.matrix(flops) + self.costs.scatter(moved)) * factor,
+            Layout::Ragged => (costs.matrix(flops) + costs.scatter(moved)) * factor,
             Layout::Padded { rows } => {
                 // The rows to send are cleared before entries are written into them.
-                let cleared = self.moe.entry_bytes() * (self.moe.experts as f64 * f64::from(rows));
-                (self.costs.matrix(flops) + self.costs.scatter(moved) + self.costs.elementwise(cleared)) * factor
+                let cleared = moe.entry_bytes() * (moe.experts as f64 * f64::from(rows));
+                (costs.matrix(flops) + costs.scatter(moved) + costs.elementwise(cleared)) * factor
             }
             Layout::OneHot { rows } => {
-                let scores = self.costs.matrix(flops) * factor;
-                scores + self.costs.one_hot(self.moe, self.tokens, rows, backward)
+                let scores = costs.matrix(flops) * factor;
+                scores + costs.one_hot(moe, tokens, rows, backward)
             }
         }
     }
 
-    fn exchange(&self, step: usize) -> Seconds {
-        let sent: Seconds = self
-            .table
-            .calls(step)
-            .iter()
-            .map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes()))
-            .sum();
-        // Before either call of a hierarchical exchange, rows are read and written in its order.
-        let reordered = self.moe.entry_bytes() * (4.0 * self.table.reordered(step) as f64);
-        sent + self.costs.elementwise(reordered)
-    }
-
-    fn computed_rows(&self, program: &LayerProgram) -> Vec<u64> {
+    fn computed_rows(&self, program: &LayerProgram, computed: &mut Vec<u64>) {
         let own = |rank: usize| {
             program.shadowed.iter().map(move |&expert| u64::from(self.rows.shadowed(rank, expert))).sum::<u64>()
         };
-        let mut computed: Vec<u64> = (0..self.ranks).map(own).collect();
+        computed.clear();
+        computed.extend((0..self.rows.ranks()).map(own));
         for step in 0..program.steps {
-            for (sum, slots) in computed.iter_mut().zip(self.table.arrived(step)) {
+            for (sum, slots) in computed.iter_mut().zip(self.room.table.arrived(step)) {
                 *sum += slots.iter().map(|&rows| u64::from(rows)).sum::<u64>();
             }
         }
-        computed
     }
 }

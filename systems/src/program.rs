@@ -164,8 +164,14 @@ impl Op {
 }
 
 /// A pass under construction: ops are appended, with what they wait for.
-#[derive(Default)]
 pub struct Pass(Vec<Task>);
+
+impl Default for Pass {
+    /// With room for the usual pass: one is built for every layer and micro-batch.
+    fn default() -> Self {
+        Self(Vec::with_capacity(8))
+    }
+}
 
 impl Pass {
     /// Appends an op that waits for nothing but its stream; returns its index.
@@ -263,13 +269,15 @@ pub struct Rows<'a> {
     placement: &'a Placement,
     steps: usize,
     layout: Layout,
+    /// `[expert]`, or nothing where no expert is.
     shadowed: Vec<bool>,
 }
 
 impl<'a> Rows<'a> {
     /// The rows of `program` on these counts.
     pub fn new(program: &LayerProgram, counts: &'a RoutingCounts, placement: &'a Placement) -> Self {
-        let mut shadowed = vec![false; counts.experts()];
+        let experts = if program.shadowed.is_empty() { 0 } else { counts.experts() };
+        let mut shadowed = vec![false; experts];
         for &expert in &program.shadowed {
             shadowed[expert] = true;
         }
@@ -290,10 +298,25 @@ impl<'a> Rows<'a> {
     /// Rows that `source` sends for `expert`; none when the expert is shadowed.
     #[inline]
     pub fn sent(&self, source: usize, expert: usize) -> u32 {
-        if self.shadowed[expert] {
+        if self.shadowed.get(expert).copied().unwrap_or(false) {
             return 0;
         }
         self.layout.rows().unwrap_or(self.counts.row(source)[expert])
+    }
+
+    /// The same for all experts, in physical order: `[owner][slot]`.
+    pub fn to_slots(&self, source: usize, rows: &mut [u32]) {
+        let experts = self.placement.experts_in_slots();
+        match self.layout.rows() {
+            Some(same) => rows.fill(same),
+            None => {
+                let row = self.counts.row(source);
+                rows.iter_mut().zip(experts).for_each(|(rows, &expert)| *rows = row[expert]);
+            }
+        }
+        if !self.shadowed.is_empty() {
+            rows.iter_mut().zip(experts).filter(|(_, expert)| self.shadowed[**expert]).for_each(|(rows, _)| *rows = 0);
+        }
     }
 
     /// Rows of a shadowed expert that `rank` computes for itself.

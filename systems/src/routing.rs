@@ -14,6 +14,13 @@ impl RoutingCounts {
         Self { experts, counts }
     }
 
+    /// Of `ranks` that have chosen nothing yet, in the memory of these.
+    pub fn clear(&mut self, ranks: usize, experts: usize) {
+        self.experts = experts;
+        self.counts.clear();
+        self.counts.resize(ranks * experts, 0);
+    }
+
     /// Ranks of the group.
     pub fn ranks(&self) -> usize {
         self.counts.len() / self.experts
@@ -48,12 +55,17 @@ impl RoutingCounts {
     /// Entries of each expert over all source ranks, `[expert]`.
     pub fn loads(&self) -> Vec<u64> {
         let mut loads = vec![0; self.experts];
+        self.add_loads(&mut loads);
+        loads
+    }
+
+    /// Adds them to `loads`, `[expert]`.
+    pub fn add_loads(&self, loads: &mut [u64]) {
         for row in self.counts.chunks_exact(self.experts) {
             for (load, &count) in loads.iter_mut().zip(row) {
                 *load += u64::from(count);
             }
         }
-        loads
     }
 }
 

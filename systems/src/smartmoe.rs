@@ -6,14 +6,16 @@
 //! *Online* (section 5): every few iterations, each layer's experts are placed greedily by the loads of the last
 //! iterations; a placement is taken when its fullest rank is less full than now. Weights and optimizer state move.
 
+use std::borrow::Cow;
+
 use crate::cost::CostModel;
 use crate::expert_only::{Plain, experts_of};
 use crate::job::Job;
 use crate::placement::Placement;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanError};
 use crate::program::LayerProgram;
 use crate::routing::{LoadHistory, RoutingCounts};
-use crate::search::{self, Candidate};
+use crate::search::{self, Candidate, Estimate};
 use crate::{Decision, Policy, System, memory};
 use workloads::trace::BatchCounts;
 
@@ -94,19 +96,10 @@ impl System for SmartMoe {
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        let uniform: Vec<BatchCounts>;
-        let profile = if self.data_sensitive {
-            &job.profile
-        } else {
-            uniform = job.profile.first().map(BatchCounts::uniform).into_iter().collect();
-            &uniform
-        };
+        let profile = self.profile(job);
         let estimated = search::enumerate(job, self.placement_every)
             .into_iter()
-            .map(|plan| {
-                let place = |layer| self.expected_placement(job, &plan, profile, layer);
-                Candidate { plan, outcome: search::estimate(job, &plan, costs, &Plain, profile, &place) }
-            })
+            .map(|plan| Candidate { plan, outcome: estimate_on(job, &plan, costs, &profile) })
             .collect();
         search::rank(estimated)
     }
@@ -120,11 +113,29 @@ impl System for SmartMoe {
 }
 
 impl SmartMoe {
-    /// Where the online part would put the experts of a layer under the profile's loads.
-    fn expected_placement(&self, job: &Job, plan: &Plan, profile: &[BatchCounts], layer: usize) -> Placement {
+    /// What the offline search makes of one plan, be it its own or not.
+    ///
+    /// # Errors
+    /// As for [`search::estimate`].
+    pub fn estimate(&self, job: &Job, plan: &Plan, costs: &CostModel) -> Result<Estimate, PlanError> {
+        estimate_on(job, plan, costs, &self.profile(job))
+    }
+
+    /// The routing that the search believes in.
+    fn profile<'a>(&self, job: &'a Job) -> Cow<'a, [BatchCounts]> {
+        if self.data_sensitive {
+            return Cow::Borrowed(&job.profile);
+        }
+        job.profile.first().map(BatchCounts::uniform).into_iter().collect()
+    }
+}
+
+/// A plan with its experts where the online part would put them under the profile's loads; in order where it never places.
+fn estimate_on(job: &Job, plan: &Plan, costs: &CostModel, profile: &[BatchCounts]) -> Result<Estimate, PlanError> {
+    search::estimate(job, plan, costs, &Plain, profile, &|layer| {
         let experts = experts_of(job, layer);
         let now = Placement::identity(experts, plan.ep);
-        if self.placement_every == 0 {
+        if plan.placement_every == 0 {
             return now;
         }
         let mut loads = vec![0; experts];
@@ -134,7 +145,7 @@ impl SmartMoe {
             }
         }
         accepted(&loads, &now).unwrap_or(now)
-    }
+    })
 }
 
 struct Online {

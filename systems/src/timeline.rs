@@ -19,7 +19,7 @@ pub enum Activity {
     Block,
     /// Embedding, or head and loss.
     Edge,
-    /// The all-reduces of a tensor-parallel block.
+    /// The collectives of a tensor-parallel block.
     TensorParallel,
     /// Activations to the next stage, or their gradients to the one before.
     Boundary,
@@ -110,7 +110,7 @@ impl Activity {
             Activity::Op(op) => op.name(),
             Activity::Block => "block",
             Activity::Edge => "edge",
-            Activity::TensorParallel => "tensor-parallel all-reduce",
+            Activity::TensorParallel => "tensor-parallel collectives",
             Activity::Boundary => "send",
             Activity::GradientSync(Gradients::Dense) => "all-reduce dense",
             Activity::GradientSync(Gradients::Gate) => "all-reduce gate",

@@ -1,7 +1,8 @@
 //! Clusters as described hardware: GPUs, links and host, every constant with where it comes from.
 //!
 //! A cluster's TOML is data, not configuration: a constant is a value in SI units and a `source` (a datasheet, a
-//! measurement, or a fit to named measurements with its uncertainty). Code has no default for any of them.
+//! measurement, or a fit to named measurements with its uncertainty). Where the datasheet bounds it, it says so (`peak`),
+//! and neither a file nor a fit may go beyond. Code has no default for any of them.
 
 use serde::Deserialize;
 
@@ -88,6 +89,8 @@ pub struct Constant {
     pub value: f64,
     /// Standard error, in the same unit, when the value was fitted or measured.
     pub uncertainty: Option<f64>,
+    /// What the hardware's datasheet promises at most, in the same unit.
+    pub peak: Option<f64>,
     /// Datasheet, measurement or fit.
     pub source: String,
 }
@@ -104,6 +107,15 @@ impl Cluster {
             if !sane {
                 let expected = if may_be_zero { "a number of at least 0" } else { "a number above 0" };
                 return Err(ConfigError::value(file, format!("{field}.value"), constant.value, expected));
+            }
+            if let Some(peak) = constant.peak.filter(|&peak| constant.value > peak) {
+                let expected = format!("at most its peak, {peak:e}");
+                return Err(ConfigError::value(
+                    file,
+                    format!("{field}.value"),
+                    format!("{:e}", constant.value),
+                    expected,
+                ));
             }
             if constant.source.trim().is_empty() {
                 return Err(ConfigError::value(file, format!("{field}.source"), "\"\"", "where the value comes from"));
@@ -214,5 +226,6 @@ mod tests {
         check("gpus_per_node = 8", "gpus_per_nod = 8", "unknown field `gpus_per_nod`");
         check("gemm_rate = { value = ", "gemm_rate = { value = -", "gpu.gemm_rate.value = -");
         check("gemm_rate = { value = ", "gemm_rate = { value = nan, unit = ", "unknown field `unit`");
+        check("gemm_rate = { value = 1", "gemm_rate = { value = 9", "expected at most its peak, 3.12e14");
     }
 }

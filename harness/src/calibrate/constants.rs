@@ -28,7 +28,8 @@ pub struct Fitted {
     pub at_bound: bool,
 }
 
-/// Name and bounds of every constant that can be fitted: wide enough for any GPU cluster of the last ten years.
+/// Name and bounds of every constant that can be fitted: wide enough for any GPU cluster of the last ten years. A
+/// cluster that states a constant's peak bounds it closer.
 const BOUNDS: [(&str, f64, f64); 16] = [
     ("gpu.memory_bandwidth", 1e11, 8e12),
     ("gpu.scatter_bandwidth", 1e10, 8e12),
@@ -59,6 +60,11 @@ impl Point {
                 found.map(|(_, constant)| &mut constant.value)
             }
         }
+    }
+
+    /// The datasheet's bound, where the cluster states one.
+    fn peak(&self, name: &str) -> Option<f64> {
+        self.cluster.constants().into_iter().find(|(path, ..)| *path == name).and_then(|(_, constant, _)| constant.peak)
     }
 }
 
@@ -112,6 +118,7 @@ impl Space {
                 bail!("--constants: `{name}` stands twice");
             }
             let value = start.clone().get(name).map_or(low, |value| *value);
+            let high = start.peak(name).map_or(high, |peak| peak.min(high));
             axes.push(Axis { name, low, high, start: value });
         }
         Ok(Self { axes })
@@ -177,6 +184,14 @@ mod tests {
             assert!((after / before - 1.0).abs() < 1e-9, "{name}: {before} {after}");
             assert!(before > low && before < high, "{name}");
         }
+    }
+
+    #[test]
+    fn no_fit_goes_beyond_a_peak() {
+        let names = ["gpu.gemm_rate".to_owned()];
+        let far = Space::new(&start(), &names).unwrap().point(&start(), &[1e3]).unwrap();
+        assert_eq!(far.cluster.gpu.gemm_rate.peak, Some(312e12));
+        assert!((far.cluster.gpu.gemm_rate.value / 312e12 - 1.0).abs() < 1e-9);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub fn apply(cluster: &mut Cluster, fitted: &[Fitted], source: &str) {
             *constant = Constant {
                 value: rounded(fitted.value),
                 uncertainty: fitted.uncertainty.is_finite().then(|| rounded(fitted.uncertainty)),
+                peak: constant.peak,
                 source: match fitted.at_bound {
                     true => format!("{source}; at the bound of the fit"),
                     false => source.to_owned(),
@@ -44,9 +45,11 @@ pub fn toml(cluster: &Cluster) -> String {
                 text.push_str(&format!("name = {}\n", quoted(&cluster.gpu.name)));
             }
         }
-        let uncertainty = constant.uncertainty.map_or(String::new(), |u| format!("uncertainty = {u:e}, "));
+        let optional = |name, value: Option<f64>| value.map_or(String::new(), |value| format!("{name} = {value:e}, "));
+        let uncertainty = optional("uncertainty", constant.uncertainty);
+        let peak = optional("peak", constant.peak);
         let source = quoted(&constant.source);
-        text.push_str(&format!("{field} = {{ value = {:e}, {uncertainty}source = {source} }}\n", constant.value));
+        text.push_str(&format!("{field} = {{ value = {:e}, {uncertainty}{peak}source = {source} }}\n", constant.value));
     }
     text
 }

@@ -20,6 +20,7 @@ use crate::validate::adaptive::{self, Study};
 use crate::validate::errors::Errors;
 use crate::validate::layer::LayerShape;
 use crate::validate::moe_layer::{self, Rows, Setting};
+use crate::validate::plans::{self, Comparison};
 use crate::validate::{end_to_end, errors};
 use crate::{prepare, report, store, traces};
 
@@ -32,6 +33,8 @@ pub enum ValidateCommand {
     MoeLayer(MoeLayerArgs),
     /// One MoE layer over time, experts in order and experts placed online
     Adaptive(AdaptiveArgs),
+    /// SmartMoE's own pick of a plan beside the plan that its authors ran
+    Plans(PlansArgs),
 }
 
 /// What every study needs.
@@ -108,6 +111,26 @@ pub struct AdaptiveArgs {
     shape: LayerShape,
 }
 
+/// `moebench validate plans`.
+#[derive(Args)]
+pub struct PlansArgs {
+    /// Suite whose cases state plans for SmartMoE, by name or path
+    #[arg(long, default_value = "paper-gpt-authors")]
+    suite: String,
+    /// Cases of that cluster alone
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Routing trace, as for `run`
+    #[arg(long, value_name = "PATH")]
+    trace: Option<PathBuf>,
+    /// Simulated iterations after the suite's warm-up
+    #[arg(long, default_value_t = 50)]
+    iterations: usize,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -117,6 +140,7 @@ pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
         ValidateCommand::EndToEnd(args) => end_to_end(args),
         ValidateCommand::MoeLayer(args) => moe_layer(args),
         ValidateCommand::Adaptive(args) => adaptive(args),
+        ValidateCommand::Plans(args) => compare_plans(args),
     }
 }
 
@@ -218,6 +242,21 @@ fn adaptive(args: &AdaptiveArgs) -> Result<(), Failure> {
     });
     save(&args.common, "adaptive", &figure, rows).or_run()?;
     show(&args.common, &report, || adaptive_text(&report)).or_run()
+}
+
+fn compare_plans(args: &PlansArgs) -> Result<(), Failure> {
+    if args.iterations == 0 {
+        return Err(Failure::Input(anyhow::anyhow!("--iterations 0: expected at least 1")));
+    }
+    let suite = prepare::suite(&args.suite).or_input()?;
+    let trace = traces::load(args.trace.as_deref()).or_input()?;
+    let compared = plans::compare(&args.suite, suite, args.cluster.as_deref(), &trace, args.iterations).or_input()?;
+    let text = if args.json {
+        format!("{:#}", serde_json::json!({ "trace": trace.name(), "comparisons": compared }))
+    } else {
+        plans_text(&compared, args.iterations)
+    };
+    writeln!(std::io::stdout().lock(), "{text}").context("standard output").or_run()
 }
 
 struct ErrorRow {
@@ -385,5 +424,39 @@ fn adaptive_text(result: &adaptive::Report) -> String {
         result.measured_moves,
         result.predicted_moves,
         result.common_moves,
+    )
+}
+
+fn plans_text(compared: &[Comparison], iterations: usize) -> String {
+    let header =
+        ["case", "plan of", "plan", "estimate ms", "run ms", "state GB", "peak GB", "usable GB", "at least as fast"];
+    let mut table = report::table(&header, &[3, 4, 5, 6, 7]);
+    for comparison in compared {
+        for (whose, rated) in [("the search", &comparison.pick), ("the authors", &comparison.authors)] {
+            let agrees = |agrees, by| if agrees { format!("yes, by the {by}") } else { format!("no, by the {by}") };
+            let verdict = match (whose, comparison.estimate_agrees, comparison.run_agrees) {
+                ("the authors", ..) => String::new(),
+                (_, true, true) => "yes, by both".to_owned(),
+                (_, estimate, run) => format!("{}; {}", agrees(estimate, "estimate"), agrees(run, "run")),
+            };
+            let gigabytes = |bytes: f64| format!("{:.1}", bytes / 1e9);
+            table.add_row([
+                if whose == "the search" { comparison.case.clone() } else { String::new() },
+                whose.to_owned(),
+                rated.plan.clone(),
+                ms(rated.estimate_s),
+                ms(rated.run_s),
+                gigabytes(rated.state_bytes),
+                gigabytes(rated.peak_bytes),
+                gigabytes(comparison.usable_bytes),
+                verdict,
+            ]);
+        }
+    }
+    let both = compared.iter().filter(|c| c.estimate_agrees && c.run_agrees).count();
+    format!(
+        "{table}\n\npicks at least as fast by both: {both} of {}\n\
+         estimate: the search's, on the routing of a profiling run; run: median of {iterations} simulated iterations",
+        compared.len()
     )
 }

@@ -2,13 +2,15 @@
 //!
 //! Three studies, each read from a CSV of one row per measurement ([`sheet`]): whole iterations ([`end_to_end`]), single
 //! MoE layers ([`moe_layer`]), and one layer over time under two placements ([`adaptive`]). All are predicted with the
-//! systems, the cost model and the evaluator that `moebench run` uses; nothing here has a formula of its own.
+//! systems, the cost model and the evaluator that `moebench run` uses; nothing here has a formula of its own. A fourth needs
+//! no file: the offline search's plans beside those that SmartMoE's authors ran ([`plans`]).
 
 pub mod adaptive;
 pub mod end_to_end;
 pub mod errors;
 pub mod layer;
 pub mod moe_layer;
+pub mod plans;
 pub mod sheet;
 
 #[cfg(test)]
@@ -25,7 +27,7 @@ mod tests {
     use super::*;
     use crate::{prepare, traces};
 
-    const SHAPE: LayerShape = LayerShape { hidden: 1536, seq_len: 1024 };
+    const SHAPE: LayerShape = LayerShape { hidden: 1024, seq_len: 1024 };
 
     /// The published trace and a file of measurements, or None (said on stderr) where the shared data is not at hand.
     fn published(file: &str) -> Option<(RoutingTrace, PathBuf)> {
