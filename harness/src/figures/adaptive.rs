@@ -14,7 +14,8 @@ use crate::validate::adaptive::{Sample, Step};
 /// # Errors
 /// When the font or the drawing library fails.
 pub fn draw(samples: &[Sample], steps: &[Step]) -> Result<Figure, FigureError> {
-    let measured = samples.iter().map(|s| (s.iteration, s.measured_static, s.measured_online, s.measured_move));
+    let measured =
+        samples.iter().map(|s| (s.iteration, s.measured_static, s.measured_online, s.measured_move == Some(true)));
     let predicted = samples.iter().zip(steps).map(|(s, step)| (s.iteration, step.in_order, step.online, step.moved));
     LineChart {
         frame: Frame { footnote: "predicted: simulated".to_owned(), ..Frame::default() },

@@ -94,6 +94,14 @@ impl Row<'_> {
         }
     }
 
+    /// The same, or `default` where the column is absent or the cell empty.
+    ///
+    /// # Errors
+    /// Anything else, with file, line and column.
+    pub fn whole_or(&self, column: &str, least: usize, default: usize) -> Result<usize> {
+        if self.text(column).is_empty() { Ok(default) } else { self.whole(column, least) }
+    }
+
     /// A time above 0, in the file's unit.
     ///
     /// # Errors
