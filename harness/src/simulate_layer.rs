@@ -111,3 +111,50 @@ impl<'a> LayerRun<'a> {
         self.iteration += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use systems::{Placement, smartmoe};
+    use workloads::suite::TraceUse;
+    use workloads::trace::SynthSpec;
+    use workloads::{Cluster, Gate, Model};
+
+    use super::*;
+    use crate::prepare::JobRouting;
+    use crate::validate::layer::{LayerReader, LayerShape, Spot};
+
+    /// Where micro-batches are the trace's own, a layer's first iteration is what the validation of single layers predicts.
+    #[test]
+    fn a_layer_alone_is_the_layer_that_is_validated() {
+        let trace = SynthSpec { samples: 2, ..SynthSpec::default() }.generate().unwrap();
+        let model = Model::named("test", "gpt-l24-h1536-e32").unwrap();
+        let cluster = Cluster::named("test", "nico").unwrap();
+        let (gpus, micro_batch, layer) = (16, 2, 6);
+        let shape = LayerShape { hidden: 1536, seq_len: 1024 };
+        let reader = LayerReader { trace: &trace, ranks: gpus, micro_batch, shape };
+        let counts = reader.counts(Spot { sample: 0, layer }, 0);
+        let expected = reader.time(&counts, &Placement::identity(32, gpus), &cluster);
+
+        let job = Job {
+            model,
+            cluster,
+            gpus,
+            gate: Gate::NoDrop,
+            gate_statistics: Default::default(),
+            global_batch: gpus * micro_batch,
+            micro_batch: Some(micro_batch),
+            profile: Vec::new(),
+        };
+        let routing = JobRouting::of_layer(&job, layer, TraceUse::default(), &trace, 0).unwrap();
+        let plan = Plan { pp: 1, dp: gpus, tp: 1, ep: gpus, expert_dp: 1, micro_batch, placement_every: 1 };
+        let costs = CostModel::new(&job.cluster);
+        let mut run = LayerRun::new(&job, &costs, &smartmoe::SMARTMOE, plan, layer).unwrap();
+        let first = run.step(&routing.iteration(0));
+        assert_eq!((first.timing.step, first.moved), (expected, 0));
+        // The next one has seen the first, and pays for what it moves.
+        let second = run.step(&routing.iteration(0));
+        assert!(second.moved > 0 && second.migration > Seconds::ZERO && second.decision > Seconds::ZERO);
+        assert!(second.timing.step - second.decision - second.migration < expected);
+        assert!(LayerRun::new(&job, &costs, &smartmoe::SMARTMOE, plan, 24).is_none());
+    }
+}

@@ -18,7 +18,7 @@ use crate::calibrate::targets::Targets;
 use crate::chart::Figure;
 use crate::cli::{Failure, OrFail};
 use crate::commands::calibrate::END_TO_END_CONSTANTS;
-use crate::commands::validate::fit_layers;
+use crate::commands::validate::{LAYER_CONSTANTS, fit_layers};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
 use crate::model_error::{self, ClusterError, Part};
 use crate::validate::adaptive::{self, Study};
@@ -151,11 +151,14 @@ fn layers(inputs: &Inputs) -> Result<Option<Section>> {
         shape.hidden
     ));
     match (read(Rows::Even), read(Rows::Odd)) {
-        (Ok(even), Ok(odd)) => fitted_layers(inputs, &mut section, even, &odd)?,
+        (Ok(even), Ok(odd)) if even.len() > LAYER_CONSTANTS.len() => fitted_layers(inputs, &mut section, even, &odd)?,
         _ => {
             save(inputs, "layers", &performance_model::moe_layer(&shipped).draw()?)?;
             section.picture("layers", "Predicted against measured times of single layers");
-            section.add("The file has no rows to hold out: `(iteration - 1) / 100` is even in all or in none.");
+            section.add(format!(
+                "The file has too few rows to fit {} constants to those with even `(iteration - 1) / 100` and test the others.",
+                LAYER_CONSTANTS.len()
+            ));
         }
     }
     section.add(format!("With the constants of `{}` as shipped, all rows:", inputs.layer_cluster.name));
