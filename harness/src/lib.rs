@@ -2,13 +2,15 @@
 //!
 //! The life of a run: [`prepare`] turns a suite into jobs and routings, [`simulate`] runs one job under one system ([`simulate_layer`] one layer of it),
 //! [`runner`] runs all and hands each finished case to [`store`], [`summary`] derives medians and speedups from the
-//! stored frames, [`figures`] and [`report`] show them.
+//! stored frames, [`figures`], [`report`], [`html`] and [`latex`] show them.
 
 pub mod calibrate;
 pub mod chart;
 pub mod cli;
 pub mod commands;
 pub mod figures;
+pub mod html;
+pub mod latex;
 pub mod model_error;
 pub mod page;
 pub mod prepare;

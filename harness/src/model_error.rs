@@ -31,6 +31,14 @@ impl Part {
             Part::Layer => "layer",
         }
     }
+
+    /// What there are several of.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Part::Iteration => "runs",
+            Part::Layer => "layers",
+        }
+    }
 }
 
 /// Absolute relative errors of a cluster's simulation.

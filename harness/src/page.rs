@@ -14,8 +14,8 @@ pub fn of_collection(collection: &Collection, suites: &[Suite], trace: &str) -> 
     for suite in suites {
         let (name, figure) = (&suite.name, figures::name(suite.figure));
         page += &format!(
-            "\n## {name}\n\n{}.\n\n![{name}]({name}/figures/{figure}.svg)\n\n[summary]({name}/summary.csv), \
-             [figure as PDF]({name}/figures/{figure}.pdf), [what was run]({name}/run.json)\n",
+            "\n## {name}\n\n{}.\n\n![{name}]({name}/figures/{figure}.svg)\n\n[report]({name}/report.html), \
+             [summary]({name}/summary.csv), [LaTeX table]({name}/tables/summary.tex), [figure as PDF]({name}/figures/{figure}.pdf), [what was run]({name}/run.json)\n",
             suite.description
         );
     }

@@ -94,7 +94,7 @@ impl ModelError {
         match self {
             Self::Run(_) => "this run, signed".to_owned(),
             Self::Cluster(e) => {
-                format!("median of {} on {}, absolute: {} {}s", e.measurements, e.cluster, e.measured, e.part.name())
+                format!("median of {} {} {} on {}, absolute", e.measurements, e.measured, e.part.plural(), e.cluster)
             }
         }
     }

@@ -16,9 +16,10 @@ use crate::cli::{Failure, OrFail, RunArgs};
 use crate::figures;
 use crate::prepare::{self, Prepared};
 use crate::provenance::{self, Inputs, Provenance};
+use crate::report::Words;
 use crate::store::{self, Frames, Store};
 use crate::summary::Summary;
-use crate::{model_error, page, report, runner, traces};
+use crate::{html, latex, model_error, page, report, runner, traces};
 
 /// Runs the command.
 ///
@@ -76,8 +77,9 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, roo
         return Ok(());
     }
     let inputs = inputs(&suite, trace, &prepared);
-    let store = Store::open(root, &Provenance::new(runner::SIMULATED, inputs), args.overwrite).or_input()?;
-    execute(args, &suite, &prepared, trace.name(), &store).or_run()
+    let provenance = Provenance::new(runner::SIMULATED, inputs);
+    let store = Store::open(root, &provenance, args.overwrite).or_input()?;
+    execute(args, &suite, &prepared, &provenance, &store).or_run()
 }
 
 /// The suite with the command line's changes.
@@ -152,7 +154,13 @@ fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)]
     }
 }
 
-fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], trace: &str, store: &Store) -> Result<()> {
+fn execute(
+    args: &RunArgs,
+    suite: &Suite,
+    prepared: &[(u64, Vec<Prepared>)],
+    provenance: &Provenance,
+    store: &Store,
+) -> Result<()> {
     let frames = match store.finished()? {
         Some(frames) => frames,
         None => simulate(args, suite, prepared, store)?,
@@ -164,8 +172,13 @@ fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], tra
         CsvWriter::new(&mut *file).finish(&mut frame)?;
         Ok(file.flush()?)
     })?;
-    store.save_figure(figures::name(suite.figure), &figures::draw(suite, &summary, &frames.iterations, trace)?)?;
-    show(suite, &summary, store)
+    let figure = figures::draw(suite, &summary, &frames.iterations, &provenance.inputs.trace)?;
+    store.save_figure(figures::name(suite.figure), &figure)?;
+    let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
+    let words = Words::new(&summary, other.map(String::as_str));
+    store.write_text("report.html", &html::run(suite, &summary, &words, &figure, provenance))?;
+    store.write_text("tables/summary.tex", &latex::table(&words))?;
+    show(suite, &summary, &words, store)
 }
 
 /// Runs what is missing and joins all cases.
@@ -182,10 +195,9 @@ fn simulate(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], st
     store.join(&ids)
 }
 
-fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
-    let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
+fn show(suite: &Suite, summary: &Summary, words: &Words, store: &Store) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", report::summary(summary, other.map(String::as_str))).context("standard output")?;
+    writeln!(out, "{}", words.to_table()).context("standard output")?;
     for line in report::differences(&suite.cases).iter().chain(&report::failures(summary)) {
         writeln!(out, "{line}")?;
     }
@@ -193,6 +205,7 @@ fn show(suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
     writeln!(out, "summary  {}", store.path("summary.csv").display())?;
     let figure = format!("figures/{}.svg", figures::name(suite.figure));
     writeln!(out, "figure   {}", store.path(&figure).display())?;
+    writeln!(out, "report   {}", store.path("report.html").display())?;
     Ok(())
 }
 

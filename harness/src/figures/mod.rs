@@ -51,9 +51,15 @@ fn error_notes(summary: &Summary) -> String {
     let mut unknown: Vec<&str> = Vec::new();
     for row in summary.rows.iter().filter(|row| row.step.is_some()) {
         let note = match &row.model_error {
-            Some(ModelError::Run(_)) => "(+n%): simulated over published time of this very run".to_owned(),
+            Some(ModelError::Run(_)) => "+n%: simulated over published time of this very run".to_owned(),
             Some(ModelError::Cluster(e)) => {
-                format!("(±n%): median error of {} measured {}s on {}", e.measurements, e.part.name(), e.cluster)
+                let share = e.median * 100.0;
+                format!(
+                    "±{share:.1}%: median error of {} measured {} on {}",
+                    e.measurements,
+                    e.part.plural(),
+                    e.cluster
+                )
             }
             None if unknown.contains(&row.cluster.as_str()) => continue,
             None => {
@@ -65,6 +71,6 @@ fn error_notes(summary: &Summary) -> String {
             notes.push(note);
         }
     }
-    notes.extend(unknown.iter().map(|cluster| format!("{cluster}: no measurement held, model error unknown")));
+    notes.extend(unknown.iter().map(|cluster| format!("{cluster}: no such measurement held, model error unknown")));
     notes.iter().map(|note| format!("; {note}")).collect()
 }
