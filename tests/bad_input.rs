@@ -89,7 +89,7 @@ fn parquet_traces_with_bad_columns() {
 
 #[test]
 fn unknown_names() {
-    check("run smok --out out", &[], &["unknown suite `smok`", "smoke, paper-gpt"]);
+    check("run smok --out out", &[], &["unknown suite `smok`", "smoke, paper"]);
     check("run nowhere.toml --out out", &[], &["nowhere.toml: cannot be read"]);
     check(
         "run smoke --systems smartmoe,fastmoe --out out",

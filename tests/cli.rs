@@ -84,7 +84,7 @@ fn lists_hold_everything() {
         }
     };
     check("systems", &systems::ALL.iter().map(|system| system.name()).collect::<Vec<_>>());
-    check("suites", &workloads::Suite::names().collect::<Vec<_>>());
+    check("suites", &workloads::suite::Described::names().collect::<Vec<_>>());
     check("models", &workloads::Model::names().collect::<Vec<_>>());
     check("clusters", &workloads::Cluster::names().collect::<Vec<_>>());
     check("", &["smoke", "smartmoe", "gpt-tiny", "inky"]);

@@ -12,6 +12,10 @@ mod bad_input;
 mod timeline;
 // Every command from its arguments to its files.
 mod cli;
+// Suites of single layers, and collections of suites.
+mod layers;
+// Measurements of other shapes and spellings, and the page of all studies.
+mod validate;
 // Predicted iteration times against those that SmartMoE's authors measured, where their data is at hand.
 mod published;
 // Folders, the program, and small clusters, models and routings.

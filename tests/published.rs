@@ -46,8 +46,8 @@ fn predicted(prepared: &prepare::Prepared, iterations: usize, warmup: usize) -> 
         .systems
         .iter()
         .map(|&(system, forced)| {
-            let plan = runner::choose(prepared, system, forced, &costs).unwrap();
-            (simulate::Run::new(&prepared.job, &costs, system, plan), Vec::new())
+            let chosen = runner::choose(prepared, system, forced, &costs).unwrap();
+            (simulate::Run::new(&prepared.job, &costs, system, chosen.plan), Vec::new())
         })
         .collect();
     for t in 0..iterations {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use systems::{Job, Plan, System};
 use workloads::gate::{Flattening, Gate, GateStatistics};
 use workloads::model::Moe;
-use workloads::suite::TraceUse;
+use workloads::suite::{Described, TraceUse};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace};
 use workloads::{Case, Cluster, Model, Suite};
 
@@ -34,21 +34,21 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Reads a suite, a name or a path.
+/// Reads a suite or a collection of suites, a name or a path.
 ///
 /// # Errors
 /// An unknown name, an unreadable file, or whatever is wrong with its text.
-pub fn suite(name: &str) -> Result<Suite> {
+pub fn described(name: &str) -> Result<Described> {
     if is_path(name) {
-        return Ok(Suite::parse(name, &read(name)?)?);
+        return Ok(Described::parse(name, &read(name)?)?);
     }
-    Ok(Suite::named("moebench run", name)?)
+    Ok(Described::named("moebench run", name)?)
 }
 
 /// Reads a model, a name or a path.
 ///
 /// # Errors
-/// As for [`suite`].
+/// As for [`described`].
 pub fn model(context: &str, name: &str) -> Result<Model> {
     if is_path(name) {
         return Ok(Model::parse(name, &read(name)?)?);
@@ -59,7 +59,7 @@ pub fn model(context: &str, name: &str) -> Result<Model> {
 /// Reads a cluster, a name or a path.
 ///
 /// # Errors
-/// As for [`suite`].
+/// As for [`described`].
 pub fn cluster(context: &str, name: &str) -> Result<Cluster> {
     if is_path(name) {
         return Ok(Cluster::parse(name, &read(name)?)?);
@@ -102,15 +102,34 @@ pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace, seed: u64) 
                     let own = one_case(&context, &case.as_run_by(name), suite.trace, trace, seed)?;
                     prepared.different.insert(name.clone(), own);
                 }
-                let forced = case.plans.get(name).map(|plan| Plan::from(*plan));
+                let forced = forced_plan(case, name);
                 if let Some(plan) = forced {
-                    plan.check(&prepared.as_run_by(name).job).with_context(|| format!("{context}.plans.{name}"))?;
+                    let context = || format!("{context}.plans.{name}");
+                    plan.check(&prepared.as_run_by(name).job).with_context(context)?;
+                    if case.layer.is_some() && (plan.pp, plan.tp) != (1, 1) {
+                        bail!("{}: plan {plan}: expected pp = 1 and tp = 1 where a layer runs alone", context());
+                    }
                 }
                 prepared.systems.push((system, forced));
             }
             Ok(prepared)
         })
         .collect()
+}
+
+/// The plan that a case gives a system. Layers that run alone are expert-parallel over all ranks unless the case says
+/// otherwise: what surrounds them, an offline search has no part in.
+fn forced_plan(case: &Case, system: &str) -> Option<Plan> {
+    let given = case.plans.get(system).map(|plan| Plan::from(*plan));
+    given.or(case.layer.and(case.micro_batch).map(|micro_batch| Plan {
+        pp: 1,
+        dp: case.gpus,
+        tp: 1,
+        ep: case.gpus,
+        expert_dp: 1,
+        micro_batch,
+        placement_every: 0,
+    }))
 }
 
 /// Prepares one case, without systems.
@@ -139,8 +158,18 @@ pub fn one_case<'a>(
         micro_batch: case.micro_batch,
         profile: Vec::new(),
     };
-    let routing = JobRouting::new(&job, part, trace, seed).with_context(|| context.to_owned())?;
-    job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect();
+    let moe_layers = job.model.moe_blocks().len();
+    let routing = match case.layer {
+        Some(layer) if layer >= moe_layers => {
+            bail!("{context}.layers = {layer}: {} has {moe_layers} MoE layers, counted from 0", case.model);
+        }
+        Some(layer) => JobRouting::of_layer(&job, layer, part, trace, seed),
+        None => JobRouting::new(&job, part, trace, seed),
+    };
+    let routing = routing.with_context(|| context.to_owned())?;
+    if case.layer.is_none() {
+        job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect();
+    }
     Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new(), different: BTreeMap::new() })
 }
 
@@ -169,27 +198,50 @@ impl<'a> JobRouting<'a> {
     /// # Errors
     /// A trace that cannot stand for it.
     pub fn new(job: &Job, part: TraceUse, trace: &'a RoutingTrace, seed: u64) -> Result<Self> {
+        Self::of_layers(job, 0..job.model.moe_blocks().len(), 1, part, trace, seed)
+    }
+
+    /// The routing of one MoE layer of a job with a fixed micro-batch, a chunk per rank's micro-batch.
+    ///
+    /// # Errors
+    /// A trace that cannot stand for it.
+    pub fn of_layer(job: &Job, layer: usize, part: TraceUse, trace: &'a RoutingTrace, seed: u64) -> Result<Self> {
+        Self::of_layers(job, layer..layer + 1, job.micro_batch.unwrap_or(1), part, trace, seed)
+    }
+
+    fn of_layers(
+        job: &Job,
+        wanted: Range<usize>,
+        samples_per_chunk: usize,
+        part: TraceUse,
+        trace: &'a RoutingTrace,
+        seed: u64,
+    ) -> Result<Self> {
         let layers: Vec<&Moe> = job.model.blocks.iter().filter_map(|block| block.moe()).collect();
         let top_k = job.top_k().max(trace.shape().top_k as usize);
         let mut spans = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
+            let span = first.max(wanted.start)..(first + same.len()).min(wanted.end);
+            first += same.len();
+            if span.is_empty() {
+                continue;
+            }
             let spec = RoutingSpec {
                 layers: layers.len(),
                 experts: same[0].experts,
-                chunks: job.global_batch,
-                entries_per_chunk: (same[0].tokens * top_k) as u32,
+                chunks: job.global_batch / samples_per_chunk,
+                entries_per_chunk: (samples_per_chunk * same[0].tokens * top_k) as u32,
                 top_k: top_k as u32,
                 start: part.start,
                 stride: part.stride,
                 seed,
             };
             spans.push(Span {
-                layers: first..first + same.len(),
+                layers: span,
                 routing: Routing::new(trace, spec)?,
                 flattening: Flattening::new(spec.entries_per_chunk, &job.gate_statistics),
             });
-            first += same.len();
         }
         Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k) })
     }
@@ -197,14 +249,22 @@ impl<'a> JobRouting<'a> {
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
     pub fn iteration(&self, t: usize) -> BatchCounts {
         let parts = self.spans.iter().map(|span| {
-            let mut batch = span.routing.iteration(t);
+            let mut batch = span.routing.iteration_of(span.layers.clone(), t);
             batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &span.flattening));
             if self.choices.0 < self.choices.1 {
                 batch.chunks_mut().for_each(|chunk| keep_part(chunk, self.choices.0, self.choices.1));
             }
-            (span.layers.clone(), batch)
+            batch
         });
         BatchCounts::join(parts)
+    }
+
+    /// Whether both choose the same in every iteration, given one trace: widths of layers do not matter to a routing.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let spans = |routing: &Self| -> Vec<(Range<usize>, RoutingSpec)> {
+            routing.spans.iter().map(|span| (span.layers.clone(), *span.routing.spec())).collect()
+        };
+        (self.gate, self.choices) == (other.gate, other.choices) && spans(self) == spans(other)
     }
 }
 

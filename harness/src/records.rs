@@ -5,13 +5,13 @@
 
 use polars::prelude::{Column, DataFrame, PolarsResult};
 use systems::Plan;
-use systems::evaluate::Phase;
-use workloads::Case;
+use systems::evaluate::{Peak, Phase};
+use workloads::{Bytes, Case, Seconds};
 
 use crate::simulate::Iteration;
 
-/// Version of the columns below; raised whenever one changes its meaning.
-pub const SCHEMA_VERSION: u32 = 1;
+/// Version of the columns below; raised whenever one is added or changes its meaning.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// How an iteration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct RunKey {
     pub engine: &'static str,
     /// The plan, if one was found.
     pub plan: Option<Plan>,
+    /// What the system's offline search expects an iteration to take, if it chose the plan.
+    pub expected: Option<Seconds>,
 }
 
 /// One run's rows.
@@ -92,6 +94,11 @@ struct Row<'a> {
     reason: &'a str,
 }
 
+/// The fullest rank, where memory was followed.
+fn memory(iteration: &Iteration) -> Option<Peak> {
+    Some(iteration.timing.peak).filter(|peak| peak.bytes > Bytes::ZERO)
+}
+
 /// Columns of rows, each from an expression of the row.
 macro_rules! columns {
     ($rows:expr; $($name:literal = |$row:ident| $value:expr),* $(,)?) => {
@@ -112,6 +119,7 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "gpus" = |row| row.key.case.gpus as u32,
         "gate" = |row| row.key.case.gate.kind(),
         "capacity_factor" = |row| row.key.case.gate.capacity_factor(),
+        "layer" = |row| row.key.case.layer.map(|layer| layer as u32),
         "system" = |row| row.key.system,
         "seed" = |row| row.key.seed,
         "engine" = |row| row.key.engine,
@@ -123,6 +131,7 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "expert_dp" = |row| row.key.plan.map(|plan| plan.expert_dp as u32),
         "micro_batch" = |row| row.key.plan.map(|plan| plan.micro_batch as u32),
         "placement_every" = |row| row.key.plan.map(|plan| plan.placement_every as u32),
+        "expected_step_s" = |row| row.key.expected.map(|time| time.0),
     ];
     all.extend(columns![rows;
         "iteration" = |row| row.number,
@@ -135,8 +144,8 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "shadowed_experts" = |row| row.iteration.map(|i| i.timing.shadowed),
         "entries" = |row| row.iteration.map(|i| i.timing.entries),
         "dropped" = |row| row.iteration.map(|i| i.timing.dropped),
-        "peak_rank" = |row| row.iteration.map(|i| i.timing.peak.rank as u32),
-        "peak_bytes" = |row| row.iteration.map(|i| i.timing.peak.bytes.0),
+        "peak_rank" = |row| row.iteration.and_then(memory).map(|peak| peak.rank as u32),
+        "peak_bytes" = |row| row.iteration.and_then(memory).map(|peak| peak.bytes.0),
     ]);
     DataFrame::new(rows.len(), all)
 }

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use workloads::Case;
 
 use crate::statistics::Median;
-use crate::summary::{Row, Summary};
+use crate::summary::{ModelError, Row, Summary};
 
 /// A table without borders, the given columns aligned to the right.
 pub fn table(header: &[&str], right: &[usize]) -> Table {
@@ -19,24 +19,48 @@ pub fn table(header: &[&str], right: &[usize]) -> Table {
     table
 }
 
-/// Per case and system: plan, median iteration time, speedup over the baseline and over `other`.
-pub fn summary(summary: &Summary, other: Option<&str>) -> String {
-    let over = |name: &str| format!("over {name}");
-    let mut header = vec!["case".to_owned(), "system".into(), "plan".into(), "median".into(), "± 95%".into()];
-    header.push(over(&summary.baseline));
-    header.extend(other.map(over));
-    header.extend(["online".to_owned(), "peak".into()]);
-    let names: Vec<&str> = header.iter().map(String::as_str).collect();
-    let numbers: Vec<usize> = (3..names.len()).collect();
-    let mut table = table(&names, &numbers);
-    let mut last = "";
-    for row in &summary.rows {
-        let case = if row.case == last { "" } else { &row.case };
-        last = &row.case;
-        let reference = other.and_then(|name| summary.row(&row.case, name));
-        table.add_row(cells(row, case, reference, other.is_some()));
+/// A summary as words: what terminals, HTML and LaTeX show alike.
+pub struct Words {
+    /// Names of the columns.
+    pub header: Vec<String>,
+    /// A row per case and system.
+    pub rows: Vec<Vec<String>>,
+    /// Columns of words; the others hold numbers.
+    pub text_columns: usize,
+}
+
+impl Words {
+    /// Per case and system: plan, median iteration time, speedup over the baseline and over `other`, what was published for
+    /// the former, and the model's error (`+6%`: of this run's time; `±4%`: the cluster's median).
+    pub fn new(summary: &Summary, other: Option<&str>) -> Self {
+        let over = |name: &str| format!("over {name}");
+        let mut header = ["case", "system", "plan", "median", "± 95%"].map(str::to_owned).to_vec();
+        header.push(over(&summary.baseline));
+        header.extend(other.map(over));
+        header.extend(["online", "peak", "published", "model error"].map(str::to_owned));
+        let mut last = "";
+        let mut rows = Vec::new();
+        for row in &summary.rows {
+            let case = if row.case == last { "" } else { &row.case };
+            last = &row.case;
+            let reference = other.and_then(|name| summary.row(&row.case, name));
+            let mut cells = cells(row, case, reference, other.is_some());
+            cells.resize(header.len(), String::new());
+            rows.push(cells);
+        }
+        Self { header, rows, text_columns: 3 }
     }
-    table.to_string()
+
+    /// For a terminal.
+    pub fn to_table(&self) -> Table {
+        let names: Vec<&str> = self.header.iter().map(String::as_str).collect();
+        let numbers: Vec<usize> = (self.text_columns..names.len()).collect();
+        let mut table = table(&names, &numbers);
+        for row in &self.rows {
+            table.add_row(row);
+        }
+        table
+    }
 }
 
 fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool) -> Vec<String> {
@@ -56,7 +80,9 @@ fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool) -
     }
     if row.step.is_some() {
         cells.push(format!("{:.2}%", row.online_share * 100.0));
-        cells.push(format!("{:.1} GB", row.peak_bytes / 1e9));
+        cells.push(row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9)));
+        cells.push(row.published.speedup.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
+        cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
     }
     cells
 }

@@ -9,10 +9,13 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 use systems::timeline::Span;
 use systems::{CostModel, Plan, PlanError, System};
+use workloads::Seconds;
+use workloads::trace::BatchCounts;
 
 use crate::prepare::Prepared;
 use crate::records::{self, RunKey, RunRecord, Status};
-use crate::simulate::Run;
+use crate::simulate::{Iteration, Run};
+use crate::simulate_layer::LayerRun;
 use crate::store::{Frames, Store};
 use crate::timeline::Timeline;
 
@@ -63,6 +66,37 @@ fn write_timelines(id: &str, runs: &[RunRecord], last: &[Vec<Span>], store: &Sto
     store.write_timelines(id, timelines)
 }
 
+/// What a case asks to be run: whole iterations, or one layer of them.
+enum Running<'a> {
+    Training(Run<'a>),
+    Layer(LayerRun<'a>),
+}
+
+impl<'a> Running<'a> {
+    fn new(prepared: &'a Prepared, system: &dyn System, plan: Plan, costs: &'a CostModel) -> Option<Self> {
+        let job = &prepared.as_run_by(system.name()).job;
+        match prepared.case.layer {
+            Some(layer) => LayerRun::new(job, costs, system, plan, layer).map(Self::Layer),
+            None => Some(Self::Training(Run::new(job, costs, system, plan))),
+        }
+    }
+
+    fn step(&mut self, batch: &BatchCounts) -> Iteration {
+        match self {
+            Self::Training(run) => run.step(batch),
+            Self::Layer(run) => run.step(batch),
+        }
+    }
+
+    /// The same, and keeps the spans of a whole iteration.
+    fn observe(&mut self, batch: &BatchCounts, spans: &mut Vec<Span>) -> Iteration {
+        match self {
+            Self::Training(run) => run.observe(batch, spans),
+            Self::Layer(run) => run.step(batch),
+        }
+    }
+}
+
 /// Runs one case under all of its systems; returns the record of each and, where asked for and reached, the spans of its
 /// last iteration.
 fn run_case(
@@ -72,34 +106,12 @@ fn run_case(
     progress: &ProgressBar,
 ) -> (Vec<RunRecord>, Vec<Vec<Span>>) {
     let costs = CostModel::new(&prepared.job.cluster);
-    let plans: Vec<Result<Plan, PlanError>> =
-        prepared.systems.iter().map(|&(system, forced)| choose(prepared, system, forced, &costs)).collect();
-    let mut runs: Vec<Option<Run>> = prepared
-        .systems
-        .iter()
-        .zip(&plans)
-        .map(|(&(system, _), plan)| {
-            let job = &prepared.as_run_by(system.name()).job;
-            plan.as_ref().ok().map(|plan| Run::new(job, &costs, system, *plan))
-        })
-        .collect();
-    let mut records: Vec<RunRecord> = prepared
-        .systems
-        .iter()
-        .zip(&plans)
-        .map(|(&(system, _), plan)| RunRecord {
-            key: RunKey {
-                id: prepared.case.id(),
-                case: prepared.as_run_by(system.name()).case.clone(),
-                system: system.name(),
-                seed,
-                engine: SIMULATED,
-                plan: plan.as_ref().ok().copied(),
-            },
-            iterations: Vec::with_capacity(extent.iterations),
-            failure: plan.as_ref().err().map(|error| (status_of(error), error.to_string())),
-        })
-        .collect();
+    let (mut runs, mut records) = (Vec::new(), Vec::new());
+    for &(system, forced) in &prepared.systems {
+        let chosen = choose(prepared, system, forced, &costs);
+        runs.push(chosen.as_ref().ok().and_then(|chosen| Running::new(prepared, system, chosen.plan, &costs)));
+        records.push(record(prepared, system, chosen, seed));
+    }
     let mut last = vec![Vec::new(); records.len()];
     for t in 0..extent.iterations {
         progress.inc(1);
@@ -110,7 +122,8 @@ fn run_case(
         let observed = extent.timelines && t + 1 == extent.iterations;
         for ((run, record), spans) in runs.iter_mut().zip(&mut records).zip(&mut last) {
             let Some(running) = run else { continue };
-            let own = prepared.different.get(record.key.system).map(|own| own.routing.iteration(t));
+            let own = &prepared.as_run_by(record.key.system).routing;
+            let own = (!own.is_like(&prepared.routing)).then(|| own.iteration(t));
             let batch = own.as_ref().unwrap_or(&batch);
             let done = if observed { running.observe(batch, spans) } else { running.step(batch) };
             match done.failure {
@@ -125,6 +138,32 @@ fn run_case(
     (records, last)
 }
 
+/// The record of a run before its first iteration.
+fn record(prepared: &Prepared, system: &dyn System, chosen: Result<Chosen, PlanError>, seed: u64) -> RunRecord {
+    let plan = chosen.as_ref().ok().map(|chosen| chosen.plan);
+    RunRecord {
+        key: RunKey {
+            id: prepared.case.id(),
+            case: prepared.as_run_by(system.name()).case.clone(),
+            system: system.name(),
+            seed,
+            engine: SIMULATED,
+            plan,
+            expected: chosen.as_ref().ok().and_then(|chosen| chosen.expected),
+        },
+        iterations: Vec::new(),
+        failure: chosen.err().map(|error| (status_of(&error), error.to_string())),
+    }
+}
+
+/// The plan of a run.
+pub struct Chosen {
+    /// The plan.
+    pub plan: Plan,
+    /// What the system's offline search expects an iteration to take; nothing where the plan was given.
+    pub expected: Option<Seconds>,
+}
+
 /// The forced plan, or the system's own choice.
 ///
 /// # Errors
@@ -134,10 +173,13 @@ pub fn choose(
     system: &dyn System,
     forced: Option<Plan>,
     costs: &CostModel,
-) -> Result<Plan, PlanError> {
+) -> Result<Chosen, PlanError> {
     match forced {
-        Some(plan) => Ok(plan),
-        None => system.plan(&prepared.as_run_by(system.name()).job, costs),
+        Some(plan) => Ok(Chosen { plan, expected: None }),
+        None => {
+            let (plan, estimate) = system.best(&prepared.as_run_by(system.name()).job, costs)?;
+            Ok(Chosen { plan, expected: Some(estimate.step) })
+        }
     }
 }
 

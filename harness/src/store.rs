@@ -51,8 +51,7 @@ impl Store {
         if overwrite || !same {
             store.clear()?;
         }
-        let text = serde_json::to_string_pretty(provenance)? + "\n";
-        write_atomically(&stated, |file| Ok(file.write_all(text.as_bytes())?))?;
+        store.write_text("run.json", &(serde_json::to_string_pretty(provenance)? + "\n"))?;
         Ok(store)
     }
 
@@ -69,6 +68,14 @@ impl Store {
         let folder = self.path("figures");
         fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
         Ok(figure.save(&folder.join(name))?)
+    }
+
+    /// Writes a text.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
+        write_atomically(&self.path(name), |file| Ok(file.write_all(text.as_bytes())?))
     }
 
     /// Whether a case was finished by this or an earlier attempt.
@@ -161,7 +168,7 @@ impl Store {
                 fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
             }
         }
-        for file in ["run.json", "iterations.parquet", "spans.parquet", "summary.csv"] {
+        for file in ["run.json", "iterations.parquet", "spans.parquet", "summary.csv", "report.html"] {
             let path = self.path(file);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;

@@ -5,7 +5,7 @@ use workloads::Seconds;
 use workloads::model::Moe;
 
 use crate::cost::CostModel;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Phase};
 use crate::placement::Placement;
 use crate::price::{GroupPlace, price};
 use crate::program::LayerProgram;
@@ -22,13 +22,30 @@ pub fn time(
     place: &GroupPlace,
     costs: &CostModel,
 ) -> Seconds {
+    run(program, counts, placement, moe, tokens, place, costs).0
+}
+
+/// The same, and what the ranks' time went to: the mean over ranks, waiting for the last one included.
+pub fn run(
+    program: &LayerProgram,
+    counts: &RoutingCounts,
+    placement: &Placement,
+    moe: &Moe,
+    tokens: usize,
+    place: &GroupPlace,
+    costs: &CostModel,
+) -> (Seconds, Ledger) {
     let priced = price(program, counts, placement, moe, tokens, place, costs);
     let mut clock = vec![Seconds::ZERO; counts.ranks()];
-    let mut ledger = Ledger::default();
+    let mut sums = Ledger::default();
     let mut streams = Streams::default();
-    streams.run(&program.forward, &priced.forward, program.steps, &mut clock, &mut ledger, |_, _, _| ());
-    streams.run(&program.backward, &priced.backward, program.steps, &mut clock, &mut ledger, |_, _, _| ());
-    clock.into_iter().fold(Seconds::ZERO, Seconds::max)
+    streams.run(&program.forward, &priced.forward, program.steps, &mut clock, &mut sums, |_, _, _| ());
+    streams.run(&program.backward, &priced.backward, program.steps, &mut clock, &mut sums, |_, _, _| ());
+    let end = clock.into_iter().fold(Seconds::ZERO, Seconds::max);
+    let mut ledger = Ledger::default();
+    ledger.merge(&sums, 1.0 / counts.ranks() as f64);
+    ledger.add(Phase::Wait, (end - ledger.total()).max(Seconds::ZERO));
+    (end, ledger)
 }
 
 #[cfg(test)]

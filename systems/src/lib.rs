@@ -47,7 +47,7 @@ pub use placement::{Move, Placement};
 pub use plan::{Plan, PlanError};
 pub use program::LayerProgram;
 pub use routing::{LoadHistory, RoutingCounts};
-pub use search::Candidate;
+pub use search::{Candidate, Estimate};
 
 /// A training system: how it plans offline and what it does online.
 pub trait System: Sync {
@@ -71,10 +71,18 @@ pub trait System: Sync {
     /// # Errors
     /// When no candidate can be used: the reason of the last one.
     fn plan(&self, job: &Job, costs: &CostModel) -> Result<Plan, PlanError> {
+        self.best(job, costs).map(|(plan, _)| plan)
+    }
+
+    /// The same with what the search expects of the plan.
+    ///
+    /// # Errors
+    /// As for [`Self::plan`].
+    fn best(&self, job: &Job, costs: &CostModel) -> Result<(Plan, Estimate), PlanError> {
         let mut reason = PlanError::NoCandidate;
         for candidate in self.candidates(job, costs) {
             match candidate.outcome {
-                Ok(_) => return Ok(candidate.plan),
+                Ok(estimate) => return Ok((candidate.plan, estimate)),
                 Err(error) => reason = error,
             }
         }

@@ -1,4 +1,4 @@
-//! Suites: which cases are run under which systems, how often and on which routing.
+//! Suites: which cases are run under which systems, how often and on which routing; and collections of suites.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,8 +34,75 @@ pub struct Suite {
     /// How models are trained, where they really are.
     #[serde(default)]
     pub training: Training,
+    /// What is drawn.
+    #[serde(default)]
+    pub figure: FigureKind,
     /// What is trained where.
     pub cases: Vec<Case>,
+}
+
+/// What a suite's samples are drawn as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FigureKind {
+    /// Bars: speedup over the baseline, a group per case.
+    #[default]
+    Speedups,
+    /// Points: what the offline searches expected against what the runs took.
+    PerformanceModel,
+    /// Bars: speedup of single layers, a group per layer.
+    Layers,
+    /// Lines: time of a single layer over the iterations, a panel per case.
+    Series,
+}
+
+/// Suites that are run one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Collection {
+    /// Its name on the command line.
+    pub name: String,
+    /// What it answers, for people.
+    pub description: String,
+    /// Names of suites, in order.
+    pub suites: Vec<String>,
+}
+
+/// What a TOML in `workloads/suites/` describes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Described {
+    /// A suite.
+    Suite(Suite),
+    /// Several.
+    Collection(Collection),
+}
+
+impl Described {
+    /// Reads a suite's or a collection's TOML; `file` names it in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table = error::parse(file, text)?;
+        if !table.contains_key("suites") {
+            return Suite::parse(file, text).map(Self::Suite);
+        }
+        let collection: Collection = error::parse(file, text)?;
+        match repeated(&collection.suites) {
+            Some(twice) => Err(ConfigError::value(file, "suites", twice, "every suite once")),
+            None if collection.suites.is_empty() => {
+                Err(ConfigError::value(file, "suites", "an empty list", "at least one suite"))
+            }
+            None => Ok(Self::Collection(collection)),
+        }
+    }
+
+    /// A suite or a collection that comes with moebench.
+    pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
+        Self::parse(name, error::find("suite", context, name, SUITES)?)
+    }
+
+    /// The names of all that come with moebench.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SUITES.iter().map(|(name, _)| *name)
+    }
 }
 
 /// Which part of a routing trace a run replays.
@@ -61,6 +128,8 @@ impl Default for TraceUse {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
+    /// Tells apart cases that differ in their plans alone; part of the id.
+    pub name: Option<String>,
     /// Name of a model.
     pub model: String,
     /// Name of a cluster.
@@ -80,6 +149,12 @@ pub struct Case {
     /// else equal.
     #[serde(default)]
     pub differs: BTreeMap<String, Difference>,
+    /// MoE layers to run alone, forward and backward, instead of whole iterations; each becomes a case of its own.
+    #[serde(default)]
+    pub layers: Vec<usize>,
+    /// The layer that is run alone.
+    #[serde(skip)]
+    pub layer: Option<usize>,
 }
 
 /// Where one system's run differs from its case. What is absent is the case's.
@@ -138,10 +213,20 @@ impl Case {
         case
     }
 
-    /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE`.
+    /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE[.layerN][.NAME]`.
     pub fn id(&self) -> String {
+        let layer = self.layer.map_or(String::new(), |layer| format!(".layer{layer}"));
+        let name = self.name.as_ref().map_or(String::new(), |name| format!(".{name}"));
         // Models and clusters may be paths.
-        format!("{}.{}.{}.{}", self.model, self.cluster, self.gpus, self.gate).replace(['/', ' '], "-")
+        format!("{}.{}.{}.{}{layer}{name}", self.model, self.cluster, self.gpus, self.gate).replace(['/', ' '], "-")
+    }
+
+    /// A case per layer that is run alone, or the case itself.
+    fn of_layers(self) -> Vec<Self> {
+        if self.layers.is_empty() {
+            return vec![self];
+        }
+        self.layers.iter().map(|&layer| Self { layers: Vec::new(), layer: Some(layer), ..self.clone() }).collect()
     }
 
     /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8.
@@ -156,7 +241,8 @@ impl Case {
 impl Suite {
     /// Reads a suite's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let suite: Self = error::parse(file, text)?;
+        let mut suite: Self = error::parse(file, text)?;
+        suite.cases = suite.cases.into_iter().flat_map(Case::of_layers).collect();
         suite.check(file)?;
         Ok(suite)
     }
@@ -166,9 +252,18 @@ impl Suite {
         Self::parse(name, error::find("suite", context, name, SUITES)?)
     }
 
-    /// The names of all suites that come with moebench.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        SUITES.iter().map(|(name, _)| *name)
+    /// All suites that come with moebench.
+    ///
+    /// # Errors
+    /// A defect of one of them.
+    pub fn all() -> Result<Vec<Self>, ConfigError> {
+        let mut suites = Vec::new();
+        for name in Described::names() {
+            if let Described::Suite(suite) = Described::named("moebench", name)? {
+                suites.push(suite);
+            }
+        }
+        Ok(suites)
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
@@ -228,6 +323,16 @@ impl Suite {
                     );
                 }
             }
+            if case.layer.is_some() && case.micro_batch.is_none_or(|size| size * case.gpus != case.global_batch) {
+                return refuse(
+                    field("global_batch"),
+                    case.global_batch.to_string(),
+                    "gpus * micro_batch where layers run alone".into(),
+                );
+            }
+            if case.layer.is_none() && matches!(self.figure, FigureKind::Layers | FigureKind::Series) {
+                return refuse(field("layers"), "none".into(), "layers to run alone, for this figure".into());
+            }
             if let Some(first) = seen.insert(case.id(), index) {
                 return refuse(
                     format!("cases[{index}]"),
@@ -253,9 +358,19 @@ macro_rules! embedded {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../suites/", $name, ".toml")))),*] };
 }
 
-/// Every suite in `workloads/suites/`.
-const SUITES: &[(&str, &str)] =
-    embedded!["smoke", "paper-gpt", "paper-gpt-authors", "paper-deepspeed", "paper-swin", "paper-offline"];
+/// Everything in `workloads/suites/`.
+const SUITES: &[(&str, &str)] = embedded![
+    "smoke",
+    "paper",
+    "paper-gpt",
+    "paper-gpt-authors",
+    "paper-deepspeed",
+    "paper-swin",
+    "paper-offline",
+    "paper-model",
+    "paper-layers",
+    "paper-adaptive",
+];
 
 #[cfg(test)]
 mod tests {
@@ -264,16 +379,33 @@ mod tests {
 
     #[test]
     fn all_suites_name_known_models_and_clusters() {
-        for name in Suite::names() {
-            let suite = Suite::named("test", name).unwrap();
-            assert_eq!(suite.name, name);
-            for case in &suite.cases {
-                for system in &suite.systems {
+        for name in Described::names() {
+            let suites = match Described::named("test", name).unwrap() {
+                Described::Suite(suite) => {
+                    assert_eq!(suite.name, name);
+                    vec![suite]
+                }
+                Described::Collection(all) => {
+                    assert_eq!(all.name, name);
+                    all.suites.iter().map(|name| Suite::named("test", name).unwrap()).collect()
+                }
+            };
+            for case in suites.iter().flat_map(|suite| &suite.cases) {
+                for system in &suites[0].systems {
                     Model::named(name, &case.as_run_by(system).model).unwrap();
                 }
                 Cluster::named(name, &case.cluster).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn layers_become_cases() {
+        let toml = SUITES[0].1.replacen("gpus = 8", "gpus = 8\nlayers = [0, 3]\nname = \"alone\"", 1);
+        let error = Suite::parse("s.toml", &toml).unwrap_err().to_string();
+        assert!(error.contains("cases[0].global_batch = ") && error.contains("gpus * micro_batch"), "{error}");
+        let layers = Suite::named("test", "paper-layers").unwrap().cases;
+        assert!(layers.len() > 1 && layers[1].layer == Some(1) && layers[1].id().ends_with(".layer1"));
     }
 
     #[test]

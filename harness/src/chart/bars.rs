@@ -4,6 +4,7 @@
 //! value beside ours, and why a bar is absent.
 
 use super::axis::{Scale, extent};
+use super::canvas::Rgb;
 use super::columns::{self, LabelFit, Place};
 use super::font::{Fonts, Weight};
 use super::frame::{self, BASE, FINE, Frame, Key, Surround};
@@ -55,6 +56,8 @@ pub struct Bar {
     pub published: Option<f64>,
     /// Printed above the bar, such as "1.88×".
     pub label: Option<String>,
+    /// Printed beyond the label in grey, such as "(+6%)".
+    pub aside: Option<String>,
 }
 
 /// The height of a bar, or why it has none.
@@ -128,7 +131,7 @@ impl GroupedBars {
     /// [`FigureError`] when the compiled-in font or the drawing library fails; never because of the data.
     pub fn draw(&self) -> Result<Figure, FigureError> {
         let fonts = Fonts::load()?;
-        let surround = self.frame.surround(&fonts, self.legend(), 126.0);
+        let surround = self.frame.surround(&fonts, self.legend(), HEIGHT);
         let layout = self.lay_out(&fonts, &surround);
         on_page(surround.size(), &fonts, |sheet| {
             surround.draw(sheet, &self.frame)?;
@@ -240,6 +243,8 @@ impl GroupedBars {
     }
 }
 
+/// Of the data and what stands below it, in points; labels that stand upright take a third of it.
+const HEIGHT: f64 = 140.0;
 /// Below this many points, labels above bars are left out.
 const LEAST_READABLE: f64 = 5.2;
 /// Half the height of the mark of a published value, at most.
@@ -301,14 +306,17 @@ impl Layout {
 struct ValueLabels {
     size: f64,
     upright: bool,
-    /// Of each label, per point of type size.
+    /// Of each label and aside, per point of type size.
     relative: Vec<(String, f64)>,
 }
 
+/// Between a label and what stands beyond it, in points.
+const ASIDE_GAP: f64 = 2.0;
+
 impl ValueLabels {
     fn choose<'b>(fonts: &Fonts, bars: impl Iterator<Item = &'b Bar>, slot: f64) -> Self {
-        let labels = bars.filter_map(|b| b.label.as_ref());
-        let mut relative: Vec<_> = labels.map(|l| (l.clone(), fonts.width(l, 1.0, Weight::Regular))).collect();
+        let texts = bars.filter(|b| b.label.is_some()).flat_map(|b| b.label.iter().chain(&b.aside));
+        let mut relative: Vec<_> = texts.map(|l| (l.clone(), fonts.width(l, 1.0, Weight::Regular))).collect();
         relative.sort_by(|a, b| a.0.cmp(&b.0));
         relative.dedup_by(|a, b| a.0 == b.0);
         let widest = relative.iter().map(|(_, width)| *width).fold(0.0, f64::max);
@@ -317,28 +325,40 @@ impl ValueLabels {
         Self { size: if size < LEAST_READABLE { 0.0 } else { size }, upright, relative }
     }
 
-    /// Points that the bar's label takes upwards.
-    fn length(&self, bar: &Bar) -> f64 {
-        let Some(label) = &bar.label else { return 0.0 };
+    /// Points that one text takes upwards.
+    fn reach(&self, text: &str) -> f64 {
         if !self.upright {
             return self.size;
         }
-        let found = self.relative.binary_search_by(|(known, _)| known.cmp(label));
+        let found = self.relative.binary_search_by(|(known, _)| known.as_str().cmp(text));
         found.ok().and_then(|i| self.relative.get(i)).map_or(0.0, |(_, width)| width * self.size)
     }
 
-    fn draw(&self, sheet: &Sheet<'_>, bar: &Bar, anchor: Point) -> Result<(), FigureError> {
+    /// Points that the bar's label and aside take upwards.
+    fn length(&self, bar: &Bar) -> f64 {
+        let Some(label) = &bar.label else { return 0.0 };
+        self.reach(label) + bar.aside.as_ref().map_or(0.0, |aside| ASIDE_GAP + self.reach(aside))
+    }
+
+    fn draw(&self, sheet: &Sheet<'_>, bar: &Bar, (x, y): Point) -> Result<(), FigureError> {
         let (Some(label), true) = (&bar.label, self.size > 0.0 && bar.peak().is_some()) else { return Ok(()) };
-        let kind = Type::of(self.size).color(AXIS);
+        self.draw_text(sheet, label, AXIS, (x, y))?;
+        match &bar.aside {
+            Some(aside) => self.draw_text(sheet, aside, MUTED, (x, y - self.reach(label) - ASIDE_GAP)),
+            None => Ok(()),
+        }
+    }
+
+    fn draw_text(&self, sheet: &Sheet<'_>, text: &str, color: Rgb, (x, y): Point) -> Result<(), FigureError> {
+        let kind = Type::of(self.size).color(color);
         let kind = if self.upright { kind.upright().middle() } else { kind.centered() };
-        // White behind the label, so that no line crosses it.
+        // White behind the text, so that no line crosses it.
         let (half, height) = match self.upright {
-            true => (self.size * 0.4, self.length(bar)),
-            false => (sheet.width_of(label, kind) / 2.0 + 0.8, self.size * 0.76),
+            true => (self.size * 0.4, self.reach(text)),
+            false => (sheet.width_of(text, kind) / 2.0 + 0.8, self.size * 0.76),
         };
-        let (x, y) = anchor;
         sheet.fill(Area { left: x - half, right: x + half, top: y - height, bottom: y + 0.4 }, PAPER)?;
-        sheet.text(label, anchor, kind)
+        sheet.text(text, (x, y), kind)
     }
 }
 
@@ -348,7 +368,12 @@ mod tests {
 
     fn sample() -> GroupedBars {
         let group = |label: &str, bars: Vec<Bar>| Group { label: label.into(), bars };
-        let labelled = Bar { label: Some("1.88×".into()), published: Some(1.7), ..Bar::interval(1.88, 1.8, 1.95) };
+        let labelled = Bar {
+            label: Some("1.88×".into()),
+            aside: Some("(+6%)".into()),
+            published: Some(1.7),
+            ..Bar::interval(1.88, 1.8, 1.95)
+        };
         GroupedBars {
             frame: Frame { footnote: "simulated; model error 6 % median".into(), ..Frame::default() },
             y_label: "Speedup <over> FastMoE".into(),
@@ -371,7 +396,9 @@ mod tests {
     #[test]
     fn every_label_is_in_the_picture() -> Result<(), FigureError> {
         let svg = sample().draw()?.to_svg();
-        for label in ["FastMoE", "SmartMoE", "published", "inky (A100)", "pinky (V100)", "16/1.2", "16/inf", "1.88×"] {
+        for label in
+            ["FastMoE", "SmartMoE", "published", "inky (A100)", "pinky (V100)", "16/1.2", "16/inf", "1.88×", "(+6%)"]
+        {
             assert!(svg.contains(&format!(">{label}<")), "{label} is not in the picture");
         }
         assert!(svg.contains("Speedup &lt;over&gt; FastMoE") && svg.contains("simulated; model error 6 % median"));
@@ -396,7 +423,8 @@ mod tests {
     #[test]
     fn labels_fit_below_the_upper_edge() {
         let chart = sample();
-        let labels = ValueLabels { size: 6.5, upright: true, relative: vec![("1.88×".into(), 4.0)] };
+        let labels =
+            ValueLabels { size: 6.5, upright: true, relative: vec![("(+6%)".into(), 2.0), ("1.88×".into(), 2.0)] };
         let (low, high) = chart.range_with_room(100.0, &labels);
         assert_eq!(low, 0.0);
         assert!(1.95 / high * 100.0 + 26.0 <= 100.0);

@@ -13,12 +13,13 @@ use crate::calibrate::constants::{Fitted, Point};
 use crate::calibrate::targets::Targets;
 use crate::calibrate::{self, write};
 use crate::cli::{Failure, OrFail};
-use crate::commands::validate::{LAYER_CONSTANTS, constants_table};
+use crate::commands::validate::LAYER_CONSTANTS;
 use crate::validate::adaptive::{self, Study};
 use crate::validate::end_to_end::{self, Configuration};
 use crate::validate::errors::quantile;
 use crate::validate::layer::LayerShape;
 use crate::validate::moe_layer::{self, Rows};
+use crate::validate::tables::constants_table;
 use crate::{prepare, provenance, store, traces};
 
 /// `moebench calibrate`.
@@ -67,7 +68,7 @@ pub struct FitArgs {
 
 /// The constants that iteration times determine. An expert's start-up is not among them: plans with many experts a rank
 /// also issue many calls, whether the experts get rows or not, and the times tell that it is the calls that cost.
-const END_TO_END_CONSTANTS: [&str; 7] = [
+pub const END_TO_END_CONSTANTS: [&str; 7] = [
     "gpu.gemm_rate",
     "network.inter_bandwidth",
     "network.rooted_bandwidth",

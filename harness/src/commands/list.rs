@@ -1,6 +1,7 @@
 //! `moebench list`: what comes with the program.
 
-use workloads::{Cluster, Model, Suite};
+use workloads::suite::Described;
+use workloads::{Cluster, Model};
 
 use crate::cli::ListKind;
 use crate::report;
@@ -24,9 +25,17 @@ pub fn run(kind: Option<ListKind>) {
 
 fn suites() {
     let mut table = report::table(&["suite", "cases", "iterations", "systems", "what it answers"], &[1, 2]);
-    for suite in Suite::names().filter_map(|name| Suite::named("list", name).ok()) {
-        let (cases, iterations) = (suite.cases.len().to_string(), suite.iterations.to_string());
-        table.add_row([suite.name, cases, iterations, suite.systems.join(", "), suite.description]);
+    for described in Described::names().filter_map(|name| Described::named("list", name).ok()) {
+        table.add_row(match described {
+            Described::Suite(suite) => {
+                let (cases, iterations) = (suite.cases.len().to_string(), suite.iterations.to_string());
+                [suite.name, cases, iterations, suite.systems.join(", "), suite.description]
+            }
+            Described::Collection(all) => {
+                let what = format!("{}: {}", all.description, all.suites.join(", "));
+                [all.name, String::new(), String::new(), String::new(), what]
+            }
+        });
     }
     println!("{table}\n");
 }

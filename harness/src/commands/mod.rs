@@ -6,3 +6,4 @@ pub mod plan;
 pub mod run;
 pub mod trace;
 pub mod validate;
+pub mod validate_all;

@@ -22,6 +22,9 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         global_batch: args.global_batch_size,
         micro_batch: args.micro_batch_size,
         plans: Default::default(),
+        name: None,
+        layers: Vec::new(),
+        layer: None,
         differs: Default::default(),
     };
     for (option, value) in [

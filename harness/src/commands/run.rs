@@ -1,52 +1,90 @@
-//! `moebench run`: a suite from its file to its figure.
+//! `moebench run`: a suite, or a collection of them, from its file to its figures.
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use polars::prelude::{CsvWriter, SerWriter};
 use systems::CostModel;
-use workloads::Suite;
-use workloads::suite::repeated;
+use workloads::suite::{Collection, Described, repeated};
 use workloads::trace::RoutingTrace;
+use workloads::{Published, Suite};
 
 use crate::cli::{Failure, OrFail, RunArgs};
 use crate::figures;
 use crate::prepare::{self, Prepared};
 use crate::provenance::{self, Inputs, Provenance};
+use crate::report::Words;
 use crate::runner::Extent;
 use crate::store::{self, Frames, Store};
 use crate::summary::Summary;
-use crate::{report, runner, traces};
+use crate::{html, latex, model_error, page, report, runner, traces};
 
 /// Runs the command.
 ///
 /// # Errors
 /// Bad input before anything runs; after that, what cannot be written.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let suite = adjusted(args).or_input()?;
+    let described = prepare::described(&args.suite).or_input()?;
     let trace = traces::load(args.trace.as_deref()).or_input()?;
-    let seeds = suite.seeds.clone();
-    let prepared: Vec<(u64, Vec<Prepared>)> = seeds
+    match described {
+        Described::Suite(suite) => {
+            let root = args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(&suite.name));
+            run_suite(args, &args.suite, suite, &trace, &root)
+        }
+        Described::Collection(collection) => run_collection(args, &collection, &trace),
+    }
+}
+
+/// Every suite of a collection in a folder of its own, and a page that shows them all.
+fn run_collection(args: &RunArgs, collection: &Collection, trace: &RoutingTrace) -> Result<(), Failure> {
+    if args.systems.is_some() {
+        let reason = format!("--systems: {} is a collection: its suites have systems of their own", collection.name);
+        return Err(Failure::Input(anyhow::anyhow!(reason)));
+    }
+    let root = args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(&collection.name));
+    let suites: Vec<Suite> = collection
+        .suites
         .iter()
-        .map(|&seed| Ok((seed, prepare::cases(&args.suite, &suite, &trace, seed)?)))
+        .map(|name| Ok(Suite::named(&collection.name, name)?))
+        .collect::<Result<_>>()
+        .or_input()?;
+    for suite in &suites {
+        eprintln!("{}: {}", suite.name, suite.description);
+        run_suite(args, &suite.name, suite.clone(), trace, &root.join(&suite.name))?;
+    }
+    if !args.dry_run {
+        let page = page::of_collection(collection, &suites, trace.name());
+        let path = root.join("README.md");
+        store::write_atomically(&path, |file| Ok(file.write_all(page.as_bytes())?)).or_run()?;
+        println!("\nall figures  {}", path.display());
+    }
+    Ok(())
+}
+
+/// `file` is what the suite is called in errors.
+fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, root: &Path) -> Result<(), Failure> {
+    let suite = adjusted(args, suite).or_input()?;
+    let prepared: Vec<(u64, Vec<Prepared>)> = suite
+        .seeds
+        .iter()
+        .map(|&seed| Ok((seed, prepare::cases(file, &suite, trace, seed)?)))
         .collect::<Result<_>>()
         .or_input()?;
     if args.dry_run {
         dry_run(&prepared);
         return Ok(());
     }
-    let root = args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(&suite.name));
-    let inputs = inputs(&suite, &trace, &prepared);
-    let store = Store::open(&root, &Provenance::new(runner::SIMULATED, inputs), args.overwrite).or_input()?;
-    execute(args, &suite, &prepared, &store).or_run()
+    let inputs = inputs(&suite, trace, &prepared);
+    let provenance = Provenance::new(runner::SIMULATED, inputs);
+    let store = Store::open(root, &provenance, args.overwrite).or_input()?;
+    execute(args, &suite, &prepared, &provenance, &store).or_run()
 }
 
 /// The suite with the command line's changes.
-fn adjusted(args: &RunArgs) -> Result<Suite> {
-    let mut suite = prepare::suite(&args.suite)?;
+fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
     if let Some(systems) = &args.systems {
         for name in systems {
             prepare::system("--systems", name)?;
@@ -82,8 +120,8 @@ fn dry_run(prepared: &[(u64, Vec<Prepared>)]) {
             let costs = CostModel::new(&case.job.cluster);
             for &(system, forced) in &case.systems {
                 let plan = match runner::choose(case, system, forced, &costs) {
-                    Ok(plan) if forced.is_some() => format!("{plan} (given)"),
-                    Ok(plan) => plan.to_string(),
+                    Ok(chosen) if forced.is_some() => format!("{} (given)", chosen.plan),
+                    Ok(chosen) => chosen.plan.to_string(),
                     Err(error) => error.to_string(),
                 };
                 table.add_row([case.case.id(), seed.to_string(), system.name().to_owned(), plan]);
@@ -117,20 +155,32 @@ fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)]
     }
 }
 
-fn execute(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], store: &Store) -> Result<()> {
+fn execute(
+    args: &RunArgs,
+    suite: &Suite,
+    prepared: &[(u64, Vec<Prepared>)],
+    provenance: &Provenance,
+    store: &Store,
+) -> Result<()> {
     let timelines = || ids(prepared).iter().all(|id| store.has_timelines(id));
     let frames = match store.finished()? {
         Some(frames) if !args.timeline || timelines() => frames,
         _ => simulate(args, suite, prepared, store)?,
     };
-    let summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
+    let mut summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
+    summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
     let mut frame = summary.frame()?;
     store::write_atomically(&store.path("summary.csv"), |file| {
         CsvWriter::new(&mut *file).finish(&mut frame)?;
         Ok(file.flush()?)
     })?;
-    store.save_figure("end_to_end", &figures::end_to_end::draw(suite, &summary)?)?;
-    show(args, suite, &summary, store)
+    let figure = figures::draw(suite, &summary, &frames.iterations, &provenance.inputs.trace)?;
+    store.save_figure(figures::name(suite.figure), &figure)?;
+    let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
+    let words = Words::new(&summary, other.map(String::as_str));
+    store.write_text("report.html", &html::run(suite, &summary, &words, &figure, provenance))?;
+    store.write_text("tables/summary.tex", &latex::table(&words))?;
+    show(args, suite, &summary, &words, store)
 }
 
 /// Runs what is missing and joins all cases.
@@ -151,16 +201,17 @@ fn ids(prepared: &[(u64, Vec<Prepared>)]) -> Vec<String> {
     prepared.iter().flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed))).collect()
 }
 
-fn show(args: &RunArgs, suite: &Suite, summary: &Summary, store: &Store) -> Result<()> {
-    let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
+fn show(args: &RunArgs, suite: &Suite, summary: &Summary, words: &Words, store: &Store) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", report::summary(summary, other.map(String::as_str))).context("standard output")?;
+    writeln!(out, "{}", words.to_table()).context("standard output")?;
     for line in report::differences(&suite.cases).iter().chain(&report::failures(summary)) {
         writeln!(out, "{line}")?;
     }
     writeln!(out, "\nsamples  {}", store.path("iterations.parquet").display())?;
     writeln!(out, "summary  {}", store.path("summary.csv").display())?;
-    writeln!(out, "figure   {}", store.path("figures/end_to_end.svg").display())?;
+    let figure = format!("figures/{}.svg", figures::name(suite.figure));
+    writeln!(out, "figure   {}", store.path(&figure).display())?;
+    writeln!(out, "report   {}", store.path("report.html").display())?;
     if args.timeline {
         writeln!(out, "timelines {}", store.path("timelines").display())?;
     }

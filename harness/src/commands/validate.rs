@@ -8,19 +8,21 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use workloads::Cluster;
 use workloads::gate::GateStatistics;
+use workloads::suite::Described;
 use workloads::trace::RoutingTrace;
 
+use crate::calibrate;
 use crate::calibrate::constants::Point;
 use crate::calibrate::targets::Targets;
-use crate::calibrate::{self, write};
 use crate::chart::Figure;
 use crate::cli::{Failure, OrFail};
+use crate::commands::validate_all::{self, AllArgs};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
 use crate::validate::adaptive::{self, Study};
-use crate::validate::errors::Errors;
 use crate::validate::layer::LayerShape;
-use crate::validate::moe_layer::{self, Rows, Setting};
+use crate::validate::moe_layer::{self, Rows};
 use crate::validate::plans::{self, Comparison};
+use crate::validate::tables::{adaptive_text, constants_table, end_to_end_text, ms, settings_table};
 use crate::validate::{end_to_end, errors};
 use crate::{prepare, report, store, traces};
 
@@ -35,6 +37,8 @@ pub enum ValidateCommand {
     Adaptive(AdaptiveArgs),
     /// SmartMoE's own pick of a plan beside the plan that its authors ran
     Plans(PlansArgs),
+    /// Every study of a folder of measurements, and a page that shows what the simulator is worth
+    All(AllArgs),
 }
 
 /// What every study needs.
@@ -141,6 +145,7 @@ pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
         ValidateCommand::MoeLayer(args) => moe_layer(args),
         ValidateCommand::Adaptive(args) => adaptive(args),
         ValidateCommand::Plans(args) => compare_plans(args),
+        ValidateCommand::All(args) => validate_all::run(args),
     }
 }
 
@@ -150,6 +155,7 @@ fn end_to_end(args: &EndToEndArgs) -> Result<(), Failure> {
     }
     let cluster = |file: &str| match &args.cluster {
         Some(name) => prepare::cluster("--cluster", name),
+        None if file.is_empty() => anyhow::bail!("no cluster: expected a column `cluster`, or --cluster"),
         None => prepare::cluster("cluster", file),
     };
     let configurations = end_to_end::read(&args.common.measured, &cluster).or_input()?;
@@ -212,7 +218,8 @@ fn moe_layer(args: &MoeLayerArgs) -> Result<(), Failure> {
 pub const LAYER_CONSTANTS: [&str; 5] =
     ["gpu.gemm_rate", "gpu.expert_start", "gpu.scatter_bandwidth", "network.intra_bandwidth", "host.synchronisation"];
 
-fn fit_layers(
+/// Fits a cluster's constants to layers.
+pub(crate) fn fit_layers(
     cluster: &Cluster,
     trace: &RoutingTrace,
     layers: Vec<moe_layer::Sample>,
@@ -248,7 +255,15 @@ fn compare_plans(args: &PlansArgs) -> Result<(), Failure> {
     if args.iterations == 0 {
         return Err(Failure::Input(anyhow::anyhow!("--iterations 0: expected at least 1")));
     }
-    let suite = prepare::suite(&args.suite).or_input()?;
+    let suite = match prepare::described(&args.suite).or_input()? {
+        Described::Suite(suite) => suite,
+        Described::Collection(_) => {
+            return Err(Failure::Input(anyhow::anyhow!(
+                "{}: lists other suites: expected a suite of cases",
+                args.suite
+            )));
+        }
+    };
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let compared = plans::compare(&args.suite, suite, args.cluster.as_deref(), &trace, args.iterations).or_input()?;
     let text = if args.json {
@@ -296,135 +311,6 @@ fn show(common: &Common, report: &impl Serialize, text: impl Fn() -> String) -> 
         }
         Ok(())
     }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:+.1}%", share * 100.0)
-}
-
-fn ms(seconds: Option<f64>) -> String {
-    seconds.map_or("-".into(), |seconds| format!("{:.0}", seconds * 1e3))
-}
-
-const STATISTICS: [&str; 7] = ["n", "mean", "median", "p90", "max", "bias", "R²"];
-
-fn statistics(errors: &Errors) -> [String; 7] {
-    let share = |value: f64| format!("{:.1}%", value * 100.0);
-    let r = errors.r_squared.map_or("-".into(), |r| format!("{r:.3}"));
-    [
-        errors.count.to_string(),
-        share(errors.mean),
-        share(errors.median),
-        share(errors.p90),
-        share(errors.max),
-        percent(errors.bias),
-        r,
-    ]
-}
-
-fn statistics_table(lines: &[(String, Option<Errors>)], what: &str) -> comfy_table::Table {
-    let header: Vec<&str> = std::iter::once(what).chain(STATISTICS).collect();
-    let mut table = report::table(&header, &[1, 2, 3, 4, 5, 6, 7]);
-    for (name, errors) in lines {
-        if let Some(errors) = errors {
-            table.add_row(std::iter::once(name.clone()).chain(statistics(errors)));
-        }
-    }
-    table
-}
-
-fn end_to_end_text(result: &end_to_end::Report) -> String {
-    let sums = [("medians".to_owned(), result.errors), ("sums, start-up included".to_owned(), result.sum_errors)];
-    let errors = statistics_table(&sums, "relative errors of");
-    let mut text = format!("{}\n\n{errors}\n", lines_table(&result.lines));
-    text.push_str(&format!(
-        "\norder of systems, for pairs measured more than {:.0}% apart: {} of {} right\n",
-        end_to_end::ORDER_TOLERANCE * 100.0,
-        result.ordered_right,
-        result.ordered_pairs
-    ));
-    for wrong in &result.ordered_wrong {
-        text.push_str(&format!("  wrong: {wrong}\n"));
-    }
-    let ends: Vec<bool> = result.lines.iter().filter_map(|line| line.status_agrees).collect();
-    let right = ends.iter().filter(|agrees| **agrees).count();
-    text.push_str(&format!("runs that end as predicted (ok or out of memory): {right} of {}\n", ends.len()));
-    for (gpus, gate) in result.no_drop_cases() {
-        if let Some((measured, predicted)) = result.speedup(gpus, &gate, "fastermoe", "smartmoe") {
-            text.push_str(&format!(
-                "smartmoe over fastermoe, {gpus} GPUs, {gate}, by sums: {measured:.2} measured, {predicted:.2} predicted\n"
-            ));
-        }
-    }
-    text.push_str("predicted: simulated; medians leave out the first 10 iterations");
-    text
-}
-
-fn lines_table(lines: &[end_to_end::Line]) -> comfy_table::Table {
-    let header = ["GPUs", "gate", "system", "plan", "measured ms", "predicted ms", "error", "status"];
-    let mut table = report::table(&header, &[0, 4, 5, 6]);
-    for line in lines {
-        table.add_row([
-            line.gpus.to_string(),
-            line.gate.clone(),
-            line.system.clone(),
-            line.plan.clone(),
-            ms(line.measured),
-            ms(line.predicted),
-            line.error.map_or("-".into(), percent),
-            line.status.clone(),
-        ]);
-    }
-    table
-}
-
-fn settings_table(settings: &[Setting]) -> String {
-    let lines: Vec<(String, Option<Errors>)> = settings
-        .iter()
-        .flat_map(|setting| {
-            let name = format!("{} GPUs, micro-batch {}", setting.gpus, setting.micro_batch);
-            [
-                (format!("{name}: moebench"), Some(setting.errors)),
-                (format!("{name}: the paper's estimate"), setting.paper),
-                (format!("{name}: the paper's, uniform routing"), setting.uniform),
-            ]
-        })
-        .collect();
-    statistics_table(&lines, "relative errors").to_string()
-}
-
-/// Fitted constants with their standard errors.
-pub fn constants_table(fitted: &[calibrate::constants::Fitted]) -> comfy_table::Table {
-    let mut table = report::table(&["constant", "value", "± s.e.", "relative", ""], &[1, 2, 3]);
-    for constant in fitted {
-        table.add_row([
-            constant.name.clone(),
-            format!("{:e}", write::rounded(constant.value)),
-            format!("{:.1e}", constant.uncertainty),
-            format!("{:.1}%", constant.uncertainty / constant.value * 100.0),
-            if constant.at_bound { "at its bound".into() } else { String::new() },
-        ]);
-    }
-    table
-}
-
-fn adaptive_text(result: &adaptive::Report) -> String {
-    let lines =
-        [("experts in order".to_owned(), Some(result.in_order)), ("placed online".to_owned(), Some(result.online))];
-    let r = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-    format!(
-        "{}\n\ncorrelation: {} in order, {} placed online\nmean gain of placement: {:.4} measured, {:.4} predicted ({})\n\
-         placements taken: {} measured, {} predicted, {} at the same iterations",
-        statistics_table(&lines, "relative errors"),
-        r(result.static_correlation),
-        r(result.online_correlation),
-        result.measured_gain,
-        result.predicted_gain,
-        percent(result.predicted_gain / result.measured_gain - 1.0),
-        result.measured_moves,
-        result.predicted_moves,
-        result.common_moves,
-    )
 }
 
 fn plans_text(compared: &[Comparison], iterations: usize) -> String {

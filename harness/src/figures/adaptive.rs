@@ -1,7 +1,12 @@
-//! `adaptive`: one layer's time over training, experts in order and placed online, measured above predicted, as in the
-//! paper's figure 13.
+//! `adaptive`: one layer's time over training, experts in order and placed online, as in the paper's figure 13: measured
+//! above predicted, or a panel per case of a suite.
 
+use anyhow::Result;
+use workloads::{Case, Suite};
+
+use super::{error_notes, title};
 use crate::chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
+use crate::summary::{Summary, Table};
 use crate::validate::adaptive::{Sample, Step};
 
 /// Draws the series; times in ms.
@@ -9,7 +14,8 @@ use crate::validate::adaptive::{Sample, Step};
 /// # Errors
 /// When the font or the drawing library fails.
 pub fn draw(samples: &[Sample], steps: &[Step]) -> Result<Figure, FigureError> {
-    let measured = samples.iter().map(|s| (s.iteration, s.measured_static, s.measured_online, s.measured_move));
+    let measured =
+        samples.iter().map(|s| (s.iteration, s.measured_static, s.measured_online, s.measured_move == Some(true)));
     let predicted = samples.iter().zip(steps).map(|(s, step)| (s.iteration, step.in_order, step.online, step.moved));
     LineChart {
         frame: Frame { footnote: "predicted: simulated".to_owned(), ..Frame::default() },
@@ -38,4 +44,86 @@ fn panel(title: &str, rows: impl Iterator<Item = (usize, f64, f64, bool)>) -> Li
         series: vec![in_order, online],
         from_zero: true,
     }
+}
+
+/// Lines with more points than this are drawn through means.
+const MOST_POINTS: usize = 600;
+
+/// Draws a suite's layers over their iterations: a panel per case, a line per system.
+///
+/// # Errors
+/// When the records lack a column, or the font or the drawing library fails.
+pub fn of_run(suite: &Suite, summary: &Summary, rows: &Table, origin: &str) -> Result<Figure> {
+    let bin = suite.iterations.div_ceil(MOST_POINTS).max(1);
+    let panels = suite.cases.iter().map(|case| case_panel(suite, case, summary, rows, bin));
+    let means = if bin > 1 { format!(", means of {bin} iterations") } else { String::new() };
+    Ok(LineChart {
+        frame: Frame {
+            footnote: format!(
+                "{origin}; time of the layer alone{means}; what deciding and moving experts takes is in the gain; placements \
+                 follow the iterations before them (the paper's followed the very iteration that they served){}",
+                error_notes(summary)
+            ),
+            ..Frame::default()
+        },
+        x_label: "Iteration".to_owned(),
+        panels: panels.collect::<Result<_>>()?,
+        mark_label: "experts moved".to_owned(),
+        log_x: false,
+    }
+    .draw()?)
+}
+
+fn case_panel(suite: &Suite, case: &Case, summary: &Summary, rows: &Table, bin: usize) -> Result<LinePanel> {
+    let lines = suite.systems.iter().enumerate().map(|(ink, system)| line(suite, &case.id(), system, ink, rows, bin));
+    Ok(LinePanel {
+        title: panel_title(suite, case, summary),
+        y_label: "Layer time (ms)".to_owned(),
+        series: lines.collect::<Result<_>>()?,
+        from_zero: true,
+    })
+}
+
+/// The setting, the gain of each system over the baseline, and the published one.
+fn panel_title(suite: &Suite, case: &Case, summary: &Summary) -> String {
+    let mut title = case.layer.map_or(case.id(), |layer| format!("layer {layer}"));
+    for system in suite.systems.iter().filter(|name| **name != suite.baseline) {
+        let every = case.plans.get(system).map_or(0, |plan| plan.placement_every);
+        if every > 0 {
+            title += &format!(", placed every {every} iterations");
+        }
+        let row = summary.row(&case.id(), system);
+        if let Some(gain) = row.and_then(|row| row.speedup_by_sums) {
+            title += &format!(": gain {gain:.2}");
+        }
+        if let Some(gain) = row.and_then(|row| row.published.speedup_by_sums) {
+            title += &format!(" (published {gain:.2})");
+        }
+    }
+    title
+}
+
+/// A system's layer times, less what deciding and moving took, and stars where experts moved.
+fn line(suite: &Suite, case: &str, system: &str, ink: usize, rows: &Table, bin: usize) -> Result<LineSeries> {
+    let mut line = LineSeries { name: title(system), ink, ..LineSeries::default() };
+    let (mut sum, mut count) = ((0.0, 0.0), 0);
+    for row in 0..rows.height() {
+        if rows.text("case", row)? != case || rows.text("system", row)? != system {
+            continue;
+        }
+        let number = |column| Ok::<f64, anyhow::Error>(rows.number(column, row)?.unwrap_or(0.0));
+        let Some(step) = rows.number("step_s", row)? else { continue };
+        let ms = (step - number("decision_s")? - number("migration_s")?) * 1e3;
+        let label = f64::from(suite.trace.start) + (number("iteration")? - 1.0) * f64::from(suite.trace.stride);
+        if number("moved_experts")? > 0.0 {
+            line.marks.push((label, ms));
+        }
+        sum = (sum.0 + label, sum.1 + ms);
+        count += 1;
+        if count == bin {
+            line.points.push((sum.0 / bin as f64, sum.1 / bin as f64));
+            (sum, count) = ((0.0, 0.0), 0);
+        }
+    }
+    Ok(line)
 }

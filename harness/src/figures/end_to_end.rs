@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 
 use workloads::{Case, Suite};
 
+use super::{error_notes, title};
 use crate::chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
-use crate::prepare;
-use crate::summary::{Row, Summary};
+use crate::summary::{ModelError, Row, Summary};
 
 /// Draws the figure of a suite from its summary.
 ///
 /// # Errors
 /// When the font or the drawing library fails.
-pub fn draw(suite: &Suite, summary: &Summary) -> Result<Figure, FigureError> {
+pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, FigureError> {
     let mut clusters: Vec<&str> = suite.cases.iter().map(|case| case.cluster.as_str()).collect();
     clusters.dedup();
     let panels = clusters.into_iter().map(|cluster| Panel {
@@ -25,15 +25,14 @@ pub fn draw(suite: &Suite, summary: &Summary) -> Result<Figure, FigureError> {
             .map(|case| group(suite, case, summary))
             .collect(),
     });
-    let title = |name: &str| prepare::system("figure", name).map_or(name.to_owned(), |s| s.title().to_owned());
     let marked: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
     let series = |name: &String| if marked.contains(name) { format!("{} †", title(name)) } else { title(name) };
-    let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
     GroupedBars {
         frame: Frame {
             footnote: format!(
-                "{engine}; medians of iterations after {} of warm-up, 95% confidence intervals{}",
+                "{origin}; medians of iterations after {} of warm-up, 95% confidence intervals{}{}",
                 suite.warmup,
+                error_notes(summary),
                 if marked.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" }
             ),
             ..Frame::default()
@@ -55,13 +54,17 @@ fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
     Group { label: case.label(), bars: bars.collect() }
 }
 
-fn bar(row: &Row) -> Bar {
+/// A speedup with its interval, the published one, and the model's error beside it.
+pub(super) fn bar(row: &Row) -> Bar {
     if row.status != "ok" {
-        return Bar::failed(row.status.to_uppercase());
+        return Bar { published: row.published.speedup, ..Bar::failed(row.status.to_uppercase()) };
     }
+    let error = row.model_error.as_ref().map(ModelError::label);
     match row.speedup {
         Some(speedup) => Bar {
             label: Some(format!("{:.2}", speedup.value)),
+            aside: error.map(|error| format!("({error})")),
+            published: row.published.speedup,
             ..Bar::interval(speedup.value, speedup.low, speedup.high)
         },
         // Without the baseline there is no ratio; the table still has the time.

@@ -2,4 +2,75 @@
 
 pub mod adaptive;
 pub mod end_to_end;
+pub mod layers;
 pub mod performance_model;
+
+use anyhow::Result;
+use polars::prelude::DataFrame;
+use workloads::Suite;
+use workloads::suite::FigureKind;
+
+use crate::chart::Figure;
+use crate::prepare;
+use crate::summary::{Summary, Table};
+
+/// The name of a suite's figure, and of its files.
+pub fn name(kind: FigureKind) -> &'static str {
+    match kind {
+        FigureKind::Speedups => "end_to_end",
+        FigureKind::PerformanceModel => "performance_model",
+        FigureKind::Layers => "layers",
+        FigureKind::Series => "adaptive",
+    }
+}
+
+/// A suite's figure; its footnote says how the numbers were obtained and on which routing.
+///
+/// # Errors
+/// When the records lack a column, or the font or the drawing library fails.
+pub fn draw(suite: &Suite, summary: &Summary, iterations: &DataFrame, trace: &str) -> Result<Figure> {
+    let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
+    let origin = format!("{engine}, routing: {trace}");
+    Ok(match suite.figure {
+        FigureKind::Speedups => end_to_end::draw(suite, summary, &origin)?,
+        FigureKind::PerformanceModel => performance_model::searches(suite, summary, &origin).draw()?,
+        FigureKind::Layers => layers::draw(suite, summary, &origin)?,
+        FigureKind::Series => adaptive::of_run(suite, summary, &Table::new(iterations)?, &origin)?,
+    })
+}
+
+/// A system's name in figures.
+fn title(name: &str) -> String {
+    prepare::system("figure", name).map_or(name.to_owned(), |system| system.title().to_owned())
+}
+
+/// What the errors beside bars are, for a footnote: one sentence for the runs' own, one for each cluster's.
+fn error_notes(summary: &Summary) -> String {
+    use crate::summary::ModelError;
+    let mut notes: Vec<String> = Vec::new();
+    let mut unknown: Vec<&str> = Vec::new();
+    for row in summary.rows.iter().filter(|row| row.step.is_some()) {
+        let note = match &row.model_error {
+            Some(ModelError::Run(_)) => "+n%: simulated over published time of this very run".to_owned(),
+            Some(ModelError::Cluster(e)) => {
+                let share = e.median * 100.0;
+                format!(
+                    "±{share:.1}%: median error of {} measured {} on {}",
+                    e.measurements,
+                    e.part.plural(),
+                    e.cluster
+                )
+            }
+            None if unknown.contains(&row.cluster.as_str()) => continue,
+            None => {
+                unknown.push(&row.cluster);
+                continue;
+            }
+        };
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    notes.extend(unknown.iter().map(|cluster| format!("{cluster}: no such measurement held, model error unknown")));
+    notes.iter().map(|note| format!("; {note}")).collect()
+}

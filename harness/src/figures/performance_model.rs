@@ -1,6 +1,11 @@
-//! `performance_model`: predicted against measured times, as in the paper's figure 11.
+//! `performance_model`: predicted against measured times, as in the paper's figure 11; and what offline searches expected
+//! against what the simulated runs took.
 
+use workloads::Suite;
+
+use super::title;
 use crate::chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
+use crate::summary::{Row, Summary};
 use crate::validate::end_to_end::Report;
 use crate::validate::errors::{Errors, Pair};
 use crate::validate::moe_layer::Setting;
@@ -40,6 +45,41 @@ pub fn moe_layer(settings: &[Setting]) -> Scatter {
         notes: notes(&setting.pairs),
     });
     scatter(panels.collect(), "layer time (ms)", 0.05)
+}
+
+/// The searches of a suite: a panel per cluster and number of GPUs, a series per system that chose its plan.
+pub fn searches(suite: &Suite, summary: &Summary, origin: &str) -> Scatter {
+    let pair = |row: &Row| row.expected.zip(row.step).map(|(predicted, m)| Pair { predicted, measured: m.value });
+    let chosen: Vec<(&Row, Pair)> = summary.rows.iter().filter_map(|row| Some((row, pair(row)?))).collect();
+    let mut settings: Vec<(&str, u32)> = chosen.iter().map(|(row, _)| (row.cluster.as_str(), row.gpus)).collect();
+    settings.dedup();
+    let panels = settings.into_iter().map(|setting| {
+        let pairs = |system: Option<&String>| -> Vec<Pair> {
+            let of = chosen.iter().filter(|(row, _)| (row.cluster.as_str(), row.gpus) == setting);
+            of.filter(|(row, _)| system.is_none_or(|system| row.system == *system)).map(|(_, pair)| *pair).collect()
+        };
+        let systems = suite.systems.iter().enumerate();
+        ScatterPanel {
+            title: format!("{}, {} GPUs", setting.0, setting.1),
+            series: systems.map(|(ink, name)| series(&title(name), ink, &pairs(Some(name)), 1.0)).collect(),
+            notes: notes(&pairs(None)),
+        }
+    });
+    Scatter {
+        frame: Frame {
+            footnote: format!(
+                "{origin}; a point per case: what a system's search expected of the plan that it picked (from four profiled \
+                 iterations, or an even routing where the estimate is uniform), and the median of the simulated run; band: \
+                 within 10% of the run"
+            ),
+            ..Frame::default()
+        },
+        x_label: "Simulated iteration time (s)".to_owned(),
+        y_label: "Expected by the search (s)".to_owned(),
+        panels: panels.collect(),
+        band: Some(0.1),
+        log: true,
+    }
 }
 
 fn scatter(panels: Vec<ScatterPanel>, what: &str, band: f64) -> Scatter {

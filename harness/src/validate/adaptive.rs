@@ -16,7 +16,8 @@ use super::errors::{Errors, Pair, correlation};
 use super::layer::{LayerReader, LayerShape, Spot};
 use super::sheet::Sheet;
 
-const COLUMNS: [&str; 4] = ["iteration", "static_ms", "dynamic_ms", "placement_changed"];
+/// `placement_changed` may be missing.
+const COLUMNS: [&str; 3] = ["iteration", "static_ms", "dynamic_ms"];
 
 /// What the study's file leaves unsaid.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -47,8 +48,8 @@ pub struct Sample {
     pub measured_static: f64,
     /// Experts placed online, s.
     pub measured_online: f64,
-    /// Whether the study moved experts before it.
-    pub measured_move: bool,
+    /// Whether the study moved experts before it, where the file says so.
+    pub measured_move: Option<bool>,
 }
 
 /// The study's iterations, in order.
@@ -84,17 +85,28 @@ pub fn read<'a>(path: &Path, trace: &'a RoutingTrace, shape: LayerShape, study: 
     for row in sheet.rows() {
         let iteration = row.whole("iteration", 0)?;
         let spot = Spot::find(&row, trace, iteration, study.layer)?;
-        let moved = row.whole("placement_changed", 0)?;
-        if moved > 1 {
-            bail!(row.wrong("placement_changed", "0 or 1"));
-        }
+        let moved = match row.text("placement_changed") {
+            "" => None,
+            "0" => Some(false),
+            "1" => Some(true),
+            _ => bail!(row.wrong("placement_changed", "0 or 1")),
+        };
+        let (Some(in_order), Some(online)) = (row.time_if_any("static_ms")?, row.time_if_any("dynamic_ms")?) else {
+            // One half died: there is nothing to compare.
+            continue;
+        };
         samples.push(Sample {
             iteration,
             counts: reader.counts(spot, 0),
-            measured_static: row.time("static_ms")? * 1e-3,
-            measured_online: row.time("dynamic_ms")? * 1e-3,
-            measured_move: moved == 1,
+            measured_static: in_order * 1e-3,
+            measured_online: online * 1e-3,
+            measured_move: moved,
         });
+    }
+    ensure!(!samples.is_empty(), "{}: no row has both times", sheet.file());
+    if let Some(pair) = samples.windows(2).find(|pair| pair[0].iteration >= pair[1].iteration) {
+        let (before, after) = (pair[0].iteration, pair[1].iteration);
+        bail!("{}: iteration {after} after {before}: expected increasing iterations", sheet.file());
     }
     Ok(Series { reader, study, samples })
 }
@@ -144,8 +156,8 @@ pub struct Report {
     pub measured_gain: f64,
     /// The same, predicted.
     pub predicted_gain: f64,
-    /// Placements that the study took.
-    pub measured_moves: usize,
+    /// Placements that the study took, where the file says so.
+    pub measured_moves: Option<usize>,
     /// Placements that we took.
     pub predicted_moves: usize,
     /// Placements that both took at the same iteration.
@@ -168,9 +180,13 @@ impl Report {
             online_correlation: correlation(&online),
             measured_gain: sum(&in_order, |p| p.measured) / sum(&online, |p| p.measured),
             predicted_gain: sum(&in_order, |p| p.predicted) / sum(&online, |p| p.predicted),
-            measured_moves: samples.iter().filter(|s| s.measured_move).count(),
+            measured_moves: samples
+                .iter()
+                .map(|s| s.measured_move)
+                .collect::<Option<Vec<bool>>>()
+                .map(|moves| moves.into_iter().filter(|moved| *moved).count()),
             predicted_moves: steps.iter().filter(|s| s.moved).count(),
-            common_moves: both().filter(|(s, step)| s.measured_move && step.moved).count(),
+            common_moves: both().filter(|(s, step)| s.measured_move == Some(true) && step.moved).count(),
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use serde::Serialize;
 use systems::{CostModel, Job, Plan, System};
@@ -18,7 +18,8 @@ use crate::prepare::JobRouting;
 use crate::simulate::Run;
 use crate::statistics::median;
 
-const COLUMNS: [&str; 19] = [
+/// What a configuration is told apart by; those of [`OPTIONAL`] may be missing.
+const SETTINGS: [&str; 22] = [
     "cluster",
     "gpus",
     "system",
@@ -36,9 +37,29 @@ const COLUMNS: [&str; 19] = [
     "ep",
     "expert_dp",
     "dynamic_every",
-    "iteration",
-    "elapsed_ms",
+    "heads",
+    "vocabulary",
+    "expert_ratio",
+    "moe_every",
+    "top_k",
 ];
+
+/// Columns with a value to fall back on: no tensor parallelism, no online placement, as many expert replicas as the other
+/// degrees leave, no capacity limit, and the published study's GPT. The cluster may be given by the caller instead.
+const OPTIONAL: [&str; 10] = [
+    "cluster",
+    "capacity_factor",
+    "tp",
+    "expert_dp",
+    "dynamic_every",
+    "heads",
+    "vocabulary",
+    "expert_ratio",
+    "moe_every",
+    "top_k",
+];
+
+const MEASURES: [&str; 2] = ["iteration", "elapsed_ms"];
 
 /// Iterations before the first that medians look at.
 pub const WARMUP: usize = 10;
@@ -66,6 +87,15 @@ const STACKS: [Stack; 5] = [
     Stack { published: "alpa", system: "smartmoe", shape: (1, 2, 2), balanced: false },
     Stack { published: "deepspeed", system: "deepspeed-artifact", shape: (2, 4, 1), balanced: true },
 ];
+
+/// The names of systems that a file may hold.
+pub fn known_systems() -> Vec<&'static str> {
+    let published = STACKS.iter().map(|stack| stack.published);
+    let mut names: Vec<&str> = published.chain(systems::ALL.iter().map(|system| system.name())).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
 
 /// One measured configuration.
 pub struct Configuration {
@@ -96,12 +126,12 @@ struct Subject {
 /// # Errors
 /// What is wrong with the file: each with line and column.
 pub fn read(path: &Path, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Result<Vec<Configuration>> {
-    let sheet = Sheet::read(path, &COLUMNS)?;
-    let (settings, measures) = COLUMNS.split_at(COLUMNS.len() - 2);
+    let required = SETTINGS.iter().filter(|column| !OPTIONAL.contains(column)).chain(&MEASURES);
+    let sheet = Sheet::read(path, &required.copied().collect::<Vec<_>>())?;
     let mut keys: Vec<Vec<String>> = Vec::new();
     let mut configurations: Vec<Configuration> = Vec::new();
     for row in sheet.rows() {
-        let key: Vec<String> = settings.iter().map(|column| row.text(column).to_owned()).collect();
+        let key: Vec<String> = SETTINGS.iter().map(|column| row.text(column).to_owned()).collect();
         let index = match keys.iter().rposition(|known| *known == key) {
             Some(index) => index,
             None => {
@@ -110,15 +140,31 @@ pub fn read(path: &Path, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Result<V
                 configurations.len() - 1
             }
         };
-        let time = row.time_if_any(measures[1])?.map(|ms| ms * 1e-3);
-        configurations[index].times.push((row.whole(measures[0], 1)?, time));
+        let time = row.time_if_any(MEASURES[1])?.map(|ms| ms * 1e-3);
+        configurations[index].times.push((row.whole(MEASURES[0], 1)?, time));
+    }
+    for configuration in &mut configurations {
+        configuration.times.sort_by_key(|(iteration, _)| *iteration);
+        if let Some(pair) = configuration.times.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            bail!("{}: {}: iteration {} stands twice", sheet.file(), configuration.label(), pair[0].0);
+        }
     }
     Ok(configurations)
 }
 
+/// A file's gate: moebench's own words, or those of the artifact's logs.
+fn gate(row: &Row) -> String {
+    let kind = match row.text("gate").to_lowercase().as_str() {
+        "naive" | "no_drop" | "nodrop" => "no-drop".to_owned(),
+        "gshard" => "capacity".to_owned(),
+        other => other.to_owned(),
+    };
+    format!("{kind} {}", row.text("capacity_factor")).trim().to_owned()
+}
+
 fn configuration(row: &Row, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Result<Configuration> {
-    let published = row.text("system").to_owned();
-    let gate = format!("{} {}", row.text("gate"), row.text("capacity_factor")).trim().to_owned();
+    let published = row.text("system").to_lowercase();
+    let gate = gate(row);
     let gpus = row.whole("gpus", 1)?;
     let plan = plan(row)?;
     let cluster = clusters(row.text("cluster")).with_context(|| row.place())?;
@@ -145,25 +191,31 @@ fn configuration(row: &Row, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Resul
 }
 
 fn plan(row: &Row) -> Result<Plan> {
+    let (dp, tp, ep) = (row.whole("dp", 1)?, row.whole_or("tp", 1, 1)?, row.whole("ep", 1)?);
     Ok(Plan {
         pp: row.whole("pp", 1)?,
-        dp: row.whole("dp", 1)?,
-        tp: row.whole("tp", 1)?,
-        ep: row.whole("ep", 1)?,
-        expert_dp: row.whole("expert_dp", 1)?,
+        dp,
+        tp,
+        ep,
+        expert_dp: row.whole_or("expert_dp", 1, dp * tp / ep)?,
         micro_batch: row.whole("micro_batch", 1)?,
-        placement_every: row.whole("dynamic_every", 0)?,
+        placement_every: row.whole_or("dynamic_every", 0, 0)?,
     })
 }
 
 /// The GPT of a row; what the file leaves unsaid is that of the published study.
 fn model(row: &Row, stack: Option<&Stack>) -> Result<Model> {
     let (moe_every, expert_ratio, top_k) = stack.map_or((1, 2, 2), |stack| stack.shape);
+    let [heads, vocabulary] = [("heads", 16), ("vocabulary", 50304)].map(|(c, default)| row.whole_or(c, 1, default));
+    let (heads, vocabulary) = (heads?, vocabulary?);
+    let moe_every = row.whole_or("moe_every", 1, moe_every)?;
+    let expert_ratio = row.whole_or("expert_ratio", 1, expert_ratio)?;
+    let top_k = row.whole_or("top_k", 1, top_k)?;
     let [layers, hidden, experts, seq_len] = ["layers", "hidden", "experts", "seq_len"].map(|c| row.whole(c, 1));
     let (layers, hidden, experts, seq_len) = (layers?, hidden?, experts?, seq_len?);
     let text = format!(
         "name = \"gpt-l{layers}-h{hidden}-e{experts}\"\nsource = \"a measured configuration\"\n[gpt]\nlayers = {layers}\n\
-         hidden = {hidden}\nheads = 16\nseq_len = {seq_len}\nvocabulary = 50304\nexpert_ratio = {expert_ratio}\n\
+         hidden = {hidden}\nheads = {heads}\nseq_len = {seq_len}\nvocabulary = {vocabulary}\nexpert_ratio = {expert_ratio}\n\
          experts = {experts}\nmoe_every = {moe_every}\ntop_k = {top_k}\n"
     );
     Ok(Model::parse(&row.place(), &text)?)
@@ -185,9 +237,11 @@ impl Prediction {
     }
 }
 
-/// Median of the times after the warm-up.
+/// Median of the times after the warm-up, or of all where none is after it.
 fn settled(times: impl Iterator<Item = (usize, f64)>) -> Option<f64> {
-    let times: Vec<f64> = times.filter(|(iteration, _)| *iteration > WARMUP).map(|(_, time)| time).collect();
+    let (later, first): (Vec<_>, Vec<_>) = times.partition(|(iteration, _)| *iteration > WARMUP);
+    let times = if later.is_empty() { first } else { later };
+    let times: Vec<f64> = times.into_iter().map(|(_, time)| time).collect();
     median(&times).map(|median| median.value)
 }
 

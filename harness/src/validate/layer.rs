@@ -61,7 +61,7 @@ impl Spot {
 pub struct LayerReader<'a> {
     /// The trace.
     pub trace: &'a RoutingTrace,
-    /// Expert-parallel ranks; the trace's first.
+    /// Expert-parallel ranks; the trace's first, and beyond them those of its next micro-batches.
     pub ranks: usize,
     /// Samples per rank and micro-batch.
     pub micro_batch: usize,
@@ -70,18 +70,19 @@ pub struct LayerReader<'a> {
 }
 
 impl LayerReader<'_> {
-    /// Whether the trace has that many ranks and experts that they can share.
+    /// Whether the trace has rows for that many ranks, and experts that they can share.
     ///
     /// # Errors
     /// When it has not.
     pub fn check(&self, place: &str) -> Result<()> {
         let shape = self.trace.shape();
-        if self.ranks > shape.ranks || !shape.experts.is_multiple_of(self.ranks) {
+        if self.ranks > shape.ranks * shape.micro_batches || !shape.experts.is_multiple_of(self.ranks) {
             bail!(
-                "{place}: {} GPUs: the trace {} has {} ranks and {} experts",
+                "{place}: {} GPUs: the trace {} has {} ranks with {} micro-batches each, and {} experts, which the GPUs share",
                 self.ranks,
                 self.trace.name(),
                 shape.ranks,
+                shape.micro_batches,
                 shape.experts
             );
         }
@@ -92,7 +93,10 @@ impl LayerReader<'_> {
     pub fn counts(&self, spot: Spot, micro_batch: usize) -> RoutingCounts {
         let shape = self.trace.shape();
         let scale = self.entries() / f64::from(shape.entries);
-        let rows = (0..self.ranks).flat_map(|rank| self.trace.row(spot.sample, spot.layer, micro_batch, rank));
+        let rows = (0..self.ranks).flat_map(|rank| {
+            let micro_batch = (micro_batch + rank / shape.ranks) % shape.micro_batches;
+            self.trace.row(spot.sample, spot.layer, micro_batch, rank % shape.ranks)
+        });
         RoutingCounts::new(shape.experts, rows.map(|&count| (f64::from(count) * scale).round() as u32).collect())
     }
 

@@ -10,8 +10,10 @@ pub mod end_to_end;
 pub mod errors;
 pub mod layer;
 pub mod moe_layer;
+pub mod page;
 pub mod plans;
 pub mod sheet;
+pub(crate) mod tables;
 
 #[cfg(test)]
 mod tests {

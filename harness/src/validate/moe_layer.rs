@@ -86,12 +86,16 @@ pub fn read<'a>(
             LayerReader { trace, ranks: row.whole("gpus", 1)?, micro_batch: row.whole("micro_batch", 1)?, shape };
         reader.check(&row.place())?;
         let spot = Spot::find(&row, trace, label, row.whole("layer", 0)?)?;
+        let Some(measured) = row.time_if_any("measured_ms")? else {
+            // The run died there.
+            continue;
+        };
         let seconds = |time: Option<f64>| time.map(|ms| ms * 1e-3);
         samples.push(Sample {
             reader,
             counts: micro_batches.iter().map(|&m| reader.counts(spot, m)).collect(),
             placement: Placement::identity(trace.shape().experts, reader.ranks),
-            measured: row.time("measured_ms")? * 1e-3,
+            measured: measured * 1e-3,
             published: [
                 seconds(row.time_if_any("paper_estimate_ms")?),
                 seconds(row.time_if_any("paper_uniform_estimate_ms")?),
@@ -99,7 +103,7 @@ pub fn read<'a>(
         });
     }
     if samples.is_empty() {
-        bail!("{}: none of the rows is among the chosen ones ({rows:?})", sheet.file());
+        bail!("{}: none of the chosen rows ({rows:?}) has a time", sheet.file());
     }
     Ok(samples)
 }

@@ -94,14 +94,30 @@ impl Row<'_> {
         }
     }
 
+    /// The same, or `default` where the column is absent or the cell empty.
+    ///
+    /// # Errors
+    /// Anything else, with file, line and column.
+    pub fn whole_or(&self, column: &str, least: usize, default: usize) -> Result<usize> {
+        if self.text(column).is_empty() { Ok(default) } else { self.whole(column, least) }
+    }
+
     /// A time above 0, in the file's unit.
     ///
     /// # Errors
     /// Anything else, with file, line and column.
     pub fn time(&self, column: &str) -> Result<f64> {
+        self.positive(column, "a time above 0, in ms")
+    }
+
+    /// A number above 0.
+    ///
+    /// # Errors
+    /// Anything else, with file, line and column, and what was expected.
+    pub fn positive(&self, column: &str, expected: &str) -> Result<f64> {
         match self.text(column).parse::<f64>() {
             Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-            _ => Err(self.wrong(column, "a time above 0, in ms")),
+            _ => Err(self.wrong(column, expected)),
         }
     }
 

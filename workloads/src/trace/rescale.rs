@@ -96,18 +96,15 @@ impl BatchCounts {
 }
 
 impl BatchCounts {
-    /// Layers of several iterations in one: `parts` are consecutive ranges of layers, each taken from its counts.
-    pub fn join(parts: impl IntoIterator<Item = (Range<usize>, BatchCounts)>) -> Self {
+    /// Consecutive layers in one: the layers of every part, one after the other.
+    pub fn join(parts: impl IntoIterator<Item = BatchCounts>) -> Self {
         let mut all = Self { layers: 0, chunks: 0, experts: 0, counts: Vec::new() };
-        for (layers, part) in parts {
-            let size = part.chunks * part.experts;
-            all.chunks = part.chunks;
-            all.experts = part.experts;
-            all.layers += layers.len();
-            if all.counts.is_empty() && layers.len() == part.layers {
-                all.counts = part.counts;
+        for part in parts {
+            if all.layers == 0 {
+                all = part;
             } else {
-                all.counts.extend_from_slice(&part.counts[layers.start * size..layers.end * size]);
+                all.layers += part.layers;
+                all.counts.extend_from_slice(&part.counts);
             }
         }
         all
@@ -149,11 +146,16 @@ impl<'a> Routing<'a> {
 
     /// Entries per expert, layer and chunk in training iteration `t`, from 0.
     pub fn iteration(&self, t: usize) -> BatchCounts {
+        self.iteration_of(0..self.spec.layers, t)
+    }
+
+    /// The same of some of the layers; a range that is out of bounds follows the rules of slices.
+    pub fn iteration_of(&self, layers: Range<usize>, t: usize) -> BatchCounts {
         let (sample, rotation) = self.sample_at(t);
-        let RoutingSpec { layers, chunks, experts, .. } = self.spec;
+        let RoutingSpec { chunks, experts, .. } = self.spec;
         let mut counts = Vec::new();
-        self.append(sample, rotation, &mut counts);
-        BatchCounts { layers, chunks, experts, counts }
+        self.append(layers.clone(), sample, rotation, &mut counts);
+        BatchCounts { layers: layers.len(), chunks, experts, counts }
     }
 
     /// The whole trace as this model would see it: every sample under its own label, chunk
@@ -176,7 +178,7 @@ impl<'a> Routing<'a> {
         check_size("samples x counts per sample", &[self.trace.iterations().len(), shape.counts_per_iteration()])?;
         let iterations = self.trace.iterations().to_vec();
         let mut counts = Vec::with_capacity(iterations.len() * shape.counts_per_iteration());
-        (0..iterations.len()).for_each(|sample| self.append(sample, 0, &mut counts));
+        (0..iterations.len()).for_each(|sample| self.append(0..layers, sample, 0, &mut counts));
         RoutingTrace::new(name, shape, iterations, counts)
     }
 
@@ -194,16 +196,16 @@ impl<'a> Routing<'a> {
         (sample, (label - u64::from(labels[sample]) + passed / period) as usize)
     }
 
-    /// Appends one sample's counts, `[layer][chunk][expert]`.
-    fn append(&self, sample: usize, rotation: usize, counts: &mut Vec<u32>) {
+    /// Appends one sample's counts of some layers, `[layer][chunk][expert]`.
+    fn append(&self, layers: Range<usize>, sample: usize, rotation: usize, counts: &mut Vec<u32>) {
         let RoutingSpec { chunks, experts, top_k, entries_per_chunk, .. } = self.spec;
         let cap = entries_per_chunk / top_k;
         let start = counts.len();
-        counts.resize(start + self.layers.len() * chunks * experts, 0);
+        counts.resize(start + layers.len() * chunks * experts, 0);
         let (mut apportion, mut weights) = (Apportion::default(), Vec::new());
         let sources = (0..chunks).map(|chunk| self.source(sample, rotation, chunk)).collect::<Vec<_>>();
-        let layers = counts[start..].chunks_exact_mut(chunks * experts);
-        for (groups, out) in self.layers.iter().zip(layers) {
+        let rooms = counts[start..].chunks_exact_mut(chunks * experts);
+        for (groups, out) in self.layers[layers].iter().zip(rooms) {
             for (&(sample, row), mut out) in sources.iter().zip(out.chunks_exact_mut(experts)) {
                 for group in groups {
                     let row = self.trace.flat_row(sample, group.layer, row);

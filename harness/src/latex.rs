@@ -1,0 +1,60 @@
+//! `tables/summary.tex`: the summary as a LaTeX table (`booktabs`) for a paper.
+
+use crate::report::Words;
+
+/// The table, to be put into a `table` environment.
+pub fn table(words: &Words) -> String {
+    let columns: String = (0..words.header.len()).map(|i| if i < words.text_columns { 'l' } else { 'r' }).collect();
+    let line = |cells: &[String]| -> String {
+        let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
+        format!("{} \\\\\n", cells.join(" & "))
+    };
+    let mut text = format!("% Needs \\usepackage{{booktabs}}.\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n");
+    text += &line(&words.header);
+    text += "\\midrule\n";
+    for (index, row) in words.rows.iter().enumerate() {
+        // A case's first row names it.
+        if index > 0 && row.first().is_some_and(|case| !case.is_empty()) {
+            text += "\\addlinespace\n";
+        }
+        text += &line(row);
+    }
+    text + "\\bottomrule\n\\end{tabular}\n"
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
+                out.push('\\');
+                out.push(character);
+            }
+            '\\' => out.push_str("\\textbackslash{}"),
+            '~' => out.push_str("\\textasciitilde{}"),
+            '^' => out.push_str("\\textasciicircum{}"),
+            '±' => out.push_str("$\\pm$"),
+            '∞' => out.push_str("$\\infty$"),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_escaped_and_cases_set_apart() {
+        let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
+        let words = Words {
+            header: cells(["case", "± 95%"]),
+            rows: vec![cells(["a_1", "2%"]), cells(["", "±4%"]), cells(["b&c", "x"])],
+            text_columns: 1,
+        };
+        let text = table(&words);
+        assert!(text.contains("\\begin{tabular}{lr}\n\\toprule\ncase & $\\pm$ 95\\% \\\\\n\\midrule\n"), "{text}");
+        assert!(text.contains("a\\_1 & 2\\% \\\\\n & $\\pm$4\\% \\\\\n\\addlinespace\nb\\&c & x \\\\\n\\bottomrule"));
+    }
+}
