@@ -1,0 +1,41 @@
+//! Engines: how the numbers of a run are obtained.
+
+use clap::ValueEnum;
+
+/// What runs a suite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// Prices programs on a described cluster.
+    #[default]
+    Simulate,
+    /// Trains a real model with real ranks, under the wall clock.
+    Train,
+    /// Trains a real model whose ranks share a device, under a virtual clock with priced communication.
+    #[value(skip)]
+    Emulate,
+}
+
+impl Engine {
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Simulate => "simulated",
+            Self::Train => "train",
+            Self::Emulate => "emulated",
+        }
+    }
+
+    /// What its numbers are, wherever they are shown.
+    pub fn label(self) -> &'static str {
+        label(self.name())
+    }
+}
+
+/// What the numbers of an engine, named as in records, are.
+pub fn label(name: &str) -> &'static str {
+    match name {
+        "train" => "measured",
+        "emulated" => "emulated (computation measured, communication priced)",
+        _ => "simulated",
+    }
+}

@@ -1,0 +1,227 @@
+//! A case, trained under all of its systems, one after the other: the training half of [`crate::runner`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::ProgressBar;
+use systems::timeline::Span;
+use systems::{CostModel, Plan, System};
+use tch::Device;
+use workloads::Training;
+use workloads::trace::RoutingTrace;
+
+use super::TrainError;
+use super::comm::{CommError, CommFailure};
+use super::data::{Entropy, Language, Samples, TokenFile, TokenKind};
+use super::record::Recorder;
+use super::setup::{self, Setup};
+use super::world::{self, Threads};
+use crate::engine::Engine;
+use crate::prepare::Prepared;
+use crate::records::{RunRecord, Status};
+use crate::runner::{self, Extent};
+
+/// How the cases of a suite are trained.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Optimizer and loss.
+    pub training: Training,
+    /// Where tensors are.
+    pub device: Device,
+    /// Whether ranks share the device under a virtual clock.
+    pub virtual_clock: bool,
+    /// How long a rank waits for another.
+    pub timeout: Duration,
+    /// A file of tokens; the synthetic language when absent.
+    pub data: Option<(PathBuf, TokenKind)>,
+    /// Whether the routing trace drives the gate.
+    pub replay: bool,
+    /// Where the gate's choices are written as a routing trace.
+    pub record_trace: Option<PathBuf>,
+    /// Where checkpoints are, and after how many iterations each is written.
+    pub checkpoint: Option<(PathBuf, usize)>,
+}
+
+impl Options {
+    /// Which engine this is.
+    pub fn engine(&self) -> Engine {
+        if self.virtual_clock { Engine::Emulate } else { Engine::Train }
+    }
+
+    /// What the model of a case reads.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds ids past the vocabulary.
+    fn samples(&self, vocabulary: usize, seq_len: usize, seed: u64) -> Result<Box<dyn Samples>> {
+        Ok(match &self.data {
+            Some((path, kind)) => Box::new(TokenFile::open(path, *kind, vocabulary, seq_len, seed)?),
+            // A larger vocabulary keeps its size; the language uses its first words.
+            None => Box::new(Language::new(vocabulary.min(Language::LARGEST), seq_len, seed)?),
+        })
+    }
+}
+
+/// Whether every case can be trained under all of its systems: models, plans, memory, data. Does no work.
+///
+/// # Errors
+/// What is wrong with the first that cannot.
+pub fn check(cases: &[Prepared], options: &Options) -> Result<()> {
+    for prepared in cases {
+        let costs = CostModel::new(&prepared.job.cluster);
+        for &(system, forced) in &prepared.systems {
+            let own = prepared.as_run_by(system.name());
+            let context = || format!("{} {}", prepared.case.id(), system.name());
+            ensure!(own.case.layer.is_none(), "{}: one layer alone is simulated only", context());
+            let Ok(chosen) = runner::choose(prepared, system, forced, &costs) else { continue };
+            let gpt = setup::gpt(&own.job, &chosen.plan).with_context(context)?;
+            let kind = setup::kind_on(options.device);
+            let available = memory(options.device)?;
+            setup::fits(&own.job, &chosen.plan, kind, own.job.gpus, available).with_context(context)?;
+            options.samples(gpt.vocabulary, gpt.seq_len, 0).with_context(context)?;
+        }
+    }
+    Ok(())
+}
+
+/// The entropies that losses of a case can be held against.
+///
+/// # Errors
+/// As for [`check`].
+pub fn entropy(prepared: &Prepared, seed: u64, options: &Options) -> Result<Option<Entropy>> {
+    let model = &prepared.job.model;
+    let Some(vocabulary) = model.vocabulary else { return Ok(None) };
+    Ok(options.samples(vocabulary, model.blocks[0].tokens, seed)?.entropy())
+}
+
+/// Bytes that ranks on a device can have together.
+fn memory(device: Device) -> Result<f64> {
+    if device.is_cuda() {
+        let memory = super::cuda::memory().context("the GPU's memory")?;
+        return Ok(memory.total as f64);
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+    // Where the system does not tell, nothing is refused.
+    Ok(kilobytes.map_or(f64::INFINITY, |kilobytes| kilobytes * 1024.0))
+}
+
+/// Trains one case under all of its systems; returns what [`runner`] returns of a simulated one.
+pub fn run_case(
+    prepared: &Prepared,
+    seed: u64,
+    extent: Extent,
+    options: &Options,
+    progress: &ProgressBar,
+) -> Result<(Vec<RunRecord>, Vec<Vec<Span>>)> {
+    let costs = CostModel::new(&prepared.job.cluster);
+    let (mut records, mut last) = (Vec::new(), Vec::new());
+    for &(system, forced) in &prepared.systems {
+        let chosen = runner::choose(prepared, system, forced, &costs);
+        let plan = chosen.as_ref().ok().map(|chosen| chosen.plan);
+        let mut record = runner::record(prepared, system, chosen, seed, options.engine());
+        let mut spans = Vec::new();
+        if let Some(plan) = plan {
+            let run = OneRun { prepared, system, plan, seed, costs: &costs, options, extent };
+            spans = run.train(&mut record, progress)?;
+        }
+        records.push(record);
+        last.push(spans);
+    }
+    Ok((records, last))
+}
+
+struct OneRun<'a> {
+    prepared: &'a Prepared<'a>,
+    system: &'static dyn System,
+    plan: Plan,
+    seed: u64,
+    costs: &'a CostModel,
+    options: &'a Options,
+    extent: Extent,
+}
+
+impl OneRun<'_> {
+    /// Trains; iterations and the way it ended go into `record`, spans of the last iteration are returned.
+    fn train(&self, record: &mut RunRecord, progress: &ProgressBar) -> Result<Vec<Span>> {
+        let own = self.prepared.as_run_by(self.system.name());
+        let gpt = setup::gpt(&own.job, &self.plan)?;
+        let samples = self.options.samples(gpt.vocabulary, gpt.seq_len, self.seed)?;
+        let folder = |path: &Path| path.join(format!("{}.{}", runner::case_id(self.prepared, self.seed), self.system.name()));
+        let setup = Setup {
+            job: &own.job,
+            plan: self.plan,
+            system: self.system,
+            costs: self.costs,
+            training: self.options.training,
+            samples: &*samples,
+            seed: self.seed,
+            iterations: self.extent.iterations,
+            replay: self.options.replay.then_some(&own.routing),
+            record_choices: self.options.record_trace.is_some(),
+            record_spans: self.extent.timelines,
+            checkpoint: self.options.checkpoint.as_ref().map(|(path, every)| (folder(path), *every)),
+            kind: setup::kind_on(self.options.device),
+            gpt,
+        };
+        let threads = Threads {
+            device: self.options.device,
+            virtual_clock: self.options.virtual_clock,
+            timeout: self.options.timeout,
+        };
+        let kept = Mutex::new((Vec::new(), Vec::new(), Recorder::new(&setup)));
+        let mut sink = |iteration: usize, reports: Vec<super::rank::Report>| {
+            progress.inc(1);
+            let mut kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            kept.0.push(world::iteration(&setup, &reports));
+            kept.2.push(iteration, &reports);
+            kept.1 = reports.into_iter().flat_map(|report| report.spans).collect();
+            Ok(())
+        };
+        let ended = world::run(&setup, threads, &mut sink, |_| ());
+        let (iterations, spans, recorder) = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        record.iterations = iterations;
+        record.failure = ended.err().map(|error| (status(&error), error.to_string()));
+        if let Some(path) = &self.options.record_trace {
+            let trace: RoutingTrace = recorder.finish(&record.key.id)?;
+            crate::traces::write_parquet(&trace, &trace_path(path, self.prepared, self.system))?;
+        }
+        Ok(spans)
+    }
+}
+
+/// Where the recorded trace of a run goes: the path itself, or beside it where several runs are recorded.
+fn trace_path(path: &Path, prepared: &Prepared, system: &dyn System) -> PathBuf {
+    match prepared.systems.len() {
+        1 => path.to_owned(),
+        _ => path.with_extension(format!("{}.parquet", system.name())),
+    }
+}
+
+/// How a run ended.
+fn status(error: &TrainError) -> Status {
+    match error {
+        TrainError::Comm(CommError { reason: CommFailure::Late { .. }, .. }) => Status::Timeout,
+        TrainError::Comm(CommError { reason: CommFailure::Died { .. }, .. }) => Status::Crash,
+        TrainError::Comm(_) => Status::CommError,
+        TrainError::Panic { message, .. } if message.contains("out of memory") => Status::Oom,
+        _ => Status::Crash,
+    }
+}
+
+/// The device of a name on the command line.
+///
+/// # Errors
+/// A device that is not there.
+pub fn device(name: &str) -> Result<Device> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => {
+            super::cuda::open().context("--device cuda")?;
+            Ok(Device::Cuda(0))
+        }
+        other => bail!("--device {other}: expected `cpu` or `cuda`"),
+    }
+}
