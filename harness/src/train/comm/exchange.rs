@@ -58,9 +58,19 @@ impl Exchange {
         Self::over(Group { transport, timeout, id: 0, name, members: (0..size).collect(), rank })
     }
 
-    /// The first rank that died, counted over the world, and how; for backends that use this one for control.
-    pub fn death(&self) -> Option<(usize, String)> {
-        self.group.transport.mailbox().death().map(|Death { rank, how }| (rank, how))
+    /// Tells the first rank that died, counted over the world, and how; for backends that use this one for control. It may be
+    /// asked by any thread, and keeps nobody waiting.
+    pub fn watch(&self) -> Box<dyn Fn() -> Option<(usize, String)> + Send> {
+        let transport = Arc::downgrade(&self.group.transport);
+        Box::new(move || {
+            let Death { rank, how } = transport.upgrade()?.mailbox().death()?;
+            Some((rank, how))
+        })
+    }
+
+    /// This rank, counted over the world.
+    pub fn world_rank(&self) -> usize {
+        self.group.transport.rank()
     }
 
     /// The ranks of the world in this group, by member.

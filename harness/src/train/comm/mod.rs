@@ -9,6 +9,7 @@
 
 mod exchange;
 mod mailbox;
+pub mod nccl;
 mod rendezvous;
 mod selfcheck;
 pub mod tcp;
