@@ -32,6 +32,8 @@ enum Command {
     Calibrate(CalibrateCommand),
     /// List suites, systems, models or clusters
     List(ListArgs),
+    /// Say what this machine has and lacks: libtorch, GPUs, NCCL, launcher
+    Doctor,
 }
 
 /// `moebench run`.
@@ -229,6 +231,10 @@ pub fn main() -> ExitCode {
         Command::Calibrate(command) => commands::calibrate::run(&command),
         Command::List(args) => {
             commands::list::run(args.kind);
+            Ok(())
+        }
+        Command::Doctor => {
+            commands::doctor::run();
             Ok(())
         }
     };

@@ -4,6 +4,7 @@
 //! its kernels when it is opened, which must come before libtorch is first asked for a GPU. All of libtorch's work goes to
 //! the default stream of the device, which this module orders against streams of its own by events.
 
+use std::error::Error;
 use std::ffi::{OsStr, c_int};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,10 +95,16 @@ fn load_once() -> Result<PathBuf, CudaError> {
     let path = find()?;
     // SAFETY: what runs when it is opened is libtorch's own set-up.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
-    let library = library.map_err(|error| CudaError::NotLoaded { path: path.clone(), reason: error.to_string() })?;
+    let library =
+        library.map_err(|error| CudaError::NotLoaded { path: path.clone(), reason: loader_message(&error) })?;
     // Its kernels are in use until the end.
     std::mem::forget(library);
     if tch::Cuda::is_available() { Ok(path) } else { Err(CudaError::NoGpu { path, driver }) }
+}
+
+/// What the system's loader says; the error itself tells only which call failed.
+pub(super) fn loader_message(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Where the GPU half of libtorch lies.

@@ -633,7 +633,7 @@ impl Api {
                     std::mem::forget(library);
                     return Ok(api);
                 }
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => reasons.push(cuda::loader_message(&error)),
             }
         }
         Err(format!("NCCL is not found: {}", reasons.join("; ")))
