@@ -209,3 +209,13 @@ fn a_finished_run_is_not_run_again_and_another_is_refused() {
     folder.succeed(&(run.replace("3", "4") + " --overwrite"));
     assert_ne!(bytes(&folder), first);
 }
+
+#[test]
+fn doctor_says_what_is_there_and_what_is_not() {
+    let shown = Folder::new().succeed("doctor");
+    for line in shown.lines() {
+        let marked = ["ok  ", "--  ", "    "].iter().any(|mark| line.starts_with(mark));
+        assert!(marked, "{line}");
+    }
+    assert!(shown.contains("ok  cores") && shown.contains("ok  memory"), "{shown}");
+}

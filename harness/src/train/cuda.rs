@@ -81,7 +81,8 @@ fn paths(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The GPU half of libtorch, ready for the first tensor. Opened once; what that gave is given again.
+/// The GPU half of libtorch, ready for the first tensor. Opened once; what that gave is given again. To be called before
+/// anything else asks libtorch for a GPU: libtorch remembers that there was none.
 ///
 /// # Errors
 /// What is missing, where it was looked for, and what to do.
