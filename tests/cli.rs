@@ -238,3 +238,13 @@ fn plans_are_compared_by_estimate_and_by_run() {
         &["smoke: no case on inkwell states a plan of smartmoe"],
     );
 }
+
+#[test]
+fn doctor_says_what_is_there_and_what_is_not() {
+    let shown = Folder::new().succeed("doctor");
+    for line in shown.lines() {
+        let marked = ["ok  ", "--  ", "    "].iter().any(|mark| line.starts_with(mark));
+        assert!(marked, "{line}");
+    }
+    assert!(shown.contains("ok  cores") && shown.contains("ok  memory"), "{shown}");
+}

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::engine::TrainingArgs;
+use crate::commands::train::TrainArgs;
 use crate::commands::{self, calibrate::CalibrateCommand, validate::ValidateCommand};
+use crate::engine::Engine;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
 #[derive(Parser)]
@@ -19,6 +22,8 @@ struct Cli {
 enum Command {
     /// Run a suite: every system on every case; store samples, summary and figure
     Run(RunArgs),
+    /// Train one model under one system, for real
+    Train(Box<TrainArgs>),
     /// Show the offline search of one case: every plan, ranked, or why it was rejected
     Plan(PlanArgs),
     /// Make, convert and examine routing traces
@@ -32,6 +37,8 @@ enum Command {
     Calibrate(CalibrateCommand),
     /// List suites, systems, models or clusters
     List(ListArgs),
+    /// Say what this machine has and lacks: libtorch, GPUs, NCCL, launcher
+    Doctor,
 }
 
 /// `moebench run`.
@@ -39,6 +46,9 @@ enum Command {
 pub struct RunArgs {
     /// A suite by name (see `moebench list`), or the path of a suite's TOML
     pub suite: String,
+    /// What runs it instead of the suite's engine
+    #[arg(long, value_enum)]
+    pub engine: Option<Engine>,
     /// Systems to run instead of the suite's, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub systems: Option<Vec<String>>,
@@ -66,6 +76,8 @@ pub struct RunArgs {
     /// List cases and the plans that would run, and stop
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub training: TrainingArgs,
 }
 
 /// `moebench plan`.
@@ -226,12 +238,17 @@ impl<T, E: Into<anyhow::Error>> OrFail<T> for Result<T, E> {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Train(args) => commands::train::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Trace(command) => commands::trace::run(&command),
         Command::Validate(command) => commands::validate::run(&command),
         Command::Calibrate(command) => commands::calibrate::run(&command),
         Command::List(args) => {
             commands::list::run(args.kind);
+            Ok(())
+        }
+        Command::Doctor => {
+            commands::doctor::run();
             Ok(())
         }
     };

@@ -8,6 +8,7 @@ pub mod calibrate;
 pub mod chart;
 pub mod cli;
 pub mod commands;
+pub mod engine;
 pub mod figures;
 pub mod html;
 pub mod latex;

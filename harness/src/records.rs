@@ -8,6 +8,7 @@ use systems::Plan;
 use systems::evaluate::{Peak, Phase};
 use workloads::{Bytes, Case, Seconds};
 
+use crate::engine::Engine;
 use crate::simulate::Iteration;
 
 /// Version of the columns below; raised whenever one is added or changes its meaning.
@@ -22,6 +23,12 @@ pub enum Status {
     Oom,
     /// It never began: no plan fits the case.
     Skipped,
+    /// A rank did not arrive in time.
+    Timeout,
+    /// An exchange between ranks failed.
+    CommError,
+    /// A rank died.
+    Crash,
 }
 
 impl Status {
@@ -31,6 +38,9 @@ impl Status {
             Status::Ok => "ok",
             Status::Oom => "oom",
             Status::Skipped => "skipped",
+            Status::Timeout => "timeout",
+            Status::CommError => "comm_error",
+            Status::Crash => "crash",
         }
     }
 }
@@ -47,7 +57,7 @@ pub struct RunKey {
     /// Seed of the routing.
     pub seed: u64,
     /// How the numbers were obtained.
-    pub engine: &'static str,
+    pub engine: Engine,
     /// The plan, if one was found.
     pub plan: Option<Plan>,
     /// What the system's offline search expects an iteration to take, if it chose the plan.
@@ -122,7 +132,7 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "layer" = |row| row.key.case.layer.map(|layer| layer as u32),
         "system" = |row| row.key.system,
         "seed" = |row| row.key.seed,
-        "engine" = |row| row.key.engine,
+        "engine" = |row| row.key.engine.name(),
         "plan" = |row| row.key.plan.map(|plan| plan.to_string()),
         "pp" = |row| row.key.plan.map(|plan| plan.pp as u32),
         "dp" = |row| row.key.plan.map(|plan| plan.dp as u32),
@@ -138,6 +148,7 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "status" = |row| row.status.name(),
         "reason" = |row| row.reason,
         "step_s" = |row| row.iteration.map(|i| i.timing.step.0),
+        "loss" = |row| row.iteration.and_then(|i| i.loss),
         "decision_s" = |row| row.iteration.map(|i| i.decision.0),
         "migration_s" = |row| row.iteration.map(|i| i.migration.0),
         "moved_experts" = |row| row.iteration.map(|i| i.moved as u32),
@@ -172,7 +183,7 @@ pub fn spans_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "case" = |row| row.0.id.as_str(),
         "system" = |row| row.0.system,
         "seed" = |row| row.0.seed,
-        "engine" = |row| row.0.engine,
+        "engine" = |row| row.0.engine.name(),
         "iteration" = |row| row.1,
         "stage" = |row| row.2,
         "phase" = |row| row.3.name(),

@@ -37,14 +37,15 @@ impl Words {
         let mut header = ["case", "system", "plan", "median", "± 95%"].map(str::to_owned).to_vec();
         header.push(over(&summary.baseline));
         header.extend(other.map(over));
-        header.extend(["online", "peak", "published", "model error"].map(str::to_owned));
+        let last_columns = if simulated(summary) { SIMULATED } else { TRAINED };
+        header.extend(last_columns.iter().map(|&name| name.to_owned()));
         let mut last = "";
         let mut rows = Vec::new();
         for row in &summary.rows {
             let case = if row.case == last { "" } else { &row.case };
             last = &row.case;
             let reference = other.and_then(|name| summary.row(&row.case, name));
-            let mut cells = cells(row, case, reference, other.is_some());
+            let mut cells = cells(row, case, reference, other.is_some(), simulated(summary));
             cells.resize(header.len(), String::new());
             rows.push(cells);
         }
@@ -63,7 +64,15 @@ impl Words {
     }
 }
 
-fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool) -> Vec<String> {
+/// What is known of a simulated run besides its time, and of a trained one.
+const SIMULATED: &[&str] = &["online", "peak", "published", "model error"];
+const TRAINED: &[&str] = &["online", "loss"];
+
+fn simulated(summary: &Summary) -> bool {
+    summary.rows.iter().all(|row| row.loss.is_none())
+}
+
+fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool, simulated: bool) -> Vec<String> {
     let ratio = |ratio: Option<f64>| ratio.map_or(String::new(), |r| format!("{r:.2}x"));
     let mut cells = vec![case.to_owned(), row.system.clone(), row.plan.clone().unwrap_or_else(|| "none".into())];
     match row.step {
@@ -80,6 +89,10 @@ fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool) -
     }
     if row.step.is_some() {
         cells.push(format!("{:.2}%", row.online_share * 100.0));
+        if !simulated {
+            cells.push(row.loss.map_or(String::new(), |loss| format!("{loss:.3}")));
+            return cells;
+        }
         cells.push(row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9)));
         cells.push(row.published.speedup.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
         cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));

@@ -12,15 +12,13 @@ use systems::{CostModel, Plan, PlanError, System};
 use workloads::Seconds;
 use workloads::trace::BatchCounts;
 
+use crate::engine::Engine;
 use crate::prepare::Prepared;
 use crate::records::{self, RunKey, RunRecord, Status};
 use crate::simulate::{Iteration, Run};
 use crate::simulate_layer::LayerRun;
 use crate::store::{Frames, Store};
 use crate::timeline::Timeline;
-
-/// The simulator's name in records.
-pub const SIMULATED: &str = "simulated";
 
 /// What of a suite is run.
 #[derive(Clone, Copy)]
@@ -37,22 +35,40 @@ pub struct Extent {
 /// When a finished case cannot be stored. A run that fails is a row, not an error.
 pub fn run_all(cases: &[Prepared], seed: u64, extent: Extent, store: &Store, progress: &ProgressBar) -> Result<()> {
     cases.par_iter().try_for_each(|prepared| {
-        let id = case_id(prepared, seed);
-        if !store.has_case(&id) || (extent.timelines && !store.has_timelines(&id)) {
-            let (runs, last) = run_case(prepared, seed, extent, progress);
-            if extent.timelines {
-                // Before the frames, which mark a case as finished.
-                write_timelines(&id, &runs, &last, store)?;
-            }
-            let mut frames =
-                Frames { iterations: records::iterations_frame(&runs)?, spans: records::spans_frame(&runs)? };
-            store.write_case(&id, &mut frames)?;
-            if progress.is_hidden() {
-                eprintln!("{id}: done");
-            }
-        }
-        Ok(())
+        run_one(prepared, seed, extent, store, progress, || Ok(run_case(prepared, seed, extent, progress)))
     })
+}
+
+/// Every system's record of a case and, where asked for, the spans of its last iteration.
+pub type Ran = (Vec<RunRecord>, Vec<Vec<Span>>);
+
+/// Runs a case by `run` if the store does not hold it yet, and stores it.
+///
+/// # Errors
+/// What `run` says; a case that cannot be stored.
+pub fn run_one(
+    prepared: &Prepared,
+    seed: u64,
+    extent: Extent,
+    store: &Store,
+    progress: &ProgressBar,
+    run: impl FnOnce() -> Result<Ran>,
+) -> Result<()> {
+    let id = case_id(prepared, seed);
+    if store.has_case(&id) && (!extent.timelines || store.has_timelines(&id)) {
+        return Ok(());
+    }
+    let (runs, last) = run()?;
+    if extent.timelines {
+        // Before the frames, which mark a case as finished.
+        write_timelines(&id, &runs, &last, store)?;
+    }
+    let mut frames = Frames { iterations: records::iterations_frame(&runs)?, spans: records::spans_frame(&runs)? };
+    store.write_case(&id, &mut frames)?;
+    if progress.is_hidden() {
+        eprintln!("{id}: done");
+    }
+    Ok(())
 }
 
 /// The name of a case's files in the store.
@@ -62,7 +78,7 @@ pub fn case_id(prepared: &Prepared, seed: u64) -> String {
 
 fn write_timelines(id: &str, runs: &[RunRecord], last: &[Vec<Span>], store: &Store) -> Result<()> {
     let reached = runs.iter().zip(last).filter(|(_, spans)| !spans.is_empty());
-    let timelines = reached.map(|(run, spans)| (run.key.system, Timeline { engine: SIMULATED, spans }));
+    let timelines = reached.map(|(run, spans)| (run.key.system, Timeline { engine: run.key.engine.name(), spans }));
     store.write_timelines(id, timelines)
 }
 
@@ -99,18 +115,13 @@ impl<'a> Running<'a> {
 
 /// Runs one case under all of its systems; returns the record of each and, where asked for and reached, the spans of its
 /// last iteration.
-fn run_case(
-    prepared: &Prepared,
-    seed: u64,
-    extent: Extent,
-    progress: &ProgressBar,
-) -> (Vec<RunRecord>, Vec<Vec<Span>>) {
+fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressBar) -> Ran {
     let costs = CostModel::new(&prepared.job.cluster);
     let (mut runs, mut records) = (Vec::new(), Vec::new());
     for &(system, forced) in &prepared.systems {
         let chosen = choose(prepared, system, forced, &costs);
         runs.push(chosen.as_ref().ok().and_then(|chosen| Running::new(prepared, system, chosen.plan, &costs)));
-        records.push(record(prepared, system, chosen, seed));
+        records.push(record(prepared, system, chosen, seed, Engine::Simulate));
     }
     let mut last = vec![Vec::new(); records.len()];
     for t in 0..extent.iterations {
@@ -139,7 +150,13 @@ fn run_case(
 }
 
 /// The record of a run before its first iteration.
-fn record(prepared: &Prepared, system: &dyn System, chosen: Result<Chosen, PlanError>, seed: u64) -> RunRecord {
+pub fn record(
+    prepared: &Prepared,
+    system: &dyn System,
+    chosen: Result<Chosen, PlanError>,
+    seed: u64,
+    engine: Engine,
+) -> RunRecord {
     let plan = chosen.as_ref().ok().map(|chosen| chosen.plan);
     RunRecord {
         key: RunKey {
@@ -147,7 +164,7 @@ fn record(prepared: &Prepared, system: &dyn System, chosen: Result<Chosen, PlanE
             case: prepared.as_run_by(system.name()).case.clone(),
             system: system.name(),
             seed,
-            engine: SIMULATED,
+            engine,
             plan,
             expected: chosen.as_ref().ok().and_then(|chosen| chosen.expected),
         },

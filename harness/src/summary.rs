@@ -8,6 +8,7 @@ use polars::prelude::{Column, DataFrame, DataType};
 use workloads::Published;
 use workloads::published::{PublishedRun, Quantity};
 
+use crate::engine::Engine;
 use crate::model_error::{ClusterError, Part};
 use crate::statistics::{self, Median};
 
@@ -50,6 +51,8 @@ pub struct Row {
     pub speedup_by_sums: Option<f64>,
     /// Part of the time that online decisions and migrations took.
     pub online_share: f64,
+    /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
+    pub loss: Option<f64>,
     /// Largest peak of any rank, B; nothing where memory was not followed.
     pub peak_bytes: Option<f64>,
     /// What was published for this system on this case.
@@ -160,6 +163,9 @@ impl Summary {
     pub fn hold_against(&mut self, published: &Published, clusters: &[ClusterError]) {
         for index in 0..self.rows.len() {
             let row = &self.rows[index];
+            if row.engine != Engine::Simulate.name() {
+                continue;
+            }
             let baseline = self.rows.iter().find(|other| other.case == row.case && other.system == self.baseline);
             let of = |row: &Row, quantity| row.published_run().and_then(|run| published.of(&run, quantity));
             let value = |row: &Row, quantity| of(row, quantity).map(|number| number.value);
@@ -215,6 +221,7 @@ impl Summary {
             "speedup_by_sums" = |row| row.speedup_by_sums,
             "speedup_over" = |_row| self.baseline.as_str(),
             "online_share" = |row| row.step.map(|_| row.online_share),
+            "final_loss" = |row| row.loss,
             "peak_bytes" = |row| row.peak_bytes.filter(|_| row.step.is_some()),
             "published_step_s" = |row| row.published.step,
             "published_sum_s" = |row| row.published.sum,
@@ -229,7 +236,7 @@ impl Summary {
 
 fn summarise(table: &Table, key: &(String, String), rows: &[usize], warmup: u32) -> Result<Row> {
     let first = rows[0];
-    let (mut steps, mut sum, mut online, mut peak) = (Vec::new(), 0.0, 0.0, None);
+    let (mut steps, mut losses, mut sum, mut online, mut peak) = (Vec::new(), Vec::new(), 0.0, 0.0, None);
     let mut ended = ("ok".to_owned(), String::new());
     for &row in rows {
         let Some(step) = table.number("step_s", row)? else {
@@ -237,6 +244,7 @@ fn summarise(table: &Table, key: &(String, String), rows: &[usize], warmup: u32)
             continue;
         };
         sum += step;
+        losses.extend(table.number("loss", row)?);
         online += table.number("decision_s", row)?.unwrap_or(0.0) + table.number("migration_s", row)?.unwrap_or(0.0);
         peak = table.number("peak_bytes", row)?.into_iter().chain(peak).reduce(f64::max);
         if table.number("iteration", row)?.unwrap_or(0.0) as u32 > warmup {
@@ -263,10 +271,17 @@ fn summarise(table: &Table, key: &(String, String), rows: &[usize], warmup: u32)
         speedup: None,
         speedup_by_sums: None,
         online_share: if sum > 0.0 { online / sum } else { 0.0 },
+        loss: final_loss(&losses),
         peak_bytes: peak,
         published: PublishedRow::default(),
         model_error: None,
     })
+}
+
+/// The mean of the last tenth, at least one.
+fn final_loss(losses: &[f64]) -> Option<f64> {
+    let last = &losses[losses.len() - losses.len().div_ceil(10)..];
+    (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
 impl Row {
@@ -290,13 +305,14 @@ pub struct Table {
     texts: BTreeMap<&'static str, Vec<Option<String>>>,
 }
 
-const NUMBERS: [&str; 10] = [
+const NUMBERS: [&str; 11] = [
     "gpus",
     "capacity_factor",
     "layer",
     "expected_step_s",
     "iteration",
     "step_s",
+    "loss",
     "decision_s",
     "migration_s",
     "moved_experts",
@@ -333,6 +349,20 @@ impl Table {
     /// When there is no such column.
     pub fn number(&self, column: &str, row: usize) -> Result<Option<f64>> {
         Ok(self.numbers.get(column).with_context(|| format!("no column `{column}`"))?[row])
+    }
+
+    /// `(x, y)` of the rows of a case and system that have both.
+    ///
+    /// # Errors
+    /// When there is no such column.
+    pub fn points(&self, case: &str, system: &str, x: &str, y: &str) -> Result<Vec<(f64, f64)>> {
+        let mut points = Vec::new();
+        for row in 0..self.height {
+            if self.text("case", row)? == case && self.text("system", row)? == system {
+                points.extend(self.number(x, row)?.zip(self.number(y, row)?));
+            }
+        }
+        Ok(points)
     }
 
     fn optional_text(&self, column: &str, row: usize) -> Result<Option<String>> {

@@ -446,6 +446,7 @@ const MODELS: &[(&str, &str)] = embedded![
     "gpt-deepspeed-l16-h2560-e16",
     "gpt-deepspeed-l16-h2560-e32",
     "gpt-tiny",
+    "gpt-micro",
     "swin-moe-b-e16",
     "swin-moe-b-e32",
     "swin-moe-b-tutel-e16",

@@ -31,6 +31,9 @@ pub struct Suite {
     /// How a run reads its routing trace.
     #[serde(default)]
     pub trace: TraceUse,
+    /// What runs it unless the command line says otherwise.
+    #[serde(default)]
+    pub engine: EngineKind,
     /// How models are trained, where they really are.
     #[serde(default)]
     pub training: Training,
@@ -103,6 +106,17 @@ impl Described {
     pub fn names() -> impl Iterator<Item = &'static str> {
         SUITES.iter().map(|(name, _)| *name)
     }
+}
+
+/// What a suite is for: the simulator or the trainer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// Iterations are priced on described clusters.
+    #[default]
+    Simulate,
+    /// Models are trained.
+    Train,
 }
 
 /// Which part of a routing trace a run replays.
@@ -361,6 +375,7 @@ macro_rules! embedded {
 /// Everything in `workloads/suites/`.
 const SUITES: &[(&str, &str)] = embedded![
     "smoke",
+    "train-smoke",
     "paper",
     "paper-gpt",
     "paper-gpt-authors",

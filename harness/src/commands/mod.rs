@@ -1,9 +1,12 @@
 //! One file per command: what it asks of the rest, and what it prints.
 
 pub mod calibrate;
+pub mod doctor;
+pub mod engine;
 pub mod list;
 pub mod plan;
 pub mod run;
 pub mod trace;
+pub mod train;
 pub mod validate;
 pub mod validate_all;

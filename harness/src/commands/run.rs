@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use polars::prelude::{CsvWriter, SerWriter};
 use systems::CostModel;
@@ -13,13 +13,14 @@ use workloads::trace::RoutingTrace;
 use workloads::{Published, Suite};
 
 use crate::cli::{Failure, OrFail, RunArgs};
+use crate::commands::engine::Runs;
 use crate::figures;
 use crate::prepare::{self, Prepared};
 use crate::provenance::{self, Inputs, Provenance};
 use crate::report::Words;
 use crate::runner::Extent;
 use crate::store::{self, Frames, Store};
-use crate::summary::Summary;
+use crate::summary::{Summary, Table};
 use crate::{html, latex, model_error, page, report, runner, traces};
 
 /// Runs the command.
@@ -64,6 +65,16 @@ fn run_collection(args: &RunArgs, collection: &Collection, trace: &RoutingTrace)
     Ok(())
 }
 
+/// Runs a suite that is not in a file.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_described(args: &RunArgs, suite: Suite) -> Result<(), Failure> {
+    let trace = traces::load(args.trace.as_deref()).or_input()?;
+    let root = args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(&suite.name));
+    run_suite(args, &args.suite, suite, &trace, &root)
+}
+
 /// `file` is what the suite is called in errors.
 fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, root: &Path) -> Result<(), Failure> {
     let suite = adjusted(args, suite).or_input()?;
@@ -77,10 +88,12 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, roo
         dry_run(&prepared);
         return Ok(());
     }
-    let inputs = inputs(&suite, trace, &prepared);
-    let provenance = Provenance::new(runner::SIMULATED, inputs);
+    let runs = Runs::new(args.engine, &args.training, &suite).or_input()?;
+    prepared.iter().try_for_each(|(_, cases)| runs.check(cases)).or_input()?;
+    let inputs = inputs(&suite, trace, &prepared, &runs);
+    let provenance = Provenance::new(runs.engine().name(), inputs);
     let store = Store::open(root, &provenance, args.overwrite).or_input()?;
-    execute(args, &suite, &prepared, &provenance, &store).or_run()
+    execute(args, &suite, &prepared, &provenance, &store, &runs).or_run()
 }
 
 /// The suite with the command line's changes.
@@ -134,10 +147,11 @@ fn dry_run(prepared: &[(u64, Vec<Prepared>)]) {
     }
 }
 
-fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)]) -> Inputs {
+fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)], runs: &Runs) -> Inputs {
     let mut hashes = BTreeMap::new();
     let mut hash = |name: String, value: String| hashes.insert(name, provenance::sha256(value.as_bytes()));
     hash(format!("suite {}", suite.name), format!("{suite:?}"));
+    hash("engine".to_owned(), runs.describe());
     let cases = prepared.iter().flat_map(|(_, cases)| cases);
     for case in cases.flat_map(|case| std::iter::once(case).chain(case.different.values())) {
         hash(format!("model {}", case.case.model), format!("{:?}", case.job.model));
@@ -161,11 +175,12 @@ fn execute(
     prepared: &[(u64, Vec<Prepared>)],
     provenance: &Provenance,
     store: &Store,
+    runs: &Runs,
 ) -> Result<()> {
     let timelines = || ids(prepared).iter().all(|id| store.has_timelines(id));
     let frames = match store.finished()? {
         Some(frames) if !args.timeline || timelines() => frames,
-        _ => simulate(args, suite, prepared, store)?,
+        _ => run_missing(args, suite, prepared, store, runs)?,
     };
     let mut summary = Summary::new(&frames.iterations, &suite.baseline, suite.warmup as u32)?;
     summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
@@ -176,21 +191,39 @@ fn execute(
     })?;
     let figure = figures::draw(suite, &summary, &frames.iterations, &provenance.inputs.trace)?;
     store.save_figure(figures::name(suite.figure), &figure)?;
+    if summary.rows.iter().any(|row| row.loss.is_some()) {
+        let (seed, cases) = &prepared[0];
+        let entropies: Vec<_> = cases.iter().map(|case| runs.entropy(case, *seed)).collect();
+        let origin = figures::origin(&summary, &provenance.inputs.trace);
+        let losses = figures::loss::draw(suite, &Table::new(&frames.iterations)?, &entropies, &origin)?;
+        store.save_figure("loss", &losses)?;
+    }
     let other = suite.systems.iter().find(|name| name.starts_with("fastermoe") && **name != suite.baseline);
     let words = Words::new(&summary, other.map(String::as_str));
     store.write_text("report.html", &html::run(suite, &summary, &words, &figure, provenance))?;
     store.write_text("tables/summary.tex", &latex::table(&words))?;
-    show(args, suite, &summary, &words, store)
+    show(args, suite, &summary, &words, store)?;
+    let broken = summary.rows.iter().find(|row| ["crash", "comm_error", "timeout"].contains(&row.status.as_str()));
+    match broken {
+        Some(row) => bail!("{} {}: {}: {}", row.case, row.system, row.status, row.reason),
+        None => Ok(()),
+    }
 }
 
 /// Runs what is missing and joins all cases.
-fn simulate(args: &RunArgs, suite: &Suite, prepared: &[(u64, Vec<Prepared>)], store: &Store) -> Result<Frames> {
-    let cases: usize = prepared.iter().map(|(_, cases)| cases.len()).sum();
+fn run_missing(
+    args: &RunArgs,
+    suite: &Suite,
+    prepared: &[(u64, Vec<Prepared>)],
+    store: &Store,
+    runs: &Runs,
+) -> Result<Frames> {
+    let length: usize = prepared.iter().map(|(_, cases)| runs.length(cases, suite.iterations)).sum();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build()?;
-    let progress = progress_bar((cases * suite.iterations) as u64);
+    let progress = progress_bar(length as u64);
     let extent = Extent { iterations: suite.iterations, timelines: args.timeline };
     pool.install(|| {
-        prepared.iter().try_for_each(|(seed, cases)| runner::run_all(cases, *seed, extent, store, &progress))
+        prepared.iter().try_for_each(|(seed, cases)| runs.run_all(cases, *seed, extent, store, &progress))
     })?;
     progress.finish_and_clear();
     store.join(&ids(prepared))
@@ -212,6 +245,9 @@ fn show(args: &RunArgs, suite: &Suite, summary: &Summary, words: &Words, store: 
     let figure = format!("figures/{}.svg", figures::name(suite.figure));
     writeln!(out, "figure   {}", store.path(&figure).display())?;
     writeln!(out, "report   {}", store.path("report.html").display())?;
+    if summary.rows.iter().any(|row| row.loss.is_some()) {
+        writeln!(out, "losses   {}", store.path("figures/loss.svg").display())?;
+    }
     if args.timeline {
         writeln!(out, "timelines {}", store.path("timelines").display())?;
     }

@@ -3,6 +3,7 @@
 pub mod adaptive;
 pub mod end_to_end;
 pub mod layers;
+pub mod loss;
 pub mod performance_model;
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use workloads::Suite;
 use workloads::suite::FigureKind;
 
 use crate::chart::Figure;
+use crate::engine::label;
 use crate::prepare;
 use crate::summary::{Summary, Table};
 
@@ -29,14 +31,22 @@ pub fn name(kind: FigureKind) -> &'static str {
 /// # Errors
 /// When the records lack a column, or the font or the drawing library fails.
 pub fn draw(suite: &Suite, summary: &Summary, iterations: &DataFrame, trace: &str) -> Result<Figure> {
-    let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
-    let origin = format!("{engine}, routing: {trace}");
+    let origin = origin(summary, trace);
     Ok(match suite.figure {
         FigureKind::Speedups => end_to_end::draw(suite, summary, &origin)?,
         FigureKind::PerformanceModel => performance_model::searches(suite, summary, &origin).draw()?,
         FigureKind::Layers => layers::draw(suite, summary, &origin)?,
         FigureKind::Series => adaptive::of_run(suite, summary, &Table::new(iterations)?, &origin)?,
     })
+}
+
+/// How the numbers were obtained, and on which routing.
+pub fn origin(summary: &Summary, trace: &str) -> String {
+    let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
+    match summary.rows.iter().any(|row| row.loss.is_some()) {
+        true => format!("{}, routing by the trained gate", label(engine)),
+        false => format!("{}, routing: {trace}", label(engine)),
+    }
 }
 
 /// A system's name in figures.
@@ -49,7 +59,7 @@ fn error_notes(summary: &Summary) -> String {
     use crate::summary::ModelError;
     let mut notes: Vec<String> = Vec::new();
     let mut unknown: Vec<&str> = Vec::new();
-    for row in summary.rows.iter().filter(|row| row.step.is_some()) {
+    for row in summary.rows.iter().filter(|row| row.step.is_some() && row.loss.is_none()) {
         let note = match &row.model_error {
             Some(ModelError::Run(_)) => "+n%: simulated over published time of this very run".to_owned(),
             Some(ModelError::Cluster(e)) => {

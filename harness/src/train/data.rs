@@ -148,7 +148,7 @@ impl TokenFile {
         let io = |source| DataError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len() as usize;
-        if bytes % kind.bytes() != 0 {
+        if !bytes.is_multiple_of(kind.bytes()) {
             return Err(DataError::Size { path: path.to_owned(), bytes, kind });
         }
         let (tokens, needed) = (bytes / kind.bytes(), sequence + 1);

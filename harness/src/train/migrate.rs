@@ -44,7 +44,7 @@ pub fn migrate(
             (Some(old), Some(new)) if old != new => staged.push((new, held(old))),
             (Some(old), None) => {
                 for tensor in held(old) {
-                    group.send(&tensor, to)?.wait()?;
+                    let _ = group.send(&tensor, to)?.wait()?;
                 }
             }
             (None, Some(new)) => {

@@ -12,12 +12,13 @@
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
 //! | messages between ranks | [`comm`] |
-//! | all ranks of this process | [`world`] |
+//! | all ranks of this process; a case under all its systems | [`world`], [`run`], [`record`] |
 //!
 //! libtorch's calls panic when they fail. Everything a user can get wrong is refused before the first one; what is left
 //! (memory that runs out) ends the rank's thread, and [`world`] tells the panic's message.
 
 pub mod comm;
+pub mod cuda;
 pub mod data;
 pub mod dense;
 pub mod experts;
@@ -29,7 +30,9 @@ pub mod moe;
 pub mod optimizer;
 pub mod parameters;
 pub mod rank;
+pub mod record;
 pub mod rows;
+pub mod run;
 pub mod schedule;
 pub mod setup;
 pub mod shipping;

@@ -8,11 +8,11 @@ use systems::cost::CostModel;
 use systems::evaluate::Ledger;
 use systems::placement::Placement;
 use systems::price::{GroupPlace, LayerPrice, price};
-use systems::program::{LayerProgram, Layout, Op, Stream, Task};
+use systems::program::{LayerProgram, Op, Stream, Task};
 use systems::streams::Streams;
 use systems::timeline::Activity;
 use systems::{Policy, RoutingCounts};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use workloads::model::Moe;
 use workloads::{Gate, Seconds};
 

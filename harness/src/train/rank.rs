@@ -270,7 +270,7 @@ impl<'a> Rank<'a> {
         }
         self.timer.at(None, None);
         for send in sends {
-            self.timer.wait(Activity::Boundary, || send.wait())?;
+            let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
         Ok(happened)
     }
@@ -464,7 +464,7 @@ impl<'a> Rank<'a> {
         let first = self.stage * plan.stage_ranks();
         let ranks = first..first + plan.stage_ranks();
         let timer = &self.timer;
-        let mut reduce = |buckets: &[&Bucket], what: Gradients, group: &dyn Communicator, place| {
+        let reduce = |buckets: &[&Bucket], what: Gradients, group: &dyn Communicator, place| {
             let count: i64 = buckets.iter().map(|bucket| bucket.len()).sum();
             if group.size() == 1 || count == 0 {
                 return Ok::<(), CommError>(());

@@ -98,8 +98,8 @@ pub fn entropy(prepared: &Prepared, seed: u64, options: &Options) -> Result<Opti
 /// Bytes that ranks on a device can have together.
 fn memory(device: Device) -> Result<f64> {
     if device.is_cuda() {
-        let memory = super::cuda::memory().context("the GPU's memory")?;
-        return Ok(memory.total as f64);
+        let memory = super::cuda::Gpu::open(0)?.memory().context("the GPU's memory")?;
+        return Ok((memory.total - memory.used) as f64);
     }
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
@@ -149,7 +149,8 @@ impl OneRun<'_> {
         let own = self.prepared.as_run_by(self.system.name());
         let gpt = setup::gpt(&own.job, &self.plan)?;
         let samples = self.options.samples(gpt.vocabulary, gpt.seq_len, self.seed)?;
-        let folder = |path: &Path| path.join(format!("{}.{}", runner::case_id(self.prepared, self.seed), self.system.name()));
+        let folder =
+            |path: &Path| path.join(format!("{}.{}", runner::case_id(self.prepared, self.seed), self.system.name()));
         let setup = Setup {
             job: &own.job,
             plan: self.plan,
@@ -219,7 +220,7 @@ pub fn device(name: &str) -> Result<Device> {
     match name {
         "cpu" => Ok(Device::Cpu),
         "cuda" => {
-            super::cuda::open().context("--device cuda")?;
+            super::cuda::load().context("--device cuda")?;
             Ok(Device::Cuda(0))
         }
         other => bail!("--device {other}: expected `cpu` or `cuda`"),

@@ -1,8 +1,9 @@
 //! All collectives by messages from rank to rank: the backends for CPU, between threads and between processes.
 //!
 //! Every message is handed over when the operation is called, so operations may be waited for in any order and a send
-//! never blocks. Each member adds up the tensors itself, in the order of ranks: all get the same bits. That moves
-//! `size` times what a ring moves, which does not matter inside one machine and is not meant for a network.
+//! never blocks. Sums are made in the order of ranks, so all members get the same bits; threads share that work, processes
+//! each do all of it. Between processes that moves `size` times what a ring moves, which does not matter inside one machine
+//! and is not meant for a network.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -11,8 +12,11 @@ use std::time::Duration;
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::mailbox::{Channel, Death, Key, Mailbox, Parcel};
+use super::mailbox::{Channel, Death, Key, Mailbox, Parcel, Sums};
 use super::{CommError, CommFailure, Communicator, Operation, Pending, check_counts, part_name, part_of};
+
+/// Elements of an all-reduce from which on members of one process share the adding.
+const WORTH_SHARING: usize = 16_384;
 
 /// How messages travel. Ranks are counted over the world.
 pub(super) trait Transport: Send + Sync {
@@ -58,9 +62,19 @@ impl Exchange {
         Self::over(Group { transport, timeout, id: 0, name, members: (0..size).collect(), rank })
     }
 
-    /// The first rank that died, counted over the world, and how; for backends that use this one for control.
-    pub fn death(&self) -> Option<(usize, String)> {
-        self.group.transport.mailbox().death().map(|Death { rank, how }| (rank, how))
+    /// Tells the first rank that died, counted over the world, and how; for backends that use this one for control. It may be
+    /// asked by any thread, and keeps nobody waiting.
+    pub fn watch(&self) -> Box<dyn Fn() -> Option<(usize, String)> + Send> {
+        let transport = Arc::downgrade(&self.group.transport);
+        Box::new(move || {
+            let Death { rank, how } = transport.upgrade()?.mailbox().death()?;
+            Some((rank, how))
+        })
+    }
+
+    /// This rank, counted over the world.
+    pub fn world_rank(&self) -> usize {
+        self.group.transport.rank()
     }
 
     /// The ranks of the world in this group, by member.
@@ -161,8 +175,12 @@ impl Communicator for Exchange {
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
         let ticket = self.begin(Operation::AllReduce);
         let own = copy_of(tensor);
-        ticket.post_to_others(&own)?;
-        Ok(Pending::new(move || no_grad(|| Ok(sum(&ticket.gather(own)?)))))
+        // The first member's are everyone's.
+        let sums = (self.rank() == 0).then(|| Arc::new(Sums::new(self.size())));
+        for member in ticket.others() {
+            ticket.post_with(member, own.shallow_clone(), sums.clone())?;
+        }
+        Ok(Pending::new(move || no_grad(|| ticket.finish_all_reduce(own, sums))))
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError> {
@@ -244,8 +262,12 @@ struct Ticket {
 
 impl Ticket {
     fn post(&self, member: usize, tensor: Tensor) -> Result<(), CommError> {
+        self.post_with(member, tensor, None)
+    }
+
+    fn post_with(&self, member: usize, tensor: Tensor, sums: Option<Arc<Sums>>) -> Result<(), CommError> {
         let key = self.key(self.group.transport.rank());
-        let parcel = Parcel { operation: self.operation, tensor };
+        let parcel = Parcel { operation: self.operation, tensor, sums };
         self.group.transport.post(self.group.members[member], key, parcel).map_err(|reason| self.error(reason))
     }
 
@@ -253,20 +275,21 @@ impl Ticket {
         self.others().try_for_each(|member| self.post(member, tensor.shallow_clone()))
     }
 
-    /// What these members sent, in their order.
+    /// The tensors that these members sent, in their order.
     fn collect(&self, members: &[usize]) -> Result<Vec<Tensor>, CommError> {
+        Ok(self.collect_parcels(members)?.into_iter().map(|parcel| parcel.tensor).collect())
+    }
+
+    fn collect_parcels(&self, members: &[usize]) -> Result<Vec<Parcel>, CommError> {
         let keys: Vec<Key> = members.iter().map(|&member| self.key(self.group.members[member])).collect();
         let parcels = self.group.transport.mailbox().take(&keys, self.group.timeout);
         let parcels = parcels.map_err(|reason| self.error(reason))?;
-        let mut tensors = Vec::with_capacity(parcels.len());
-        for (key, parcel) in keys.iter().zip(parcels) {
-            if parcel.operation != self.operation {
-                let found = format!("rank {} is in {}", key.from, parcel.operation.name());
-                return Err(self.error(CommFailure::Mismatch(found)));
-            }
-            tensors.push(parcel.tensor);
+        let elsewhere = keys.iter().zip(&parcels).find(|(_, parcel)| parcel.operation != self.operation);
+        if let Some((key, parcel)) = elsewhere {
+            let found = format!("rank {} is in {}", key.from, parcel.operation.name());
+            return Err(self.error(CommFailure::Mismatch(found)));
         }
-        Ok(tensors)
+        Ok(parcels)
     }
 
     fn collect_from_others(&self) -> Result<Vec<(usize, Tensor)>, CommError> {
@@ -276,13 +299,30 @@ impl Ticket {
 
     /// Every member's tensor, all like `own`, in the order of members.
     fn gather(&self, own: Tensor) -> Result<Vec<Tensor>, CommError> {
+        let sent = self.collect_from_others()?;
+        self.line_up(own, sent)
+    }
+
+    fn line_up(&self, own: Tensor, sent: Vec<(usize, Tensor)>) -> Result<Vec<Tensor>, CommError> {
         let mut tensors = Vec::with_capacity(self.group.members.len());
-        for (member, tensor) in self.collect_from_others()? {
+        for (member, tensor) in sent {
             self.check_like(member, &tensor, &own.size(), own.kind())?;
             tensors.push(tensor.to_device(own.device()));
         }
         tensors.insert(self.group.rank, own);
         Ok(tensors)
+    }
+
+    fn finish_all_reduce(&self, own: Tensor, own_sums: Option<Arc<Sums>>) -> Result<Tensor, CommError> {
+        let others: Vec<usize> = self.others().collect();
+        let parcels = self.collect_parcels(&others)?;
+        let sums = own_sums.or_else(|| parcels.first().and_then(|parcel| parcel.sums.clone()));
+        let sent = others.into_iter().zip(parcels.into_iter().map(|parcel| parcel.tensor)).collect();
+        let tensors = self.line_up(own, sent)?;
+        match sums {
+            Some(sums) if tensors[0].numel() >= WORTH_SHARING => Ok(shared_sum(&tensors, &sums, self.group.rank)),
+            _ => Ok(sum(&tensors)),
+        }
     }
 
     fn finish_all_to_all(&self, rows: &Tensor, own: Option<Tensor>, counts: &[usize]) -> Result<Tensor, CommError> {
@@ -363,6 +403,23 @@ fn sum(tensors: &[Tensor]) -> Tensor {
         sum += tensor;
     }
     sum
+}
+
+/// The same sum, of which this member makes the pieces that no other has made yet, from its own on.
+fn shared_sum(tensors: &[Tensor], sums: &Sums, rank: usize) -> Tensor {
+    let (pieces, elements) = (sums.pieces(), tensors[0].numel());
+    let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.reshape([-1])).collect();
+    let bounds = |piece: usize| (piece * elements / pieces) as i64;
+    let mut parts: Vec<(usize, Tensor)> = Vec::with_capacity(pieces);
+    for step in 0..pieces {
+        let piece = (rank + step) % pieces;
+        let (start, length) = (bounds(piece), bounds(piece + 1) - bounds(piece));
+        let add = || sum(&flat.iter().map(|tensor| tensor.narrow(0, start, length)).collect::<Vec<_>>());
+        parts.push((piece, sums.piece(piece, add)));
+    }
+    parts.sort_unstable_by_key(|(piece, _)| *piece);
+    let parts: Vec<Tensor> = parts.into_iter().map(|(_, part)| part).collect();
+    Tensor::cat(&parts, 0).reshape(tensors[0].size())
 }
 
 /// FNV-1a: short, and the same in every process.

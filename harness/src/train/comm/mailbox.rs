@@ -4,7 +4,7 @@
 //! delivery wakes it only when it completes what is wanted.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
@@ -44,6 +44,28 @@ pub(super) enum Channel {
 pub(super) struct Parcel {
     pub operation: Operation,
     pub tensor: Tensor,
+    /// Where members in one process share the work of an all-reduce. Does not travel further.
+    pub sums: Option<Arc<Sums>>,
+}
+
+/// The sum of all members' tensors, in as many pieces as there are members: each piece is added up by the member that
+/// first asks for it, and taken by the others. Whoever asks has all tensors at hand, so none waits for a later one.
+pub(super) struct Sums(Vec<Mutex<Option<Tensor>>>);
+
+impl Sums {
+    pub(super) fn new(pieces: usize) -> Self {
+        Self((0..pieces).map(|_| Mutex::new(None)).collect())
+    }
+
+    pub(super) fn pieces(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The piece, by `add` if nobody has asked for it before.
+    pub(super) fn piece(&self, index: usize, add: impl FnOnce() -> Tensor) -> Tensor {
+        let mut piece = self.0[index].lock().unwrap_or_else(PoisonError::into_inner);
+        piece.get_or_insert_with(add).shallow_clone()
+    }
 }
 
 /// A rank that is gone, and its last words.
@@ -129,6 +151,13 @@ impl Mailbox {
     pub(super) fn note_leave(&self, rank: usize) {
         self.lock().left.insert(rank);
         self.changed.notify_all();
+    }
+
+    /// The first death, if it is known before the timeout.
+    pub(super) fn death_within(&self, timeout: Duration) -> Option<Death> {
+        let unknown = |state: &mut State| state.death.is_none();
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, unknown);
+        waited.unwrap_or_else(PoisonError::into_inner).0.death.clone()
     }
 
     /// The first death, if any.

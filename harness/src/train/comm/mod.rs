@@ -1,14 +1,15 @@
 //! Communication between ranks: one trait, several ways to move tensors.
 //!
 //! All members of a group call the same operations in the same order. An operation returns at once with a [`Pending`],
-//! which holds on to its tensors until it is over; what arrives is there after [`Pending::wait`]. On a GPU that means:
-//! from then on, work put on the current stream of libtorch sees it.
+//! which holds on to its tensors until it is over: until then, what was passed must not be changed in place. What arrives is
+//! there after [`Pending::wait`]. On a GPU that means: from then on, work put on the current stream of libtorch sees it.
 //!
 //! A member that dies ends every operation that needs it, within seconds, with an error that names it and the collective;
 //! so does one that does not arrive before the timeout.
 
 mod exchange;
 mod mailbox;
+pub mod nccl;
 mod rendezvous;
 mod selfcheck;
 pub mod tcp;
@@ -141,7 +142,7 @@ pub enum CommFailure {
         how: String,
     },
     /// Other ranks did not arrive in time.
-    #[error("rank {} did not arrive within {waited:?}", list(.ranks))]
+    #[error("{} did not arrive within {waited:?}", named(.ranks))]
     Late {
         /// The ranks, counted over the world.
         ranks: Vec<usize>,
@@ -238,7 +239,11 @@ fn part_of(member: usize, size: usize, groups: &[Vec<usize>]) -> Result<usize, C
 
 /// The name of a part of a split, for messages.
 fn part_name(name: &str, world_ranks: &[usize]) -> String {
-    format!("{name} (rank{} {})", if world_ranks.len() == 1 { "" } else { "s" }, list(world_ranks))
+    format!("{name} ({})", named(world_ranks))
+}
+
+fn named(ranks: &[usize]) -> String {
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, list(ranks))
 }
 
 fn list(ranks: &[usize]) -> String {

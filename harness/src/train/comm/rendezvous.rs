@@ -169,7 +169,12 @@ impl Meeting<'_> {
 
     fn listen(&self) -> Result<TcpListener, RendezvousError> {
         let error = |source| RendezvousError::Listen { address: self.place(), source };
-        let listener = TcpListener::bind(self.address).map_err(error)?;
+        let (host, port) = self.address;
+        // On its own machine, a host's name may stand for a loopback address, where no other machine comes through: unless
+        // loopback is what was asked for, rank 0 listens everywhere.
+        let loopback = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+        let bound = if loopback { TcpListener::bind(self.address) } else { listen_everywhere(port) };
+        let listener = bound.map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
         Ok(listener)
     }
@@ -213,6 +218,11 @@ impl Meeting<'_> {
     fn place(&self) -> String {
         format!("{}:{}", self.address.0, self.address.1)
     }
+}
+
+/// Listens at all addresses of this machine, in IPv6 and IPv4 where there is both.
+pub(super) fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
 }
 
 /// Tells who connects: greeting, rank, size, port.
@@ -307,8 +317,8 @@ fn outside_address(stream: &TcpStream) -> Ipv6Addr {
     let (Ok(there), Ok(here)) = (stream.peer_addr(), stream.local_addr()) else {
         return Ipv6Addr::UNSPECIFIED;
     };
-    match there.ip() {
-        address if address.is_loopback() || address == here.ip() => Ipv6Addr::UNSPECIFIED,
+    match there.ip().to_canonical() {
+        address if address.is_loopback() || address == here.ip().to_canonical() => Ipv6Addr::UNSPECIFIED,
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     }

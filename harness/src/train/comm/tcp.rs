@@ -5,7 +5,7 @@
 //! to be within milliseconds: the system closes the sockets of a killed process.
 
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,8 +14,11 @@ use tch::{Kind, Tensor};
 
 use super::exchange::{Exchange, Transport};
 use super::mailbox::{Channel, Death, Key, Mailbox, Parcel};
-use super::rendezvous::{Meeting, RendezvousError, introduce, read_introduction, read_u64};
+use super::rendezvous::{Meeting, RendezvousError, introduce, listen_everywhere, read_introduction, read_u64};
 use super::{CommFailure, Operation};
+
+/// How long the last words of a rank may take after its connection broke.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Joins the world of `size` processes that meet at rank 0's `address` (host and port). Each must come before `timeout`, and
 /// is waited for as long in each later operation.
@@ -24,7 +27,7 @@ use super::{CommFailure, Operation};
 /// Which ranks did not come, or what they disagree on.
 pub fn world(rank: usize, size: usize, address: (&str, u16), timeout: Duration) -> Result<Exchange, RendezvousError> {
     let meeting = Meeting { rank, size, address, timeout, started: Instant::now() };
-    let listener = listen(address)?;
+    let listener = listen_everywhere(0).map_err(|error| meeting.peer(rank, &error))?;
     let port = listener.local_addr().map_err(|error| meeting.peer(rank, &error))?.port();
     let addresses = meeting.addresses(port)?;
     let streams = mesh(&meeting, &listener, &addresses)?;
@@ -44,13 +47,6 @@ pub fn world(rank: usize, size: usize, address: (&str, u16), timeout: Duration) 
         peers.push(Some(Mutex::new(stream)));
     }
     Ok(Exchange::world(Arc::new(Process { rank, timeout, mailbox, peers }), size, timeout))
-}
-
-/// Listens for the other ranks, in IPv6 and IPv4 where there is both.
-fn listen(address: (&str, u16)) -> Result<TcpListener, RendezvousError> {
-    TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
-        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))
-        .map_err(|source| RendezvousError::Listen { address: format!("a free port beside {}", address.1), source })
 }
 
 /// A connection to each other rank: this one calls those before it and is called by those after it.
@@ -133,9 +129,11 @@ impl Transport for Process {
                 CommFailure::Late { ranks: vec![to], waited: self.timeout }
             }
             _ => {
-                let how = format!("its connection broke: {error}");
-                let Death { rank, how } = self.mailbox.death().unwrap_or(Death { rank: to, how });
-                CommFailure::Died { rank, how }
+                // What it said last, or who died before it, may be on the way still.
+                let heard = self.mailbox.death_within(LAST_WORDS);
+                let death = heard.unwrap_or_else(|| Death { rank: to, how: format!("its connection broke: {error}") });
+                self.mailbox.note_death(&death);
+                CommFailure::Died { rank: death.rank, how: death.how }
             }
         })
     }
@@ -251,7 +249,7 @@ fn decode(from: usize, stream: &mut impl Read) -> io::Result<(Key, Parcel)> {
     let mut content = vec![0; shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes()];
     stream.read_exact(&mut content)?;
     let tensor = Tensor::f_from_data_size(&content, &shape, kind).map_err(io::Error::other)?;
-    Ok((Key { group, channel, sequence, from }, Parcel { operation, tensor }))
+    Ok((Key { group, channel, sequence, from }, Parcel { operation, tensor, sums: None }))
 }
 
 fn position<T: PartialEq + std::fmt::Debug>(all: &[T], wanted: T) -> io::Result<u8> {

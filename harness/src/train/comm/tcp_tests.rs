@@ -52,6 +52,26 @@ fn every_collective_passes_the_self_check_between_sockets() {
 }
 
 #[test]
+fn a_machine_is_found_by_its_name_too() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
+    if std::net::ToSocketAddrs::to_socket_addrs(&(host.as_str(), 0)).is_err() {
+        eprintln!("skipped: the name of this machine has no address");
+        return;
+    }
+    let port = free_port();
+    thread::scope(|scope| {
+        let start = |rank| {
+            scope.spawn({
+                let host = &host;
+                move || tcp::world(rank, 3, (host, port), PATIENCE).unwrap().barrier()
+            })
+        };
+        let threads: Vec<_> = (0..3).map(start).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    });
+}
+
+#[test]
 fn large_tensors_pass_both_ways_at_once() {
     let length = 3_000_000;
     ranks(2, |comm| {

@@ -311,3 +311,28 @@ fn threads_run_side_by_side() {
     });
     assert!(results.iter().all(|result| *result == Ok(8)));
 }
+
+#[test]
+fn large_sums_are_shared_and_have_the_same_bits() {
+    let places = 50_001;
+    for size in [1, 2, 5, 8] {
+        let expected: Vec<f32> =
+            (0..places).map(|place| (1..size).fold(value(0, place), |sum, rank| sum + value(rank, place))).collect();
+        let sums = all(size, |comm| {
+            let own = values(comm.rank(), places).reshape([3, -1]);
+            let pending = [comm.all_reduce(&own)?, comm.all_reduce(&own)?];
+            // The even ranks wait for the second first.
+            let mut found = Vec::new();
+            let order: Box<dyn Iterator<Item = _>> =
+                if comm.rank() % 2 == 0 { Box::new(pending.into_iter().rev()) } else { Box::new(pending.into_iter()) };
+            for pending in order {
+                let mut sum = pending.wait()?;
+                assert_eq!(sum.size(), [3, places as i64 / 3]);
+                found.push(floats(&sum));
+                sum += 1;
+            }
+            Ok(found)
+        });
+        assert!(sums.into_iter().flatten().all(|sum| sum == expected), "of {size}");
+    }
+}

@@ -1,0 +1,177 @@
+//! `moebench train`: one model, one system, really trained.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use workloads::suite::{EngineKind, ForcedPlan, TraceUse};
+use workloads::{Case, Suite, Training};
+
+use super::engine::TrainingArgs;
+use crate::cli::{Failure, OrFail, RunArgs};
+use crate::prepare;
+
+/// `moebench train`.
+#[derive(Args)]
+pub struct TrainArgs {
+    /// Model, by name or path
+    #[arg(long)]
+    model: String,
+    /// Cluster that plans and, under a virtual clock, communication are for; by name or path
+    #[arg(long, default_value = "inky")]
+    cluster: String,
+    /// Number of ranks
+    #[arg(long)]
+    gpus: usize,
+    /// Gate: `no-drop`, `no-drop balanced`, `capacity FACTOR` or `switch FACTOR`
+    #[arg(long, default_value = "no-drop")]
+    gate: workloads::Gate,
+    /// Samples per iteration over all ranks
+    #[arg(long, value_name = "SAMPLES")]
+    global_batch_size: usize,
+    /// Samples per rank and micro-batch; the system's choice when absent
+    #[arg(long, value_name = "SAMPLES")]
+    micro_batch_size: Option<usize>,
+    /// Training system
+    #[arg(long, default_value = "smartmoe")]
+    system: String,
+    /// Pipeline stages; with this or one of the next three, the plan is yours instead of the system's
+    #[arg(long, value_name = "N", help_heading = "Plan")]
+    pipeline_model_parallel_size: Option<usize>,
+    /// Ranks that share dense parameters
+    #[arg(long, value_name = "N", help_heading = "Plan")]
+    tensor_model_parallel_size: Option<usize>,
+    /// Ranks that share one set of experts
+    #[arg(long, value_name = "N", help_heading = "Plan")]
+    expert_model_parallel_size: Option<usize>,
+    /// Iterations between online placements
+    #[arg(long, value_name = "N", help_heading = "Plan")]
+    placement_every: Option<usize>,
+    /// Training iterations
+    #[arg(long, default_value_t = 100)]
+    iterations: usize,
+    /// First iterations that medians leave out
+    #[arg(long, default_value_t = 5)]
+    warmup: usize,
+    /// Seed of initial values and data
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Step size of Adam
+    #[arg(long, default_value_t = Training::default().learning_rate)]
+    learning_rate: f64,
+    /// Largest norm of the gradient; 0 for no limit
+    #[arg(long, default_value_t = Training::default().clip_norm)]
+    clip_norm: f64,
+    /// Routing trace that offline searches see, and that drives the gate with --replay
+    #[arg(long, value_name = "PATH")]
+    trace: Option<PathBuf>,
+    /// Folder for the results
+    #[arg(long, value_name = "DIR", default_value = "results/train")]
+    out: PathBuf,
+    /// Begin anew where the folder holds another run's results
+    #[arg(long)]
+    overwrite: bool,
+    /// Keep the last iteration as a timeline
+    #[arg(long)]
+    timeline: bool,
+    #[command(flatten)]
+    training: TrainingArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input before anything runs; after that, a run that did not end well, or what cannot be written.
+pub fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let suite = suite(args).or_input()?;
+    let run = RunArgs {
+        suite: suite.name.clone(),
+        engine: None,
+        systems: None,
+        trace: args.trace.clone(),
+        seed: None,
+        iterations: None,
+        out: Some(args.out.clone()),
+        overwrite: args.overwrite,
+        threads: None,
+        dry_run: false,
+        timeline: args.timeline,
+        training: args.training.clone(),
+    };
+    super::run::run_described(&run, suite)
+}
+
+/// The command line as a suite of one case.
+fn suite(args: &TrainArgs) -> Result<Suite> {
+    prepare::system("--system", &args.system)?;
+    for (flag, value) in [
+        ("--gpus", args.gpus),
+        ("--global-batch-size", args.global_batch_size),
+        ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
+        ("--iterations", args.iterations),
+    ] {
+        ensure!(value > 0, "{flag} 0: expected at least 1");
+    }
+    let mut plans = BTreeMap::new();
+    if let Some(plan) = plan(args)? {
+        plans.insert(args.system.clone(), plan);
+    }
+    Ok(Suite {
+        name: "train".to_owned(),
+        description: format!("{} under {}", args.model, args.system),
+        systems: vec![args.system.clone()],
+        baseline: args.system.clone(),
+        iterations: args.iterations,
+        warmup: args.warmup.min(args.iterations - 1),
+        seeds: vec![args.seed],
+        trace: TraceUse::default(),
+        engine: EngineKind::Train,
+        training: Training { learning_rate: args.learning_rate, clip_norm: args.clip_norm, ..Training::default() },
+        figure: Default::default(),
+        cases: vec![Case {
+            model: args.model.clone(),
+            cluster: args.cluster.clone(),
+            gpus: args.gpus,
+            gate: args.gate,
+            global_batch: args.global_batch_size,
+            micro_batch: args.micro_batch_size,
+            plans,
+            name: None,
+            differs: BTreeMap::new(),
+            layers: Vec::new(),
+            layer: None,
+        }],
+    })
+}
+
+/// The plan of the flags, if there is one.
+fn plan(args: &TrainArgs) -> Result<Option<ForcedPlan>> {
+    let degrees = [args.pipeline_model_parallel_size, args.tensor_model_parallel_size, args.expert_model_parallel_size];
+    if degrees.iter().all(Option::is_none) && args.placement_every.is_none() {
+        return Ok(None);
+    }
+    let [pp, tp, ep] = degrees;
+    let (pp, tp) = (pp.unwrap_or(1), tp.unwrap_or(1));
+    ensure!(
+        pp > 0 && tp > 0 && args.gpus.is_multiple_of(pp * tp),
+        "--gpus {}: expected a multiple of {} = pipeline {pp} x tensor {tp}",
+        args.gpus,
+        pp * tp
+    );
+    let stage = args.gpus / pp;
+    let ep = ep.unwrap_or(stage);
+    ensure!(
+        ep > 0 && stage.is_multiple_of(ep),
+        "--expert-model-parallel-size {ep}: expected a divisor of the {stage} ranks of a stage"
+    );
+    Ok(Some(ForcedPlan {
+        pp,
+        dp: stage / tp,
+        tp,
+        ep,
+        expert_dp: stage / ep,
+        micro_batch: args.micro_batch_size.unwrap_or(1),
+        placement_every: args.placement_every.unwrap_or(0),
+    }))
+}

@@ -1,0 +1,43 @@
+//! `loss`: the loss of every iteration, a panel per case, a line per system, between the entropies of the data where they
+//! are known. Systems that train the same model lie on one another.
+
+use anyhow::Result;
+use workloads::Suite;
+
+use super::title;
+use crate::chart::{Figure, Frame, LineChart, LinePanel, LineSeries};
+use crate::summary::Table;
+
+/// Draws the losses of a run; `entropies`: floor and unigram entropy per case, nats per token.
+///
+/// # Errors
+/// When the records lack a column, or the font or the drawing library fails.
+pub fn draw(suite: &Suite, rows: &Table, entropies: &[Option<[f64; 2]>], origin: &str) -> Result<Figure> {
+    let mut panels = Vec::new();
+    for (case, entropy) in suite.cases.iter().zip(entropies) {
+        let id = case.id();
+        let mut series = Vec::new();
+        for (ink, system) in suite.systems.iter().enumerate() {
+            series.push(LineSeries {
+                name: title(system),
+                ink,
+                points: rows.points(&id, system, "iteration", "loss")?,
+                marks: Vec::new(),
+            });
+        }
+        let end = suite.iterations as f64;
+        for (name, value) in ["entropy of the language", "unigram entropy"].into_iter().zip(entropy.iter().flatten()) {
+            let points = vec![(1.0, *value), (end, *value)];
+            series.push(LineSeries { name: name.to_owned(), ink: series.len(), points, marks: Vec::new() });
+        }
+        panels.push(LinePanel { title: id, y_label: "Loss (nats per token)".to_owned(), series, from_zero: false });
+    }
+    Ok(LineChart {
+        frame: Frame { footnote: origin.to_owned(), ..Frame::default() },
+        x_label: "Iteration".to_owned(),
+        panels,
+        mark_label: String::new(),
+        log_x: false,
+    }
+    .draw()?)
+}
