@@ -1,6 +1,6 @@
 use systems::evaluate::Phase;
 use systems::expert_only::ExpertOnly;
-use systems::{Candidate, CostModel, Job, Plan, Policy, System, fastermoe, smartmoe};
+use systems::{Candidate, Card, CostModel, Job, Plan, Policy, System, fastermoe, smartmoe};
 use workloads::Cluster;
 use workloads::trace::BatchCounts;
 
@@ -223,16 +223,8 @@ fn plan1() -> Plan {
 struct Renamed(&'static dyn System);
 
 impl System for Renamed {
-    fn name(&self) -> &'static str {
-        "expert-only"
-    }
-
-    fn title(&self) -> &'static str {
-        "Another"
-    }
-
-    fn about(&self) -> &'static str {
-        "A test"
+    fn card(&self) -> Card {
+        Card { name: "expert-only", title: "Another", about: "A test" }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

@@ -11,22 +11,18 @@ use crate::job::Job;
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::search::{self, Candidate};
-use crate::{Policy, System};
+use crate::{Card, Policy, System};
 
 /// Alpa's plan.
 pub struct Alpa;
 
 impl System for Alpa {
-    fn name(&self) -> &'static str {
-        "alpa"
-    }
-
-    fn title(&self) -> &'static str {
-        "Alpa (plan)"
-    }
-
-    fn about(&self) -> &'static str {
-        "A pipeline stage per node, expert parallelism inside it, whatever the routing: the plan of Alpa (Zheng et al., OSDI'22) in SmartMoE's stack"
+    fn card(&self) -> Card {
+        Card {
+            name: "alpa",
+            title: "Alpa (plan)",
+            about: "A pipeline stage per node, expert parallelism inside it, whatever the routing: the plan of Alpa (Zheng et al., OSDI'22) in SmartMoE's stack",
+        }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

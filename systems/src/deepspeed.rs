@@ -15,43 +15,37 @@ use crate::plan::Plan;
 use crate::program::{Exchange, LayerProgram, Layout};
 use crate::routing::RoutingCounts;
 use crate::search::Candidate;
-use crate::{Policy, System, expert_only};
+use crate::{Card, Policy, System, expert_only};
 
 /// DeepSpeed-MoE, with or without recomputation.
 pub struct DeepSpeed {
-    name: &'static str,
-    title: &'static str,
-    about: &'static str,
+    card: Card,
     recompute: bool,
 }
 
 /// On the model that the other systems train.
 pub static DEEPSPEED: DeepSpeed = DeepSpeed {
-    name: "deepspeed",
-    title: "DeepSpeed-MoE",
-    about: "Rows padded to the capacity, laid out by one-hot products (DeepSpeed-MoE, Rajbhandari et al., ICML'22)",
+    card: Card {
+        name: "deepspeed",
+        title: "DeepSpeed-MoE",
+        about: "Rows padded to the capacity, laid out by one-hot products (DeepSpeed-MoE, Rajbhandari et al., ICML'22)",
+    },
     recompute: false,
 };
 
 /// As SmartMoE's artifact ran it. That activations were recomputed is inferred from its times.
 pub static ARTIFACT: DeepSpeed = DeepSpeed {
-    name: "deepspeed-artifact",
-    title: "DeepSpeed-MoE (as published)",
-    about: "DeepSpeed-MoE with recomputed activations (inferred), as SmartMoE's artifact ran it: on another model, which the case states",
+    card: Card {
+        name: "deepspeed-artifact",
+        title: "DeepSpeed-MoE (as published)",
+        about: "DeepSpeed-MoE with recomputed activations (inferred), as SmartMoE's artifact ran it: on another model, which the case states",
+    },
     recompute: true,
 };
 
 impl System for DeepSpeed {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn title(&self) -> &'static str {
-        self.title
-    }
-
-    fn about(&self) -> &'static str {
-        self.about
+    fn card(&self) -> Card {
+        self.card
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

@@ -20,7 +20,7 @@ use crate::memory::{ExpertMemory, StageMemory, StageParameters};
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::price::{GroupPlace, LayerPrice, Room, Setting};
-use crate::program::{LayerProgram, Layout, Task};
+use crate::program::{LayerProgram, Task};
 use crate::routing::RoutingCounts;
 use crate::schedule::{Work, one_forward_one_backward};
 use crate::streams::Streams;
@@ -423,12 +423,14 @@ impl<'a, O: Observer> Lane<'a, O> {
         let setting = Setting { moe, tokens, place: &stage.place, costs: e.costs };
         setting.price(&program, counts, placement, &mut self.room, &mut priced);
         counts.add_loads(&mut timing.loads[layer]);
-        let entries = counts.total();
         let chosen = (tokens * e.job.top_k() * counts.ranks()) as u64;
-        timing.entries += entries;
-        timing.dropped += chosen.saturating_sub(entries);
+        timing.entries += priced.entries;
+        timing.dropped += chosen.saturating_sub(priced.entries);
         timing.shadowed += program.shadowed.len() as u64;
-        stage.store(moe, tokens, counts, program.layout, &priced);
+        let rows = priced.laid_out_rows.iter().zip(&priced.computed_rows);
+        for (experts, (&sent, &received)) in stage.experts.iter_mut().zip(rows) {
+            experts.add(moe, tokens, program.layout, sent, received);
+        }
         stage.pass(&mut self.streams, &program.forward, &priced.forward, program.steps, self.observer);
         stage.layers[m].push((program, priced));
     }
@@ -593,15 +595,5 @@ impl StageRun {
                 + e.costs.elementwise(model.output.activations * (2.0 * part));
         }
         self.advance(Activity::Edge, [time * factor], observer);
-    }
-
-    fn store(&mut self, moe: &Moe, tokens: usize, counts: &RoutingCounts, layout: Layout, priced: &LayerPrice) {
-        for (rank, experts) in self.experts.iter_mut().enumerate() {
-            let sent: u64 = match layout.rows() {
-                Some(rows) => u64::from(rows) * moe.experts as u64,
-                None => counts.row(rank).iter().map(|&c| u64::from(c)).sum(),
-            };
-            experts.add(moe, tokens, layout, sent, priced.computed_rows[rank]);
-        }
     }
 }

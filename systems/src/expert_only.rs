@@ -8,22 +8,18 @@ use crate::plan::Plan;
 use crate::program::LayerProgram;
 use crate::routing::RoutingCounts;
 use crate::search::{self, Candidate};
-use crate::{Policy, System};
+use crate::{Card, Policy, System};
 
 /// Expert parallelism over the whole world.
 pub struct ExpertOnly;
 
 impl System for ExpertOnly {
-    fn name(&self) -> &'static str {
-        "expert-only"
-    }
-
-    fn title(&self) -> &'static str {
-        "Expert-only"
-    }
-
-    fn about(&self) -> &'static str {
-        "Expert parallelism over all ranks, experts in order, one exchange each way (FastMoE, He et al. 2021)"
+    fn card(&self) -> Card {
+        Card {
+            name: "expert-only",
+            title: "Expert-only",
+            about: "Expert parallelism over all ranks, experts in order, one exchange each way (FastMoE, He et al. 2021)",
+        }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

@@ -14,13 +14,11 @@ use crate::plan::Plan;
 use crate::program::{Exchange, LayerProgram, Layout, Op, Pass};
 use crate::routing::RoutingCounts;
 use crate::search::Candidate;
-use crate::{Policy, System, expert_only};
+use crate::{Card, Policy, System, expert_only};
 
 /// FasterMoE with its parts to switch.
 pub struct FasterMoe {
-    name: &'static str,
-    title: &'static str,
-    about: &'static str,
+    card: Card,
     shadowing: Shadowing,
     /// Ranks per schedule group; 0 for a group as large as the world, which cuts nothing.
     schedule_group: usize,
@@ -39,9 +37,11 @@ enum Shadowing {
 
 /// All of FasterMoE that leaves training unchanged.
 pub static FASTERMOE: FasterMoe = FasterMoe {
-    name: "fastermoe",
-    title: "FasterMoE",
-    about: "Shadowing by the cluster's rates and the smart schedule over groups of 4 ranks (He et al., PPoPP'22)",
+    card: Card {
+        name: "fastermoe",
+        title: "FasterMoE",
+        about: "Shadowing by the cluster's rates and the smart schedule over groups of 4 ranks (He et al., PPoPP'22)",
+    },
     shadowing: Shadowing::Cluster,
     schedule_group: 4,
     topology_gate: false,
@@ -49,9 +49,11 @@ pub static FASTERMOE: FasterMoe = FasterMoe {
 
 /// As SmartMoE's authors ran it.
 pub static UNPIPELINED: FasterMoe = FasterMoe {
-    name: "fastermoe-unpipelined",
-    title: "FasterMoE (unpipelined)",
-    about: "Shadowing by FasterMoE's built-in rates, exchanges not cut: what SmartMoE's artifact measured as FasterMoE",
+    card: Card {
+        name: "fastermoe-unpipelined",
+        title: "FasterMoE (unpipelined)",
+        about: "Shadowing by FasterMoE's built-in rates, exchanges not cut: what SmartMoE's artifact measured as FasterMoE",
+    },
     shadowing: Shadowing::Artifact,
     schedule_group: 0,
     topology_gate: false,
@@ -59,9 +61,11 @@ pub static UNPIPELINED: FasterMoe = FasterMoe {
 
 /// The smart schedule alone.
 pub static UNSHADOWED: FasterMoe = FasterMoe {
-    name: "fastermoe-unshadowed",
-    title: "FasterMoE (schedule only)",
-    about: "FasterMoE's smart schedule without shadowing: an ablation",
+    card: Card {
+        name: "fastermoe-unshadowed",
+        title: "FasterMoE (schedule only)",
+        about: "FasterMoE's smart schedule without shadowing: an ablation",
+    },
     shadowing: Shadowing::Off,
     schedule_group: 4,
     topology_gate: false,
@@ -69,25 +73,19 @@ pub static UNSHADOWED: FasterMoe = FasterMoe {
 
 /// With the gate that keeps tokens on their node.
 pub static TOPOLOGY_GATE: FasterMoe = FasterMoe {
-    name: "fastermoe-topology",
-    title: "FasterMoE (topology gate)",
-    about: "FasterMoE with its topology-aware gate, which changes what is trained",
+    card: Card {
+        name: "fastermoe-topology",
+        title: "FasterMoE (topology gate)",
+        about: "FasterMoE with its topology-aware gate, which changes what is trained",
+    },
     shadowing: Shadowing::Cluster,
     schedule_group: 4,
     topology_gate: true,
 };
 
 impl System for FasterMoe {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn title(&self) -> &'static str {
-        self.title
-    }
-
-    fn about(&self) -> &'static str {
-        self.about
+    fn card(&self) -> Card {
+        self.card
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

@@ -49,16 +49,31 @@ pub use program::LayerProgram;
 pub use routing::{LoadHistory, RoutingCounts};
 pub use search::{Candidate, Estimate};
 
+/// What a system is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// On the command line and in records.
+    pub name: &'static str,
+    /// In figures and tables.
+    pub title: &'static str,
+    /// What it does, and where that is described, in a sentence or two.
+    pub about: &'static str,
+}
+
 /// A training system: how it plans offline and what it does online.
 pub trait System: Sync {
+    /// What it is called.
+    fn card(&self) -> Card;
+
     /// Its name on the command line and in records.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.card().name
+    }
 
     /// Its name in figures and tables.
-    fn title(&self) -> &'static str;
-
-    /// What it does, and where that is described, in a sentence or two.
-    fn about(&self) -> &'static str;
+    fn title(&self) -> &'static str {
+        self.card().title
+    }
 
     /// Offline: every plan that the system considers for the job, best first, rejected ones last with the reason.
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate>;

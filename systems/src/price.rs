@@ -28,6 +28,10 @@ pub struct LayerPrice {
     pub forward: Vec<Seconds>,
     /// `[task][rank]`, backward, flat.
     pub backward: Vec<Seconds>,
+    /// Entries of all ranks.
+    pub entries: u64,
+    /// Rows that each rank lays out for the exchange, shadowed experts' included: `[rank]`.
+    pub laid_out_rows: Vec<u64>,
     /// Rows that each rank's experts compute, shadowed ones included: `[rank]`.
     pub computed_rows: Vec<u64>,
 }
@@ -82,7 +86,14 @@ impl Setting<'_> {
         room.table.fill(program, &rows, placement.slots_per_rank(), &self.place.nodes);
         room.exchanges.clear();
         room.exchanges.extend((0..program.steps).map(|step| self.exchange(&room.table, step)));
-        let pricer = Pricer { setting: self, rows: &rows, room, entries: counts.total(), layout: program.layout };
+        let entries_of = |rank| counts.row(rank).iter().map(|&count| u64::from(count)).sum::<u64>();
+        priced.laid_out_rows.clear();
+        priced.laid_out_rows.extend((0..counts.ranks()).map(entries_of));
+        priced.entries = priced.laid_out_rows.iter().sum();
+        if let Some(same) = program.layout.rows() {
+            priced.laid_out_rows.fill(u64::from(same) * self.moe.experts as u64);
+        }
+        let pricer = Pricer { setting: self, rows: &rows, room, entries: priced.entries, layout: program.layout };
         pricer.pass(&program.forward, false, &mut priced.forward);
         pricer.pass(&program.backward, true, &mut priced.backward);
         pricer.computed_rows(program, &mut priced.computed_rows);

@@ -47,11 +47,6 @@ impl RoutingCounts {
         self.counts.iter().copied().max().unwrap_or(0)
     }
 
-    /// All entries.
-    pub fn total(&self) -> u64 {
-        self.counts.iter().map(|&count| u64::from(count)).sum()
-    }
-
     /// Entries of each expert over all source ranks, `[expert]`.
     pub fn loads(&self) -> Vec<u64> {
         let mut loads = vec![0; self.experts];

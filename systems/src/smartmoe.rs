@@ -16,14 +16,12 @@ use crate::plan::{Plan, PlanError};
 use crate::program::LayerProgram;
 use crate::routing::{LoadHistory, RoutingCounts};
 use crate::search::{self, Candidate, Estimate};
-use crate::{Decision, Policy, System, memory};
+use crate::{Card, Decision, Policy, System, memory};
 use workloads::trace::BatchCounts;
 
 /// SmartMoE with its parts to switch.
 pub struct SmartMoe {
-    name: &'static str,
-    title: &'static str,
-    about: &'static str,
+    card: Card,
     /// Whether the offline search sees the routing, or assumes a uniform one.
     data_sensitive: bool,
     /// Iterations between placements in plans that the search picks; 0 for none.
@@ -33,9 +31,11 @@ pub struct SmartMoe {
 
 /// Offline and online.
 pub static SMARTMOE: SmartMoe = SmartMoe {
-    name: "smartmoe",
-    title: "SmartMoE",
-    about: "Offline choice of a pool by a data-sensitive model, online greedy placement every 10 iterations (Zhai et al., ATC'23)",
+    card: Card {
+        name: "smartmoe",
+        title: "SmartMoE",
+        about: "Offline choice of a pool by a data-sensitive model, online greedy placement every 10 iterations (Zhai et al., ATC'23)",
+    },
     data_sensitive: true,
     placement_every: 10,
     migrated_bytes_per_parameter: memory::MIGRATED_BYTES_PER_PARAMETER,
@@ -43,18 +43,22 @@ pub static SMARTMOE: SmartMoe = SmartMoe {
 
 /// The offline plan alone.
 pub static OFFLINE_ONLY: SmartMoe = SmartMoe {
-    name: "smartmoe-offline",
-    title: "SmartMoE (offline only)",
-    about: "SmartMoE's offline plan with experts left in order: an ablation",
+    card: Card {
+        name: "smartmoe-offline",
+        title: "SmartMoE (offline only)",
+        about: "SmartMoE's offline plan with experts left in order: an ablation",
+    },
     placement_every: 0,
     ..SMARTMOE
 };
 
 /// With the estimate that does not look at data.
 pub static UNIFORM_ESTIMATE: SmartMoe = SmartMoe {
-    name: "smartmoe-uniform",
-    title: "SmartMoE (uniform estimate)",
-    about: "SmartMoE whose offline search assumes a uniform routing: the data-insensitive ablation of figure 10",
+    card: Card {
+        name: "smartmoe-uniform",
+        title: "SmartMoE (uniform estimate)",
+        about: "SmartMoE whose offline search assumes a uniform routing: the data-insensitive ablation of figure 10",
+    },
     data_sensitive: false,
     placement_every: 0,
     ..SMARTMOE
@@ -62,18 +66,22 @@ pub static UNIFORM_ESTIMATE: SmartMoe = SmartMoe {
 
 /// With migration that costs nothing.
 pub static FREE_MIGRATION: SmartMoe = SmartMoe {
-    name: "smartmoe-free-migration",
-    title: "SmartMoE (free migration)",
-    about: "SmartMoE whose experts move at no cost: an upper bound, not a system",
+    card: Card {
+        name: "smartmoe-free-migration",
+        title: "SmartMoE (free migration)",
+        about: "SmartMoE whose experts move at no cost: an upper bound, not a system",
+    },
     migrated_bytes_per_parameter: 0.0,
     ..SMARTMOE
 };
 
 /// As the artifact migrates.
 pub static WEIGHTS_ONLY_MIGRATION: SmartMoe = SmartMoe {
-    name: "smartmoe-weights-only",
-    title: "SmartMoE (weights-only migration)",
-    about: "SmartMoE that moves half-precision weights and leaves optimizer state behind, as its artifact does: this changes what is trained",
+    card: Card {
+        name: "smartmoe-weights-only",
+        title: "SmartMoE (weights-only migration)",
+        about: "SmartMoE that moves half-precision weights and leaves optimizer state behind, as its artifact does: this changes what is trained",
+    },
     migrated_bytes_per_parameter: 2.0,
     ..SMARTMOE
 };
@@ -83,16 +91,8 @@ pub static WEIGHTS_ONLY_MIGRATION: SmartMoe = SmartMoe {
 const HISTORY: usize = 10;
 
 impl System for SmartMoe {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn title(&self) -> &'static str {
-        self.title
-    }
-
-    fn about(&self) -> &'static str {
-        self.about
+    fn card(&self) -> Card {
+        self.card
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

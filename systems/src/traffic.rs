@@ -144,7 +144,7 @@ impl Ports {
     }
 
     /// Rows `[slot]` from one rank to another, each in the call of its slot, or all in one.
-    #[inline]
+    #[inline(always)]
     fn add(&mut self, from: usize, to: usize, same_node: bool, rows: &[u32]) {
         let [sent, received] = if same_node { &mut self.intra } else { &mut self.inter };
         add(&mut sent[from * self.calls..(from + 1) * self.calls], rows);

@@ -20,22 +20,18 @@ use crate::price::{GroupPlace, price};
 use crate::program::{Exchange, LayerProgram, Layout, Op, Pass};
 use crate::routing::RoutingCounts;
 use crate::search::Candidate;
-use crate::{Policy, System, expert_only};
+use crate::{Card, Policy, System, expert_only};
 
 /// Tutel.
 pub struct Tutel;
 
 impl System for Tutel {
-    fn name(&self) -> &'static str {
-        "tutel"
-    }
-
-    fn title(&self) -> &'static str {
-        "Tutel"
-    }
-
-    fn about(&self) -> &'static str {
-        "Rows padded to the capacity; per layer, the faster of moving rows (linear or hierarchical) and moving weights (Hwang et al., MLSys'23)"
+    fn card(&self) -> Card {
+        Card {
+            name: "tutel",
+            title: "Tutel",
+            about: "Rows padded to the capacity; per layer, the faster of moving rows (linear or hierarchical) and moving weights (Hwang et al., MLSys'23)",
+        }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

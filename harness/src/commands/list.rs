@@ -43,7 +43,7 @@ fn suites() {
 fn systems() {
     let mut table = report::table(&["system", "what it does"], &[]);
     for system in systems::ALL {
-        table.add_row([system.name(), system.about()]);
+        table.add_row([system.name(), system.card().about]);
     }
     println!("{table}\n");
 }
