@@ -30,13 +30,18 @@ pub fn name(kind: FigureKind) -> &'static str {
 /// When the records lack a column, or the font or the drawing library fails.
 pub fn draw(suite: &Suite, summary: &Summary, iterations: &DataFrame, trace: &str) -> Result<Figure> {
     let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
-    let origin = format!("{engine}, routing: {trace}");
+    let origin = format!("{engine}, routing: {}", trace_name(trace));
     Ok(match suite.figure {
         FigureKind::Speedups => end_to_end::draw(suite, summary, &origin)?,
         FigureKind::PerformanceModel => performance_model::searches(suite, summary, &origin).draw()?,
         FigureKind::Layers => layers::draw(suite, summary, &origin)?,
         FigureKind::Series => adaptive::of_run(suite, summary, &Table::new(iterations)?, &origin)?,
     })
+}
+
+/// A trace's name without its folders.
+pub fn trace_name(trace: &str) -> &str {
+    trace.rsplit('/').next().unwrap_or(trace)
 }
 
 /// A system's name in figures.
