@@ -85,10 +85,9 @@ fn run_case(prepared: &Prepared, seed: u64, iterations: usize, progress: &Progre
         let batch = prepared.routing.iteration(t);
         for (run, record) in runs.iter_mut().zip(&mut records) {
             let Some(running) = run else { continue };
-            let own = &prepared.as_run_by(record.key.system).routing;
-            let done = match own.is_like(&prepared.routing) {
-                true => running.step(&batch),
-                false => running.step(&own.iteration(t)),
+            let done = match prepared.different.get(record.key.system) {
+                Some(own) => running.step(&own.routing.iteration(t)),
+                None => running.step(&batch),
             };
             match done.failure {
                 None => record.iterations.push(done),
