@@ -13,9 +13,11 @@ fn the_smoke_suite_ends_in_samples_summary_and_figure() {
             "figures/end_to_end.pdf",
             "figures/end_to_end.svg",
             "iterations.parquet",
+            "report.html",
             "run.json",
             "spans.parquet",
-            "summary.csv"
+            "summary.csv",
+            "tables/summary.tex"
         ]
         .map(|name| format!("out/{name}"))
     );
@@ -35,6 +37,9 @@ fn the_smoke_suite_ends_in_samples_summary_and_figure() {
     assert!(svg.contains("simulated"), "a figure says how its numbers were obtained");
     assert!(folder.bytes("out/figures/end_to_end.pdf").starts_with(b"%PDF"));
     assert!(folder.text("out/run.json").contains("\"engine\": \"simulated\""));
+    let report = folder.text("out/report.html");
+    assert!(report.contains("<svg") && report.contains("gpt-tiny.inky.16.no-drop") && report.contains("sha256 of"));
+    assert!(!report.contains("src=") && !report.contains("href="), "the report needs no other file");
 }
 
 #[test]

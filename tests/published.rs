@@ -2,9 +2,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use harness::validate::end_to_end;
 use harness::{prepare, runner, simulate, statistics, traces};
 use systems::CostModel;
-use workloads::{Case, Suite};
+use workloads::published::Quantity;
+use workloads::{Case, Published, Suite};
 
 /// Where the data of SmartMoE's artifact is, which is no part of this repository.
 fn artifact() -> Option<PathBuf> {
@@ -57,6 +59,39 @@ fn predicted(prepared: &prepare::Prepared, iterations: usize, warmup: usize) -> 
         }
     }
     runs.iter().map(|(_, steps)| statistics::median(&steps[warmup..]).unwrap().value).collect()
+}
+
+/// Every published time of whole iterations is what the artifact's file says.
+#[test]
+fn published_numbers_are_those_of_the_artifact() {
+    let Some(folder) = artifact() else {
+        eprintln!("skipped: no data/smartmoe-ae in MOEBENCH_SHARED or ../shared");
+        return;
+    };
+    let read = end_to_end::read(&folder.join("end_to_end.csv"), &|name| prepare::cluster("test", name)).unwrap();
+    let name = |system: &str| match system {
+        "smartmoe-offline" => "smartmoe".to_owned(),
+        "deepspeed-artifact" => "deepspeed".to_owned(),
+        other => published_name(other).to_owned(),
+    };
+    let mut seen = 0;
+    for number in Published::all().unwrap().rows {
+        let gate = number.run.gate.to_string().replace(" balanced", "");
+        let found = read.iter().find(|c| {
+            (c.gpus, &c.gate, &c.published) == (number.run.gpus, &gate, &name(&number.run.system))
+                && c.plan.to_string() == number.plan
+        });
+        let sum = |c: &end_to_end::Configuration| c.times.iter().filter_map(|(_, time)| *time).sum::<f64>();
+        let expected = match (number.quantity, found) {
+            (Quantity::MedianStep, Some(found)) => found.measured().unwrap(),
+            (Quantity::Sum, Some(found)) => sum(found),
+            (Quantity::SpeedupBySums, None) => continue,
+            _ => panic!("{number:?} is not in the file"),
+        };
+        assert!((number.value / expected - 1.0).abs() < 1e-4, "{number:?}: {expected}");
+        seen += 1;
+    }
+    assert_eq!(seen, 88);
 }
 
 fn label(case: &Case) -> String {

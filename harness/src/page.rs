@@ -8,8 +8,11 @@ use crate::figures;
 /// The page of a collection: each suite's figure, and where its numbers lie.
 pub fn of_collection(collection: &Collection, suites: &[Suite], trace: &str) -> String {
     let mut page = format!(
-        "# {}\n\n{}. Simulated, on the routing trace `{trace}`; `moebench run {}` wrote this page.\n",
-        collection.name, collection.description, collection.name
+        "# {}\n\n{}. Simulated, on the routing trace `{}`; `moebench run {}` wrote this page.\n",
+        collection.name,
+        collection.description,
+        figures::trace_name(trace),
+        collection.name
     );
     for suite in suites {
         let (name, figure) = (&suite.name, figures::name(suite.figure));

@@ -45,6 +45,19 @@ pub fn described(name: &str) -> Result<Described> {
     Ok(Described::named("moebench run", name)?)
 }
 
+/// Reads one suite, a name or a path.
+///
+/// # Errors
+/// As for [`described`], and a collection, with the suites that it holds.
+pub fn suite(name: &str) -> Result<Suite> {
+    match described(name)? {
+        Described::Suite(suite) => Ok(suite),
+        Described::Collection(all) => {
+            bail!("{name}: a collection of suites: expected one of them: {}", all.suites.join(", "))
+        }
+    }
+}
+
 /// Reads a model, a name or a path.
 ///
 /// # Errors
@@ -258,14 +271,6 @@ impl<'a> JobRouting<'a> {
         });
         BatchCounts::join(parts)
     }
-
-    /// Whether both choose the same in every iteration, given one trace: widths of layers do not matter to a routing.
-    pub fn is_like(&self, other: &Self) -> bool {
-        let spans = |routing: &Self| -> Vec<(Range<usize>, RoutingSpec)> {
-            routing.spans.iter().map(|span| (span.layers.clone(), *span.routing.spec())).collect()
-        };
-        (self.gate, self.choices) == (other.gate, other.choices) && spans(self) == spans(other)
-    }
 }
 
 /// Keeps `part / whole` of the counts, which `whole` divides in all; what rounding leaves is handed on.
@@ -299,6 +304,13 @@ mod tests {
         let loads = |system: &str| prepared.as_run_by(system).routing.iteration(5).loads(0);
         assert_eq!(loads("fastermoe").iter().sum::<u64>(), loads("smartmoe").iter().sum::<u64>());
         assert!(loads("fastermoe").iter().max() < loads("smartmoe").iter().max());
+    }
+
+    #[test]
+    fn a_collection_is_no_suite() {
+        assert_eq!(suite("smoke").unwrap().name, "smoke");
+        let error = suite("paper").unwrap_err().to_string();
+        assert!(error.contains("paper: a collection of suites: expected one of them: paper-gpt,"), "{error}");
     }
 
     #[test]

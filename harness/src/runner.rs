@@ -133,8 +133,7 @@ fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressB
         let observed = extent.timelines && t + 1 == extent.iterations;
         for ((run, record), spans) in runs.iter_mut().zip(&mut records).zip(&mut last) {
             let Some(running) = run else { continue };
-            let own = &prepared.as_run_by(record.key.system).routing;
-            let own = (!own.is_like(&prepared.routing)).then(|| own.iteration(t));
+            let own = prepared.different.get(record.key.system).map(|own| own.routing.iteration(t));
             let batch = own.as_ref().unwrap_or(&batch);
             let done = if observed { running.observe(batch, spans) } else { running.step(batch) };
             match done.failure {

@@ -96,8 +96,9 @@ impl<'a> LayerRun<'a> {
         self.policy.restrict(&mut counts, &nodes);
         let program = self.policy.program(self.layer, &counts, &self.placement);
         let place = GroupPlace { group: self.costs.group(ranks, 1), nodes };
-        timing.entries += counts.total();
-        timing.dropped += ((tokens * top_k * counts.ranks()) as u64).saturating_sub(counts.total());
+        let entries: u64 = counts.loads().iter().sum();
+        timing.entries += entries;
+        timing.dropped += ((tokens * top_k * counts.ranks()) as u64).saturating_sub(entries);
         timing.shadowed += program.shadowed.len() as u64;
         let time = layer::run(&program, &counts, &self.placement, &self.moe, tokens, &place, self.costs);
         (counts, time)

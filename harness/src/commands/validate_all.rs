@@ -21,7 +21,7 @@ use crate::commands::calibrate::END_TO_END_CONSTANTS;
 use crate::commands::validate::{LAYER_CONSTANTS, fit_layers};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
 use crate::model_error::{self, ClusterError, Part};
-use crate::validate::adaptive::{self, Study};
+use crate::validate::adaptive;
 use crate::validate::end_to_end::{self, Configuration, Line, Report};
 use crate::validate::errors::{Errors, Pair};
 use crate::validate::layer::LayerShape;
@@ -74,9 +74,11 @@ struct Inputs<'a> {
     layer_cluster: Cluster,
 }
 
-/// The sections of the page, in order; a study whose file the folder does not hold has none.
-const SECTIONS: [fn(&Inputs) -> Result<Option<Section>>; 6] =
-    [layers, iterations, held_out, placement, offline_search, speed];
+/// A study: its section, or none where the folder does not hold its file.
+type Study = fn(&Inputs) -> Result<Option<Section>>;
+
+/// The sections of the page, in order.
+const SECTIONS: [Study; 6] = [layers, iterations, held_out, placement, offline_search, speed];
 
 /// Runs the command.
 ///
@@ -435,7 +437,7 @@ fn placement(inputs: &Inputs) -> Result<Option<Section>> {
 fn one_series(inputs: &Inputs, section: &mut Section, every: usize, path: &Path) -> Result<()> {
     let AllArgs { gpus, layer, micro_batch, shape, .. } = *inputs.args;
     let predict = |lag| -> Result<(adaptive::Series, Vec<adaptive::Step>, adaptive::Report)> {
-        let study = Study { gpus, layer, micro_batch, every, lag };
+        let study = adaptive::Study { gpus, layer, micro_batch, every, lag };
         let series = adaptive::read(path, &inputs.trace, shape, study)?;
         let steps = series.predict(&inputs.layer_cluster);
         let result = adaptive::Report::new(&series.samples, &steps).context("no iterations")?;

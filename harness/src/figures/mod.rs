@@ -45,8 +45,13 @@ pub fn origin(summary: &Summary, trace: &str) -> String {
     let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
     match summary.rows.iter().any(|row| row.loss.is_some()) {
         true => format!("{}, routing by the trained gate", label(engine)),
-        false => format!("{}, routing: {trace}", label(engine)),
+        false => format!("{}, routing: {}", label(engine), trace_name(trace)),
     }
+}
+
+/// A trace's name without its folders.
+pub fn trace_name(trace: &str) -> &str {
+    trace.rsplit('/').next().unwrap_or(trace)
 }
 
 /// A system's name in figures.

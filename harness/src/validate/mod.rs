@@ -24,9 +24,11 @@ mod tests {
     use workloads::trace::RoutingTrace;
 
     use super::adaptive::Study;
+    use super::errors::{Errors, Pair};
     use super::layer::LayerShape;
     use super::moe_layer::Rows;
     use super::*;
+    use crate::model_error::{self, Part};
     use crate::{prepare, traces};
 
     const SHAPE: LayerShape = LayerShape { hidden: 1024, seq_len: 1024 };
@@ -57,6 +59,21 @@ mod tests {
         }
     }
 
+    /// The errors beside simulated bars are those of the clusters as they are shipped: `scripts/validation` renews them.
+    fn check_shown(cluster: &str, part: Part, found: &Errors) {
+        let shown = model_error::of_clusters().unwrap();
+        let shown = shown.iter().find(|e| e.cluster == cluster && e.part == part).unwrap();
+        assert!((shown.median - found.median).abs() < 0.015, "{shown:?} {found:?}");
+    }
+
+    #[test]
+    fn shown_errors_of_layers_are_those_of_the_shipped_cluster() {
+        let Some((trace, file)) = published("moe_layer.csv") else { return };
+        let samples = moe_layer::read(&file, Rows::All, &trace, SHAPE, &[0]).unwrap();
+        let pairs: Vec<Pair> = moe_layer::predict(&samples, &nico()).into_iter().flat_map(|s| s.pairs).collect();
+        check_shown("nico", Part::Layer, &Errors::new(&pairs).unwrap());
+    }
+
     #[test]
     fn the_gain_of_placement_is_predicted() {
         let Some((trace, file)) = published("adaptive_every100.csv") else { return };
@@ -77,5 +94,6 @@ mod tests {
         let errors = report.errors.unwrap();
         assert!(errors.median <= 0.10 && errors.p90 <= 0.25, "{errors:?}");
         assert!(report.ordered_wrong.is_empty(), "{:?}", report.ordered_wrong);
+        check_shown("inky", Part::Iteration, &errors);
     }
 }
