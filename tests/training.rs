@@ -10,7 +10,8 @@ use harness::train::dense::Cut;
 use harness::train::setup::{self, Setup};
 use harness::train::world::{self, Threads};
 use systems::{
-    Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts, System,
+    Candidate, Card, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
+    System,
 };
 use tch::{Device, Kind, Tensor};
 use workloads::{Cluster, Gate, Model, Training};
@@ -210,16 +211,8 @@ static ROTATING: Rotating = Rotating { bytes: systems::memory::MIGRATED_BYTES_PE
 static WEIGHTS_ONLY: Rotating = Rotating { bytes: 2.0 };
 
 impl System for Rotating {
-    fn name(&self) -> &'static str {
-        "rotating"
-    }
-
-    fn title(&self) -> &'static str {
-        "Rotating"
-    }
-
-    fn about(&self) -> &'static str {
-        "Moves every expert before every iteration"
+    fn card(&self) -> Card {
+        Card { name: "rotating", title: "Rotating", about: "Moves every expert before every iteration" }
     }
 
     fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {

@@ -76,6 +76,7 @@ pub struct RunArgs {
     /// List cases and the plans that would run, and stop
     #[arg(long)]
     pub dry_run: bool,
+    /// How models are trained
     #[command(flatten)]
     pub training: TrainingArgs,
 }

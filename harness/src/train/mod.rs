@@ -8,7 +8,7 @@
 //! |---|---|
 //! | what is trained, and the checks before any work | [`setup`], [`data`], [`launch`] |
 //! | one rank's iteration | [`rank`], [`groups`], [`optimizer`], [`migrate`] |
-//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`schedule`], [`experts`] |
+//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`execute`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
 //! | messages between ranks | [`comm`] |
@@ -21,6 +21,7 @@ pub mod comm;
 pub mod cuda;
 pub mod data;
 pub mod dense;
+pub mod execute;
 pub mod experts;
 pub mod gate;
 pub mod groups;
@@ -33,7 +34,7 @@ pub mod rank;
 pub mod record;
 pub mod rows;
 pub mod run;
-pub mod schedule;
+
 pub mod setup;
 pub mod shipping;
 pub mod tape;

@@ -18,11 +18,11 @@ use workloads::{Gate, Seconds};
 
 use super::TrainError;
 use super::comm::{CommError, Communicator, Pending};
+use super::execute::{self, Work};
 use super::experts::{self, Experts, Views};
 use super::gate::{self, Choice, Scored};
 use super::parameters::{Bucket, stream};
 use super::rows::{RowMap, RowPieces};
-use super::schedule::{self, Work};
 use super::shipping::{Call, Shipping};
 use super::timer::Timer;
 
@@ -133,7 +133,7 @@ impl Layer {
             (shipping, map, rows)
         });
         let mut work = Forward::new(self, site.group, &shipping, rows);
-        let mut durations = schedule::run(&program.forward, &mut work, timer)?;
+        let mut durations = execute::run(&program.forward, &mut work, timer)?;
         let (outputs, kept_experts, shadows) = work.finish()?;
         let (result, combine_time) = timer.measure(Activity::Op(Op::Gate), || map.gather(&outputs, &scored.weights));
         if let Some(price) = &price {
@@ -183,7 +183,7 @@ impl Layer {
             experts,
             shadows: shadows.into_iter().map(|shadow| shadow.map(Shadow::Kept)).collect(),
         };
-        let mut durations = schedule::run(&program.backward, &mut work, timer)?;
+        let mut durations = execute::run(&program.backward, &mut work, timer)?;
         let of_rows = work.sent.finish()?;
         let (of_tokens, gate_time) = timer.measure(Activity::Op(Op::Gate), || {
             let through_experts = map.collect(&of_rows);
@@ -355,11 +355,9 @@ impl Work for Forward<'_> {
             Op::Broadcast { expert } => {
                 let owner = self.layer.placement.rank_of(expert);
                 let bucket = &self.layer.experts.bucket;
-                let slot = match self.layer.placement.experts_of(self.group.rank()).iter().position(|&e| e == expert) {
-                    Some(slot) => slot,
-                    None => 0,
-                };
-                let weights = self.layer.experts.row(&bucket.weights, slot);
+                let own = self.layer.placement.experts_of(self.group.rank()).iter().position(|&e| e == expert);
+                // What others pass states the shape alone.
+                let weights = self.layer.experts.row(&bucket.weights, own.unwrap_or(0));
                 Ok(vec![self.group.broadcast(&weights, owner)?])
             }
             _ => Ok(Vec::new()),
@@ -543,4 +541,103 @@ fn synchronise(device: Device) {
 /// No tensors, for each of `steps`.
 fn none_yet(steps: usize) -> Vec<Vec<Tensor>> {
     (0..steps).map(|_| Vec::new()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::train::comm::threads;
+    use crate::train::parameters::{Initial, initial};
+    use systems::expert_only::Plain;
+    use tch::Kind;
+    use workloads::Cluster;
+
+    /// A layer of one rank, whose gate is far from any tie.
+    struct Small {
+        moe: Moe,
+        tokens: Tensor,
+        gates: Bucket,
+        layer: Layer,
+        weight: Tensor,
+    }
+
+    impl Small {
+        fn new() -> Self {
+            let moe = Moe { tokens: 6, width: 4, inner: 5, experts: 4 };
+            let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale));
+            let gate = [draw("gate", &[4, 4], 60.0), draw("gate bias", &[4], 20.0)];
+            let experts = Experts::new(11, 0, &[0, 1, 2, 3], moe, 1, Kind::Float, Device::Cpu);
+            // Far from the initial values, whose outputs are too small to difference.
+            let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(20.0);
+            Self {
+                moe,
+                tokens: draw("tokens", &[6, 4], 50.0),
+                gates: Bucket::new(&gate, Kind::Float, Device::Cpu),
+                layer: Layer { number: 0, gate: [0, 1], experts, placement: Placement::identity(4, 1) },
+                weight: draw("weight", &[6, 4], 50.0),
+            }
+        }
+
+        /// The weighted sum of results and the balance loss, and, if asked for, gradients of tokens, gates and experts.
+        fn run(&self, gate: &Gate, backward: bool) -> (f64, Option<Tensor>) {
+            let _guard = tch::no_grad_guard();
+            let cluster = Cluster::named("test", "inky").unwrap();
+            let costs = CostModel::new(&cluster);
+            let place = GroupPlace { group: costs.group(0..1, 1), nodes: vec![0] };
+            let world = threads::world(1, Duration::from_secs(10)).remove(0);
+            let site = Site {
+                group: &world,
+                policy: &Plain,
+                gate,
+                top_k: 2,
+                balance: 0.5,
+                place: &place,
+                costs: &costs,
+                gates: &self.gates,
+                draw: (1, "test".to_owned()),
+                replay: None,
+            };
+            let timer = Timer::new(0, None);
+            let (result, kept, happened) = self.layer.forward(&site, &timer, &self.tokens).unwrap();
+            let value = f64::try_from((result * &self.weight).sum(Kind::Double)).unwrap() + 0.5 * happened.balance;
+            let gradient = backward.then(|| self.layer.backward(&site, &timer, kept, &self.weight).unwrap());
+            (value, gradient)
+        }
+
+        /// Gradients against differences in every coordinate.
+        fn check(&self, gate: &Gate) {
+            let of_tokens = self.run(gate, true).1.unwrap();
+            let pairs = [
+                (&self.tokens, of_tokens),
+                (&self.gates.weights, self.gates.gradients.copy()),
+                (&self.layer.experts.bucket.weights, self.layer.experts.bucket.gradients.copy()),
+            ];
+            let _guard = tch::no_grad_guard();
+            let step = 1e-2;
+            for (at, found) in pairs {
+                let largest = f64::try_from(found.abs().max()).unwrap();
+                for index in 0..at.numel() as i64 {
+                    let moved = |by: f64| {
+                        let _ = at.view([-1]).narrow(0, index, 1).g_add_scalar_(by);
+                        self.run(gate, false).0
+                    };
+                    let (up, down) = (moved(step), moved(-2.0 * step));
+                    moved(step);
+                    let expected = (up - down) / (2.0 * step);
+                    let found = f64::try_from(found.view([-1]).get(index)).unwrap();
+                    assert!((found - expected).abs() < 5e-3 * largest, "{gate} {index}: {found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_layers_gradients_agree_with_finite_differences() {
+        let small = Small::new();
+        assert_eq!(small.moe.experts, 4);
+        small.check(&Gate::NoDrop);
+        Small::new().check(&Gate::Capacity { factor: 4.0 });
+    }
 }
