@@ -9,6 +9,7 @@ use harness::train::data::{Language, Samples};
 use harness::train::dense::Cut;
 use harness::train::setup::{self, Setup};
 use harness::train::world::{self, Threads};
+use systems::program::{Exchange, Layout};
 use systems::{
     Candidate, Card, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
     System,
@@ -41,6 +42,7 @@ fn job(plan: &Plan, gate: Gate) -> Job {
     let mut cluster = Cluster::named("test", "inky").unwrap();
     // Slow products and fast links: FasterMoE shadows as soon as one expert has more than the others.
     cluster.gpu.gemm_rate.value = 1e9;
+    cluster.gpus_per_node = 3;
     Job {
         model: Model::parse("test", MODEL).unwrap(),
         cluster,
@@ -254,4 +256,35 @@ fn a_migration_without_optimizer_state_does_not() {
     let trained = train(&WEIGHTS_ONLY, plan([1, 4, 1, 4, 1]), Gate::NoDrop);
     let apart = difference(&trained, &one_rank());
     assert!(apart > 1e-2, "{apart:e}");
+}
+
+/// Pads every pair and exchanges in two calls.
+struct TwoCalls;
+
+impl System for TwoCalls {
+    fn card(&self) -> Card {
+        Card { name: "two-calls", title: "Two calls", about: "Hierarchical exchanges whatever they take" }
+    }
+
+    fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
+        Vec::new()
+    }
+
+    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        Box::new(Self)
+    }
+}
+
+impl Policy for TwoCalls {
+    fn program(&self, _layer: usize, counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        let layout = Layout::Padded { rows: counts.largest() };
+        LayerProgram::padded(layout, Exchange::Hierarchical, true)
+    }
+}
+
+/// Eight ranks on nodes of three: the last node has two.
+#[test]
+fn a_hierarchical_exchange_trains_the_same_model() {
+    check(&TwoCalls, [1, 8, 1, 8, 1]);
+    check(&TwoCalls, [1, 8, 1, 4, 2]);
 }

@@ -226,8 +226,8 @@ fn most_peers(step: usize, steps: usize, nodes: &[usize]) -> usize {
     most
 }
 
-/// The rank of `source`'s node with `owner`'s local number (the node's last, where it has fewer ranks).
-fn relay(source: usize, owner: usize, nodes: &[usize]) -> usize {
+/// The rank that passes on what `source` sends to `owner`: that of `source`'s node with `owner`'s local number (the node's last, where it has fewer ranks).
+pub fn relay(source: usize, owner: usize, nodes: &[usize]) -> usize {
     let first_of = |node| nodes.partition_point(|&n| n < node);
     let here = first_of(nodes[source]);
     let size = first_of(nodes[source] + 1) - here;

@@ -131,7 +131,7 @@ mod tests {
         let check = |found: &Tensor, at: &Tensor, value: &dyn Fn(&Tensor) -> f64| {
             for index in 0..at.numel() as i64 {
                 let moved = |by: f64| {
-                    let mut there = at.copy().reshape([-1]);
+                    let there = at.copy().reshape([-1]);
                     let _ = there.narrow(0, index, 1).g_add_scalar_(by);
                     value(&there.view_as(at))
                 };

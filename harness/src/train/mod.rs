@@ -8,7 +8,7 @@
 //! |---|---|
 //! | what is trained, and the checks before any work | [`setup`], [`data`], [`launch`] |
 //! | one rank's iteration | [`rank`], [`groups`], [`optimizer`], [`migrate`] |
-//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`execute`], [`experts`] |
+//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`relay`], [`rows`], [`execute`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
 //! | messages between ranks | [`comm`] |
@@ -32,6 +32,7 @@ pub mod optimizer;
 pub mod parameters;
 pub mod rank;
 pub mod record;
+pub mod relay;
 pub mod rows;
 pub mod run;
 

@@ -8,7 +8,7 @@ use systems::cost::CostModel;
 use systems::evaluate::Ledger;
 use systems::placement::Placement;
 use systems::price::{GroupPlace, LayerPrice, price};
-use systems::program::{LayerProgram, Op, Stream, Task};
+use systems::program::{Exchange, LayerProgram, Op, Stream, Task};
 use systems::streams::Streams;
 use systems::timeline::Activity;
 use systems::{Policy, RoutingCounts};
@@ -22,6 +22,7 @@ use super::execute::{self, Work};
 use super::experts::{self, Experts, Views};
 use super::gate::{self, Choice, Scored};
 use super::parameters::{Bucket, stream};
+use super::relay::Relay;
 use super::rows::{RowMap, RowPieces};
 use super::shipping::{Call, Shipping};
 use super::timer::Timer;
@@ -80,6 +81,7 @@ pub struct Kept {
     scored: Scored,
     program: LayerProgram,
     shipping: Shipping,
+    relay: Option<Relay>,
     price: Option<LayerPrice>,
     rows: RowMap,
     /// `[rows, width]`: results, in the order of rows.
@@ -126,13 +128,16 @@ impl Layer {
         happened.shadowed = program.shadowed.len();
         let price =
             timer.is_virtual().then(|| price(&program, &counts, &self.placement, moe, number, site.place, site.costs));
-        let ((shipping, map, rows), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
+        let ((shipping, relay, map, rows), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
             let shipping = Shipping::new(&program, &counts, &self.placement, me);
+            let nodes = &site.place.nodes;
+            let relayed = program.exchange == Exchange::Hierarchical && nodes.first() != nodes.last();
+            let relay = relayed.then(|| Relay::new(&program, &counts, &self.placement, nodes, me));
             let map = RowMap::new(&shipping, &choices, &scored, program.layout, tokens.device());
             let rows = map.lay_out(tokens);
-            (shipping, map, rows)
+            (shipping, relay, map, rows)
         });
-        let mut work = Forward::new(self, site.group, &shipping, rows);
+        let mut work = Forward::new(self, site.group, &shipping, relay.as_ref(), rows);
         let mut durations = execute::run(&program.forward, &mut work, timer)?;
         let (outputs, kept_experts, shadows) = work.finish()?;
         let (result, combine_time) = timer.measure(Activity::Op(Op::Gate), || map.gather(&outputs, &scored.weights));
@@ -143,7 +148,7 @@ impl Layer {
             }
             settle(&program.forward, &durations, &price.forward, program.steps, site.group, timer)?;
         }
-        let kept = Kept { scored, program, shipping, price, rows: map, outputs, experts: kept_experts, shadows };
+        let kept = Kept { scored, program, shipping, relay, price, rows: map, outputs, experts: kept_experts, shadows };
         Ok((result, kept, happened))
     }
 
@@ -168,7 +173,7 @@ impl Layer {
     /// # Errors
     /// As for [`Self::forward`].
     pub fn backward(&self, site: &Site, timer: &Timer, kept: Kept, gradient: &Tensor) -> Result<Tensor, TrainError> {
-        let Kept { scored, program, shipping, price, rows: map, outputs, experts, shadows } = kept;
+        let Kept { scored, program, shipping, relay, price, rows: map, outputs, experts, shadows } = kept;
         let ((rows, weights), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
             (map.spread(gradient, &scored.weights), map.weight_gradient(gradient, &outputs))
         });
@@ -176,6 +181,7 @@ impl Layer {
             layer: self,
             group: site.group,
             shipping: &shipping,
+            relay: relay.as_ref(),
             rows,
             sent: RowPieces::new(&shipping),
             arrived: none_yet(shipping.steps.len()),
@@ -257,7 +263,16 @@ fn shadow_piece(shipping: &Shipping, expert: usize) -> Result<(usize, usize), Tr
 }
 
 /// Sends the pieces of a step to the ranks of their experts.
-fn dispatch(group: &dyn Communicator, calls: &[Call], rows: &Tensor) -> Result<Vec<Pending>, TrainError> {
+fn dispatch(
+    group: &dyn Communicator,
+    relay: Option<&Relay>,
+    calls: &[Call],
+    rows: &Tensor,
+) -> Result<Vec<Pending>, TrainError> {
+    if let (Some(relay), [_]) = (relay, calls) {
+        let arrived = relay.dispatch(group, rows)?;
+        return Ok(vec![Pending::new(move || Ok(arrived))]);
+    }
     let send = |call: &Call| {
         let length: usize = call.sent.iter().sum();
         let part = rows.narrow(0, call.first as i64, length as i64);
@@ -267,9 +282,18 @@ fn dispatch(group: &dyn Communicator, calls: &[Call], rows: &Tensor) -> Result<V
 }
 
 /// Sends results of a step back.
-fn combine(group: &dyn Communicator, calls: &[Call], rows: &[Tensor]) -> Result<Vec<Pending>, TrainError> {
+fn combine(
+    group: &dyn Communicator,
+    relay: Option<&Relay>,
+    calls: &[Call],
+    rows: &[Tensor],
+) -> Result<Vec<Pending>, TrainError> {
     if calls.len() != rows.len() {
         return Err(TrainError::Program("a combine before its experts have run".to_owned()));
+    }
+    if let (Some(relay), [rows]) = (relay, rows) {
+        let back = relay.combine(group, rows)?;
+        return Ok(vec![Pending::new(move || Ok(back))]);
     }
     calls.iter().zip(rows).map(|(call, rows)| Ok(group.all_to_all(rows, &call.received, &call.sent)?)).collect()
 }
@@ -310,6 +334,7 @@ struct Forward<'a> {
     layer: &'a Layer,
     group: &'a dyn Communicator,
     shipping: &'a Shipping,
+    relay: Option<&'a Relay>,
     rows: Tensor,
     /// `[step][call]`.
     arrived: Vec<Vec<Tensor>>,
@@ -324,13 +349,20 @@ struct Forward<'a> {
 type ForwardResult = (Tensor, Vec<Vec<Option<experts::Kept>>>, Vec<Option<(Tensor, experts::Kept)>>);
 
 impl<'a> Forward<'a> {
-    fn new(layer: &'a Layer, group: &'a dyn Communicator, shipping: &'a Shipping, rows: Tensor) -> Self {
+    fn new(
+        layer: &'a Layer,
+        group: &'a dyn Communicator,
+        shipping: &'a Shipping,
+        relay: Option<&'a Relay>,
+        rows: Tensor,
+    ) -> Self {
         let steps = shipping.steps.len();
         let slots = layer.placement.slots_per_rank();
         let none = |count: usize| (0..count).map(|_| None).collect::<Vec<_>>();
         Self {
             layer,
             group,
+            relay,
             rows,
             arrived: none_yet(steps),
             computed: none_yet(steps),
@@ -350,8 +382,8 @@ impl<'a> Forward<'a> {
 impl Work for Forward<'_> {
     fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
         match op {
-            Op::Dispatch { step } => dispatch(self.group, &self.shipping.steps[step], &self.rows),
-            Op::Combine { step } => combine(self.group, &self.shipping.steps[step], &self.computed[step]),
+            Op::Dispatch { step } => dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows),
+            Op::Combine { step } => combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step]),
             Op::Broadcast { expert } => {
                 let owner = self.layer.placement.rank_of(expert);
                 let bucket = &self.layer.experts.bucket;
@@ -430,6 +462,7 @@ struct Backward<'a> {
     layer: &'a Layer,
     group: &'a dyn Communicator,
     shipping: &'a Shipping,
+    relay: Option<&'a Relay>,
     /// Gradients of this rank's results.
     rows: Tensor,
     /// Gradients of this rank's rows, coming back.
@@ -443,8 +476,8 @@ struct Backward<'a> {
 impl Work for Backward<'_> {
     fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
         match op {
-            Op::Dispatch { step } => dispatch(self.group, &self.shipping.steps[step], &self.rows),
-            Op::Combine { step } => combine(self.group, &self.shipping.steps[step], &self.computed[step]),
+            Op::Dispatch { step } => dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows),
+            Op::Combine { step } => combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step]),
             Op::ReduceGrad { expert } => {
                 let (_, index) = shadow_piece(self.shipping, expert)?;
                 let gradient = match self.shadows[index].take() {

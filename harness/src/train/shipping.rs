@@ -46,10 +46,12 @@ impl Shipping {
     pub fn new(program: &LayerProgram, counts: &RoutingCounts, placement: &Placement, me: usize) -> Self {
         let rows = Rows::new(program, counts, placement);
         let slots = placement.slots_per_rank();
-        let ranges: Vec<std::ops::Range<usize>> = match program.exchange {
-            Exchange::PerExpert => (0..slots).map(|slot| slot..slot + 1).collect(),
-            Exchange::Whole | Exchange::Hierarchical => vec![0..slots],
+        let calls = match program.exchange {
+            Exchange::PerExpert => slots,
+            Exchange::Whole | Exchange::Hierarchical => 1,
         };
+        let width = slots / calls;
+        let ranges: Vec<std::ops::Range<usize>> = (0..calls).map(|call| call * width..(call + 1) * width).collect();
         let mut base = vec![0; counts.experts()];
         let mut next = 0;
         let mut steps = Vec::with_capacity(program.steps);
