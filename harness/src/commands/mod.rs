@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod list;
+pub mod measure;
 pub mod plan;
 pub mod run;
 pub mod trace;

@@ -11,6 +11,8 @@
 //! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`schedule`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
+//! | what the gate chose, as a trace | [`record`] |
+//! | compute segments to calibrate with | [`measure`] |
 //! | messages between ranks | [`comm`] |
 //! | all ranks of this process | [`world`] |
 //!
@@ -24,11 +26,13 @@ pub mod experts;
 pub mod gate;
 pub mod groups;
 pub mod launch;
+pub mod measure;
 pub mod migrate;
 pub mod moe;
 pub mod optimizer;
 pub mod parameters;
 pub mod rank;
+pub mod record;
 pub mod rows;
 pub mod schedule;
 pub mod setup;

@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use systems::evaluate::{Ledger, Phase};
 use systems::program::Op;
 use systems::schedule::Work;
-use systems::timeline::{Activity, Span};
+use systems::timeline::{Activity, Gradients, Span};
 use tch::{Kind, Tensor};
 use workloads::Seconds;
 
@@ -129,8 +129,11 @@ impl Timer {
     /// A rank that died.
     pub fn collective(&self, activity: Activity, group: &dyn Communicator, price: Seconds) -> Result<(), CommError> {
         if self.is_virtual() && group.size() > 1 {
-            let clocks = self.exchange(group, &[])?;
+            let (clocks, arrived) = (self.exchange(group, &[])?, self.now());
             self.now.set(clocks.iter().map(|row| Seconds(row[0])).fold(Seconds::ZERO, Seconds::max));
+            if activity == Activity::GradientSync(Gradients::TiedStages) {
+                self.bubbles.borrow_mut().push((arrived, self.now()));
+            }
             self.advance(activity, price);
         }
         Ok(())
@@ -162,15 +165,15 @@ impl Timer {
         }
     }
 
-    /// The spans of the iteration so far, in order of their beginning, and where the time went.
-    pub fn finish(&self) -> (Vec<Span>, Ledger) {
+    /// The spans of the iteration, in order of their beginning, and where the time until `end` went.
+    pub fn finish(&self, end: Seconds) -> (Vec<Span>, Ledger) {
         let mut spans = self.spans.take();
         spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
         let mut parts: Vec<(Phase, Seconds, Seconds)> =
             spans.iter().map(|span| (span.activity.phase(), span.start, span.end)).collect();
         parts.extend(self.bubbles.take().into_iter().map(|(start, end)| (Phase::Bubble, start, end)));
         parts.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
-        (spans, ledger(&parts, self.now()))
+        (spans, ledger(&parts, end))
     }
 }
 

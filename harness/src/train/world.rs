@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use systems::evaluate::{Peak, Timing};
+use systems::evaluate::{Ledger, Peak, Phase, Timing};
 use tch::{Device, Kind, Tensor};
 use workloads::{Bytes, Seconds};
 
@@ -107,17 +107,20 @@ fn gather(world: &dyn Communicator, report: &Report, device: Device) -> Result<V
 /// What an iteration took and brought, from the reports of all ranks.
 pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     let size = setup.plan.stage_ranks();
+    let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
+    let step = most(|report| report.step);
     let phases = reports.chunks(size).map(|stage| {
-        let mut mean = systems::evaluate::Ledger::default();
+        let mut mean = Ledger::default();
         stage.iter().for_each(|report| mean.merge(&report.ledger, 1.0 / size as f64));
+        // What is left of the iteration on ranks that are done early is waiting for other stages.
+        mean.add(Phase::Bubble, (step - mean.total()).max(Seconds::ZERO));
         mean
     });
-    let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
     Iteration {
         timing: Timing {
-            step: most(|report| report.step),
+            step,
             phases: phases.collect(),
             peak: Peak { rank: 0, bytes: Bytes::ZERO },
             entries: sum(|report| report.entries),

@@ -1,0 +1,230 @@
+//! From a device's own compute segments to a cluster's constants.
+//!
+//! The trainer runs small models under a virtual clock, which times every compute segment alone (`train::measure`). The
+//! simulator runs the same plan on the very routing that was recorded, and the constants are those under which its spans
+//! come nearest: the least squares of `ln(predicted / measured)`. So every constant has one meaning in fit and use, and
+//! what the formulas cannot represent shows as the error of a segment. Constants of the network are not measured.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use systems::program::Op;
+use systems::schedule::Work;
+use systems::timeline::{Activity, Span};
+use systems::{CostModel, Job, Plan, System};
+use workloads::gate::GateStatistics;
+use workloads::trace::BatchCounts;
+use workloads::{Cluster, Seconds};
+
+use super::constants::{Fitted, Point, Space};
+use super::levenberg;
+use crate::simulate::Run;
+
+/// What is fitted, within bounds that hold for one core of a CPU as for any GPU.
+const CONSTANTS: [(&str, f64, f64); 7] = [
+    ("gpu.memory_bandwidth", 1e8, 1e14),
+    ("gpu.scatter_bandwidth", 1e7, 1e14),
+    ("gpu.gemm_rate", 1e8, 1e17),
+    ("gpu.expert_start", 1e-7, 1e-1),
+    ("host.iteration", 1e-7, 1e1),
+    ("host.block", 1e-7, 1e-1),
+    ("host.decision_step", 1e-11, 1e-5),
+];
+
+/// Kinds of compute segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Segment {
+    /// A block without its MoE layer.
+    Block,
+    /// Scores, choice and layout of rows.
+    Gate,
+    /// The experts of a rank, shadowed ones included.
+    Experts,
+    /// Embedding, head and loss.
+    Edge,
+    /// The optimizer step.
+    Optimizer,
+    /// Reading data.
+    Host,
+    /// Decisions about a micro-batch.
+    Decide,
+    /// Decisions of an iteration.
+    Decision,
+}
+
+impl Segment {
+    /// The kind of an activity, if it computes and its time is measured where ranks share a device.
+    pub fn of(activity: Activity) -> Option<Self> {
+        match activity {
+            Activity::Block => Some(Self::Block),
+            Activity::Op(Op::Gate) => Some(Self::Gate),
+            Activity::Op(Op::Experts { .. } | Op::Shadow { .. }) => Some(Self::Experts),
+            Activity::Edge => Some(Self::Edge),
+            Activity::Optimizer => Some(Self::Optimizer),
+            Activity::Host => Some(Self::Host),
+            Activity::Op(Op::Decide { .. }) => Some(Self::Decide),
+            Activity::Decision => Some(Self::Decision),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Gate => "gate",
+            Self::Experts => "experts",
+            Self::Edge => "embedding and head",
+            Self::Optimizer => "optimizer",
+            Self::Host => "data",
+            Self::Decide => "decision, micro-batch",
+            Self::Decision => "decision, iteration",
+        }
+    }
+}
+
+/// Where a segment stands in an iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Its kind.
+    pub segment: Segment,
+    /// Whether it is part of a backward pass.
+    pub backward: bool,
+    /// The block, where the segment is one block's.
+    pub block: Option<usize>,
+    /// The rank.
+    pub rank: usize,
+}
+
+/// Time per place, from the spans of an iteration of either engine.
+pub fn segments(spans: &[Span]) -> BTreeMap<Place, Seconds> {
+    let mut times = BTreeMap::new();
+    for span in spans {
+        let Some(segment) = Segment::of(span.activity) else { continue };
+        let place = Place {
+            segment,
+            backward: matches!(span.work, Some(Work::Backward(_))),
+            // The simulator charges a stage for all its layers' decisions together.
+            block: span.block.filter(|_| segment != Segment::Decision),
+            rank: span.rank,
+        };
+        *times.entry(place).or_insert(Seconds::ZERO) += span.end - span.start;
+    }
+    times
+}
+
+/// One measured run: what was trained, and what its segments took.
+pub struct Sample {
+    /// What sets it apart, for people.
+    pub name: String,
+    /// What was trained.
+    pub job: Job,
+    /// Under which plan.
+    pub plan: Plan,
+    /// By which system.
+    pub system: &'static dyn System,
+    /// What the gate chose, the same in every iteration.
+    pub batch: BatchCounts,
+    /// Iterations before the measured ones.
+    pub warmup: usize,
+    /// Medians over the measured iterations.
+    pub measured: BTreeMap<Place, Seconds>,
+}
+
+impl Sample {
+    /// What the simulator says of the same run on `cluster`. Policies see the cluster of the measured run.
+    pub fn predict(&self, cluster: &Cluster) -> BTreeMap<Place, Seconds> {
+        let costs = CostModel::new(cluster);
+        let mut run = Run::new(&self.job, &costs, self.system, self.plan);
+        for _ in 0..self.warmup {
+            run.step(&self.batch);
+        }
+        let mut spans = Vec::new();
+        run.observe(&self.batch, &mut spans);
+        segments(&spans)
+    }
+
+    /// `ln(predicted / measured)` of every segment that both know; each kind and pass weighs as much as its share of the
+    /// time, whatever the number of ranks and blocks.
+    fn residuals(&self, cluster: &Cluster) -> Vec<f64> {
+        let (predicted, measured) = (joined(&self.predict(cluster)), joined(&self.measured));
+        let mut kinds: BTreeMap<(Segment, bool), (f64, f64)> = BTreeMap::new();
+        for (place, time) in &measured {
+            let (number, sum) = kinds.entry((place.segment, place.backward)).or_default();
+            *number += 1.0;
+            *sum += time.0;
+        }
+        let all: f64 = kinds.values().map(|(_, sum)| sum).sum();
+        let residual = |(place, measured): (&Place, &Seconds)| {
+            let (number, sum) = kinds[&(place.segment, place.backward)];
+            let error = (predicted.get(place)?.0 / measured.0).ln();
+            Some(super::soft(error) * ((sum / all).max(LEAST_SHARE) / number).sqrt())
+        };
+        measured.iter().filter_map(residual).collect()
+    }
+}
+
+/// Small shares count this much, so that constants that stand in them alone are found.
+const LEAST_SHARE: f64 = 0.01;
+
+/// The gate's time added to its block's: the launches of both are one constant, [`CostModel::block`].
+fn joined(times: &BTreeMap<Place, Seconds>) -> BTreeMap<Place, Seconds> {
+    let mut joined = BTreeMap::new();
+    for (&place, &time) in times {
+        let segment = if place.segment == Segment::Gate { Segment::Block } else { place.segment };
+        *joined.entry(Place { segment, ..place }).or_insert(Seconds::ZERO) += time;
+    }
+    joined
+}
+
+/// The cluster with the constants of `base` but for those that the samples determine; and these, with their uncertainty.
+///
+/// # Errors
+/// No measurements.
+pub fn fit(base: &Cluster, samples: &[Sample]) -> Result<(Cluster, Vec<Fitted>)> {
+    let number: usize = samples.iter().map(|sample| sample.measured.len()).sum();
+    ensure!(number >= CONSTANTS.len(), "{} constants cannot be fitted to {number} segments", CONSTANTS.len());
+    let start = Point { cluster: base.clone(), gate: GateStatistics::default() };
+    let space = Space::within(&start, &CONSTANTS);
+    let residuals = |x: &[f64]| -> Result<Vec<f64>> {
+        let point = space.point(&start, x)?;
+        Ok(samples.iter().flat_map(|sample| sample.residuals(&point.cluster)).collect())
+    };
+    // From the middle of the bounds: a base may be three orders of magnitude away.
+    let solution = levenberg::minimise(&residuals, vec![0.0; CONSTANTS.len()])?;
+    Ok((space.point(&start, &solution.x)?.cluster, space.fitted(&solution)))
+}
+
+/// One line of predicted against measured: all segments of one kind and pass of one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// The sample.
+    pub sample: String,
+    /// The kind and the pass.
+    pub segment: String,
+    /// Mean over ranks.
+    pub predicted: Seconds,
+    /// Mean over ranks.
+    pub measured: Seconds,
+}
+
+/// Predicted against measured time, a line for each sample, kind and pass.
+pub fn lines(cluster: &Cluster, samples: &[Sample]) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for sample in samples {
+        let predicted = sample.predict(cluster);
+        let mut sums: BTreeMap<(Segment, bool), (Seconds, Seconds)> = BTreeMap::new();
+        for (place, &measured) in &sample.measured {
+            let sum = sums.entry((place.segment, place.backward)).or_default();
+            sum.0 += predicted.get(place).copied().unwrap_or(Seconds::ZERO);
+            sum.1 += measured;
+        }
+        let share = 1.0 / sample.job.gpus as f64;
+        lines.extend(sums.into_iter().map(|((segment, backward), (predicted, measured))| Line {
+            sample: sample.name.clone(),
+            segment: format!("{}{}", segment.name(), if backward { ", backward" } else { "" }),
+            predicted: predicted * share,
+            measured: measured * share,
+        }));
+    }
+    lines
+}
