@@ -146,9 +146,9 @@ impl Sample {
     /// `ln(predicted / measured)` of every segment that both know; each kind and pass weighs as much as its share of the
     /// time, whatever the number of ranks and blocks.
     fn residuals(&self, cluster: &Cluster) -> Vec<f64> {
-        let (predicted, measured) = (joined(&self.predict(cluster)), joined(&self.measured));
+        let (predicted, measured) = (self.predict(cluster), &self.measured);
         let mut kinds: BTreeMap<(Segment, bool), (f64, f64)> = BTreeMap::new();
-        for (place, time) in &measured {
+        for (place, time) in measured {
             let (number, sum) = kinds.entry((place.segment, place.backward)).or_default();
             *number += 1.0;
             *sum += time.0;
@@ -165,16 +165,6 @@ impl Sample {
 
 /// Small shares count this much, so that constants that stand in them alone are found.
 const LEAST_SHARE: f64 = 0.01;
-
-/// The gate's time added to its block's: the launches of both are one constant, [`CostModel::block`].
-fn joined(times: &BTreeMap<Place, Seconds>) -> BTreeMap<Place, Seconds> {
-    let mut joined = BTreeMap::new();
-    for (&place, &time) in times {
-        let segment = if place.segment == Segment::Gate { Segment::Block } else { place.segment };
-        *joined.entry(Place { segment, ..place }).or_insert(Seconds::ZERO) += time;
-    }
-    joined
-}
 
 /// The cluster with the constants of `base` but for those that the samples determine; and these, with their uncertainty.
 ///
@@ -227,4 +217,68 @@ pub fn lines(cluster: &Cluster, samples: &[Sample]) -> Vec<Line> {
         }));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use systems::{expert_only, fastermoe};
+    use workloads::{Gate, Model};
+
+    fn inky() -> Cluster {
+        Cluster::named("test", "inky").unwrap()
+    }
+
+    /// A run on `there`, whose segments take what the simulator says.
+    fn sample(there: &Cluster, micro_batch: usize, system: &'static dyn System) -> Sample {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let plan = Plan { pp: 1, dp: 4, tp: 1, ep: 4, expert_dp: 1, micro_batch, placement_every: 0 };
+        let (layers, experts, chunks) = (4, 8, 4 * micro_batch);
+        // 256 tokens of two choices; the first experts get more.
+        let chunk = [200, 100, 80, 60, 40, 20, 10, 2];
+        let counts = std::iter::repeat_n(chunk, layers * chunks).flatten().collect();
+        let job = Job {
+            model,
+            cluster: inky(),
+            gpus: 4,
+            gate: Gate::NoDrop,
+            gate_statistics: GateStatistics::default(),
+            global_batch: chunks,
+            micro_batch: Some(micro_batch),
+            profile: Vec::new(),
+        };
+        let batch = BatchCounts::new(layers, chunks, experts, counts);
+        let mut sample =
+            Sample { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        sample.measured = sample.predict(there);
+        sample
+    }
+
+    #[test]
+    fn segments_give_their_constants_back() {
+        let mut there = inky();
+        there.gpu.gemm_rate.value = 9e10;
+        there.gpu.memory_bandwidth.value = 1.2e10;
+        there.gpu.scatter_bandwidth.value = 3e9;
+        there.gpu.expert_start.value = 4e-5;
+        there.host.block.value = 2e-4;
+        there.host.iteration.value = 8e-5;
+        there.host.decision_step.value = 7e-8;
+        let samples = [
+            sample(&there, 1, &expert_only::ExpertOnly),
+            sample(&there, 3, &expert_only::ExpertOnly),
+            sample(&there, 1, &fastermoe::FASTERMOE),
+        ];
+        let (found, fitted) = fit(&inky(), &samples).unwrap();
+        assert_eq!(fitted.len(), CONSTANTS.len());
+        for ((path, found, _), (_, there, _)) in found.constants().into_iter().zip(there.constants()) {
+            assert!((found.value / there.value - 1.0).abs() < 0.02, "{path}: {} not {}", found.value, there.value);
+        }
+        assert!(lines(&found, &samples).iter().all(|line| (line.predicted.0 / line.measured.0 - 1.0).abs() < 0.02));
+    }
+
+    #[test]
+    fn nothing_is_fitted_to_nothing() {
+        assert!(fit(&inky(), &[]).unwrap_err().to_string().contains("7 constants cannot be fitted to 0 segments"));
+    }
 }
