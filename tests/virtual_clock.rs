@@ -3,21 +3,25 @@
 use std::time::Duration;
 
 use harness::calibrate::measure;
-use harness::simulate::{Iteration, Run};
+use harness::prepare::JobRouting;
+use harness::simulate::Iteration;
 use harness::statistics::median;
-use harness::timeline::{self, Timeline};
 use harness::train::data::Language;
 use harness::train::measure::Measurement;
 use harness::train::rank::Report;
+use harness::train::record;
+use harness::train::replay::{self, Replay};
 use harness::train::setup::{self, Setup};
 use harness::train::world::{self, Threads};
-use harness::train::record;
-use systems::program::{Op, Stream};
-use systems::timeline::{Activity, Span};
+use systems::program::Stream;
+use systems::timeline::Span;
 use systems::{CostModel, Job, Plan, System, expert_only, fastermoe, smartmoe};
 use tch::{Device, Kind};
-use workloads::trace::BatchCounts;
+use workloads::suite::TraceUse;
+use workloads::trace::{BatchCounts, RoutingTrace};
 use workloads::{Cluster, Gate, Model, Training};
+
+use crate::support::Folder;
 
 const WORDS: usize = 512;
 
@@ -47,15 +51,18 @@ fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5], placement_every: usize) -> Plan
     Plan { pp, dp, tp, ep, expert_dp, micro_batch: 1, placement_every }
 }
 
-/// Reports of every rank, and what the gate chose, iteration by iteration.
-struct Emulated {
+/// Reports of every rank, what the gate chose, and the simulator beside it, iteration by iteration.
+struct Trained {
     reports: Vec<Vec<Report>>,
     iterations: Vec<Iteration>,
     batches: Vec<BatchCounts>,
-    trace: workloads::trace::RoutingTrace,
+    trace: RoutingTrace,
+    simulated: Vec<Iteration>,
+    /// Simulated, of the last iteration.
+    spans: Vec<Span>,
 }
 
-fn train(job: &Job, system: &'static dyn System, plan: Plan, iterations: usize, virtual_clock: bool) -> Emulated {
+fn train(job: &Job, system: &'static dyn System, plan: Plan, iterations: usize, virtual_clock: bool) -> Trained {
     let costs = CostModel::new(&job.cluster);
     let gpt = setup::gpt(job, &plan).unwrap();
     let samples = Language::new(WORDS, gpt.seq_len, 7).unwrap();
@@ -75,18 +82,24 @@ fn train(job: &Job, system: &'static dyn System, plan: Plan, iterations: usize, 
         kind: Kind::Float,
         gpt,
     };
-    let mut reports = Vec::new();
+    let mut replay = Replay::new(&setup, &costs);
+    let (mut reports, mut simulated, mut spans) = (Vec::new(), Vec::new(), Vec::new());
     let mut sink = |_: usize, of: Vec<Report>| {
+        let (iteration, seen) = replay.step(&of);
+        simulated.push(iteration);
+        spans = seen;
         reports.push(of);
         Ok(())
     };
     let threads = Threads { device: Device::Cpu, virtual_clock, timeout: Duration::from_secs(120) };
     world::run(&setup, threads, &mut sink, |_| ()).unwrap();
-    Emulated {
+    Trained {
         iterations: reports.iter().map(|of| world::iteration(&setup, of)).collect(),
         batches: reports.iter().map(|of| record::batch(&setup, of)).collect(),
         trace: record::trace("recorded", &setup, 1, &reports).unwrap(),
         reports,
+        simulated,
+        spans,
     }
 }
 
@@ -148,54 +161,72 @@ fn what_was_chosen_is_recorded() {
     }
 }
 
-/// Simulates what was emulated, on the routing that was recorded.
-fn simulate(job: &Job, system: &dyn System, plan: Plan, run: &Emulated) -> (Vec<Iteration>, Vec<Span>) {
-    let costs = CostModel::new(&job.cluster);
-    let mut simulated = Run::new(job, &costs, system, plan);
-    let mut spans = Vec::new();
-    let iterations = run.batches.iter().map(|batch| {
-        spans.clear();
-        simulated.observe(batch, &mut spans)
-    });
-    (iterations.collect(), spans)
+/// The cluster of this machine's CPU on the base's network.
+fn measured(base: &Cluster, model: &Model) -> Cluster {
+    let measurement = Measurement { model, cluster: base, micro_batch: 1, ranks: 8, device: Device::Cpu };
+    let (mut cluster, _) = measure::fit(base, &measurement.samples().unwrap()).unwrap();
+    cluster.host.synchronisation.value = 0.0;
+    cluster
+}
+
+/// With one micro-batch, a recorded trace replays what every rank chose; with several, its rows are dealt out anew.
+#[test]
+fn a_recorded_trace_replays_what_was_chosen() {
+    let job = job(model(32, 2), Cluster::named("test", "inky").unwrap(), 8);
+    let run = train(&job, &expert_only::ExpertOnly, plan([1, 8, 1, 8, 1], 0), 3, true);
+    let routing = JobRouting::new(&job, TraceUse::default(), &run.trace, 0).unwrap();
+    for (t, batch) in run.batches.iter().enumerate() {
+        assert_eq!(routing.iteration(t), *batch);
+    }
 }
 
 /// Measures this machine, then emulates 8 ranks under three systems and simulates the same. Emulation and simulation
-/// share prices of exchanges, so what differs is what measured segments take against their formulas.
+/// share prices of exchanges, so what differs is what measured segments take against their formulas. Other programs
+/// disturb what is measured: what is too far off may be measured again.
 #[test]
 fn the_simulator_predicts_emulated_iterations() {
-    let base = Cluster::named("test", "inky").unwrap();
-    let model = model(256, 4);
-    let measurement =
-        Measurement { model: &model, cluster: &base, micro_batch: 1, ranks: 8, device: Device::Cpu };
-    let (mut cluster, _) = measure::fit(&base, &measurement.samples().unwrap()).unwrap();
-    cluster.host.synchronisation.value = 0.0;
-    let job = job(model, cluster, 16);
+    let (base, model) = (Cluster::named("test", "inky").unwrap(), model(256, 4));
     let cases: [(&'static dyn System, Plan); 3] = [
         (&expert_only::ExpertOnly, plan([1, 8, 1, 8, 1], 0)),
         (&fastermoe::FASTERMOE, plan([1, 8, 1, 8, 1], 0)),
-        (&smartmoe::SMARTMOE, plan([2, 4, 1, 2, 2], 4)),
+        (&smartmoe::SMARTMOE, plan([2, 4, 1, 2, 2], 3)),
     ];
-    for (system, plan) in cases {
-        let emulated = train(&job, system, plan, 12, true);
-        let (simulated, spans) = simulate(&job, system, plan, &emulated);
-        let steps = |of: &[Iteration]| of[2..].iter().map(|iteration| iteration.timing.step.0).collect::<Vec<_>>();
-        let [measured, predicted] = [&emulated.iterations, &simulated].map(|of| median(&steps(of)).unwrap().value);
-        println!(
-            "{}: emulated {:.2} ms, simulated {:.2} ms, {:+.1}%",
-            system.name(),
-            measured * 1e3,
-            predicted * 1e3,
-            (predicted / measured - 1.0) * 100.0
-        );
-        for (emulated, simulated) in emulated.iterations.iter().zip(&simulated) {
-            assert_eq!(emulated.timing.shadowed, simulated.timing.shadowed);
-            assert_eq!(emulated.timing.entries, simulated.timing.entries);
-            assert_eq!(emulated.moved, simulated.moved);
-        }
-        assert!((predicted / measured).ln().abs() < 1.3f64.ln(), "{}: {predicted} against {measured}", system.name());
-        same_exchanges(&spans, emulated.reports.last().unwrap());
+    let close = |_: &usize| {
+        let job = job(model.clone(), measured(&base, &model), 16);
+        let errors = cases.map(|(system, plan)| error_of_a_run(&job, system, plan));
+        errors.iter().all(|error| error.abs() < 0.3)
+    };
+    assert!((0..3).any(|attempt| close(&attempt)), "predicted iterations are off by 30% three times over");
+}
+
+/// Emulates and simulates one run: how much longer an iteration is predicted than it takes, by medians.
+fn error_of_a_run(job: &Job, system: &'static dyn System, plan: Plan) -> f64 {
+    let run = train(job, system, plan, 7, true);
+    let steps = |of: &[Iteration]| of[1..].iter().map(|iteration| iteration.timing.step.0).collect::<Vec<_>>();
+    let [emulated, simulated] = [&run.iterations, &run.simulated].map(|of| median(&steps(of)).unwrap().value);
+    let error = simulated / emulated - 1.0;
+    let (name, percent) = (system.name(), error * 100.0);
+    println!("{name}: emulated {:.1} ms, simulated {:.1} ms: {percent:+.1}%", emulated * 1e3, simulated * 1e3);
+    for (emulated, simulated) in run.iterations.iter().zip(&run.simulated) {
+        let did = |of: &Iteration| (of.timing.shadowed, of.timing.entries, of.timing.dropped, of.moved);
+        assert_eq!(did(emulated), did(simulated));
     }
+    let (reports, spans) = (run.reports.last().unwrap(), &run.spans);
+    same_exchanges(spans, reports);
+    timelines_stand_side_by_side(reports, spans);
+    error
+}
+
+/// A process per rank and engine, in one file.
+fn timelines_stand_side_by_side(reports: &[Report], simulated: &[Span]) {
+    let folder = Folder::new();
+    replay::write_timelines(&folder.join("timeline.json"), "emulated", reports, simulated).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&folder.text("timeline.json")).unwrap();
+    let events = document["traceEvents"].as_array().unwrap();
+    let processes = events.iter().filter(|event| event["name"] == "process_name");
+    let names: Vec<&str> = processes.map(|event| event["args"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names.len(), 2 * reports.len());
+    assert!(names.contains(&"rank 7 (emulated)") && names.contains(&"rank 7 (simulated)"));
 }
 
 /// Both engines show the same exchanges at the same prices, on every rank in the same order.

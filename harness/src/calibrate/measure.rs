@@ -143,9 +143,9 @@ impl Sample {
         segments(&spans)
     }
 
-    /// `ln(predicted / measured)` of every segment that both know; each kind and pass weighs as much as its share of the
-    /// time, whatever the number of ranks and blocks.
-    fn residuals(&self, cluster: &Cluster) -> Vec<f64> {
+    /// `ln(predicted / measured)` of every segment that both know; each kind and pass weighs as much as its share of `all`
+    /// measured time (the mean over ranks), whatever the number of ranks and blocks.
+    fn residuals(&self, cluster: &Cluster, all: Seconds) -> Vec<f64> {
         let (predicted, measured) = (self.predict(cluster), &self.measured);
         let mut kinds: BTreeMap<(Segment, bool), (f64, f64)> = BTreeMap::new();
         for (place, time) in measured {
@@ -153,7 +153,7 @@ impl Sample {
             *number += 1.0;
             *sum += time.0;
         }
-        let all: f64 = kinds.values().map(|(_, sum)| sum).sum();
+        let all = all.0 * self.job.gpus as f64;
         let residual = |(place, measured): (&Place, &Seconds)| {
             let (number, sum) = kinds[&(place.segment, place.backward)];
             let error = (predicted.get(place)?.0 / measured.0).ln();
@@ -164,7 +164,7 @@ impl Sample {
 }
 
 /// Small shares count this much, so that constants that stand in them alone are found.
-const LEAST_SHARE: f64 = 0.01;
+const LEAST_SHARE: f64 = 0.003;
 
 /// The cluster with the constants of `base` but for those that the samples determine; and these, with their uncertainty.
 ///
@@ -173,11 +173,13 @@ const LEAST_SHARE: f64 = 0.01;
 pub fn fit(base: &Cluster, samples: &[Sample]) -> Result<(Cluster, Vec<Fitted>)> {
     let number: usize = samples.iter().map(|sample| sample.measured.len()).sum();
     ensure!(number >= CONSTANTS.len(), "{} constants cannot be fitted to {number} segments", CONSTANTS.len());
+    let mean = |sample: &Sample| sample.measured.values().copied().sum::<Seconds>() * (1.0 / sample.job.gpus as f64);
+    let all = samples.iter().map(mean).sum();
     let start = Point { cluster: base.clone(), gate: GateStatistics::default() };
     let space = Space::within(&start, &CONSTANTS);
     let residuals = |x: &[f64]| -> Result<Vec<f64>> {
         let point = space.point(&start, x)?;
-        Ok(samples.iter().flat_map(|sample| sample.residuals(&point.cluster)).collect())
+        Ok(samples.iter().flat_map(|sample| sample.residuals(&point.cluster, all)).collect())
     };
     // From the middle of the bounds: a base may be three orders of magnitude away.
     let solution = levenberg::minimise(&residuals, vec![0.0; CONSTANTS.len()])?;
@@ -248,8 +250,7 @@ mod tests {
             profile: Vec::new(),
         };
         let batch = BatchCounts::new(layers, chunks, experts, counts);
-        let mut sample =
-            Sample { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        let mut sample = Sample { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
         sample.measured = sample.predict(there);
         sample
     }

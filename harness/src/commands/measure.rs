@@ -82,12 +82,20 @@ mod with_torch {
         let device = device(args).or_input()?;
         let (micro_batch, ranks) = (args.micro_batch_size, args.ranks);
         let measurement = Measurement { model: &model, cluster: &base, micro_batch, ranks, device };
+        measurement.check(available_memory(device)).or_input()?;
         let samples = measurement.samples().or_run()?;
         let (_, fitted) = measure::fit(&base, &samples).or_run()?;
         let cluster = measured(&base, &fitted, args, device);
         let text = write::toml(&cluster);
         store::write_atomically(&args.out, |file| Ok(file.write_all(text.as_bytes())?)).or_run()?;
         show(args, &cluster, &fitted, &samples).or_run()
+    }
+
+    /// Bytes that can be had, where that is easily known.
+    fn available_memory(device: Device) -> Option<f64> {
+        let info = std::fs::read_to_string("/proc/meminfo").ok().filter(|_| !device.is_cuda())?;
+        let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
     }
 
     fn device(args: &MeasureArgs) -> Result<Device> {

@@ -11,20 +11,20 @@ use anyhow::{Context, Result};
 use systems::{CostModel, Job, Plan, System, fastermoe, smartmoe};
 use tch::{Device, Tensor};
 use workloads::gate::{Gate, GateStatistics};
-use workloads::model::Ffn;
+use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
 
 use super::data::{Entropy, Language, Samples};
 use super::rank::Report;
-use super::setup::{self, Setup};
+use super::record;
+use super::setup::{self, Setup, kind_on};
 use super::world::{self, Threads};
-use super::{record, setup::kind_on};
 use crate::calibrate::measure::{Place, Sample, segments};
 
 /// Iterations before the measured ones: allocations settle, experts find their places.
 const WARMUP: usize = 3;
 /// Measured iterations.
-const REPEATS: usize = 9;
+const REPEATS: usize = 7;
 
 /// What is measured where.
 #[derive(Clone, Copy, Debug)]
@@ -41,54 +41,80 @@ pub struct Measurement<'a> {
     pub device: Device,
 }
 
+/// One run to measure.
+struct Variant {
+    job: Job,
+    plan: Plan,
+    system: &'static dyn System,
+}
+
 impl Measurement<'_> {
-    /// Trains every variant: the model's width with two micro-batches, another width, and a system that decides.
+    /// Whether the model can be measured, on a device with that many bytes of memory, if that is known.
+    ///
+    /// # Errors
+    /// A model that cannot be trained, or that does not fit.
+    pub fn check(&self, available: Option<f64>) -> Result<()> {
+        for variant in self.variants()? {
+            let Variant { job, plan, .. } = &variant;
+            setup::gpt(job, plan)?;
+            if let Some(available) = available {
+                setup::fits(job, plan, kind_on(self.device), self.ranks, available)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Trains every variant.
     ///
     /// # Errors
     /// A model that cannot be trained.
     pub fn samples(&self) -> Result<Vec<Sample>> {
-        let hidden = self.model.blocks.first().map_or(0, |block| block.hidden);
-        let heads = self.model.blocks.first().map_or(1, |block| block.heads);
-        let other = if hidden.is_multiple_of(2 * heads) { hidden / 2 } else { 2 * hidden };
+        self.variants()?.into_iter().map(|variant| self.sample(variant)).collect()
+    }
+
+    /// The model's width with two micro-batches, another width, and a system that decides.
+    fn variants(&self) -> Result<Vec<Variant>> {
+        let block = self.model.blocks.first().context("the model has no blocks")?;
+        let hidden = block.hidden;
+        let other = if hidden.is_multiple_of(2 * block.heads) { hidden / 2 } else { 2 * hidden };
         let variants: [(usize, usize, &'static dyn System); 4] = [
             (hidden, self.micro_batch, &smartmoe::SMARTMOE),
             (hidden, 2 * self.micro_batch, &smartmoe::SMARTMOE),
             (other, self.micro_batch, &smartmoe::SMARTMOE),
             (hidden, self.micro_batch, &fastermoe::FASTERMOE),
         ];
-        variants.into_iter().map(|(hidden, micro_batch, system)| self.sample(hidden, micro_batch, system)).collect()
+        variants.into_iter().map(|(hidden, micro_batch, system)| self.variant(hidden, micro_batch, system)).collect()
     }
 
-    fn sample(&self, hidden: usize, micro_batch: usize, system: &'static dyn System) -> Result<Sample> {
+    fn variant(&self, hidden: usize, micro_batch: usize, system: &'static dyn System) -> Result<Variant> {
         let model = shallow(self.model, hidden)?;
-        let experts = model.blocks.iter().find_map(|block| block.moe()).map_or(1, |moe| moe.experts);
-        let ep = (1..=self.ranks).rev().find(|ep| self.ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep));
-        let ep = ep.unwrap_or(1);
-        let plan =
-            Plan { pp: 1, dp: self.ranks, tp: 1, ep, expert_dp: self.ranks / ep, micro_batch, placement_every: 1 };
+        let (ranks, experts) = (self.ranks, model.blocks.iter().find_map(|block| block.moe()).map_or(1, |m| m.experts));
+        let divides = |ep: &usize| ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep);
+        let ep = (1..=ranks).rev().find(divides).unwrap_or(1);
+        let plan = Plan { pp: 1, dp: ranks, tp: 1, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1 };
         let job = Job {
             model,
             cluster: self.cluster.clone(),
-            gpus: self.ranks,
+            gpus: ranks,
             gate: Gate::NoDrop,
             gate_statistics: GateStatistics::default(),
-            global_batch: self.ranks * micro_batch,
+            global_batch: ranks * micro_batch,
             micro_batch: Some(micro_batch),
             profile: Vec::new(),
         };
-        let name = format!("hidden {hidden}, micro-batch {micro_batch}, {}", system.name());
-        let iterations = self.run(&job, plan, system).with_context(|| name.clone())?;
-        let batch = iterations.0;
-        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: medians(&iterations.1) })
+        Ok(Variant { job, plan, system })
     }
 
-    /// The choices of an iteration, and the spans of all measured ones.
-    fn run(
-        &self,
-        job: &Job,
-        plan: Plan,
-        system: &'static dyn System,
-    ) -> Result<(workloads::trace::BatchCounts, Vec<BTreeMap<Place, Seconds>>)> {
+    fn sample(&self, variant: Variant) -> Result<Sample> {
+        let Variant { job, plan, system } = variant;
+        let width = job.model.blocks[0].hidden;
+        let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
+        let (batch, times) = self.run(&job, plan, system).with_context(|| name.clone())?;
+        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: medians(&times) })
+    }
+
+    /// The choices of an iteration, and the segments of all measured ones.
+    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System) -> Result<(BatchCounts, Vec<Times>)> {
         let gpt = setup::gpt(job, &plan)?;
         let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
         let costs = CostModel::new(&job.cluster);
@@ -123,8 +149,11 @@ impl Measurement<'_> {
     }
 }
 
+/// Segments of an iteration.
+type Times = BTreeMap<Place, Seconds>;
+
 /// The median of every segment over iterations.
-fn medians(iterations: &[BTreeMap<Place, Seconds>]) -> BTreeMap<Place, Seconds> {
+fn medians(iterations: &[Times]) -> Times {
     let mut all: BTreeMap<Place, Vec<f64>> = BTreeMap::new();
     for (place, time) in iterations.iter().flatten() {
         all.entry(*place).or_default().push(time.0);
@@ -137,8 +166,10 @@ fn medians(iterations: &[BTreeMap<Place, Seconds>]) -> BTreeMap<Place, Seconds> 
 fn shallow(model: &Model, hidden: usize) -> Result<Model> {
     let moe_block = *model.moe_blocks().first().context("the model has no MoE layer")?;
     let block = &model.blocks[moe_block];
-    let Ffn::Moe(moe) = block.ffn else { anyhow::bail!("the model has no MoE layer") };
-    let vocabulary = model.vocabulary.context("not a language model")?;
+    let moe = block.moe().context("the model has no MoE layer")?;
+    let vocabulary = model.vocabulary.with_context(|| {
+        format!("model {}: not a language model: only models with a table [gpt] can be trained", model.name)
+    })?;
     let text = format!(
         "name = \"{} (measured)\"\nsource = \"{}\"\n[gpt]\nlayers = {}\nhidden = {hidden}\nheads = {}\nseq_len = {}\n\
          vocabulary = {vocabulary}\nexpert_ratio = {}\nexperts = {}\nmoe_every = {}\ntop_k = {}\n",

@@ -11,7 +11,7 @@
 //! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`schedule`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
-//! | what the gate chose, as a trace | [`record`] |
+//! | what the gate chose, as a trace; the simulator beside a run | [`record`], [`replay`] |
 //! | compute segments to calibrate with | [`measure`] |
 //! | messages between ranks | [`comm`] |
 //! | all ranks of this process | [`world`] |
@@ -33,6 +33,7 @@ pub mod optimizer;
 pub mod parameters;
 pub mod rank;
 pub mod record;
+pub mod replay;
 pub mod rows;
 pub mod schedule;
 pub mod setup;

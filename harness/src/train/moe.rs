@@ -116,8 +116,7 @@ impl Layer {
         if counts.row(me) != before {
             gate::meet(&mut choices, counts.row(me));
             let experts = choices.iter().zip(&scored.experts).map(|(new, old)| new.unwrap_or(*old)).collect();
-            let (again, time) =
-                timer.measure(Activity::Op(Op::Gate), || self.choose(site, tokens, Some(experts)).0);
+            let (again, time) = timer.measure(Activity::Op(Op::Gate), || self.choose(site, tokens, Some(experts)).0);
             scored = again;
             gate_time += time;
         }
