@@ -201,3 +201,25 @@ fn folders_of_others() {
     check(arguments, &[("run.json", "{}")], &["holds another run", "no run.json that states these inputs"]);
     check("run smoke --trace trace.parquet --out trace.parquet", &[], &["trace.parquet/run.json: cannot be written"]);
 }
+
+/// Without libtorch, what needs it says how to get it.
+#[cfg(not(feature = "train"))]
+#[test]
+fn measuring_needs_libtorch() {
+    let folder = Folder::new();
+    let arguments = "calibrate measure --cluster inky --model gpt-tiny --out measured.toml";
+    folder.refuse(arguments, &["calibrate measure", "built without libtorch", "scripts/libtorch", "--features train"]);
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn only_what_can_be_trained_is_measured() {
+    let folder = Folder::new();
+    let check = |arguments: &str, fragments: &[&str]| {
+        folder.refuse(&format!("calibrate measure --cluster inky --out measured.toml {arguments}"), fragments);
+        assert!(folder.files().is_empty());
+    };
+    check("--model swin-moe-b-e16", &["swin-moe-b-e16: not a language model"]);
+    check("--model gpt-tiny --ranks 0", &["--ranks 0: expected at least 1"]);
+    check("--model gpt-tiny --ranks 65536", &["gpt-tiny", "65536 ranks on one device need"]);
+}

@@ -23,3 +23,6 @@ mod support;
 // Real training: the same model under every plan, policy and program.
 #[cfg(feature = "train")]
 mod training;
+// A virtual clock: emulated iterations against simulated ones, and clocks whose parts add up.
+#[cfg(feature = "train")]
+mod virtual_clock;

@@ -595,5 +595,14 @@ impl StageRun {
                 + e.costs.elementwise(model.output.activations * (2.0 * part));
         }
         self.advance(Activity::Edge, [time * factor], observer);
+        // Words are cut over tensor-parallel ranks: the embedding's rows are summed forward, the gradient of the head's
+        // input backward.
+        let backward = factor > 1.0;
+        let sums = if backward { self.blocks.end == model.blocks.len() } else { self.blocks.start == 0 };
+        if e.plan.tp > 1 && sums && model.vocabulary.is_some() {
+            let group = e.costs.group(self.ranks.start..self.ranks.start + e.plan.tp, 1);
+            let bytes = model.blocks[0].boundary_bytes() * e.plan.micro_batch as f64;
+            self.advance(Activity::TensorParallel, [e.costs.all_reduce(&group, bytes)], observer);
+        }
     }
 }

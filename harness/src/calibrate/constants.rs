@@ -124,6 +124,13 @@ impl Space {
         Ok(Self { axes })
     }
 
+    /// The space of constants that are no longer names to check, each within bounds of its own.
+    pub fn within(start: &Point, bounds: &[(&'static str, f64, f64)]) -> Self {
+        let value = |name: &str, low: f64| start.clone().get(name).map_or(low, |value| *value);
+        let axes = bounds.iter().map(|&(name, low, high)| Axis { name, low, high, start: value(name, low) });
+        Self { axes: axes.collect() }
+    }
+
     /// Parameters of the start.
     pub fn start(&self) -> Vec<f64> {
         self.axes.iter().map(|axis| axis.parameter(axis.start)).collect()

@@ -3,10 +3,11 @@
 //! The residuals are `ln(predicted / measured)`, predictions being those of the simulator itself, so every constant has one
 //! meaning in fit and use. Residuals beyond [`SOFT`] count linearly (soft L1), so that no single configuration decides.
 //! [`constants`] says which constants can be fitted and within which bounds, [`levenberg`] finds them and how far they are
-//! determined, [`targets`] holds the measurements, [`write`] puts the result into a cluster's TOML.
+//! determined, [`targets`] holds the measurements ([`measure`] those of a device's own compute segments), [`write`] puts the result into a cluster's TOML.
 
 pub mod constants;
 pub mod levenberg;
+pub mod measure;
 pub mod targets;
 pub mod write;
 

@@ -27,6 +27,8 @@ use crate::{prepare, provenance, store, traces};
 pub enum CalibrateCommand {
     /// Fit a cluster's constants to measurements and write its TOML
     Fit(FitArgs),
+    /// Measure this machine's device and write a cluster's TOML with what was found
+    Measure(super::measure::MeasureArgs),
 }
 
 /// `moebench calibrate fit`.
@@ -89,7 +91,10 @@ const STUDY: Study = Study { gpus: 16, layer: 6, micro_batch: 8, every: 100, lag
 /// # Errors
 /// Bad input, a fit that fails, or a file that cannot be written.
 pub fn run(command: &CalibrateCommand) -> Result<(), Failure> {
-    let CalibrateCommand::Fit(args) = command;
+    let args = match command {
+        CalibrateCommand::Fit(args) => args,
+        CalibrateCommand::Measure(args) => return super::measure::run(args),
+    };
     let cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
     let configurations = configurations(args, &cluster).or_input()?;
     let trace = traces::load(Some(&args.trace)).or_input()?;

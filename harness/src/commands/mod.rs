@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod doctor;
 pub mod engine;
 pub mod list;
+pub mod measure;
 pub mod plan;
 pub mod run;
 pub mod trace;

@@ -11,6 +11,8 @@
 //! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`relay`], [`rows`], [`execute`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
+//! | what the gate chose, as a trace; the simulator beside a run | [`record`], [`replay`] |
+//! | compute segments to calibrate with | [`measure`] |
 //! | messages between ranks | [`comm`] |
 //! | all ranks of this process; a case under all its systems | [`world`], [`run`], [`record`] |
 //!
@@ -26,6 +28,7 @@ pub mod experts;
 pub mod gate;
 pub mod groups;
 pub mod launch;
+pub mod measure;
 pub mod migrate;
 pub mod moe;
 pub mod optimizer;
@@ -33,9 +36,9 @@ pub mod parameters;
 pub mod rank;
 pub mod record;
 pub mod relay;
+pub mod replay;
 pub mod rows;
 pub mod run;
-
 pub mod setup;
 pub mod shipping;
 pub mod tape;

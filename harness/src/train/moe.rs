@@ -99,7 +99,7 @@ impl Layer {
     /// A rank that died, a program that cannot be executed.
     pub fn forward(&self, site: &Site, timer: &Timer, tokens: &Tensor) -> Result<(Tensor, Kept, Happened), TrainError> {
         let (number, moe) = (tokens.size()[0] as usize, self.experts.moe());
-        let ((mut scored, mut choices), gate_time) =
+        let ((mut scored, mut choices), mut gate_time) =
             timer.measure(Activity::Op(Op::Gate), || self.choose(site, tokens, site.replay.clone()));
         let own = gate::count(&choices, moe.experts);
         let chosen: Vec<Option<usize>> = scored.experts.iter().copied().map(Some).collect();
@@ -118,7 +118,9 @@ impl Layer {
         if counts.row(me) != before {
             gate::meet(&mut choices, counts.row(me));
             let experts = choices.iter().zip(&scored.experts).map(|(new, old)| new.unwrap_or(*old)).collect();
-            scored = self.choose(site, tokens, Some(experts)).0;
+            let (again, time) = timer.measure(Activity::Op(Op::Gate), || self.choose(site, tokens, Some(experts)).0);
+            scored = again;
+            gate_time += time;
         }
         happened.entries = counts.row(me).to_vec();
 
@@ -139,8 +141,11 @@ impl Layer {
         });
         let mut work = Forward::new(self, site.group, &shipping, relay.as_ref(), rows);
         let mut durations = execute::run(&program.forward, &mut work, timer)?;
-        let (outputs, kept_experts, shadows) = work.finish()?;
-        let (result, combine_time) = timer.measure(Activity::Op(Op::Gate), || map.gather(&outputs, &scored.weights));
+        let (result, combine_time) = timer.measure(Activity::Op(Op::Gate), || -> Result<_, TrainError> {
+            let (outputs, kept_experts, shadows) = work.finish()?;
+            Ok((map.gather(&outputs, &scored.weights), outputs, kept_experts, shadows))
+        });
+        let (result, outputs, kept_experts, shadows) = result?;
         if let Some(price) = &price {
             charge(&program.forward, &mut durations, Op::Gate, gate_time + layout_time + combine_time);
             if let Some(task) = program.forward.iter().position(|task| matches!(task.op, Op::Decide { .. })) {
@@ -190,12 +195,12 @@ impl Layer {
             shadows: shadows.into_iter().map(|shadow| shadow.map(Shadow::Kept)).collect(),
         };
         let mut durations = execute::run(&program.backward, &mut work, timer)?;
-        let of_rows = work.sent.finish()?;
-        let (of_tokens, gate_time) = timer.measure(Activity::Op(Op::Gate), || {
-            let through_experts = map.collect(&of_rows);
+        let (of_tokens, gate_time) = timer.measure(Activity::Op(Op::Gate), || -> Result<_, TrainError> {
+            let through_experts = map.collect(&work.sent.finish()?);
             let through_gate = scored.backward(site.gates, &weights, site.balance);
-            through_experts + through_gate
+            Ok(through_experts + through_gate)
         });
+        let of_tokens = of_tokens?;
         if let Some(price) = &price {
             charge(&program.backward, &mut durations, Op::Gate, layout_time + gate_time);
             settle(&program.backward, &durations, &price.backward, program.steps, site.group, timer)?;
@@ -565,7 +570,7 @@ fn empty_gradient(moe: &Moe, like: &Tensor) -> Tensor {
     Tensor::zeros([moe.expert_parameters() as i64], (like.kind(), like.device()))
 }
 
-fn synchronise(device: Device) {
+pub(super) fn synchronise(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }

@@ -3,6 +3,8 @@
 //! An iteration is: online placement and migration; a 1F1B pipeline of micro-batches; gradient synchronisation per group;
 //! clipping; the optimizer. Policies see the loads of earlier iterations alone, summed over the stage.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use systems::evaluate::Ledger;
 use systems::plan::Plan;
@@ -221,6 +223,7 @@ impl<'a> Rank<'a> {
 
     /// Online placement: decisions, and the moves that follow.
     fn place(&mut self, report: &mut Report) -> Result<(), TrainError> {
+        let first = self.expert_group(self.stage).start;
         let (iteration, policy, history) = (self.iteration, &mut self.policy, &self.history);
         let bytes = policy.migrated_bytes_per_parameter();
         for block in &mut self.model.blocks {
@@ -236,9 +239,12 @@ impl<'a> Rank<'a> {
             let moves = layer.placement.moves_to(&next);
             let group = self.groups.experts.as_ref();
             self.timer.wait(Activity::Migration, || super::migrate::migrate(layer, &next, group, bytes))?;
-            let first = self.setup.plan.expert_group(self.stage, self.position / self.setup.plan.ep).start;
             let weight = Bytes(layer.experts.moe().expert_parameters() as f64 * bytes);
-            let price = self.setup.costs.migration(first, self.setup.plan.ep, &moves, weight);
+            let price = match weight {
+                // A system's upper bound, which moves experts at no cost.
+                Bytes::ZERO => Seconds::ZERO,
+                weight => self.setup.costs.migration(first, self.setup.plan.ep, &moves, weight),
+            };
             self.timer.collective(Activity::Migration, group, price)?;
             report.migration += self.timer.now() - before;
             if self.position == 0 {
@@ -299,7 +305,7 @@ impl<'a> Rank<'a> {
                 (read(0), read(1))
             })
         });
-        let tensors = tensors_of(&self.groups, setup);
+        let tensors = self.tensors();
         let (mut stream, embedding) = match (&self.model.embedding, &self.model.words, &data) {
             (Some(embedding), Some(words), Some((tokens, _))) => {
                 let (stream, tape) = embedding.forward(&self.model.dense, words, &tensors, &self.timer, tokens)?;
@@ -311,7 +317,7 @@ impl<'a> Rank<'a> {
         let mut happened = Vec::new();
         for block in &self.model.blocks {
             self.timer.at(work, Some(block.number));
-            let tensors = tensors_of(&self.groups, setup);
+            let tensors = self.tensors();
             let dense = &self.model.dense;
             let ([residual, normed], attention) = block.attention.forward(dense, &tensors, &self.timer, &stream)?;
             let (output, feed) = match &block.feed {
@@ -332,7 +338,7 @@ impl<'a> Rank<'a> {
         self.timer.at(work, None);
         let head = match (&self.model.head, &self.model.words, &data) {
             (Some(head), Some(words), Some((_, targets))) => {
-                let tensors = tensors_of(&self.groups, setup);
+                let tensors = self.tensors();
                 let scale = 1.0 / (setup.job.global_batch * setup.gpt.seq_len) as f64;
                 let input = (&stream, targets, scale);
                 let (loss, kept) = head.forward(&self.model.dense, words, &tensors, &self.timer, input)?;
@@ -355,14 +361,14 @@ impl<'a> Rank<'a> {
         self.timer.at(work, None);
         let mut gradient = match (kept.head, &self.model.head, &self.model.words) {
             (Some(kept), Some(head), Some(words)) => {
-                let tensors = tensors_of(&self.groups, setup);
+                let tensors = self.tensors();
                 head.backward(&self.model.dense, words, &tensors, &self.timer, kept)?
             }
             _ => self.receive(self.stage + 1, &*self.groups.backward)?,
         };
         for (block, (attention, feed)) in self.model.blocks.iter().zip(kept.blocks).rev() {
             self.timer.at(work, Some(block.number));
-            let tensors = tensors_of(&self.groups, setup);
+            let tensors = self.tensors();
             let dense = &self.model.dense;
             let of_normed = match (&block.feed, feed) {
                 (Feed::Dense(network), FeedKept::Dense(tape)) => {
@@ -386,6 +392,17 @@ impl<'a> Rank<'a> {
             _ => self.send(&gradient, self.stage - 1, false, sends)?,
         }
         Ok(())
+    }
+
+    fn tensors(&self) -> Tensors<'_> {
+        let (costs, plan) = (self.setup.costs, &self.setup.plan);
+        let first = self.expert_group(self.stage).start;
+        Tensors { group: &*self.groups.tensor, place: costs.group(first..first + plan.tp, 1), costs }
+    }
+
+    /// The ranks of its expert-parallel group, or those at the same positions of another stage.
+    fn expert_group(&self, stage: usize) -> Range<usize> {
+        self.setup.plan.expert_group(stage, self.position / self.setup.plan.ep)
     }
 
     fn site<'b>(&'b self, layer: &Layer, m: usize) -> Site<'b> {
@@ -430,8 +447,10 @@ impl<'a> Rank<'a> {
         if self.timer.is_virtual() {
             let plan = &self.setup.plan;
             let bytes = Bytes(tensor.numel() as f64 * HALF / plan.tp as f64);
-            let rank = |stage: usize| stage * plan.stage_ranks() + self.position;
-            let price = self.setup.costs.send(rank(self.stage), rank(stage), bytes);
+            // As long as the slowest of its expert-parallel group takes: the ranks share their nodes' links.
+            let pairs = self.expert_group(self.stage).zip(self.expert_group(stage));
+            let prices = pairs.map(|(from, to)| self.setup.costs.send(from, to, bytes));
+            let price = prices.fold(Seconds::ZERO, Seconds::max);
             self.timer.advance(Activity::Boundary, price);
             sends.push(group.send(&Tensor::from_slice(&[self.timer.now().0]), stage)?);
         }
@@ -505,7 +524,8 @@ impl<'a> Rank<'a> {
         let training = &self.setup.training;
         let mut factor = 1.0;
         if training.clip_norm > 0.0 {
-            let norm = squares(plan, model, self.stage, self.device);
+            let squares = || squares(plan, model, self.stage, self.device);
+            let norm = self.timer.compute(Activity::Optimizer, squares);
             let sum = self.groups.world.all_reduce(&norm)?.wait()?;
             let norm = f64::try_from(sum.to_device(Device::Cpu).get(0)).unwrap_or(f64::NAN).sqrt();
             if norm > training.clip_norm {
@@ -523,7 +543,7 @@ impl<'a> Rank<'a> {
     fn remember(&mut self, happened: &[Vec<Happened>], report: &mut Report) -> Result<(), TrainError> {
         // What follows is bookkeeping and not part of the iteration.
         report.step = self.timer.now();
-        let (spans, ledger) = self.timer.finish();
+        let (spans, ledger) = self.timer.finish(report.step);
         report.ledger = ledger;
         if self.setup.record_spans {
             report.spans = spans;
@@ -582,11 +602,6 @@ impl<'a> Rank<'a> {
         }
         all
     }
-}
-
-fn tensors_of<'a>(groups: &'a Groups, setup: &'a Setup) -> Tensors<'a> {
-    let place = setup.costs.group(0..setup.plan.tp, 1);
-    Tensors { group: &*groups.tensor, place, costs: setup.costs }
 }
 
 /// This rank's part of the squared norm of the gradient, `[1]`: every parameter of the model counts once in the sum over

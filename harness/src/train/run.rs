@@ -10,12 +10,11 @@ use systems::timeline::Span;
 use systems::{CostModel, Plan, System};
 use tch::Device;
 use workloads::Training;
-use workloads::trace::RoutingTrace;
 
 use super::TrainError;
 use super::comm::{CommError, CommFailure};
 use super::data::{Entropy, Language, Samples, TokenFile, TokenKind};
-use super::record::Recorder;
+use super::record;
 use super::setup::{self, Setup};
 use super::world::{self, Threads};
 use crate::engine::Engine;
@@ -144,8 +143,8 @@ struct OneRun<'a> {
 }
 
 impl OneRun<'_> {
-    /// Trains; iterations and the way it ended go into `record`, spans of the last iteration are returned.
-    fn train(&self, record: &mut RunRecord, progress: &ProgressBar) -> Result<Vec<Span>> {
+    /// Trains; iterations and the way it ended go into `row`, spans of the last iteration are returned.
+    fn train(&self, row: &mut RunRecord, progress: &ProgressBar) -> Result<Vec<Span>> {
         let own = self.prepared.as_run_by(self.system.name());
         let gpt = setup::gpt(&own.job, &self.plan)?;
         let samples = self.options.samples(gpt.vocabulary, gpt.seq_len, self.seed)?;
@@ -172,21 +171,24 @@ impl OneRun<'_> {
             virtual_clock: self.options.virtual_clock,
             timeout: self.options.timeout,
         };
-        let kept = Mutex::new((Vec::new(), Vec::new(), Recorder::new(&setup)));
-        let mut sink = |iteration: usize, reports: Vec<super::rank::Report>| {
+        let kept = Mutex::new((Vec::new(), Vec::new(), Vec::new()));
+        let mut sink = |_: usize, reports: Vec<super::rank::Report>| {
             progress.inc(1);
             let mut kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             kept.0.push(world::iteration(&setup, &reports));
-            kept.2.push(iteration, &reports);
-            kept.1 = reports.into_iter().flat_map(|report| report.spans).collect();
+            let mut reports = reports;
+            kept.1 = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.spans)).collect();
+            if setup.record_choices {
+                kept.2.push(reports);
+            }
             Ok(())
         };
         let ended = world::run(&setup, threads, &mut sink, |_| ());
-        let (iterations, spans, recorder) = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        record.iterations = iterations;
-        record.failure = ended.err().map(|error| (status(&error), error.to_string()));
+        let (iterations, spans, reports) = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        row.iterations = iterations;
+        row.failure = ended.err().map(|error| (status(&error), error.to_string()));
         if let Some(path) = &self.options.record_trace {
-            let trace: RoutingTrace = recorder.finish(&record.key.id)?;
+            let trace = record::trace(&row.key.id, &setup, 1, &reports)?;
             crate::traces::write_parquet(&trace, &trace_path(path, self.prepared, self.system))?;
         }
         Ok(spans)

@@ -3,8 +3,8 @@
 //! *Wall clock*: work and waiting are timed as they happen: on the CPU by the system's monotonic clock, on a GPU by events
 //! on the stream of products. Communication counts for the part that sticks out, the time for which the rank waits for it.
 //!
-//! *Virtual clock*: ranks share one device. Each compute segment runs alone on it and is timed (CPU time of the thread,
-//! or events); data moves between ranks, but takes what the cost model of a described cluster says. Collectives start at the
+//! *Virtual clock*: ranks share one device. Each compute segment runs alone on it and is timed (CPU time of the thread; on
+//! a GPU, the time from idle to idle); data moves between ranks, but takes what the cost model of a described cluster says. Collectives start at the
 //! clock of the last participant.
 
 use std::cell::{Cell, RefCell};
@@ -15,24 +15,26 @@ use rustix::time::{ClockId, clock_gettime};
 use systems::evaluate::{Ledger, Phase};
 use systems::program::Op;
 use systems::schedule::Work;
-use systems::timeline::{Activity, Span};
-use tch::{Kind, Tensor};
+use systems::timeline::{Activity, Gradients, Span};
+use tch::{Device, Kind, Tensor};
 use workloads::Seconds;
 
 use super::comm::{CommError, Communicator};
+use super::moe::synchronise;
 
 /// The clock of one rank.
 pub struct Timer {
     rank: usize,
     /// The device that ranks take turns on, under a virtual clock.
     turns: Option<Arc<Mutex<()>>>,
+    device: Device,
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     /// Which part of the iteration this is.
     at: Cell<(Option<Work>, Option<usize>)>,
     spans: RefCell<Vec<Span>>,
-    /// When the rank waited for another stage.
-    bubbles: RefCell<Vec<(Seconds, Seconds)>>,
+    /// What time counts as: spans, and waits for another stage, in the order of the program.
+    parts: RefCell<Vec<(Phase, Seconds, Seconds)>>,
 }
 
 impl Timer {
@@ -41,12 +43,18 @@ impl Timer {
         Self {
             rank,
             turns,
+            device: Device::Cpu,
             origin: Cell::new(Instant::now()),
             now: Cell::default(),
             at: Cell::default(),
             spans: RefCell::default(),
-            bubbles: RefCell::default(),
+            parts: RefCell::default(),
         }
+    }
+
+    /// The same, for work on `device`.
+    pub fn on(self, device: Device) -> Self {
+        Self { device, ..self }
     }
 
     /// Whether time is virtual.
@@ -59,7 +67,7 @@ impl Timer {
         self.origin.set(Instant::now());
         self.now.set(Seconds::ZERO);
         self.spans.borrow_mut().clear();
-        self.bubbles.borrow_mut().clear();
+        self.parts.borrow_mut().clear();
         self.at(None, None);
     }
 
@@ -87,6 +95,14 @@ impl Timer {
         };
         // A turn that ended in a panic leaves nothing behind that the next one could trip over.
         let _turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.device.is_cuda() {
+            // Alone on an idle device, and over when the device is idle again.
+            synchronise(self.device);
+            let before = Instant::now();
+            let result = segment();
+            synchronise(self.device);
+            return (result, Seconds(before.elapsed().as_secs_f64()));
+        }
         let before = cpu_time();
         let result = segment();
         (result, cpu_time() - before)
@@ -110,7 +126,7 @@ impl Timer {
         if self.is_virtual() {
             self.now.set(self.now().max(ready(&result)));
         }
-        self.bubbles.borrow_mut().push((start, self.now()));
+        self.parts.borrow_mut().push((Phase::Bubble, start, self.now()));
         result
     }
 
@@ -129,8 +145,11 @@ impl Timer {
     /// A rank that died.
     pub fn collective(&self, activity: Activity, group: &dyn Communicator, price: Seconds) -> Result<(), CommError> {
         if self.is_virtual() && group.size() > 1 {
-            let clocks = self.exchange(group, &[])?;
+            let (clocks, arrived) = (self.exchange(group, &[])?, self.now());
             self.now.set(clocks.iter().map(|row| Seconds(row[0])).fold(Seconds::ZERO, Seconds::max));
+            if activity == Activity::GradientSync(Gradients::TiedStages) {
+                self.parts.borrow_mut().push((Phase::Bubble, arrived, self.now()));
+            }
             self.advance(activity, price);
         }
         Ok(())
@@ -159,22 +178,20 @@ impl Timer {
         if end > start {
             let (rank, (work, block)) = (self.rank, self.at.get());
             self.spans.borrow_mut().push(Span { rank, activity, block, work, start, end });
+            self.parts.borrow_mut().push((activity.phase(), start, end));
         }
     }
 
-    /// The spans of the iteration so far, in order of their beginning, and where the time went.
-    pub fn finish(&self) -> (Vec<Span>, Ledger) {
+    /// The spans of the iteration, in order of their beginning, and where the time until `end` went.
+    pub fn finish(&self, end: Seconds) -> (Vec<Span>, Ledger) {
         let mut spans = self.spans.take();
         spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
-        let mut parts: Vec<(Phase, Seconds, Seconds)> =
-            spans.iter().map(|span| (span.activity.phase(), span.start, span.end)).collect();
-        parts.extend(self.bubbles.take().into_iter().map(|(start, end)| (Phase::Bubble, start, end)));
-        parts.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
-        (spans, ledger(&parts, self.now()))
+        (spans, ledger(&self.parts.take(), end))
     }
 }
 
-/// Time per phase: every moment up to `end` counts once, for the part that began first; what no part covers is waiting.
+/// Time per phase: every moment up to `end` counts once, for the part that comes first in the program, as the simulator
+/// books it; what no part covers is waiting.
 fn ledger(parts: &[(Phase, Seconds, Seconds)], end: Seconds) -> Ledger {
     let mut ledger = Ledger::default();
     let mut covered = Seconds::ZERO;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use systems::evaluate::{Peak, Timing};
+use systems::evaluate::{Ledger, Peak, Phase, Timing};
 use tch::{Device, Kind, Tensor};
 use workloads::{Bytes, Seconds};
 
@@ -41,12 +41,15 @@ pub fn run<T: Send>(
 ) -> Result<Vec<T>, TrainError> {
     let turns = threads.virtual_clock.then(|| Arc::new(Mutex::new(())));
     let size = setup.job.gpus;
+    if threads.virtual_clock {
+        keep_freed_memory();
+    }
     let sink = Mutex::new(sink);
     let ends = threads::run(size, threads.timeout, |member| {
         // Ranks are the parallelism; a rank's own kernels run on its thread.
         tch::set_num_threads(1);
         let world = member.split("world", &[(0..size).collect()])?;
-        let timer = Timer::new(member.rank(), turns.clone());
+        let timer = Timer::new(member.rank(), turns.clone()).on(threads.device);
         train(setup, world, threads.device, timer, &sink, &last)
     });
     let mut secondary = None;
@@ -64,6 +67,23 @@ pub fn run<T: Send>(
         None => Ok(results),
     }
 }
+
+/// Tells the C library's allocator to keep what is freed, for the rest of the process: whether a segment's tensors are in
+/// pages that the kernel has to hand out and clear first is chance, and half of a small segment's time.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_freed_memory() {
+    unsafe extern "C" {
+        fn mallopt(parameter: i32, value: i32) -> i32;
+    }
+    // M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, the last at its largest value, 32 MiB.
+    for (parameter, value) in [(-1, 1 << 30), (-2, 1 << 24), (-3, 1 << 25)] {
+        // SAFETY: mallopt takes any two numbers and may be called at any time.
+        let _ = unsafe { mallopt(parameter, value) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}
 
 /// One rank from its start to its end. Rank 0 feeds the sink.
 fn train<T>(
@@ -107,17 +127,20 @@ fn gather(world: &dyn Communicator, report: &Report, device: Device) -> Result<V
 /// What an iteration took and brought, from the reports of all ranks.
 pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     let size = setup.plan.stage_ranks();
+    let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
+    let step = most(|report| report.step);
     let phases = reports.chunks(size).map(|stage| {
-        let mut mean = systems::evaluate::Ledger::default();
+        let mut mean = Ledger::default();
         stage.iter().for_each(|report| mean.merge(&report.ledger, 1.0 / size as f64));
+        // What is left of the iteration on ranks that are done early is waiting for other stages.
+        mean.add(Phase::Bubble, (step - mean.total()).max(Seconds::ZERO));
         mean
     });
-    let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
     Iteration {
         timing: Timing {
-            step: most(|report| report.step),
+            step,
             phases: phases.collect(),
             peak: Peak { rank: 0, bytes: Bytes::ZERO },
             entries: sum(|report| report.entries),

@@ -61,6 +61,12 @@ pub struct BatchCounts {
 }
 
 impl BatchCounts {
+    /// Counts that were recorded, `[layer][chunk][expert]`, flat.
+    pub fn new(layers: usize, chunks: usize, experts: usize, counts: Vec<u32>) -> Self {
+        debug_assert_eq!(counts.len(), layers * chunks * experts);
+        Self { layers, chunks, experts, counts }
+    }
+
     /// MoE layers.
     pub fn layers(&self) -> usize {
         self.layers
