@@ -68,8 +68,8 @@ mod with_torch {
     use crate::calibrate::measure::{self, Line, Sample};
     use crate::calibrate::write;
     use crate::cli::{Failure, OrFail};
-    use crate::commands::validate::constants_table;
     use crate::train::measure::{Measurement, synchronisation};
+    use crate::validate::tables::constants_table;
     use crate::{prepare, report, store};
 
     /// Measures, fits, writes and shows.
@@ -125,6 +125,7 @@ mod with_torch {
         cluster.host.synchronisation = Constant {
             value: write::rounded(synchronisation(device).0),
             uncertainty: None,
+            peak: None,
             source: format!("measured on {device_name}: median wait for an idle device"),
         };
         cluster.name = args.out.file_stem().map_or(base.name.clone(), |name| name.to_string_lossy().into_owned());
