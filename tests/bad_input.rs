@@ -223,3 +223,47 @@ fn only_what_can_be_trained_is_measured() {
     check("--model gpt-tiny --ranks 0", &["--ranks 0: expected at least 1"]);
     check("--model gpt-tiny --ranks 65536", &["gpt-tiny", "65536 ranks on one device need"]);
 }
+
+/// What cannot be trained is refused before any work.
+#[cfg(feature = "train")]
+mod training {
+    use super::*;
+
+    const TRAIN: &str = "train --gpus 8 --global-batch-size 16 --micro-batch-size 1 --system expert-only --out run";
+
+    fn refused(folder: &Folder, arguments: &str, fragments: &[&str]) {
+        folder.refuse(&format!("{TRAIN} {arguments}"), fragments);
+        assert!(!folder.join("run").exists(), "{arguments}");
+    }
+
+    #[test]
+    fn plans_that_do_not_fit_the_ranks() {
+        let folder = Folder::new();
+        refused(&folder, "--model gpt-micro --pipeline-model-parallel-size 3", &["--gpus 8", "multiple of 3"]);
+        refused(&folder, "--model gpt-micro --expert-model-parallel-size 3", &["parallel-size 3", "divisor of the 8"]);
+        refused(&folder, "--model gpt-micro --pipeline-model-parallel-size 8", &["8 pipeline stages", "2 blocks"]);
+        refused(&folder, "--model gpt-micro --tensor-model-parallel-size 8", &["heads = 4", "multiple of tp = 8"]);
+    }
+
+    #[test]
+    fn models_that_cannot_be_trained() {
+        let folder = Folder::new();
+        refused(&folder, "--model swin-moe-b-e32 --cluster pinky", &["swin-moe-b-e32", "not a language model"]);
+        let large = "--model gpt-l16-h2560-e32 --expert-model-parallel-size 1";
+        refused(&folder, large, &["gpt-l16-h2560-e32", "8 ranks on one device need", "GB available"]);
+    }
+
+    #[test]
+    fn token_files_that_do_not_fit_the_model() {
+        let folder = Folder::new();
+        let ids: Vec<u8> = (0..200u16).flat_map(u16::to_le_bytes).collect();
+        std::fs::write(folder.join("tokens.bin"), ids).unwrap();
+        refused(
+            &folder,
+            "--model gpt-micro --data tokens.bin",
+            &["tokens.bin", "token 128", "expected 0 to 127", "vocabulary"],
+        );
+        refused(&folder, "--model gpt-micro --data missing.bin", &["missing.bin"]);
+        refused(&folder, "--model gpt-micro --data tokens.bin --data-type uint8", &["--data-type uint8", "`int32`"]);
+    }
+}

@@ -73,6 +73,7 @@ pub fn check(cases: &[Prepared], options: &Options) -> Result<()> {
             let own = prepared.as_run_by(system.name());
             let context = || format!("{} {}", prepared.case.id(), system.name());
             ensure!(own.case.layer.is_none(), "{}: one layer alone is simulated only", context());
+            setup::vocabulary(&own.job).with_context(context)?;
             let Ok(chosen) = runner::choose(prepared, system, forced, &costs) else { continue };
             let gpt = setup::gpt(&own.job, &chosen.plan).with_context(context)?;
             let kind = setup::kind_on(options.device);

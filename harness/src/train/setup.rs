@@ -49,9 +49,7 @@ pub struct Setup<'a> {
 /// A model that is no GPT, or that the trainer cannot cut as the plan says.
 pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt> {
     let model = &job.model;
-    let Some(vocabulary) = model.vocabulary else {
-        bail!("model {}: not a language model: only models with a table [gpt] can be trained", model.name);
-    };
+    let vocabulary = vocabulary(job)?;
     plan.check(job)?;
     let block = &model.blocks[0];
     let gpt =
@@ -71,6 +69,17 @@ pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt> {
         multiple("inner width (tp)", inner, plan.tp)?;
     }
     Ok(gpt)
+}
+
+/// Words of the job's model.
+///
+/// # Errors
+/// A model that is no language model.
+pub fn vocabulary(job: &Job) -> Result<usize> {
+    let Some(vocabulary) = job.model.vocabulary else {
+        bail!("model {}: not a language model: only models with a table [gpt] can be trained", job.model.name);
+    };
+    Ok(vocabulary)
 }
 
 /// Whether the ranks that share a device of `available` bytes fit, by weights, gradients and optimizer state alone.
