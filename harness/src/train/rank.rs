@@ -356,7 +356,6 @@ impl<'a> Rank<'a> {
     }
 
     fn backward(&mut self, m: usize, kept: Kept, sends: &mut Vec<Pending>) -> Result<(), TrainError> {
-        let setup = self.setup;
         let work = Some(Work::Backward(m));
         self.timer.at(work, None);
         let mut gradient = match (kept.head, &self.model.head, &self.model.words) {
