@@ -126,7 +126,7 @@ pub struct Sample {
     pub batch: BatchCounts,
     /// Iterations before the measured ones.
     pub warmup: usize,
-    /// Medians over the measured iterations.
+    /// Means over the measured iterations.
     pub measured: BTreeMap<Place, Seconds>,
 }
 

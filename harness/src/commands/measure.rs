@@ -122,6 +122,11 @@ mod with_torch {
             args.ranks
         );
         write::apply(&mut cluster, fitted, &source);
+        for (path, constant) in cluster.constants_mut() {
+            if fitted.iter().any(|of| of.name == path && !of.uncertainty.is_finite()) {
+                constant.source.push_str("; not determined: too small beside the rest of its segments to be told");
+            }
+        }
         cluster.host.synchronisation = Constant {
             value: write::rounded(synchronisation(device).0),
             uncertainty: None,

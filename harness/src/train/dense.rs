@@ -429,10 +429,12 @@ impl Head {
             let whole = all.select(1, 0).logsumexp([0i64].as_slice(), false);
             let loss =
                 (&whole - all.select(1, 1).sum_dim_intlist([0i64].as_slice(), false, Kind::Float)).sum(Kind::Float);
-            let mut gradient = (logits - whole.unsqueeze(-1)).exp_();
+            // In place: the logits are the largest tensor of a small model.
+            let mut gradient = logits;
+            let _ = gradient.g_sub_(&whole.unsqueeze(-1)).exp_();
             let minus = -here.to_kind(Kind::Float).unsqueeze(-1);
             let _ = gradient.scatter_add_(1, &target.unsqueeze(-1), &minus);
-            (loss, gradient * scale)
+            (loss, gradient.g_mul_scalar_(scale))
         });
         let kept = HeadKept { norm, product, gradient: gradient.to_kind(input.kind()) };
         Ok((f64::try_from(loss.to_device(Device::Cpu)).unwrap_or(f64::NAN), kept))

@@ -2,7 +2,8 @@
 //!
 //! Small models of the given one's shape are trained by several ranks under a virtual clock: in the code, on the shapes
 //! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
-//! the same and segments of different iterations are samples of one time; the median counts.
+//! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
+//! segments, and times are skewed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -110,7 +111,7 @@ impl Measurement<'_> {
         let width = job.model.blocks[0].hidden;
         let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
         let (batch, times) = self.run(&job, plan, system).with_context(|| name.clone())?;
-        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: medians(&times) })
+        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: means(&times) })
     }
 
     /// The choices of an iteration, and the segments of all measured ones.
@@ -152,14 +153,15 @@ impl Measurement<'_> {
 /// Segments of an iteration.
 type Times = BTreeMap<Place, Seconds>;
 
-/// The median of every segment over iterations.
-fn medians(iterations: &[Times]) -> Times {
-    let mut all: BTreeMap<Place, Vec<f64>> = BTreeMap::new();
-    for (place, time) in iterations.iter().flatten() {
-        all.entry(*place).or_default().push(time.0);
+/// The mean of every segment over iterations.
+fn means(iterations: &[Times]) -> Times {
+    let mut sums: BTreeMap<Place, (Seconds, f64)> = BTreeMap::new();
+    for (&place, &time) in iterations.iter().flatten() {
+        let (sum, number) = sums.entry(place).or_default();
+        *sum += time;
+        *number += 1.0;
     }
-    let median = |times: Vec<f64>| crate::statistics::median(&times).map(|median| Seconds(median.value));
-    all.into_iter().filter_map(|(place, times)| Some((place, median(times)?))).collect()
+    sums.into_iter().map(|(place, (sum, number))| (place, sum * (1.0 / number))).collect()
 }
 
 /// A model of the same kinds of blocks, two of each, with another width.
