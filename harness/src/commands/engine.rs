@@ -130,14 +130,15 @@ impl Runs {
     ///
     /// # Errors
     /// What is wrong with the first that cannot.
-    pub fn check(&self, cases: &[Prepared]) -> Result<()> {
+    pub fn check(&self, cases: &[Prepared], seed: u64, extent: Extent) -> Result<()> {
         match self {
             Self::Simulated => {
+                let _ = (seed, extent);
                 ensure!(!cases.is_empty(), "a run without cases");
                 Ok(())
             }
             #[cfg(feature = "train")]
-            Self::Trained(options) => crate::train::run::check(cases, options),
+            Self::Trained(options) => crate::train::run::check(cases, seed, extent, options),
         }
     }
 

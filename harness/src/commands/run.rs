@@ -89,7 +89,8 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, roo
         return Ok(());
     }
     let runs = Runs::new(args.engine, &args.training, &suite).or_input()?;
-    prepared.iter().try_for_each(|(_, cases)| runs.check(cases)).or_input()?;
+    let extent = Extent { iterations: suite.iterations, timelines: args.timeline };
+    prepared.iter().try_for_each(|(seed, cases)| runs.check(cases, *seed, extent)).or_input()?;
     let inputs = inputs(&suite, trace, &prepared, &runs);
     let provenance = Provenance::new(runs.engine().name(), inputs);
     let store = Store::open(root, &provenance, args.overwrite).or_input()?;

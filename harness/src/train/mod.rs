@@ -11,12 +11,14 @@
 //! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`schedule`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`] |
+//! | a run that goes on where it was cut off | [`checkpoint`] |
 //! | messages between ranks | [`comm`] |
 //! | all ranks of this process; a case under all its systems | [`world`], [`run`], [`record`] |
 //!
 //! libtorch's calls panic when they fail. Everything a user can get wrong is refused before the first one; what is left
 //! (memory that runs out) ends the rank's thread, and [`world`] tells the panic's message.
 
+pub mod checkpoint;
 pub mod comm;
 pub mod cuda;
 pub mod data;
@@ -49,6 +51,9 @@ pub enum TrainError {
     /// A system's layer program cannot be executed.
     #[error("the layer program has {0}")]
     Program(String),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
     /// A rank's thread ended, for a reason that libtorch gave or that is a defect.
     #[error("rank {rank} panicked: {message}")]
     Panic {

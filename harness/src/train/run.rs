@@ -13,6 +13,7 @@ use workloads::Training;
 use workloads::trace::RoutingTrace;
 
 use super::TrainError;
+use super::checkpoint;
 use super::comm::{CommError, CommFailure};
 use super::data::{Entropy, Language, Samples, TokenFile, TokenKind};
 use super::record::Recorder;
@@ -63,11 +64,11 @@ impl Options {
     }
 }
 
-/// Whether every case can be trained under all of its systems: models, plans, memory, data. Does no work.
+/// Whether every case can be trained under all of its systems: models, plans, memory, data, checkpoints. Does no work.
 ///
 /// # Errors
 /// What is wrong with the first that cannot.
-pub fn check(cases: &[Prepared], options: &Options) -> Result<()> {
+pub fn check(cases: &[Prepared], seed: u64, extent: Extent, options: &Options) -> Result<()> {
     for prepared in cases {
         let costs = CostModel::new(&prepared.job.cluster);
         for &(system, forced) in &prepared.systems {
@@ -75,11 +76,12 @@ pub fn check(cases: &[Prepared], options: &Options) -> Result<()> {
             let context = || format!("{} {}", prepared.case.id(), system.name());
             ensure!(own.case.layer.is_none(), "{}: one layer alone is simulated only", context());
             let Ok(chosen) = runner::choose(prepared, system, forced, &costs) else { continue };
-            let gpt = setup::gpt(&own.job, &chosen.plan).with_context(context)?;
             let kind = setup::kind_on(options.device);
             let available = memory(options.device)?;
+            setup::gpt(&own.job, &chosen.plan).with_context(context)?;
             setup::fits(&own.job, &chosen.plan, kind, own.job.gpus, available).with_context(context)?;
-            options.samples(gpt.vocabulary, gpt.seq_len, 0).with_context(context)?;
+            let run = OneRun { prepared, system, plan: chosen.plan, seed, costs: &costs, options, extent };
+            run.with_setup(|setup| Ok(checkpoint::found(setup)?)).with_context(context)?;
         }
     }
     Ok(())
@@ -144,14 +146,14 @@ struct OneRun<'a> {
 }
 
 impl OneRun<'_> {
-    /// Trains; iterations and the way it ended go into `record`, spans of the last iteration are returned.
-    fn train(&self, record: &mut RunRecord, progress: &ProgressBar) -> Result<Vec<Span>> {
+    /// Describes the run to `then`.
+    fn with_setup<T>(&self, then: impl FnOnce(&Setup) -> Result<T>) -> Result<T> {
         let own = self.prepared.as_run_by(self.system.name());
         let gpt = setup::gpt(&own.job, &self.plan)?;
         let samples = self.options.samples(gpt.vocabulary, gpt.seq_len, self.seed)?;
         let folder =
             |path: &Path| path.join(format!("{}.{}", runner::case_id(self.prepared, self.seed), self.system.name()));
-        let setup = Setup {
+        then(&Setup {
             job: &own.job,
             plan: self.plan,
             system: self.system,
@@ -166,22 +168,30 @@ impl OneRun<'_> {
             checkpoint: self.options.checkpoint.as_ref().map(|(path, every)| (folder(path), *every)),
             kind: setup::kind_on(self.options.device),
             gpt,
-        };
+        })
+    }
+
+    /// Trains; iterations and the way it ended go into `record`, spans of the last iteration are returned.
+    fn train(&self, record: &mut RunRecord, progress: &ProgressBar) -> Result<Vec<Span>> {
+        self.with_setup(|setup| self.train_as(setup, record, progress))
+    }
+
+    fn train_as(&self, setup: &Setup, record: &mut RunRecord, progress: &ProgressBar) -> Result<Vec<Span>> {
         let threads = Threads {
             device: self.options.device,
             virtual_clock: self.options.virtual_clock,
             timeout: self.options.timeout,
         };
-        let kept = Mutex::new((Vec::new(), Vec::new(), Recorder::new(&setup)));
+        let kept = Mutex::new((Vec::new(), Vec::new(), Recorder::new(setup)));
         let mut sink = |iteration: usize, reports: Vec<super::rank::Report>| {
             progress.inc(1);
             let mut kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            kept.0.push(world::iteration(&setup, &reports));
+            kept.0.push(world::iteration(setup, &reports));
             kept.2.push(iteration, &reports);
             kept.1 = reports.into_iter().flat_map(|report| report.spans).collect();
             Ok(())
         };
-        let ended = world::run(&setup, threads, &mut sink, |_| ());
+        let ended = world::run(setup, threads, &mut sink, |_| ());
         let (iterations, spans, recorder) = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         record.iterations = iterations;
         record.failure = ended.err().map(|error| (status(&error), error.to_string()));

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use workloads::{Bytes, Seconds};
 
 use super::TrainError;
+use super::checkpoint::{self, CheckpointError, Checkpoints};
 use super::comm::threads::{self, Failure};
 use super::comm::{CommError, CommFailure, Communicator};
 use super::rank::{Rank, Report};
@@ -76,15 +77,47 @@ fn train<T>(
 ) -> Result<T, TrainError> {
     let _guard = tch::no_grad_guard();
     let mut rank = Rank::new(setup, world, device, timer)?;
+    let first = rank.groups.world.rank() == 0;
+    let tell = |iteration: usize, reports: Vec<Report>| {
+        let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sink(iteration, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))
+    };
+    let mut checkpoints = Checkpoints::of(setup);
+    if let Some(checkpoints) = &checkpoints {
+        let iteration = resume(&mut rank, checkpoints, device)?;
+        if first {
+            let reports = checkpoints.reports(iteration)?;
+            reports.into_iter().enumerate().try_for_each(|(iteration, reports)| tell(iteration, reports))?;
+        }
+    }
     while rank.iteration < setup.iterations {
         let report = rank.step()?;
         let reports = gather(&*rank.groups.world, &report, device)?;
-        if rank.groups.world.rank() == 0 {
-            let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            sink(rank.iteration - 1, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))?;
+        if let Some(checkpoints) = &mut checkpoints {
+            checkpoints.after(&rank, &reports)?;
+        }
+        if first {
+            tell(rank.iteration - 1, reports)?;
         }
     }
     Ok(last(&rank))
+}
+
+/// Goes on from the last checkpoint, of which all ranks must find the same one; returns its iterations, 0 without one.
+fn resume(rank: &mut Rank, checkpoints: &Checkpoints, device: Device) -> Result<usize, TrainError> {
+    let own = checkpoint::found(rank.setup)?;
+    let world = &*rank.groups.world;
+    let found = world.all_gather(&Tensor::from_slice(&[own as i64]).to_device(device))?.wait()?;
+    let found: Vec<i64> = Vec::try_from(found.reshape([-1]).to_device(Device::Cpu)).unwrap_or_default();
+    if let Some(other) = found.iter().position(|&other| other != own as i64) {
+        let rank = world.rank();
+        let found = found[other] as usize;
+        return Err(CheckpointError::Disagreement { rank, own, other, found }.into());
+    }
+    if own > 0 {
+        checkpoints.resume(rank, own)?;
+    }
+    Ok(own)
 }
 
 /// Every rank's report.
