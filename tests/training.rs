@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use harness::records::Status;
 use harness::simulate::Iteration;
 use harness::train::TrainError;
 use harness::train::data::{Language, Samples};
@@ -349,4 +351,94 @@ fn a_checkpoint_of_another_run_is_refused() {
     refused(Asked { iterations: 1, ..asked.clone() }, "a checkpoint after 2 iterations, and this run has 1");
     std::fs::remove_file(folder.join("kept/iteration-2/rank-1.safetensors")).unwrap();
     refused(Asked { iterations: 3, ..asked }, "rank-1.safetensors");
+}
+
+/// What one of the ranks does in its second iteration.
+struct Faulty {
+    fault: fn(),
+    policies: AtomicUsize,
+}
+
+impl System for Faulty {
+    fn card(&self) -> Card {
+        Card { name: "faulty", title: "Faulty", about: "One of its ranks goes wrong" }
+    }
+
+    fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
+        Vec::new()
+    }
+
+    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        let goes_wrong = self.policies.fetch_add(1, Ordering::Relaxed) == 1;
+        Box::new(OneFaulty { fault: goes_wrong.then_some(self.fault) })
+    }
+}
+
+struct OneFaulty {
+    fault: Option<fn()>,
+}
+
+impl Policy for OneFaulty {
+    fn place(&mut self, iteration: usize, _layer: usize, _past: &LoadHistory, _now: &Placement) -> Decision {
+        if let (2, Some(fault)) = (iteration, self.fault) {
+            fault();
+        }
+        Decision::NotDue
+    }
+
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        LayerProgram::expert_parallel()
+    }
+}
+
+/// Four ranks, one of which goes wrong in the third iteration: how the run ends, and how its record does.
+fn check_failure(system: &'static Faulty, timeout: f64, status: Status, fragments: &[&str]) {
+    let asked = Asked {
+        system,
+        plan: plan([2, 2, 1, 2, 1]),
+        gate: Gate::NoDrop,
+        iterations: 5,
+        seed: 3,
+        checkpoint: None,
+        timeout,
+    };
+    let started = Instant::now();
+    let mut iterations = Vec::new();
+    let error = asked.observe(&mut iterations).map(drop).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(iterations.len(), 2, "{error}");
+    let text = error.to_string();
+    for fragment in fragments {
+        assert!(text.contains(fragment), "{text}");
+    }
+    assert!(!text.contains('\n') && !text.contains("Exception raised"), "{text}");
+    assert_eq!(harness::train::run::status(&error), status, "{text}");
+}
+
+#[test]
+fn a_rank_that_panics_ends_the_run() {
+    static PANICS: Faulty = Faulty { fault: || panic!("on purpose"), policies: AtomicUsize::new(0) };
+    let fragments = [" of ", "died: panicked: on purpose (", "tests/training.rs:"];
+    check_failure(&PANICS, 60.0, Status::Crash, &fragments);
+}
+
+#[test]
+fn a_rank_that_does_not_arrive_ends_the_run() {
+    static SLEEPS: Faulty =
+        Faulty { fault: || std::thread::sleep(Duration::from_secs(2)), policies: AtomicUsize::new(0) };
+    check_failure(&SLEEPS, 0.5, Status::Timeout, &[" of ", "did not arrive within 500ms"]);
+}
+
+#[test]
+fn what_libtorch_says_is_told_in_a_line() {
+    static MISUSES: Faulty = Faulty {
+        fault: || {
+            drop(
+                Tensor::zeros([2, 3], (Kind::Float, Device::Cpu))
+                    .matmul(&Tensor::zeros([2], (Kind::Float, Device::Cpu))),
+            )
+        },
+        policies: AtomicUsize::new(0),
+    };
+    check_failure(&MISUSES, 60.0, Status::Crash, &["died: panicked: ", "size mismatch"]);
 }

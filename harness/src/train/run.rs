@@ -211,13 +211,21 @@ fn trace_path(path: &Path, prepared: &Prepared, system: &dyn System) -> PathBuf 
     }
 }
 
-/// How a run ended.
-fn status(error: &TrainError) -> Status {
+/// How a run ended. Of what a rank says last, others have the text alone.
+pub fn status(error: &TrainError) -> Status {
     match error {
         TrainError::Comm(CommError { reason: CommFailure::Late { .. }, .. }) => Status::Timeout,
-        TrainError::Comm(CommError { reason: CommFailure::Died { .. }, .. }) => Status::Crash,
+        TrainError::Comm(CommError { reason: CommFailure::Died { how, .. }, .. }) => status_of_last_words(how),
         TrainError::Comm(_) => Status::CommError,
-        TrainError::Panic { message, .. } if message.contains("out of memory") => Status::Oom,
+        TrainError::Panic { message, .. } => status_of_last_words(message),
+        _ => Status::Crash,
+    }
+}
+
+fn status_of_last_words(words: &str) -> Status {
+    match words {
+        words if words.contains("out of memory") => Status::Oom,
+        words if words.contains("did not arrive within") => Status::Timeout,
         _ => Status::Crash,
     }
 }

@@ -50,20 +50,38 @@ pub fn run<T: Send>(
         let timer = Timer::new(member.rank(), turns.clone());
         train(setup, world, threads.device, timer, &sink, &last)
     });
-    let mut secondary = None;
-    let mut results = Vec::with_capacity(size);
+    let (mut results, mut failures) = (Vec::with_capacity(size), Vec::new());
     for (rank, end) in ends.into_iter().enumerate() {
         match end {
             Ok(result) => results.push(result),
-            Err(Failure::Panic(message)) => return Err(TrainError::Panic { rank, message }),
-            Err(Failure::Error(error)) if error.is_secondary() => secondary = Some(error),
-            Err(Failure::Error(error)) => return Err(error),
+            Err(failure) => failures.push((rank, error_of(rank, failure))),
         }
     }
-    match secondary {
-        Some(error) => Err(error),
-        None => Ok(results),
+    cause(failures).map_or(Ok(results), Err)
+}
+
+fn error_of(rank: usize, failure: Failure<TrainError>) -> TrainError {
+    match failure {
+        Failure::Error(error) => error,
+        Failure::Panic(message) => TrainError::Panic { rank, message },
     }
+}
+
+/// Why a run ended, from what each rank that failed says of it. The death of a rank is told as another one noticed it,
+/// which also names the collective; of ranks that waited in vain, the one that waited for the rank that held up all.
+fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
+    let late: Vec<usize> =
+        failures.iter().filter(|(_, error)| !error.late().is_empty()).map(|(rank, _)| *rank).collect();
+    let holds_up = |error: &TrainError| error.late().iter().any(|rank| !late.contains(rank));
+    let is_own = |(_, error): &(usize, TrainError)| !error.is_secondary();
+    let first = failures.iter().position(|failure| is_own(failure) && holds_up(&failure.1));
+    let first = first.or_else(|| failures.iter().position(is_own)).unwrap_or(0);
+    let told = failures.get(first).and_then(|(rank, error)| match error {
+        TrainError::Comm(_) => None,
+        _ => failures.iter().position(|(_, other)| other.death() == Some(*rank)),
+    });
+    let chosen = told.unwrap_or(first);
+    (chosen < failures.len()).then(|| failures.swap_remove(chosen).1)
 }
 
 /// One rank from its start to its end. Rank 0 feeds the sink.
@@ -169,6 +187,52 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
 impl TrainError {
     /// Whether another rank's death is the cause, so that this error only repeats it.
     pub fn is_secondary(&self) -> bool {
-        matches!(self, Self::Comm(CommError { reason: CommFailure::Died { .. }, .. }))
+        self.death().is_some()
+    }
+
+    /// The rank whose death this error tells of.
+    fn death(&self) -> Option<usize> {
+        match self {
+            Self::Comm(CommError { reason: CommFailure::Died { rank, .. }, .. }) => Some(*rank),
+            _ => None,
+        }
+    }
+
+    /// The ranks that were waited for in vain.
+    fn late(&self) -> &[usize] {
+        match self {
+            Self::Comm(CommError { reason: CommFailure::Late { ranks, .. }, .. }) => ranks,
+            _ => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn comm(rank: usize, reason: CommFailure) -> (usize, TrainError) {
+        (rank, CommError { rank, collective: "all-reduce", group: "the world".to_owned(), reason }.into())
+    }
+
+    fn check(failures: Vec<(usize, TrainError)>, expected: &str) {
+        assert_eq!(cause(failures).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn the_cause_is_told_with_rank_and_collective() {
+        let died = |rank, of| comm(rank, CommFailure::Died { rank: of, how: "panicked: x".to_owned() });
+        let late =
+            |rank, of: &[usize]| comm(rank, CommFailure::Late { ranks: of.to_vec(), waited: Duration::from_secs(1) });
+        let panic = |rank| (rank, TrainError::Panic { rank, message: "x".to_owned() });
+        assert!(cause(Vec::new()).is_none());
+        check(vec![panic(1)], "rank 1 panicked: x");
+        check(vec![died(0, 1), panic(1)], "rank 0: all-reduce of the world: rank 1 died: panicked: x");
+        check(vec![died(2, 1)], "rank 2: all-reduce of the world: rank 1 died: panicked: x");
+        // Rank 0 waits for 2, and 2 for 3, which never comes.
+        check(
+            vec![late(0, &[2]), died(1, 0), late(2, &[3]), died(3, 0)],
+            "rank 2: all-reduce of the world: rank 3 did not arrive within 1s",
+        );
     }
 }
