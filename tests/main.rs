@@ -23,3 +23,6 @@ mod support;
 // Real training: the same model under every plan, policy and program.
 #[cfg(feature = "train")]
 mod training;
+// Ranks as processes, and their ends.
+#[cfg(feature = "train")]
+mod processes;

@@ -13,7 +13,7 @@
 //! | time, measured or virtual | [`timer`] |
 //! | a run that goes on where it was cut off | [`checkpoint`] |
 //! | messages between ranks | [`comm`] |
-//! | all ranks of this process; a case under all its systems | [`world`], [`run`], [`record`] |
+//! | all ranks of this process, or this process among all; a case under all its systems | [`world`], [`processes`], [`run`], [`record`] |
 //!
 //! libtorch's calls panic when they fail. Everything a user can get wrong is refused before the first one; what is left
 //! (memory that runs out) ends the rank's thread, and [`world`] tells the panic's message.
@@ -31,6 +31,7 @@ pub mod migrate;
 pub mod moe;
 pub mod optimizer;
 pub mod parameters;
+pub mod processes;
 pub mod rank;
 pub mod record;
 pub mod rows;
@@ -48,6 +49,15 @@ pub enum TrainError {
     /// Another rank is gone, or an exchange failed.
     #[error(transparent)]
     Comm(#[from] comm::CommError),
+    /// Processes did not meet.
+    #[error(transparent)]
+    Meeting(#[from] comm::RendezvousError),
+    /// They meet, and do not reach each other.
+    #[error(transparent)]
+    Check(#[from] comm::CheckError),
+    /// A GPU cannot be used.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
     /// A system's layer program cannot be executed.
     #[error("the layer program has {0}")]
     Program(String),

@@ -16,10 +16,12 @@ use super::TrainError;
 use super::checkpoint;
 use super::comm::{CommError, CommFailure};
 use super::data::{Entropy, Language, Samples, TokenFile, TokenKind};
+use super::launch::Launch;
+use super::processes::Processes;
 use super::record::Recorder;
 use super::setup::{self, Setup};
 use super::world::{self, Threads};
-use crate::engine::Engine;
+use crate::engine::{Backend, Engine};
 use crate::prepare::Prepared;
 use crate::records::{RunRecord, Status};
 use crate::runner::{self, Extent};
@@ -29,7 +31,11 @@ use crate::runner::{self, Extent};
 pub struct Options {
     /// Optimizer and loss.
     pub training: Training,
-    /// Where tensors are.
+    /// How ranks reach each other.
+    pub backend: Backend,
+    /// How many processes there are, where each is a rank.
+    pub processes: Option<usize>,
+    /// Where the tensors of this process are.
     pub device: Device,
     /// Whether ranks share the device under a virtual clock.
     pub virtual_clock: bool,
@@ -51,6 +57,12 @@ impl Options {
         if self.virtual_clock { Engine::Emulate } else { Engine::Train }
     }
 
+    /// All that the numbers depend on, the same in every process, as text.
+    pub fn describe(&self) -> String {
+        let device = if self.device.is_cuda() { Device::Cuda(0) } else { self.device };
+        format!("{:?}", Self { device, ..self.clone() })
+    }
+
     /// What the model of a case reads.
     ///
     /// # Errors
@@ -70,6 +82,13 @@ impl Options {
 /// What is wrong with the first that cannot.
 pub fn check(cases: &[Prepared], seed: u64, extent: Extent, options: &Options) -> Result<()> {
     for prepared in cases {
+        if let Some(size) = options.processes {
+            let (gpus, id) = (prepared.job.gpus, prepared.case.id());
+            ensure!(
+                gpus == size,
+                "{id}: {gpus} ranks, and {size} processes (WORLD_SIZE): expected one process per rank"
+            );
+        }
         let costs = CostModel::new(&prepared.job.cluster);
         for &(system, forced) in &prepared.systems {
             let own = prepared.as_run_by(system.name());
@@ -79,8 +98,10 @@ pub fn check(cases: &[Prepared], seed: u64, extent: Extent, options: &Options) -
             let kind = setup::kind_on(options.device);
             let available = memory(options.device)?;
             setup::gpt(&own.job, &chosen.plan).with_context(context)?;
-            setup::fits(&own.job, &chosen.plan, kind, own.job.gpus, available).with_context(context)?;
-            let run = OneRun { prepared, system, plan: chosen.plan, seed, costs: &costs, options, extent };
+            let together = if options.processes.is_some() { 1 } else { own.job.gpus };
+            setup::fits(&own.job, &chosen.plan, kind, together, available).with_context(context)?;
+            let plan = chosen.plan;
+            let run = OneRun { prepared, system, plan, seed, costs: &costs, options, processes: None, extent };
             run.with_setup(|setup| Ok(checkpoint::found(setup)?)).with_context(context)?;
         }
     }
@@ -99,8 +120,8 @@ pub fn entropy(prepared: &Prepared, seed: u64, options: &Options) -> Result<Opti
 
 /// Bytes that ranks on a device can have together.
 fn memory(device: Device) -> Result<f64> {
-    if device.is_cuda() {
-        let memory = super::cuda::Gpu::open(0)?.memory().context("the GPU's memory")?;
+    if let Device::Cuda(ordinal) = device {
+        let memory = super::cuda::Gpu::open(ordinal)?.memory().context("the GPU's memory")?;
         return Ok((memory.total - memory.used) as f64);
     }
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -116,6 +137,7 @@ pub fn run_case(
     seed: u64,
     extent: Extent,
     options: &Options,
+    processes: Option<&Processes>,
     progress: &ProgressBar,
 ) -> Result<(Vec<RunRecord>, Vec<Vec<Span>>)> {
     let costs = CostModel::new(&prepared.job.cluster);
@@ -126,7 +148,7 @@ pub fn run_case(
         let mut record = runner::record(prepared, system, chosen, seed, options.engine());
         let mut spans = Vec::new();
         if let Some(plan) = plan {
-            let run = OneRun { prepared, system, plan, seed, costs: &costs, options, extent };
+            let run = OneRun { prepared, system, plan, seed, costs: &costs, options, processes, extent };
             spans = run.train(&mut record, progress)?;
         }
         records.push(record);
@@ -142,6 +164,8 @@ struct OneRun<'a> {
     seed: u64,
     costs: &'a CostModel,
     options: &'a Options,
+    /// Where each process is one rank.
+    processes: Option<&'a Processes>,
     extent: Extent,
 }
 
@@ -191,11 +215,15 @@ impl OneRun<'_> {
             kept.1 = reports.into_iter().flat_map(|report| report.spans).collect();
             Ok(())
         };
-        let ended = world::run(setup, threads, &mut sink, |_| ());
+        let ended = match self.processes {
+            Some(processes) => world::run_process(setup, processes, &mut sink, |_| ()),
+            None => world::run(setup, threads, &mut sink, |_| ()).map(drop),
+        };
         let (iterations, spans, recorder) = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         record.iterations = iterations;
         record.failure = ended.err().map(|error| (status(&error), error.to_string()));
-        if let Some(path) = &self.options.record_trace {
+        // Of a run without an iteration there is no trace; in a process that is not rank 0, all are.
+        if let (Some(path), false) = (&self.options.record_trace, record.iterations.is_empty()) {
             let trace: RoutingTrace = recorder.finish(&record.key.id)?;
             crate::traces::write_parquet(&trace, &trace_path(path, self.prepared, self.system))?;
         }
@@ -216,7 +244,7 @@ pub fn status(error: &TrainError) -> Status {
     match error {
         TrainError::Comm(CommError { reason: CommFailure::Late { .. }, .. }) => Status::Timeout,
         TrainError::Comm(CommError { reason: CommFailure::Died { how, .. }, .. }) => status_of_last_words(how),
-        TrainError::Comm(_) => Status::CommError,
+        TrainError::Comm(_) | TrainError::Meeting(_) | TrainError::Check(_) => Status::CommError,
         TrainError::Panic { message, .. } => status_of_last_words(message),
         _ => Status::Crash,
     }
@@ -230,16 +258,17 @@ fn status_of_last_words(words: &str) -> Status {
     }
 }
 
-/// The device of a name on the command line.
+/// The device of a name on the command line, in a process that a launcher may have started beside others.
 ///
 /// # Errors
 /// A device that is not there.
-pub fn device(name: &str) -> Result<Device> {
+pub fn device(name: &str, launch: Option<&Launch>) -> Result<Device> {
     match name {
         "cpu" => Ok(Device::Cpu),
         "cuda" => {
             super::cuda::load().context("--device cuda")?;
-            Ok(Device::Cuda(0))
+            let own = launch.map(|launch| launch.device(super::cuda::device_names().len())).transpose()?;
+            Ok(Device::Cuda(own.unwrap_or(0)))
         }
         other => bail!("--device {other}: expected `cpu` or `cuda`"),
     }

@@ -1,4 +1,5 @@
-//! Ranks as threads of this process: starts them, trains, hands on what they report, and says why they stopped.
+//! Ranks as threads of this process, or this process as one of them: starts them, trains, hands on what they report, and
+//! says why they stopped.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::TrainError;
 use super::checkpoint::{self, CheckpointError, Checkpoints};
 use super::comm::threads::{self, Failure};
 use super::comm::{CommError, CommFailure, Communicator};
+use super::processes::Processes;
 use super::rank::{Rank, Report};
 use super::setup::Setup;
 use super::timer::Timer;
@@ -58,6 +60,27 @@ pub fn run<T: Send>(
         }
     }
     cause(failures).map_or(Ok(results), Err)
+}
+
+/// Trains with this process as one rank; the sink is fed at rank 0. Returns what `last` says of the rank at the end.
+///
+/// # Errors
+/// Why this rank stopped.
+pub fn run_process<T>(
+    setup: &Setup,
+    processes: &Processes,
+    sink: &mut Sink,
+    last: impl Fn(&Rank) -> T,
+) -> Result<T, TrainError> {
+    tch::set_num_threads(1);
+    let world = processes.world()?;
+    let (device, everyone) = (processes.device(), vec![(0..world.size()).collect()]);
+    let sink = Mutex::new(sink);
+    let ended = threads::guarded(&*world, |member| {
+        let world = member.split("world", &everyone)?;
+        train(setup, world, device, Timer::new(processes.rank(), None), &sink, &last)
+    });
+    ended.map_err(|failure| error_of(processes.rank(), failure))
 }
 
 fn error_of(rank: usize, failure: Failure<TrainError>) -> TrainError {
