@@ -26,3 +26,6 @@ mod training;
 // A virtual clock: emulated iterations against simulated ones, and clocks whose parts add up.
 #[cfg(feature = "train")]
 mod virtual_clock;
+// Ranks as processes, and their ends.
+#[cfg(feature = "train")]
+mod processes;

@@ -2,9 +2,13 @@
 //! policy end with the same losses and weights as on one rank.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use harness::records::Status;
+use harness::simulate::Iteration;
+use harness::train::TrainError;
 use harness::train::data::{Language, Samples};
 use harness::train::dense::Cut;
 use harness::train::setup::{self, Setup};
@@ -16,6 +20,8 @@ use systems::{
 };
 use tch::{Device, Kind, Tensor};
 use workloads::{Cluster, Gate, Model, Training};
+
+use crate::support::Folder;
 
 const MODEL: &str = r#"
 name = "test"
@@ -64,45 +70,73 @@ struct Trained {
 }
 
 fn train(system: &'static dyn System, plan: Plan, gate: Gate) -> Trained {
-    let job = job(&plan, gate);
-    let costs = CostModel::new(&job.cluster);
-    let samples = Language::new(64, 16, 7).unwrap();
-    let gpt = setup::gpt(&job, &plan).unwrap();
-    let setup = Setup {
-        job: &job,
-        plan,
-        system,
-        costs: &costs,
-        // Gradients that are nothing but rounding must not become whole steps.
-        training: Training { learning_rate: 1e-2, epsilon: 1e-4, ..Training::default() },
-        samples: &samples,
-        seed: 3,
-        iterations: 5,
-        replay: None,
-        record_choices: false,
-        record_spans: false,
-        checkpoint: None,
-        kind: Kind::Float,
-        gpt,
-    };
-    let reports = Mutex::new(Vec::new());
-    let mut sink = |_: usize, of: Vec<_>| {
-        reports.lock().unwrap().push(world::iteration(&setup, &of));
-        Ok(())
-    };
-    let threads = Threads { device: Device::Cpu, virtual_clock: false, timeout: Duration::from_secs(60) };
-    let ranks = world::run(&setup, threads, &mut sink, |rank| rank.weights()).unwrap();
-    let reports = reports.into_inner().unwrap();
-    Trained {
-        losses: reports.iter().map(|iteration| iteration.loss.unwrap()).collect(),
-        weights: join(ranks, &plan),
-        shadowed: reports.iter().map(|iteration| iteration.timing.shadowed).sum(),
-        moved: reports.iter().map(|iteration| iteration.moved as u64).sum(),
+    Asked { system, plan, gate, iterations: 5, seed: 3, checkpoint: None, timeout: 60.0 }.train().unwrap()
+}
+
+/// A run, as a test asks for it.
+#[derive(Clone)]
+struct Asked {
+    system: &'static dyn System,
+    plan: Plan,
+    gate: Gate,
+    iterations: usize,
+    seed: u64,
+    checkpoint: Option<(PathBuf, usize)>,
+    /// Seconds.
+    timeout: f64,
+}
+
+impl Asked {
+    fn train(&self) -> Result<Trained, TrainError> {
+        let mut iterations = Vec::new();
+        let ranks = self.observe(&mut iterations)?;
+        Ok(Trained {
+            losses: iterations.iter().map(|iteration| iteration.loss.unwrap()).collect(),
+            weights: join(ranks, &self.plan),
+            shadowed: iterations.iter().map(|iteration| iteration.timing.shadowed).sum(),
+            moved: iterations.iter().map(|iteration| iteration.moved as u64).sum(),
+        })
+    }
+
+    /// Trains; the iterations that end are there also when the run does not end well.
+    fn observe(&self, iterations: &mut Vec<Iteration>) -> Result<Vec<Weights>, TrainError> {
+        let plan = self.plan;
+        let job = job(&plan, self.gate);
+        let costs = CostModel::new(&job.cluster);
+        let samples = Language::new(64, 16, 7).unwrap();
+        let setup = Setup {
+            job: &job,
+            plan,
+            system: self.system,
+            costs: &costs,
+            // Gradients that are nothing but rounding must not become whole steps.
+            training: Training { learning_rate: 1e-2, epsilon: 1e-4, ..Training::default() },
+            samples: &samples,
+            seed: self.seed,
+            iterations: self.iterations,
+            replay: None,
+            record_choices: false,
+            record_spans: false,
+            checkpoint: self.checkpoint.clone(),
+            kind: Kind::Float,
+            gpt: setup::gpt(&job, &plan).unwrap(),
+        };
+        let mut sink = |number: usize, of: Vec<_>| {
+            assert_eq!(number, iterations.len());
+            iterations.push(world::iteration(&setup, &of));
+            Ok(())
+        };
+        let timeout = Duration::from_secs_f64(self.timeout);
+        let threads = Threads { device: Device::Cpu, virtual_clock: false, timeout };
+        world::run(&setup, threads, &mut sink, |rank| rank.weights())
     }
 }
 
+/// A rank's weights by name, and how they are cut.
+type Weights = Vec<(String, Tensor, Option<Cut>)>;
+
 /// Whole parameters by name, from every rank's parts.
-fn join(ranks: Vec<Vec<(String, Tensor, Option<Cut>)>>, plan: &Plan) -> BTreeMap<String, Tensor> {
+fn join(ranks: Vec<Weights>, plan: &Plan) -> BTreeMap<String, Tensor> {
     let mut parts: BTreeMap<String, (Option<Cut>, BTreeMap<usize, Tensor>)> = BTreeMap::new();
     for (rank, weights) in ranks.into_iter().enumerate() {
         for (name, tensor, cut) in weights {
@@ -195,6 +229,8 @@ fn shadowing_and_the_smart_schedule_train_the_same_model() {
 #[test]
 fn padding_trains_the_same_model() {
     check(&systems::deepspeed::DEEPSPEED, [1, 4, 1, 4, 1]);
+    // Keeps the inputs of blocks alone and runs them again.
+    check(&systems::deepspeed::ARTIFACT, [1, 4, 1, 4, 1]);
     check(&systems::tutel::Tutel, [1, 4, 1, 4, 1]);
 }
 
@@ -256,6 +292,159 @@ fn a_migration_without_optimizer_state_does_not() {
     let trained = train(&WEIGHTS_ONLY, plan([1, 4, 1, 4, 1]), Gate::NoDrop);
     let apart = difference(&trained, &one_rank());
     assert!(apart > 1e-2, "{apart:e}");
+}
+
+/// Six iterations at once, and three and three with a checkpoint between them: the same bits.
+fn check_resume(system: &'static dyn System, degrees: [usize; 5]) {
+    let folder = Folder::new();
+    let asked = Asked {
+        system,
+        plan: plan(degrees),
+        gate: Gate::NoDrop,
+        iterations: 6,
+        seed: 3,
+        checkpoint: None,
+        timeout: 60.0,
+    };
+    let whole = asked.train().unwrap();
+    assert!(whole.moved > 0, "nothing migrates");
+    let kept = Asked { checkpoint: Some((folder.join("kept"), 2)), ..asked.clone() };
+    let begun = Asked { iterations: 3, ..kept.clone() }.train().unwrap();
+    assert_eq!(begun.losses, whole.losses[..3]);
+    let left: Vec<String> = folder.files().into_iter().filter(|name| name.ends_with("checkpoint.json")).collect();
+    assert_eq!(left, ["kept/iteration-3/checkpoint.json"], "the last alone is kept");
+    // What a run leaves that was cut off while it wrote.
+    folder.write("kept/iteration-5/rank-0.safetensors", "half");
+    std::fs::write(folder.join("kept/reports.jsonl"), folder.text("kept/reports.jsonl") + "[{\"st").unwrap();
+    let resumed = kept.train().unwrap();
+    assert_eq!(resumed.losses, whole.losses);
+    assert_eq!((resumed.moved, resumed.shadowed), (whole.moved, whole.shadowed));
+    for (name, expected) in &whole.weights {
+        assert!(resumed.weights[name].equal(expected), "{name}");
+    }
+    // Nothing is left to do.
+    assert_eq!(kept.train().unwrap().losses, whole.losses);
+}
+
+#[test]
+fn a_checkpoint_resumes_to_the_same_bits() {
+    check_resume(&ROTATING, [2, 2, 1, 2, 1]);
+    check_resume(&systems::smartmoe::SMARTMOE, [2, 4, 1, 2, 2]);
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let folder = Folder::new();
+    let asked = Asked {
+        system: &systems::expert_only::ExpertOnly,
+        plan: plan([1, 2, 1, 2, 1]),
+        gate: Gate::NoDrop,
+        iterations: 2,
+        seed: 3,
+        checkpoint: Some((folder.join("kept"), 1)),
+        timeout: 60.0,
+    };
+    asked.train().unwrap();
+    let refused = |asked: Asked, expected: &str| {
+        let error = asked.train().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(Asked { seed: 4, ..asked.clone() }, "seed = 3, and this run has seed = 4");
+    refused(Asked { plan: plan([1, 2, 1, 1, 2]), ..asked.clone() }, "a checkpoint with plan = ");
+    refused(Asked { system: &systems::tutel::Tutel, ..asked.clone() }, "system = expert-only");
+    refused(Asked { iterations: 1, ..asked.clone() }, "a checkpoint after 2 iterations, and this run has 1");
+    std::fs::remove_file(folder.join("kept/iteration-2/rank-1.safetensors")).unwrap();
+    refused(Asked { iterations: 3, ..asked }, "rank-1.safetensors");
+}
+
+/// What one of the ranks does in its second iteration.
+struct Faulty {
+    fault: fn(),
+    policies: AtomicUsize,
+}
+
+impl System for Faulty {
+    fn card(&self) -> Card {
+        Card { name: "faulty", title: "Faulty", about: "One of its ranks goes wrong" }
+    }
+
+    fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
+        Vec::new()
+    }
+
+    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        let goes_wrong = self.policies.fetch_add(1, Ordering::Relaxed) == 1;
+        Box::new(OneFaulty { fault: goes_wrong.then_some(self.fault) })
+    }
+}
+
+struct OneFaulty {
+    fault: Option<fn()>,
+}
+
+impl Policy for OneFaulty {
+    fn place(&mut self, iteration: usize, _layer: usize, _past: &LoadHistory, _now: &Placement) -> Decision {
+        if let (2, Some(fault)) = (iteration, self.fault) {
+            fault();
+        }
+        Decision::NotDue
+    }
+
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        LayerProgram::expert_parallel()
+    }
+}
+
+/// Four ranks, one of which goes wrong in the third iteration: how the run ends, and how its record does.
+fn check_failure(system: &'static Faulty, timeout: f64, status: Status, fragments: &[&str]) {
+    let asked = Asked {
+        system,
+        plan: plan([2, 2, 1, 2, 1]),
+        gate: Gate::NoDrop,
+        iterations: 5,
+        seed: 3,
+        checkpoint: None,
+        timeout,
+    };
+    let started = Instant::now();
+    let mut iterations = Vec::new();
+    let error = asked.observe(&mut iterations).map(drop).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(iterations.len(), 2, "{error}");
+    let text = error.to_string();
+    for fragment in fragments {
+        assert!(text.contains(fragment), "{text}");
+    }
+    assert!(!text.contains('\n') && !text.contains("Exception raised"), "{text}");
+    assert_eq!(harness::train::run::status(&error), status, "{text}");
+}
+
+#[test]
+fn a_rank_that_panics_ends_the_run() {
+    static PANICS: Faulty = Faulty { fault: || panic!("on purpose"), policies: AtomicUsize::new(0) };
+    let fragments = [" of ", "died: panicked: on purpose (", "tests/training.rs:"];
+    check_failure(&PANICS, 60.0, Status::Crash, &fragments);
+}
+
+#[test]
+fn a_rank_that_does_not_arrive_ends_the_run() {
+    static SLEEPS: Faulty =
+        Faulty { fault: || std::thread::sleep(Duration::from_secs(2)), policies: AtomicUsize::new(0) };
+    check_failure(&SLEEPS, 0.5, Status::Timeout, &[" of ", "did not arrive within 500ms"]);
+}
+
+#[test]
+fn what_libtorch_says_is_told_in_a_line() {
+    static MISUSES: Faulty = Faulty {
+        fault: || {
+            drop(
+                Tensor::zeros([2, 3], (Kind::Float, Device::Cpu))
+                    .matmul(&Tensor::zeros([2], (Kind::Float, Device::Cpu))),
+            )
+        },
+        policies: AtomicUsize::new(0),
+    };
+    check_failure(&MISUSES, 60.0, Status::Crash, &["died: panicked: ", "size mismatch"]);
 }
 
 /// Pads every pair and exchanges in two calls.

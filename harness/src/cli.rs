@@ -215,6 +215,19 @@ pub enum Failure {
     Input(anyhow::Error),
     /// Anything later: exit status 1.
     Run(anyhow::Error),
+    /// What rank 0 tells, in another process, with its exit status.
+    Told(u8),
+}
+
+impl Failure {
+    /// The exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Input(_) => 2,
+            Self::Run(_) => 1,
+            Self::Told(status) => *status,
+        }
+    }
 }
 
 /// Marks errors by when they happened.
@@ -253,11 +266,10 @@ pub fn main() -> ExitCode {
             Ok(())
         }
     };
-    let (error, status) = match result {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Input(error)) => (error, 2),
-        Err(Failure::Run(error)) => (error, 1),
-    };
-    eprintln!("error: {error:#}");
-    ExitCode::from(status)
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    match &failure {
+        Failure::Input(error) | Failure::Run(error) => eprintln!("error: {error:#}"),
+        Failure::Told(_) => {}
+    }
+    ExitCode::from(failure.status())
 }

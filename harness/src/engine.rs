@@ -15,6 +15,17 @@ pub enum Engine {
     Emulate,
 }
 
+/// How the ranks of the training engine reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Threads of one process, on one device.
+    Threads,
+    /// A process per rank, messages over TCP; on CPUs.
+    Tcp,
+    /// A process per rank with a GPU of its own, NCCL.
+    Nccl,
+}
+
 impl Engine {
     /// Its name in records.
     pub fn name(self) -> &'static str {

@@ -149,6 +149,7 @@ pub fn iterations_frame(runs: &[RunRecord]) -> PolarsResult<DataFrame> {
         "reason" = |row| row.reason,
         "step_s" = |row| row.iteration.map(|i| i.timing.step.0),
         "loss" = |row| row.iteration.and_then(|i| i.loss),
+        "predicted_step_s" = |row| row.iteration.and_then(|i| i.predicted.map(|time| time.0)),
         "decision_s" = |row| row.iteration.map(|i| i.decision.0),
         "migration_s" = |row| row.iteration.map(|i| i.migration.0),
         "moved_experts" = |row| row.iteration.map(|i| i.moved as u32),

@@ -66,7 +66,7 @@ impl Words {
 
 /// What is known of a simulated run besides its time, and of a trained one.
 const SIMULATED: &[&str] = &["online", "peak", "published", "model error"];
-const TRAINED: &[&str] = &["online", "loss"];
+const TRAINED: &[&str] = &["online", "loss", "simulated"];
 
 fn simulated(summary: &Summary) -> bool {
     summary.rows.iter().all(|row| row.loss.is_none())
@@ -91,6 +91,9 @@ fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool, s
         cells.push(format!("{:.2}%", row.online_share * 100.0));
         if !simulated {
             cells.push(row.loss.map_or(String::new(), |loss| format!("{loss:.3}")));
+            cells.extend(row.predicted.zip(row.step).map(|(predicted, step)| {
+                format!("{:.0} ms ({:+.0}%)", predicted * 1e3, (predicted / step.value - 1.0) * 100.0)
+            }));
             return cells;
         }
         cells.push(row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9)));

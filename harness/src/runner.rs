@@ -40,7 +40,10 @@ pub fn run_all(cases: &[Prepared], seed: u64, extent: Extent, store: &Store, pro
 }
 
 /// Every system's record of a case and, where asked for, the spans of its last iteration.
-pub type Ran = (Vec<RunRecord>, Vec<Vec<Span>>);
+pub type Ran = (Vec<RunRecord>, Vec<Shown>);
+
+/// The spans of one iteration, by each engine that ran it.
+pub type Shown = Vec<(Engine, Vec<Span>)>;
 
 /// Runs a case by `run` if the store does not hold it yet, and stores it.
 ///
@@ -76,9 +79,12 @@ pub fn case_id(prepared: &Prepared, seed: u64) -> String {
     format!("{}.seed{seed}", prepared.case.id())
 }
 
-fn write_timelines(id: &str, runs: &[RunRecord], last: &[Vec<Span>], store: &Store) -> Result<()> {
-    let reached = runs.iter().zip(last).filter(|(_, spans)| !spans.is_empty());
-    let timelines = reached.map(|(run, spans)| (run.key.system, Timeline { engine: run.key.engine.name(), spans }));
+fn write_timelines(id: &str, runs: &[RunRecord], last: &[Shown], store: &Store) -> Result<()> {
+    let reached = runs.iter().zip(last).filter(|(_, shown)| !shown.is_empty());
+    let timelines = reached.map(|(run, shown)| {
+        let timelines = shown.iter().map(|(engine, spans)| Timeline { engine: engine.name(), spans });
+        (run.key.system, timelines.collect())
+    });
     store.write_timelines(id, timelines)
 }
 
@@ -123,7 +129,7 @@ fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressB
         runs.push(chosen.as_ref().ok().and_then(|chosen| Running::new(prepared, system, chosen.plan, &costs)));
         records.push(record(prepared, system, chosen, seed, Engine::Simulate));
     }
-    let mut last = vec![Vec::new(); records.len()];
+    let mut last: Vec<Vec<Span>> = vec![Vec::new(); records.len()];
     for t in 0..extent.iterations {
         progress.inc(1);
         if runs.iter().all(Option::is_none) {
@@ -145,7 +151,8 @@ fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressB
             }
         }
     }
-    (records, last)
+    let shown = |spans: Vec<Span>| if spans.is_empty() { Vec::new() } else { vec![(Engine::Simulate, spans)] };
+    (records, last.into_iter().map(shown).collect())
 }
 
 /// The record of a run before its first iteration.

@@ -37,6 +37,8 @@ pub struct Iteration {
     pub failure: Option<String>,
     /// Mean cross-entropy of a token, where a model is really trained, nats.
     pub loss: Option<f64>,
+    /// What the simulator says of this very iteration, where it follows an emulated run.
+    pub predicted: Option<Seconds>,
 }
 
 impl<'a> Run<'a> {
@@ -83,6 +85,7 @@ impl<'a> Run<'a> {
             moved,
             failure: failure.map(|error| error.to_string()),
             loss: None,
+            predicted: None,
             timing,
         }
     }

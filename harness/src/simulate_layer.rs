@@ -57,7 +57,7 @@ impl<'a> LayerRun<'a> {
         ledger.add(Phase::Migration, migration);
         timing.step = decision + migration + time;
         timing.phases = vec![ledger];
-        Iteration { timing, decision, migration, moved, failure: None, loss: None }
+        Iteration { timing, decision, migration, moved, failure: None, loss: None, predicted: None }
     }
 
     /// Asks the policy; returns what deciding and moving take, and how many experts moved.

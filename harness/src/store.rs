@@ -97,21 +97,21 @@ impl Store {
         self.timelines_path(id).exists()
     }
 
-    /// Writes a case's timelines, one per system: `timelines/CASE/SYSTEM.json`.
+    /// Writes a case's timelines, a file per system, engines side by side: `timelines/CASE/SYSTEM.json`.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn write_timelines<'a>(
         &self,
         id: &str,
-        timelines: impl Iterator<Item = (&'a str, Timeline<'a>)>,
+        timelines: impl Iterator<Item = (&'a str, Vec<Timeline<'a>>)>,
     ) -> Result<()> {
         let folder = self.timelines_path(id);
         fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-        for (system, timeline) in timelines {
+        for (system, of_engines) in timelines {
             write_atomically(&folder.join(format!("{system}.json")), |file| {
                 let mut out = BufWriter::new(file);
-                timeline::write(&[timeline], &mut out)?;
+                timeline::write(&of_engines, &mut out)?;
                 Ok(out.flush()?)
             })?;
         }

@@ -53,6 +53,8 @@ pub struct Row {
     pub online_share: f64,
     /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
     pub loss: Option<f64>,
+    /// Median after warm-up of what the simulator says of the same iterations, s, where it followed an emulated run.
+    pub predicted: Option<f64>,
     /// Largest peak of any rank, B; nothing where memory was not followed.
     pub peak_bytes: Option<f64>,
     /// What was published for this system on this case.
@@ -222,6 +224,7 @@ impl Summary {
             "speedup_over" = |_row| self.baseline.as_str(),
             "online_share" = |row| row.step.map(|_| row.online_share),
             "final_loss" = |row| row.loss,
+            "predicted_step_s" = |row| row.predicted,
             "peak_bytes" = |row| row.peak_bytes.filter(|_| row.step.is_some()),
             "published_step_s" = |row| row.published.step,
             "published_sum_s" = |row| row.published.sum,
@@ -236,6 +239,7 @@ impl Summary {
 
 fn summarise(table: &Table, key: &(String, String), rows: &[usize], warmup: u32) -> Result<Row> {
     let first = rows[0];
+    let mut predicted = Vec::new();
     let (mut steps, mut losses, mut sum, mut online, mut peak) = (Vec::new(), Vec::new(), 0.0, 0.0, None);
     let mut ended = ("ok".to_owned(), String::new());
     for &row in rows {
@@ -249,6 +253,7 @@ fn summarise(table: &Table, key: &(String, String), rows: &[usize], warmup: u32)
         peak = table.number("peak_bytes", row)?.into_iter().chain(peak).reduce(f64::max);
         if table.number("iteration", row)?.unwrap_or(0.0) as u32 > warmup {
             steps.push(step);
+            predicted.extend(table.number("predicted_step_s", row)?);
         }
     }
     let ran = ended.0 == "ok";
@@ -272,6 +277,7 @@ fn summarise(table: &Table, key: &(String, String), rows: &[usize], warmup: u32)
         speedup_by_sums: None,
         online_share: if sum > 0.0 { online / sum } else { 0.0 },
         loss: final_loss(&losses),
+        predicted: statistics::median(&predicted).map(|median| median.value),
         peak_bytes: peak,
         published: PublishedRow::default(),
         model_error: None,
@@ -305,7 +311,7 @@ pub struct Table {
     texts: BTreeMap<&'static str, Vec<Option<String>>>,
 }
 
-const NUMBERS: [&str; 11] = [
+const NUMBERS: [&str; 12] = [
     "gpus",
     "capacity_factor",
     "layer",
@@ -313,6 +319,7 @@ const NUMBERS: [&str; 11] = [
     "iteration",
     "step_s",
     "loss",
+    "predicted_step_s",
     "decision_s",
     "migration_s",
     "moved_experts",

@@ -8,12 +8,16 @@ use indicatif::ProgressBar;
 use workloads::Suite;
 use workloads::suite::EngineKind;
 
-use crate::engine::Engine;
+use crate::engine::{Backend, Engine};
 use crate::prepare::Prepared;
 use crate::runner::{self, Extent};
 use crate::store::Store;
 #[cfg(feature = "train")]
-use crate::train::run::Options;
+use crate::train::{
+    launch::Launch,
+    processes::{Call, Processes},
+    run::Options,
+};
 
 /// How models are trained; for the training engine alone.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +49,24 @@ pub struct TrainingArgs {
     /// Seconds that a rank waits for another
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS", help_heading = "Training")]
     pub timeout: f64,
+    /// Ranks are threads, or processes that torchrun, srun or mpirun started [default: `threads`; under a launcher `nccl` on GPUs and `tcp` on CPUs]
+    #[arg(long, value_enum, help_heading = "Processes")]
+    pub backend: Option<Backend>,
+    /// This process among all; the launcher's variables otherwise
+    #[arg(long, value_name = "N", help_heading = "Processes")]
+    pub rank: Option<usize>,
+    /// Processes in all
+    #[arg(long, value_name = "N", help_heading = "Processes")]
+    pub world_size: Option<usize>,
+    /// This process among those of its machine
+    #[arg(long, value_name = "N", help_heading = "Processes")]
+    pub local_rank: Option<usize>,
+    /// Machine of rank 0
+    #[arg(long, value_name = "HOST", help_heading = "Processes")]
+    pub master_addr: Option<String>,
+    /// Port where rank 0 listens
+    #[arg(long, value_name = "PORT", help_heading = "Processes")]
+    pub master_port: Option<u16>,
 }
 
 /// Clocks of the training engine.
@@ -62,7 +84,17 @@ pub enum Runs {
     Simulated,
     /// The trainer.
     #[cfg(feature = "train")]
-    Trained(Box<Options>),
+    Trained(Box<Trained>),
+}
+
+/// What the trainer is to do, and with whom.
+#[cfg(feature = "train")]
+pub struct Trained {
+    options: Options,
+    /// Who this process is, where each process is a rank.
+    launch: Option<Launch>,
+    /// The others, once they have met.
+    processes: Option<Processes>,
 }
 
 impl Runs {
@@ -84,20 +116,26 @@ impl Runs {
     #[cfg(feature = "train")]
     fn trained(args: &TrainingArgs, suite: &Suite) -> Result<Self> {
         use crate::train::{data::TokenKind, run};
+        let launch = launch(args)?;
+        let backend = backend(args, launch.as_ref())?;
+        let device = run::device(&args.device, launch.as_ref())?;
         ensure!(args.timeout > 0.0, "--timeout {}: expected more than 0", args.timeout);
         ensure!(args.checkpoint_every > 0, "--checkpoint-every 0: expected at least 1");
         let kind = TokenKind::named(&args.data_type);
         let Some(kind) = kind else { anyhow::bail!("--data-type {}: expected `uint16` or `int32`", args.data_type) };
-        Ok(Self::Trained(Box::new(Options {
+        let options = Options {
             training: suite.training,
-            device: run::device(&args.device)?,
+            backend,
+            processes: launch.as_ref().map(|launch| launch.size),
+            device,
             virtual_clock: args.clock == Clock::Virtual,
             timeout: std::time::Duration::from_secs_f64(args.timeout),
             data: args.data.clone().map(|path| (path, kind)),
             replay: args.replay,
             record_trace: args.record_trace.clone(),
             checkpoint: args.checkpoint.clone().map(|path| (path, args.checkpoint_every)),
-        })))
+        };
+        Ok(Self::Trained(Box::new(Trained { options, launch, processes: None })))
     }
 
     #[cfg(not(feature = "train"))]
@@ -113,7 +151,7 @@ impl Runs {
         match self {
             Self::Simulated => Engine::Simulate,
             #[cfg(feature = "train")]
-            Self::Trained(options) => options.engine(),
+            Self::Trained(trained) => trained.options.engine(),
         }
     }
 
@@ -122,7 +160,7 @@ impl Runs {
         match self {
             Self::Simulated => Engine::Simulate.name().to_owned(),
             #[cfg(feature = "train")]
-            Self::Trained(options) => format!("{options:?}"),
+            Self::Trained(trained) => trained.options.describe(),
         }
     }
 
@@ -130,14 +168,64 @@ impl Runs {
     ///
     /// # Errors
     /// What is wrong with the first that cannot.
-    pub fn check(&self, cases: &[Prepared]) -> Result<()> {
+    pub fn check(&self, cases: &[Prepared], seed: u64, extent: Extent) -> Result<()> {
         match self {
             Self::Simulated => {
+                let _ = (seed, extent);
                 ensure!(!cases.is_empty(), "a run without cases");
                 Ok(())
             }
             #[cfg(feature = "train")]
-            Self::Trained(options) => crate::train::run::check(cases, options),
+            Self::Trained(trained) => crate::train::run::check(cases, seed, extent, &trained.options),
+        }
+    }
+
+    /// Meets the other processes, where each is a rank. `asked`: a hash of all that must be the same in every one.
+    ///
+    /// # Errors
+    /// Who did not come, is not reached, or was asked for another run.
+    pub fn meet(&mut self, asked: &str) -> Result<()> {
+        match self {
+            Self::Simulated => {
+                let _ = asked;
+            }
+            #[cfg(feature = "train")]
+            Self::Trained(trained) => {
+                if let Some(launch) = trained.launch.clone() {
+                    let Options { device, timeout, .. } = trained.options;
+                    trained.processes = Some(Processes::meet(launch, device, timeout, asked)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// In a process that is a rank other than 0: runs what rank 0 calls, to the end; returns the exit status.
+    ///
+    /// # Errors
+    /// That a process is gone, rank 0 for one.
+    pub fn follow(&self, prepared: &[(u64, Vec<Prepared>)], extent: Extent) -> Result<Option<u8>> {
+        match self {
+            Self::Simulated => {
+                let _ = (prepared, extent);
+                Ok(None)
+            }
+            #[cfg(feature = "train")]
+            Self::Trained(trained) => match &trained.processes {
+                Some(processes) if processes.rank() > 0 => trained.follow(processes, prepared, extent).map(Some),
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// Tells the other processes to exit with this status; once is enough.
+    pub fn dismiss(&self, status: u8) {
+        match self {
+            Self::Simulated => {
+                let _ = status;
+            }
+            #[cfg(feature = "train")]
+            Self::Trained(trained) => trained.processes.iter().for_each(|processes| processes.dismiss(status)),
         }
     }
 
@@ -156,8 +244,11 @@ impl Runs {
         match self {
             Self::Simulated => runner::run_all(cases, seed, extent, store, progress),
             #[cfg(feature = "train")]
-            Self::Trained(options) => cases.iter().try_for_each(|prepared| {
-                let run = || crate::train::run::run_case(prepared, seed, extent, options, progress);
+            Self::Trained(trained) => cases.iter().enumerate().try_for_each(|(index, prepared)| {
+                let run = || {
+                    trained.processes.iter().for_each(|processes| processes.call(seed, index));
+                    trained.run_case(prepared, seed, extent, progress)
+                };
                 runner::run_one(prepared, seed, extent, store, progress, run)
             }),
         }
@@ -171,8 +262,8 @@ impl Runs {
                 None
             }
             #[cfg(feature = "train")]
-            Self::Trained(options) => {
-                let entropy = crate::train::run::entropy(prepared, seed, options).ok().flatten()?;
+            Self::Trained(trained) => {
+                let entropy = crate::train::run::entropy(prepared, seed, &trained.options).ok().flatten()?;
                 Some([entropy.floor, entropy.unigram])
             }
         }
@@ -186,4 +277,71 @@ impl Runs {
             Self::Trained(_) => cases.iter().map(|case| case.systems.len() * iterations).sum(),
         }
     }
+}
+
+#[cfg(feature = "train")]
+impl Trained {
+    fn run_case(&self, prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressBar) -> Result<runner::Ran> {
+        crate::train::run::run_case(prepared, seed, extent, &self.options, self.processes.as_ref(), progress)
+    }
+
+    fn follow(&self, processes: &Processes, prepared: &[(u64, Vec<Prepared>)], extent: Extent) -> Result<u8> {
+        let mut last = None;
+        loop {
+            let (seed, index) = match processes.next() {
+                Ok(Call::Case { seed, index }) => (seed, index),
+                Ok(Call::End(status)) => return Ok(status),
+                // What this rank was doing when a process went says more than that it is gone.
+                Err(error) => anyhow::bail!(last.unwrap_or_else(|| error.to_string())),
+            };
+            let cases = prepared.iter().find(|(of, _)| *of == seed).map(|(_, cases)| cases);
+            let Some(case) = cases.and_then(|cases| cases.get(index)) else {
+                anyhow::bail!("rank 0 calls case {index} of seed {seed}, which this process was not asked for");
+            };
+            let (records, _) = self.run_case(case, seed, extent, &ProgressBar::hidden())?;
+            let failed = records.into_iter().find_map(|record| record.failure);
+            last = failed.map(|(status, reason)| format!("{}: {reason}", status.name()));
+        }
+    }
+}
+
+/// Who this process is, by flags and environment.
+#[cfg(feature = "train")]
+fn launch(args: &TrainingArgs) -> Result<Option<Launch>> {
+    let flags = crate::train::launch::Flags {
+        rank: args.rank,
+        world_size: args.world_size,
+        local_rank: args.local_rank,
+        master_address: args.master_addr.clone(),
+        master_port: args.master_port,
+    };
+    // Who asks for threads runs alone, whatever a launcher further out has left in the environment.
+    if args.backend == Some(Backend::Threads) {
+        let none = crate::train::launch::Flags::default();
+        ensure!(flags == none, "--backend threads: ranks are threads of this process: expected no --rank or the like");
+        return Ok(None);
+    }
+    Ok(Launch::from(&flags, &|variable| std::env::var(variable).ok())?)
+}
+
+/// How ranks reach each other.
+#[cfg(feature = "train")]
+fn backend(args: &TrainingArgs, launch: Option<&Launch>) -> Result<Backend> {
+    let (name, backend, device) = match (args.backend, launch) {
+        (Some(Backend::Threads), _) | (None, None) => return Ok(Backend::Threads),
+        (Some(Backend::Nccl), _) => ("nccl", Backend::Nccl, "cuda"),
+        (Some(Backend::Tcp), _) => ("tcp", Backend::Tcp, "cpu"),
+        (None, Some(_)) if args.device == "cuda" => ("nccl", Backend::Nccl, "cuda"),
+        (None, Some(_)) => ("tcp", Backend::Tcp, "cpu"),
+    };
+    ensure!(
+        launch.is_some(),
+        "--backend {name}: a process per rank: start them with torchrun, srun or mpirun, or set RANK and WORLD_SIZE"
+    );
+    ensure!(args.device == device, "--backend {name}: expected --device {device}, found {}", args.device);
+    ensure!(
+        args.clock == Clock::Wall,
+        "--clock virtual: ranks take turns on one device as threads of one process: expected --backend threads, found {name}"
+    );
+    Ok(backend)
 }

@@ -88,12 +88,20 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, roo
         dry_run(&prepared);
         return Ok(());
     }
-    let runs = Runs::new(args.engine, &args.training, &suite).or_input()?;
-    prepared.iter().try_for_each(|(_, cases)| runs.check(cases)).or_input()?;
+    let mut runs = Runs::new(args.engine, &args.training, &suite).or_input()?;
+    let extent = Extent { iterations: suite.iterations, timelines: args.timeline };
+    prepared.iter().try_for_each(|(seed, cases)| runs.check(cases, *seed, extent)).or_input()?;
     let inputs = inputs(&suite, trace, &prepared, &runs);
+    runs.meet(&provenance::sha256(format!("{inputs:?} {}", args.timeline).as_bytes())).or_run()?;
+    if let Some(status) = runs.follow(&prepared, extent).or_run()? {
+        return if status == 0 { Ok(()) } else { Err(Failure::Told(status)) };
+    }
     let provenance = Provenance::new(runs.engine().name(), inputs);
-    let store = Store::open(root, &provenance, args.overwrite).or_input()?;
-    execute(args, &suite, &prepared, &provenance, &store, &runs).or_run()
+    let ended = Store::open(root, &provenance, args.overwrite)
+        .or_input()
+        .and_then(|store| execute(args, &suite, &prepared, &provenance, &store, &runs).or_run());
+    runs.dismiss(ended.as_ref().map_or_else(Failure::status, |()| 0));
+    ended
 }
 
 /// The suite with the command line's changes.

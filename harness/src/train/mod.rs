@@ -13,12 +13,14 @@
 //! | time, measured or virtual | [`timer`] |
 //! | what the gate chose, as a trace; the simulator beside a run | [`record`], [`replay`] |
 //! | compute segments to calibrate with | [`measure`] |
+//! | a run that goes on where it was cut off | [`checkpoint`] |
 //! | messages between ranks | [`comm`] |
-//! | all ranks of this process; a case under all its systems | [`world`], [`run`], [`record`] |
+//! | all ranks of this process, or this process among all; a case under all its systems | [`world`], [`processes`], [`run`], [`record`] |
 //!
 //! libtorch's calls panic when they fail. Everything a user can get wrong is refused before the first one; what is left
 //! (memory that runs out) ends the rank's thread, and [`world`] tells the panic's message.
 
+pub mod checkpoint;
 pub mod comm;
 pub mod cuda;
 pub mod data;
@@ -33,6 +35,7 @@ pub mod migrate;
 pub mod moe;
 pub mod optimizer;
 pub mod parameters;
+pub mod processes;
 pub mod rank;
 pub mod record;
 pub mod relay;
@@ -51,9 +54,21 @@ pub enum TrainError {
     /// Another rank is gone, or an exchange failed.
     #[error(transparent)]
     Comm(#[from] comm::CommError),
+    /// Processes did not meet.
+    #[error(transparent)]
+    Meeting(#[from] comm::RendezvousError),
+    /// They meet, and do not reach each other.
+    #[error(transparent)]
+    Check(#[from] comm::CheckError),
+    /// A GPU cannot be used.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
     /// A system's layer program cannot be executed.
     #[error("the layer program has {0}")]
     Program(String),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
     /// A rank's thread ended, for a reason that libtorch gave or that is a defect.
     #[error("rank {rank} panicked: {message}")]
     Panic {

@@ -161,8 +161,14 @@ impl Part {
 /// What a stage keeps of a micro-batch between its passes.
 struct Kept {
     embedding: Option<Tape>,
-    blocks: Vec<(AttentionKept, FeedKept)>,
+    blocks: Vec<BlockKept>,
     head: Option<HeadKept>,
+}
+
+enum BlockKept {
+    Whole(AttentionKept, FeedKept),
+    /// The input alone: the forward pass is run again before the backward pass.
+    Input(Tensor),
 }
 
 enum FeedKept {
@@ -315,25 +321,13 @@ impl<'a> Rank<'a> {
         };
         let mut blocks = Vec::with_capacity(self.model.blocks.len());
         let mut happened = Vec::new();
+        let recomputes = self.policy.recomputes();
         for block in &self.model.blocks {
             self.timer.at(work, Some(block.number));
-            let tensors = self.tensors();
-            let dense = &self.model.dense;
-            let ([residual, normed], attention) = block.attention.forward(dense, &tensors, &self.timer, &stream)?;
-            let (output, feed) = match &block.feed {
-                Feed::Dense(network) => {
-                    let (output, tape) = network.forward(dense, &tensors, &self.timer, &normed)?;
-                    (output, FeedKept::Dense(tape))
-                }
-                Feed::Moe(layer) => {
-                    let site = self.site(layer, m);
-                    let (part, kept, done) = layer.forward(&site, &self.timer, &tensors.part(&normed))?;
-                    happened.push(done);
-                    (tensors.whole(&self.timer, part)?, FeedKept::Moe(Box::new(kept)))
-                }
-            };
-            stream = self.timer.compute(Activity::Block, || residual + output);
-            blocks.push((attention, feed));
+            let (output, kept, done) = self.block(block, m, &stream)?;
+            happened.extend(done);
+            blocks.push(if recomputes { BlockKept::Input(stream) } else { kept });
+            stream = output;
         }
         self.timer.at(work, None);
         let head = match (&self.model.head, &self.model.words, &data) {
@@ -365,8 +359,13 @@ impl<'a> Rank<'a> {
             }
             _ => self.receive(self.stage + 1, &*self.groups.backward)?,
         };
-        for (block, (attention, feed)) in self.model.blocks.iter().zip(kept.blocks).rev() {
+        for (block, kept) in self.model.blocks.iter().zip(kept.blocks).rev() {
             self.timer.at(work, Some(block.number));
+            let kept = match kept {
+                BlockKept::Input(input) => self.block(block, m, &input)?.1,
+                kept => kept,
+            };
+            let BlockKept::Whole(attention, feed) = kept else { continue };
             let tensors = self.tensors();
             let dense = &self.model.dense;
             let of_normed = match (&block.feed, feed) {
@@ -391,6 +390,30 @@ impl<'a> Rank<'a> {
             _ => self.send(&gradient, self.stage - 1, false, sends)?,
         }
         Ok(())
+    }
+
+    /// A block's forward pass: the residual stream after it, what its backward pass needs, and what its MoE layer did.
+    fn block(
+        &self,
+        block: &Block,
+        m: usize,
+        input: &Tensor,
+    ) -> Result<(Tensor, BlockKept, Option<Happened>), TrainError> {
+        let (tensors, dense) = (self.tensors(), &self.model.dense);
+        let ([residual, normed], attention) = block.attention.forward(dense, &tensors, &self.timer, input)?;
+        let (output, feed, happened) = match &block.feed {
+            Feed::Dense(network) => {
+                let (output, tape) = network.forward(dense, &tensors, &self.timer, &normed)?;
+                (output, FeedKept::Dense(tape), None)
+            }
+            Feed::Moe(layer) => {
+                let site = self.site(layer, m);
+                let (part, kept, done) = layer.forward(&site, &self.timer, &tensors.part(&normed))?;
+                (tensors.whole(&self.timer, part)?, FeedKept::Moe(Box::new(kept)), Some(done))
+            }
+        };
+        let output = self.timer.compute(Activity::Block, || residual + output);
+        Ok((output, BlockKept::Whole(attention, feed), happened))
     }
 
     fn tensors(&self) -> Tensors<'_> {

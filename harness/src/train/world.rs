@@ -1,4 +1,5 @@
-//! Ranks as threads of this process: starts them, trains, hands on what they report, and says why they stopped.
+//! Ranks as threads of this process, or this process as one of them: starts them, trains, hands on what they report, and
+//! says why they stopped.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,8 +9,10 @@ use tch::{Device, Kind, Tensor};
 use workloads::{Bytes, Seconds};
 
 use super::TrainError;
+use super::checkpoint::{self, CheckpointError, Checkpoints};
 use super::comm::threads::{self, Failure};
 use super::comm::{CommError, CommFailure, Communicator};
+use super::processes::Processes;
 use super::rank::{Rank, Report};
 use super::setup::Setup;
 use super::timer::Timer;
@@ -52,19 +55,41 @@ pub fn run<T: Send>(
         let timer = Timer::new(member.rank(), turns.clone()).on(threads.device);
         train(setup, world, threads.device, timer, &sink, &last)
     });
-    let mut secondary = None;
-    let mut results = Vec::with_capacity(size);
+    let (mut results, mut failures) = (Vec::with_capacity(size), Vec::new());
     for (rank, end) in ends.into_iter().enumerate() {
         match end {
             Ok(result) => results.push(result),
-            Err(Failure::Panic(message)) => return Err(TrainError::Panic { rank, message }),
-            Err(Failure::Error(error)) if error.is_secondary() => secondary = Some(error),
-            Err(Failure::Error(error)) => return Err(error),
+            Err(failure) => failures.push((rank, error_of(rank, failure))),
         }
     }
-    match secondary {
-        Some(error) => Err(error),
-        None => Ok(results),
+    cause(failures).map_or(Ok(results), Err)
+}
+
+/// Trains with this process as one rank; the sink is fed at rank 0. Returns what `last` says of the rank at the end.
+///
+/// # Errors
+/// Why this rank stopped.
+pub fn run_process<T>(
+    setup: &Setup,
+    processes: &Processes,
+    sink: &mut Sink,
+    last: impl Fn(&Rank) -> T,
+) -> Result<T, TrainError> {
+    tch::set_num_threads(1);
+    let world = processes.world()?;
+    let (device, everyone) = (processes.device(), vec![(0..world.size()).collect()]);
+    let sink = Mutex::new(sink);
+    let ended = threads::guarded(&*world, |member| {
+        let world = member.split("world", &everyone)?;
+        train(setup, world, device, Timer::new(processes.rank(), None), &sink, &last)
+    });
+    ended.map_err(|failure| error_of(processes.rank(), failure))
+}
+
+fn error_of(rank: usize, failure: Failure<TrainError>) -> TrainError {
+    match failure {
+        Failure::Error(error) => error,
+        Failure::Panic(message) => TrainError::Panic { rank, message },
     }
 }
 
@@ -85,6 +110,23 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
+/// Why a run ended, from what each rank that failed says of it. The death of a rank is told as another one noticed it,
+/// which also names the collective; of ranks that waited in vain, the one that waited for the rank that held up all.
+fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
+    let late: Vec<usize> =
+        failures.iter().filter(|(_, error)| !error.late().is_empty()).map(|(rank, _)| *rank).collect();
+    let holds_up = |error: &TrainError| error.late().iter().any(|rank| !late.contains(rank));
+    let is_own = |(_, error): &(usize, TrainError)| !error.is_secondary();
+    let first = failures.iter().position(|failure| is_own(failure) && holds_up(&failure.1));
+    let first = first.or_else(|| failures.iter().position(is_own)).unwrap_or(0);
+    let told = failures.get(first).and_then(|(rank, error)| match error {
+        TrainError::Comm(_) => None,
+        _ => failures.iter().position(|(_, other)| other.death() == Some(*rank)),
+    });
+    let chosen = told.unwrap_or(first);
+    (chosen < failures.len()).then(|| failures.swap_remove(chosen).1)
+}
+
 /// One rank from its start to its end. Rank 0 feeds the sink.
 fn train<T>(
     setup: &Setup,
@@ -96,15 +138,47 @@ fn train<T>(
 ) -> Result<T, TrainError> {
     let _guard = tch::no_grad_guard();
     let mut rank = Rank::new(setup, world, device, timer)?;
+    let first = rank.groups.world.rank() == 0;
+    let tell = |iteration: usize, reports: Vec<Report>| {
+        let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sink(iteration, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))
+    };
+    let mut checkpoints = Checkpoints::of(setup);
+    if let Some(checkpoints) = &checkpoints {
+        let iteration = resume(&mut rank, checkpoints, device)?;
+        if first {
+            let reports = checkpoints.reports(iteration)?;
+            reports.into_iter().enumerate().try_for_each(|(iteration, reports)| tell(iteration, reports))?;
+        }
+    }
     while rank.iteration < setup.iterations {
         let report = rank.step()?;
         let reports = gather(&*rank.groups.world, &report, device)?;
-        if rank.groups.world.rank() == 0 {
-            let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            sink(rank.iteration - 1, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))?;
+        if let Some(checkpoints) = &mut checkpoints {
+            checkpoints.after(&rank, &reports)?;
+        }
+        if first {
+            tell(rank.iteration - 1, reports)?;
         }
     }
     Ok(last(&rank))
+}
+
+/// Goes on from the last checkpoint, of which all ranks must find the same one; returns its iterations, 0 without one.
+fn resume(rank: &mut Rank, checkpoints: &Checkpoints, device: Device) -> Result<usize, TrainError> {
+    let own = checkpoint::found(rank.setup)?;
+    let world = &*rank.groups.world;
+    let found = world.all_gather(&Tensor::from_slice(&[own as i64]).to_device(device))?.wait()?;
+    let found: Vec<i64> = Vec::try_from(found.reshape([-1]).to_device(Device::Cpu)).unwrap_or_default();
+    if let Some(other) = found.iter().position(|&other| other != own as i64) {
+        let rank = world.rank();
+        let found = found[other] as usize;
+        return Err(CheckpointError::Disagreement { rank, own, other, found }.into());
+    }
+    if own > 0 {
+        checkpoints.resume(rank, own)?;
+    }
+    Ok(own)
 }
 
 /// Every rank's report.
@@ -153,12 +227,59 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
         moved: sum(|report| report.moved) as usize,
         failure: None,
         loss: Some(reports.iter().map(|report| report.loss).sum::<f64>() / tokens),
+        predicted: None,
     }
 }
 
 impl TrainError {
     /// Whether another rank's death is the cause, so that this error only repeats it.
     pub fn is_secondary(&self) -> bool {
-        matches!(self, Self::Comm(CommError { reason: CommFailure::Died { .. }, .. }))
+        self.death().is_some()
+    }
+
+    /// The rank whose death this error tells of.
+    fn death(&self) -> Option<usize> {
+        match self {
+            Self::Comm(CommError { reason: CommFailure::Died { rank, .. }, .. }) => Some(*rank),
+            _ => None,
+        }
+    }
+
+    /// The ranks that were waited for in vain.
+    fn late(&self) -> &[usize] {
+        match self {
+            Self::Comm(CommError { reason: CommFailure::Late { ranks, .. }, .. }) => ranks,
+            _ => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn comm(rank: usize, reason: CommFailure) -> (usize, TrainError) {
+        (rank, CommError { rank, collective: "all-reduce", group: "the world".to_owned(), reason }.into())
+    }
+
+    fn check(failures: Vec<(usize, TrainError)>, expected: &str) {
+        assert_eq!(cause(failures).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn the_cause_is_told_with_rank_and_collective() {
+        let died = |rank, of| comm(rank, CommFailure::Died { rank: of, how: "panicked: x".to_owned() });
+        let late =
+            |rank, of: &[usize]| comm(rank, CommFailure::Late { ranks: of.to_vec(), waited: Duration::from_secs(1) });
+        let panic = |rank| (rank, TrainError::Panic { rank, message: "x".to_owned() });
+        assert!(cause(Vec::new()).is_none());
+        check(vec![panic(1)], "rank 1 panicked: x");
+        check(vec![died(0, 1), panic(1)], "rank 0: all-reduce of the world: rank 1 died: panicked: x");
+        check(vec![died(2, 1)], "rank 2: all-reduce of the world: rank 1 died: panicked: x");
+        // Rank 0 waits for 2, and 2 for 3, which never comes.
+        check(
+            vec![late(0, &[2]), died(1, 0), late(2, &[3]), died(3, 0)],
+            "rank 2: all-reduce of the world: rank 3 did not arrive within 1s",
+        );
     }
 }

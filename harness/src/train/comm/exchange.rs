@@ -62,6 +62,15 @@ impl Exchange {
         Self::over(Group { transport, timeout, id: 0, name, members: (0..size).collect(), rank })
     }
 
+    /// The same group, whose members are waited for this long from now on.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        // No operation is under way: it would hold the group, too.
+        if let Some(group) = Arc::get_mut(&mut self.group) {
+            group.timeout = timeout;
+        }
+        self
+    }
+
     /// Tells the first rank that died, counted over the world, and how; for backends that use this one for control. It may be
     /// asked by any thread, and keeps nobody waiting.
     pub fn watch(&self) -> Box<dyn Fn() -> Option<(usize, String)> + Send> {

@@ -4,9 +4,11 @@
 //! before what another enqueues afterwards.
 
 use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ pub fn run<T: Send, E: Display + Send>(
 ) -> Vec<Result<T, Failure<E>>> {
     thread::scope(|scope| {
         let rank = &rank;
-        let spawn = |member: Exchange| scope.spawn(move || run_one(&member, rank));
+        let spawn = |member: Exchange| scope.spawn(move || guarded(&member, rank));
         let threads: Vec<_> = world(size, timeout).into_iter().map(spawn).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| Err(Failure::Panic(message(&*panic))))
@@ -41,9 +43,20 @@ pub fn run<T: Send, E: Display + Send>(
     })
 }
 
-fn run_one<T, E: Display>(member: &Exchange, rank: impl Fn(&Exchange) -> Result<T, E>) -> Result<T, Failure<E>> {
+/// Runs one rank and, if it fails or panics, tells the others why. Its panic is told by the result alone: nothing is printed.
+///
+/// # Errors
+/// That it failed or panicked.
+pub fn guarded<C: Communicator + ?Sized, T, E: Display>(
+    member: &C,
+    rank: impl FnOnce(&C) -> Result<T, E>,
+) -> Result<T, Failure<E>> {
+    hush_guarded_panics();
+    let before = GUARDED.replace(true);
     // The member outlives the panic, so that its last words tell what happened.
-    match catch_unwind(AssertUnwindSafe(|| rank(member))) {
+    let ended = catch_unwind(AssertUnwindSafe(|| rank(member)));
+    GUARDED.set(before);
+    match ended {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => {
             member.fail(&error.to_string());
@@ -55,6 +68,29 @@ fn run_one<T, E: Display>(member: &Exchange, rank: impl Fn(&Exchange) -> Result<
             Err(Failure::Panic(message))
         }
     }
+}
+
+thread_local! {
+    /// Whether a panic of this thread is caught, and told, by [`guarded`].
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+    /// Where the last such panic began.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Lets the hook that prints panics pass over those that [`guarded`] catches.
+fn hush_guarded_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                return others(info);
+            }
+            // In a library of others, the place tells nothing.
+            let place = info.location().filter(|place| Path::new(place.file()).is_relative());
+            PLACE.set(place.map(ToString::to_string));
+        }));
+    });
 }
 
 /// The members of a world of `size` threads; each waits at most `timeout` for another. A member whose last part is dropped
@@ -100,7 +136,14 @@ impl Drop for Thread {
     }
 }
 
+/// What a panic says, in a line. libtorch adds where in its own code it was raised: that is left out.
 fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = text.unwrap_or("no message");
+    let text = text.split("\\nException raised from").next().unwrap_or(text).replace("\\n", "\n");
+    let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    match PLACE.take() {
+        Some(place) => format!("{line} ({place})"),
+        None => line,
+    }
 }

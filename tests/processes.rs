@@ -1,0 +1,143 @@
+//! One process per rank: the same losses as with threads, and what happens when one is killed or was started wrongly.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Folder, Ran};
+
+const MODEL: &str = "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 1 --warmup 1 --timeline";
+
+/// A port that nobody listens at, most likely also in a moment.
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Starts a rank of two.
+fn start(folder: &Folder, rank: usize, port: u16, arguments: &str) -> Child {
+    let mut command = folder.command(arguments);
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1");
+    command.env("MASTER_PORT", port.to_string());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn start_both(folder: &Folder, arguments: &str) -> [Child; 2] {
+    let port = free_port();
+    [0, 1].map(|rank| start(folder, rank, port, arguments))
+}
+
+fn end(child: Child) -> Ran {
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn losses(folder: &Folder, out: &str) -> Vec<f64> {
+    let frame = folder.frame(&format!("{out}/iterations.parquet"));
+    frame.column("loss").unwrap().f64().unwrap().iter().flatten().collect()
+}
+
+fn errors(ran: &Ran) -> Vec<&str> {
+    ran.stderr.lines().filter(|line| line.starts_with("error:")).collect()
+}
+
+#[test]
+fn processes_train_the_same_as_threads() {
+    let folder = Folder::new();
+    for plan in ["--pipeline-model-parallel-size 2", "--system smartmoe --placement-every 2"] {
+        let arguments = format!("{MODEL} {plan} --iterations 6 --overwrite");
+        folder.succeed(&format!("{arguments} --out threads"));
+        let [first, second] = start_both(&folder, &format!("{arguments} --out processes")).map(end);
+        assert_eq!((first.status, second.status), (Some(0), Some(0)), "{}\n{}", first.stderr, second.stderr);
+        assert_eq!((second.stdout.as_str(), second.stderr.as_str()), ("", ""), "rank 0 alone prints");
+        let (found, expected) = (losses(&folder, "processes"), losses(&folder, "threads"));
+        assert_eq!(expected.len(), 6);
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn a_suite_is_run_in_the_order_that_rank_0_calls() {
+    let folder = Folder::new();
+    let case = "[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\nglobal_batch = 4\nmicro_batch = 1\n";
+    let head = "name = \"test\"\ndescription = \"for tests\"\nengine = \"train\"\nbaseline = \"expert-only\"\n\
+                systems = [\"expert-only\", \"fastermoe\"]\niterations = 3\nwarmup = 1\nseeds = [1, 2]\n";
+    folder.write("suite.toml", &format!("{head}{case}gate = \"no-drop\"\n{case}gate = \"capacity 1.2\"\n"));
+    let [first, second] = start_both(&folder, "run ./suite.toml --out out").map(end);
+    assert_eq!((first.status, second.status), (Some(0), Some(0)), "{}\n{}", first.stderr, second.stderr);
+    assert_eq!(losses(&folder, "out").len(), 2 * 2 * 2 * 3);
+    // Everything is there: nothing is called.
+    let again = start_both(&folder, "run ./suite.toml --out out").map(end);
+    assert!(again.iter().all(|ran| ran.status == Some(0)), "{}\n{}", again[0].stderr, again[1].stderr);
+}
+
+#[test]
+fn a_killed_process_ends_the_others_and_a_checkpoint_goes_on() {
+    let folder = Folder::new();
+    let arguments = format!("{MODEL} --expert-model-parallel-size 2 --checkpoint kept --checkpoint-every 5");
+    let [first, mut second] = start_both(&folder, &format!("{arguments} --iterations 100000 --out out"));
+    let started = Instant::now();
+    while reached(&folder.join("kept")).is_none_or(|iteration| iteration < 10) {
+        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    second.kill().unwrap();
+    let killed = Instant::now();
+    let ran = end(first);
+    second.wait().unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(10));
+    assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+    let errors = errors(&ran);
+    assert_eq!(errors.len(), 1, "{}", ran.stderr);
+    for fragment in ["crash: rank 0: ", " of ", "rank 1 died", "killed"] {
+        assert!(errors[0].contains(fragment), "{}", errors[0]);
+    }
+    let frame = folder.frame("out/iterations.parquet");
+    let status = frame.column("status").unwrap().str().unwrap().clone();
+    let before = losses(&folder, "out");
+    assert_eq!((frame.height(), status.last()), (before.len() + 1, Some("crash")));
+
+    // Without the processes, too: ranks are threads this time.
+    let iterations = reached(&folder.join("kept")).unwrap() + 2;
+    folder.succeed(&format!("{arguments} --iterations {iterations} --out resumed"));
+    let resumed = losses(&folder, "resumed");
+    assert_eq!(resumed.len(), iterations);
+    let common = resumed.len().min(before.len());
+    assert_eq!(resumed[..common], before[..common]);
+    folder.refuse(
+        &format!("{arguments} --iterations {iterations} --learning-rate 0.5 --out other"),
+        &["checkpoint.json", "training.learning_rate = 0.001, and this run has training.learning_rate = 0.5"],
+    );
+}
+
+/// Iterations of the last whole checkpoint of the one run in a folder.
+fn reached(folder: &Path) -> Option<usize> {
+    let run = std::fs::read_dir(folder).ok()?.next()?.ok()?.path();
+    let all = std::fs::read_dir(run).ok()?.flatten().map(|entry| entry.path());
+    let whole = all.filter(|path| path.join("checkpoint.json").exists());
+    whole.filter_map(|path| path.file_name()?.to_str()?.strip_prefix("iteration-")?.parse().ok()).max()
+}
+
+#[test]
+fn processes_that_do_not_fit_are_refused_before_any_work() {
+    let folder = Folder::new();
+    let alone = |arguments: &str| end(start(&folder, 0, free_port(), arguments));
+    let ran = alone("train --model gpt-micro --gpus 4 --global-batch-size 4 --out out");
+    assert_eq!(ran.status, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("4 ranks, and 2 processes (WORLD_SIZE)"), "{}", ran.stderr);
+    let ran = alone(&format!("{MODEL} --out out --clock virtual"));
+    assert_eq!(ran.status, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("--clock virtual: "), "{}", ran.stderr);
+    let ran = alone(&format!("{MODEL} --out out --timeout 0.5"));
+    assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("of 2 ranks, 1 did not come"), "{}", ran.stderr);
+    folder.refuse(&format!("{MODEL} --backend tcp"), &["--backend tcp", "RANK and WORLD_SIZE"]);
+    let port = free_port();
+    let seeds = [1, 2].map(|seed| start(&folder, seed - 1, port, &format!("{MODEL} --out out --seed {seed}")));
+    for ran in seeds.map(end) {
+        assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+        assert!(ran.stderr.contains("was asked for another run"), "{}", ran.stderr);
+    }
+    assert_eq!(folder.files(), [""; 0], "nothing is written");
+}
