@@ -10,7 +10,7 @@
 //! | one rank's iteration | [`rank`], [`groups`], [`optimizer`], [`migrate`] |
 //! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`rows`], [`schedule`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
-//! | time, measured or virtual | [`timer`] |
+//! | time, measured or virtual | [`timer`], [`marks`] |
 //! | a run that goes on where it was cut off | [`checkpoint`] |
 //! | messages between ranks | [`comm`] |
 //! | all ranks of this process, or this process among all; a case under all its systems | [`world`], [`processes`], [`run`], [`record`] |
@@ -27,6 +27,7 @@ pub mod experts;
 pub mod gate;
 pub mod groups;
 pub mod launch;
+pub mod marks;
 pub mod migrate;
 pub mod moe;
 pub mod optimizer;

@@ -534,7 +534,7 @@ fn empty_gradient(moe: &Moe, like: &Tensor) -> Tensor {
     Tensor::zeros([moe.expert_parameters() as i64], (like.kind(), like.device()))
 }
 
-fn synchronise(device: Device) {
+pub(super) fn synchronise(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }

@@ -3,8 +3,8 @@
 //! *Wall clock*: work and waiting are timed as they happen: on the CPU by the system's monotonic clock, on a GPU by events
 //! on the stream of products. Communication counts for the part that sticks out, the time for which the rank waits for it.
 //!
-//! *Virtual clock*: ranks share one device. Each compute segment runs alone on it and is timed (CPU time of the thread,
-//! or events); data moves between ranks, but takes what the cost model of a described cluster says. Collectives start at the
+//! *Virtual clock*: ranks share one device. Each compute segment runs alone on it and is timed (CPU time of the thread; on
+//! a GPU, the time from idle to idle); data moves between ranks, but takes what the cost model of a described cluster says. Collectives start at the
 //! clock of the last participant.
 
 use std::cell::{Cell, RefCell};
@@ -15,24 +15,32 @@ use rustix::time::{ClockId, clock_gettime};
 use systems::evaluate::{Ledger, Phase};
 use systems::program::Op;
 use systems::schedule::Work;
-use systems::timeline::{Activity, Span};
-use tch::{Kind, Tensor};
+use systems::timeline::{Activity, Gradients, Span};
+use tch::{Device, Kind, Tensor};
 use workloads::Seconds;
 
 use super::comm::{CommError, Communicator};
+use super::marks::Marks;
+use super::moe::synchronise;
+
+/// Part of an iteration: a pass of a micro-batch, a block.
+type Part = (Option<Work>, Option<usize>);
 
 /// The clock of one rank.
 pub struct Timer {
     rank: usize,
     /// The device that ranks take turns on, under a virtual clock.
     turns: Option<Arc<Mutex<()>>>,
+    device: Device,
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     /// Which part of the iteration this is.
-    at: Cell<(Option<Work>, Option<usize>)>,
+    at: Cell<Part>,
     spans: RefCell<Vec<Span>>,
-    /// When the rank waited for another stage.
-    bubbles: RefCell<Vec<(Seconds, Seconds)>>,
+    /// On a GPU, under a wall clock: activities (none: a wait for another stage) and the parts that they belong to.
+    marks: Option<Marks<(Option<Activity>, Part)>>,
+    /// What time counts as: spans, and waits for another stage, in the order of the program.
+    parts: RefCell<Vec<(Phase, Seconds, Seconds)>>,
 }
 
 impl Timer {
@@ -41,12 +49,24 @@ impl Timer {
         Self {
             rank,
             turns,
+            device: Device::Cpu,
+            marks: None,
             origin: Cell::new(Instant::now()),
             now: Cell::default(),
             at: Cell::default(),
             spans: RefCell::default(),
-            bubbles: RefCell::default(),
+            parts: RefCell::default(),
         }
+    }
+
+    /// The same, for work on `device`.
+    pub fn on(self, device: Device) -> Self {
+        let marks = match device {
+            // Without events, the host's times are what there is.
+            Device::Cuda(ordinal) if !self.is_virtual() => Marks::on(ordinal).ok(),
+            _ => None,
+        };
+        Self { device, marks, ..self }
     }
 
     /// Whether time is virtual.
@@ -59,7 +79,8 @@ impl Timer {
         self.origin.set(Instant::now());
         self.now.set(Seconds::ZERO);
         self.spans.borrow_mut().clear();
-        self.bubbles.borrow_mut().clear();
+        self.parts.borrow_mut().clear();
+        self.marks.iter().for_each(Marks::start);
         self.at(None, None);
     }
 
@@ -87,6 +108,14 @@ impl Timer {
         };
         // A turn that ended in a panic leaves nothing behind that the next one could trip over.
         let _turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.device.is_cuda() {
+            // Alone on an idle device, and over when the device is idle again.
+            synchronise(self.device);
+            let before = Instant::now();
+            let result = segment();
+            synchronise(self.device);
+            return (result, Seconds(before.elapsed().as_secs_f64()));
+        }
         let before = cpu_time();
         let result = segment();
         (result, cpu_time() - before)
@@ -97,6 +126,9 @@ impl Timer {
         if self.is_virtual() {
             return waiting();
         }
+        if self.marks.is_some() {
+            return self.mark(Some(activity), waiting);
+        }
         let start = self.now();
         let result = waiting();
         self.push(activity, start, self.now());
@@ -105,13 +137,31 @@ impl Timer {
 
     /// Waits for another stage: for what `waiting` brings and, under a virtual clock, until the time that came with it.
     pub fn bubble<T>(&self, waiting: impl FnOnce() -> T, ready: impl FnOnce(&T) -> Seconds) -> T {
+        if self.marks.is_some() {
+            return self.mark(None, waiting);
+        }
         let start = self.now();
         let result = waiting();
         if self.is_virtual() {
             self.now.set(self.now().max(ready(&result)));
         }
-        self.bubbles.borrow_mut().push((start, self.now()));
+        self.parts.borrow_mut().push((Phase::Bubble, start, self.now()));
         result
+    }
+
+    /// Runs something between two events on the GPU.
+    fn mark<T>(&self, activity: Option<Activity>, segment: impl FnOnce() -> T) -> T {
+        let start = self.marks.as_ref().and_then(Marks::here);
+        let result = segment();
+        if let Some(marks) = &self.marks {
+            marks.note((activity, self.at.get()), start);
+        }
+        result
+    }
+
+    /// Under a wall clock, waits until the GPU has done what it was given, so that the time now is that of its end.
+    pub fn settle(&self) {
+        self.marks.iter().for_each(Marks::settle);
     }
 
     /// Moves a virtual clock on.
@@ -129,8 +179,11 @@ impl Timer {
     /// A rank that died.
     pub fn collective(&self, activity: Activity, group: &dyn Communicator, price: Seconds) -> Result<(), CommError> {
         if self.is_virtual() && group.size() > 1 {
-            let clocks = self.exchange(group, &[])?;
+            let (clocks, arrived) = (self.exchange(group, &[])?, self.now());
             self.now.set(clocks.iter().map(|row| Seconds(row[0])).fold(Seconds::ZERO, Seconds::max));
+            if activity == Activity::GradientSync(Gradients::TiedStages) {
+                self.parts.borrow_mut().push((Phase::Bubble, arrived, self.now()));
+            }
             self.advance(activity, price);
         }
         Ok(())
@@ -159,22 +212,27 @@ impl Timer {
         if end > start {
             let (rank, (work, block)) = (self.rank, self.at.get());
             self.spans.borrow_mut().push(Span { rank, activity, block, work, start, end });
+            self.parts.borrow_mut().push((activity.phase(), start, end));
         }
     }
 
-    /// The spans of the iteration so far, in order of their beginning, and where the time went.
-    pub fn finish(&self) -> (Vec<Span>, Ledger) {
+    /// The spans of the iteration, in order of their beginning, and where the time until `end` went.
+    pub fn finish(&self, end: Seconds) -> (Vec<Span>, Ledger) {
+        for ((activity, part), start, end) in self.marks.iter().flat_map(Marks::read) {
+            self.at.set(part);
+            match activity {
+                Some(activity) => self.push(activity, start, end),
+                None => self.parts.borrow_mut().push((Phase::Bubble, start, end)),
+            }
+        }
         let mut spans = self.spans.take();
         spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
-        let mut parts: Vec<(Phase, Seconds, Seconds)> =
-            spans.iter().map(|span| (span.activity.phase(), span.start, span.end)).collect();
-        parts.extend(self.bubbles.take().into_iter().map(|(start, end)| (Phase::Bubble, start, end)));
-        parts.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
-        (spans, ledger(&parts, self.now()))
+        (spans, ledger(&self.parts.take(), end))
     }
 }
 
-/// Time per phase: every moment up to `end` counts once, for the part that began first; what no part covers is waiting.
+/// Time per phase: every moment up to `end` counts once, for the part that comes first in the program, as the simulator
+/// books it; what no part covers is waiting.
 fn ledger(parts: &[(Phase, Seconds, Seconds)], end: Seconds) -> Ledger {
     let mut ledger = Ledger::default();
     let mut covered = Seconds::ZERO;
