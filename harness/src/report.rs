@@ -66,7 +66,7 @@ impl Words {
 
 /// What is known of a simulated run besides its time, and of a trained one.
 const SIMULATED: &[&str] = &["online", "peak", "published", "model error"];
-const TRAINED: &[&str] = &["online", "loss", "simulated"];
+const TRAINED: &[&str] = &["online", "peak", "loss", "simulated"];
 
 fn simulated(summary: &Summary) -> bool {
     summary.rows.iter().all(|row| row.loss.is_none())
@@ -89,6 +89,8 @@ fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool, s
     }
     if row.step.is_some() {
         cells.push(format!("{:.2}%", row.online_share * 100.0));
+        let peak = row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9));
+        cells.push(peak);
         if !simulated {
             cells.push(row.loss.map_or(String::new(), |loss| format!("{loss:.3}")));
             cells.extend(row.predicted.zip(row.step).map(|(predicted, step)| {
@@ -96,7 +98,6 @@ fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool, s
             }));
             return cells;
         }
-        cells.push(row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9)));
         cells.push(row.published.speedup.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
         cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
     }

@@ -10,7 +10,7 @@
 //! | one rank's iteration | [`rank`], [`groups`], [`optimizer`], [`migrate`] |
 //! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`relay`], [`rows`], [`execute`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
-//! | time, measured or virtual | [`timer`] |
+//! | time, measured or virtual | [`timer`], [`marks`] |
 //! | what the gate chose, as a trace; the simulator beside a run | [`record`], [`replay`] |
 //! | compute segments to calibrate with | [`measure`] |
 //! | a run that goes on where it was cut off | [`checkpoint`] |
@@ -30,6 +30,7 @@ pub mod experts;
 pub mod gate;
 pub mod groups;
 pub mod launch;
+pub mod marks;
 pub mod measure;
 pub mod migrate;
 pub mod moe;

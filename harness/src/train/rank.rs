@@ -48,6 +48,9 @@ pub struct Report {
     pub dropped: u64,
     /// Shadowed experts over its layers and micro-batches; on the first rank of each group.
     pub shadowed: u64,
+    /// Memory in use on its GPU at the end, where no other rank has a part of it. libtorch gives nothing back while it
+    /// trains, so this is also the most that it had.
+    pub memory: Bytes,
     /// Time of online decisions.
     pub decision: Seconds,
     /// Time of migrations.
@@ -241,6 +244,7 @@ impl<'a> Rank<'a> {
                 self.timer.compute(Activity::Decision, || policy.place(iteration, layer.number, history, placement));
             report.decision += self.timer.now() - before;
             let Decision::Move(next) = decision else { continue };
+            self.timer.settle();
             let before = self.timer.now();
             let moves = layer.placement.moves_to(&next);
             let group = self.groups.experts.as_ref();
@@ -252,6 +256,7 @@ impl<'a> Rank<'a> {
                 weight => self.setup.costs.migration(first, self.setup.plan.ep, &moves, weight),
             };
             self.timer.collective(Activity::Migration, group, price)?;
+            self.timer.settle();
             report.migration += self.timer.now() - before;
             if self.position == 0 {
                 report.moved += moves.len() as u64;
@@ -564,6 +569,7 @@ impl<'a> Rank<'a> {
     /// Adds the iteration's loads to the history and completes the report.
     fn remember(&mut self, happened: &[Vec<Happened>], report: &mut Report) -> Result<(), TrainError> {
         // What follows is bookkeeping and not part of the iteration.
+        self.timer.settle();
         report.step = self.timer.now();
         let (spans, ledger) = self.timer.finish(report.step);
         report.ledger = ledger;

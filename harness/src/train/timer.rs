@@ -20,7 +20,11 @@ use tch::{Device, Kind, Tensor};
 use workloads::Seconds;
 
 use super::comm::{CommError, Communicator};
+use super::marks::Marks;
 use super::moe::synchronise;
+
+/// Part of an iteration: a pass of a micro-batch, a block.
+type Part = (Option<Work>, Option<usize>);
 
 /// The clock of one rank.
 pub struct Timer {
@@ -31,8 +35,10 @@ pub struct Timer {
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     /// Which part of the iteration this is.
-    at: Cell<(Option<Work>, Option<usize>)>,
+    at: Cell<Part>,
     spans: RefCell<Vec<Span>>,
+    /// On a GPU, under a wall clock: activities (none: a wait for another stage) and the parts that they belong to.
+    marks: Option<Marks<(Option<Activity>, Part)>>,
     /// What time counts as: spans, and waits for another stage, in the order of the program.
     parts: RefCell<Vec<(Phase, Seconds, Seconds)>>,
 }
@@ -44,6 +50,7 @@ impl Timer {
             rank,
             turns,
             device: Device::Cpu,
+            marks: None,
             origin: Cell::new(Instant::now()),
             now: Cell::default(),
             at: Cell::default(),
@@ -54,7 +61,12 @@ impl Timer {
 
     /// The same, for work on `device`.
     pub fn on(self, device: Device) -> Self {
-        Self { device, ..self }
+        let marks = match device {
+            // Without events, the host's times are what there is.
+            Device::Cuda(ordinal) if !self.is_virtual() => Marks::on(ordinal).ok(),
+            _ => None,
+        };
+        Self { device, marks, ..self }
     }
 
     /// Whether time is virtual.
@@ -68,6 +80,7 @@ impl Timer {
         self.now.set(Seconds::ZERO);
         self.spans.borrow_mut().clear();
         self.parts.borrow_mut().clear();
+        self.marks.iter().for_each(Marks::start);
         self.at(None, None);
     }
 
@@ -113,6 +126,9 @@ impl Timer {
         if self.is_virtual() {
             return waiting();
         }
+        if self.marks.is_some() {
+            return self.mark(Some(activity), waiting);
+        }
         let start = self.now();
         let result = waiting();
         self.push(activity, start, self.now());
@@ -121,6 +137,9 @@ impl Timer {
 
     /// Waits for another stage: for what `waiting` brings and, under a virtual clock, until the time that came with it.
     pub fn bubble<T>(&self, waiting: impl FnOnce() -> T, ready: impl FnOnce(&T) -> Seconds) -> T {
+        if self.marks.is_some() {
+            return self.mark(None, waiting);
+        }
         let start = self.now();
         let result = waiting();
         if self.is_virtual() {
@@ -128,6 +147,21 @@ impl Timer {
         }
         self.parts.borrow_mut().push((Phase::Bubble, start, self.now()));
         result
+    }
+
+    /// Runs something between two events on the GPU.
+    fn mark<T>(&self, activity: Option<Activity>, segment: impl FnOnce() -> T) -> T {
+        let start = self.marks.as_ref().and_then(Marks::here);
+        let result = segment();
+        if let Some(marks) = &self.marks {
+            marks.note((activity, self.at.get()), start);
+        }
+        result
+    }
+
+    /// Under a wall clock, waits until the GPU has done what it was given, so that the time now is that of its end.
+    pub fn settle(&self) {
+        self.marks.iter().for_each(Marks::settle);
     }
 
     /// Moves a virtual clock on.
@@ -184,6 +218,13 @@ impl Timer {
 
     /// The spans of the iteration, in order of their beginning, and where the time until `end` went.
     pub fn finish(&self, end: Seconds) -> (Vec<Span>, Ledger) {
+        for ((activity, part), start, end) in self.marks.iter().flat_map(Marks::read) {
+            self.at.set(part);
+            match activity {
+                Some(activity) => self.push(activity, start, end),
+                None => self.parts.borrow_mut().push((Phase::Bubble, start, end)),
+            }
+        }
         let mut spans = self.spans.take();
         spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
         (spans, ledger(&self.parts.take(), end))

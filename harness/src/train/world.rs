@@ -12,6 +12,7 @@ use super::TrainError;
 use super::checkpoint::{self, CheckpointError, Checkpoints};
 use super::comm::threads::{self, Failure};
 use super::comm::{CommError, CommFailure, Communicator};
+use super::cuda::Gpu;
 use super::processes::Processes;
 use super::rank::{Rank, Report};
 use super::setup::Setup;
@@ -53,7 +54,7 @@ pub fn run<T: Send>(
         tch::set_num_threads(1);
         let world = member.split("world", &[(0..size).collect()])?;
         let timer = Timer::new(member.rank(), turns.clone()).on(threads.device);
-        train(setup, world, threads.device, timer, &sink, &last)
+        train(setup, world, Place { device: threads.device, alone: size == 1, timer }, &sink, &last)
     });
     let (mut results, mut failures) = (Vec::with_capacity(size), Vec::new());
     for (rank, end) in ends.into_iter().enumerate() {
@@ -81,7 +82,8 @@ pub fn run_process<T>(
     let sink = Mutex::new(sink);
     let ended = threads::guarded(&*world, |member| {
         let world = member.split("world", &everyone)?;
-        train(setup, world, device, Timer::new(processes.rank(), None), &sink, &last)
+        let timer = Timer::new(processes.rank(), None).on(device);
+        train(setup, world, Place { device, alone: true, timer }, &sink, &last)
     });
     ended.map_err(|failure| error_of(processes.rank(), failure))
 }
@@ -127,16 +129,24 @@ fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
     (chosen < failures.len()).then(|| failures.swap_remove(chosen).1)
 }
 
+/// Where a rank computes.
+struct Place {
+    device: Device,
+    /// Whether no other rank does.
+    alone: bool,
+    timer: Timer,
+}
+
 /// One rank from its start to its end. Rank 0 feeds the sink.
 fn train<T>(
     setup: &Setup,
     world: Box<dyn Communicator>,
-    device: Device,
-    timer: Timer,
+    place: Place,
     sink: &Mutex<&mut Sink>,
     last: &impl Fn(&Rank) -> T,
 ) -> Result<T, TrainError> {
     let _guard = tch::no_grad_guard();
+    let Place { device, alone, timer } = place;
     let mut rank = Rank::new(setup, world, device, timer)?;
     let first = rank.groups.world.rank() == 0;
     let tell = |iteration: usize, reports: Vec<Report>| {
@@ -152,7 +162,10 @@ fn train<T>(
         }
     }
     while rank.iteration < setup.iterations {
-        let report = rank.step()?;
+        let mut report = rank.step()?;
+        if let (Device::Cuda(ordinal), true) = (device, alone) {
+            report.memory = Bytes(Gpu::open(ordinal)?.memory()?.used as f64);
+        }
         let reports = gather(&*rank.groups.world, &report, device)?;
         if let Some(checkpoints) = &mut checkpoints {
             checkpoints.after(&rank, &reports)?;
@@ -211,12 +224,14 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
         mean
     });
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let fullest = reports.iter().enumerate().max_by(|(_, a), (_, b)| a.memory.0.total_cmp(&b.memory.0));
+    let peak = fullest.map_or_else(Peak::default, |(rank, report)| Peak { rank, bytes: report.memory });
     let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
     Iteration {
         timing: Timing {
             step,
             phases: phases.collect(),
-            peak: Peak { rank: 0, bytes: Bytes::ZERO },
+            peak,
             entries: sum(|report| report.entries),
             dropped: sum(|report| report.dropped),
             shadowed: sum(|report| report.shadowed),

@@ -15,6 +15,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -351,15 +352,51 @@ impl Shared {
             *to = from as c_char;
         }
         let stream = Stream::new(self.gpu).map_err(cuda)?;
-        let mut raw: ncclComm_t = ptr::null_mut();
-        // The runtime of this thread must be on this GPU; the stream has made its context current.
-        let (size, rank) = (control.size() as c_int, control.rank() as c_int);
-        // SAFETY: writes the communicator; all members call this, for all took part in the broadcast.
-        let status = unsafe { (self.api.ncclCommInitRank)(&raw mut raw, size, id, rank) };
-        self.api.check(status).map_err(error)?;
+        let raw = self.init(control, id)?;
         let group = Arc::new(GroupComm { api: self.api, raw: AtomicPtr::new(raw), stream });
         self.lock().groups.push(Arc::downgrade(&group));
         Ok(group)
+    }
+
+    /// Makes the communicator, in a thread of its own: NCCL waits there for a member that died on the way for as long as the
+    /// process lives, and cannot be told to stop. Then the thread is left behind.
+    fn init(&self, control: &Exchange, id: ncclUniqueId) -> Result<ncclComm_t, CommError> {
+        let error = |reason| error_of(control, Operation::Split, reason);
+        let library = |reason: String| error(CommFailure::Library(reason));
+        let (size, rank) = (control.size() as c_int, control.rank() as c_int);
+        let (api, gpu, (made, ready)) = (self.api, self.gpu, mpsc::channel());
+        let init = move || {
+            // The runtime of this thread must be on this GPU.
+            let entered = gpu.enter().map_err(|reason| reason.to_string());
+            let status = entered.and_then(|()| {
+                let mut raw: ncclComm_t = ptr::null_mut();
+                // SAFETY: writes the communicator; all members call this, for all took part in the broadcast.
+                api.check(unsafe { (api.ncclCommInitRank)(&raw mut raw, size, id, rank) })?;
+                Ok(AtomicPtr::new(raw))
+            });
+            // Nobody listens any more when the wait was given up.
+            let _ = made.send(status);
+        };
+        thread::Builder::new()
+            .name("nccl init".to_owned())
+            .spawn(init)
+            .map_err(|reason| library(reason.to_string()))?;
+        let (first_death, began) = (control.watch(), Instant::now());
+        loop {
+            match ready.recv_timeout(WATCH) {
+                Ok(raw) => return Ok(raw.map_err(library)?.into_inner()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(library("the thread that meets the others died".to_owned()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some((rank, how)) = first_death() {
+                return Err(error(CommFailure::Died { rank, how }));
+            }
+            if began.elapsed() > self.timeout {
+                return Err(library(format!("the members did not meet within {:?}", self.timeout)));
+            }
+        }
     }
 
     /// The first failure, if there was one.

@@ -131,7 +131,7 @@ impl Transport for Process {
             _ => {
                 // What it said last, or who died before it, may be on the way still.
                 let heard = self.mailbox.death_within(LAST_WORDS);
-                let death = heard.unwrap_or_else(|| Death { rank: to, how: format!("its connection broke: {error}") });
+                let death = heard.unwrap_or_else(|| Death { rank: to, how: how_it_ended(&error) });
                 self.mailbox.note_death(&death);
                 CommFailure::Died { rank: death.rank, how: death.how }
             }
@@ -188,15 +188,22 @@ fn read_all(peer: usize, stream: TcpStream, mailbox: &Mailbox) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                let how = if error.kind() == io::ErrorKind::UnexpectedEof {
-                    "its connection closed without a goodbye: it crashed or was killed".to_owned()
-                } else {
-                    format!("its connection broke: {error}")
-                };
-                mailbox.note_death(&Death { rank: peer, how });
+                mailbox.note_death(&Death { rank: peer, how: how_it_ended(&error) });
                 return;
             }
         }
+    }
+}
+
+/// What a connection that broke tells of the process at its other end. The system closes those of a killed process, and
+/// resets those that still held something for it.
+fn how_it_ended(error: &io::Error) -> String {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error.kind() {
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => {
+            "its connection closed without a goodbye: it crashed or was killed".to_owned()
+        }
+        _ => format!("its connection broke: {error}"),
     }
 }
 
