@@ -39,8 +39,10 @@ pub struct Report {
     /// Where its time went.
     pub ledger: Ledger,
     /// The sum of its tokens' cross-entropies; on the last stage, once per tensor-parallel group.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Mean of the balance loss over layers and micro-batches.
+    #[serde(deserialize_with = "number")]
     pub balance: f64,
     /// Entries that it sent to experts.
     pub entries: u64,
@@ -61,6 +63,11 @@ pub struct Report {
     pub chosen: Vec<Vec<Vec<u32>>>,
     /// Its spans, where they are recorded.
     pub spans: Vec<Span>,
+}
+
+/// A number that may be none: JSON has null for those of a training that diverges.
+fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// A rank and its part of the model.
@@ -650,4 +657,17 @@ fn squares(plan: &Plan, model: &Part, stage: usize, device: Device) -> Tensor {
         total += sum(words, plan.dp);
     }
     total.reshape([1]).to_device(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_survive_their_text() {
+        let report = Report { loss: 0.1 + 0.2, step: Seconds(1.0 / 3.0), moved: 2, ..Report::default() };
+        let parse = |report: &Report| serde_json::from_slice::<Report>(&serde_json::to_vec(report).unwrap()).unwrap();
+        assert_eq!(parse(&report), report);
+        assert!(parse(&Report { loss: f64::INFINITY, ..report }).loss.is_nan(), "a training that diverges");
+    }
 }
