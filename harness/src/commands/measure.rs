@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 #[cfg(not(feature = "train"))]
 use crate::cli::Failure;
@@ -22,21 +22,12 @@ pub struct MeasureArgs {
     /// Ranks that take turns on the device, as in an emulated run
     #[arg(long, default_value_t = 8)]
     pub ranks: usize,
-    /// What computes
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub device: DeviceKind,
+    /// What computes: `cpu` (one core) or `cuda` (the first GPU)
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
     /// The TOML to write; its name is the cluster's
     #[arg(long, value_name = "FILE.toml")]
     pub out: PathBuf,
-}
-
-/// Kinds of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DeviceKind {
-    /// One core of the processor.
-    Cpu,
-    /// The first GPU.
-    Cuda,
 }
 
 /// Says how to build a program that can measure.
@@ -63,12 +54,13 @@ mod with_torch {
     use workloads::Cluster;
     use workloads::cluster::Constant;
 
-    use super::{DeviceKind, MeasureArgs};
+    use super::MeasureArgs;
     use crate::calibrate::constants::Fitted;
     use crate::calibrate::measure::{self, Line, Sample};
     use crate::calibrate::write;
     use crate::cli::{Failure, OrFail};
     use crate::train::measure::{Measurement, synchronisation};
+    use crate::train::{cuda, run as training};
     use crate::validate::tables::constants_table;
     use crate::{prepare, report, store};
 
@@ -77,12 +69,18 @@ mod with_torch {
     /// # Errors
     /// Bad input, a model that cannot be trained, or a file that cannot be written.
     pub fn run(args: &MeasureArgs) -> Result<(), Failure> {
-        let base = prepare::cluster("--cluster", &args.cluster).or_input()?;
+        let mut base = prepare::cluster("--cluster", &args.cluster).or_input()?;
+        // Peaks are those of the base's GPU.
+        for constant in [&mut base.gpu.gemm_rate, &mut base.gpu.memory_bandwidth, &mut base.gpu.scatter_bandwidth] {
+            constant.peak = None;
+        }
         let model = prepare::model("--model", &args.model).or_input()?;
-        let device = device(args).or_input()?;
+        let device = training::device(&args.device, None).or_input()?;
+        at_least_one("--micro-batch-size", args.micro_batch_size).or_input()?;
+        at_least_one("--ranks", args.ranks).or_input()?;
         let (micro_batch, ranks) = (args.micro_batch_size, args.ranks);
         let measurement = Measurement { model: &model, cluster: &base, micro_batch, ranks, device };
-        measurement.check(available_memory(device)).or_input()?;
+        measurement.check(Some(training::memory(device).or_input()?)).or_input()?;
         let samples = measurement.samples().or_run()?;
         let (_, fitted) = measure::fit(&base, &samples).or_run()?;
         let cluster = measured(&base, &fitted, args, device);
@@ -91,23 +89,9 @@ mod with_torch {
         show(args, &cluster, &fitted, &samples).or_run()
     }
 
-    /// Bytes that can be had, where that is easily known.
-    fn available_memory(device: Device) -> Option<f64> {
-        let info = std::fs::read_to_string("/proc/meminfo").ok().filter(|_| !device.is_cuda())?;
-        let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
-    }
-
-    fn device(args: &MeasureArgs) -> Result<Device> {
-        ensure!(args.micro_batch_size > 0, "--micro-batch-size 0: expected at least 1");
-        ensure!(args.ranks > 0, "--ranks 0: expected at least 1");
-        match args.device {
-            DeviceKind::Cpu => Ok(Device::Cpu),
-            DeviceKind::Cuda => {
-                ensure!(tch::Cuda::is_available(), "--device cuda: libtorch sees no GPU");
-                Ok(Device::Cuda(0))
-            }
-        }
+    fn at_least_one(flag: &str, value: usize) -> Result<()> {
+        ensure!(value > 0, "{flag} 0: expected at least 1");
+        Ok(())
     }
 
     /// The base with what was measured, under the name of the file.
@@ -141,7 +125,7 @@ mod with_torch {
 
     fn device_name(device: Device) -> String {
         if device.is_cuda() {
-            return "GPU 0".to_owned();
+            return cuda::device_names().into_iter().next().unwrap_or_else(|| "a GPU of unknown model".to_owned());
         }
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

@@ -6,6 +6,7 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 /// Standard deviation of initial weights, as in GPT-2 (Radford et al. 2019) and Megatron-LM.
@@ -122,15 +123,23 @@ pub fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
 }
 
-/// Standard normal numbers by Box and Muller (1958), in pairs.
-fn normal(mut rng: ChaCha8Rng, count: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        let radius = (-2.0 * uniform(&mut rng).ln()).sqrt();
-        let (sine, cosine) = (2.0 * std::f64::consts::PI * uniform(&mut rng)).sin_cos();
-        values.extend([(radius * cosine) as f32, (radius * sine) as f32]);
-    }
-    values.truncate(count);
+/// Standard normal numbers by Box and Muller (1958), in pairs. Pieces are drawn side by side, each from its place in the
+/// stream.
+fn normal(rng: ChaCha8Rng, count: usize) -> Vec<f32> {
+    const PIECE: usize = 1 << 16;
+    // A pair takes two draws of two words each.
+    const WORDS: usize = 2 * PIECE;
+    let mut values = vec![0.0; count];
+    values.par_chunks_mut(PIECE).enumerate().for_each(|(piece, values)| {
+        let mut rng = rng.clone();
+        rng.set_word_pos((piece * WORDS) as u128);
+        for pair in values.chunks_mut(2) {
+            let radius = (-2.0 * uniform(&mut rng).ln()).sqrt();
+            let (sine, cosine) = (2.0 * std::f64::consts::PI * uniform(&mut rng)).sin_cos();
+            let drawn = [(radius * cosine) as f32, (radius * sine) as f32];
+            pair.copy_from_slice(&drawn[..pair.len()]);
+        }
+    });
     values
 }
 
@@ -147,6 +156,22 @@ mod tests {
         let (mean, deviation) = (values.mean(Kind::Float), values.std(true));
         assert!(f64::try_from(mean).unwrap().abs() < 0.03);
         assert!((f64::try_from(deviation).unwrap() - 1.0).abs() < 0.03);
+    }
+
+    /// The stream has no seams where pieces meet.
+    #[test]
+    fn a_longer_parameter_begins_like_a_shorter_one() {
+        let long = normal(stream(1, "a"), 200_001);
+        assert_eq!(normal(stream(1, "a"), 100_000), long[..100_000]);
+        let mut rng = stream(1, "a");
+        rng.set_word_pos(2 * 70_000);
+        assert_eq!(normal_at(rng), long[70_000]);
+    }
+
+    /// The first of a pair.
+    fn normal_at(mut rng: ChaCha8Rng) -> f32 {
+        let radius = (-2.0 * uniform(&mut rng).ln()).sqrt();
+        (radius * (2.0 * std::f64::consts::PI * uniform(&mut rng)).cos()) as f32
     }
 
     #[test]

@@ -122,7 +122,10 @@ pub fn entropy(prepared: &Prepared, seed: u64, options: &Options) -> Result<Opti
 }
 
 /// Bytes that ranks on a device can have together.
-fn memory(device: Device) -> Result<f64> {
+///
+/// # Errors
+/// What the GPU's driver says.
+pub fn memory(device: Device) -> Result<f64> {
     if let Device::Cuda(ordinal) = device {
         let memory = super::cuda::Gpu::open(ordinal)?.memory().context("the GPU's memory")?;
         return Ok((memory.total - memory.used) as f64);
