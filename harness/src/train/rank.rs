@@ -176,7 +176,7 @@ struct Kept {
 }
 
 enum BlockKept {
-    Whole(AttentionKept, FeedKept),
+    Whole(Box<(AttentionKept, FeedKept)>),
     /// The input alone: the forward pass is run again before the backward pass.
     Input(Tensor),
 }
@@ -377,7 +377,8 @@ impl<'a> Rank<'a> {
                 BlockKept::Input(input) => self.block(block, m, &input)?.1,
                 kept => kept,
             };
-            let BlockKept::Whole(attention, feed) = kept else { continue };
+            let BlockKept::Whole(kept) = kept else { continue };
+            let (attention, feed) = *kept;
             let tensors = self.tensors();
             let dense = &self.model.dense;
             let of_normed = match (&block.feed, feed) {
@@ -425,7 +426,7 @@ impl<'a> Rank<'a> {
             }
         };
         let output = self.timer.compute(Activity::Block, || residual + output);
-        Ok((output, BlockKept::Whole(attention, feed), happened))
+        Ok((output, BlockKept::Whole(Box::new((attention, feed))), happened))
     }
 
     fn tensors(&self) -> Tensors<'_> {
