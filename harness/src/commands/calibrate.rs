@@ -192,7 +192,11 @@ fn show(args: &FitArgs, point: &Point, fitted: &[Fitted], targets: &Targets, hel
         writeln!(out, "held out: {}", errors_line(point, held_out)?)?;
     }
     if fitted.iter().any(|constant| constant.name.starts_with("gate.")) {
-        writeln!(out, "gate constants are no part of a cluster: they stand in workloads/src/gate.rs")?;
+        writeln!(
+            out,
+            "gate constants are no part of a cluster: `validate end-to-end` takes them as --second-choice-kept and \
+             --balance-loss-flattening; those used otherwise stand in workloads/src/gate.rs"
+        )?;
     }
     writeln!(out, "cluster   {}", args.out.display())?;
     Ok(())

@@ -496,7 +496,9 @@ fn offline_search(inputs: &Inputs) -> Result<Option<Section>> {
          rated twice: by the search's estimate on the routing of a profiling run, and by the median of {PLANS_ITERATIONS} \
          simulated iterations after the warm-up. What the search picks also places experts online; where the authors' plan \
          says `everyN` it did too. State is weights, gradients and optimizer state of the rank that holds most of them, peak \
-         is the fullest rank's in the simulated run, usable is what a rank has. `moebench validate plans` shows the same."
+         is the fullest rank's in the simulated run, usable is what a rank has. The profile is spread over more iterations than \
+         the run takes, so where routing is calming down, as early in training, estimates lie below runs. `moebench validate \
+         plans` shows the same."
     ));
     section.table(plans_table(&compared));
     let both = compared.iter().filter(|comparison| comparison.both_agree()).count();

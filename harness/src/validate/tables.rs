@@ -115,17 +115,22 @@ pub(crate) fn settings_table(settings: &[Setting]) -> comfy_table::Table {
     statistics_table(&lines, "relative errors")
 }
 
+/// A relative standard error above this is pointed out: predictions that hang on such a constant can be far off.
+const POORLY_DETERMINED: f64 = 0.4;
+
 /// Fitted constants with their standard errors.
 pub(crate) fn constants_table(fitted: &[Fitted]) -> comfy_table::Table {
     let mut table = report::table(&["constant", "value", "± s.e.", "relative", ""], &[1, 2, 3]);
     for constant in fitted {
         let spread = format!("{:.1e}", constant.uncertainty);
-        let relative = format!("{:.1}%", constant.uncertainty / constant.value * 100.0);
+        let share = constant.uncertainty / constant.value;
+        let relative = format!("{:.1}%", share * 100.0);
         // What a bound decides has no error that the measurements could tell.
-        let (spread, relative, note) = match (constant.at_bound, constant.uncertainty.is_finite()) {
-            (true, _) => (String::new(), String::new(), "at its bound"),
-            (false, true) => (spread, relative, ""),
-            (false, false) => (String::new(), String::new(), "not determined"),
+        let (spread, relative, note) = match constant.at_bound {
+            true => (String::new(), String::new(), "at its bound"),
+            false if share.is_infinite() => (String::new(), String::new(), "not determined"),
+            false if share > POORLY_DETERMINED => (spread, relative, "poorly determined"),
+            false => (spread, relative, ""),
         };
         table.add_row([
             constant.name.clone(),
