@@ -253,3 +253,17 @@ fn doctor_says_what_is_there_and_what_is_not() {
     }
     assert!(shown.contains("ok  cores") && shown.contains("ok  memory"), "{shown}");
 }
+
+/// As in `moebench list | head`.
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let folder = Folder::new();
+    for arguments in
+        ["list", "plan --model gpt-tiny --cluster inky --gpus 4 --global-batch-size 16", "run smoke --dry-run"]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = folder.command(arguments).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments}: {output:?}");
+    }
+}

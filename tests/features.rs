@@ -136,6 +136,19 @@ fn a_data_sensitive_estimate_picks_plans_that_are_no_slower() {
     assert!(strictly >= 3, "{strictly}");
 }
 
+/// Four groups of two ranks, of which only the last one's tokens crowd on one rank.
+#[test]
+fn an_estimate_sees_the_slowest_of_small_groups() {
+    let quarter = (TOKENS / 4) as u32;
+    let batch = batch(2, 64, |chunk| if chunk < 48 { vec![quarter; 4] } else { vec![4 * quarter, 0, 0, 0] });
+    let job = job(model(2, TOKENS, 512, 4), cluster(8, &[]), 8, &batch);
+    let (plan, costs) = (plan(1, 8, 2), CostModel::new(&job.cluster));
+    let estimate = smartmoe::OFFLINE_ONLY.estimate(&job, &plan, &costs).unwrap().step.0;
+    close(estimate, total(&simulate(&job, &costs, &smartmoe::OFFLINE_ONLY, plan, &batch, 1)));
+    let even = job.profile[0].uniform();
+    assert!(estimate > 1.2 * total(&simulate(&job, &costs, &smartmoe::OFFLINE_ONLY, plan, &even, 1)));
+}
+
 #[test]
 fn groups_that_share_a_node_share_its_network() {
     // Two groups of 6 on three nodes of 4: both cross into the second node.

@@ -257,14 +257,8 @@ pub fn main() -> ExitCode {
         Command::Trace(command) => commands::trace::run(&command),
         Command::Validate(command) => commands::validate::run(&command),
         Command::Calibrate(command) => commands::calibrate::run(&command),
-        Command::List(args) => {
-            commands::list::run(args.kind);
-            Ok(())
-        }
-        Command::Doctor => {
-            commands::doctor::run();
-            Ok(())
-        }
+        Command::List(args) => commands::list::run(args.kind),
+        Command::Doctor => commands::doctor::run(),
     };
     let Err(failure) = result else { return ExitCode::SUCCESS };
     match &failure {

@@ -13,6 +13,7 @@ pub mod figures;
 pub mod html;
 pub mod latex;
 pub mod model_error;
+pub mod output;
 pub mod page;
 pub mod prepare;
 pub mod provenance;

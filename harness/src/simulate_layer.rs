@@ -128,10 +128,10 @@ mod tests {
     #[test]
     fn a_layer_alone_is_the_layer_that_is_validated() {
         let trace = SynthSpec { samples: 2, ..SynthSpec::default() }.generate().unwrap();
-        let model = Model::named("test", "gpt-l24-h1536-e32").unwrap();
+        let model = Model::named("test", "gpt-l24-h1024-e32").unwrap();
         let cluster = Cluster::named("test", "nico").unwrap();
         let (gpus, micro_batch, layer) = (16, 2, 6);
-        let shape = LayerShape { hidden: 1536, seq_len: 1024 };
+        let shape = LayerShape { hidden: 1024, seq_len: 1024 };
         let reader = LayerReader { trace: &trace, ranks: gpus, micro_batch, shape };
         let counts = reader.counts(Spot { sample: 0, layer }, 0);
         let expected = reader.time(&counts, &Placement::identity(32, gpus), &cluster);

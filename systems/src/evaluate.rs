@@ -31,10 +31,14 @@ use crate::timeline::{Activity, Gradients, Observer, Span, Unobserved};
 pub enum Extent {
     /// Every lane and micro-batch.
     Full,
-    /// The first lane and enough micro-batches to fill the pipeline; the rest is extrapolated at the pace of the slowest
-    /// stage. For offline searches.
+    /// A few lanes and enough micro-batches to fill the pipeline; the rest of each lane is extrapolated at the pace of its
+    /// slowest stage. For offline searches.
     Sample,
 }
+
+/// Ranks of a stage that a sample looks at: several lanes where lanes are small, which differ most and cost least, one
+/// where they are large.
+const SAMPLED_RANKS: usize = 16;
 
 /// Time charged to a stage before its first micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -120,11 +124,14 @@ impl Evaluation<'_> {
             ..Timing::default()
         };
         let mut stages = vec![StageSum::default(); self.plan.pp];
-        for group in 0..lanes {
+        let left = self.plan.micro_batches(self.job) - micro_batches;
+        for sampled in 0..lanes {
+            let group = sampled * self.plan.expert_dp / lanes;
             let mut lane = Lane::new(self, group, micro_batches, &moe_blocks, observer);
             lane.run(&mut timing);
+            let rest = lane.pace() * left as f64;
             for (sum, stage) in stages.iter_mut().zip(&lane.stages) {
-                sum.add(stage);
+                sum.add(stage, rest);
             }
             lane.record_peak(&mut timing.peak);
         }
@@ -132,11 +139,12 @@ impl Evaluation<'_> {
         timing
     }
 
+    /// How many lanes and micro-batches are evaluated.
     fn extent(&self) -> (usize, usize) {
-        let all = self.plan.micro_batches(self.job);
+        let (lanes, all) = (self.plan.expert_dp, self.plan.micro_batches(self.job));
         match self.extent {
-            Extent::Full => (self.plan.expert_dp, all),
-            Extent::Sample => (1, all.min(self.plan.pp + 3)),
+            Extent::Full => (lanes, all),
+            Extent::Sample => ((SAMPLED_RANKS / self.plan.ep).clamp(1, lanes), all.min(self.plan.pp + 3)),
         }
     }
 
@@ -144,13 +152,9 @@ impl Evaluation<'_> {
     fn finish(&self, stages: &[StageSum], ranks: usize, run: usize, timing: &mut Timing, observer: &mut impl Observer) {
         let all = self.plan.micro_batches(self.job);
         let scale = all as f64 / run as f64;
-        let pace = stages
-            .iter()
-            .map(|stage| (stage.ledger.total() - stage.ledger.of(Phase::Bubble)) / (ranks * run) as f64)
-            .fold(Seconds::ZERO, Seconds::max);
-        let ends: Vec<Seconds> = stages.iter().map(|stage| stage.end + pace * (all - run) as f64).collect();
-        let tied_start = ends[0].max(ends[self.plan.pp - 1]);
-        for (index, (stage, &end)) in stages.iter().zip(&ends).enumerate() {
+        let tied_start = stages[0].end.max(stages[self.plan.pp - 1].end);
+        for (index, stage) in stages.iter().enumerate() {
+            let end = stage.end;
             let mut ledger = Ledger::default();
             ledger.merge(&stage.ledger, scale / ranks as f64);
             let charge = self.charges[index];
@@ -273,9 +277,10 @@ struct StageSum {
 }
 
 impl StageSum {
-    fn add(&mut self, stage: &StageRun) {
+    /// Adds a lane, whose micro-batches that are not evaluated take `rest`.
+    fn add(&mut self, stage: &StageRun, rest: Seconds) {
         self.ledger.merge(&stage.ledger, 1.0);
-        self.end = stage.clock.iter().copied().fold(self.end, Seconds::max);
+        self.end = stage.clock.iter().map(|&clock| clock + rest).fold(self.end, Seconds::max);
     }
 }
 
@@ -456,6 +461,13 @@ impl<'a, O: Observer> Lane<'a, O> {
             stage.dense(e, block, 2.0, self.observer);
         }
         stage.block = None;
+    }
+
+    /// Time between micro-batches: that of the stage which is busy longest.
+    fn pace(&self) -> Seconds {
+        let runs = (self.evaluation.plan.ep * self.micro_batches) as f64;
+        let busy = self.stages.iter().map(|stage| stage.ledger.total() - stage.ledger.of(Phase::Bubble));
+        busy.fold(Seconds::ZERO, Seconds::max) / runs
     }
 
     fn record_peak(&self, peak: &mut Peak) {

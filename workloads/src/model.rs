@@ -440,7 +440,7 @@ macro_rules! embedded {
 const MODELS: &[(&str, &str)] = embedded![
     "gpt-l16-h2560-e16",
     "gpt-l16-h2560-e32",
-    "gpt-l24-h1536-e32",
+    "gpt-l24-h1024-e32",
     "gpt-l8-h2048-e32",
     "gpt-l16-h1536-e64",
     "gpt-deepspeed-l16-h2560-e16",

@@ -55,6 +55,7 @@ enum Marker {
     Square,
     Triangle,
     Diamond,
+    Down,
 }
 
 /// The look of one series.
@@ -72,7 +73,7 @@ const INKS: [Ink; 8] = [
     Ink { color: (230, 159, 0), hatch: Hatch::Rising, dash: Some((4.5, 1.6)), marker: Marker::Square },
     Ink { color: (0, 94, 158), hatch: Hatch::None, dash: None, marker: Marker::Triangle },
     Ink { color: (0, 158, 115), hatch: Hatch::Falling, dash: Some((1.4, 1.4)), marker: Marker::Diamond },
-    Ink { color: (213, 94, 0), hatch: Hatch::None, dash: Some((7.0, 2.0)), marker: Marker::Circle },
+    Ink { color: (213, 94, 0), hatch: Hatch::None, dash: Some((7.0, 2.0)), marker: Marker::Down },
     Ink { color: (204, 121, 167), hatch: Hatch::Crossed, dash: Some((2.6, 1.2)), marker: Marker::Square },
     Ink { color: (110, 110, 110), hatch: Hatch::Rising, dash: None, marker: Marker::Triangle },
     Ink { color: (236, 222, 60), hatch: Hatch::None, dash: Some((3.5, 3.0)), marker: Marker::Diamond },
@@ -128,6 +129,7 @@ impl Ink {
         let reach = radius * 1.12;
         let corners: &[Point] = match self.marker {
             Marker::Triangle => &[(0.0, -1.1), (1.0, 0.75), (-1.0, 0.75)],
+            Marker::Down => &[(0.0, 1.1), (1.0, -0.75), (-1.0, -0.75)],
             Marker::Diamond => &[(0.0, -1.15), (1.0, 0.0), (0.0, 1.15), (-1.0, 0.0)],
             Marker::Circle | Marker::Square => &[(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
         };

@@ -121,13 +121,25 @@ impl LineChart {
         Some(if range.0 == range.1 || !self.log_x { widened(range, 0.0) } else { range })
     }
 
+    /// Panels from zero that show the same quantity share their axis, so that they can be compared.
     fn y_range(&self, panel: &LinePanel) -> Option<(f64, f64)> {
-        let points = panel.series.iter().flat_map(|s| s.points.iter().chain(&s.marks));
-        let (low, high) = extent(points.filter(|p| self.usable(**p)).map(|(_, y)| *y))?;
+        self.extent_of(&[panel])?;
+        let alike = |other: &&LinePanel| other.from_zero && other.y_label == panel.y_label;
+        let shown: Vec<&LinePanel> = match panel.from_zero {
+            true => self.panels.iter().filter(alike).collect(),
+            false => vec![panel],
+        };
+        let (low, high) = self.extent_of(&shown)?;
         if panel.from_zero && low >= 0.0 {
             return Some((0.0, if high > 0.0 { high * 1.08 } else { 1.0 }));
         }
         Some(widened((low, high), 0.08))
+    }
+
+    /// Least and greatest of what panels show.
+    fn extent_of(&self, panels: &[&LinePanel]) -> Option<(f64, f64)> {
+        let points = panels.iter().flat_map(|panel| &panel.series).flat_map(|s| s.points.iter().chain(&s.marks));
+        extent(points.filter(|p| self.usable(**p)).map(|(_, y)| *y))
     }
 
     fn x_scale(&self, range: (f64, f64), plot: Area) -> Scale {
@@ -240,6 +252,17 @@ mod tests {
         chart.panels.iter_mut().for_each(|p| p.series.clear());
         assert!(chart.draw()?.to_svg().contains(">no data<"));
         Ok(())
+    }
+
+    #[test]
+    fn panels_of_one_quantity_share_their_axis() {
+        let mut chart = sample();
+        chart.panels[0].from_zero = true;
+        let mut higher = chart.panels[0].clone();
+        higher.series[0].points[0].1 = 200.0;
+        chart.panels.push(higher);
+        assert_eq!(chart.y_range(&chart.panels[0]), Some((0.0, 200.0 * 1.08)));
+        assert_eq!(chart.y_range(&chart.panels[1]), None);
     }
 
     #[test]

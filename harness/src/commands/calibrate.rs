@@ -20,7 +20,7 @@ use crate::validate::errors::quantile;
 use crate::validate::layer::LayerShape;
 use crate::validate::moe_layer::{self, Rows};
 use crate::validate::tables::constants_table;
-use crate::{prepare, provenance, store, traces};
+use crate::{output, prepare, provenance, store, traces};
 
 /// `moebench calibrate`.
 #[derive(Subcommand)]
@@ -190,14 +190,18 @@ fn write_cluster(args: &FitArgs, mut cluster: Cluster, fitted: &[Fitted], source
 }
 
 fn show(args: &FitArgs, point: &Point, fitted: &[Fitted], targets: &Targets, held_out: &Targets) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     writeln!(out, "{}\n", constants_table(fitted)).context("standard output")?;
     writeln!(out, "fitted:   {}", errors_line(point, targets)?)?;
     if !held_out.is_empty() {
         writeln!(out, "held out: {}", errors_line(point, held_out)?)?;
     }
     if fitted.iter().any(|constant| constant.name.starts_with("gate.")) {
-        writeln!(out, "gate constants are no part of a cluster: they stand in workloads/src/gate.rs")?;
+        writeln!(
+            out,
+            "gate constants are no part of a cluster: `validate end-to-end` takes them as --second-choice-kept and \
+             --balance-loss-flattening; those used otherwise stand in workloads/src/gate.rs"
+        )?;
     }
     writeln!(out, "cluster   {}", args.out.display())?;
     Ok(())

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use crate::cli::{Failure, OrFail};
+use crate::output;
+
 /// One thing that is looked for.
 struct Finding {
     what: &'static str,
@@ -12,13 +15,18 @@ struct Finding {
 }
 
 /// Prints what is found. Nothing that is missing is an error: the simulator needs none of it.
-pub fn run() {
+///
+/// # Errors
+/// What cannot be written.
+pub fn run() -> Result<(), Failure> {
     for Finding { what, found, serves } in machine().into_iter().chain(training::findings()) {
-        match found {
-            Ok(found) => println!("ok  {what:<18} {}", found.replace('\n', &format!("\n{:23}", ""))),
-            Err(lack) => println!("--  {what:<18} {lack}\n{:23}without it: no {serves}", ""),
-        }
+        let line = match found {
+            Ok(found) => format!("ok  {what:<18} {}", found.replace('\n', &format!("\n{:23}", ""))),
+            Err(lack) => format!("--  {what:<18} {lack}\n{:23}without it: no {serves}", ""),
+        };
+        output::print(line).or_run()?;
     }
+    Ok(())
 }
 
 fn machine() -> Vec<Finding> {

@@ -1,29 +1,31 @@
 //! `moebench list`: what comes with the program.
 
+use comfy_table::Table;
 use workloads::suite::Described;
 use workloads::{Cluster, Model};
 
-use crate::cli::ListKind;
-use crate::report;
+use crate::cli::{Failure, ListKind, OrFail};
+use crate::{output, report};
 
 /// Prints one list, or all.
-pub fn run(kind: Option<ListKind>) {
-    let wanted = |this| kind.is_none() || kind == Some(this);
-    if wanted(ListKind::Suites) {
-        suites();
-    }
-    if wanted(ListKind::Systems) {
-        systems();
-    }
-    if wanted(ListKind::Models) {
-        models();
-    }
-    if wanted(ListKind::Clusters) {
-        clusters(kind.is_some());
+///
+/// # Errors
+/// What cannot be written.
+pub fn run(kind: Option<ListKind>) -> Result<(), Failure> {
+    tables(kind).iter().try_for_each(|table| output::print(format!("{table}\n"))).or_run()
+}
+
+fn tables(kind: Option<ListKind>) -> Vec<Table> {
+    match kind {
+        None => vec![suites(), systems(), models(), clusters()],
+        Some(ListKind::Suites) => vec![suites()],
+        Some(ListKind::Systems) => vec![systems()],
+        Some(ListKind::Models) => vec![models()],
+        Some(ListKind::Clusters) => vec![clusters(), constants()],
     }
 }
 
-fn suites() {
+fn suites() -> Table {
     let mut table = report::table(&["suite", "cases", "iterations", "systems", "what it answers"], &[1, 2]);
     for described in Described::names().filter_map(|name| Described::named("list", name).ok()) {
         table.add_row(match described {
@@ -37,18 +39,18 @@ fn suites() {
             }
         });
     }
-    println!("{table}\n");
+    table
 }
 
-fn systems() {
+fn systems() -> Table {
     let mut table = report::table(&["system", "what it does"], &[]);
     for system in systems::ALL {
         table.add_row([system.name(), system.card().about]);
     }
-    println!("{table}\n");
+    table
 }
 
-fn models() {
+fn models() -> Table {
     let header = ["model", "blocks", "MoE", "experts", "parameters", "TFLOP per sample", "source"];
     let mut table = report::table(&header, &[1, 2, 3, 4, 5]);
     for model in Model::names().filter_map(|name| Model::named("list", name).ok()) {
@@ -63,26 +65,29 @@ fn models() {
             model.source,
         ]);
     }
-    println!("{table}\n");
+    table
 }
 
-fn clusters(with_constants: bool) {
+fn clusters() -> Table {
     let mut table = report::table(&["cluster", "GPU", "per node", "description"], &[2]);
-    let clusters: Vec<Cluster> = Cluster::names().filter_map(|name| Cluster::named("list", name).ok()).collect();
-    for cluster in &clusters {
+    for cluster in all_clusters() {
         let per_node = cluster.gpus_per_node.to_string();
         table.add_row([&cluster.name, &cluster.gpu.name, &per_node, &cluster.description]);
     }
-    println!("{table}\n");
-    if !with_constants {
-        return;
-    }
+    table
+}
+
+fn constants() -> Table {
     let mut table = report::table(&["cluster", "constant", "value", "source"], &[2]);
-    for cluster in &clusters {
+    for cluster in all_clusters() {
         for (field, constant, _) in cluster.constants() {
             let spread = constant.uncertainty.map_or(String::new(), |sigma| format!(" ± {sigma:.1e}"));
             table.add_row([&cluster.name, field, &format!("{:.3e}{spread}", constant.value), &constant.source]);
         }
     }
-    println!("{table}\n");
+    table
+}
+
+fn all_clusters() -> impl Iterator<Item = Cluster> {
+    Cluster::names().filter_map(|name| Cluster::named("list", name).ok())
 }

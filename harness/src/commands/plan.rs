@@ -1,12 +1,15 @@
 //! `moebench plan`: an offline search as a ranked table.
 
+use std::io::Write;
+
+use anyhow::{Context, Result};
 use systems::evaluate::Phase;
 use systems::{Candidate, CostModel};
 use workloads::Case;
 use workloads::suite::TraceUse;
 
 use crate::cli::{Failure, OrFail, PlanArgs};
-use crate::{prepare, report, traces};
+use crate::{output, prepare, report, traces};
 
 /// Runs the command.
 ///
@@ -49,7 +52,13 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
             prepared.job.model.blocks.len()
         )));
     }
-    println!(
+    show(args, system.name(), trace.name(), &candidates).or_run()
+}
+
+fn show(args: &PlanArgs, system: &str, trace: &str, candidates: &[Candidate]) -> Result<()> {
+    let mut out = output::stdout();
+    writeln!(
+        out,
         "{} on {} GPUs of {}, {} gate, global batch {}: {} plans by {}; simulated times, routing of {}\n",
         args.model,
         args.gpus,
@@ -57,12 +66,13 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         args.gate,
         args.global_batch_size,
         candidates.len(),
-        system.name(),
-        trace.name(),
-    );
-    println!("{}", table(&candidates, args.top));
+        system,
+        trace,
+    )
+    .context("standard output")?;
+    writeln!(out, "{}", table(candidates, args.top))?;
     if candidates.len() > args.top {
-        println!("\n{} more; --top {} shows all", candidates.len() - args.top, candidates.len());
+        writeln!(out, "\n{} more; --top {} shows all", candidates.len() - args.top, candidates.len())?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::report::Words;
 use crate::runner::Extent;
 use crate::store::{self, Frames, Store};
 use crate::summary::{Summary, Table};
-use crate::{html, latex, model_error, page, report, runner, traces};
+use crate::{html, latex, model_error, output, page, report, runner, traces};
 
 /// Runs the command.
 ///
@@ -60,7 +60,7 @@ fn run_collection(args: &RunArgs, collection: &Collection, trace: &RoutingTrace)
         let page = page::of_collection(collection, &suites, trace.name());
         let path = root.join("README.md");
         store::write_atomically(&path, |file| Ok(file.write_all(page.as_bytes())?)).or_run()?;
-        println!("\nall figures  {}", path.display());
+        output::print(format!("\nall figures  {}", path.display())).or_run()?;
     }
     Ok(())
 }
@@ -85,8 +85,7 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, roo
         .collect::<Result<_>>()
         .or_input()?;
     if args.dry_run {
-        dry_run(&prepared);
-        return Ok(());
+        return dry_run(&prepared).or_run();
     }
     let mut runs = Runs::new(args.engine, &args.training, &suite).or_input()?;
     let extent = Extent { iterations: suite.iterations, timelines: args.timeline };
@@ -134,7 +133,7 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
     Ok(suite)
 }
 
-fn dry_run(prepared: &[(u64, Vec<Prepared>)]) {
+fn dry_run(prepared: &[(u64, Vec<Prepared>)]) -> Result<()> {
     let mut table = report::table(&["case", "seed", "system", "plan"], &[]);
     for (seed, cases) in prepared {
         for case in cases {
@@ -149,10 +148,9 @@ fn dry_run(prepared: &[(u64, Vec<Prepared>)]) {
             }
         }
     }
-    println!("{table}");
-    if let Some((_, cases)) = prepared.first() {
-        report::differences(cases.iter().map(|case| &case.case)).iter().for_each(|line| println!("{line}"));
-    }
+    output::print(table)?;
+    let cases = prepared.first().map_or(&[][..], |(_, cases)| cases);
+    report::differences(cases.iter().map(|case| &case.case)).iter().try_for_each(output::print)
 }
 
 fn inputs(suite: &Suite, trace: &RoutingTrace, prepared: &[(u64, Vec<Prepared>)], runs: &Runs) -> Inputs {
@@ -243,7 +241,7 @@ fn ids(prepared: &[(u64, Vec<Prepared>)]) -> Vec<String> {
 }
 
 fn show(args: &RunArgs, suite: &Suite, summary: &Summary, words: &Words, store: &Store) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     writeln!(out, "{}", words.to_table()).context("standard output")?;
     for line in report::differences(&suite.cases).iter().chain(&report::failures(summary)) {
         writeln!(out, "{line}")?;

@@ -1,10 +1,12 @@
 //! `moebench trace`: import, synthesise, rescale and examine routing traces.
 
+use std::io::Write;
+
 use anyhow::{Context, Result};
 use workloads::trace::{LayerStats, Routing, RoutingSpec, RoutingTrace, SynthSpec, TimeStats, TraceStats};
 
 use crate::cli::{Failure, OrFail, RescaleArgs, SynthArgs, TraceCommand};
-use crate::{report, traces};
+use crate::{output, report, traces};
 
 /// Runs the command.
 ///
@@ -30,15 +32,15 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
             if let Some(path) = against {
                 all.push(traces::load(Some(path)).or_input()?);
             }
-            stats(&all, *expert_parallel).or_input()
+            let stats = all.iter().map(|trace| TraceStats::new(trace, *expert_parallel)).collect::<Result<Vec<_>, _>>();
+            show(&all, &stats.or_input()?, *expert_parallel).or_run()
         }
     }
 }
 
 fn write(trace: &RoutingTrace, to: &std::path::Path) -> Result<(), Failure> {
     traces::write_parquet(trace, to).or_run()?;
-    println!("{}: {}", to.display(), describe(trace));
-    Ok(())
+    output::print(format!("{}: {}", to.display(), describe(trace))).or_run()
 }
 
 fn describe(trace: &RoutingTrace) -> String {
@@ -87,22 +89,25 @@ fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
     Ok(routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?)
 }
 
-fn stats(traces: &[RoutingTrace], expert_parallel: usize) -> Result<()> {
-    let all: Vec<TraceStats> =
-        traces.iter().map(|trace| TraceStats::new(trace, expert_parallel)).collect::<Result<_, _>>()?;
-    for (index, (trace, stats)) in traces.iter().zip(&all).enumerate() {
-        let mark = if all.len() > 1 { format!("[{}] ", index + 1) } else { String::new() };
-        println!("{mark}{}: {}", trace.name(), describe(trace));
-        println!("\n{mark}per layer, means over iterations ({expert_parallel} ranks share the experts)");
-        println!("{}", per_layer(&stats.per_layer));
-        println!("\n{mark}over time, means over layers");
-        println!("{}\n", over_time(&stats.over_time));
+fn show(traces: &[RoutingTrace], stats: &[TraceStats], expert_parallel: usize) -> Result<()> {
+    let mut out = output::stdout();
+    for (index, (trace, stats)) in traces.iter().zip(stats).enumerate() {
+        let mark = if traces.len() > 1 { format!("[{}] ", index + 1) } else { String::new() };
+        writeln!(out, "{mark}{}: {}", trace.name(), describe(trace)).context("standard output")?;
+        writeln!(out, "\n{mark}per layer, means over iterations ({expert_parallel} ranks share the experts)")?;
+        writeln!(out, "{}", per_layer(&stats.per_layer))?;
+        writeln!(out, "\n{mark}over time, means over layers")?;
+        writeln!(out, "{}\n", over_time(&stats.over_time))?;
     }
-    println!("max/mean: load of the fullest expert (or rank) over the mean. Gini: 0 even, 1 all on one expert.");
-    println!("row spread: how much micro-batches and ranks differ. hot kept: share of the four hottest experts that");
-    println!(
+    writeln!(out, "max/mean: load of the fullest expert (or rank) over the mean. Gini: 0 even, 1 all on one expert.")?;
+    writeln!(
+        out,
+        "row spread: how much micro-batches and ranks differ. hot kept: share of the four hottest experts that"
+    )?;
+    writeln!(
+        out,
         "are still among the four hottest 1, 10 and 100 samples later; half-life: iterations until half of that is lost."
-    );
+    )?;
     Ok(())
 }
 

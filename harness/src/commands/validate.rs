@@ -8,7 +8,6 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use workloads::Cluster;
 use workloads::gate::GateStatistics;
-use workloads::suite::Described;
 use workloads::trace::RoutingTrace;
 
 use crate::calibrate;
@@ -21,10 +20,10 @@ use crate::figures::{adaptive as adaptive_figure, performance_model};
 use crate::validate::adaptive::{self, Study};
 use crate::validate::layer::LayerShape;
 use crate::validate::moe_layer::{self, Rows};
-use crate::validate::plans::{self, Comparison};
-use crate::validate::tables::{adaptive_text, constants_table, end_to_end_text, ms, settings_table};
+use crate::validate::plans::{self, PLANS_ITERATIONS};
+use crate::validate::tables::{adaptive_text, constants_table, end_to_end_text, plans_text, settings_table};
 use crate::validate::{end_to_end, errors};
-use crate::{prepare, report, store, traces};
+use crate::{output, prepare, store, traces};
 
 /// `moebench validate`.
 #[derive(Subcommand)]
@@ -128,7 +127,7 @@ pub struct PlansArgs {
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
     /// Simulated iterations after the suite's warm-up
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = PLANS_ITERATIONS)]
     iterations: usize,
     /// Print one JSON document instead of a table
     #[arg(long)]
@@ -255,15 +254,7 @@ fn compare_plans(args: &PlansArgs) -> Result<(), Failure> {
     if args.iterations == 0 {
         return Err(Failure::Input(anyhow::anyhow!("--iterations 0: expected at least 1")));
     }
-    let suite = match prepare::described(&args.suite).or_input()? {
-        Described::Suite(suite) => suite,
-        Described::Collection(_) => {
-            return Err(Failure::Input(anyhow::anyhow!(
-                "{}: lists other suites: expected a suite of cases",
-                args.suite
-            )));
-        }
-    };
+    let suite = prepare::suite(&args.suite).or_input()?;
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let compared = plans::compare(&args.suite, suite, args.cluster.as_deref(), &trace, args.iterations).or_input()?;
     let text = if args.json {
@@ -271,7 +262,7 @@ fn compare_plans(args: &PlansArgs) -> Result<(), Failure> {
     } else {
         plans_text(&compared, args.iterations)
     };
-    writeln!(std::io::stdout().lock(), "{text}").context("standard output").or_run()
+    output::print(text).or_run()
 }
 
 struct ErrorRow {
@@ -297,7 +288,7 @@ fn save(common: &Common, name: &str, figure: &Figure, rows: impl Iterator<Item =
 
 /// Everything on standard output: the JSON document, or the text.
 fn show(common: &Common, report: &impl Serialize, text: impl Fn() -> String) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if common.json {
         let mut document = serde_json::to_value(report)?;
         if let Some(fields) = document.as_object_mut() {
@@ -311,38 +302,4 @@ fn show(common: &Common, report: &impl Serialize, text: impl Fn() -> String) -> 
         }
         Ok(())
     }
-}
-
-fn plans_text(compared: &[Comparison], iterations: usize) -> String {
-    let header =
-        ["case", "plan of", "plan", "estimate ms", "run ms", "state GB", "peak GB", "usable GB", "at least as fast"];
-    let mut table = report::table(&header, &[3, 4, 5, 6, 7]);
-    for comparison in compared {
-        for (whose, rated) in [("the search", &comparison.pick), ("the authors", &comparison.authors)] {
-            let agrees = |agrees, by| if agrees { format!("yes, by the {by}") } else { format!("no, by the {by}") };
-            let verdict = match (whose, comparison.estimate_agrees, comparison.run_agrees) {
-                ("the authors", ..) => String::new(),
-                (_, true, true) => "yes, by both".to_owned(),
-                (_, estimate, run) => format!("{}; {}", agrees(estimate, "estimate"), agrees(run, "run")),
-            };
-            let gigabytes = |bytes: f64| format!("{:.1}", bytes / 1e9);
-            table.add_row([
-                if whose == "the search" { comparison.case.clone() } else { String::new() },
-                whose.to_owned(),
-                rated.plan.clone(),
-                ms(rated.estimate_s),
-                ms(rated.run_s),
-                gigabytes(rated.state_bytes),
-                gigabytes(rated.peak_bytes),
-                gigabytes(comparison.usable_bytes),
-                verdict,
-            ]);
-        }
-    }
-    let both = compared.iter().filter(|c| c.estimate_agrees && c.run_agrees).count();
-    format!(
-        "{table}\n\npicks at least as fast by both: {both} of {}\n\
-         estimate: the search's, on the routing of a profiling run; run: median of {iterations} simulated iterations",
-        compared.len()
-    )
 }

@@ -27,11 +27,12 @@ use crate::validate::errors::{Errors, Pair};
 use crate::validate::layer::LayerShape;
 use crate::validate::moe_layer::{self, Rows, Setting};
 use crate::validate::page::{self, Section};
+use crate::validate::plans::{self, PLANS_ITERATIONS};
 use crate::validate::sheet::Sheet;
 use crate::validate::tables::{
-    adaptive_table, constants_table, lines_table, ms, percent, settings_table, statistics_table,
+    adaptive_table, constants_table, lines_table, ms, percent, plans_table, settings_table, statistics_table,
 };
-use crate::{prepare, provenance, report, store, traces};
+use crate::{output, prepare, provenance, report, store, traces};
 
 /// `moebench validate all`.
 #[derive(Args)]
@@ -53,6 +54,9 @@ pub struct AllArgs {
     /// Ranks that share the experts in the study of one layer over time
     #[arg(long, default_value_t = 16)]
     gpus: usize,
+    /// Suite whose cases state the plans that SmartMoE's authors ran, by name or path
+    #[arg(long, default_value = "paper-gpt-authors")]
+    suite: String,
     /// Layer of the trace in that study
     #[arg(long, default_value_t = 6)]
     layer: usize,
@@ -104,8 +108,7 @@ fn write(inputs: &Inputs, sections: &[Section]) -> Result<()> {
     let errors: Vec<ClusterError> = sections.iter().flat_map(|section| section.errors.iter().cloned()).collect();
     save(model_error::FILE, model_error::text(&errors))?;
     save("README.md", page::markdown(&introduction(inputs)?, sections))?;
-    println!("page  {}", out.join("README.md").display());
-    Ok(())
+    output::print(format!("page  {}", out.join("README.md").display()))
 }
 
 fn introduction(inputs: &Inputs) -> Result<String> {
@@ -149,7 +152,8 @@ fn layers(inputs: &Inputs) -> Result<Option<Section>> {
     let shipped = moe_layer::predict(&read(Rows::All)?, &inputs.layer_cluster);
     let mut section = Section::new("Single MoE layers (figure 11)");
     section.add(format!(
-        "One layer, forward and backward, experts in order. Its width is not in the file: {} is assumed.",
+        "One layer, forward and backward, experts in order. Its width is not in the file: {} is inferred (`--hidden`), an \
+         expert's inner width being twice that.",
         shape.hidden
     ));
     match (read(Rows::Even), read(Rows::Odd)) {
@@ -482,9 +486,29 @@ fn gains(study: &adaptive::Report, lagged: &adaptive::Report) -> comfy_table::Ta
     table
 }
 
-/// What `moebench validate plans` wrote beside the page.
+/// What the offline search picks beside what the authors ran.
 fn offline_search(inputs: &Inputs) -> Result<Option<Section>> {
-    included(inputs, "plans.md", "The offline search beside the authors' plans")
+    let name = &inputs.args.suite;
+    let compared = plans::compare(name, prepare::suite(name)?, None, &inputs.trace, PLANS_ITERATIONS)?;
+    let mut section = Section::new("The offline search beside the authors' plans");
+    section.add(format!(
+        "For every case of the suite `{name}`, the plan that SmartMoE's search picks and the plan that its authors ran, each \
+         rated twice: by the search's estimate on the routing of a profiling run, and by the median of {PLANS_ITERATIONS} \
+         simulated iterations after the warm-up. What the search picks also places experts online; where the authors' plan \
+         says `everyN` it did too. State is weights, gradients and optimizer state of the rank that holds most of them, peak \
+         is the fullest rank's in the simulated run, usable is what a rank has. The profile is spread over more iterations than \
+         the run takes, so where routing is calming down, as early in training, estimates lie below runs. `moebench validate \
+         plans` shows the same."
+    ));
+    section.table(plans_table(&compared));
+    let both = compared.iter().filter(|comparison| comparison.both_agree()).count();
+    section.claim(
+        "offline search picks the authors' plan, or one that its estimate and a simulated run rate at least as fast",
+        "all cases",
+        format!("{both} of {}", compared.len()),
+        both == compared.len(),
+    );
+    Ok(Some(section))
 }
 
 /// What the benches wrote beside the page.
@@ -494,18 +518,5 @@ fn speed(inputs: &Inputs) -> Result<Option<Section>> {
     }
     let mut section = Section::new("Speed");
     section.add("One placement decision, one pool search, one simulated iteration: [benchmarks](benchmarks.md).");
-    Ok(Some(section))
-}
-
-/// A section whose text another command wrote; its headings are one level lower here.
-fn included(inputs: &Inputs, name: &str, title: &str) -> Result<Option<Section>> {
-    let path = inputs.args.out.join(name);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let mut section = Section::new(title);
-    let lines = text.lines().map(|line| if line.starts_with('#') { format!("##{line}") } else { line.to_owned() });
-    section.add(lines.collect::<Vec<_>>().join("\n"));
     Ok(Some(section))
 }

@@ -11,8 +11,9 @@ use super::sheet::Row;
 
 /// What the layer studies leave unsaid about the layer.
 ///
-/// 1024 goes with the 24 layers of the model that was traced, and it is the width at which both studies on V100s are
-/// explained by one set of constants below the datasheet's: at 1536 products would have to run at 1.3 times their peak.
+/// 1024 is inferred: it goes with the 24 layers of the model that was traced, and it is the width at which both studies
+/// on V100s are explained by one set of constants below the datasheet's. A script beside the studies' says 1536, where
+/// products would have to run at 1.3 times their peak.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct LayerShape {
     /// Width of a token; an expert's inner width is twice that

@@ -14,6 +14,9 @@ use crate::prepare::{self, Prepared};
 use crate::simulate::Run;
 use crate::statistics::median;
 
+/// Simulated iterations that a comparison takes unless told otherwise.
+pub const PLANS_ITERATIONS: usize = 50;
+
 /// One case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
@@ -31,6 +34,13 @@ pub struct Comparison {
     pub estimate_agrees: bool,
     /// Whether a simulated run of its pick is at least as fast.
     pub run_agrees: bool,
+}
+
+impl Comparison {
+    /// Whether the estimate and the run both find the pick at least as fast.
+    pub fn both_agree(&self) -> bool {
+        self.estimate_agrees && self.run_agrees
+    }
 }
 
 /// A plan, rated twice.

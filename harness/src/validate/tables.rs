@@ -5,6 +5,7 @@ use crate::calibrate::write;
 use crate::report;
 use crate::validate::errors::Errors;
 use crate::validate::moe_layer::Setting;
+use crate::validate::plans::{Comparison, Rated};
 use crate::validate::{adaptive, end_to_end};
 
 /// A signed share.
@@ -114,16 +115,29 @@ pub(crate) fn settings_table(settings: &[Setting]) -> comfy_table::Table {
     statistics_table(&lines, "relative errors")
 }
 
+/// A relative standard error above this is pointed out: predictions that hang on such a constant can be far off.
+const POORLY_DETERMINED: f64 = 0.4;
+
 /// Fitted constants with their standard errors.
 pub(crate) fn constants_table(fitted: &[Fitted]) -> comfy_table::Table {
     let mut table = report::table(&["constant", "value", "± s.e.", "relative", ""], &[1, 2, 3]);
     for constant in fitted {
+        let spread = format!("{:.1e}", constant.uncertainty);
+        let share = constant.uncertainty / constant.value;
+        let relative = format!("{:.1}%", share * 100.0);
+        // What a bound decides has no error that the measurements could tell.
+        let (spread, relative, note) = match constant.at_bound {
+            true => (String::new(), String::new(), "at its bound"),
+            false if share.is_infinite() => (String::new(), String::new(), "not determined"),
+            false if share > POORLY_DETERMINED => (spread, relative, "poorly determined"),
+            false => (spread, relative, ""),
+        };
         table.add_row([
             constant.name.clone(),
             format!("{:e}", write::rounded(constant.value)),
-            format!("{:.1e}", constant.uncertainty),
-            format!("{:.1}%", constant.uncertainty / constant.value * 100.0),
-            if constant.at_bound { "at its bound".into() } else { String::new() },
+            spread,
+            relative,
+            note.to_owned(),
         ]);
     }
     table
@@ -152,4 +166,50 @@ pub(crate) fn adaptive_table(result: &adaptive::Report) -> comfy_table::Table {
     let lines =
         [("experts in order".to_owned(), Some(result.in_order)), ("placed online".to_owned(), Some(result.online))];
     statistics_table(&lines, "relative errors")
+}
+
+/// Two lines per case: the search's pick, and the authors' plan.
+pub(crate) fn plans_table(compared: &[Comparison]) -> comfy_table::Table {
+    let header =
+        ["case", "plan of", "plan", "estimate ms", "run ms", "state GB", "peak GB", "usable GB", "at least as fast"];
+    let mut table = report::table(&header, &[3, 4, 5, 6, 7]);
+    for comparison in compared {
+        table.add_row(plan_cells(comparison, &comparison.case, "the search", &comparison.pick, verdict(comparison)));
+        table.add_row(plan_cells(comparison, "", "the authors", &comparison.authors, String::new()));
+    }
+    table
+}
+
+fn plan_cells(comparison: &Comparison, case: &str, whose: &str, rated: &Rated, verdict: String) -> [String; 9] {
+    let gigabytes = |bytes: f64| format!("{:.1}", bytes / 1e9);
+    [
+        case.to_owned(),
+        whose.to_owned(),
+        rated.plan.clone(),
+        ms(rated.estimate_s),
+        ms(rated.run_s),
+        gigabytes(rated.state_bytes),
+        gigabytes(rated.peak_bytes),
+        gigabytes(comparison.usable_bytes),
+        verdict,
+    ]
+}
+
+fn verdict(comparison: &Comparison) -> String {
+    let agrees = |agrees, by| if agrees { format!("yes, by the {by}") } else { format!("no, by the {by}") };
+    match (comparison.estimate_agrees, comparison.run_agrees) {
+        (true, true) => "yes, by both".to_owned(),
+        (estimate, run) => format!("{}; {}", agrees(estimate, "estimate"), agrees(run, "run")),
+    }
+}
+
+/// Everything about plans.
+pub(crate) fn plans_text(compared: &[Comparison], iterations: usize) -> String {
+    let both = compared.iter().filter(|comparison| comparison.both_agree()).count();
+    format!(
+        "{}\n\npicks at least as fast by both: {both} of {}\n\
+         estimate: the search's, on the routing of a profiling run; run: median of {iterations} simulated iterations",
+        plans_table(compared),
+        compared.len()
+    )
 }

@@ -1,0 +1,41 @@
+//! Standard output, whose reader may leave early: `moebench list | head` is no error. What the command writes to files is
+//! written all the same.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, StdoutLock, Write};
+
+use anyhow::{Context, Result};
+
+/// Locked standard output that a reader may stop reading.
+pub struct Output(StdoutLock<'static>);
+
+/// Standard output.
+pub fn stdout() -> Output {
+    Output(io::stdout().lock())
+}
+
+/// Prints a text and ends the line.
+///
+/// # Errors
+/// What cannot be written, for any reason but a reader that has left.
+pub fn print(text: impl Display) -> Result<()> {
+    writeln!(stdout(), "{text}").context("standard output")
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        unless_left(self.0.write(bytes), bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        unless_left(self.0.flush(), ())
+    }
+}
+
+/// What was written for a reader that has left counts as written.
+fn unless_left<T>(result: io::Result<T>, done: T) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(done),
+        other => other,
+    }
+}
