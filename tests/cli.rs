@@ -267,3 +267,53 @@ fn a_reader_that_leaves_early_is_no_error() {
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments}: {output:?}");
     }
 }
+
+/// A trace drives the gate: what is recorded then is the routing that a simulation of the same case replays.
+#[cfg(feature = "train")]
+#[test]
+fn a_recorded_trace_is_replayed() {
+    use workloads::suite::TraceUse;
+
+    let folder = Folder::new();
+    let train = "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 2 --iterations 3";
+    folder.succeed(&format!("{train} --system fastermoe --record-trace first.parquet --out first"));
+    folder.succeed(&format!(
+        "{train} --system expert-only --trace first.parquet --replay --record-trace again.parquet --out again"
+    ));
+    let trace = |name: &str| harness::traces::load(Some(&folder.join(name))).unwrap();
+    let (first, again) = (trace("first.parquet"), trace("again.parquet"));
+    let suite = "name = \"test\"\ndescription = \"\"\nsystems = [\"expert-only\"]\nbaseline = \"expert-only\"\niterations = 3\n\
+                 warmup = 1\n[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\ngate = \"no-drop\"\n\
+                 global_batch = 4\nmicro_batch = 2\n";
+    let suite = workloads::Suite::parse("test", suite).unwrap();
+    let case = harness::prepare::one_case("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
+    assert_eq!((first.iterations(), again.iterations()), ([1, 2, 3].as_slice(), [1, 2, 3].as_slice()));
+    for iteration in 0..3 {
+        let simulated = case.routing.iteration(iteration);
+        for layer in 0..2 {
+            assert_eq!(again.loads(iteration, layer), simulated.loads(layer), "{iteration} {layer}");
+        }
+    }
+}
+
+/// An emulated run has the simulator beside it, in the records and in its timeline.
+#[cfg(feature = "train")]
+#[test]
+fn the_simulator_follows_an_emulated_run() {
+    let folder = Folder::new();
+    folder.succeed(
+        "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 2 --iterations 3 --system expert-only \
+         --clock virtual --timeline --out run",
+    );
+    let frame = folder.frame("run/iterations.parquet");
+    assert!(frame.column("engine").unwrap().str().unwrap().iter().all(|engine| engine == Some("emulated")));
+    for column in ["step_s", "predicted_step_s", "loss"] {
+        assert!(
+            frame.column(column).unwrap().f64().unwrap().iter().all(|value| value.is_some_and(|v| v > 0.0)),
+            "{column}"
+        );
+    }
+    let name = folder.files().into_iter().find(|name| name.ends_with("expert-only.json")).unwrap();
+    let text = folder.text(&name);
+    assert!(text.contains("rank 1 (emulated)") && text.contains("rank 1 (simulated)"), "{name}");
+}

@@ -33,7 +33,10 @@ pub fn draw(suite: &Suite, rows: &Table, entropies: &[Option<[f64; 2]>], origin:
         panels.push(LinePanel { title: id, y_label: "Loss (nats per token)".to_owned(), series, from_zero: false });
     }
     Ok(LineChart {
-        frame: Frame { footnote: origin.to_owned(), ..Frame::default() },
+        frame: Frame {
+            footnote: format!("{origin}; systems that train the same model lie on one another"),
+            ..Frame::default()
+        },
         x_label: "Iteration".to_owned(),
         panels,
         mark_label: String::new(),
