@@ -194,7 +194,7 @@ pub fn synchronisation(device: Device) -> Seconds {
         .map(|_| {
             let busy = Tensor::zeros([1], (tch::Kind::Float, device)) + 1.0;
             let start = Instant::now();
-            super::moe::synchronise(device);
+            super::timer::synchronise(device);
             let time = start.elapsed().as_secs_f64();
             drop(busy);
             time

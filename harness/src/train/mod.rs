@@ -8,7 +8,7 @@
 //! |---|---|
 //! | what is trained, and the checks before any work | [`setup`], [`data`], [`launch`] |
 //! | one rank's iteration | [`rank`], [`groups`], [`optimizer`], [`migrate`] |
-//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`relay`], [`rows`], [`execute`], [`experts`] |
+//! | an MoE layer: the gate, rows, the layer program executed | [`moe`], [`gate`], [`shipping`], [`relay`], [`rows`], [`execute`], [`passes`], [`experts`] |
 //! | everything else of the model | [`dense`], [`parameters`], [`tape`] |
 //! | time, measured or virtual | [`timer`], [`marks`] |
 //! | what the gate chose, as a trace; the simulator beside a run | [`record`], [`replay`] |
@@ -36,6 +36,7 @@ pub mod migrate;
 pub mod moe;
 pub mod optimizer;
 pub mod parameters;
+pub mod passes;
 pub mod processes;
 pub mod rank;
 pub mod record;

@@ -13,18 +13,18 @@ use systems::streams::Streams;
 use systems::timeline::Activity;
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Tensor};
-use workloads::model::Moe;
 use workloads::{Gate, Seconds};
 
 use super::TrainError;
-use super::comm::{CommError, Communicator, Pending};
-use super::execute::{self, Work};
-use super::experts::{self, Experts, Views};
+use super::comm::{CommError, Communicator};
+use super::execute;
+use super::experts::Experts;
 use super::gate::{self, Choice, Scored};
 use super::parameters::{Bucket, stream};
+use super::passes::{Backward, Forward, ShadowsKept, SlotsKept};
 use super::relay::Relay;
-use super::rows::{RowMap, RowPieces};
-use super::shipping::{Call, Shipping};
+use super::rows::RowMap;
+use super::shipping::Shipping;
 use super::timer::Timer;
 
 /// A rank's part of one MoE layer.
@@ -87,9 +87,9 @@ pub struct Kept {
     /// `[rows, width]`: results, in the order of rows.
     outputs: Tensor,
     /// `[step][slot]`.
-    experts: Vec<Vec<Option<experts::Kept>>>,
+    experts: SlotsKept,
     /// By shadow, in the program's order.
-    shadows: Vec<Option<(Tensor, experts::Kept)>>,
+    shadows: ShadowsKept,
 }
 
 impl Layer {
@@ -182,21 +182,10 @@ impl Layer {
         let ((rows, weights), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
             (map.spread(gradient, &scored.weights), map.weight_gradient(gradient, &outputs))
         });
-        let mut work = Backward {
-            layer: self,
-            group: site.group,
-            shipping: &shipping,
-            relay: relay.as_ref(),
-            rows,
-            sent: RowPieces::new(&shipping),
-            arrived: none_yet(shipping.steps.len()),
-            computed: none_yet(shipping.steps.len()),
-            experts,
-            shadows: shadows.into_iter().map(|shadow| shadow.map(Shadow::Kept)).collect(),
-        };
+        let mut work = Backward::new(self, site.group, &shipping, relay.as_ref(), rows, (experts, shadows));
         let mut durations = execute::run(&program.backward, &mut work, timer)?;
         let (of_tokens, gate_time) = timer.measure(Activity::Op(Op::Gate), || -> Result<_, TrainError> {
-            let through_experts = map.collect(&work.sent.finish()?);
+            let through_experts = map.collect(&work.finish()?);
             let through_gate = scored.backward(site.gates, &weights, site.balance);
             Ok(through_experts + through_gate)
         });
@@ -255,332 +244,6 @@ fn gather(group: &dyn Communicator, own: &[u32], device: Device) -> Result<Routi
     Ok(RoutingCounts::new(own.len(), all.into_iter().map(|count| count as u32).collect()))
 }
 
-/// Index of the first piece of a step: calls come first, shadows follow.
-fn piece(shipping: &Shipping, step: usize) -> usize {
-    shipping.steps[..step].iter().map(Vec::len).sum()
-}
-
-/// Index of a shadow's piece and of the shadow.
-fn shadow_piece(shipping: &Shipping, expert: usize) -> Result<(usize, usize), TrainError> {
-    let found = shipping.shadows.iter().position(|shadow| shadow.0 == expert);
-    let index = found.ok_or_else(|| TrainError::Program(format!("expert {expert} is not among the shadowed")))?;
-    Ok((piece(shipping, shipping.steps.len()) + index, index))
-}
-
-/// Sends the pieces of a step to the ranks of their experts.
-fn dispatch(
-    group: &dyn Communicator,
-    relay: Option<&Relay>,
-    calls: &[Call],
-    rows: &Tensor,
-) -> Result<Vec<Pending>, TrainError> {
-    if let (Some(relay), [_]) = (relay, calls) {
-        let arrived = relay.dispatch(group, rows)?;
-        return Ok(vec![Pending::new(move || Ok(arrived))]);
-    }
-    let send = |call: &Call| {
-        let length: usize = call.sent.iter().sum();
-        let part = rows.narrow(0, call.first as i64, length as i64);
-        Ok(group.all_to_all(&part, &call.sent, &call.received)?)
-    };
-    calls.iter().map(send).collect()
-}
-
-/// Sends results of a step back.
-fn combine(
-    group: &dyn Communicator,
-    relay: Option<&Relay>,
-    calls: &[Call],
-    rows: &[Tensor],
-) -> Result<Vec<Pending>, TrainError> {
-    if calls.len() != rows.len() {
-        return Err(TrainError::Program("a combine before its experts have run".to_owned()));
-    }
-    if let (Some(relay), [rows]) = (relay, rows) {
-        let back = relay.combine(group, rows)?;
-        return Ok(vec![Pending::new(move || Ok(back))]);
-    }
-    calls.iter().zip(rows).map(|(call, rows)| Ok(group.all_to_all(rows, &call.received, &call.sent)?)).collect()
-}
-
-/// Runs `expert(slot, rows)` on what arrived in a step; returns results in the order of arrival, `[call]`.
-fn each_slot(
-    calls: &[Call],
-    arrived: Vec<Tensor>,
-    mut expert: impl FnMut(usize, Tensor) -> Result<Tensor, TrainError>,
-) -> Result<Vec<Tensor>, TrainError> {
-    if calls.len() != arrived.len() {
-        return Err(TrainError::Program("experts before their rows have arrived".to_owned()));
-    }
-    let run = |(call, rows): (&Call, Tensor)| -> Result<Tensor, TrainError> {
-        if call.slots.len() == 1 {
-            let slot = call.slots.start;
-            return if call.arrived(slot) == 0 { Ok(rows) } else { expert(slot, rows) };
-        }
-        // Rows come by source, then slot; an expert wants all of its own together.
-        let sizes: Vec<i64> = call.parts.iter().flatten().map(|&rows| rows as i64).collect();
-        let parts = rows.split_with_sizes(sizes.as_slice(), 0);
-        let (sources, slots) = (call.parts.len(), call.slots.len());
-        let mut results: Vec<Vec<Tensor>> = Vec::with_capacity(slots);
-        for slot in 0..slots {
-            let own: Vec<&Tensor> = (0..sources).map(|source| &parts[source * slots + slot]).collect();
-            let rows = Tensor::cat(&own, 0);
-            let result = if rows.size()[0] == 0 { rows } else { expert(call.slots.start + slot, rows)? };
-            let sizes: Vec<i64> = call.parts.iter().map(|of| of[slot] as i64).collect();
-            results.push(result.split_with_sizes(sizes.as_slice(), 0));
-        }
-        let back: Vec<&Tensor> = (0..sources).flat_map(|source| results.iter().map(move |of| &of[source])).collect();
-        Ok(Tensor::cat(&back, 0))
-    };
-    calls.iter().zip(arrived).map(run).collect()
-}
-
-struct Forward<'a> {
-    layer: &'a Layer,
-    group: &'a dyn Communicator,
-    shipping: &'a Shipping,
-    relay: Option<&'a Relay>,
-    rows: Tensor,
-    /// `[step][call]`.
-    arrived: Vec<Vec<Tensor>>,
-    computed: Vec<Vec<Tensor>>,
-    results: RowPieces,
-    experts: Vec<Vec<Option<experts::Kept>>>,
-    /// Weights, then also what the backward pass needs.
-    broadcast: Vec<Option<Tensor>>,
-    shadows: Vec<Option<(Tensor, experts::Kept)>>,
-}
-
-type ForwardResult = (Tensor, Vec<Vec<Option<experts::Kept>>>, Vec<Option<(Tensor, experts::Kept)>>);
-
-impl<'a> Forward<'a> {
-    fn new(
-        layer: &'a Layer,
-        group: &'a dyn Communicator,
-        shipping: &'a Shipping,
-        relay: Option<&'a Relay>,
-        rows: Tensor,
-    ) -> Self {
-        let steps = shipping.steps.len();
-        let slots = layer.placement.slots_per_rank();
-        let none = |count: usize| (0..count).map(|_| None).collect::<Vec<_>>();
-        Self {
-            layer,
-            group,
-            relay,
-            rows,
-            arrived: none_yet(steps),
-            computed: none_yet(steps),
-            results: RowPieces::new(shipping),
-            experts: (0..steps).map(|_| (0..slots).map(|_| None).collect()).collect(),
-            broadcast: none(shipping.shadows.len()),
-            shadows: (0..shipping.shadows.len()).map(|_| None).collect(),
-            shipping,
-        }
-    }
-
-    fn finish(self) -> Result<ForwardResult, TrainError> {
-        Ok((self.results.finish()?, self.experts, self.shadows))
-    }
-}
-
-impl Work for Forward<'_> {
-    fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        match op {
-            Op::Dispatch { step } => dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows),
-            Op::Combine { step } => combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step]),
-            Op::Broadcast { expert } => {
-                let owner = self.layer.placement.rank_of(expert);
-                let bucket = &self.layer.experts.bucket;
-                let own = self.layer.placement.experts_of(self.group.rank()).iter().position(|&e| e == expert);
-                // What others pass states the shape alone.
-                let weights = self.layer.experts.row(&bucket.weights, own.unwrap_or(0));
-                Ok(vec![self.group.broadcast(&weights, owner)?])
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        match op {
-            Op::Dispatch { step } => self.arrived[step] = tensors,
-            Op::Combine { step } => {
-                let first = piece(self.shipping, step);
-                for (index, tensor) in tensors.into_iter().enumerate() {
-                    self.results.put(first + index, tensor);
-                }
-                self.computed[step].clear();
-            }
-            Op::Broadcast { expert } => {
-                let (_, index) = shadow_piece(self.shipping, expert)?;
-                self.broadcast[index] = tensors.pop();
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn compute(&mut self, op: Op) -> Result<(), TrainError> {
-        match op {
-            Op::Experts { step } => {
-                let arrived = std::mem::take(&mut self.arrived[step]);
-                let (layer, kept) = (self.layer, &mut self.experts[step]);
-                self.computed[step] = each_slot(&self.shipping.steps[step], arrived, |slot, rows| {
-                    let (output, keep) = experts::forward(&layer.experts.weights(slot), rows);
-                    kept[slot] = Some(keep);
-                    Ok(output)
-                })?;
-            }
-            Op::Shadow { expert } => {
-                let (piece, index) = shadow_piece(self.shipping, expert)?;
-                let (_, first, number) = self.shipping.shadows[index];
-                let rows = self.rows.narrow(0, first as i64, number as i64);
-                let weights = self.broadcast[index].take();
-                let weights = weights
-                    .ok_or_else(|| TrainError::Program(format!("expert {expert} is shadowed before its broadcast")))?;
-                if number == 0 {
-                    self.results.put(piece, rows);
-                } else {
-                    let views = Views::new(&weights, self.layer.experts.moe());
-                    let (output, keep) = experts::forward(&views, rows);
-                    self.results.put(piece, output);
-                    self.shadows[index] = Some((weights, keep));
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn synchronise(&self) {
-        synchronise(self.rows.device());
-    }
-}
-
-/// A shadowed expert on its way back.
-enum Shadow {
-    Kept((Tensor, experts::Kept)),
-    Gradient(Tensor),
-}
-
-struct Backward<'a> {
-    layer: &'a Layer,
-    group: &'a dyn Communicator,
-    shipping: &'a Shipping,
-    relay: Option<&'a Relay>,
-    /// Gradients of this rank's results.
-    rows: Tensor,
-    /// Gradients of this rank's rows, coming back.
-    sent: RowPieces,
-    arrived: Vec<Vec<Tensor>>,
-    computed: Vec<Vec<Tensor>>,
-    experts: Vec<Vec<Option<experts::Kept>>>,
-    shadows: Vec<Option<Shadow>>,
-}
-
-impl Work for Backward<'_> {
-    fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        match op {
-            Op::Dispatch { step } => dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows),
-            Op::Combine { step } => combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step]),
-            Op::ReduceGrad { expert } => {
-                let (_, index) = shadow_piece(self.shipping, expert)?;
-                let gradient = match self.shadows[index].take() {
-                    Some(Shadow::Gradient(gradient)) => gradient,
-                    _ => {
-                        return Err(TrainError::Program(format!("gradients of expert {expert} are reduced too early")));
-                    }
-                };
-                Ok(vec![self.group.reduce(&gradient, self.layer.placement.rank_of(expert))?])
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        match op {
-            Op::Dispatch { step } => self.arrived[step] = tensors,
-            Op::Combine { step } => {
-                let first = piece(self.shipping, step);
-                for (index, tensor) in tensors.into_iter().enumerate() {
-                    self.sent.put(first + index, tensor);
-                }
-                self.computed[step].clear();
-            }
-            Op::ReduceGrad { expert } => {
-                let own = self.layer.placement.experts_of(self.group.rank());
-                if let (Some(slot), Some(sum)) = (own.iter().position(|&e| e == expert), tensors.pop()) {
-                    let experts = &self.layer.experts;
-                    let _ = experts.row(&experts.bucket.gradients, slot).g_add_(&sum);
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn compute(&mut self, op: Op) -> Result<(), TrainError> {
-        match op {
-            Op::Experts { step } => {
-                let arrived = std::mem::take(&mut self.arrived[step]);
-                let (layer, kept) = (self.layer, &mut self.experts[step]);
-                self.computed[step] = each_slot(&self.shipping.steps[step], arrived, |slot, gradient| {
-                    let keep = kept[slot].take();
-                    let keep = keep.ok_or_else(|| TrainError::Program(format!("slot {slot} runs backward twice")))?;
-                    let (weights, mut gradients) = (layer.experts.weights(slot), layer.experts.gradients(slot));
-                    Ok(experts::backward(&weights, &mut gradients, keep, &gradient))
-                })?;
-            }
-            Op::Shadow { expert } => {
-                let (piece, index) = shadow_piece(self.shipping, expert)?;
-                let (_, first, number) = self.shipping.shadows[index];
-                let gradient = self.rows.narrow(0, first as i64, number as i64);
-                let moe = self.layer.experts.moe();
-                match self.shadows[index].take() {
-                    Some(Shadow::Kept((weights, keep))) => {
-                        let found = weights.zeros_like();
-                        let of_input = experts::backward(
-                            &Views::new(&weights, moe),
-                            &mut Views::new(&found, moe),
-                            keep,
-                            &gradient,
-                        );
-                        self.sent.put(piece, of_input);
-                        self.shadows[index] = Some(Shadow::Gradient(found));
-                    }
-                    _ => {
-                        let none = empty_gradient(moe, &gradient);
-                        self.sent.put(piece, gradient);
-                        self.shadows[index] = Some(Shadow::Gradient(none));
-                    }
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn synchronise(&self) {
-        synchronise(self.rows.device());
-    }
-}
-
-/// The gradient of an expert that got no rows.
-fn empty_gradient(moe: &Moe, like: &Tensor) -> Tensor {
-    Tensor::zeros([moe.expert_parameters() as i64], (like.kind(), like.device()))
-}
-
-pub(super) fn synchronise(device: Device) {
-    if let Device::Cuda(index) = device {
-        tch::Cuda::synchronize(index as i64);
-    }
-}
-
-/// No tensors, for each of `steps`.
-fn none_yet(steps: usize) -> Vec<Vec<Tensor>> {
-    (0..steps).map(|_| Vec::new()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -591,6 +254,7 @@ mod tests {
     use systems::expert_only::Plain;
     use tch::Kind;
     use workloads::Cluster;
+    use workloads::model::Moe;
 
     /// A layer of one rank, whose gate is far from any tie.
     struct Small {

@@ -21,7 +21,6 @@ use workloads::Seconds;
 
 use super::comm::{CommError, Communicator};
 use super::marks::Marks;
-use super::moe::synchronise;
 
 /// Part of an iteration: a pass of a micro-batch, a block.
 type Part = (Option<Work>, Option<usize>);
@@ -246,6 +245,13 @@ fn ledger(parts: &[(Phase, Seconds, Seconds)], end: Seconds) -> Ledger {
     }
     ledger.add(Phase::Wait, (end - covered).max(Seconds::ZERO));
     ledger
+}
+
+/// The host waits for the device.
+pub(super) fn synchronise(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
 }
 
 /// CPU time of this thread.
