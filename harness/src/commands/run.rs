@@ -197,10 +197,10 @@ fn execute(
     })?;
     let figure = figures::draw(suite, &summary, &frames.iterations, &provenance.inputs.trace)?;
     store.save_figure(figures::name(suite.figure), &figure)?;
+    let origin = figures::origin(&summary, &provenance.inputs.trace);
     if summary.rows.iter().any(|row| row.loss.is_some()) {
         let (seed, cases) = &prepared[0];
         let entropies: Vec<_> = cases.iter().map(|case| runs.entropy(case, *seed)).collect();
-        let origin = figures::origin(&summary, &provenance.inputs.trace);
         let losses = figures::loss::draw(suite, &Table::new(&frames.iterations)?, &entropies, &origin)?;
         store.save_figure("loss", &losses)?;
     }
@@ -208,7 +208,7 @@ fn execute(
     let words = Words::new(&summary, other.map(String::as_str));
     store.write_text("report.html", &html::run(suite, &summary, &words, &figure, provenance))?;
     store.write_text("tables/summary.tex", &latex::table(&words))?;
-    show(args, suite, &summary, &words, store)?;
+    show(args, suite, &summary, (&words, &origin), store)?;
     let broken = summary.rows.iter().find(|row| ["crash", "comm_error", "timeout"].contains(&row.status.as_str()));
     match broken {
         Some(row) => bail!("{} {}: {}: {}", row.case, row.system, row.status, row.reason),
@@ -240,13 +240,20 @@ fn ids(prepared: &[(u64, Vec<Prepared>)]) -> Vec<String> {
     prepared.iter().flat_map(|(seed, cases)| cases.iter().map(|case| runner::case_id(case, *seed))).collect()
 }
 
-fn show(args: &RunArgs, suite: &Suite, summary: &Summary, words: &Words, store: &Store) -> Result<()> {
+fn show(
+    args: &RunArgs,
+    suite: &Suite,
+    summary: &Summary,
+    (words, origin): (&Words, &str),
+    store: &Store,
+) -> Result<()> {
     let mut out = output::stdout();
     writeln!(out, "{}", words.to_table()).context("standard output")?;
     for line in report::differences(&suite.cases).iter().chain(&report::failures(summary)) {
         writeln!(out, "{line}")?;
     }
-    writeln!(out, "\nsamples  {}", store.path("iterations.parquet").display())?;
+    writeln!(out, "\ntimes    {origin}")?;
+    writeln!(out, "samples  {}", store.path("iterations.parquet").display())?;
     writeln!(out, "summary  {}", store.path("summary.csv").display())?;
     let figure = format!("figures/{}.svg", figures::name(suite.figure));
     writeln!(out, "figure   {}", store.path(&figure).display())?;
