@@ -14,17 +14,53 @@ use super::rows::RowPieces;
 use super::shipping::{Call, Shipping};
 use super::timer::synchronise;
 
-/// The forward pass under way.
-pub struct Forward<'a> {
-    layer: &'a Layer,
+/// Rows on their way to experts and back; both passes do this alike, one with tokens, the other with gradients.
+struct Exchanges<'a> {
     group: &'a dyn Communicator,
     shipping: &'a Shipping,
     relay: Option<&'a Relay>,
+    /// What this rank sends, and keeps for shadowed experts.
     rows: Tensor,
-    /// `[step][call]`.
+    /// `[step][call]`: what arrived for this rank's experts, and what these made of it.
     arrived: Vec<Vec<Tensor>>,
     computed: Vec<Vec<Tensor>>,
-    results: RowPieces,
+    /// What came of this rank's rows.
+    back: RowPieces,
+}
+
+impl<'a> Exchanges<'a> {
+    fn new(group: &'a dyn Communicator, shipping: &'a Shipping, relay: Option<&'a Relay>, rows: Tensor) -> Self {
+        let none_yet = || shipping.steps.iter().map(|_| Vec::new()).collect();
+        Self { group, shipping, relay, rows, arrived: none_yet(), computed: none_yet(), back: RowPieces::new(shipping) }
+    }
+
+    fn dispatch(&self, step: usize) -> Result<Vec<Pending>, TrainError> {
+        dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows)
+    }
+
+    fn combine(&self, step: usize) -> Result<Vec<Pending>, TrainError> {
+        combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step])
+    }
+
+    fn combined(&mut self, step: usize, pieces: Vec<Tensor>) {
+        let first = piece(self.shipping, step);
+        for (index, tensor) in pieces.into_iter().enumerate() {
+            self.back.put(first + index, tensor);
+        }
+        self.computed[step].clear();
+    }
+
+    /// This rank's rows of its shadow `index`.
+    fn shadow_rows(&self, index: usize) -> Tensor {
+        let (_, first, number) = self.shipping.shadows[index];
+        self.rows.narrow(0, first as i64, number as i64)
+    }
+}
+
+/// The forward pass under way.
+pub struct Forward<'a> {
+    layer: &'a Layer,
+    exchanges: Exchanges<'a>,
     experts: Vec<Vec<Option<experts::Kept>>>,
     /// Weights, then also what the backward pass needs.
     broadcast: Vec<Option<Tensor>>,
@@ -54,16 +90,10 @@ impl<'a> Forward<'a> {
         let none = |count: usize| (0..count).map(|_| None).collect::<Vec<_>>();
         Self {
             layer,
-            group,
-            relay,
-            rows,
-            arrived: none_yet(steps),
-            computed: none_yet(steps),
-            results: RowPieces::new(shipping),
+            exchanges: Exchanges::new(group, shipping, relay, rows),
             experts: (0..steps).map(|_| (0..slots).map(|_| None).collect()).collect(),
             broadcast: none(shipping.shadows.len()),
             shadows: (0..shipping.shadows.len()).map(|_| None).collect(),
-            shipping,
         }
     }
 
@@ -72,22 +102,23 @@ impl<'a> Forward<'a> {
     /// # Errors
     /// A program that leaves rows where they are.
     pub fn finish(self) -> Result<ForwardResult, TrainError> {
-        Ok((self.results.finish()?, self.experts, self.shadows))
+        Ok((self.exchanges.back.finish()?, self.experts, self.shadows))
     }
 }
 
 impl Work for Forward<'_> {
     fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
         match op {
-            Op::Dispatch { step } => dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows),
-            Op::Combine { step } => combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step]),
+            Op::Dispatch { step } => self.exchanges.dispatch(step),
+            Op::Combine { step } => self.exchanges.combine(step),
             Op::Broadcast { expert } => {
                 let owner = self.layer.placement.rank_of(expert);
                 let bucket = &self.layer.experts.bucket;
-                let own = self.layer.placement.experts_of(self.group.rank()).iter().position(|&e| e == expert);
+                let own =
+                    self.layer.placement.experts_of(self.exchanges.group.rank()).iter().position(|&e| e == expert);
                 // What others pass states the shape alone.
                 let weights = self.layer.experts.row(&bucket.weights, own.unwrap_or(0));
-                Ok(vec![self.group.broadcast(&weights, owner)?])
+                Ok(vec![self.exchanges.group.broadcast(&weights, owner)?])
             }
             _ => Ok(Vec::new()),
         }
@@ -95,16 +126,10 @@ impl Work for Forward<'_> {
 
     fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
         match op {
-            Op::Dispatch { step } => self.arrived[step] = tensors,
-            Op::Combine { step } => {
-                let first = piece(self.shipping, step);
-                for (index, tensor) in tensors.into_iter().enumerate() {
-                    self.results.put(first + index, tensor);
-                }
-                self.computed[step].clear();
-            }
+            Op::Dispatch { step } => self.exchanges.arrived[step] = tensors,
+            Op::Combine { step } => self.exchanges.combined(step, tensors),
             Op::Broadcast { expert } => {
-                let (_, index) = shadow_piece(self.shipping, expert)?;
+                let (_, index) = shadow_piece(self.exchanges.shipping, expert)?;
                 self.broadcast[index] = tensors.pop();
             }
             _ => {}
@@ -115,27 +140,27 @@ impl Work for Forward<'_> {
     fn compute(&mut self, op: Op) -> Result<(), TrainError> {
         match op {
             Op::Experts { step } => {
-                let arrived = std::mem::take(&mut self.arrived[step]);
+                let arrived = std::mem::take(&mut self.exchanges.arrived[step]);
                 let (layer, kept) = (self.layer, &mut self.experts[step]);
-                self.computed[step] = each_slot(&self.shipping.steps[step], arrived, |slot, rows| {
-                    let (output, keep) = experts::forward(&layer.experts.weights(slot), rows);
-                    kept[slot] = Some(keep);
-                    Ok(output)
-                })?;
+                self.exchanges.computed[step] =
+                    each_slot(&self.exchanges.shipping.steps[step], arrived, |slot, rows| {
+                        let (output, keep) = experts::forward(&layer.experts.weights(slot), rows);
+                        kept[slot] = Some(keep);
+                        Ok(output)
+                    })?;
             }
             Op::Shadow { expert } => {
-                let (piece, index) = shadow_piece(self.shipping, expert)?;
-                let (_, first, number) = self.shipping.shadows[index];
-                let rows = self.rows.narrow(0, first as i64, number as i64);
+                let (piece, index) = shadow_piece(self.exchanges.shipping, expert)?;
+                let rows = self.exchanges.shadow_rows(index);
                 let weights = self.broadcast[index].take();
                 let weights = weights
                     .ok_or_else(|| TrainError::Program(format!("expert {expert} is shadowed before its broadcast")))?;
-                if number == 0 {
-                    self.results.put(piece, rows);
+                if rows.size()[0] == 0 {
+                    self.exchanges.back.put(piece, rows);
                 } else {
                     let views = Views::new(&weights, self.layer.experts.moe());
                     let (output, keep) = experts::forward(&views, rows);
-                    self.results.put(piece, output);
+                    self.exchanges.back.put(piece, output);
                     self.shadows[index] = Some((weights, keep));
                 }
             }
@@ -145,7 +170,7 @@ impl Work for Forward<'_> {
     }
 
     fn synchronise(&self) {
-        synchronise(self.rows.device());
+        synchronise(self.exchanges.rows.device());
     }
 }
 
@@ -158,15 +183,7 @@ enum Shadow {
 /// The backward pass under way.
 pub struct Backward<'a> {
     layer: &'a Layer,
-    group: &'a dyn Communicator,
-    shipping: &'a Shipping,
-    relay: Option<&'a Relay>,
-    /// Gradients of this rank's results.
-    rows: Tensor,
-    /// Gradients of this rank's rows, coming back.
-    sent: RowPieces,
-    arrived: Vec<Vec<Tensor>>,
-    computed: Vec<Vec<Tensor>>,
+    exchanges: Exchanges<'a>,
     experts: Vec<Vec<Option<experts::Kept>>>,
     shadows: Vec<Option<Shadow>>,
 }
@@ -183,13 +200,7 @@ impl<'a> Backward<'a> {
     ) -> Self {
         Self {
             layer,
-            group,
-            shipping,
-            relay,
-            rows,
-            sent: RowPieces::new(shipping),
-            arrived: none_yet(shipping.steps.len()),
-            computed: none_yet(shipping.steps.len()),
+            exchanges: Exchanges::new(group, shipping, relay, rows),
             experts,
             shadows: shadows.into_iter().map(|shadow| shadow.map(Shadow::Kept)).collect(),
         }
@@ -200,24 +211,24 @@ impl<'a> Backward<'a> {
     /// # Errors
     /// A program that leaves them where they are.
     pub fn finish(self) -> Result<Tensor, TrainError> {
-        self.sent.finish()
+        self.exchanges.back.finish()
     }
 }
 
 impl Work for Backward<'_> {
     fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
         match op {
-            Op::Dispatch { step } => dispatch(self.group, self.relay, &self.shipping.steps[step], &self.rows),
-            Op::Combine { step } => combine(self.group, self.relay, &self.shipping.steps[step], &self.computed[step]),
+            Op::Dispatch { step } => self.exchanges.dispatch(step),
+            Op::Combine { step } => self.exchanges.combine(step),
             Op::ReduceGrad { expert } => {
-                let (_, index) = shadow_piece(self.shipping, expert)?;
+                let (_, index) = shadow_piece(self.exchanges.shipping, expert)?;
                 let gradient = match self.shadows[index].take() {
                     Some(Shadow::Gradient(gradient)) => gradient,
                     _ => {
                         return Err(TrainError::Program(format!("gradients of expert {expert} are reduced too early")));
                     }
                 };
-                Ok(vec![self.group.reduce(&gradient, self.layer.placement.rank_of(expert))?])
+                Ok(vec![self.exchanges.group.reduce(&gradient, self.layer.placement.rank_of(expert))?])
             }
             _ => Ok(Vec::new()),
         }
@@ -225,16 +236,10 @@ impl Work for Backward<'_> {
 
     fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
         match op {
-            Op::Dispatch { step } => self.arrived[step] = tensors,
-            Op::Combine { step } => {
-                let first = piece(self.shipping, step);
-                for (index, tensor) in tensors.into_iter().enumerate() {
-                    self.sent.put(first + index, tensor);
-                }
-                self.computed[step].clear();
-            }
+            Op::Dispatch { step } => self.exchanges.arrived[step] = tensors,
+            Op::Combine { step } => self.exchanges.combined(step, tensors),
             Op::ReduceGrad { expert } => {
-                let own = self.layer.placement.experts_of(self.group.rank());
+                let own = self.layer.placement.experts_of(self.exchanges.group.rank());
                 if let (Some(slot), Some(sum)) = (own.iter().position(|&e| e == expert), tensors.pop()) {
                     let experts = &self.layer.experts;
                     let _ = experts.row(&experts.bucket.gradients, slot).g_add_(&sum);
@@ -248,19 +253,20 @@ impl Work for Backward<'_> {
     fn compute(&mut self, op: Op) -> Result<(), TrainError> {
         match op {
             Op::Experts { step } => {
-                let arrived = std::mem::take(&mut self.arrived[step]);
+                let arrived = std::mem::take(&mut self.exchanges.arrived[step]);
                 let (layer, kept) = (self.layer, &mut self.experts[step]);
-                self.computed[step] = each_slot(&self.shipping.steps[step], arrived, |slot, gradient| {
-                    let keep = kept[slot].take();
-                    let keep = keep.ok_or_else(|| TrainError::Program(format!("slot {slot} runs backward twice")))?;
-                    let (weights, mut gradients) = (layer.experts.weights(slot), layer.experts.gradients(slot));
-                    Ok(experts::backward(&weights, &mut gradients, keep, &gradient))
-                })?;
+                self.exchanges.computed[step] =
+                    each_slot(&self.exchanges.shipping.steps[step], arrived, |slot, gradient| {
+                        let keep = kept[slot].take();
+                        let keep =
+                            keep.ok_or_else(|| TrainError::Program(format!("slot {slot} runs backward twice")))?;
+                        let (weights, mut gradients) = (layer.experts.weights(slot), layer.experts.gradients(slot));
+                        Ok(experts::backward(&weights, &mut gradients, keep, &gradient))
+                    })?;
             }
             Op::Shadow { expert } => {
-                let (piece, index) = shadow_piece(self.shipping, expert)?;
-                let (_, first, number) = self.shipping.shadows[index];
-                let gradient = self.rows.narrow(0, first as i64, number as i64);
+                let (piece, index) = shadow_piece(self.exchanges.shipping, expert)?;
+                let gradient = self.exchanges.shadow_rows(index);
                 let moe = self.layer.experts.moe();
                 match self.shadows[index].take() {
                     Some(Shadow::Kept((weights, keep))) => {
@@ -271,12 +277,12 @@ impl Work for Backward<'_> {
                             keep,
                             &gradient,
                         );
-                        self.sent.put(piece, of_input);
+                        self.exchanges.back.put(piece, of_input);
                         self.shadows[index] = Some(Shadow::Gradient(found));
                     }
                     _ => {
                         let none = empty_gradient(moe, &gradient);
-                        self.sent.put(piece, gradient);
+                        self.exchanges.back.put(piece, gradient);
                         self.shadows[index] = Some(Shadow::Gradient(none));
                     }
                 }
@@ -287,7 +293,7 @@ impl Work for Backward<'_> {
     }
 
     fn synchronise(&self) {
-        synchronise(self.rows.device());
+        synchronise(self.exchanges.rows.device());
     }
 }
 
@@ -374,9 +380,4 @@ fn each_slot(
 /// The gradient of an expert that got no rows.
 fn empty_gradient(moe: &Moe, like: &Tensor) -> Tensor {
     Tensor::zeros([moe.expert_parameters() as i64], (like.kind(), like.device()))
-}
-
-/// No tensors, for each of `steps`.
-fn none_yet(steps: usize) -> Vec<Vec<Tensor>> {
-    (0..steps).map(|_| Vec::new()).collect()
 }
