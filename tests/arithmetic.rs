@@ -1,8 +1,8 @@
-use systems::evaluate::{Charge, Evaluation, Extent, Phase, Timing};
-use systems::expert_only::{ExpertOnly, Plain};
+use systems::iteration::{Charge, Evaluation, Extent, Phase, Timing};
 use systems::price::{GroupPlace, price};
 use systems::program::Op;
-use systems::smartmoe::greedy;
+use systems::zoo::expert_only::{ExpertOnly, Plain};
+use systems::zoo::smartmoe::greedy;
 use systems::{CostModel, Job, LayerProgram, Placement, Plan, RoutingCounts};
 use workloads::model::{Edge, Ffn, Moe};
 use workloads::trace::BatchCounts;

@@ -286,7 +286,7 @@ fn a_recorded_trace_is_replayed() {
                  warmup = 1\n[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\ngate = \"no-drop\"\n\
                  global_batch = 4\nmicro_batch = 2\n";
     let suite = workloads::Suite::parse("test", suite).unwrap();
-    let case = harness::prepare::one_case("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
+    let case = harness::runs::prepare::one_case("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
     assert_eq!((first.iterations(), again.iterations()), ([1, 2, 3].as_slice(), [1, 2, 3].as_slice()));
     for iteration in 0..3 {
         let simulated = case.routing.iteration(iteration);

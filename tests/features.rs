@@ -1,6 +1,6 @@
-use systems::evaluate::Phase;
-use systems::expert_only::ExpertOnly;
-use systems::{Candidate, Card, CostModel, Job, Plan, Policy, System, fastermoe, smartmoe};
+use systems::iteration::Phase;
+use systems::zoo::expert_only::ExpertOnly;
+use systems::{Candidate, Card, CostModel, Job, Plan, Policy, System, zoo::fastermoe, zoo::smartmoe};
 use workloads::Cluster;
 use workloads::trace::BatchCounts;
 
@@ -100,7 +100,7 @@ fn migration_takes_what_its_bytes_take() {
     let run = |system: &dyn System| simulate(&job, &costs, system, plan, &batch, 10);
     let (charged, weights_only, free) =
         (run(&smartmoe::SMARTMOE), run(&smartmoe::WEIGHTS_ONLY_MIGRATION), run(&smartmoe::FREE_MIGRATION));
-    let migration = |run: &[harness::simulate::Iteration]| run.iter().map(|done| done.migration.0).sum::<f64>();
+    let migration = |run: &[systems::iteration::run::Iteration]| run.iter().map(|done| done.migration.0).sum::<f64>();
     assert!(migration(&charged) > 0.0);
     close(total(&charged) - migration(&charged), total(&free));
     close(total(&weights_only) - migration(&weights_only), total(&free));

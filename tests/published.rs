@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use harness::validate::end_to_end;
-use harness::{prepare, runner, simulate, statistics, traces};
+use harness::studies::end_to_end;
+use harness::{runs::prepare, runs::runner, summary::statistics, traces};
 use systems::CostModel;
+use systems::iteration::run as simulate;
 use workloads::published::Quantity;
 use workloads::{Case, Published, Suite};
 

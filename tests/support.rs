@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use harness::simulate::{Iteration, Run};
 use polars::prelude::DataFrame;
+use systems::iteration::run::{Iteration, Run};
 use systems::{CostModel, Job, Plan, System};
 use workloads::model::{Block, Edge, Ffn, Model, Moe};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec, TraceShape};
@@ -43,7 +43,7 @@ impl Folder {
     }
 
     pub(crate) fn frame(&self, name: &str) -> DataFrame {
-        harness::store::read_parquet(&self.join(name)).unwrap()
+        harness::runs::store::read_parquet(&self.join(name)).unwrap()
     }
 
     /// Paths of all files below, sorted.

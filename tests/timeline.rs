@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
-use harness::simulate::Run;
-use systems::evaluate::Phase;
+use systems::iteration::Phase;
+use systems::iteration::run::Run;
+use systems::iteration::timeline::Span;
 use systems::program::Stream;
-use systems::timeline::Span;
-use systems::{CostModel, Job, Plan, System, fastermoe, smartmoe};
+use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
 use workloads::model::Edge;
 use workloads::{Bytes, Flops};
 
@@ -24,7 +24,7 @@ fn busy_job() -> Job {
 }
 
 /// The last of three iterations: spans, and what the ledgers say.
-fn last_iteration(system: &dyn System, plan: Plan) -> (Job, Vec<Span>, harness::simulate::Iteration) {
+fn last_iteration(system: &dyn System, plan: Plan) -> (Job, Vec<Span>, systems::iteration::run::Iteration) {
     let job = busy_job();
     plan.check(&job).unwrap();
     let costs = CostModel::new(&job.cluster);

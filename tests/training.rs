@@ -6,19 +6,19 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::records::Status;
-use harness::simulate::Iteration;
-use harness::train::TrainError;
-use harness::train::data::{Language, Samples};
-use harness::train::dense::Cut;
-use harness::train::setup::{self, Setup};
-use harness::train::world::{self, Threads};
+use harness::runs::records::Status;
+use systems::iteration::run::Iteration;
 use systems::program::{Exchange, Layout};
 use systems::{
     Candidate, Card, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
     System,
 };
 use tch::{Device, Kind, Tensor};
+use trainer::TrainError;
+use trainer::data::{Language, Samples};
+use trainer::model::Cut;
+use trainer::setup::{self, Setup};
+use trainer::world::{self, Threads};
 use workloads::{Cluster, Gate, Model, Training};
 
 use crate::support::Folder;
@@ -161,7 +161,7 @@ fn join(ranks: Vec<Weights>, plan: &Plan) -> BTreeMap<String, Tensor> {
 }
 
 fn one_rank() -> Trained {
-    train(&systems::expert_only::ExpertOnly, plan([1, 1, 1, 1, 1]), Gate::NoDrop)
+    train(&systems::zoo::expert_only::ExpertOnly, plan([1, 1, 1, 1, 1]), Gate::NoDrop)
 }
 
 /// The largest relative difference of losses and of weights, `|a - b| / |b|` per parameter.
@@ -197,46 +197,46 @@ fn training_learns_something() {
 
 #[test]
 fn expert_parallelism_trains_the_same_model() {
-    check(&systems::expert_only::ExpertOnly, [1, 4, 1, 4, 1]);
-    check(&systems::expert_only::ExpertOnly, [1, 4, 1, 2, 2]);
+    check(&systems::zoo::expert_only::ExpertOnly, [1, 4, 1, 4, 1]);
+    check(&systems::zoo::expert_only::ExpertOnly, [1, 4, 1, 2, 2]);
 }
 
 #[test]
 fn a_pipeline_trains_the_same_model() {
-    check(&systems::expert_only::ExpertOnly, [2, 1, 1, 1, 1]);
-    check(&systems::expert_only::ExpertOnly, [4, 2, 1, 2, 1]);
+    check(&systems::zoo::expert_only::ExpertOnly, [2, 1, 1, 1, 1]);
+    check(&systems::zoo::expert_only::ExpertOnly, [4, 2, 1, 2, 1]);
 }
 
 #[test]
 fn tensor_parallelism_trains_the_same_model() {
-    check(&systems::expert_only::ExpertOnly, [1, 1, 2, 2, 1]);
+    check(&systems::zoo::expert_only::ExpertOnly, [1, 1, 2, 2, 1]);
 }
 
 #[test]
 fn all_degrees_together_train_the_same_model() {
-    check(&systems::expert_only::ExpertOnly, [2, 2, 2, 2, 2]);
+    check(&systems::zoo::expert_only::ExpertOnly, [2, 2, 2, 2, 2]);
 }
 
 #[test]
 fn shadowing_and_the_smart_schedule_train_the_same_model() {
-    let schedule = check(&systems::fastermoe::UNSHADOWED, [1, 8, 1, 8, 1]);
+    let schedule = check(&systems::zoo::fastermoe::UNSHADOWED, [1, 8, 1, 8, 1]);
     assert_eq!(schedule.shadowed, 0);
-    let all = check(&systems::fastermoe::FASTERMOE, [1, 8, 1, 8, 1]);
+    let all = check(&systems::zoo::fastermoe::FASTERMOE, [1, 8, 1, 8, 1]);
     assert!(all.shadowed > 5, "{}", all.shadowed);
-    check(&systems::fastermoe::UNPIPELINED, [1, 4, 1, 4, 1]);
+    check(&systems::zoo::fastermoe::UNPIPELINED, [1, 4, 1, 4, 1]);
 }
 
 #[test]
 fn padding_trains_the_same_model() {
-    check(&systems::deepspeed::DEEPSPEED, [1, 4, 1, 4, 1]);
+    check(&systems::zoo::deepspeed::DEEPSPEED, [1, 4, 1, 4, 1]);
     // Keeps the inputs of blocks alone and runs them again.
-    check(&systems::deepspeed::ARTIFACT, [1, 4, 1, 4, 1]);
-    check(&systems::tutel::Tutel, [1, 4, 1, 4, 1]);
+    check(&systems::zoo::deepspeed::ARTIFACT, [1, 4, 1, 4, 1]);
+    check(&systems::zoo::tutel::Tutel, [1, 4, 1, 4, 1]);
 }
 
 #[test]
 fn online_placement_trains_the_same_model() {
-    let trained = check(&systems::smartmoe::SMARTMOE, [1, 8, 1, 4, 2]);
+    let trained = check(&systems::zoo::smartmoe::SMARTMOE, [1, 8, 1, 4, 2]);
     assert!(trained.moved > 0);
 }
 
@@ -245,7 +245,7 @@ struct Rotating {
     bytes: f64,
 }
 
-static ROTATING: Rotating = Rotating { bytes: systems::memory::MIGRATED_BYTES_PER_PARAMETER };
+static ROTATING: Rotating = Rotating { bytes: systems::plan::memory::MIGRATED_BYTES_PER_PARAMETER };
 static WEIGHTS_ONLY: Rotating = Rotating { bytes: 2.0 };
 
 impl System for Rotating {
@@ -329,14 +329,14 @@ fn check_resume(system: &'static dyn System, degrees: [usize; 5]) {
 #[test]
 fn a_checkpoint_resumes_to_the_same_bits() {
     check_resume(&ROTATING, [2, 2, 1, 2, 1]);
-    check_resume(&systems::smartmoe::SMARTMOE, [2, 4, 1, 2, 2]);
+    check_resume(&systems::zoo::smartmoe::SMARTMOE, [2, 4, 1, 2, 2]);
 }
 
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let folder = Folder::new();
     let asked = Asked {
-        system: &systems::expert_only::ExpertOnly,
+        system: &systems::zoo::expert_only::ExpertOnly,
         plan: plan([1, 2, 1, 2, 1]),
         gate: Gate::NoDrop,
         iterations: 2,
@@ -351,7 +351,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     };
     refused(Asked { seed: 4, ..asked.clone() }, "seed = 3, and this run has seed = 4");
     refused(Asked { plan: plan([1, 2, 1, 1, 2]), ..asked.clone() }, "a checkpoint with plan = ");
-    refused(Asked { system: &systems::tutel::Tutel, ..asked.clone() }, "system = expert-only");
+    refused(Asked { system: &systems::zoo::tutel::Tutel, ..asked.clone() }, "system = expert-only");
     refused(Asked { iterations: 1, ..asked.clone() }, "a checkpoint after 2 iterations, and this run has 1");
     std::fs::remove_file(folder.join("kept/iteration-2/rank-1.safetensors")).unwrap();
     refused(Asked { iterations: 3, ..asked }, "rank-1.safetensors");
@@ -416,7 +416,7 @@ fn check_failure(system: &'static Faulty, timeout: f64, status: Status, fragment
         assert!(text.contains(fragment), "{text}");
     }
     assert!(!text.contains('\n') && !text.contains("Exception raised"), "{text}");
-    assert_eq!(harness::train::run::status(&error), status, "{text}");
+    assert_eq!(harness::engines::train::status(&error), status, "{text}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::engine::TrainingArgs;
 use crate::commands::train::TrainArgs;
 use crate::commands::{self, calibrate::CalibrateCommand, validate::ValidateCommand};
-use crate::engine::Engine;
+use crate::engines::Engine;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
 #[derive(Parser)]

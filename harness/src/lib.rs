@@ -5,28 +5,13 @@
 //! stored frames, [`figures`], [`report`], [`html`] and [`latex`] show them; [`timeline`] shows one iteration rank by rank.
 
 pub mod calibrate;
-pub mod chart;
 pub mod cli;
 pub mod commands;
-pub mod engine;
+pub mod engines;
 pub mod figures;
-pub mod html;
-pub mod latex;
-pub mod model_error;
 pub mod output;
-pub mod page;
-pub mod prepare;
-pub mod provenance;
-pub mod records;
 pub mod report;
-pub mod runner;
-pub mod simulate;
-pub mod simulate_layer;
-pub mod statistics;
-pub mod store;
+pub mod runs;
+pub mod studies;
 pub mod summary;
-pub mod timeline;
 pub mod traces;
-#[cfg(feature = "train")]
-pub mod train;
-pub mod validate;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use polars::prelude::{Column, DataFrame, DataType, ParquetReader, ParquetWriter, SerReader};
 use workloads::trace::{self, ArtifactReader, RoutingTrace, SynthSpec, TraceShape};
 
-use crate::store;
+use crate::runs::store;
 
 /// The trace at `path`, or the synthetic default.
 ///

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use systems::evaluate::{Charge, Evaluation, Extent};
-use systems::expert_only::Plain;
-use systems::{CostModel, Job, Placement, Plan, System, smartmoe};
+use systems::iteration::{Charge, Evaluation, Extent};
+use systems::zoo::expert_only::Plain;
+use systems::{CostModel, Job, Placement, Plan, System, zoo::smartmoe};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec};
 use workloads::{Cluster, Gate, Model};
 

@@ -18,36 +18,19 @@
 //! | which plans are possible, ranked | [`search`] |
 //! | one system | the file of its name |
 
-pub mod alpa;
-pub mod cost;
-pub mod deepspeed;
-pub mod evaluate;
-pub mod expert_only;
-pub mod fastermoe;
-pub mod job;
-pub mod layer;
-pub mod ledger;
-pub mod memory;
-pub mod placement;
+pub mod iteration;
 pub mod plan;
 pub mod price;
 pub mod program;
-pub mod routing;
-pub mod schedule;
-pub mod search;
-pub mod smartmoe;
-pub mod streams;
-pub mod timeline;
-pub mod traffic;
-pub mod tutel;
+pub mod zoo;
 
-pub use cost::CostModel;
-pub use job::Job;
-pub use placement::{Move, Placement};
+pub use plan::job::Job;
+pub use plan::placement::{Move, Placement};
+pub use plan::search::{Candidate, Estimate};
 pub use plan::{Plan, PlanError};
+pub use price::cost::CostModel;
 pub use program::LayerProgram;
-pub use routing::{LoadHistory, RoutingCounts};
-pub use search::{Candidate, Estimate};
+pub use program::routing::{LoadHistory, RoutingCounts};
 
 /// What a system is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +111,7 @@ pub trait Policy: Send {
     /// Bytes that travel for each parameter of an expert that moves. Half-precision weight, single-precision master
     /// and two Adam moments unless the system says otherwise.
     fn migrated_bytes_per_parameter(&self) -> f64 {
-        memory::MIGRATED_BYTES_PER_PARAMETER
+        plan::memory::MIGRATED_BYTES_PER_PARAMETER
     }
 }
 
@@ -145,20 +128,20 @@ pub enum Decision {
 
 /// Every system, in the order of figures.
 pub static ALL: &[&dyn System] = &[
-    &expert_only::ExpertOnly,
-    &fastermoe::FASTERMOE,
-    &fastermoe::UNPIPELINED,
-    &fastermoe::UNSHADOWED,
-    &fastermoe::TOPOLOGY_GATE,
-    &deepspeed::DEEPSPEED,
-    &deepspeed::ARTIFACT,
-    &tutel::Tutel,
-    &alpa::Alpa,
-    &smartmoe::SMARTMOE,
-    &smartmoe::OFFLINE_ONLY,
-    &smartmoe::UNIFORM_ESTIMATE,
-    &smartmoe::FREE_MIGRATION,
-    &smartmoe::WEIGHTS_ONLY_MIGRATION,
+    &zoo::expert_only::ExpertOnly,
+    &zoo::fastermoe::FASTERMOE,
+    &zoo::fastermoe::UNPIPELINED,
+    &zoo::fastermoe::UNSHADOWED,
+    &zoo::fastermoe::TOPOLOGY_GATE,
+    &zoo::deepspeed::DEEPSPEED,
+    &zoo::deepspeed::ARTIFACT,
+    &zoo::tutel::Tutel,
+    &zoo::alpa::Alpa,
+    &zoo::smartmoe::SMARTMOE,
+    &zoo::smartmoe::OFFLINE_ONLY,
+    &zoo::smartmoe::UNIFORM_ESTIMATE,
+    &zoo::smartmoe::FREE_MIGRATION,
+    &zoo::smartmoe::WEIGHTS_ONLY_MIGRATION,
 ];
 
 /// The system of that name, or all names.

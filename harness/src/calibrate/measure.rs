@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
+use systems::iteration::schedule::Work;
+use systems::iteration::timeline::{Activity, Span};
 use systems::program::Op;
-use systems::schedule::Work;
-use systems::timeline::{Activity, Span};
 use systems::{CostModel, Job, Plan, System};
 use workloads::gate::GateStatistics;
 use workloads::trace::BatchCounts;
@@ -18,7 +18,7 @@ use workloads::{Cluster, Seconds};
 
 use super::constants::{Fitted, Point, Space};
 use super::levenberg;
-use crate::simulate::Run;
+use systems::iteration::run::Run;
 
 /// What is fitted, within bounds that hold for one core of a CPU as for any GPU.
 const CONSTANTS: [(&str, f64, f64); 7] = [
@@ -224,7 +224,7 @@ pub fn lines(cluster: &Cluster, samples: &[Sample]) -> Vec<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use systems::{expert_only, fastermoe};
+    use systems::{zoo::expert_only, zoo::fastermoe};
     use workloads::{Gate, Model};
 
     fn inky() -> Cluster {

@@ -8,6 +8,8 @@
 pub mod constants;
 pub mod levenberg;
 pub mod measure;
+#[cfg(feature = "train")]
+pub mod segments;
 pub mod targets;
 pub mod write;
 
@@ -51,9 +53,9 @@ mod tests {
     use workloads::trace::{RoutingTrace, SynthSpec};
 
     use super::*;
-    use crate::validate::end_to_end::{self, Configuration};
-    use crate::validate::layer::LayerShape;
-    use crate::validate::moe_layer::{self, Rows};
+    use crate::studies::end_to_end::{self, Configuration};
+    use crate::studies::layer::LayerShape;
+    use crate::studies::moe_layer::{self, Rows};
 
     #[test]
     fn soft_is_a_square_first_and_a_line_later() {

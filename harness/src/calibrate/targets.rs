@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use workloads::trace::RoutingTrace;
 
 use super::constants::Point;
-use crate::validate::{adaptive, end_to_end, moe_layer};
+use crate::studies::{adaptive, end_to_end, moe_layer};
 
 /// Measurements of one cluster, of any of the three kinds.
 pub struct Targets<'a> {

@@ -14,13 +14,13 @@ use crate::calibrate::targets::Targets;
 use crate::calibrate::{self, write};
 use crate::cli::{Failure, OrFail};
 use crate::commands::validate::LAYER_CONSTANTS;
-use crate::validate::adaptive::{self, Study};
-use crate::validate::end_to_end::{self, Configuration};
-use crate::validate::errors::quantile;
-use crate::validate::layer::LayerShape;
-use crate::validate::moe_layer::{self, Rows};
-use crate::validate::tables::constants_table;
-use crate::{output, prepare, provenance, store, traces};
+use crate::studies::adaptive::{self, Study};
+use crate::studies::end_to_end::{self, Configuration};
+use crate::studies::errors::quantile;
+use crate::studies::layer::LayerShape;
+use crate::studies::moe_layer::{self, Rows};
+use crate::studies::tables::constants_table;
+use crate::{output, runs::prepare, runs::provenance, runs::store, traces};
 
 /// `moebench calibrate`.
 #[derive(Subcommand)]

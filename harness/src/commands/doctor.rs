@@ -65,9 +65,9 @@ mod training {
 #[cfg(feature = "train")]
 mod training {
     use super::Finding;
-    use crate::train::comm::nccl;
-    use crate::train::cuda;
-    use crate::train::launch::{Flags, Launch};
+    use trainer::comm::launch::{Flags, Launch};
+    use trainer::comm::nccl;
+    use trainer::cuda;
 
     const GPUS: &str = "training on GPUs";
     const RANKS: &str = "training on several GPUs";

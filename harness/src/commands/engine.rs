@@ -8,15 +8,16 @@ use indicatif::ProgressBar;
 use workloads::Suite;
 use workloads::suite::EngineKind;
 
-use crate::engine::{Backend, Engine};
-use crate::prepare::Prepared;
-use crate::runner::{self, Extent};
-use crate::store::Store;
 #[cfg(feature = "train")]
-use crate::train::{
-    launch::Launch,
+use crate::engines::train::Options;
+use crate::engines::{Backend, Engine};
+use crate::runs::prepare::Prepared;
+use crate::runs::runner::{self, Extent};
+use crate::runs::store::Store;
+#[cfg(feature = "train")]
+use trainer::{
+    comm::launch::Launch,
     processes::{Call, Processes},
-    run::Options,
 };
 
 /// How models are trained; for the training engine alone.
@@ -115,7 +116,8 @@ impl Runs {
 
     #[cfg(feature = "train")]
     fn trained(args: &TrainingArgs, suite: &Suite) -> Result<Self> {
-        use crate::train::{data::TokenKind, run};
+        use crate::engines::train as run;
+        use trainer::data::TokenKind;
         let launch = launch(args)?;
         let backend = backend(args, launch.as_ref())?;
         let device = run::device(&args.device, launch.as_ref())?;
@@ -176,7 +178,7 @@ impl Runs {
                 Ok(())
             }
             #[cfg(feature = "train")]
-            Self::Trained(trained) => crate::train::run::check(cases, seed, extent, &trained.options),
+            Self::Trained(trained) => crate::engines::train::check(cases, seed, extent, &trained.options),
         }
     }
 
@@ -263,7 +265,7 @@ impl Runs {
             }
             #[cfg(feature = "train")]
             Self::Trained(trained) => {
-                let entropy = crate::train::run::entropy(prepared, seed, &trained.options).ok().flatten()?;
+                let entropy = crate::engines::train::entropy(prepared, seed, &trained.options).ok().flatten()?;
                 Some([entropy.floor, entropy.unigram])
             }
         }
@@ -282,7 +284,7 @@ impl Runs {
 #[cfg(feature = "train")]
 impl Trained {
     fn run_case(&self, prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressBar) -> Result<runner::Ran> {
-        crate::train::run::run_case(prepared, seed, extent, &self.options, self.processes.as_ref(), progress)
+        crate::engines::train::run_case(prepared, seed, extent, &self.options, self.processes.as_ref(), progress)
     }
 
     fn follow(&self, processes: &Processes, prepared: &[(u64, Vec<Prepared>)], extent: Extent) -> Result<u8> {
@@ -308,7 +310,7 @@ impl Trained {
 /// Who this process is, by flags and environment.
 #[cfg(feature = "train")]
 fn launch(args: &TrainingArgs) -> Result<Option<Launch>> {
-    let flags = crate::train::launch::Flags {
+    let flags = trainer::comm::launch::Flags {
         rank: args.rank,
         world_size: args.world_size,
         local_rank: args.local_rank,
@@ -317,7 +319,7 @@ fn launch(args: &TrainingArgs) -> Result<Option<Launch>> {
     };
     // Who asks for threads runs alone, whatever a launcher further out has left in the environment.
     if args.backend == Some(Backend::Threads) {
-        let none = crate::train::launch::Flags::default();
+        let none = trainer::comm::launch::Flags::default();
         ensure!(flags == none, "--backend threads: ranks are threads of this process: expected no --rank or the like");
         return Ok(None);
     }

@@ -57,12 +57,13 @@ mod with_torch {
     use super::MeasureArgs;
     use crate::calibrate::constants::Fitted;
     use crate::calibrate::measure::{self, Line, Sample};
+    use crate::calibrate::segments::{Measurement, synchronisation};
     use crate::calibrate::write;
     use crate::cli::{Failure, OrFail};
-    use crate::train::measure::{Measurement, synchronisation};
-    use crate::train::{cuda, run as training};
-    use crate::validate::tables::constants_table;
-    use crate::{prepare, report, store};
+    use crate::engines::train as training;
+    use crate::studies::tables::constants_table;
+    use crate::{report, runs::prepare, runs::store};
+    use trainer::cuda;
 
     /// Measures, fits, writes and shows.
     ///

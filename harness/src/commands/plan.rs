@@ -3,13 +3,13 @@
 use std::io::Write;
 
 use anyhow::{Context, Result};
-use systems::evaluate::Phase;
+use systems::iteration::Phase;
 use systems::{Candidate, CostModel};
 use workloads::Case;
 use workloads::suite::TraceUse;
 
 use crate::cli::{Failure, OrFail, PlanArgs};
-use crate::{output, prepare, report, traces};
+use crate::{output, report, runs::prepare, traces};
 
 /// Runs the command.
 ///

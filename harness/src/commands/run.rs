@@ -15,13 +15,13 @@ use workloads::{Published, Suite};
 use crate::cli::{Failure, OrFail, RunArgs};
 use crate::commands::engine::Runs;
 use crate::figures;
-use crate::prepare::{self, Prepared};
-use crate::provenance::{self, Inputs, Provenance};
 use crate::report::Words;
-use crate::runner::Extent;
-use crate::store::{self, Frames, Store};
+use crate::runs::prepare::{self, Prepared};
+use crate::runs::provenance::{self, Inputs, Provenance};
+use crate::runs::runner::Extent;
+use crate::runs::store::{self, Frames, Store};
 use crate::summary::{Summary, Table};
-use crate::{html, latex, model_error, output, page, report, runner, traces};
+use crate::{output, report, report::html, report::latex, report::page, runs::runner, summary::model_error, traces};
 
 /// Runs the command.
 ///

@@ -10,7 +10,7 @@ use workloads::{Case, Suite, Training};
 
 use super::engine::TrainingArgs;
 use crate::cli::{Failure, OrFail, RunArgs};
-use crate::prepare;
+use crate::runs::prepare;
 
 /// `moebench train`.
 #[derive(Args)]

@@ -13,17 +13,17 @@ use workloads::trace::RoutingTrace;
 use crate::calibrate;
 use crate::calibrate::constants::Point;
 use crate::calibrate::targets::Targets;
-use crate::chart::Figure;
 use crate::cli::{Failure, OrFail};
 use crate::commands::validate_all::{self, AllArgs};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
-use crate::validate::adaptive::{self, Study};
-use crate::validate::layer::LayerShape;
-use crate::validate::moe_layer::{self, Rows};
-use crate::validate::plans::{self, PLANS_ITERATIONS};
-use crate::validate::tables::{adaptive_text, constants_table, end_to_end_text, plans_text, settings_table};
-use crate::validate::{end_to_end, errors};
-use crate::{output, prepare, store, traces};
+use crate::studies::adaptive::{self, Study};
+use crate::studies::layer::LayerShape;
+use crate::studies::moe_layer::{self, Rows};
+use crate::studies::plans::{self, PLANS_ITERATIONS};
+use crate::studies::tables::{adaptive_text, constants_table, end_to_end_text, plans_text, settings_table};
+use crate::studies::{end_to_end, errors};
+use crate::{output, runs::prepare, runs::store, traces};
+use chart::Figure;
 
 /// `moebench validate`.
 #[derive(Subcommand)]

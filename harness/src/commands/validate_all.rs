@@ -15,24 +15,24 @@ use workloads::trace::RoutingTrace;
 use crate::calibrate;
 use crate::calibrate::constants::Point;
 use crate::calibrate::targets::Targets;
-use crate::chart::Figure;
 use crate::cli::{Failure, OrFail};
 use crate::commands::calibrate::END_TO_END_CONSTANTS;
 use crate::commands::validate::{LAYER_CONSTANTS, fit_layers};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
-use crate::model_error::{self, ClusterError, Part};
-use crate::validate::adaptive;
-use crate::validate::end_to_end::{self, Configuration, Line, Report};
-use crate::validate::errors::{Errors, Pair};
-use crate::validate::layer::LayerShape;
-use crate::validate::moe_layer::{self, Rows, Setting};
-use crate::validate::page::{self, Section};
-use crate::validate::plans::{self, PLANS_ITERATIONS};
-use crate::validate::sheet::Sheet;
-use crate::validate::tables::{
+use crate::studies::adaptive;
+use crate::studies::end_to_end::{self, Configuration, Line, Report};
+use crate::studies::errors::{Errors, Pair};
+use crate::studies::layer::LayerShape;
+use crate::studies::moe_layer::{self, Rows, Setting};
+use crate::studies::page::{self, Section};
+use crate::studies::plans::{self, PLANS_ITERATIONS};
+use crate::studies::sheet::Sheet;
+use crate::studies::tables::{
     adaptive_table, constants_table, lines_table, ms, percent, plans_table, settings_table, statistics_table,
 };
-use crate::{output, prepare, provenance, report, store, traces};
+use crate::summary::model_error::{self, ClusterError, Part};
+use crate::{output, report, runs::prepare, runs::provenance, runs::store, traces};
+use chart::Figure;
 
 /// `moebench validate all`.
 #[derive(Args)]

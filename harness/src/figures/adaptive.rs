@@ -5,9 +5,9 @@ use anyhow::Result;
 use workloads::{Case, Suite};
 
 use super::{error_notes, title};
-use crate::chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
+use crate::studies::adaptive::{Sample, Step};
 use crate::summary::{Summary, Table};
-use crate::validate::adaptive::{Sample, Step};
+use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
 
 /// Draws the series; times in ms.
 ///

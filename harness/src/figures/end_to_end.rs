@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use workloads::{Case, Suite};
 
 use super::{error_notes, title};
-use crate::chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 use crate::summary::{ModelError, Row, Summary};
+use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
 /// Draws the figure of a suite from its summary.
 ///

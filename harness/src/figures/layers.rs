@@ -4,8 +4,8 @@
 use workloads::{Case, Suite};
 
 use super::{end_to_end, error_notes, title};
-use crate::chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 use crate::summary::{Row, Summary};
+use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
 /// Draws the figure of a suite of layers.
 ///

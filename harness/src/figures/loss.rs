@@ -5,8 +5,8 @@ use anyhow::Result;
 use workloads::Suite;
 
 use super::title;
-use crate::chart::{Figure, Frame, LineChart, LinePanel, LineSeries};
 use crate::summary::Table;
+use chart::{Figure, Frame, LineChart, LinePanel, LineSeries};
 
 /// Draws the losses of a run; `entropies`: floor and unigram entropy per case, nats per token.
 ///

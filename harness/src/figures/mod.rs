@@ -1,4 +1,4 @@
-//! The study's figures, each derived from summaries or records and drawn by [`crate::chart`].
+//! The study's figures, each derived from summaries or records and drawn by [`chart`].
 
 pub mod adaptive;
 pub mod end_to_end;
@@ -11,10 +11,10 @@ use polars::prelude::DataFrame;
 use workloads::Suite;
 use workloads::suite::FigureKind;
 
-use crate::chart::Figure;
-use crate::engine::label;
-use crate::prepare;
+use crate::engines::label;
+use crate::runs::prepare;
 use crate::summary::{Summary, Table};
+use chart::Figure;
 
 /// The name of a suite's figure, and of its files.
 pub fn name(kind: FigureKind) -> &'static str {

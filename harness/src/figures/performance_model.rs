@@ -4,11 +4,11 @@
 use workloads::Suite;
 
 use super::title;
-use crate::chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
+use crate::studies::end_to_end::Report;
+use crate::studies::errors::{Errors, Pair};
+use crate::studies::moe_layer::Setting;
 use crate::summary::{Row, Summary};
-use crate::validate::end_to_end::Report;
-use crate::validate::errors::{Errors, Pair};
-use crate::validate::moe_layer::Setting;
+use chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
 
 /// Whole iterations: a panel per number of GPUs, a series per system.
 pub fn end_to_end(report: &Report) -> Scatter {

@@ -1,0 +1,72 @@
+//! `report.html`: a run on one page that needs no other file: figure, table, what differed or failed, what was run.
+
+use workloads::Suite;
+
+use crate::report::{self, Words};
+use crate::runs::provenance::Provenance;
+use crate::summary::Summary;
+use chart::Figure;
+
+const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#141414}\
+svg{width:100%;height:auto}table{border-collapse:collapse;font-size:13px}\
+th,td{padding:.15em .7em;text-align:left;border-bottom:1px solid #ddd;white-space:nowrap}\
+.n{text-align:right;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}code{overflow-wrap:anywhere}";
+
+/// The page of a run.
+pub fn run(suite: &Suite, summary: &Summary, words: &Words, figure: &Figure, provenance: &Provenance) -> String {
+    let mut page = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>moebench: {name}</title>\n\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n<p>{description}.</p>\n{svg}\n",
+        name = escaped(&suite.name),
+        description = escaped(&suite.description),
+        svg = figure.to_svg(),
+    );
+    page += "<h2>Summary</h2>\n";
+    page += &table(words);
+    let notes = [report::differences(&suite.cases), report::failures(summary)].concat();
+    if !notes.is_empty() {
+        let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
+        page += &format!("<h2>Not like the others</h2>\n<ul>\n{items}</ul>\n");
+    }
+    page + &origin(provenance) + "</body>\n</html>\n"
+}
+
+fn table(words: &Words) -> String {
+    let row = |tag: &str, cells: &[String]| -> String {
+        let cell = |(index, text): (usize, &String)| {
+            let class = if index < words.text_columns { "" } else { " class=\"n\"" };
+            format!("<{tag}{class}>{}</{tag}>", escaped(text))
+        };
+        format!("<tr>{}</tr>\n", cells.iter().enumerate().map(cell).collect::<String>())
+    };
+    let body: String = words.rows.iter().map(|cells| row("td", cells)).collect();
+    format!("<div class=\"wide\"><table>\n{}{body}</table></div>\n", row("th", &words.header))
+}
+
+/// What the numbers follow from, without the machine and the moment.
+fn origin(provenance: &Provenance) -> String {
+    let inputs = &provenance.inputs;
+    let seeds: Vec<String> = inputs.seeds.iter().map(u64::to_string).collect();
+    let commit = match (&provenance.commit, provenance.dirty) {
+        (Some(commit), Some(true)) => format!("{commit}, with changes"),
+        (Some(commit), _) => commit.clone(),
+        (None, _) => "unknown".to_owned(),
+    };
+    let mut rows = vec![
+        ("how".to_owned(), provenance.engine.clone()),
+        ("routing trace".to_owned(), inputs.trace.clone()),
+        ("iterations".to_owned(), inputs.iterations.to_string()),
+        ("seeds".to_owned(), seeds.join(", ")),
+        ("program".to_owned(), inputs.program.clone()),
+        ("commit".to_owned(), commit),
+    ];
+    rows.extend(inputs.hashes.iter().map(|(name, hash)| (format!("sha256 of {name}"), hash.clone())));
+    let rows = rows
+        .iter()
+        .map(|(name, value)| format!("<tr><td>{}</td><td><code>{}</code></td></tr>\n", escaped(name), escaped(value)));
+    format!("<h2>What was run</h2>\n<div class=\"wide\"><table>\n{}</table></div>\n", rows.collect::<String>())
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,252 @@
+//! Communication between ranks: one trait, several ways to move tensors.
+//!
+//! All members of a group call the same operations in the same order. An operation returns at once with a [`Pending`],
+//! which holds on to its tensors until it is over: until then, what was passed must not be changed in place. What arrives is
+//! there after [`Pending::wait`]. On a GPU that means: from then on, work put on the current stream of libtorch sees it.
+//!
+//! A member that dies ends every operation that needs it, within seconds, with an error that names it and the collective;
+//! so does one that does not arrive before the timeout.
+
+mod exchange;
+pub mod launch;
+mod mailbox;
+pub mod nccl;
+mod rendezvous;
+mod selfcheck;
+pub mod tcp;
+#[cfg(test)]
+mod tcp_tests;
+#[cfg(test)]
+mod tests;
+pub mod threads;
+
+pub use exchange::Exchange;
+pub use rendezvous::RendezvousError;
+pub use selfcheck::{CheckError, preflight, selfcheck};
+
+use std::time::Duration;
+
+use tch::{Kind, Tensor};
+
+/// A group of ranks as one of its members sees it.
+pub trait Communicator: Send {
+    /// This member's number in the group, from 0.
+    fn rank(&self) -> usize;
+
+    /// Members of the group.
+    fn size(&self) -> usize;
+
+    /// Rows to every member and from every member. `rows`: `[sum of sent, shape of a row]`, first those for member 0;
+    /// `sent[member]` and `received[member]` count rows. The result holds what arrived, `[sum of received, shape of a row]`,
+    /// first what member 0 sent. Members with no rows for each other do not meet.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive; counts that do not match.
+    fn all_to_all(&self, rows: &Tensor, sent: &[usize], received: &[usize]) -> Result<Pending, CommError>;
+
+    /// The sum over members, the same bits on each. The shape is the same everywhere.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError>;
+
+    /// Every member's tensor, `[size, shape of one]`.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError>;
+
+    /// The root's tensor (at the root itself, no copy of it); what others pass states shape and kind.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError>;
+
+    /// The sum over members, at the root; others get their own tensor back.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn reduce(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError>;
+
+    /// Sends to one member, which must receive; several from one member to another are received in order. On GPUs, all
+    /// operations of a group run one after another: ranks that send both ways at once do so in two groups.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<Pending, CommError>;
+
+    /// Receives from one member, which must send this shape and kind.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn receive(&self, shape: &[i64], kind: Kind, from: usize) -> Result<Pending, CommError>;
+
+    /// Returns when all members have called it.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn barrier(&self) -> Result<(), CommError>;
+
+    /// This member's part of a partition: all members pass the same `groups`, lists of members in the order of their new
+    /// numbers, and each member is in exactly one. Operations of different groups do not wait for each other.
+    ///
+    /// # Errors
+    /// A member in none or two of the groups; a member that died or does not arrive.
+    fn split(&self, name: &str, groups: &[Vec<usize>]) -> Result<Box<dyn Communicator>, CommError>;
+
+    /// Last words: tells every rank of the world that this one is gone, and why; whoever waits stops at once. What a rank
+    /// says that failed because another one died is that death.
+    fn fail(&self, how: &str);
+}
+
+/// An operation under way.
+pub struct Pending(Box<dyn FnOnce() -> Result<Tensor, CommError>>);
+
+impl Pending {
+    /// An operation that `finish` completes. Whatever the operation still reads or writes must live in `finish`.
+    pub fn new(finish: impl FnOnce() -> Result<Tensor, CommError> + 'static) -> Self {
+        Self(Box::new(finish))
+    }
+
+    /// Completes the operation; returns what arrived, or for a send what was sent.
+    ///
+    /// # Errors
+    /// A member that died or did not arrive.
+    pub fn wait(self) -> Result<Tensor, CommError> {
+        (self.0)()
+    }
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("rank {rank}: {collective} of {group}: {reason}")]
+pub struct CommError {
+    /// The rank that tells, counted over the world.
+    pub rank: usize,
+    /// What it was doing.
+    pub collective: &'static str,
+    /// In which group.
+    pub group: String,
+    /// What went wrong.
+    pub reason: CommFailure,
+}
+
+/// What went wrong in an operation.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CommFailure {
+    /// Another rank is gone.
+    #[error("rank {rank} died: {how}")]
+    Died {
+        /// The rank, counted over the world.
+        rank: usize,
+        /// Its last words, or how its absence was noticed.
+        how: String,
+    },
+    /// Other ranks did not arrive in time.
+    #[error("{} did not arrive within {waited:?}", named(.ranks))]
+    Late {
+        /// The ranks, counted over the world.
+        ranks: Vec<usize>,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// What arrived is not what was agreed on.
+    #[error("{0}")]
+    Mismatch(String),
+    /// A library refused.
+    #[error("{0}")]
+    Library(String),
+}
+
+/// What a group is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    AllToAll,
+    AllReduce,
+    AllGather,
+    Broadcast,
+    Reduce,
+    SendReceive,
+    Barrier,
+    Split,
+}
+
+impl Operation {
+    const ALL: [Self; 8] = [
+        Self::AllToAll,
+        Self::AllReduce,
+        Self::AllGather,
+        Self::Broadcast,
+        Self::Reduce,
+        Self::SendReceive,
+        Self::Barrier,
+        Self::Split,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AllToAll => "all-to-all",
+            Self::AllReduce => "all-reduce",
+            Self::AllGather => "all-gather",
+            Self::Broadcast => "broadcast",
+            Self::Reduce => "reduce",
+            Self::SendReceive => "send/receive",
+            Self::Barrier => "barrier",
+            Self::Split => "split",
+        }
+    }
+}
+
+/// Checks the counts of an all-to-all against the rows and the group, as every backend must.
+fn check_counts(
+    rows: &Tensor,
+    sent: &[usize],
+    received: &[usize],
+    rank: usize,
+    size: usize,
+) -> Result<(), CommFailure> {
+    let height = rows.size().first().copied().unwrap_or(-1);
+    if sent.len() != size || received.len() != size {
+        let found = format!("counts for {} and from {} members", sent.len(), received.len());
+        return Err(CommFailure::Mismatch(format!("{found}: expected {size}")));
+    }
+    if sent.iter().sum::<usize>() as i64 != height {
+        return Err(CommFailure::Mismatch(format!("counts {sent:?} of rows to send, of a tensor {:?}", rows.size())));
+    }
+    if sent[rank] != received[rank] {
+        let found = format!("{} rows from this rank to itself, {} expected", sent[rank], received[rank]);
+        return Err(CommFailure::Mismatch(found));
+    }
+    Ok(())
+}
+
+/// The group of `groups` that `member` is in, if they are a partition of `size` members.
+fn part_of(member: usize, size: usize, groups: &[Vec<usize>]) -> Result<usize, CommFailure> {
+    let mut group_of = vec![None; size];
+    for (index, members) in groups.iter().enumerate() {
+        for &other in members {
+            match group_of.get_mut(other) {
+                None => return Err(CommFailure::Mismatch(format!("groups {groups:?}: there is no member {other}"))),
+                Some(Some(_)) => return Err(CommFailure::Mismatch(format!("groups {groups:?}: {other} stands twice"))),
+                Some(group) => *group = Some(index),
+            }
+        }
+    }
+    match group_of.iter().position(Option::is_none) {
+        Some(lacking) => Err(CommFailure::Mismatch(format!("groups {groups:?}: member {lacking} is in none"))),
+        None => Ok(group_of[member].unwrap_or_default()),
+    }
+}
+
+/// The name of a part of a split, for messages.
+fn part_name(name: &str, world_ranks: &[usize]) -> String {
+    format!("{name} ({})", named(world_ranks))
+}
+
+fn named(ranks: &[usize]) -> String {
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, list(ranks))
+}
+
+fn list(ranks: &[usize]) -> String {
+    ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}

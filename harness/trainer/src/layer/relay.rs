@@ -1,0 +1,134 @@
+//! The two calls of a hierarchical exchange: inside the node, to the rank that passes rows on; then across nodes, to their
+//! owners. Rows are put into the order of each call before it, and by source after the second.
+
+use systems::price::traffic::relay;
+use systems::program::{LayerProgram, Rows};
+use systems::{Placement, RoutingCounts};
+use tch::Tensor;
+
+use crate::comm::{CommError, Communicator};
+
+/// A rank's part in both calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relay {
+    calls: [Leg; 2],
+    /// What the second call brings, by source.
+    by_source: Vec<Piece>,
+}
+
+/// First row and number of rows.
+type Piece = (usize, usize);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Leg {
+    /// The order in which rows are sent.
+    order: Vec<Piece>,
+    sent: Vec<usize>,
+    received: Vec<usize>,
+}
+
+impl Relay {
+    /// Of rank `me`; `nodes[rank]` ascend.
+    pub fn new(
+        program: &LayerProgram,
+        counts: &RoutingCounts,
+        placement: &Placement,
+        nodes: &[usize],
+        me: usize,
+    ) -> Self {
+        let rows = Rows::new(program, counts, placement);
+        let ranks = rows.ranks();
+        let between = |source: usize, owner: usize| -> usize {
+            rows.experts_of(owner).iter().map(|&expert| rows.sent(source, expert) as usize).sum()
+        };
+        let passes = |source: usize, owner: usize, by: usize| relay(source, owner, nodes) == by;
+        let all = || 0..ranks;
+
+        // By owner here; to be sent by relay, then owner.
+        let from_me: Vec<Piece> = pieces(all().map(|owner| between(me, owner)));
+        let first = all().flat_map(|by| all().filter(move |&o| passes(me, o, by))).map(|o| from_me[o]).collect();
+        let first_sent = |by: usize| all().filter(|&o| passes(me, o, by)).map(|o| between(me, o)).sum();
+        let first_received = |s: usize| all().filter(|&o| passes(s, o, me)).map(|o| between(s, o)).sum();
+
+        // By source, then owner here; to be sent by owner, then source.
+        let passed: Vec<(usize, usize)> =
+            all().flat_map(|s| all().filter(move |&o| passes(s, o, me)).map(move |o| (s, o))).collect();
+        let held = pieces(passed.iter().map(|&(s, o)| between(s, o)));
+        let mut second: Vec<usize> = (0..passed.len()).collect();
+        second.sort_by_key(|&index| (passed[index].1, passed[index].0));
+        let second_sent =
+            |owner: usize| passed.iter().filter(|pair| pair.1 == owner).map(|&(s, o)| between(s, o)).sum();
+        let second_received = |by: usize| all().filter(|&s| passes(s, me, by)).map(|s| between(s, me)).sum();
+
+        // By relay, then source here.
+        let mut arrived: Vec<usize> = all().collect();
+        arrived.sort_by_key(|&source| (relay(source, me, nodes), source));
+        let there = pieces(arrived.iter().map(|&source| between(source, me)));
+        let mut by_source: Vec<usize> = all().collect();
+        by_source.sort_by_key(|&index| arrived[index]);
+        Self {
+            calls: [
+                Leg {
+                    order: first,
+                    sent: all().map(first_sent).collect(),
+                    received: all().map(first_received).collect(),
+                },
+                Leg {
+                    order: second.into_iter().map(|index| held[index]).collect(),
+                    sent: all().map(second_sent).collect(),
+                    received: all().map(second_received).collect(),
+                },
+            ],
+            by_source: by_source.into_iter().map(|index| there[index]).collect(),
+        }
+    }
+
+    /// Rows by owner to their owners; what arrives, by source.
+    ///
+    /// # Errors
+    /// A rank that died.
+    pub fn dispatch(&self, group: &dyn Communicator, rows: &Tensor) -> Result<Tensor, CommError> {
+        let mut rows = rows.shallow_clone();
+        for leg in &self.calls {
+            rows = group.all_to_all(&pick(&rows, &leg.order), &leg.sent, &leg.received)?.wait()?;
+        }
+        Ok(pick(&rows, &self.by_source))
+    }
+
+    /// Results by source back to where their rows came from, by owner.
+    ///
+    /// # Errors
+    /// A rank that died.
+    pub fn combine(&self, group: &dyn Communicator, rows: &Tensor) -> Result<Tensor, CommError> {
+        let mut rows = put_back(rows, &self.by_source);
+        for leg in self.calls.iter().rev() {
+            rows = put_back(&group.all_to_all(&rows, &leg.received, &leg.sent)?.wait()?, &leg.order);
+        }
+        Ok(rows)
+    }
+}
+
+/// Pieces of these lengths, one after the other.
+fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
+    let mut next = 0;
+    let place = |length| {
+        next += length;
+        (next - length, length)
+    };
+    lengths.map(place).collect()
+}
+
+/// The pieces of `rows` in the given order.
+fn pick(rows: &Tensor, order: &[Piece]) -> Tensor {
+    let parts: Vec<Tensor> = order.iter().map(|&(first, length)| rows.narrow(0, first as i64, length as i64)).collect();
+    Tensor::cat(&parts, 0)
+}
+
+/// What [`pick`] brought into an order, back in place.
+fn put_back(rows: &Tensor, order: &[Piece]) -> Tensor {
+    let sizes: Vec<i64> = order.iter().map(|&(_, length)| length as i64).collect();
+    let mut parts: Vec<(usize, Tensor)> =
+        order.iter().map(|&(first, _)| first).zip(rows.split_with_sizes(sizes.as_slice(), 0)).collect();
+    parts.sort_by_key(|&(first, _)| first);
+    Tensor::cat(&parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>(), 0)
+}

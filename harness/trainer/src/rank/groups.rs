@@ -1,0 +1,65 @@
+//! Which ranks a rank talks to, one communicator for each purpose.
+
+use systems::Plan;
+
+use crate::comm::{CommError, Communicator};
+
+/// A rank's groups.
+pub struct Groups {
+    /// All ranks.
+    pub world: Box<dyn Communicator>,
+    /// The pipeline stage: gradients of gates, loads.
+    pub stage: Box<dyn Communicator>,
+    /// One set of experts.
+    pub experts: Box<dyn Communicator>,
+    /// Ranks with the same experts: their gradients.
+    pub replicas: Box<dyn Communicator>,
+    /// One set of dense parameters.
+    pub tensor: Box<dyn Communicator>,
+    /// Ranks with the same dense parameters: their gradients.
+    pub data: Box<dyn Communicator>,
+    /// The same position on every stage: activations.
+    pub forward: Box<dyn Communicator>,
+    /// The same ranks: gradients of activations. A group of its own, so that neither direction waits for the other.
+    pub backward: Box<dyn Communicator>,
+    /// The same position on the first and the last stage: gradients of the tied embedding.
+    pub tied: Box<dyn Communicator>,
+}
+
+impl Groups {
+    /// Splits the world by the plan.
+    ///
+    /// # Errors
+    /// A rank that died.
+    pub fn new(world: Box<dyn Communicator>, plan: &Plan) -> Result<Self, CommError> {
+        let size = plan.stage_ranks();
+        let stages = |within: &[Vec<usize>]| -> Vec<Vec<usize>> {
+            let stage = |stage: usize| within.iter().map(move |of| of.iter().map(|r| stage * size + r).collect());
+            (0..plan.pp).flat_map(stage).collect()
+        };
+        // `count` groups of ranks `stride` apart.
+        let strided = |stride: usize| -> Vec<Vec<usize>> {
+            stages(&(0..stride).map(|first| (first..size).step_by(stride).collect()).collect::<Vec<_>>())
+        };
+        let contiguous = |length: usize| -> Vec<Vec<usize>> {
+            stages(&(0..size).step_by(length).map(|first| (first..first + length).collect()).collect::<Vec<_>>())
+        };
+        let pipelines: Vec<Vec<usize>> =
+            (0..size).map(|position| (0..plan.pp).map(|stage| stage * size + position).collect()).collect();
+        let last = (plan.pp - 1) * size;
+        let ends = (0..size).map(|position| if last > 0 { vec![position, last + position] } else { vec![position] });
+        let between = (size..last.max(size)).map(|rank| vec![rank]);
+        let tied: Vec<Vec<usize>> = ends.chain(between).collect();
+        Ok(Self {
+            stage: world.split("stage", &contiguous(size))?,
+            experts: world.split("expert-parallel group", &contiguous(plan.ep))?,
+            replicas: world.split("expert replicas", &strided(plan.ep))?,
+            tensor: world.split("tensor-parallel group", &contiguous(plan.tp))?,
+            data: world.split("data-parallel group", &strided(plan.tp))?,
+            forward: world.split("pipeline", &pipelines)?,
+            backward: world.split("pipeline, backward", &pipelines)?,
+            tied: world.split("first and last stage", &tied)?,
+            world,
+        })
+    }
+}

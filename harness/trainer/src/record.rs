@@ -1,0 +1,80 @@
+//! What the gate of a real run chose, for the simulator: as a routing trace, or as the counts of one iteration.
+//!
+//! A trace is replayed through [`workloads::trace::Routing`], which deals its rows out over the samples of a global batch:
+//! right for any plan, but a rank need not get the rows that it recorded. [`batch`] gives every rank of the same plan its own.
+
+use anyhow::Result;
+use workloads::trace::{BatchCounts, RoutingTrace, TraceShape};
+
+use crate::rank::Report;
+use crate::setup::Setup;
+
+/// What the gates of all MoE layers chose, `iterations[iteration][rank]`, under labels that count iterations from `first`
+/// (the first iteration of training is 1).
+///
+/// # Errors
+/// Choices that no trace can hold, or reports without choices.
+pub fn trace(name: &str, setup: &Setup, first: u32, iterations: &[Vec<Report>]) -> Result<RoutingTrace> {
+    let (job, plan) = (setup.job, &setup.plan);
+    let (layers, experts) = extents(setup);
+    let tokens = setup.gpt.seq_len * plan.micro_batch / plan.tp;
+    let shape = TraceShape {
+        layers,
+        micro_batches: plan.micro_batches(job),
+        ranks: plan.stage_ranks(),
+        experts,
+        entries: (tokens * job.top_k()) as u32,
+        top_k: job.top_k() as u32,
+    };
+    let mut counts = Vec::with_capacity(iterations.len() * shape.counts_per_iteration());
+    for reports in iterations {
+        for layer in 0..layers {
+            for m in 0..shape.micro_batches {
+                (0..shape.ranks).for_each(|position| counts.extend(chosen(setup, reports, layer, m, position)));
+            }
+        }
+    }
+    let labels = (first..).take(iterations.len()).collect();
+    Ok(RoutingTrace::new(name, shape, labels, counts)?)
+}
+
+/// The choices of one iteration as the simulator takes them under the same plan: all of a micro-batch in its first sample.
+pub fn batch(setup: &Setup, reports: &[Report]) -> BatchCounts {
+    let (job, plan) = (setup.job, &setup.plan);
+    let (layers, experts) = extents(setup);
+    let mut counts = vec![0; layers * job.global_batch * experts];
+    for layer in 0..layers {
+        for position in 0..plan.stage_ranks() {
+            for m in 0..plan.micro_batches(job) {
+                let chunk = layer * job.global_batch + plan.samples(job, position, m).start;
+                let own = &mut counts[chunk * experts..(chunk + 1) * experts];
+                let found = chosen(setup, reports, layer, m, position);
+                own.iter_mut().zip(found).for_each(|(sum, count)| *sum += count);
+            }
+        }
+    }
+    BatchCounts::new(layers, job.global_batch, experts, counts)
+}
+
+/// MoE layers, and experts of each.
+fn extents(setup: &Setup) -> (usize, usize) {
+    let moe = setup.job.model.blocks.iter().filter_map(|block| block.moe());
+    (moe.clone().count(), moe.map(|moe| moe.experts).next().unwrap_or(0))
+}
+
+/// The choices of one rank: MoE layer `layer` of the model is on one stage, where it has a number of its own.
+fn chosen<'a>(
+    setup: &Setup,
+    reports: &'a [Report],
+    layer: usize,
+    m: usize,
+    position: usize,
+) -> impl Iterator<Item = u32> + use<'a> {
+    let (job, plan) = (setup.job, &setup.plan);
+    let blocks = job.model.moe_blocks();
+    let holds = |stage: &usize| plan.stage_blocks(job, *stage).contains(&blocks[layer]);
+    let stage = (0..plan.pp).find(holds).unwrap_or(0);
+    let before = blocks.partition_point(|&block| block < plan.stage_blocks(job, stage).start);
+    let of_rank = reports[stage * plan.stage_ranks() + position].chosen.get(layer - before);
+    of_rank.and_then(|layers| layers.get(m)).into_iter().flatten().copied()
+}

@@ -1,0 +1,300 @@
+//! Ranks as threads of this process, or this process as one of them: starts them, trains, hands on what they report, and
+//! says why they stopped.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use systems::iteration::{Ledger, Peak, Phase, Timing};
+use tch::{Device, Kind, Tensor};
+use workloads::{Bytes, Seconds};
+
+use crate::TrainError;
+use crate::checkpoint::{self, CheckpointError, Checkpoints};
+use crate::clock::Timer;
+use crate::comm::threads::{self, Failure};
+use crate::comm::{CommError, CommFailure, Communicator};
+use crate::cuda::Gpu;
+use crate::processes::Processes;
+use crate::rank::{Rank, Report};
+use crate::setup::Setup;
+use systems::iteration::run::Iteration;
+
+/// How ranks run.
+#[derive(Clone, Copy, Debug)]
+pub struct Threads {
+    /// Where their tensors are; one device for all.
+    pub device: Device,
+    /// Whether they take turns on it under a virtual clock.
+    pub virtual_clock: bool,
+    /// How long a rank waits for another.
+    pub timeout: Duration,
+}
+
+/// Takes the reports of all ranks after every iteration (from 0).
+pub type Sink<'a> = dyn FnMut(usize, Vec<Report>) -> anyhow::Result<()> + Send + 'a;
+
+/// Trains with every rank in a thread of its own; returns what `last` says of each rank at the end.
+///
+/// # Errors
+/// Why the first rank stopped that did so of its own.
+pub fn run<T: Send>(
+    setup: &Setup,
+    threads: Threads,
+    sink: &mut Sink,
+    last: impl Fn(&Rank) -> T + Sync,
+) -> Result<Vec<T>, TrainError> {
+    let turns = threads.virtual_clock.then(|| Arc::new(Mutex::new(())));
+    let size = setup.job.gpus;
+    if threads.virtual_clock {
+        keep_freed_memory();
+    }
+    let sink = Mutex::new(sink);
+    let ends = threads::run(size, threads.timeout, |member| {
+        // Ranks are the parallelism; a rank's own kernels run on its thread.
+        tch::set_num_threads(1);
+        let world = member.split("world", &[(0..size).collect()])?;
+        let timer = Timer::new(member.rank(), turns.clone()).on(threads.device);
+        train(setup, world, Place { device: threads.device, alone: size == 1, timer }, &sink, &last)
+    });
+    let (mut results, mut failures) = (Vec::with_capacity(size), Vec::new());
+    for (rank, end) in ends.into_iter().enumerate() {
+        match end {
+            Ok(result) => results.push(result),
+            Err(failure) => failures.push((rank, error_of(rank, failure))),
+        }
+    }
+    cause(failures).map_or(Ok(results), Err)
+}
+
+/// Trains with this process as one rank; the sink is fed at rank 0. Returns what `last` says of the rank at the end.
+///
+/// # Errors
+/// Why this rank stopped.
+pub fn run_process<T>(
+    setup: &Setup,
+    processes: &Processes,
+    sink: &mut Sink,
+    last: impl Fn(&Rank) -> T,
+) -> Result<T, TrainError> {
+    tch::set_num_threads(1);
+    let world = processes.world()?;
+    let (device, everyone) = (processes.device(), vec![(0..world.size()).collect()]);
+    let sink = Mutex::new(sink);
+    let ended = threads::guarded(&*world, |member| {
+        let world = member.split("world", &everyone)?;
+        let timer = Timer::new(processes.rank(), None).on(device);
+        train(setup, world, Place { device, alone: true, timer }, &sink, &last)
+    });
+    ended.map_err(|failure| error_of(processes.rank(), failure))
+}
+
+fn error_of(rank: usize, failure: Failure<TrainError>) -> TrainError {
+    match failure {
+        Failure::Error(error) => error,
+        Failure::Panic(message) => TrainError::Panic { rank, message },
+    }
+}
+
+/// Tells the C library's allocator to keep what is freed, for the rest of the process: whether a segment's tensors are in
+/// pages that the kernel has to hand out and clear first is chance, and half of a small segment's time.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_freed_memory() {
+    unsafe extern "C" {
+        fn mallopt(parameter: i32, value: i32) -> i32;
+    }
+    // M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, the last at its largest value, 32 MiB.
+    for (parameter, value) in [(-1, 1 << 30), (-2, 1 << 24), (-3, 1 << 25)] {
+        // SAFETY: mallopt takes any two numbers and may be called at any time.
+        let _ = unsafe { mallopt(parameter, value) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}
+
+/// Why a run ended, from what each rank that failed says of it. The death of a rank is told as another one noticed it,
+/// which also names the collective; of ranks that waited in vain, the one that waited for the rank that held up all.
+fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
+    let late: Vec<usize> =
+        failures.iter().filter(|(_, error)| !error.late().is_empty()).map(|(rank, _)| *rank).collect();
+    let holds_up = |error: &TrainError| error.late().iter().any(|rank| !late.contains(rank));
+    let is_own = |(_, error): &(usize, TrainError)| !error.is_secondary();
+    let first = failures.iter().position(|failure| is_own(failure) && holds_up(&failure.1));
+    let first = first.or_else(|| failures.iter().position(is_own)).unwrap_or(0);
+    let told = failures.get(first).and_then(|(rank, error)| match error {
+        TrainError::Comm(_) => None,
+        _ => failures.iter().position(|(_, other)| other.death() == Some(*rank)),
+    });
+    let chosen = told.unwrap_or(first);
+    (chosen < failures.len()).then(|| failures.swap_remove(chosen).1)
+}
+
+/// Where a rank computes.
+struct Place {
+    device: Device,
+    /// Whether no other rank does.
+    alone: bool,
+    timer: Timer,
+}
+
+/// One rank from its start to its end. Rank 0 feeds the sink.
+fn train<T>(
+    setup: &Setup,
+    world: Box<dyn Communicator>,
+    place: Place,
+    sink: &Mutex<&mut Sink>,
+    last: &impl Fn(&Rank) -> T,
+) -> Result<T, TrainError> {
+    let _guard = tch::no_grad_guard();
+    let Place { device, alone, timer } = place;
+    let mut rank = Rank::new(setup, world, device, timer)?;
+    let first = rank.groups.world.rank() == 0;
+    let tell = |iteration: usize, reports: Vec<Report>| {
+        let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sink(iteration, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))
+    };
+    let mut checkpoints = Checkpoints::of(setup);
+    if let Some(checkpoints) = &checkpoints {
+        let iteration = resume(&mut rank, checkpoints, device)?;
+        if first {
+            let reports = checkpoints.reports(iteration)?;
+            reports.into_iter().enumerate().try_for_each(|(iteration, reports)| tell(iteration, reports))?;
+        }
+    }
+    while rank.iteration < setup.iterations {
+        let mut report = rank.step()?;
+        if let (Device::Cuda(ordinal), true) = (device, alone) {
+            report.memory = Bytes(Gpu::open(ordinal)?.memory()?.used as f64);
+        }
+        let reports = gather(&*rank.groups.world, &report, device)?;
+        if let Some(checkpoints) = &mut checkpoints {
+            checkpoints.after(&rank, &reports)?;
+        }
+        if first {
+            tell(rank.iteration - 1, reports)?;
+        }
+    }
+    Ok(last(&rank))
+}
+
+/// Goes on from the last checkpoint, of which all ranks must find the same one; returns its iterations, 0 without one.
+fn resume(rank: &mut Rank, checkpoints: &Checkpoints, device: Device) -> Result<usize, TrainError> {
+    let own = checkpoint::found(rank.setup)?;
+    let world = &*rank.groups.world;
+    let found = world.all_gather(&Tensor::from_slice(&[own as i64]).to_device(device))?.wait()?;
+    let found: Vec<i64> = Vec::try_from(found.reshape([-1]).to_device(Device::Cpu)).unwrap_or_default();
+    if let Some(other) = found.iter().position(|&other| other != own as i64) {
+        let rank = world.rank();
+        let found = found[other] as usize;
+        return Err(CheckpointError::Disagreement { rank, own, other, found }.into());
+    }
+    if own > 0 {
+        checkpoints.resume(rank, own)?;
+    }
+    Ok(own)
+}
+
+/// Every rank's report.
+fn gather(world: &dyn Communicator, report: &Report, device: Device) -> Result<Vec<Report>, TrainError> {
+    let own = serde_json::to_vec(report).map_err(|error| TrainError::Sink(error.to_string()))?;
+    let length = Tensor::from_slice(&[own.len() as i64]).to_device(device);
+    let lengths = world.all_gather(&length)?.wait()?.reshape([-1]).to_device(Device::Cpu);
+    let lengths: Vec<i64> = Vec::try_from(lengths).unwrap_or_default();
+    let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+    let mut padded = own;
+    padded.resize(longest, 0);
+    let all = world.all_gather(&Tensor::from_slice(&padded).to_device(device))?.wait()?;
+    let all: Vec<u8> = Vec::try_from(all.reshape([-1]).to_kind(Kind::Uint8).to_device(Device::Cpu)).unwrap_or_default();
+    let parse = |(bytes, &length): (&[u8], &i64)| {
+        serde_json::from_slice(&bytes[..length as usize]).map_err(|error| TrainError::Sink(error.to_string()))
+    };
+    all.chunks_exact(longest).zip(&lengths).map(parse).collect()
+}
+
+/// What an iteration took and brought, from the reports of all ranks.
+pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
+    let size = setup.plan.stage_ranks();
+    let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
+    let step = most(|report| report.step);
+    let phases = reports.chunks(size).map(|stage| {
+        let mut mean = Ledger::default();
+        stage.iter().for_each(|report| mean.merge(&report.ledger, 1.0 / size as f64));
+        // What is left of the iteration on ranks that are done early is waiting for other stages.
+        mean.add(Phase::Bubble, (step - mean.total()).max(Seconds::ZERO));
+        mean
+    });
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let fullest = reports.iter().enumerate().max_by(|(_, a), (_, b)| a.memory.0.total_cmp(&b.memory.0));
+    let peak = fullest.map_or_else(Peak::default, |(rank, report)| Peak { rank, bytes: report.memory });
+    let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
+    Iteration {
+        timing: Timing {
+            step,
+            phases: phases.collect(),
+            peak,
+            entries: sum(|report| report.entries),
+            dropped: sum(|report| report.dropped),
+            shadowed: sum(|report| report.shadowed),
+            loads: Vec::new(),
+        },
+        decision: most(|report| report.decision),
+        migration: most(|report| report.migration),
+        moved: sum(|report| report.moved) as usize,
+        failure: None,
+        loss: Some(reports.iter().map(|report| report.loss).sum::<f64>() / tokens),
+        predicted: None,
+    }
+}
+
+impl TrainError {
+    /// Whether another rank's death is the cause, so that this error only repeats it.
+    pub fn is_secondary(&self) -> bool {
+        self.death().is_some()
+    }
+
+    /// The rank whose death this error tells of.
+    fn death(&self) -> Option<usize> {
+        match self {
+            Self::Comm(CommError { reason: CommFailure::Died { rank, .. }, .. }) => Some(*rank),
+            _ => None,
+        }
+    }
+
+    /// The ranks that were waited for in vain.
+    fn late(&self) -> &[usize] {
+        match self {
+            Self::Comm(CommError { reason: CommFailure::Late { ranks, .. }, .. }) => ranks,
+            _ => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn comm(rank: usize, reason: CommFailure) -> (usize, TrainError) {
+        (rank, CommError { rank, collective: "all-reduce", group: "the world".to_owned(), reason }.into())
+    }
+
+    fn check(failures: Vec<(usize, TrainError)>, expected: &str) {
+        assert_eq!(cause(failures).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn the_cause_is_told_with_rank_and_collective() {
+        let died = |rank, of| comm(rank, CommFailure::Died { rank: of, how: "panicked: x".to_owned() });
+        let late =
+            |rank, of: &[usize]| comm(rank, CommFailure::Late { ranks: of.to_vec(), waited: Duration::from_secs(1) });
+        let panic = |rank| (rank, TrainError::Panic { rank, message: "x".to_owned() });
+        assert!(cause(Vec::new()).is_none());
+        check(vec![panic(1)], "rank 1 panicked: x");
+        check(vec![died(0, 1), panic(1)], "rank 0: all-reduce of the world: rank 1 died: panicked: x");
+        check(vec![died(2, 1)], "rank 2: all-reduce of the world: rank 1 died: panicked: x");
+        // Rank 0 waits for 2, and 2 for 3, which never comes.
+        check(
+            vec![late(0, &[2]), died(1, 0), late(2, &[3]), died(3, 0)],
+            "rank 2: all-reduce of the world: rank 3 did not arrive within 1s",
+        );
+    }
+}

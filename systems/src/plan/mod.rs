@@ -1,0 +1,206 @@
+//! Hybrid-parallel plans: degrees, what makes them fit a job, and which ranks form which group.
+//!
+//! Ranks are numbered stage by stage; inside a stage, data-parallel index by index; inside that, tensor-parallel ranks.
+//! `ep` contiguous ranks of a stage hold one set of experts; ranks `ep` apart hold the same experts.
+
+pub mod job;
+pub mod memory;
+pub mod placement;
+pub mod routing;
+pub mod search;
+
+use std::fmt;
+use std::ops::Range;
+
+use thiserror::Error;
+use workloads::Bytes;
+use workloads::model::Moe;
+use workloads::suite::ForcedPlan;
+
+use crate::plan::job::Job;
+
+/// A hybrid-parallel plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Plan {
+    /// Pipeline stages.
+    pub pp: usize,
+    /// Data-parallel replicas.
+    pub dp: usize,
+    /// Tensor-parallel ranks.
+    pub tp: usize,
+    /// Ranks that share one set of experts.
+    pub ep: usize,
+    /// Replicas of that set within a stage: `ep * expert_dp = dp * tp`.
+    pub expert_dp: usize,
+    /// Samples per rank and micro-batch.
+    pub micro_batch: usize,
+    /// Iterations between online placements; 0 for none.
+    pub placement_every: usize,
+}
+
+/// Why a plan cannot be used.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum PlanError {
+    /// Degrees that do not multiply to what they must.
+    #[error("plan {plan}: {left} = {found}, but {right} = {wanted}: they must be equal")]
+    Product {
+        /// The plan.
+        plan: Plan,
+        /// What was multiplied.
+        left: &'static str,
+        /// Its value.
+        found: usize,
+        /// What it must equal.
+        right: &'static str,
+        /// That value.
+        wanted: usize,
+    },
+    /// A quantity that does not divide another.
+    #[error("plan {plan}: {whole} = {whole_value} is not a multiple of {part} = {part_value}")]
+    Division {
+        /// The plan.
+        plan: Plan,
+        /// What is divided.
+        whole: &'static str,
+        /// Its value.
+        whole_value: usize,
+        /// What it is divided by.
+        part: &'static str,
+        /// Its value.
+        part_value: usize,
+    },
+    /// More stages than blocks.
+    #[error("plan {plan}: {pp} pipeline stages, but the model has {blocks} blocks", pp = plan.pp)]
+    Stages {
+        /// The plan.
+        plan: Plan,
+        /// Blocks of the model.
+        blocks: usize,
+    },
+    /// Another micro-batch than the job fixes.
+    #[error("plan {plan}: micro-batch {found}, but the case fixes {wanted}")]
+    MicroBatch {
+        /// The plan.
+        plan: Plan,
+        /// The plan's.
+        found: usize,
+        /// The job's.
+        wanted: usize,
+    },
+    /// A rank's memory does not hold the plan.
+    #[error("plan {plan}: out of memory: rank {rank} needs {need:.1} GB of {have:.1} GB usable", need = need.0 / 1e9, have = have.0 / 1e9)]
+    Memory {
+        /// The plan.
+        plan: Plan,
+        /// The fullest rank.
+        rank: usize,
+        /// Its peak.
+        need: Bytes,
+        /// The device's memory less what is reserved.
+        have: Bytes,
+    },
+    /// Nothing to choose from.
+    #[error("no plan has degrees that fit the job")]
+    NoCandidate,
+}
+
+impl From<ForcedPlan> for Plan {
+    fn from(forced: ForcedPlan) -> Self {
+        Self {
+            pp: forced.pp,
+            dp: forced.dp,
+            tp: forced.tp,
+            ep: forced.ep,
+            expert_dp: forced.expert_dp,
+            micro_batch: forced.micro_batch,
+            placement_every: forced.placement_every,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "pp{} dp{} tp{} ep{} edp{} mb{}",
+            self.pp, self.dp, self.tp, self.ep, self.expert_dp, self.micro_batch
+        )?;
+        if self.placement_every > 0 {
+            write!(f, " every{}", self.placement_every)?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Whether the degrees fit the job; memory is for [`crate::iteration`] to say.
+    ///
+    /// # Errors
+    /// The first rule that does not hold, with its numbers.
+    pub fn check(&self, job: &Job) -> Result<(), PlanError> {
+        let product = |left, found, right, wanted| {
+            if found == wanted { Ok(()) } else { Err(PlanError::Product { plan: *self, left, found, right, wanted }) }
+        };
+        let division = |whole, whole_value: usize, part, part_value: usize| {
+            if part_value > 0 && whole_value.is_multiple_of(part_value) {
+                Ok(())
+            } else {
+                Err(PlanError::Division { plan: *self, whole, whole_value, part, part_value })
+            }
+        };
+        product("pp * dp * tp", self.pp * self.dp * self.tp, "gpus", job.gpus)?;
+        product("ep * expert_dp", self.ep * self.expert_dp, "dp * tp", self.dp * self.tp)?;
+        division("ep", self.ep, "tp", self.tp)?;
+        division("global batch", job.global_batch, "dp * micro_batch", self.dp * self.micro_batch)?;
+        for block in &job.model.blocks {
+            division("heads", block.heads, "tp", self.tp)?;
+            if let Some(moe) = block.moe() {
+                division("experts", moe.experts, "ep", self.ep)?;
+            }
+        }
+        if self.pp > job.model.blocks.len() {
+            return Err(PlanError::Stages { plan: *self, blocks: job.model.blocks.len() });
+        }
+        match job.micro_batch {
+            Some(wanted) if wanted != self.micro_batch => {
+                Err(PlanError::MicroBatch { plan: *self, found: self.micro_batch, wanted })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Micro-batches of one data-parallel replica in one iteration.
+    pub fn micro_batches(&self, job: &Job) -> usize {
+        job.global_batch / (self.dp * self.micro_batch)
+    }
+
+    /// Tokens of one micro-batch that one rank brings to an MoE layer.
+    pub fn tokens(&self, moe: &Moe) -> usize {
+        moe.tokens * self.micro_batch / self.tp
+    }
+
+    /// Ranks of one stage.
+    pub fn stage_ranks(&self) -> usize {
+        self.dp * self.tp
+    }
+
+    /// The blocks of a stage: as many as the others have, or one fewer.
+    pub fn stage_blocks(&self, job: &Job, stage: usize) -> Range<usize> {
+        let blocks = job.model.blocks.len();
+        stage * blocks / self.pp..(stage + 1) * blocks / self.pp
+    }
+
+    /// Global ranks of expert-parallel group `group` (below `expert_dp`) of a stage.
+    pub fn expert_group(&self, stage: usize, group: usize) -> Range<usize> {
+        let first = stage * self.stage_ranks() + group * self.ep;
+        first..first + self.ep
+    }
+
+    /// Samples of micro-batch `m` on the rank at `position` (below `dp * tp`) of a stage, as indices into the global
+    /// batch. Tensor-parallel ranks see the same samples.
+    pub fn samples(&self, job: &Job, position: usize, m: usize) -> Range<usize> {
+        let share = job.global_batch / self.dp;
+        let first = position / self.tp * share + m * self.micro_batch;
+        first..first + self.micro_batch
+    }
+}

@@ -1,0 +1,126 @@
+//! What the gate of a job chooses: a routing trace, rescaled to the job.
+
+use std::ops::Range;
+
+use workloads::gate::{Flattening, Gate};
+use workloads::model::Moe;
+use workloads::suite::TraceUse;
+use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, TraceError};
+
+use crate::plan::job::Job;
+
+/// What the gate of a job chooses, iteration by iteration: a trace rescaled to the model, a chunk per sample of the
+/// global batch. Layers that see different numbers of tokens are rescaled apart.
+///
+/// A job with fewer choices per token than the trace's gate makes each of that gate's choices equally often: its entries
+/// are that part of the trace's. So no expert gets more than `1 / top_k` (the trace's) of them, as none did there.
+pub struct JobRouting<'a> {
+    spans: Vec<Span<'a>>,
+    gate: Gate,
+    /// Choices per token, and choices per token that the counts below are of.
+    choices: (usize, usize),
+}
+
+/// Consecutive MoE layers with the same number of tokens.
+struct Span<'a> {
+    layers: Range<usize>,
+    routing: Routing<'a>,
+    flattening: Flattening,
+}
+
+impl<'a> JobRouting<'a> {
+    /// The routing of a job.
+    ///
+    /// # Errors
+    /// A trace that cannot stand for it.
+    pub fn new(job: &Job, part: TraceUse, trace: &'a RoutingTrace, seed: u64) -> Result<Self, TraceError> {
+        Self::of_layers(job, 0..job.model.moe_blocks().len(), 1, part, trace, seed)
+    }
+
+    /// The routing of one MoE layer of a job with a fixed micro-batch, a chunk per rank's micro-batch.
+    ///
+    /// # Errors
+    /// A trace that cannot stand for it.
+    pub fn of_layer(
+        job: &Job,
+        layer: usize,
+        part: TraceUse,
+        trace: &'a RoutingTrace,
+        seed: u64,
+    ) -> Result<Self, TraceError> {
+        Self::of_layers(job, layer..layer + 1, job.micro_batch.unwrap_or(1), part, trace, seed)
+    }
+
+    fn of_layers(
+        job: &Job,
+        wanted: Range<usize>,
+        samples_per_chunk: usize,
+        part: TraceUse,
+        trace: &'a RoutingTrace,
+        seed: u64,
+    ) -> Result<Self, TraceError> {
+        let layers: Vec<&Moe> = job.model.blocks.iter().filter_map(|block| block.moe()).collect();
+        let top_k = job.top_k().max(trace.shape().top_k as usize);
+        let mut spans = Vec::new();
+        let mut first = 0;
+        for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
+            let span = first.max(wanted.start)..(first + same.len()).min(wanted.end);
+            first += same.len();
+            if span.is_empty() {
+                continue;
+            }
+            let spec = RoutingSpec {
+                layers: layers.len(),
+                experts: same[0].experts,
+                chunks: job.global_batch / samples_per_chunk,
+                entries_per_chunk: (samples_per_chunk * same[0].tokens * top_k) as u32,
+                top_k: top_k as u32,
+                start: part.start,
+                stride: part.stride,
+                seed,
+            };
+            spans.push(Span {
+                layers: span,
+                routing: Routing::new(trace, spec)?,
+                flattening: Flattening::new(spec.entries_per_chunk, &job.gate_statistics),
+            });
+        }
+        Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k) })
+    }
+
+    /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
+    pub fn iteration(&self, t: usize) -> BatchCounts {
+        let parts = self.spans.iter().map(|span| {
+            let mut batch = span.routing.iteration_of(span.layers.clone(), t);
+            batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &span.flattening));
+            if self.choices.0 < self.choices.1 {
+                batch.chunks_mut().for_each(|chunk| keep_part(chunk, self.choices.0, self.choices.1));
+            }
+            batch
+        });
+        BatchCounts::join(parts)
+    }
+}
+
+/// Keeps `part / whole` of the counts, which `whole` divides in all; what rounding leaves is handed on.
+fn keep_part(counts: &mut [u32], part: usize, whole: usize) {
+    let (part, whole) = (part as u64, whole as u64);
+    let mut before = 0;
+    for count in counts {
+        let after = before + u64::from(*count);
+        *count = (after * part / whole - before * part / whole) as u32;
+        before = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_choices_is_kept_to_the_last_one() {
+        let mut counts = [5, 1, 0, 3, 3];
+        keep_part(&mut counts, 1, 2);
+        assert_eq!(counts, [2, 1, 0, 1, 2]);
+    }
+}

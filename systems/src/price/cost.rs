@@ -1,0 +1,270 @@
+//! The one cost model: what a matrix product, an exchange or a collective takes on a described cluster.
+//!
+//! Every price follows from amounts (rows, bytes, FLOP) and the cluster's constants. There is no constant per system, per
+//! case or per op. An exchange lasts until its busiest port is done: the busiest GPU on the links of its node, or the
+//! busiest node on its share of the network, plus a start-up per message; rings are priced by their slowest link.
+
+use std::ops::Range;
+
+use workloads::model::{HALF, Moe};
+use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
+
+use crate::plan::memory;
+use crate::plan::placement::Move;
+use crate::price::traffic::Traffic;
+
+/// Bytes read and written per element of a one-hot tensor, forward: it is written in single precision (4), read for the
+/// mask (4) that is written in bytes (1) and becomes half precision (1 + 2), as does the tensor (4 + 2); each half is
+/// read by its product (2 + 2).
+const ONE_HOT_TRAFFIC_FORWARD: f64 = 22.0;
+
+/// The same, backward: both halves are read again (2 + 2); the tensor's gradient is written (2), becomes single precision
+/// (2 + 4) and is read for the weights' gradients (4).
+const ONE_HOT_TRAFFIC_BACKWARD: f64 = 16.0;
+
+/// A cluster's constants, ready to price with.
+#[derive(Clone, Debug)]
+pub struct CostModel {
+    gpus_per_node: usize,
+    gemm_rate: FlopsPerSecond,
+    expert_start: Seconds,
+    memory_bandwidth: BytesPerSecond,
+    scatter_bandwidth: BytesPerSecond,
+    intra_bandwidth: BytesPerSecond,
+    inter_bandwidth: BytesPerSecond,
+    port_bandwidth: BytesPerSecond,
+    rooted_bandwidth: BytesPerSecond,
+    call_start: Seconds,
+    peer_start: Seconds,
+    send_start: Seconds,
+    iteration: Seconds,
+    block: Seconds,
+    synchronisation: Seconds,
+    decision_step: Seconds,
+    contention: bool,
+}
+
+/// Ranks that communicate, as the network sees them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    /// Number of ranks.
+    pub size: usize,
+    /// Number of nodes that they are on.
+    pub nodes: usize,
+    /// The part of a node's network bandwidth that is theirs.
+    pub share: f64,
+}
+
+/// What an expert takes in one pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertPrice {
+    /// With any rows at all.
+    pub start: Seconds,
+    /// For each row.
+    pub row: Seconds,
+}
+
+impl ExpertPrice {
+    /// On that many rows; an expert without rows is not started.
+    #[inline]
+    pub fn of(&self, rows: u32) -> Seconds {
+        if rows == 0 { Seconds::ZERO } else { self.start + self.row * f64::from(rows) }
+    }
+}
+
+impl CostModel {
+    /// The prices of a cluster.
+    pub fn new(cluster: &Cluster) -> Self {
+        let (gpu, network, host) = (&cluster.gpu, &cluster.network, &cluster.host);
+        Self {
+            gpus_per_node: cluster.gpus_per_node,
+            gemm_rate: FlopsPerSecond(gpu.gemm_rate.value),
+            expert_start: Seconds(gpu.expert_start.value),
+            memory_bandwidth: BytesPerSecond(gpu.memory_bandwidth.value),
+            scatter_bandwidth: BytesPerSecond(gpu.scatter_bandwidth.value),
+            intra_bandwidth: BytesPerSecond(network.intra_bandwidth.value),
+            inter_bandwidth: BytesPerSecond(network.inter_bandwidth.value),
+            port_bandwidth: BytesPerSecond(network.port_bandwidth.value),
+            rooted_bandwidth: BytesPerSecond(network.rooted_bandwidth.value),
+            call_start: Seconds(network.call_start.value),
+            peer_start: Seconds(network.peer_start.value),
+            send_start: Seconds(network.send_start.value),
+            iteration: Seconds(host.iteration.value),
+            block: Seconds(host.block.value),
+            synchronisation: Seconds(host.synchronisation.value),
+            decision_step: Seconds(host.decision_step.value),
+            contention: true,
+        }
+    }
+
+    /// The same cluster if concurrent groups did not share a node's network: for sensitivity tests alone.
+    pub fn without_contention(mut self) -> Self {
+        self.contention = false;
+        self
+    }
+
+    /// `ranks`, spaced `stride` apart, of a job that fills its nodes.
+    pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
+        let size = ranks.len().div_ceil(stride);
+        let last = ranks.start + (size.max(1) - 1) * stride;
+        let nodes = last / self.gpus_per_node - ranks.start / self.gpus_per_node + 1;
+        let nodes = nodes.min(size.max(1));
+        let per_node = size.div_ceil(nodes).min(self.gpus_per_node);
+        let share = if self.contention { per_node as f64 / self.gpus_per_node as f64 } else { 1.0 };
+        Group { size, nodes, share }
+    }
+
+    /// Matrix products with that arithmetic in all.
+    pub fn matrix(&self, flops: Flops) -> Seconds {
+        flops / self.gemm_rate
+    }
+
+    /// Kernels bound by device memory that read and write that much.
+    pub fn elementwise(&self, bytes: Bytes) -> Seconds {
+        bytes / self.memory_bandwidth
+    }
+
+    /// Rows gathered or scattered by index: that much read and written.
+    pub fn scatter(&self, bytes: Bytes) -> Seconds {
+        bytes / self.scatter_bandwidth
+    }
+
+    /// One expert forward: its products, every stored activation written and read once, its weights read.
+    pub fn expert_forward(&self, moe: &Moe) -> ExpertPrice {
+        ExpertPrice {
+            start: self.elementwise(self.weights(moe)) + self.expert_start,
+            row: self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0),
+        }
+    }
+
+    /// One expert backward: twice the products and activations; weights read, gradients read, added to and written.
+    pub fn expert_backward(&self, moe: &Moe) -> ExpertPrice {
+        let forward = self.expert_forward(moe);
+        ExpertPrice { start: forward.start * 2.0 + self.elementwise(self.weights(moe) * 2.0), row: forward.row * 2.0 }
+    }
+
+    /// Entries laid out and combined by products with a `[tokens, experts, rows]` tensor: two of `2 S E C H` FLOP forward
+    /// (dispatch, combine), three backward (the mask has no gradient), and the tensor's own traffic.
+    pub fn one_hot(&self, moe: &Moe, tokens: usize, rows: u32, backward: bool) -> Seconds {
+        let elements = tokens as f64 * moe.experts as f64 * f64::from(rows);
+        let (products, traffic) =
+            if backward { (3.0, ONE_HOT_TRAFFIC_BACKWARD) } else { (2.0, ONE_HOT_TRAFFIC_FORWARD) };
+        self.matrix(Flops(products * 2.0 * elements * moe.width as f64)) + self.elementwise(Bytes(elements * traffic))
+    }
+
+    fn weights(&self, moe: &Moe) -> Bytes {
+        Bytes(moe.expert_parameters() as f64 * HALF)
+    }
+
+    /// Launches of a block's small kernels, once per pass.
+    pub fn block(&self) -> Seconds {
+        self.block
+    }
+
+    /// The host waits for the device.
+    pub fn synchronisation(&self) -> Seconds {
+        self.synchronisation
+    }
+
+    /// One grouped call of an exchange of entries of `entry` bytes: each rank of `group` sends to and receives from all.
+    pub fn exchange(&self, group: &Group, traffic: &Traffic, entry: Bytes) -> Seconds {
+        if group.size < 2 {
+            return Seconds::ZERO;
+        }
+        let intra = entry * traffic.intra as f64 / self.intra_bandwidth;
+        let inter =
+            (entry * traffic.inter as f64 / self.port_bandwidth).max(entry * traffic.node as f64 / self.inter(group));
+        self.call_start + self.peer_start * traffic.peers as f64 + intra.max(inter)
+    }
+
+    /// A ring all-reduce of `bytes` on every rank.
+    pub fn all_reduce(&self, group: &Group, bytes: Bytes) -> Seconds {
+        let steps = 2.0 * (group.size as f64 - 1.0);
+        if group.size < 2 || bytes == Bytes::ZERO {
+            return Seconds::ZERO;
+        }
+        // A ring's hop costs a fraction of a launch: its steps are one kernel.
+        let hops = self.call_start * (0.1 * steps);
+        bytes * (steps / group.size as f64) / self.ring(group) + hops
+    }
+
+    /// A ring all-gather that leaves `bytes` on every rank: half of an all-reduce.
+    pub fn all_gather(&self, group: &Group, bytes: Bytes) -> Seconds {
+        self.all_reduce(group, bytes) * 0.5
+    }
+
+    /// One rank's `bytes` to the whole group, or the group's sum to one rank.
+    pub fn broadcast(&self, group: &Group, bytes: Bytes) -> Seconds {
+        if group.size < 2 {
+            return Seconds::ZERO;
+        }
+        let rate = if group.nodes > 1 { self.rooted_bandwidth } else { self.intra_bandwidth };
+        bytes / rate + self.call_start
+    }
+
+    /// `bytes` from one rank to another while the other ranks of its node do the same.
+    pub fn send(&self, from: usize, to: usize, bytes: Bytes) -> Seconds {
+        let rate = if from / self.gpus_per_node == to / self.gpus_per_node {
+            self.intra_bandwidth
+        } else {
+            self.inter(&self.group(from..from + 1, 1)).min(self.port_bandwidth)
+        };
+        bytes / rate + self.send_start
+    }
+
+    /// Experts of `bytes` each change rank inside the group that starts at rank `first`: blocking sends in expert order,
+    /// two moves at once only between four different ranks.
+    pub fn migration(&self, first: usize, ranks: usize, moves: &[Move], bytes: Bytes) -> Seconds {
+        let mut free = vec![Seconds::ZERO; ranks];
+        for m in moves {
+            let start = free[m.from].max(free[m.to]);
+            let end = start + self.send(first + m.from, first + m.to, bytes);
+            free[m.from] = end;
+            free[m.to] = end;
+        }
+        free.into_iter().fold(Seconds::ZERO, Seconds::max)
+    }
+
+    /// A decision of that many elementary steps on the host.
+    pub fn decision(&self, steps: u64) -> Seconds {
+        self.decision_step * steps as f64
+    }
+
+    /// Adam in mixed precision on `parameters`: bound by device memory.
+    pub fn optimizer(&self, parameters: f64) -> Seconds {
+        self.elementwise(Bytes(parameters * memory::OPTIMIZER_TRAFFIC_PER_PARAMETER))
+    }
+
+    /// What every iteration costs besides.
+    pub fn iteration(&self) -> Seconds {
+        self.iteration
+    }
+
+    fn inter(&self, group: &Group) -> BytesPerSecond {
+        self.inter_bandwidth * group.share
+    }
+
+    fn ring(&self, group: &Group) -> BytesPerSecond {
+        if group.nodes > 1 { self.inter(group).min(self.intra_bandwidth) } else { self.intra_bandwidth }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2 S E C H FLOP per product; 3 products backward for 2 forward.
+    #[test]
+    fn one_hot_products_are_the_formula() {
+        let cluster = Cluster::named("test", "inky").unwrap();
+        let costs = CostModel::new(&cluster);
+        let moe = Moe { tokens: 1, width: 64, inner: 1, experts: 8 };
+        let elements = 100.0 * 8.0 * 10.0;
+        let expected = |products: f64, bytes: f64| {
+            products * 2.0 * elements * 64.0 / cluster.gpu.gemm_rate.value
+                + bytes * elements / cluster.gpu.memory_bandwidth.value
+        };
+        assert!((costs.one_hot(&moe, 100, 10, false).0 / expected(2.0, 22.0) - 1.0).abs() < 1e-12);
+        assert!((costs.one_hot(&moe, 100, 10, true).0 / expected(3.0, 16.0) - 1.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,206 @@
+//! Prices a layer program: how long each of its tasks takes on each rank of an expert-parallel group.
+//!
+//! An exchange step is issued as one or more grouped calls, one after the other ([`crate::program::Exchange`]), so a step
+//! costs the sum over calls of each call's busiest port.
+
+pub mod cost;
+pub mod ledger;
+pub mod streams;
+pub mod traffic;
+
+use workloads::model::Moe;
+use workloads::{Bytes, Flops, Seconds};
+
+use crate::plan::placement::Placement;
+use crate::price::cost::{CostModel, Group};
+use crate::price::traffic::{Table, Traffic};
+use crate::program::routing::RoutingCounts;
+use crate::program::{LayerProgram, Layout, Op, Rows, Task};
+
+/// Where a group's ranks are.
+#[derive(Clone, Debug)]
+pub struct GroupPlace {
+    /// How the network sees them.
+    pub group: Group,
+    /// The node of each rank, counted from the group's first.
+    pub nodes: Vec<usize>,
+}
+
+/// Durations of a program's tasks on each rank.
+#[derive(Clone, Debug, Default)]
+pub struct LayerPrice {
+    /// `[task][rank]`, forward, flat.
+    pub forward: Vec<Seconds>,
+    /// `[task][rank]`, backward, flat.
+    pub backward: Vec<Seconds>,
+    /// Entries of all ranks.
+    pub entries: u64,
+    /// Rows that each rank lays out for the exchange, shadowed experts' included: `[rank]`.
+    pub laid_out_rows: Vec<u64>,
+    /// Rows that each rank's experts compute, shadowed ones included: `[rank]`.
+    pub computed_rows: Vec<u64>,
+}
+
+/// Prices `program` for one micro-batch of `tokens` tokens on each rank.
+pub fn price(
+    program: &LayerProgram,
+    counts: &RoutingCounts,
+    placement: &Placement,
+    moe: &Moe,
+    tokens: usize,
+    place: &GroupPlace,
+    costs: &CostModel,
+) -> LayerPrice {
+    let mut priced = LayerPrice::default();
+    Setting { moe, tokens, place, costs }.price(program, counts, placement, &mut Room::default(), &mut priced);
+    priced
+}
+
+/// What a layer's prices depend on besides its program and routing.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The layer.
+    pub moe: &'a Moe,
+    /// Tokens of each rank.
+    pub tokens: usize,
+    /// The ranks.
+    pub place: &'a GroupPlace,
+    /// The cluster.
+    pub costs: &'a CostModel,
+}
+
+/// Room to price in, kept from layer to layer.
+#[derive(Default)]
+pub struct Room {
+    table: Table,
+    /// `[step]`.
+    exchanges: Vec<Seconds>,
+}
+
+impl Setting<'_> {
+    /// Prices `program` into the memory of an earlier price.
+    pub fn price(
+        &self,
+        program: &LayerProgram,
+        counts: &RoutingCounts,
+        placement: &Placement,
+        room: &mut Room,
+        priced: &mut LayerPrice,
+    ) {
+        let rows = Rows::new(program, counts, placement);
+        room.table.fill(program, &rows, placement.slots_per_rank(), &self.place.nodes);
+        room.exchanges.clear();
+        room.exchanges.extend((0..program.steps).map(|step| self.exchange(&room.table, step)));
+        let entries_of = |rank| counts.row(rank).iter().map(|&count| u64::from(count)).sum::<u64>();
+        priced.laid_out_rows.clear();
+        priced.laid_out_rows.extend((0..counts.ranks()).map(entries_of));
+        priced.entries = priced.laid_out_rows.iter().sum();
+        if let Some(same) = program.layout.rows() {
+            priced.laid_out_rows.fill(u64::from(same) * self.moe.experts as u64);
+        }
+        let pricer = Pricer { setting: self, rows: &rows, room, entries: priced.entries, layout: program.layout };
+        pricer.pass(&program.forward, false, &mut priced.forward);
+        pricer.pass(&program.backward, true, &mut priced.backward);
+        pricer.computed_rows(program, &mut priced.computed_rows);
+    }
+
+    /// One step of an exchange: the same there and back, forward and backward.
+    fn exchange(&self, table: &Table, step: usize) -> Seconds {
+        let calls = table.calls(step).iter();
+        let sent: Seconds =
+            calls.map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes())).sum();
+        // Before either call of a hierarchical exchange, rows are read and written in its order.
+        let reordered = self.moe.entry_bytes() * (4.0 * table.reordered(step) as f64);
+        sent + self.costs.elementwise(reordered)
+    }
+}
+
+struct Pricer<'a> {
+    setting: &'a Setting<'a>,
+    rows: &'a Rows<'a>,
+    room: &'a Room,
+    entries: u64,
+    layout: Layout,
+}
+
+impl Pricer<'_> {
+    fn pass(&self, tasks: &[Task], backward: bool, durations: &mut Vec<Seconds>) {
+        let Setting { moe, costs, .. } = self.setting;
+        let expert = if backward { costs.expert_backward(moe) } else { costs.expert_forward(moe) };
+        let ranks = self.rows.ranks();
+        durations.clear();
+        durations.reserve_exact(tasks.len() * ranks);
+        for task in tasks {
+            match task.op {
+                Op::Experts { step } => {
+                    let arrived = self.room.table.arrived(step);
+                    durations.extend(arrived.map(|slots| slots.iter().map(|&rows| expert.of(rows)).sum::<Seconds>()));
+                }
+                Op::Shadow { expert: shadowed } => {
+                    durations.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
+                }
+                op => {
+                    let same = self.uniform(op, backward);
+                    durations.extend(std::iter::repeat_n(same, ranks));
+                }
+            }
+        }
+    }
+
+    /// Ops that take every rank the same time.
+    fn uniform(&self, op: Op, backward: bool) -> Seconds {
+        let Setting { moe, place, costs, .. } = self.setting;
+        match op {
+            Op::Gate => self.gate(backward),
+            Op::Counts => {
+                let bytes = Bytes(8.0 * moe.experts as f64);
+                let own_node = place.group.size.div_ceil(place.group.nodes);
+                let outside = u64::from(place.group.nodes > 1);
+                let one = Traffic { intra: 1, inter: outside, node: outside, peers: self.rows.ranks() - own_node };
+                costs.exchange(&place.group, &one, bytes)
+            }
+            Op::Sync => costs.synchronisation(),
+            Op::Decide { steps } => costs.decision(steps),
+            Op::Dispatch { step } | Op::Combine { step } => self.room.exchanges[step],
+            Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
+                let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
+                costs.broadcast(&place.group, bytes)
+            }
+            Op::Experts { .. } | Op::Shadow { .. } => Seconds::ZERO,
+        }
+    }
+
+    /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
+    /// and back.
+    fn gate(&self, backward: bool) -> Seconds {
+        let &Setting { moe, tokens, costs, .. } = self.setting;
+        let factor = if backward { 2.0 } else { 1.0 };
+        let flops = Flops(2.0 * tokens as f64 * (moe.width * moe.experts) as f64);
+        let moved = moe.entry_bytes() * (6.0 * self.entries as f64 / self.rows.ranks() as f64);
+        match self.layout {
+            Layout::Ragged => (costs.matrix(flops) + costs.scatter(moved)) * factor,
+            Layout::Padded { rows } => {
+                // The rows to send are cleared before entries are written into them.
+                let cleared = moe.entry_bytes() * (moe.experts as f64 * f64::from(rows));
+                (costs.matrix(flops) + costs.scatter(moved) + costs.elementwise(cleared)) * factor
+            }
+            Layout::OneHot { rows } => {
+                let scores = costs.matrix(flops) * factor;
+                scores + costs.one_hot(moe, tokens, rows, backward)
+            }
+        }
+    }
+
+    fn computed_rows(&self, program: &LayerProgram, computed: &mut Vec<u64>) {
+        let own = |rank: usize| {
+            program.shadowed.iter().map(move |&expert| u64::from(self.rows.shadowed(rank, expert))).sum::<u64>()
+        };
+        computed.clear();
+        computed.extend((0..self.rows.ranks()).map(own));
+        for step in 0..program.steps {
+            for (sum, slots) in computed.iter_mut().zip(self.room.table.arrived(step)) {
+                *sum += slots.iter().map(|&rows| u64::from(rows)).sum::<u64>();
+            }
+        }
+    }
+}

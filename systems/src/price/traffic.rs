@@ -1,0 +1,345 @@
+//! What a step of an exchange puts on each port: how many rows arrive where, and what the busiest GPU and node send or
+//! receive in each grouped call.
+
+use std::ops::Range;
+
+use crate::program::{Exchange, LayerProgram, Rows};
+
+/// What one grouped call of an exchange puts on the busiest ports, in rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Sent to, or received from, its own node by the busiest GPU.
+    pub intra: u64,
+    /// Sent to, or received from, other nodes by the busiest GPU.
+    pub inter: u64,
+    /// Sent to, or received from, other nodes by the busiest node.
+    pub node: u64,
+    /// Peers on other nodes of the GPU that has most of them.
+    pub peers: usize,
+}
+
+/// Rows and traffic of a program's steps, in physical order. A table can be filled again, which needs no new memory.
+#[derive(Default)]
+pub struct Table {
+    ranks: usize,
+    slots: usize,
+    /// `[step][rank][slot]`.
+    arrived: Vec<u32>,
+    /// Grouped calls of a step.
+    calls: usize,
+    /// `[step][call]`.
+    traffic: Vec<Traffic>,
+    /// Rows that the busiest rank puts into another order between the two calls of a hierarchical exchange.
+    reordered: u64,
+    ports: Ports,
+    /// `[owner][slot]`: the rows of one source.
+    row: Vec<u32>,
+}
+
+/// Rows of every GPU in every grouped call, to or from its own node and others: `[sent, received]`, `[rank][call]` each.
+/// A group's rows of one micro-batch fit 32 bits.
+#[derive(Default)]
+struct Ports {
+    calls: usize,
+    intra: [Vec<u32>; 2],
+    inter: [Vec<u32>; 2],
+    /// Room for the maxima of each call.
+    most: Vec<u32>,
+}
+
+impl Table {
+    /// The traffic of `program` between ranks on `nodes`, which ascend.
+    pub fn new(program: &LayerProgram, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
+        let mut table = Self::default();
+        table.fill(program, rows, slots, nodes);
+        table
+    }
+
+    /// The same, in the memory of another.
+    pub fn fill(&mut self, program: &LayerProgram, rows: &Rows, slots: usize, nodes: &[usize]) {
+        let one_node = nodes.first() == nodes.last();
+        match program.exchange {
+            Exchange::PerExpert => self.direct(program.steps, slots, slots, rows, nodes),
+            Exchange::Hierarchical if !one_node => self.hierarchical(slots, rows, nodes),
+            Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, slots, rows, nodes),
+        }
+    }
+
+    /// `[rank]`: the rows of each of its slots that arrive in a step.
+    pub fn arrived(&self, step: usize) -> impl Iterator<Item = &[u32]> {
+        let size = self.ranks * self.slots;
+        self.arrived[step * size..(step + 1) * size].chunks_exact(self.slots)
+    }
+
+    /// The grouped calls of a step.
+    pub fn calls(&self, step: usize) -> &[Traffic] {
+        &self.traffic[step * self.calls..(step + 1) * self.calls]
+    }
+
+    /// Rows that the busiest rank of a step puts into another order; none in a direct exchange.
+    pub fn reordered(&self, step: usize) -> u64 {
+        if step == 0 { self.reordered } else { 0 }
+    }
+
+    /// Every row goes from its source straight to its owner, in `calls` grouped calls: one per slot, or one for all.
+    fn direct(&mut self, steps: usize, calls: usize, slots: usize, rows: &Rows, nodes: &[usize]) {
+        let ranks = rows.ranks();
+        let group = ranks / steps;
+        (self.ranks, self.slots, self.calls, self.reordered) = (ranks, slots, calls, 0);
+        clear(&mut self.arrived, steps * ranks * slots);
+        clear(&mut self.row, ranks * slots);
+        self.ports.clear(steps * ranks, calls);
+        for source in 0..ranks {
+            rows.to_slots(source, &mut self.row);
+            for (owners, sent) in self.row.chunks_exact(group * slots).enumerate() {
+                let step = (owners + steps - source / group) % steps;
+                for (owner, sent) in (owners * group..).zip(sent.chunks_exact(slots)) {
+                    let to = step * ranks + owner;
+                    add(&mut self.arrived[to * slots..(to + 1) * slots], sent);
+                    if owner != source {
+                        self.ports.add(step * ranks + source, to, nodes[source] == nodes[owner], sent);
+                    }
+                }
+            }
+        }
+        self.traffic.clear();
+        for step in 0..steps {
+            let peers = most_peers(step, steps, nodes);
+            self.ports.busiest(step * ranks..(step + 1) * ranks, nodes, peers, &mut self.traffic);
+        }
+    }
+
+    /// Rows for another node go to the rank of the own node with the owner's local number first. One step.
+    fn hierarchical(&mut self, slots: usize, rows: &Rows, nodes: &[usize]) {
+        let ranks = rows.ranks();
+        self.direct(1, 1, slots, rows, nodes);
+        // `[call][rank]`.
+        self.ports.clear(2 * ranks, 1);
+        for source in 0..ranks {
+            let mut reordered = 0;
+            for owner in (0..ranks).filter(|&owner| owner != source) {
+                let entries: u32 = rows.experts_of(owner).iter().map(|&expert| rows.sent(source, expert)).sum();
+                let relay = relay(source, owner, nodes);
+                reordered += u64::from(entries);
+                for (call, from, to) in [(0, source, relay), (ranks, relay, owner)] {
+                    if from != to {
+                        self.ports.add(call + from, call + to, nodes[from] == nodes[to], &[entries]);
+                    }
+                }
+            }
+            self.reordered = self.reordered.max(reordered);
+        }
+        let other_nodes = nodes.last().map_or(0, |last| *last);
+        self.calls = 2;
+        self.traffic.clear();
+        self.ports.busiest(0..ranks, nodes, 0, &mut self.traffic);
+        self.ports.busiest(ranks..2 * ranks, nodes, other_nodes, &mut self.traffic);
+    }
+}
+
+impl Ports {
+    fn clear(&mut self, ranks: usize, calls: usize) {
+        self.calls = calls;
+        self.intra.iter_mut().chain(&mut self.inter).for_each(|rows| clear(rows, ranks * calls));
+    }
+
+    /// Rows `[slot]` from one rank to another, each in the call of its slot, or all in one.
+    #[inline(always)]
+    fn add(&mut self, from: usize, to: usize, same_node: bool, rows: &[u32]) {
+        let [sent, received] = if same_node { &mut self.intra } else { &mut self.inter };
+        add(&mut sent[from * self.calls..(from + 1) * self.calls], rows);
+        add(&mut received[to * self.calls..(to + 1) * self.calls], rows);
+    }
+
+    /// Appends the traffic of each call between `ranks`, which are on `nodes`.
+    fn busiest(&mut self, ranks: Range<usize>, nodes: &[usize], peers: usize, traffic: &mut Vec<Traffic>) {
+        let calls = self.calls;
+        let one_node = nodes.first() == nodes.last();
+        clear(&mut self.most, 4 * calls);
+        let (intra, rest) = self.most.split_at_mut(calls);
+        let (inter, rest) = rest.split_at_mut(calls);
+        let (node, on_node) = rest.split_at_mut(calls);
+        let own = ranks.start * calls..ranks.end * calls;
+        for (of_intra, of_inter) in self.intra.iter().zip(&self.inter) {
+            of_intra[own.clone()].chunks_exact(calls).for_each(|rows| raise(intra, rows));
+            if one_node {
+                continue;
+            }
+            // Ranks of a node follow each other.
+            let mut last = usize::MAX;
+            for (rows, &on) in of_inter[own.clone()].chunks_exact(calls).zip(nodes) {
+                if on != last {
+                    on_node.fill(0);
+                    last = on;
+                }
+                add(on_node, rows);
+                raise(inter, rows);
+                raise(node, on_node);
+            }
+        }
+        let most = intra.iter().zip(inter.iter()).zip(node.iter());
+        traffic.extend(most.map(|((&intra, &inter), &node)| Traffic {
+            intra: intra.into(),
+            inter: inter.into(),
+            node: node.into(),
+            peers,
+        }));
+    }
+}
+
+fn clear(rows: &mut Vec<u32>, length: usize) {
+    rows.clear();
+    rows.resize(length, 0);
+}
+
+/// Adds rows one by one, or all to one sum.
+#[inline]
+fn add(sums: &mut [u32], rows: &[u32]) {
+    match sums {
+        [sum] => *sum += rows.iter().sum::<u32>(),
+        _ => sums.iter_mut().zip(rows).for_each(|(sum, &rows)| *sum += rows),
+    }
+}
+
+/// Raises each value to the other, where that is greater.
+#[inline]
+fn raise(most: &mut [u32], values: &[u32]) {
+    most.iter_mut().zip(values).for_each(|(most, &value)| *most = value.max(*most));
+}
+
+/// Most peers on other nodes that any rank sends to in a step.
+fn most_peers(step: usize, steps: usize, nodes: &[usize]) -> usize {
+    if nodes.first() == nodes.last() {
+        return 0;
+    }
+    let group = nodes.len() / steps;
+    let (mut first, mut most) = (0, 0);
+    for here in nodes.chunk_by(|a, b| a == b) {
+        let end = first + here.len();
+        for source in first..end {
+            let owners = (source / group + step) % steps * group;
+            let near = (owners + group).min(end).saturating_sub(owners.max(first));
+            most = most.max(group - near);
+        }
+        first = end;
+    }
+    most
+}
+
+/// The rank that passes on what `source` sends to `owner`: that of `source`'s node with `owner`'s local number (the node's last, where it has fewer ranks).
+pub fn relay(source: usize, owner: usize, nodes: &[usize]) -> usize {
+    let first_of = |node| nodes.partition_point(|&n| n < node);
+    let here = first_of(nodes[source]);
+    let size = first_of(nodes[source] + 1) - here;
+    here + (owner - first_of(nodes[owner])).min(size - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::placement::Placement;
+    use crate::program::Layout;
+    use crate::program::routing::RoutingCounts;
+
+    /// Two nodes of two ranks, an expert each, one row for every pair.
+    fn table(exchange: Exchange) -> Table {
+        let counts = RoutingCounts::new(4, vec![0; 16]);
+        let placement = Placement::identity(4, 4);
+        let program = LayerProgram::padded(Layout::Padded { rows: 1 }, exchange, false);
+        Table::new(&program, &Rows::new(&program, &counts, &placement), 1, &[0, 0, 1, 1])
+    }
+
+    /// Row by row, as the words say it: what every call puts on every rank, `[step][call]`.
+    fn plain(program: &LayerProgram, rows: &Rows, calls: usize, nodes: &[usize]) -> Vec<Traffic> {
+        let ranks = rows.ranks();
+        let mut all = Vec::new();
+        for (step, call) in (0..program.steps).flat_map(|step| (0..calls).map(move |call| (step, call))) {
+            let sum = |chosen: &dyn Fn(usize, usize) -> bool| -> u64 {
+                let pairs = (0..ranks).flat_map(|source| (0..ranks).map(move |owner| (source, owner)));
+                let pairs = pairs.filter(|&(s, o)| s != o && rows.step(s, o) == step && chosen(s, o));
+                let slots = |owner| rows.experts_of(owner).iter().enumerate().filter(|(slot, _)| slot % calls == call);
+                pairs.flat_map(|(s, o)| slots(o).map(move |(_, &e)| u64::from(rows.sent(s, e)))).sum()
+            };
+            let most = |of: &dyn Fn(usize) -> u64| (0..ranks).map(of).max().unwrap();
+            let same = |a: usize, b: usize| nodes[a] == nodes[b];
+            let both = |on: &dyn Fn(usize) -> bool, inside: bool| {
+                let sent = sum(&|s, o| on(s) && same(s, o) == inside);
+                sent.max(sum(&|s, o| on(o) && same(s, o) == inside))
+            };
+            let peers = |s: usize| (0..ranks).filter(|&o| rows.step(s, o) == step && !same(s, o)).count();
+            all.push(Traffic {
+                intra: most(&|rank| both(&|r| r == rank, true)),
+                inter: most(&|rank| both(&|r| r == rank, false)),
+                node: most(&|rank| both(&|r| same(r, rank), false)),
+                peers: (0..ranks).map(peers).max().unwrap(),
+            });
+        }
+        all
+    }
+
+    #[test]
+    fn the_table_is_the_plain_sum() {
+        let mut state = 7u64;
+        let mut draw = |limit: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % limit
+        };
+        for (ranks, slots, steps) in [(4, 16, 1), (8, 1, 1), (8, 2, 2), (6, 3, 3), (12, 1, 3), (2, 5, 1), (1, 4, 1)] {
+            for per_node in [1, 2, 3, 4, 8, 16] {
+                for exchange in [Exchange::PerExpert, Exchange::Whole] {
+                    for layout in [Layout::Ragged, Layout::Padded { rows: 9 }] {
+                        let experts = ranks * slots;
+                        let counts = (0..ranks * experts).map(|_| draw(100) as u32).collect();
+                        let counts = RoutingCounts::new(experts, counts);
+                        let mut slot_of: Vec<usize> = (0..experts).collect();
+                        (1..experts).rev().for_each(|i| slot_of.swap(i, draw(i as u64 + 1) as usize));
+                        let placement = Placement::new(slot_of, ranks).unwrap();
+                        let shadowed = (0..draw(3) as usize).collect();
+                        let program =
+                            LayerProgram { steps, shadowed, layout, exchange, ..LayerProgram::expert_parallel() };
+                        let rows = Rows::new(&program, &counts, &placement);
+                        let nodes: Vec<usize> = (0..ranks).map(|rank| rank / per_node).collect();
+                        let table = Table::new(&program, &rows, slots, &nodes);
+                        let calls = if exchange == Exchange::Whole { 1 } else { slots };
+                        assert_eq!(table.traffic, plain(&program, &rows, calls, &nodes));
+                        for step in 0..steps {
+                            for (owner, arrived) in table.arrived(step).enumerate() {
+                                for (&expert, &arrived) in rows.experts_of(owner).iter().zip(arrived) {
+                                    let sources = (0..ranks).filter(|&source| rows.step(source, owner) == step);
+                                    assert_eq!(arrived, sources.map(|s| rows.sent(s, expert)).sum::<u32>());
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn padding_arrives_whatever_the_counts() {
+        assert_eq!(table(Exchange::Whole).arrived, [4; 4]);
+        assert_eq!(table(Exchange::Hierarchical).arrived, [4; 4]);
+    }
+
+    #[test]
+    fn a_direct_exchange_has_more_peers_than_a_hierarchical_one() {
+        let direct = table(Exchange::Whole);
+        assert_eq!(direct.traffic, [Traffic { intra: 1, inter: 2, node: 4, peers: 2 }]);
+        assert_eq!(direct.reordered, 0);
+        // First, two rows to the neighbour: its own and those that it passes on; then two rows to one peer.
+        let hierarchical = table(Exchange::Hierarchical);
+        let within = Traffic { intra: 2, inter: 0, node: 0, peers: 0 };
+        assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, inter: 2, node: 4, peers: 1 }]);
+        assert_eq!(hierarchical.reordered, 3);
+    }
+
+    #[test]
+    fn rows_are_passed_to_the_owners_local_number() {
+        let nodes = [0, 0, 0, 1, 1];
+        assert_eq!(relay(0, 4, &nodes), 1);
+        assert_eq!(relay(4, 1, &nodes), 4);
+        // The second node has no third rank.
+        assert_eq!(relay(3, 2, &nodes), 4);
+    }
+}

@@ -1,0 +1,86 @@
+//! The plan that Alpa (Zheng et al., OSDI'22) gives MoE models, as SmartMoE's artifact ran it: inside SmartMoE's own stack.
+//!
+//! Routing data play no part in it: a pipeline stage per node, and inside the node every GPU is a data-parallel replica
+//! and holds an equal part of the experts. What Alpa's compiler does besides is left out.
+
+use workloads::trace::BatchCounts;
+
+use crate::plan::Plan;
+use crate::plan::job::Job;
+use crate::plan::placement::Placement;
+use crate::plan::search::{self, Candidate};
+use crate::price::cost::CostModel;
+use crate::zoo::expert_only::{Plain, experts_of};
+use crate::{Card, Policy, System};
+
+/// Alpa's plan.
+pub struct Alpa;
+
+impl System for Alpa {
+    fn card(&self) -> Card {
+        Card {
+            name: "alpa",
+            title: "Alpa (plan)",
+            about: "A pipeline stage per node, expert parallelism inside it, whatever the routing: the plan of Alpa (Zheng et al., OSDI'22) in SmartMoE's stack",
+        }
+    }
+
+    fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+        let balanced: Vec<BatchCounts> = job.profile.first().map(BatchCounts::uniform).into_iter().collect();
+        plans(job)
+            .map(|plan| {
+                let place = |layer| Placement::identity(experts_of(job, layer), plan.ep);
+                Candidate { plan, outcome: search::estimate(job, &plan, costs, &Plain, &balanced, &place) }
+            })
+            .collect()
+    }
+
+    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        Box::new(Plain)
+    }
+}
+
+/// One plan per micro-batch, the largest first.
+fn plans(job: &Job) -> impl Iterator<Item = Plan> {
+    let dp = job.gpus.min(job.cluster.gpus_per_node);
+    let mut sizes = search::micro_batches(job, dp);
+    sizes.reverse();
+    let pp = job.gpus / dp;
+    sizes.into_iter().map(move |micro_batch| Plan {
+        pp,
+        dp,
+        tp: 1,
+        ep: dp,
+        expert_dp: 1,
+        micro_batch,
+        placement_every: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::{Cluster, Gate, Model};
+
+    /// The plans in the artifact's logs.
+    #[test]
+    fn a_stage_per_node() {
+        let check = |model, gpus, pp, global_batch| {
+            let job = Job {
+                model: Model::named("test", model).unwrap(),
+                cluster: Cluster::named("test", "inky").unwrap(),
+                gpus,
+                gate: Gate::NoDrop,
+                gate_statistics: Default::default(),
+                global_batch,
+                micro_batch: Some(4),
+                profile: Vec::new(),
+            };
+            let plan = plans(&job).next().unwrap();
+            assert_eq!((plan.pp, plan.dp, plan.ep, plan.expert_dp), (pp, 8, 8, 1));
+            plan.check(&job).unwrap();
+        };
+        check("gpt-l16-h2560-e16", 16, 2, 256);
+        check("gpt-l16-h2560-e32", 32, 4, 512);
+    }
+}

@@ -1,0 +1,382 @@
+//! FasterMoE (He et al., PPoPP'22): shadowing of popular experts, the smart schedule, and the topology-aware gate.
+//!
+//! *Shadowing* (section 4): when it pays, the weights of a popular expert are broadcast and every rank computes its own
+//! entries of it, which then need no exchange; its gradients are reduced to the owner. *Smart schedule* (section 5):
+//! exchanges are cut into steps between groups of ranks, so that experts start on the first rows while others travel.
+//! *Topology gate* (section 6): limits the tokens that leave their node; this changes what is trained.
+
+use workloads::model::Moe;
+
+use crate::plan::Plan;
+use crate::plan::job::Job;
+use crate::plan::placement::Placement;
+use crate::plan::search::Candidate;
+use crate::price::cost::CostModel;
+use crate::program::routing::RoutingCounts;
+use crate::program::{Exchange, LayerProgram, Layout, Op, Pass};
+use crate::{Card, Policy, System, zoo::expert_only};
+
+/// FasterMoE with its parts to switch.
+pub struct FasterMoe {
+    card: Card,
+    shadowing: Shadowing,
+    /// Ranks per schedule group; 0 for a group as large as the world, which cuts nothing.
+    schedule_group: usize,
+    topology_gate: bool,
+}
+
+/// Which rates the shadowing policy believes in.
+#[derive(Clone, Copy, PartialEq)]
+enum Shadowing {
+    Off,
+    /// Those of the described cluster.
+    Cluster,
+    /// The artifact's built-in defaults and its doubled charge for weights.
+    Artifact,
+}
+
+/// All of FasterMoE that leaves training unchanged.
+pub static FASTERMOE: FasterMoe = FasterMoe {
+    card: Card {
+        name: "fastermoe",
+        title: "FasterMoE",
+        about: "Shadowing by the cluster's rates and the smart schedule over groups of 4 ranks (He et al., PPoPP'22)",
+    },
+    shadowing: Shadowing::Cluster,
+    schedule_group: 4,
+    topology_gate: false,
+};
+
+/// As SmartMoE's authors ran it.
+pub static UNPIPELINED: FasterMoe = FasterMoe {
+    card: Card {
+        name: "fastermoe-unpipelined",
+        title: "FasterMoE (unpipelined)",
+        about: "Shadowing by FasterMoE's built-in rates, exchanges not cut: what SmartMoE's artifact measured as FasterMoE",
+    },
+    shadowing: Shadowing::Artifact,
+    schedule_group: 0,
+    topology_gate: false,
+};
+
+/// The smart schedule alone.
+pub static UNSHADOWED: FasterMoe = FasterMoe {
+    card: Card {
+        name: "fastermoe-unshadowed",
+        title: "FasterMoE (schedule only)",
+        about: "FasterMoE's smart schedule without shadowing: an ablation",
+    },
+    shadowing: Shadowing::Off,
+    schedule_group: 4,
+    topology_gate: false,
+};
+
+/// With the gate that keeps tokens on their node.
+pub static TOPOLOGY_GATE: FasterMoe = FasterMoe {
+    card: Card {
+        name: "fastermoe-topology",
+        title: "FasterMoE (topology gate)",
+        about: "FasterMoE with its topology-aware gate, which changes what is trained",
+    },
+    shadowing: Shadowing::Cluster,
+    schedule_group: 4,
+    topology_gate: true,
+};
+
+impl System for FasterMoe {
+    fn card(&self) -> Card {
+        self.card
+    }
+
+    fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+        expert_only::candidates(self, job, costs)
+    }
+
+    fn policy(&self, job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        Box::new(FasterPolicy::new(self, job))
+    }
+}
+
+/// Share of a rank's tokens whose first choice may leave the node under the topology gate.
+const TOPOLOGY_SHARE: f64 = 0.14;
+
+struct FasterPolicy {
+    shadowing: Option<ShadowCosts>,
+    schedule_group: usize,
+    topology_gate: bool,
+    top_k: usize,
+}
+
+/// What FasterMoE's model charges: seconds per entry computed, per entry received, per expert shadowed.
+#[derive(Clone, Copy, Debug)]
+struct ShadowCosts {
+    compute: f64,
+    exchange: f64,
+    weights: f64,
+}
+
+impl ShadowCosts {
+    fn new(moe: &Moe, flops_per_second: f64, bytes_per_second: f64, weight_factor: f64) -> Self {
+        let inner_products = (moe.width * moe.inner) as f64;
+        Self {
+            compute: 3.0 * moe.entry_flops().0 / flops_per_second,
+            exchange: 4.0 * moe.entry_bytes().0 / bytes_per_second,
+            weights: weight_factor * inner_products / bytes_per_second,
+        }
+    }
+}
+
+impl FasterPolicy {
+    fn new(system: &FasterMoe, job: &Job) -> Self {
+        let moe = job.model.blocks.iter().find_map(|block| block.moe());
+        let shadowing = moe.and_then(|moe| match system.shadowing {
+            Shadowing::Off => None,
+            Shadowing::Cluster => {
+                let network = &job.cluster.network;
+                let bandwidth = if job.gpus > job.cluster.gpus_per_node {
+                    let share = network.inter_bandwidth.value / job.cluster.gpus_per_node as f64;
+                    share.min(network.port_bandwidth.value)
+                } else {
+                    network.intra_bandwidth.value
+                };
+                Some(ShadowCosts::new(moe, job.cluster.gpu.gemm_rate.value, bandwidth, 16.0))
+            }
+            Shadowing::Artifact => Some(ShadowCosts::new(moe, 11.5e12, 6.25e9, 32.0)),
+        });
+        Self {
+            shadowing,
+            schedule_group: system.schedule_group,
+            topology_gate: system.topology_gate,
+            top_k: job.top_k(),
+        }
+    }
+
+    fn steps(&self, ranks: usize) -> usize {
+        match self.schedule_group {
+            group if group > 0 && ranks.is_multiple_of(group) => ranks / group,
+            _ => 1,
+        }
+    }
+}
+
+impl Policy for FasterPolicy {
+    fn restrict(&self, counts: &mut RoutingCounts, nodes: &[usize]) {
+        if self.topology_gate {
+            keep_on_node(counts, nodes, self.top_k);
+        }
+    }
+
+    fn program(&self, _layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+        let (shadowed, decision) = match &self.shadowing {
+            Some(costs) => shadow(counts, placement, costs),
+            None => (Vec::new(), 0),
+        };
+        program(self.steps(counts.ranks()), shadowed, decision)
+    }
+}
+
+/// The prefix of experts by descending load whose shadowing makes the modelled time least, and the elementary steps that
+/// the decision took.
+///
+/// `T = 3 (4aH^2 / F) C + 4 (2H / W) B + i (weights / W)` with `C` the entries that the fullest rank computes and `B`
+/// those that the busiest rank receives from others once `i` experts are shadowed. The paper writes both for one expert
+/// per rank; here they are the load of the owner, which is the same there and also holds for more.
+fn shadow(counts: &RoutingCounts, placement: &Placement, costs: &ShadowCosts) -> (Vec<usize>, u64) {
+    let (ranks, experts) = (counts.ranks(), counts.experts());
+    let loads = counts.loads();
+    let mut by_load: Vec<usize> = (0..experts).collect();
+    by_load.sort_by_key(|&e| (std::cmp::Reverse(loads[e]), e));
+
+    let mut computed = vec![0u64; ranks];
+    let mut received = vec![0u64; ranks];
+    for (expert, &load) in loads.iter().enumerate() {
+        let owner = placement.rank_of(expert);
+        computed[owner] += load;
+        received[owner] += load - u64::from(counts.row(owner)[expert]);
+    }
+    let most = |of: &[u64]| of.iter().copied().max().unwrap_or(0) as f64;
+    let time = |computed: &[u64], received: &[u64], shadowed: usize| {
+        costs.compute * most(computed) + costs.exchange * most(received) + costs.weights * shadowed as f64
+    };
+    let without = time(&computed, &received, 0);
+    let (mut best, mut prefix) = (without, 0);
+    let mut scanned = 0;
+    for (index, &expert) in by_load.iter().enumerate() {
+        let owner = placement.rank_of(expert);
+        computed[owner] -= loads[expert];
+        received[owner] -= loads[expert] - u64::from(counts.row(owner)[expert]);
+        for (rank, sum) in computed.iter_mut().enumerate() {
+            *sum += u64::from(counts.row(rank)[expert]);
+        }
+        let now = time(&computed, &received, index + 1);
+        scanned = index + 1;
+        if now >= without {
+            break;
+        }
+        if now < best {
+            (best, prefix) = (now, index + 1);
+        }
+    }
+    by_load.truncate(prefix);
+    let sorting = experts as u64 * u64::from(experts.ilog2().max(1));
+    (by_load, sorting + (scanned * ranks) as u64)
+}
+
+/// The smart schedule. Communication stream, forward: dispatches, broadcasts, combines; compute stream: each step's experts,
+/// then the shadows. Backward: dispatches, gradient reductions, combines; shadows come first there, so that their
+/// reductions can start.
+fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
+    let mut forward = Pass::default();
+    let gate = forward.start(Op::Gate);
+    let counts = forward.then(Op::Counts, gate);
+    let ready = match decision {
+        0 => counts,
+        steps => forward.then(Op::Decide { steps }, counts),
+    };
+    let dispatched: Vec<usize> = (0..steps).map(|step| forward.then(Op::Dispatch { step }, ready)).collect();
+    let broadcast: Vec<usize> = shadowed.iter().map(|&expert| forward.then(Op::Broadcast { expert }, ready)).collect();
+    experts_and_back(&mut forward, &dispatched);
+    for (&expert, &there) in shadowed.iter().zip(&broadcast) {
+        forward.then(Op::Shadow { expert }, there);
+    }
+
+    let mut backward = Pass::default();
+    let dispatched: Vec<usize> = (0..steps).map(|step| backward.start(Op::Dispatch { step })).collect();
+    for &expert in &shadowed {
+        let shadow = backward.start(Op::Shadow { expert });
+        backward.then(Op::ReduceGrad { expert }, shadow);
+    }
+    let last = experts_and_back(&mut backward, &dispatched);
+    backward.then(Op::Gate, last);
+    LayerProgram {
+        steps,
+        shadowed,
+        layout: Layout::Ragged,
+        exchange: Exchange::PerExpert,
+        forward: forward.finish(),
+        backward: backward.finish(),
+    }
+}
+
+/// Each step's experts after its dispatch, each combine after its experts; returns the last combine.
+fn experts_and_back(pass: &mut Pass, dispatched: &[usize]) -> usize {
+    let computed: Vec<usize> =
+        dispatched.iter().enumerate().map(|(step, &there)| pass.then(Op::Experts { step }, there)).collect();
+    let combined = computed.iter().enumerate().map(|(step, &done)| pass.then(Op::Combine { step }, done));
+    combined.last().unwrap_or(0)
+}
+
+/// The topology gate on counts: of the first choices that leave the node (a `top_k`-th of the entries that do), at most
+/// [`TOPOLOGY_SHARE`] of the rank's tokens stay away; the others choose among the node's experts, in proportion to what
+/// these already have.
+fn keep_on_node(counts: &mut RoutingCounts, nodes: &[usize], top_k: usize) {
+    let ranks = counts.ranks();
+    let experts = counts.experts();
+    let node_of = |expert: usize| nodes[expert * ranks / experts];
+    for (rank, &here) in nodes.iter().enumerate() {
+        let row = counts.row_mut(rank);
+        let total: u64 = row.iter().map(|&c| u64::from(c)).sum();
+        let away: u64 = (0..experts).filter(|&e| node_of(e) != here).map(|e| u64::from(row[e])).sum();
+        let home = total - away;
+        let limit = (TOPOLOGY_SHARE * (total / top_k as u64) as f64) as u64;
+        let first_choices_away = away / top_k as u64;
+        let kept = first_choices_away.saturating_sub(limit);
+        if kept == 0 || home == 0 {
+            continue;
+        }
+        // Cumulative rounding on both sides keeps the total.
+        let (mut seen_away, mut seen_home) = (0, 0);
+        for (expert, count) in row.iter_mut().enumerate() {
+            let value = u64::from(*count);
+            let (seen, whole, sign) =
+                if node_of(expert) == here { (&mut seen_home, home, 1) } else { (&mut seen_away, away, -1) };
+            let before = kept * *seen / whole;
+            *seen += value;
+            let share = (kept * *seen / whole - before) as i64;
+            *count = (value as i64 + sign * share) as u32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COSTS: ShadowCosts = ShadowCosts { compute: 1.0, exchange: 1.0, weights: 10.0 };
+
+    /// The plain reading of the policy: try every prefix, stop at the first that is no better than none.
+    fn reference(counts: &RoutingCounts, placement: &Placement) -> Vec<usize> {
+        let loads = counts.loads();
+        let mut order: Vec<usize> = (0..counts.experts()).collect();
+        order.sort_by_key(|&e| (std::cmp::Reverse(loads[e]), e));
+        let time = |prefix: &[usize]| {
+            let (mut c, mut b) = (0, 0);
+            for rank in 0..counts.ranks() {
+                let shadows: u64 = prefix.iter().map(|&e| u64::from(counts.row(rank)[e])).sum();
+                let own = placement.experts_of(rank).iter().filter(|e| !prefix.contains(e));
+                let here: u64 = own.clone().map(|&e| loads[e]).sum();
+                let local: u64 = own.map(|&e| u64::from(counts.row(rank)[e])).sum();
+                c = c.max(here + shadows);
+                b = b.max(here - local);
+            }
+            c as f64 + b as f64 + 10.0 * prefix.len() as f64
+        };
+        let mut best = (time(&[]), 0);
+        for i in 1..=order.len() {
+            let now = time(&order[..i]);
+            if now >= time(&[]) {
+                break;
+            }
+            if now < best.0 {
+                best = (now, i);
+            }
+        }
+        order.truncate(best.1);
+        order
+    }
+
+    #[test]
+    fn shadows_the_best_prefix() {
+        // Every rank sends 40 entries to expert 0 and 2 to each other expert.
+        let ranks = 4;
+        let row = |_: usize| [40, 2, 2, 2, 2, 2, 2, 2];
+        let counts = RoutingCounts::new(8, (0..ranks).flat_map(row).collect());
+        let placement = Placement::identity(8, ranks);
+        let (shadowed, _) = shadow(&counts, &placement, &COSTS);
+        assert_eq!(shadowed, [0]);
+        assert_eq!(shadowed, reference(&counts, &placement));
+    }
+
+    #[test]
+    fn shadowing_agrees_with_the_plain_reading() {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let draw = state >> 24;
+            if draw > 200 { draw } else { draw / 40 }
+        };
+        for ranks in [2, 4, 8] {
+            for _ in 0..50 {
+                let counts = RoutingCounts::new(8, (0..8 * ranks).map(|_| next()).collect());
+                let placement = Placement::identity(8, ranks);
+                assert_eq!(shadow(&counts, &placement, &COSTS).0, reference(&counts, &placement));
+            }
+        }
+    }
+
+    #[test]
+    fn balanced_loads_are_not_shadowed() {
+        let counts = RoutingCounts::new(4, vec![8; 16]);
+        let placement = Placement::identity(4, 4);
+        assert!(shadow(&counts, &placement, &COSTS).0.is_empty());
+    }
+
+    #[test]
+    fn topology_gate_keeps_the_total_and_the_limit() {
+        let mut counts = RoutingCounts::new(4, vec![10, 10, 40, 40, 40, 40, 10, 10]);
+        keep_on_node(&mut counts, &[0, 1], 2);
+        // 50 tokens: at most 7 first choices leave; 40 did, so 33 entries come home.
+        assert_eq!(counts.row(0).iter().sum::<u32>(), 100);
+        assert_eq!(counts.row(0)[2] + counts.row(0)[3], 80 - 33);
+    }
+}
