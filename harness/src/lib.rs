@@ -8,6 +8,7 @@ pub mod calibrate;
 pub mod cli;
 pub mod commands;
 pub mod engines;
+pub mod failure;
 pub mod figures;
 pub mod output;
 pub mod report;

@@ -49,6 +49,25 @@ const BOUNDS: [(&str, f64, f64); 16] = [
     ("gate.balance_loss_flattening", 0.05, 0.99),
 ];
 
+/// The constants that single layers determine.
+pub const LAYER_CONSTANTS: [&str; 5] =
+    ["gpu.gemm_rate", "gpu.expert_start", "gpu.scatter_bandwidth", "network.intra_bandwidth", "host.synchronisation"];
+
+/// The constants that iteration times determine. An expert's start-up is not among them: plans with many experts a rank
+/// also issue many calls, whether the experts get rows or not, and the times tell that it is the calls that cost.
+pub const END_TO_END_CONSTANTS: [&str; 7] = [
+    "gpu.gemm_rate",
+    "network.inter_bandwidth",
+    "network.rooted_bandwidth",
+    "network.call_start",
+    "network.peer_start",
+    "gate.second_choice_kept",
+    "gate.balance_loss_flattening",
+];
+
+/// The constant that a layer's exchange between nodes determines.
+pub const ADAPTIVE_CONSTANTS: [&str; 1] = ["network.port_bandwidth"];
+
 impl Point {
     /// A constant's value.
     fn get(&mut self, name: &str) -> Option<&mut f64> {

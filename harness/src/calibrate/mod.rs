@@ -14,8 +14,12 @@ pub mod targets;
 pub mod write;
 
 use anyhow::{Result, bail};
+use workloads::Cluster;
+use workloads::gate::GateStatistics;
+use workloads::trace::RoutingTrace;
 
-use constants::{Fitted, Point};
+use crate::studies::moe_layer;
+use constants::{Fitted, LAYER_CONSTANTS, Point};
 use targets::Targets;
 
 /// Relative errors well below this count as squares, well above as absolute values.
@@ -39,6 +43,22 @@ pub fn fit(start: &Point, names: &[String], targets: &Targets) -> Result<(Point,
     Ok((point, space.fitted(&solution)))
 }
 
+/// Fits the constants that single layers determine.
+///
+/// # Errors
+/// As for [`fit`].
+pub fn fit_layers(
+    cluster: &Cluster,
+    trace: &RoutingTrace,
+    layers: Vec<moe_layer::Sample>,
+) -> Result<(Cluster, Vec<Fitted>)> {
+    let targets = Targets { trace, end_to_end: Vec::new(), layers, adaptive: None };
+    let start = Point { cluster: cluster.clone(), gate: GateStatistics::default() };
+    let names = LAYER_CONSTANTS.map(str::to_owned);
+    let (point, fitted) = fit(&start, &names, &targets)?;
+    Ok((point.cluster, fitted))
+}
+
 /// `sign(r) s sqrt(2 (sqrt(1 + (r/s)^2) - 1))`: its square is the soft L1 loss of `r`.
 fn soft(r: f64) -> f64 {
     r.signum() * SOFT * (2.0 * ((1.0 + (r / SOFT).powi(2)).sqrt() - 1.0)).sqrt()
@@ -48,14 +68,12 @@ fn soft(r: f64) -> f64 {
 mod tests {
     use std::path::PathBuf;
 
-    use workloads::Cluster;
-    use workloads::gate::GateStatistics;
-    use workloads::trace::{RoutingTrace, SynthSpec};
+    use workloads::trace::SynthSpec;
 
     use super::*;
     use crate::studies::end_to_end::{self, Configuration};
     use crate::studies::layer::LayerShape;
-    use crate::studies::moe_layer::{self, Rows};
+    use crate::studies::moe_layer::Rows;
 
     #[test]
     fn soft_is_a_square_first_and_a_line_later() {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::cli::{Failure, OrFail};
+use crate::failure::{Failure, OrFail};
 use crate::output;
 
 /// One thing that is looked for.

@@ -1,18 +1,39 @@
 //! `moebench list`: what comes with the program.
 
+use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use workloads::suite::Described;
 use workloads::{Cluster, Model};
 
-use crate::cli::{Failure, ListKind, OrFail};
+use crate::failure::{Failure, OrFail};
 use crate::{output, report};
+
+/// `moebench list`.
+#[derive(Args)]
+pub struct ListArgs {
+    /// What to list; everything when absent
+    pub kind: Option<ListKind>,
+}
+
+/// What `moebench list` knows.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListKind {
+    /// Suites and their cases
+    Suites,
+    /// Systems and what they do
+    Systems,
+    /// Models and their sizes
+    Models,
+    /// Clusters and where their constants come from
+    Clusters,
+}
 
 /// Prints one list, or all.
 ///
 /// # Errors
 /// What cannot be written.
-pub fn run(kind: Option<ListKind>) -> Result<(), Failure> {
-    tables(kind).iter().try_for_each(|table| output::print(format!("{table}\n"))).or_run()
+pub fn run(args: &ListArgs) -> Result<(), Failure> {
+    tables(args.kind).iter().try_for_each(|table| output::print(format!("{table}\n"))).or_run()
 }
 
 fn tables(kind: Option<ListKind>) -> Vec<Table> {

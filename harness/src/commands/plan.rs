@@ -1,15 +1,49 @@
 //! `moebench plan`: an offline search as a ranked table.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use clap::Args;
 use systems::iteration::Phase;
 use systems::{Candidate, CostModel};
 use workloads::Case;
 use workloads::suite::TraceUse;
 
-use crate::cli::{Failure, OrFail, PlanArgs};
+use crate::failure::{Failure, OrFail};
 use crate::{output, report, runs::prepare, traces};
+
+/// `moebench plan`.
+#[derive(Args)]
+pub struct PlanArgs {
+    /// Model, by name or path
+    #[arg(long)]
+    pub model: String,
+    /// Cluster, by name or path
+    #[arg(long)]
+    pub cluster: String,
+    /// Number of GPUs
+    #[arg(long)]
+    pub gpus: usize,
+    /// Gate: `no-drop`, `no-drop balanced`, `capacity FACTOR` or `switch FACTOR`
+    #[arg(long, default_value = "no-drop")]
+    pub gate: workloads::Gate,
+    /// Samples per iteration over all GPUs
+    #[arg(long, value_name = "SAMPLES")]
+    pub global_batch_size: usize,
+    /// Samples per rank and micro-batch; searched for when absent
+    #[arg(long, value_name = "SAMPLES")]
+    pub micro_batch_size: Option<usize>,
+    /// System whose search is shown
+    #[arg(long, default_value = "smartmoe")]
+    pub system: String,
+    /// Routing trace, as for `run`
+    #[arg(long, value_name = "PATH")]
+    pub trace: Option<PathBuf>,
+    /// Rows shown
+    #[arg(long, default_value_t = 20)]
+    pub top: usize,
+}
 
 /// Runs the command.
 ///

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use polars::prelude::{CsvWriter, SerWriter};
 use systems::CostModel;
@@ -12,8 +13,9 @@ use workloads::suite::{Collection, Described, repeated};
 use workloads::trace::RoutingTrace;
 use workloads::{Published, Suite};
 
-use crate::cli::{Failure, OrFail, RunArgs};
-use crate::commands::engine::Runs;
+use crate::commands::engine::{Runs, TrainingArgs};
+use crate::engines::Engine;
+use crate::failure::{Failure, OrFail};
 use crate::figures;
 use crate::report::Words;
 use crate::runs::prepare::{self, Prepared};
@@ -22,6 +24,46 @@ use crate::runs::runner::Extent;
 use crate::runs::store::{self, Frames, Store};
 use crate::summary::{Summary, Table};
 use crate::{output, report, report::html, report::latex, report::page, runs::runner, summary::model_error, traces};
+
+/// `moebench run`.
+#[derive(Args)]
+pub struct RunArgs {
+    /// A suite by name (see `moebench list`), or the path of a suite's TOML
+    pub suite: String,
+    /// What runs it instead of the suite's engine
+    #[arg(long, value_enum)]
+    pub engine: Option<Engine>,
+    /// Systems to run instead of the suite's, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub systems: Option<Vec<String>>,
+    /// Routing trace: a folder or .tar.xz of table_iter*_rank*.log, or a .parquet; a synthetic one by default
+    #[arg(long, value_name = "PATH")]
+    pub trace: Option<PathBuf>,
+    /// One seed instead of the suite's
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Training iterations instead of the suite's
+    #[arg(long)]
+    pub iterations: Option<usize>,
+    /// Folder for the results [default: results/SUITE]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Begin anew where the folder holds another run's results
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Worker threads; the results do not depend on it [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Also write the last iteration of every case and system as a timeline for Perfetto or Chrome: timelines/CASE/SYSTEM.json
+    #[arg(long)]
+    pub timeline: bool,
+    /// List cases and the plans that would run, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How models are trained
+    #[command(flatten)]
+    pub training: TrainingArgs,
+}
 
 /// Runs the command.
 ///
@@ -93,7 +135,7 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, roo
     let inputs = inputs(&suite, trace, &prepared, &runs);
     runs.meet(&provenance::sha256(format!("{inputs:?} {}", args.timeline).as_bytes())).or_run()?;
     if let Some(status) = runs.follow(&prepared, extent).or_run()? {
-        return if status == 0 { Ok(()) } else { Err(Failure::Told(status)) };
+        return if status == 0 { Ok(()) } else { Err(Failure::Reported(status)) };
     }
     let provenance = Provenance::new(runs.engine().name(), inputs);
     let ended = Store::open(root, &provenance, args.overwrite)

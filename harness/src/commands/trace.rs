@@ -1,12 +1,90 @@
 //! `moebench trace`: import, synthesise, rescale and examine routing traces.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
 use workloads::trace::{LayerStats, Routing, RoutingSpec, RoutingTrace, SynthSpec, TimeStats, TraceStats};
 
-use crate::cli::{Failure, OrFail, RescaleArgs, SynthArgs, TraceCommand};
+use crate::failure::{Failure, OrFail};
 use crate::{output, report, traces};
+
+/// `moebench trace`.
+#[derive(Subcommand)]
+pub enum TraceCommand {
+    /// Convert a trace to Parquet
+    Import {
+        /// A folder or .tar.xz of table_iter*_rank*.log, or a .parquet
+        from: PathBuf,
+        /// The .parquet to write
+        to: PathBuf,
+    },
+    /// Generate a synthetic trace
+    Synth(SynthArgs),
+    /// Rescale a trace to other numbers of layers, experts, ranks and entries, keeping its skew
+    Rescale(RescaleArgs),
+    /// Print how imbalanced a trace is, per layer and over time
+    Stats {
+        /// The trace; the built-in synthetic one when absent
+        trace: Option<PathBuf>,
+        /// A second trace to compare with
+        #[arg(long, value_name = "PATH")]
+        against: Option<PathBuf>,
+        /// Ranks that share the experts, for the load per rank
+        #[arg(long, default_value_t = 8)]
+        expert_parallel: usize,
+    },
+}
+
+/// `moebench trace synth`.
+#[derive(Args)]
+pub struct SynthArgs {
+    /// The .parquet to write
+    pub to: PathBuf,
+    /// Number of layers
+    #[arg(long)]
+    pub layers: Option<usize>,
+    /// Number of experts
+    #[arg(long)]
+    pub experts: Option<usize>,
+    /// Number of ranks
+    #[arg(long)]
+    pub ranks: Option<usize>,
+    /// Micro-batches per iteration
+    #[arg(long)]
+    pub micro_batches: Option<usize>,
+    /// Entries per rank, layer and micro-batch
+    #[arg(long)]
+    pub entries: Option<u32>,
+    /// Number of iterations
+    #[arg(long)]
+    pub iterations: Option<usize>,
+    /// Seed of the generator
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// `moebench trace rescale`.
+#[derive(Args)]
+pub struct RescaleArgs {
+    /// The trace to rescale
+    pub from: PathBuf,
+    /// The .parquet to write
+    pub to: PathBuf,
+    /// Number of layers [default: the trace's]
+    #[arg(long)]
+    pub layers: Option<usize>,
+    /// Number of experts [default: the trace's]
+    #[arg(long)]
+    pub experts: Option<usize>,
+    /// Number of ranks [default: the trace's]
+    #[arg(long)]
+    pub ranks: Option<usize>,
+    /// Entries per rank, layer and micro-batch [default: the trace's]
+    #[arg(long)]
+    pub entries: Option<u32>,
+}
 
 /// Runs the command.
 ///
@@ -38,7 +116,7 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
     }
 }
 
-fn write(trace: &RoutingTrace, to: &std::path::Path) -> Result<(), Failure> {
+fn write(trace: &RoutingTrace, to: &Path) -> Result<(), Failure> {
     traces::write_parquet(trace, to).or_run()?;
     output::print(format!("{}: {}", to.display(), describe(trace))).or_run()
 }

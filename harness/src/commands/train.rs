@@ -9,7 +9,8 @@ use workloads::suite::{EngineKind, ForcedPlan, TraceUse};
 use workloads::{Case, Suite, Training};
 
 use super::engine::TrainingArgs;
-use crate::cli::{Failure, OrFail, RunArgs};
+use super::run::RunArgs;
+use crate::failure::{Failure, OrFail};
 use crate::runs::prepare;
 
 /// `moebench train`.

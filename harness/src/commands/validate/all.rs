@@ -13,11 +13,9 @@ use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
 
 use crate::calibrate;
-use crate::calibrate::constants::Point;
+use crate::calibrate::constants::{END_TO_END_CONSTANTS, LAYER_CONSTANTS, Point};
 use crate::calibrate::targets::Targets;
-use crate::cli::{Failure, OrFail};
-use crate::commands::calibrate::END_TO_END_CONSTANTS;
-use crate::commands::validate::{LAYER_CONSTANTS, fit_layers};
+use crate::failure::{Failure, OrFail};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
 use crate::studies::adaptive;
 use crate::studies::end_to_end::{self, Configuration, Line, Report};
@@ -181,7 +179,7 @@ fn fitted_layers(
     even: Vec<moe_layer::Sample>,
     odd: &[moe_layer::Sample],
 ) -> Result<()> {
-    let (cluster, fitted) = fit_layers(&inputs.layer_cluster, &inputs.trace, even)?;
+    let (cluster, fitted) = calibrate::fit_layers(&inputs.layer_cluster, &inputs.trace, even)?;
     let tested = moe_layer::predict(odd, &cluster);
     save(inputs, "layers", &performance_model::moe_layer(&tested).draw()?)?;
     section.add(format!(

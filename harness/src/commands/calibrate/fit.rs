@@ -1,19 +1,18 @@
-//! `moebench calibrate`: constants of a cluster from measurements.
+//! `moebench calibrate fit`: constants of a cluster from measurements.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand};
+use clap::Args;
 use workloads::Cluster;
 use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
 
-use crate::calibrate::constants::{Fitted, Point};
+use crate::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitted, LAYER_CONSTANTS, Point};
 use crate::calibrate::targets::Targets;
 use crate::calibrate::{self, write};
-use crate::cli::{Failure, OrFail};
-use crate::commands::validate::LAYER_CONSTANTS;
+use crate::failure::{Failure, OrFail};
 use crate::studies::adaptive::{self, Study};
 use crate::studies::end_to_end::{self, Configuration};
 use crate::studies::errors::quantile;
@@ -21,15 +20,6 @@ use crate::studies::layer::LayerShape;
 use crate::studies::moe_layer::{self, Rows};
 use crate::studies::tables::constants_table;
 use crate::{output, runs::prepare, runs::provenance, runs::store, traces};
-
-/// `moebench calibrate`.
-#[derive(Subcommand)]
-pub enum CalibrateCommand {
-    /// Fit a cluster's constants to measurements and write its TOML
-    Fit(FitArgs),
-    /// Measure this machine's device and write a cluster's TOML with what was found
-    Measure(super::measure::MeasureArgs),
-}
 
 /// `moebench calibrate fit`.
 #[derive(Args)]
@@ -68,21 +58,6 @@ pub struct FitArgs {
     shape: LayerShape,
 }
 
-/// The constants that iteration times determine. An expert's start-up is not among them: plans with many experts a rank
-/// also issue many calls, whether the experts get rows or not, and the times tell that it is the calls that cost.
-pub const END_TO_END_CONSTANTS: [&str; 7] = [
-    "gpu.gemm_rate",
-    "network.inter_bandwidth",
-    "network.rooted_bandwidth",
-    "network.call_start",
-    "network.peer_start",
-    "gate.second_choice_kept",
-    "gate.balance_loss_flattening",
-];
-
-/// The constant that a layer's exchange between nodes determines.
-const ADAPTIVE_CONSTANTS: [&str; 1] = ["network.port_bandwidth"];
-
 /// How the study of the static and the online series was set up.
 const STUDY: Study = Study { gpus: 16, layer: 6, micro_batch: 8, every: 100, lag: 0 };
 
@@ -90,11 +65,7 @@ const STUDY: Study = Study { gpus: 16, layer: 6, micro_batch: 8, every: 100, lag
 ///
 /// # Errors
 /// Bad input, a fit that fails, or a file that cannot be written.
-pub fn run(command: &CalibrateCommand) -> Result<(), Failure> {
-    let args = match command {
-        CalibrateCommand::Fit(args) => args,
-        CalibrateCommand::Measure(args) => return super::measure::run(args),
-    };
+pub fn run(args: &FitArgs) -> Result<(), Failure> {
     let cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
     let configurations = configurations(args, &cluster).or_input()?;
     let trace = traces::load(Some(&args.trace)).or_input()?;

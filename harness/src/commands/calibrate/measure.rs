@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 #[cfg(not(feature = "train"))]
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// `moebench calibrate measure`.
 #[derive(Args)]
@@ -59,8 +59,8 @@ mod with_torch {
     use crate::calibrate::measure::{self, Line, Sample};
     use crate::calibrate::segments::{Measurement, synchronisation};
     use crate::calibrate::write;
-    use crate::cli::{Failure, OrFail};
     use crate::engines::train as training;
+    use crate::failure::{Failure, OrFail};
     use crate::studies::tables::constants_table;
     use crate::{report, runs::prepare, runs::store};
     use trainer::cuda;

@@ -1,20 +1,17 @@
 //! `moebench validate`: published measurements beside predictions, and how far apart they are.
 
+pub mod all;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use workloads::Cluster;
 use workloads::gate::GateStatistics;
-use workloads::trace::RoutingTrace;
 
 use crate::calibrate;
-use crate::calibrate::constants::Point;
-use crate::calibrate::targets::Targets;
-use crate::cli::{Failure, OrFail};
-use crate::commands::validate_all::{self, AllArgs};
+use crate::failure::{Failure, OrFail};
 use crate::figures::{adaptive as adaptive_figure, performance_model};
 use crate::studies::adaptive::{self, Study};
 use crate::studies::layer::LayerShape;
@@ -37,7 +34,7 @@ pub enum ValidateCommand {
     /// SmartMoE's own pick of a plan beside the plan that its authors ran
     Plans(PlansArgs),
     /// Every study of a folder of measurements, and a page that shows what the simulator is worth
-    All(AllArgs),
+    All(all::AllArgs),
 }
 
 /// What every study needs.
@@ -144,7 +141,7 @@ pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
         ValidateCommand::MoeLayer(args) => moe_layer(args),
         ValidateCommand::Adaptive(args) => adaptive(args),
         ValidateCommand::Plans(args) => compare_plans(args),
-        ValidateCommand::All(args) => validate_all::run(args),
+        ValidateCommand::All(args) => all::run(args),
     }
 }
 
@@ -194,7 +191,7 @@ fn moe_layer(args: &MoeLayerArgs) -> Result<(), Failure> {
     let mut fitted = Vec::new();
     if let Some(path) = &args.fit {
         let layers = read(path, args.fit_rows).or_input()?;
-        (cluster, fitted) = fit_layers(&cluster, &trace, layers).or_run()?;
+        (cluster, fitted) = calibrate::fit_layers(&cluster, &trace, layers).or_run()?;
     }
     let settings = moe_layer::predict(&samples, &cluster);
     let figure = performance_model::moe_layer(&settings).draw().or_run()?;
@@ -211,23 +208,6 @@ fn moe_layer(args: &MoeLayerArgs) -> Result<(), Failure> {
         format!("{fit}{}", settings_table(&settings))
     })
     .or_run()
-}
-
-/// The constants that single layers determine.
-pub const LAYER_CONSTANTS: [&str; 5] =
-    ["gpu.gemm_rate", "gpu.expert_start", "gpu.scatter_bandwidth", "network.intra_bandwidth", "host.synchronisation"];
-
-/// Fits a cluster's constants to layers.
-pub(crate) fn fit_layers(
-    cluster: &Cluster,
-    trace: &RoutingTrace,
-    layers: Vec<moe_layer::Sample>,
-) -> Result<(Cluster, Vec<calibrate::constants::Fitted>)> {
-    let targets = Targets { trace, end_to_end: Vec::new(), layers, adaptive: None };
-    let start = Point { cluster: cluster.clone(), gate: GateStatistics::default() };
-    let names = LAYER_CONSTANTS.map(str::to_owned);
-    let (point, fitted) = calibrate::fit(&start, &names, &targets)?;
-    Ok((point.cluster, fitted))
 }
 
 fn adaptive(args: &AdaptiveArgs) -> Result<(), Failure> {
