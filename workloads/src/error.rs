@@ -1,17 +1,35 @@
-//! Why a TOML description was refused: which file, which field, what would be right.
+//! Why a TOML description or a CSV was refused: which file, which field, what would be right.
 
 use thiserror::Error;
 
-/// A model, cluster or suite that cannot be used.
+/// A description or a table that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// Not TOML, an unknown field, a missing field or a wrong type. The source names line, field and what is allowed.
-    #[error("{file}: {source}")]
+    /// Not TOML, an unknown field, a missing field or a wrong type. The reason names line, field and what is allowed.
+    #[error("{file}: {reason}")]
     Syntax {
         /// The file, or the name of an embedded description.
         file: String,
-        /// What the TOML reader says, with the line.
-        source: toml::de::Error,
+        /// What the TOML reader says, with the line. No `source`: whoever prints the chain would print it twice.
+        reason: toml::de::Error,
+    },
+    /// Not CSV, or rows of different lengths.
+    #[error("{file}: {reason}")]
+    Csv {
+        /// The file.
+        file: String,
+        /// What the CSV reader says, with the line.
+        reason: csv::Error,
+    },
+    /// A row of a CSV that cannot be.
+    #[error("{file}: line {line}: {reason}")]
+    Row {
+        /// The file.
+        file: String,
+        /// The row's line, or the header's.
+        line: u64,
+        /// Column and cell, and what would be right.
+        reason: String,
     },
     /// A field whose value cannot be.
     #[error("{file}: {field} = {value}: expected {expected}")]
@@ -63,5 +81,27 @@ pub(crate) fn find<'a>(
 
 /// Parses TOML, naming the file in the error.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(file: &str, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|source| ConfigError::Syntax { file: file.to_owned(), source })
+    toml::from_str(text).map_err(|reason| ConfigError::Syntax { file: file.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use crate::Cluster;
+
+    /// Who prints an error prints the chain of its sources: what the TOML reader says must stand in it once.
+    #[test]
+    fn a_syntax_error_is_printed_once() {
+        let error = Cluster::parse("c.toml", "name = \"c\"\nnodes = 2\n").unwrap_err();
+        let mut chain = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            chain += &format!(": {error}");
+            source = error.source();
+        }
+        for part in ["c.toml", "line 2", "unknown field `nodes`"] {
+            assert_eq!(chain.matches(part).count(), 1, "{part} in {chain}");
+        }
+    }
 }

@@ -4,16 +4,21 @@
 //! and is embedded at build time; text and bytes of other files are handed in by the caller.
 
 pub mod cluster;
+pub mod csv_file;
 pub mod error;
 pub mod gate;
 pub mod model;
 pub mod published;
+#[cfg(test)]
+#[path = "../../tests/shared_data.rs"]
+mod shared_data;
 pub mod suite;
 pub mod trace;
 pub mod training;
 pub mod units;
 
 pub use cluster::Cluster;
+pub use csv_file::CsvFile;
 pub use error::ConfigError;
 pub use gate::Gate;
 pub use model::Model;

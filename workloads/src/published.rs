@@ -2,10 +2,11 @@
 //!
 //! `workloads/published/*.csv` holds what we know as facts, one number a row, typed from the measurements that came with an
 //! artifact: which figure it belongs to, what was run (model, cluster, GPUs, gate, system, plan), the number and where it
-//! comes from. What is not held is not there; nothing is interpolated. Cells hold no commas and no quotes.
+//! comes from. What is not held is not there; nothing is interpolated.
 
-use std::str::FromStr;
+use serde::Deserialize;
 
+use crate::csv_file::{Count, CsvFile, Positive};
 use crate::error::ConfigError;
 use crate::gate::Gate;
 
@@ -49,31 +50,42 @@ pub struct PublishedRun {
 }
 
 /// What a published number is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Quantity {
     /// Median time of an iteration after the warm-up, s.
+    #[serde(rename = "median_step_s")]
     MedianStep,
     /// Sum over all iterations, start-up included, s.
+    #[serde(rename = "sum_s")]
     Sum,
     /// Ratio of the baseline's sum to the system's.
+    #[serde(rename = "speedup_by_sums")]
     SpeedupBySums,
 }
 
-impl FromStr for Quantity {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "median_step_s" => Ok(Self::MedianStep),
-            "sum_s" => Ok(Self::Sum),
-            "speedup_by_sums" => Ok(Self::SpeedupBySums),
-            _ => Err("median_step_s, sum_s or speedup_by_sums".to_owned()),
-        }
-    }
+/// A row of a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    figure: String,
+    model: String,
+    cluster: String,
+    gpus: Count,
+    gate: Gate,
+    system: String,
+    plan: String,
+    quantity: Quantity,
+    value: Positive,
+    source: String,
 }
 
-const COLUMNS: [&str; 10] =
-    ["figure", "model", "cluster", "gpus", "gate", "system", "plan", "quantity", "value", "source"];
+impl From<Row> for Number {
+    fn from(row: Row) -> Self {
+        let Row { figure, model, cluster, gpus, gate, system, plan, quantity, value, source } = row;
+        let run = PublishedRun { model, cluster, gpus: gpus.0, gate, system };
+        Self { figure, run, plan, quantity, value: value.0, source }
+    }
+}
 
 const FILES: [(&str, &str); 2] = [
     ("published/end_to_end.csv", include_str!("../published/end_to_end.csv")),
@@ -98,20 +110,13 @@ impl Published {
     /// # Errors
     /// A cell that cannot be, with file, line and column, and a number that stands twice.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let mut lines = text.lines().enumerate();
-        let header = lines.next().map_or("", |(_, line)| line);
-        if header != COLUMNS.join(",") {
-            return Err(ConfigError::value(file, "line 1", header, COLUMNS.join(",")));
-        }
         let mut rows: Vec<Number> = Vec::new();
-        for (index, line) in lines {
-            let row = number(file, index + 1, line)?;
-            let same = |other: &&Number| (&other.run, other.quantity) == (&row.run, row.quantity);
-            if rows.iter().find(same).is_some() {
-                let field = format!("line {}", index + 1);
-                return Err(ConfigError::value(file, field, line, "every number of a run once"));
+        for row in CsvFile::parse(file, text.as_bytes())?.rows() {
+            let number = Number::from(row.read::<Row>()?);
+            if rows.iter().any(|other| other.quantity == number.quantity && other.run == number.run) {
+                return Err(row.wrong("expected every number of a run once"));
             }
-            rows.push(row);
+            rows.push(number);
         }
         Ok(Self { rows })
     }
@@ -120,35 +125,6 @@ impl Published {
     pub fn of(&self, run: &PublishedRun, quantity: Quantity) -> Option<&Number> {
         self.rows.iter().find(|row| row.quantity == quantity && row.run == *run)
     }
-}
-
-fn number(file: &str, line: usize, text: &str) -> Result<Number, ConfigError> {
-    let cells: Vec<&str> = text.split(',').map(str::trim).collect();
-    if cells.len() != COLUMNS.len() {
-        let expected = format!("{} cells: {}", COLUMNS.len(), COLUMNS.join(","));
-        return Err(ConfigError::value(file, format!("line {line}"), text, expected));
-    }
-    let refuse = |column: usize, expected: &str| {
-        ConfigError::value(file, format!("line {line}: {}", COLUMNS[column]), cells[column], expected)
-    };
-    if let Some(empty) = cells.iter().position(|cell| cell.is_empty()) {
-        return Err(refuse(empty, "a value"));
-    }
-    let positive = |value: &f64| value.is_finite() && *value > 0.0;
-    Ok(Number {
-        figure: cells[0].to_owned(),
-        run: PublishedRun {
-            model: cells[1].to_owned(),
-            cluster: cells[2].to_owned(),
-            gpus: cells[3].parse().ok().filter(|gpus| *gpus > 0).ok_or_else(|| refuse(3, "a whole number above 0"))?,
-            gate: cells[4].parse().map_err(|reason: String| refuse(4, &reason))?,
-            system: cells[5].to_owned(),
-        },
-        plan: cells[6].to_owned(),
-        quantity: cells[7].parse().map_err(|expected: String| refuse(7, &expected))?,
-        value: cells[8].parse().ok().filter(positive).ok_or_else(|| refuse(8, "a number above 0"))?,
-        source: cells[9].to_owned(),
-    })
 }
 
 #[cfg(test)]
@@ -187,18 +163,19 @@ mod tests {
     #[test]
     fn errors_name_file_line_and_column() {
         let check = |row: &str, expected: &str| {
-            let text = format!("{}\n{row}\n", COLUMNS.join(","));
+            let text = format!("figure,model,cluster,gpus,gate,system,plan,quantity,value,source\n{row}\n");
             let message = Published::parse("p.csv", &text).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
-        check("8,m,inky,16,no-drop,smartmoe,pp1,sum_s,1", "p.csv: line 2 = 8,m,inky");
-        check("8,m,inky,0,no-drop,smartmoe,pp1,sum_s,1,s", "p.csv: line 2: gpus = 0: expected a whole number above 0");
+        check("8,m,inky,16,no-drop,smartmoe,pp1,sum_s,1", "p.csv: CSV error: record 1 (line: 2");
+        check("8,m,inky,0,no-drop,smartmoe,pp1,sum_s,1,s", "p.csv: line 2: gpus = 0: expected a whole number of at");
         check("8,m,inky,16,nodrop,smartmoe,pp1,sum_s,1,s", "p.csv: line 2: gate = nodrop");
-        check("8,m,inky,16,no-drop,smartmoe,pp1,mean,1,s", "p.csv: line 2: quantity = mean: expected median_step_s");
+        check("8,m,inky,16,no-drop,smartmoe,pp1,mean,1,s", "p.csv: line 2: quantity = mean: expected median_step_s or");
         check("8,m,inky,16,no-drop,smartmoe,pp1,sum_s,-1,s", "p.csv: line 2: value = -1: expected a number above 0");
-        check("8,m,inky,16,no-drop,,pp1,sum_s,1,s", "p.csv: line 2: system = : expected a value");
+        check("8,m,inky,16,no-drop,,pp1,sum_s,1,s", "p.csv: line 2: system = nothing: expected a value");
         let row = "8,m,inky,16,no-drop,smartmoe,pp1,sum_s,1,s";
-        check(&format!("{row}\n{row}"), "p.csv: line 3");
-        assert!(Published::parse("p.csv", "a,b").unwrap_err().to_string().contains("p.csv: line 1 = a,b"));
+        check(&format!("{row}\n{row}"), "p.csv: line 3: expected every number of a run once");
+        let unknown = Published::parse("p.csv", "figure,b\n8,1\n").unwrap_err().to_string();
+        assert!(unknown.contains("p.csv: line 2: unknown field `b`"), "{unknown}");
     }
 }

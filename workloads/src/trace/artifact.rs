@@ -352,26 +352,18 @@ impl Line<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::path::Path;
     use std::sync::OnceLock;
 
     use super::*;
+    use crate::shared_data::shared_data;
 
-    /// The published trace, or None (said on stderr) where the shared data is not at hand.
-    pub(in crate::trace) fn real_trace() -> Option<&'static RoutingTrace> {
-        static TRACE: OnceLock<Option<RoutingTrace>> = OnceLock::new();
-        TRACE.get_or_init(read_real_trace).as_ref()
-    }
-
-    fn read_real_trace() -> Option<RoutingTrace> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/smartmoe-ae/moe_trace.tar.xz");
-        match std::fs::File::open(&path) {
-            Ok(file) => Some(read_tar_xz("smartmoe-ae", file).expect("the published trace is sound")),
-            Err(error) => {
-                eprintln!("skipped: {} ({error})", path.display());
-                None
-            }
-        }
+    /// The published trace, read once.
+    pub(in crate::trace) fn real_trace() -> &'static RoutingTrace {
+        static TRACE: OnceLock<RoutingTrace> = OnceLock::new();
+        TRACE.get_or_init(|| {
+            let file = std::fs::File::open(shared_data("moe_trace.tar.xz")).unwrap();
+            read_tar_xz("smartmoe-ae", file).unwrap()
+        })
     }
 
     const LINE_0: &str = "0:[[1.0, 3.0, 4.0], [4.0, 4.0, 0.0]]\n";
@@ -487,8 +479,9 @@ pub(super) mod tests {
     }
 
     #[test]
+    #[ignore = "needs MOEBENCH_SHARED: the published trace"]
     fn reads_the_published_trace() {
-        let Some(trace) = real_trace() else { return };
+        let trace = real_trace();
         let expected = TraceShape { layers: 24, micro_batches: 4, ranks: 16, experts: 32, entries: 4096, top_k: 2 };
         assert_eq!(*trace.shape(), expected);
         assert_eq!(trace.iterations().len(), 501);

@@ -633,8 +633,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs MOEBENCH_SHARED: the published trace"]
     fn keeps_the_skew_of_the_published_trace() {
-        let Some(trace) = real_trace() else { return };
+        let trace = real_trace();
         let same = Routing::new(trace, own(trace)).unwrap();
         assert!(same.to_trace(trace.name(), 16, 4).unwrap() == *trace, "identity");
         [16, 64].into_iter().for_each(|experts| check_skew(trace, experts));

@@ -519,20 +519,21 @@ mod tests {
         times.map(field).sum::<f64>() / count as f64
     }
 
-    /// Several seeds, since the quartiles of 24 layers are rough.
+    /// Several seeds, since the quartiles of 24 layers are rough. Tolerances are the differences as shipped, and a tenth more.
     #[test]
+    #[ignore = "needs MOEBENCH_SHARED: the published trace"]
     fn resembles_the_published_trace() {
-        let Some(real) = real_trace() else { return };
+        let real = real_trace();
         let stats = |trace: &RoutingTrace| TraceStats::new(trace, 16).unwrap();
         let synthetic = |seed| stats(&SynthSpec { seed, ..SynthSpec::default() }.generate().unwrap());
         let (real, synthetic) = ([stats(real)], [0, 1, 2].map(synthetic));
         let layers: [(&str, Field<LayerStats>, f64); 6] = [
-            ("max/mean", |layer| layer.max_over_mean, 1.2),
-            ("rank max/mean", |layer| layer.rank_max_over_mean, 1.0),
-            ("Gini", |layer| layer.gini, 0.06),
-            ("row spread", |layer| layer.row_spread, 0.02),
-            ("overlap at 1 sample", |layer| layer.hot_overlap[0].unwrap(), 0.03),
-            ("overlap at 100 samples", |layer| layer.hot_overlap[2].unwrap(), 0.05),
+            ("max/mean", |layer| layer.max_over_mean, 0.36),
+            ("rank max/mean", |layer| layer.rank_max_over_mean, 0.46),
+            ("Gini", |layer| layer.gini, 0.042),
+            ("row spread", |layer| layer.row_spread, 0.016),
+            ("overlap at 1 sample", |layer| layer.hot_overlap[0].unwrap(), 0.0085),
+            ("overlap at 100 samples", |layer| layer.hot_overlap[2].unwrap(), 0.024),
         ];
         for (what, field, tolerance) in layers {
             let (real, synthetic) = (spread_of(&real, field), spread_of(&synthetic, field));
@@ -541,9 +542,9 @@ mod tests {
             }
         }
         let times: [(&str, Field<TimeStats>, f64); 3] = [
-            ("max/mean", |time| time.max_over_mean, 1.2),
-            ("Gini", |time| time.gini, 0.06),
-            ("row spread", |time| time.row_spread, 0.04),
+            ("max/mean", |time| time.max_over_mean, 0.84),
+            ("Gini", |time| time.gini, 0.029),
+            ("row spread", |time| time.row_spread, 0.018),
         ];
         for samples in [0..1, 1..5, 5..11, 11..31, 31..101, 101..251, 251..501] {
             for (what, field, tolerance) in times {
