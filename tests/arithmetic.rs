@@ -1,9 +1,10 @@
-use systems::iteration::{Charge, Evaluation, Extent, Phase, Timing};
+use systems::iteration::{Charge, Evaluation, Extent, Timing};
+use systems::price::ledger::Phase;
 use systems::price::{GroupPlace, price};
 use systems::program::Op;
-use systems::zoo::expert_only::{ExpertOnly, Plain};
-use systems::zoo::smartmoe::greedy;
-use systems::{CostModel, Job, LayerProgram, Placement, Plan, RoutingCounts};
+use systems::zoo::expert_only::ExpertOnly;
+use systems::zoo::smartmoe::place_experts;
+use systems::{CostModel, Job, LayerProgram, Placement, Plain, Plan, RoutingCounts};
 use workloads::model::{Edge, Ffn, Moe};
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Cluster, Flops};
@@ -269,7 +270,7 @@ fn the_fastest_placement_has_the_least_maximal_load() {
             let (fastest, placement) = times.iter().zip(&all).min_by(|a, b| a.0.total_cmp(b.0)).unwrap();
             let least = all.iter().map(|placement| placement.max_rank_load(&loads)).min().unwrap();
             assert_eq!(placement.max_rank_load(&loads), least);
-            let greedy = greedy(&loads, &Placement::identity(experts, ranks));
+            let greedy = place_experts(&loads, &Placement::identity(experts, ranks));
             let bound = 4.0 / 3.0 - 1.0 / (3.0 * ranks as f64);
             assert!(greedy.max_rank_load(&loads) as f64 <= bound * least as f64, "{loads:?}");
             assert!(time(&greedy) <= bound * fastest, "{loads:?}");

@@ -1,6 +1,6 @@
-use systems::iteration::Phase;
+use systems::price::ledger::Phase;
 use systems::zoo::expert_only::ExpertOnly;
-use systems::{Candidate, Card, CostModel, Job, Plan, Policy, System, zoo::fastermoe, zoo::smartmoe};
+use systems::{About, Candidate, CostModel, Job, Plan, Policy, System, zoo::fastermoe, zoo::smartmoe};
 use workloads::Cluster;
 use workloads::trace::BatchCounts;
 
@@ -236,8 +236,8 @@ fn plan1() -> Plan {
 struct Renamed(&'static dyn System);
 
 impl System for Renamed {
-    fn card(&self) -> Card {
-        Card { name: "expert-only", title: "Another", about: "A test" }
+    fn about(&self) -> About {
+        About { name: "expert-only", title: "Another", summary: "A test" }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {

@@ -2,6 +2,8 @@
 
 // What a switched-off feature and a changed constant do to simulated times.
 mod features;
+// A system that is no part of moebench, added as one.
+mod added;
 // Tiny cases against arithmetic done by hand, and against every possible placement.
 mod arithmetic;
 // The same bytes whatever the threads, the order of cases or an interruption.

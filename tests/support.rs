@@ -209,18 +209,7 @@ pub(crate) fn batch(layers: usize, chunks: usize, row: impl Fn(usize) -> Vec<u32
 
 /// A job with a profile, micro-batches of one sample.
 pub(crate) fn job(model: Model, cluster: Cluster, gpus: usize, batch: &BatchCounts) -> Job {
-    let global_batch = batch.chunks();
-    let profile = vec![batch.clone()];
-    Job {
-        model,
-        cluster,
-        gpus,
-        gate: Gate::NoDrop,
-        gate_statistics: Default::default(),
-        global_batch,
-        micro_batch: Some(1),
-        profile,
-    }
+    Job::new(model, cluster, gpus, Gate::NoDrop, batch.chunks()).with_micro_batch(1).with_profile(vec![batch.clone()])
 }
 
 /// Simulates `iterations` equal ones.

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
-use systems::iteration::Phase;
 use systems::iteration::run::Run;
 use systems::iteration::timeline::Span;
+use systems::price::ledger::Phase;
 use systems::program::Stream;
 use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
 use workloads::model::Edge;

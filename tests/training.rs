@@ -10,7 +10,7 @@ use harness::runs::records::Status;
 use systems::iteration::run::Iteration;
 use systems::program::{Exchange, Layout};
 use systems::{
-    Candidate, Card, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
+    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
     System,
 };
 use tch::{Device, Kind, Tensor};
@@ -49,16 +49,7 @@ fn job(plan: &Plan, gate: Gate) -> Job {
     // Slow products and fast links: FasterMoE shadows as soon as one expert has more than the others.
     cluster.gpu.gemm_rate.value = 1e9;
     cluster.gpus_per_node = 3;
-    Job {
-        model: Model::parse("test", MODEL).unwrap(),
-        cluster,
-        gpus: plan.pp * plan.dp * plan.tp,
-        gate,
-        gate_statistics: Default::default(),
-        global_batch: 8,
-        micro_batch: Some(1),
-        profile: Vec::new(),
-    }
+    Job::new(Model::parse("test", MODEL).unwrap(), cluster, plan.pp * plan.dp * plan.tp, gate, 8).with_micro_batch(1)
 }
 
 #[derive(Debug)]
@@ -249,8 +240,8 @@ static ROTATING: Rotating = Rotating { bytes: systems::plan::memory::MIGRATED_BY
 static WEIGHTS_ONLY: Rotating = Rotating { bytes: 2.0 };
 
 impl System for Rotating {
-    fn card(&self) -> Card {
-        Card { name: "rotating", title: "Rotating", about: "Moves every expert before every iteration" }
+    fn about(&self) -> About {
+        About { name: "rotating", title: "Rotating", summary: "Moves every expert before every iteration" }
     }
 
     fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
@@ -364,8 +355,8 @@ struct Faulty {
 }
 
 impl System for Faulty {
-    fn card(&self) -> Card {
-        Card { name: "faulty", title: "Faulty", about: "One of its ranks goes wrong" }
+    fn about(&self) -> About {
+        About { name: "faulty", title: "Faulty", summary: "One of its ranks goes wrong" }
     }
 
     fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
@@ -451,8 +442,8 @@ fn what_libtorch_says_is_told_in_a_line() {
 struct TwoCalls;
 
 impl System for TwoCalls {
-    fn card(&self) -> Card {
-        Card { name: "two-calls", title: "Two calls", about: "Hierarchical exchanges whatever they take" }
+    fn about(&self) -> About {
+        About { name: "two-calls", title: "Two calls", summary: "Hierarchical exchanges whatever they take" }
     }
 
     fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {

@@ -35,16 +35,7 @@ fn model(hidden: usize, layers: usize) -> Model {
 }
 
 fn job(model: Model, cluster: Cluster, global_batch: usize) -> Job {
-    Job {
-        model,
-        cluster,
-        gpus: 8,
-        gate: Gate::NoDrop,
-        gate_statistics: Default::default(),
-        global_batch,
-        micro_batch: Some(1),
-        profile: Vec::new(),
-    }
+    Job::new(model, cluster, 8, Gate::NoDrop, global_batch).with_micro_batch(1)
 }
 
 fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5], placement_every: usize) -> Plan {

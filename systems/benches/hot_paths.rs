@@ -8,8 +8,7 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use systems::iteration::{Charge, Evaluation, Extent};
-use systems::zoo::expert_only::Plain;
-use systems::{CostModel, Job, Placement, Plan, System, zoo::smartmoe};
+use systems::{CostModel, Job, Placement, Plain, Plan, System, zoo::smartmoe};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec};
 use workloads::{Cluster, Gate, Model};
 
@@ -32,16 +31,10 @@ fn job(trace: &RoutingTrace, gpus: usize, samples: usize, deeper: usize) -> (Job
         seed: 0,
     };
     let routing = Routing::new(trace, spec).expect("a trace that fits");
-    let job = Job {
-        model,
-        cluster: Cluster::named("bench", "pinky").expect("a known cluster"),
-        gpus,
-        gate: Gate::NoDrop,
-        gate_statistics: Default::default(),
-        global_batch: samples * gpus,
-        micro_batch: Some(1),
-        profile: (20..23).map(|t| routing.iteration(t)).collect(),
-    };
+    let cluster = Cluster::named("bench", "pinky").expect("a known cluster");
+    let job = Job::new(model, cluster, gpus, Gate::NoDrop, samples * gpus)
+        .with_micro_batch(1)
+        .with_profile((20..23).map(|t| routing.iteration(t)).collect());
     (job, routing.iteration(23))
 }
 
@@ -51,7 +44,7 @@ fn placement_decision(c: &mut Criterion) {
         let loads: Vec<u64> = (0..experts as u64).map(|e| (e * 2_654_435_761) % 4096 * (e % 7 + 1)).collect();
         let now = Placement::identity(experts, ranks);
         group.bench_function(format!("{experts} experts on {ranks} ranks"), |b| {
-            b.iter(|| smartmoe::greedy(black_box(&loads), black_box(&now)));
+            b.iter(|| smartmoe::place_experts(black_box(&loads), black_box(&now)));
         });
     }
     group.finish();

@@ -8,15 +8,14 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | how experts are placed, what moves | [`placement`] |
-//! | what a layer does, op by op | [`program`] |
-//! | what an op costs | [`cost`], [`price`], [`traffic`] |
-//! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`evaluate`], [`schedule`], [`streams`] |
-//! | what time goes to, and who does what when | [`ledger`], [`timeline`] |
-//! | what one MoE layer takes alone | [`layer`] |
-//! | what a rank's memory holds | [`memory`] |
-//! | which plans are possible, ranked | [`search`] |
-//! | one system | the file of its name |
+//! | one system | [`zoo`], the file of its paper |
+//! | degrees of parallelism, placements, what moves | [`plan`], [`plan::placement`] |
+//! | which plans are possible, ranked | [`plan::search`] |
+//! | what a rank's memory holds | [`plan::memory`] |
+//! | what a layer does, op by op, and on which rows | [`program`] |
+//! | what an op costs | [`price`], [`price::cost`], [`price::traffic`] |
+//! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`iteration`] |
+//! | what time goes to, and who does what when | [`price::ledger`], [`iteration::timeline`] |
 
 pub mod iteration;
 pub mod plan;
@@ -31,31 +30,34 @@ pub use plan::{Plan, PlanError};
 pub use price::cost::CostModel;
 pub use program::LayerProgram;
 pub use program::routing::{LoadHistory, RoutingCounts};
+pub use zoo::ALL;
 
-/// What a system is called.
+use thiserror::Error;
+
+/// A system's names, and what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Card {
+pub struct About {
     /// On the command line and in records.
     pub name: &'static str,
     /// In figures and tables.
     pub title: &'static str,
     /// What it does, and where that is described, in a sentence or two.
-    pub about: &'static str,
+    pub summary: &'static str,
 }
 
 /// A training system: how it plans offline and what it does online.
 pub trait System: Sync {
-    /// What it is called.
-    fn card(&self) -> Card;
+    /// Its names, and what it does.
+    fn about(&self) -> About;
 
     /// Its name on the command line and in records.
     fn name(&self) -> &'static str {
-        self.card().name
+        self.about().name
     }
 
     /// Its name in figures and tables.
     fn title(&self) -> &'static str {
-        self.card().title
+        self.about().title
     }
 
     /// Offline: every plan that the system considers for the job, best first, rejected ones last with the reason.
@@ -72,10 +74,10 @@ pub trait System: Sync {
         self.best(job, costs).map(|(plan, _)| plan)
     }
 
-    /// The same with what the search expects of the plan.
+    /// The plan of [`Self::plan`] and what the search expects of it.
     ///
     /// # Errors
-    /// As for [`Self::plan`].
+    /// When no candidate can be used: the reason of the last one.
     fn best(&self, job: &Job, costs: &CostModel) -> Result<(Plan, Estimate), PlanError> {
         let mut reason = PlanError::NoCandidate;
         for candidate in self.candidates(job, costs) {
@@ -99,8 +101,11 @@ pub trait Policy: Send {
     /// expert-parallel group; training is no longer that of an unrestricted gate.
     fn restrict(&self, _counts: &mut RoutingCounts, _nodes: &[usize]) {}
 
-    /// How MoE layer `layer` (counted among MoE layers) runs one micro-batch, once the gate's counts are known.
-    fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram;
+    /// How MoE layer `layer` (counted among MoE layers) runs one micro-batch, once the gate's counts are known: one dispatch,
+    /// the local experts, one combine, unless the system says otherwise.
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        LayerProgram::expert_parallel()
+    }
 
     /// Whether only the inputs of blocks are kept in the forward pass, and a block's forward pass, exchanges included, is
     /// run again before its backward pass.
@@ -115,6 +120,11 @@ pub trait Policy: Send {
     }
 }
 
+/// The policy of expert parallelism alone: experts stay, and every layer is one dispatch, the local experts, one combine.
+pub struct Plain;
+
+impl Policy for Plain {}
+
 /// What [`Policy::place`] decided.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
@@ -126,31 +136,22 @@ pub enum Decision {
     Move(Placement),
 }
 
-/// Every system, in the order of figures.
-pub static ALL: &[&dyn System] = &[
-    &zoo::expert_only::ExpertOnly,
-    &zoo::fastermoe::FASTERMOE,
-    &zoo::fastermoe::UNPIPELINED,
-    &zoo::fastermoe::UNSHADOWED,
-    &zoo::fastermoe::TOPOLOGY_GATE,
-    &zoo::deepspeed::DEEPSPEED,
-    &zoo::deepspeed::ARTIFACT,
-    &zoo::tutel::Tutel,
-    &zoo::alpa::Alpa,
-    &zoo::smartmoe::SMARTMOE,
-    &zoo::smartmoe::OFFLINE_ONLY,
-    &zoo::smartmoe::UNIFORM_ESTIMATE,
-    &zoo::smartmoe::FREE_MIGRATION,
-    &zoo::smartmoe::WEIGHTS_ONLY_MIGRATION,
-];
+/// A name that no system has.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("unknown system `{name}`; known: {}", known.join(", "))]
+pub struct UnknownSystem {
+    /// The name.
+    pub name: String,
+    /// The names of all systems.
+    pub known: Vec<&'static str>,
+}
 
-/// The system of that name, or all names.
+/// The system of that name.
 ///
 /// # Errors
-/// The list of known names.
-pub fn by_name(name: &str) -> Result<&'static dyn System, String> {
-    ALL.iter()
-        .find(|system| system.name() == name)
-        .copied()
-        .ok_or_else(|| ALL.iter().map(|system| system.name()).collect::<Vec<_>>().join(", "))
+/// When there is none.
+pub fn by_name(name: &str) -> Result<&'static dyn System, UnknownSystem> {
+    let found = ALL.iter().find(|system| system.name() == name).copied();
+    found
+        .ok_or_else(|| UnknownSystem { name: name.to_owned(), known: ALL.iter().map(|system| system.name()).collect() })
 }

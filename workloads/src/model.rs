@@ -202,6 +202,11 @@ impl Model {
         (0..self.blocks.len()).filter(|&b| self.blocks[b].moe().is_some()).collect()
     }
 
+    /// The MoE layers, first to last.
+    pub fn moe_layers(&self) -> impl Iterator<Item = &Moe> + Clone {
+        self.blocks.iter().filter_map(Block::moe)
+    }
+
     /// Parameters on one rank with a single pipeline stage and `local_experts` experts per MoE layer.
     pub fn parameters_per_rank(&self, local_experts: usize) -> u64 {
         let blocks: u64 = self

@@ -239,16 +239,7 @@ mod tests {
         // 256 tokens of two choices; the first experts get more.
         let chunk = [200, 100, 80, 60, 40, 20, 10, 2];
         let counts = std::iter::repeat_n(chunk, layers * chunks).flatten().collect();
-        let job = Job {
-            model,
-            cluster: inky(),
-            gpus: 4,
-            gate: Gate::NoDrop,
-            gate_statistics: GateStatistics::default(),
-            global_batch: chunks,
-            micro_batch: Some(micro_batch),
-            profile: Vec::new(),
-        };
+        let job = Job::new(model, inky(), 4, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
         let batch = BatchCounts::new(layers, chunks, experts, counts);
         let mut sample = Sample { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
         sample.measured = sample.predict(there);

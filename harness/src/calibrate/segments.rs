@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
 use tch::{Device, Tensor};
-use workloads::gate::{Gate, GateStatistics};
+use workloads::gate::Gate;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
 
@@ -89,20 +89,12 @@ impl Measurement<'_> {
 
     fn variant(&self, hidden: usize, micro_batch: usize, system: &'static dyn System) -> Result<Variant> {
         let model = shallow(self.model, hidden)?;
-        let (ranks, experts) = (self.ranks, model.blocks.iter().find_map(|block| block.moe()).map_or(1, |m| m.experts));
+        let (ranks, experts) = (self.ranks, model.moe_layers().next().map_or(1, |moe| moe.experts));
         let divides = |ep: &usize| ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep);
         let ep = (1..=ranks).rev().find(divides).unwrap_or(1);
         let plan = Plan { pp: 1, dp: ranks, tp: 1, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1 };
-        let job = Job {
-            model,
-            cluster: self.cluster.clone(),
-            gpus: ranks,
-            gate: Gate::NoDrop,
-            gate_statistics: GateStatistics::default(),
-            global_batch: ranks * micro_batch,
-            micro_batch: Some(micro_batch),
-            profile: Vec::new(),
-        };
+        let job = Job::new(model, self.cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch)
+            .with_micro_batch(micro_batch);
         Ok(Variant { job, plan, system })
     }
 

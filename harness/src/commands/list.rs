@@ -66,7 +66,7 @@ fn suites() -> Table {
 fn systems() -> Table {
     let mut table = report::table(&["system", "what it does"], &[]);
     for system in systems::ALL {
-        table.add_row([system.name(), system.card().about]);
+        table.add_row([system.name(), system.about().summary]);
     }
     table
 }
@@ -75,7 +75,7 @@ fn models() -> Table {
     let header = ["model", "blocks", "MoE", "experts", "parameters", "TFLOP per sample", "source"];
     let mut table = report::table(&header, &[1, 2, 3, 4, 5]);
     for model in Model::names().filter_map(|name| Model::named("list", name).ok()) {
-        let experts = model.blocks.iter().filter_map(|block| block.moe()).map(|moe| moe.experts).max().unwrap_or(0);
+        let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(0);
         table.add_row([
             model.name.clone(),
             model.blocks.len().to_string(),

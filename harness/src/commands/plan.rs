@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use systems::iteration::Phase;
+use systems::price::ledger::Phase;
 use systems::{Candidate, CostModel};
 use workloads::Case;
 use workloads::suite::TraceUse;

@@ -4,8 +4,9 @@
 //! Online decisions and migrations are charged as in a whole run. The history is the layer's own, so a policy sees as much
 //! of the past as it would in training. Memory is not followed: most of it belongs to what surrounds the layer.
 
-use systems::iteration::{Ledger, Phase, Timing};
+use systems::iteration::Timing;
 use systems::price::GroupPlace;
+use systems::price::ledger::{Ledger, Phase};
 use systems::{
     CostModel, Decision, Job, LoadHistory, Placement, Plan, Policy, RoutingCounts, System, iteration::layer,
 };
@@ -33,7 +34,7 @@ impl<'a> LayerRun<'a> {
     /// The layer at its start, experts in order; none where the job has no such layer. The plan has one stage and no
     /// tensor parallelism.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan, layer: usize) -> Option<Self> {
-        let moe = *job.model.blocks.iter().filter_map(|block| block.moe()).nth(layer)?;
+        let moe = *job.model.moe_layers().nth(layer)?;
         let (policy, placement) = (system.policy(job, &plan), Placement::identity(moe.experts, plan.ep));
         Some(Self { job, costs, plan, policy, layer, moe, placement, history: LoadHistory::default(), iteration: 0 })
     }
@@ -138,16 +139,7 @@ mod tests {
         let counts = reader.counts(Spot { sample: 0, layer }, 0);
         let expected = reader.time(&counts, &Placement::identity(32, gpus), &cluster);
 
-        let job = Job {
-            model,
-            cluster,
-            gpus,
-            gate: Gate::NoDrop,
-            gate_statistics: Default::default(),
-            global_batch: gpus * micro_batch,
-            micro_batch: Some(micro_batch),
-            profile: Vec::new(),
-        };
+        let job = Job::new(model, cluster, gpus, Gate::NoDrop, gpus * micro_batch).with_micro_batch(micro_batch);
         let routing = JobRouting::of_layer(&job, layer, TraceUse::default(), &trace, 0).unwrap();
         let plan = Plan { pp: 1, dp: gpus, tp: 1, ep: gpus, expert_dp: 1, micro_batch, placement_every: 1 };
         let costs = CostModel::new(&job.cluster);

@@ -7,7 +7,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use systems::plan::routing::JobRouting;
 use systems::{Job, Plan, System};
-use workloads::gate::GateStatistics;
 use workloads::suite::{Described, TraceUse};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, Cluster, Model, Suite};
@@ -84,7 +83,7 @@ pub fn cluster(context: &str, name: &str) -> Result<Cluster> {
 /// # Errors
 /// An unknown name, with all that are known.
 pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
-    systems::by_name(name).map_err(|known| anyhow::anyhow!("{context}: unknown system `{name}`; known: {known}"))
+    systems::by_name(name).map_err(|error| anyhow::anyhow!("{context}: {error}"))
 }
 
 fn is_path(name: &str) -> bool {
@@ -157,20 +156,12 @@ pub fn one_case<'a>(
 ) -> Result<Prepared<'a>> {
     let model = model(&format!("{context}.model"), &case.model)?;
     let cluster = cluster(&format!("{context}.cluster"), &case.cluster)?;
-    if model.moe_blocks().is_empty() {
+    if model.moe_layers().next().is_none() {
         bail!("{context}.model: {} has no MoE layer", case.model);
     }
-    let mut job = Job {
-        model,
-        cluster,
-        gpus: case.gpus,
-        gate: case.gate,
-        gate_statistics: GateStatistics::default(),
-        global_batch: case.global_batch,
-        micro_batch: case.micro_batch,
-        profile: Vec::new(),
-    };
-    let moe_layers = job.model.moe_blocks().len();
+    let mut job = Job::new(model, cluster, case.gpus, case.gate, case.global_batch);
+    job.micro_batch = case.micro_batch;
+    let moe_layers = job.model.moe_layers().count();
     let routing = match case.layer {
         Some(layer) if layer >= moe_layers => {
             bail!("{context}.layers = {layer}: {} has {moe_layers} MoE layers, counted from 0", case.model);

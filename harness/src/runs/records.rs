@@ -5,7 +5,8 @@
 
 use polars::prelude::{Column, DataFrame, PolarsResult};
 use systems::Plan;
-use systems::iteration::{Peak, Phase};
+use systems::iteration::Peak;
+use systems::price::ledger::Phase;
 use workloads::{Bytes, Case, Seconds};
 
 use crate::engines::Engine;

@@ -128,7 +128,7 @@ impl Series<'_> {
             let next = index
                 .checked_sub(self.study.lag)
                 .filter(|_| due)
-                .and_then(|seen| smartmoe::accepted(&self.samples[seen].counts.loads(), &online));
+                .and_then(|seen| smartmoe::better_placement(&self.samples[seen].counts.loads(), &online));
             let moved = next.is_some();
             online = next.unwrap_or(online);
             steps.push(Step { in_order, online: self.reader.time(&sample.counts, &online, cluster).0, moved });

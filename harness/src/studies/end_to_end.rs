@@ -169,23 +169,16 @@ fn configuration(row: &Row, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Resul
     let plan = plan(row)?;
     let cluster = clusters(row.text("cluster")).with_context(|| row.place())?;
     let stack = STACKS.iter().find(|stack| stack.published == published);
-    let mut job = Job {
-        model: model(row, stack)?,
-        cluster: cluster.clone(),
-        gpus,
-        gate: row.parsed("gate, capacity_factor", &gate)?,
-        gate_statistics: GateStatistics::default(),
-        global_batch: row.whole("global_batch", 1)?,
-        micro_batch: Some(plan.micro_batch),
-        profile: Vec::new(),
-    };
+    let (model, allowed) = (model(row, stack)?, row.parsed("gate, capacity_factor", &gate)?);
+    let mut job = Job::new(model, cluster.clone(), gpus, allowed, row.whole("global_batch", 1)?)
+        .with_micro_batch(plan.micro_batch);
     if stack.is_some_and(|stack| stack.balanced) && job.gate == Gate::NoDrop {
         // Such a gate comes with the systems that need it.
         job.gate = row.parsed("gate", "no-drop balanced").unwrap_or(job.gate);
     }
     plan.check(&job).with_context(|| row.place())?;
     let name = stack.map_or(published.as_str(), |stack| stack.system);
-    let system = systems::by_name(name).map_err(|_| format!("no such system: {name}"));
+    let system = systems::by_name(name).map_err(|error| error.to_string());
     let subject = system.map(|system| Subject { system, job });
     Ok(Configuration { cluster: cluster.name, gpus, published, gate, subject, plan, times: Vec::new() })
 }

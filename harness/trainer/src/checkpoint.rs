@@ -163,7 +163,7 @@ impl<'a> Checkpoints<'a> {
             }
             bucket.weights.shallow_clone().copy_(&bucket.master);
         }
-        let moe = self.setup.job.model.blocks.iter().filter_map(|block| block.moe());
+        let moe = self.setup.job.model.moe_layers();
         let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); iteration];
         for layer in rank.model.layers_mut() {
             let expert_in = numbers(&take(placement_of(layer.number))?);

@@ -58,8 +58,8 @@ pub fn batch(setup: &Setup, reports: &[Report]) -> BatchCounts {
 
 /// MoE layers, and experts of each.
 fn extents(setup: &Setup) -> (usize, usize) {
-    let moe = setup.job.model.blocks.iter().filter_map(|block| block.moe());
-    (moe.clone().count(), moe.map(|moe| moe.experts).next().unwrap_or(0))
+    let layers = setup.job.model.moe_layers();
+    (layers.clone().count(), layers.map(|moe| moe.experts).next().unwrap_or(0))
 }
 
 /// The choices of one rank: MoE layer `layer` of the model is on one stage, where it has a number of its own.

@@ -4,7 +4,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use systems::iteration::{Ledger, Peak, Phase, Timing};
+use systems::iteration::{Peak, Timing};
+use systems::price::ledger::{Ledger, Phase};
 use tch::{Device, Kind, Tensor};
 use workloads::{Bytes, Seconds};
 

@@ -25,7 +25,7 @@ use crate::plan::job::Job;
 use crate::plan::memory::{ExpertMemory, StageMemory, StageParameters};
 use crate::plan::placement::Placement;
 use crate::price::cost::CostModel;
-pub use crate::price::ledger::{Ledger, Phase};
+use crate::price::ledger::{Ledger, Phase};
 use crate::price::streams::Streams;
 use crate::price::{GroupPlace, LayerPrice, Room, Setting};
 use crate::program::routing::RoutingCounts;
@@ -121,11 +121,7 @@ impl Evaluation<'_> {
         let (lanes, micro_batches) = self.extent();
         let moe_blocks = self.job.model.moe_blocks();
         let mut timing = Timing {
-            loads: moe_blocks
-                .iter()
-                .filter_map(|&b| self.job.model.blocks[b].moe())
-                .map(|moe| vec![0; moe.experts])
-                .collect(),
+            loads: self.job.model.moe_layers().map(|moe| vec![0; moe.experts]).collect(),
             ..Timing::default()
         };
         let mut stages = vec![StageSum::default(); self.plan.pp];

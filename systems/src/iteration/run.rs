@@ -44,13 +44,12 @@ pub struct Iteration {
 impl<'a> Run<'a> {
     /// A run at its start, experts in order.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan) -> Self {
-        let experts = job.model.blocks.iter().filter_map(|block| block.moe());
         Self {
             job,
             costs,
             plan,
             policy: system.policy(job, &plan),
-            placements: experts.map(|moe| Placement::identity(moe.experts, plan.ep)).collect(),
+            placements: plan.experts_in_order(job),
             history: LoadHistory::default(),
             iteration: 0,
         }

@@ -15,7 +15,7 @@ pub struct Job {
     pub gpus: usize,
     /// The gate.
     pub gate: Gate,
-    /// What it does that no trace says.
+    /// Dropped second choices and the flattening by a balance loss, which no trace states.
     pub gate_statistics: GateStatistics,
     /// Samples per iteration over all ranks.
     pub global_batch: usize,
@@ -26,6 +26,37 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job whose micro-batch is free, without a profile.
+    pub fn new(model: Model, cluster: Cluster, gpus: usize, gate: Gate, global_batch: usize) -> Self {
+        Self {
+            model,
+            cluster,
+            gpus,
+            gate,
+            gate_statistics: GateStatistics::default(),
+            global_batch,
+            micro_batch: None,
+            profile: Vec::new(),
+        }
+    }
+
+    /// Fixes the samples per rank and micro-batch.
+    #[must_use]
+    pub fn with_micro_batch(self, samples: usize) -> Self {
+        Self { micro_batch: Some(samples), ..self }
+    }
+
+    /// Gives it a profile of the gate's choices, one element an iteration.
+    #[must_use]
+    pub fn with_profile(self, profile: Vec<BatchCounts>) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// The profile's first iteration with its entries spread evenly: all that a search which does not look at data knows.
+    pub fn uniform_profile(&self) -> Vec<BatchCounts> {
+        self.profile.iter().take(1).map(BatchCounts::uniform).collect()
+    }
+
     /// Choices per token.
     pub fn top_k(&self) -> usize {
         self.gate.top_k(self.model.top_k)

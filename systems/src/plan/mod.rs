@@ -18,6 +18,7 @@ use workloads::model::Moe;
 use workloads::suite::ForcedPlan;
 
 use crate::plan::job::Job;
+use crate::plan::placement::Placement;
 
 /// A hybrid-parallel plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +100,12 @@ pub enum PlanError {
         /// The device's memory less what is reserved.
         have: Bytes,
     },
+    /// No routing to estimate the plan on.
+    #[error("plan {plan}: the job has no profile of its routing to estimate it on")]
+    NoProfile {
+        /// The plan.
+        plan: Plan,
+    },
     /// Nothing to choose from.
     #[error("no plan has degrees that fit the job")]
     NoCandidate,
@@ -167,6 +174,11 @@ impl Plan {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Where training starts: the experts of every MoE layer in order, `[moe layer]`.
+    pub fn experts_in_order(&self, job: &Job) -> Vec<Placement> {
+        job.model.moe_layers().map(|moe| Placement::identity(moe.experts, self.ep)).collect()
     }
 
     /// Micro-batches of one data-parallel replica in one iteration.

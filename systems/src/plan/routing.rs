@@ -59,7 +59,7 @@ impl<'a> JobRouting<'a> {
         trace: &'a RoutingTrace,
         seed: u64,
     ) -> Result<Self, TraceError> {
-        let layers: Vec<&Moe> = job.model.blocks.iter().filter_map(|block| block.moe()).collect();
+        let layers: Vec<&Moe> = job.model.moe_layers().collect();
         let top_k = job.top_k().max(trace.shape().top_k as usize);
         let mut spans = Vec::new();
         let mut first = 0;

@@ -1,14 +1,17 @@
-//! Offline search: every plan that fits a job, estimated on a profile of its routing, best first.
+//! Offline search: which plans fit a job, and what an iteration under each is expected to take.
+//!
+//! Every system searches with the same evaluator as the simulator, on a profile of the job's routing.
 
 use workloads::Seconds;
 use workloads::trace::BatchCounts;
 
-use crate::Policy;
-use crate::iteration::{Charge, Evaluation, Extent, Ledger, Peak};
+use crate::iteration::{Charge, Evaluation, Extent, Peak};
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 use crate::plan::{Plan, PlanError};
 use crate::price::cost::CostModel;
+use crate::price::ledger::Ledger;
+use crate::{Policy, System};
 
 /// A plan and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,30 +33,55 @@ pub struct Estimate {
     pub peak: Peak,
 }
 
-/// Every plan whose degrees fit the job, placement decided every `placement_every` iterations. Stages hold equally many
-/// blocks, tensor parallelism stays inside a node.
-pub fn enumerate(job: &Job, placement_every: usize) -> Vec<Plan> {
-    let mut plans = Vec::new();
+/// All plans that differ in the placement of experts alone (SmartMoE, section 4): a run can go from one to another while it
+/// trains, by moving experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// What its plans share: the plan that starts with experts in order and leaves them there.
+    shared: Plan,
+}
+
+impl Pool {
+    /// The pool's plan that starts with experts in order and places them every `placement_every` iterations; 0 for never.
+    pub fn plan(self, placement_every: usize) -> Plan {
+        Plan { placement_every, ..self.shared }
+    }
+}
+
+/// Every pool whose degrees fit the job. Stages hold equally many blocks, tensor parallelism stays inside a node.
+pub fn pools(job: &Job) -> Vec<Pool> {
+    let mut pools = Vec::new();
     for pp in divisors(job.gpus) {
         if !job.model.blocks.len().is_multiple_of(pp) {
             continue;
         }
-        for tp in divisors(job.gpus / pp) {
+        for tp in divisors(job.gpus / pp).filter(|&tp| tp <= job.cluster.gpus_per_node) {
             let dp = job.gpus / pp / tp;
-            if tp > job.cluster.gpus_per_node {
-                continue;
-            }
             for ep in divisors(dp * tp) {
                 for micro_batch in micro_batches(job, dp) {
-                    let plan = Plan { pp, dp, tp, ep, expert_dp: dp * tp / ep, micro_batch, placement_every };
-                    if plan.check(job).is_ok() {
-                        plans.push(plan);
+                    let shared = Plan { pp, dp, tp, ep, expert_dp: dp * tp / ep, micro_batch, placement_every: 0 };
+                    if shared.check(job).is_ok() {
+                        pools.push(Pool { shared });
                     }
                 }
             }
         }
     }
-    plans
+    pools
+}
+
+/// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
+/// per set of experts as divide both. Whether they fit is asked of the system's own policy.
+pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+    let ep = job.model.moe_layers().fold(job.gpus, |ep, moe| greatest_common_divisor(ep, moe.experts));
+    let performance = PerformanceModel { job, costs, profile: &job.profile };
+    let of_size = |micro_batch| {
+        let dp = job.gpus;
+        let plan = Plan { pp: 1, dp, tp: 1, ep, expert_dp: dp / ep, micro_batch, placement_every: 0 };
+        let policy = system.policy(job, &plan);
+        Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &plan.experts_in_order(job)) }
+    };
+    micro_batches(job, job.gpus).into_iter().rev().map(of_size).collect()
 }
 
 /// The micro-batch that the job fixes, or all powers of two that divide a replica's share.
@@ -68,44 +96,43 @@ pub fn micro_batches(job: &Job, dp: usize) -> Vec<usize> {
     }
 }
 
-/// Estimates one plan on a profile of the routing, with experts placed by `place(moe layer)`.
-///
-/// # Errors
-/// When its degrees do not fit, or when it does not fit into memory on the profile's worst iteration.
-pub fn estimate(
-    job: &Job,
-    plan: &Plan,
-    costs: &CostModel,
-    policy: &dyn Policy,
-    profile: &[BatchCounts],
-    place: &dyn Fn(usize) -> Placement,
-) -> Result<Estimate, PlanError> {
-    plan.check(job)?;
-    let placements: Vec<Placement> = (0..job.model.moe_blocks().len()).map(place).collect();
-    let charges = vec![Charge::default(); plan.pp];
-    let mut worst = Peak::default();
-    let mut step = Seconds::ZERO;
-    let mut phases = Ledger::default();
-    for batch in profile {
-        let timing = Evaluation {
-            job,
-            plan,
-            costs,
-            policy,
-            placements: &placements,
-            batch,
-            charges: &charges,
-            extent: Extent::Sample,
+/// What an offline search believes: the job at the cluster's prices, on iterations of a profile.
+pub struct PerformanceModel<'a> {
+    /// What is trained.
+    pub job: &'a Job,
+    /// The cluster's prices.
+    pub costs: &'a CostModel,
+    /// What the gate chooses, one element an iteration.
+    pub profile: &'a [BatchCounts],
+}
+
+impl PerformanceModel<'_> {
+    /// The mean over the profile's iterations, each evaluated on a sample of its lanes and micro-batches. `placements`:
+    /// `[moe layer]`.
+    ///
+    /// # Errors
+    /// When the plan's degrees do not fit the job, when it does not fit into memory on the profile's worst iteration, or
+    /// when there is no profile.
+    pub fn estimate(&self, plan: &Plan, policy: &dyn Policy, placements: &[Placement]) -> Result<Estimate, PlanError> {
+        let &Self { job, costs, profile } = self;
+        plan.check(job)?;
+        if profile.is_empty() {
+            return Err(PlanError::NoProfile { plan: *plan });
         }
-        .run();
-        step += timing.step / profile.len() as f64;
-        phases.merge(&timing.slowest_stage(), 1.0 / profile.len() as f64);
-        if timing.peak.bytes > worst.bytes {
-            worst = timing.peak;
+        let charges = vec![Charge::default(); plan.pp];
+        let mut mean = Estimate { step: Seconds::ZERO, phases: Ledger::default(), peak: Peak::default() };
+        for batch in profile {
+            let extent = Extent::Sample;
+            let timing = Evaluation { job, plan, costs, policy, placements, batch, charges: &charges, extent }.run();
+            mean.step += timing.step / profile.len() as f64;
+            mean.phases.merge(&timing.slowest_stage(), 1.0 / profile.len() as f64);
+            if timing.peak.bytes > mean.peak.bytes {
+                mean.peak = timing.peak;
+            }
         }
+        fits(job, plan, mean.peak)?;
+        Ok(mean)
     }
-    fits(job, plan, worst)?;
-    Ok(Estimate { step, phases, peak: worst })
 }
 
 /// Whether the fullest rank fits into the device's memory.
@@ -133,4 +160,55 @@ pub fn rank(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
 /// The divisors of a number, smallest first.
 fn divisors(number: usize) -> impl Iterator<Item = usize> {
     (1..=number).filter(move |d| number.is_multiple_of(*d))
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::{Cluster, Gate, Model};
+
+    fn job() -> Job {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16)
+    }
+
+    /// Every choice of degrees and micro-batch from 1 to 16, held against the rules.
+    #[test]
+    fn pools_are_all_that_fit() {
+        let job = job();
+        let fits = |plan: &Plan| {
+            plan.check(&job).is_ok()
+                && job.model.blocks.len().is_multiple_of(plan.pp)
+                && plan.micro_batch.is_power_of_two()
+        };
+        let degrees = || [1, 2, 3, 4, 5, 6, 7, 8];
+        let mut expected = Vec::new();
+        for (pp, dp, tp) in degrees()
+            .into_iter()
+            .flat_map(|pp| degrees().into_iter().flat_map(move |dp| degrees().into_iter().map(move |tp| (pp, dp, tp))))
+        {
+            for (ep, expert_dp) in degrees().into_iter().flat_map(|ep| degrees().map(|expert_dp| (ep, expert_dp))) {
+                let plans =
+                    (1..=16).map(|micro_batch| Plan { pp, dp, tp, ep, expert_dp, micro_batch, placement_every: 0 });
+                expected.extend(plans.filter(fits));
+            }
+        }
+        let mut found: Vec<Plan> = pools(&job).into_iter().map(|pool| pool.plan(0)).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        assert_eq!(pools(&job)[0].plan(10), Plan { placement_every: 10, ..pools(&job)[0].plan(0) });
+    }
+
+    #[test]
+    fn a_search_without_a_profile_is_refused() {
+        let job = job();
+        let costs = CostModel::new(&job.cluster);
+        let refused = crate::zoo::expert_only::ExpertOnly.plan(&job, &costs).unwrap_err();
+        assert!(matches!(refused, PlanError::NoProfile { .. }), "{refused}");
+    }
 }

@@ -3,35 +3,25 @@
 //! Routing data play no part in it: a pipeline stage per node, and inside the node every GPU is a data-parallel replica
 //! and holds an equal part of the experts. What Alpa's compiler does besides is left out.
 
-use workloads::trace::BatchCounts;
-
-use crate::plan::Plan;
-use crate::plan::job::Job;
-use crate::plan::placement::Placement;
-use crate::plan::search::{self, Candidate};
-use crate::price::cost::CostModel;
-use crate::zoo::expert_only::{Plain, experts_of};
-use crate::{Card, Policy, System};
+use crate::plan::search::{self, PerformanceModel};
+use crate::{About, Candidate, CostModel, Job, Plain, Plan, Policy, System};
 
 /// Alpa's plan.
 pub struct Alpa;
 
 impl System for Alpa {
-    fn card(&self) -> Card {
-        Card {
+    fn about(&self) -> About {
+        About {
             name: "alpa",
             title: "Alpa (plan)",
-            about: "A pipeline stage per node, expert parallelism inside it, whatever the routing: the plan of Alpa (Zheng et al., OSDI'22) in SmartMoE's stack",
+            summary: "A pipeline stage per node, expert parallelism inside it, whatever the routing: the plan of Alpa (Zheng et al., OSDI'22) in SmartMoE's stack",
         }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        let balanced: Vec<BatchCounts> = job.profile.first().map(BatchCounts::uniform).into_iter().collect();
+        let performance = PerformanceModel { job, costs, profile: &job.uniform_profile() };
         plans(job)
-            .map(|plan| {
-                let place = |layer| Placement::identity(experts_of(job, layer), plan.ep);
-                Candidate { plan, outcome: search::estimate(job, &plan, costs, &Plain, &balanced, &place) }
-            })
+            .map(|plan| Candidate { plan, outcome: performance.estimate(&plan, &Plain, &plan.experts_in_order(job)) })
             .collect()
     }
 
@@ -66,16 +56,8 @@ mod tests {
     #[test]
     fn a_stage_per_node() {
         let check = |model, gpus, pp, global_batch| {
-            let job = Job {
-                model: Model::named("test", model).unwrap(),
-                cluster: Cluster::named("test", "inky").unwrap(),
-                gpus,
-                gate: Gate::NoDrop,
-                gate_statistics: Default::default(),
-                global_batch,
-                micro_batch: Some(4),
-                profile: Vec::new(),
-            };
+            let (model, cluster) = (Model::named("test", model).unwrap(), Cluster::named("test", "inky").unwrap());
+            let job = Job::new(model, cluster, gpus, Gate::NoDrop, global_batch).with_micro_batch(4);
             let plan = plans(&job).next().unwrap();
             assert_eq!((plan.pp, plan.dp, plan.ep, plan.expert_dp), (pp, 8, 8, 1));
             plan.check(&job).unwrap();

@@ -8,52 +8,47 @@
 //!
 //! ZeRO stage 0: optimizer state is not sharded. No pipeline, no placement.
 
-use crate::plan::Plan;
-use crate::plan::job::Job;
-use crate::plan::placement::Placement;
-use crate::plan::search::Candidate;
-use crate::price::cost::CostModel;
-use crate::program::routing::RoutingCounts;
-use crate::program::{Exchange, LayerProgram, Layout};
-use crate::{Card, Policy, System, zoo::expert_only};
+use crate::plan::search;
+use crate::program::{Exchange, Layout};
+use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
 /// DeepSpeed-MoE, with or without recomputation.
 pub struct DeepSpeed {
-    card: Card,
+    about: About,
     recompute: bool,
 }
 
 /// On the model that the other systems train.
 pub static DEEPSPEED: DeepSpeed = DeepSpeed {
-    card: Card {
+    about: About {
         name: "deepspeed",
         title: "DeepSpeed-MoE",
-        about: "Rows padded to the capacity, laid out by one-hot products (DeepSpeed-MoE, Rajbhandari et al., ICML'22)",
+        summary: "Rows padded to the capacity, laid out by one-hot products (DeepSpeed-MoE, Rajbhandari et al., ICML'22)",
     },
     recompute: false,
 };
 
 /// As SmartMoE's artifact ran it. That activations were recomputed is inferred from its times.
 pub static ARTIFACT: DeepSpeed = DeepSpeed {
-    card: Card {
+    about: About {
         name: "deepspeed-artifact",
         title: "DeepSpeed-MoE (as published)",
-        about: "DeepSpeed-MoE with recomputed activations (inferred), as SmartMoE's artifact ran it: on another model, which the case states",
+        summary: "DeepSpeed-MoE with recomputed activations (inferred), as SmartMoE's artifact ran it: on another model, which the case states",
     },
     recompute: true,
 };
 
 impl System for DeepSpeed {
-    fn card(&self) -> Card {
-        self.card
+    fn about(&self) -> About {
+        self.about
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        expert_only::candidates(self, job, costs)
+        search::expert_parallel(self, job, costs)
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        let moes = job.model.blocks.iter().filter_map(|block| block.moe());
+        let moes = job.model.moe_layers();
         let capacity = |factor| moes.map(|moe| capacity(factor, plan.tokens(moe), job.top_k(), moe.experts)).collect();
         Box::new(Dense { capacities: job.gate.capacity_factor().map(capacity), recompute: self.recompute })
     }
@@ -86,7 +81,7 @@ impl Policy for Dense {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::search::Estimate;
+    use crate::Estimate;
     use workloads::trace::{Routing, RoutingSpec, SynthSpec};
     use workloads::{Cluster, Gate, Model};
 
@@ -120,16 +115,9 @@ mod tests {
             stride: 1,
             seed: 0,
         };
-        let job = Job {
-            profile: vec![Routing::new(&trace, spec).unwrap().iteration(0)],
-            cluster: Cluster::named("test", "inky").unwrap(),
-            gpus: 8,
-            global_batch: 16,
-            micro_batch: Some(1),
-            model,
-            gate,
-            gate_statistics: Default::default(),
-        };
+        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, gate, 16)
+            .with_micro_batch(1)
+            .with_profile(vec![Routing::new(&trace, spec).unwrap().iteration(0)]);
         system.candidates(&job, &CostModel::new(&job.cluster)).remove(0).outcome.unwrap()
     }
 

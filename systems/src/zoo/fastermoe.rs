@@ -7,18 +7,13 @@
 
 use workloads::model::Moe;
 
-use crate::plan::Plan;
-use crate::plan::job::Job;
-use crate::plan::placement::Placement;
-use crate::plan::search::Candidate;
-use crate::price::cost::CostModel;
-use crate::program::routing::RoutingCounts;
-use crate::program::{Exchange, LayerProgram, Layout, Op, Pass};
-use crate::{Card, Policy, System, zoo::expert_only};
+use crate::plan::search;
+use crate::program::{Exchange, Layout, Op, Pass};
+use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
 /// FasterMoE with its parts to switch.
 pub struct FasterMoe {
-    card: Card,
+    about: About,
     shadowing: Shadowing,
     /// Ranks per schedule group; 0 for a group as large as the world, which cuts nothing.
     schedule_group: usize,
@@ -37,10 +32,10 @@ enum Shadowing {
 
 /// All of FasterMoE that leaves training unchanged.
 pub static FASTERMOE: FasterMoe = FasterMoe {
-    card: Card {
+    about: About {
         name: "fastermoe",
         title: "FasterMoE",
-        about: "Shadowing by the cluster's rates and the smart schedule over groups of 4 ranks (He et al., PPoPP'22)",
+        summary: "Shadowing by the cluster's rates and the smart schedule over groups of 4 ranks (He et al., PPoPP'22)",
     },
     shadowing: Shadowing::Cluster,
     schedule_group: 4,
@@ -49,10 +44,10 @@ pub static FASTERMOE: FasterMoe = FasterMoe {
 
 /// As SmartMoE's authors ran it.
 pub static UNPIPELINED: FasterMoe = FasterMoe {
-    card: Card {
+    about: About {
         name: "fastermoe-unpipelined",
         title: "FasterMoE (unpipelined)",
-        about: "Shadowing by FasterMoE's built-in rates, exchanges not cut: what SmartMoE's artifact measured as FasterMoE",
+        summary: "Shadowing by FasterMoE's built-in rates, exchanges not cut: what SmartMoE's artifact measured as FasterMoE",
     },
     shadowing: Shadowing::Artifact,
     schedule_group: 0,
@@ -61,10 +56,10 @@ pub static UNPIPELINED: FasterMoe = FasterMoe {
 
 /// The smart schedule alone.
 pub static UNSHADOWED: FasterMoe = FasterMoe {
-    card: Card {
+    about: About {
         name: "fastermoe-unshadowed",
         title: "FasterMoE (schedule only)",
-        about: "FasterMoE's smart schedule without shadowing: an ablation",
+        summary: "FasterMoE's smart schedule without shadowing: an ablation",
     },
     shadowing: Shadowing::Off,
     schedule_group: 4,
@@ -73,10 +68,10 @@ pub static UNSHADOWED: FasterMoe = FasterMoe {
 
 /// With the gate that keeps tokens on their node.
 pub static TOPOLOGY_GATE: FasterMoe = FasterMoe {
-    card: Card {
+    about: About {
         name: "fastermoe-topology",
         title: "FasterMoE (topology gate)",
-        about: "FasterMoE with its topology-aware gate, which changes what is trained",
+        summary: "FasterMoE with its topology-aware gate, which changes what is trained",
     },
     shadowing: Shadowing::Cluster,
     schedule_group: 4,
@@ -84,12 +79,12 @@ pub static TOPOLOGY_GATE: FasterMoe = FasterMoe {
 };
 
 impl System for FasterMoe {
-    fn card(&self) -> Card {
-        self.card
+    fn about(&self) -> About {
+        self.about
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        expert_only::candidates(self, job, costs)
+        search::expert_parallel(self, job, costs)
     }
 
     fn policy(&self, job: &Job, _plan: &Plan) -> Box<dyn Policy> {
@@ -128,7 +123,7 @@ impl ShadowCosts {
 
 impl FasterPolicy {
     fn new(system: &FasterMoe, job: &Job) -> Self {
-        let moe = job.model.blocks.iter().find_map(|block| block.moe());
+        let moe = job.model.moe_layers().next();
         let shadowing = moe.and_then(|moe| match system.shadowing {
             Shadowing::Off => None,
             Shadowing::Cluster => {

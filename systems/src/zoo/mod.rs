@@ -1,8 +1,24 @@
-//! The systems: one file, one paper.
+//! The systems: one file, one paper. No file here uses another.
+//!
+//! A system is added by its file and one line in the table below, which names the file and the systems in it. The order
+//! of the table is the order of figures.
 
-pub mod alpa;
-pub mod deepspeed;
-pub mod expert_only;
-pub mod fastermoe;
-pub mod smartmoe;
-pub mod tutel;
+/// Declares the file of each paper as a module, and `ALL`: every system of the named ones, in order.
+#[macro_export]
+macro_rules! zoo {
+    ($($paper:ident::{ $($system:ident),+ $(,)? }),+ $(,)?) => {
+        $(pub mod $paper;)+
+
+        /// Every system, in the order of figures.
+        pub static ALL: &[&dyn $crate::System] = &[$($(&$paper::$system),+),+];
+    };
+}
+
+zoo! {
+    expert_only::{ExpertOnly},
+    fastermoe::{FASTERMOE, UNPIPELINED, UNSHADOWED, TOPOLOGY_GATE},
+    deepspeed::{DEEPSPEED, ARTIFACT},
+    tutel::{Tutel},
+    alpa::{Alpa},
+    smartmoe::{SMARTMOE, OFFLINE_ONLY, UNIFORM_ESTIMATE, FREE_MIGRATION, WEIGHTS_ONLY_MIGRATION},
+}

@@ -7,21 +7,19 @@
 //! iterations; a placement is taken when its fullest rank is less full than now. Weights and optimizer state move.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 
-use crate::plan::job::Job;
-use crate::plan::placement::Placement;
-use crate::plan::search::{self, Candidate, Estimate};
-use crate::plan::{Plan, PlanError};
-use crate::price::cost::CostModel;
-use crate::program::LayerProgram;
-use crate::program::routing::{LoadHistory, RoutingCounts};
-use crate::zoo::expert_only::{Plain, experts_of};
-use crate::{Card, Decision, Policy, System, plan::memory};
 use workloads::trace::BatchCounts;
+
+use crate::plan::memory;
+use crate::plan::search::{self, Estimate, PerformanceModel};
+use crate::{
+    About, Candidate, CostModel, Decision, Job, LoadHistory, Placement, Plain, Plan, PlanError, Policy, System,
+};
 
 /// SmartMoE with its parts to switch.
 pub struct SmartMoe {
-    card: Card,
+    about: About,
     /// Whether the offline search sees the routing, or assumes a uniform one.
     data_sensitive: bool,
     /// Iterations between placements in plans that the search picks; 0 for none.
@@ -31,10 +29,10 @@ pub struct SmartMoe {
 
 /// Offline and online.
 pub static SMARTMOE: SmartMoe = SmartMoe {
-    card: Card {
+    about: About {
         name: "smartmoe",
         title: "SmartMoE",
-        about: "Offline choice of a pool by a data-sensitive model, online greedy placement every 10 iterations (Zhai et al., ATC'23)",
+        summary: "Offline choice of a pool by a data-sensitive model, online greedy placement every 10 iterations (Zhai et al., ATC'23)",
     },
     data_sensitive: true,
     placement_every: 10,
@@ -43,10 +41,10 @@ pub static SMARTMOE: SmartMoe = SmartMoe {
 
 /// The offline plan alone.
 pub static OFFLINE_ONLY: SmartMoe = SmartMoe {
-    card: Card {
+    about: About {
         name: "smartmoe-offline",
         title: "SmartMoE (offline only)",
-        about: "SmartMoE's offline plan with experts left in order: an ablation",
+        summary: "SmartMoE's offline plan with experts left in order: an ablation",
     },
     placement_every: 0,
     ..SMARTMOE
@@ -54,10 +52,10 @@ pub static OFFLINE_ONLY: SmartMoe = SmartMoe {
 
 /// With the estimate that does not look at data.
 pub static UNIFORM_ESTIMATE: SmartMoe = SmartMoe {
-    card: Card {
+    about: About {
         name: "smartmoe-uniform",
         title: "SmartMoE (uniform estimate)",
-        about: "SmartMoE whose offline search assumes a uniform routing: the data-insensitive ablation of figure 10",
+        summary: "SmartMoE whose offline search assumes a uniform routing: the data-insensitive ablation of figure 10",
     },
     data_sensitive: false,
     placement_every: 0,
@@ -66,10 +64,10 @@ pub static UNIFORM_ESTIMATE: SmartMoe = SmartMoe {
 
 /// With migration that costs nothing.
 pub static FREE_MIGRATION: SmartMoe = SmartMoe {
-    card: Card {
+    about: About {
         name: "smartmoe-free-migration",
         title: "SmartMoE (free migration)",
-        about: "SmartMoE whose experts move at no cost: an upper bound, not a system",
+        summary: "SmartMoE whose experts move at no cost: an upper bound, not a system",
     },
     migrated_bytes_per_parameter: 0.0,
     ..SMARTMOE
@@ -77,10 +75,10 @@ pub static FREE_MIGRATION: SmartMoe = SmartMoe {
 
 /// As the artifact migrates.
 pub static WEIGHTS_ONLY_MIGRATION: SmartMoe = SmartMoe {
-    card: Card {
+    about: About {
         name: "smartmoe-weights-only",
         title: "SmartMoE (weights-only migration)",
-        about: "SmartMoE that moves half-precision weights and leaves optimizer state behind, as its artifact does: this changes what is trained",
+        summary: "SmartMoE that moves half-precision weights and leaves optimizer state behind, as its artifact does: this changes what is trained",
     },
     migrated_bytes_per_parameter: 2.0,
     ..SMARTMOE
@@ -91,17 +89,18 @@ pub static WEIGHTS_ONLY_MIGRATION: SmartMoe = SmartMoe {
 const HISTORY: usize = 10;
 
 impl System for SmartMoe {
-    fn card(&self) -> Card {
-        self.card
+    fn about(&self) -> About {
+        self.about
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
         let profile = self.profile(job);
-        let estimated = search::enumerate(job, self.placement_every)
-            .into_iter()
-            .map(|plan| Candidate { plan, outcome: estimate_on(job, &plan, costs, &profile) })
-            .collect();
-        search::rank(estimated)
+        let performance = PerformanceModel { job, costs, profile: &profile };
+        let estimated = search::pools(job).into_iter().map(|pool| {
+            let plan = pool.plan(self.placement_every);
+            Candidate { plan, outcome: estimate(&performance, &plan) }
+        });
+        search::rank(estimated.collect())
     }
 
     fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
@@ -116,36 +115,41 @@ impl SmartMoe {
     /// What the offline search makes of one plan, be it its own or not.
     ///
     /// # Errors
-    /// As for [`search::estimate`].
+    /// As for [`PerformanceModel::estimate`].
     pub fn estimate(&self, job: &Job, plan: &Plan, costs: &CostModel) -> Result<Estimate, PlanError> {
-        estimate_on(job, plan, costs, &self.profile(job))
+        estimate(&PerformanceModel { job, costs, profile: &self.profile(job) }, plan)
     }
 
     /// The routing that the search believes in.
     fn profile<'a>(&self, job: &'a Job) -> Cow<'a, [BatchCounts]> {
-        if self.data_sensitive {
-            return Cow::Borrowed(&job.profile);
-        }
-        job.profile.first().map(BatchCounts::uniform).into_iter().collect()
+        if self.data_sensitive { Cow::Borrowed(&job.profile) } else { Cow::Owned(job.uniform_profile()) }
     }
 }
 
 /// A plan with its experts where the online part would put them under the profile's loads; in order where it never places.
-fn estimate_on(job: &Job, plan: &Plan, costs: &CostModel, profile: &[BatchCounts]) -> Result<Estimate, PlanError> {
-    search::estimate(job, plan, costs, &Plain, profile, &|layer| {
-        let experts = experts_of(job, layer);
-        let now = Placement::identity(experts, plan.ep);
-        if plan.placement_every == 0 {
-            return now;
-        }
-        let mut loads = vec![0; experts];
-        for batch in profile {
-            for (sum, load) in loads.iter_mut().zip(batch.loads(layer)) {
-                *sum += load;
+fn estimate(performance: &PerformanceModel, plan: &Plan) -> Result<Estimate, PlanError> {
+    plan.check(performance.job)?;
+    let mut placements = plan.experts_in_order(performance.job);
+    if plan.placement_every > 0 {
+        for (layer, placement) in placements.iter_mut().enumerate() {
+            let loads = sum(placement.experts(), performance.profile.iter().map(|batch| batch.loads(layer)));
+            if let Some(better) = better_placement(&loads, placement) {
+                *placement = better;
             }
         }
-        accepted(&loads, &now).unwrap_or(now)
-    })
+    }
+    performance.estimate(plan, &Plain, &placements)
+}
+
+/// The sum of loads `[expert]`: it orders experts as their mean does.
+fn sum(experts: usize, loads: impl Iterator<Item = impl AsRef<[u64]>>) -> Vec<u64> {
+    let mut sum = vec![0; experts];
+    for of_one in loads {
+        for (sum, load) in sum.iter_mut().zip(of_one.as_ref()) {
+            *sum += load;
+        }
+    }
+    sum
 }
 
 struct Online {
@@ -158,21 +162,8 @@ impl Policy for Online {
         if self.every == 0 || iteration == 0 || !iteration.is_multiple_of(self.every) {
             return Decision::NotDue;
         }
-        // A sum orders experts as a mean does.
-        let mut loads = vec![0; now.experts()];
-        for seen in past.recent(layer, HISTORY) {
-            for (sum, load) in loads.iter_mut().zip(seen) {
-                *sum += load;
-            }
-        }
-        match accepted(&loads, now) {
-            Some(next) => Decision::Move(next),
-            None => Decision::Stay,
-        }
-    }
-
-    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
-        LayerProgram::expert_parallel()
+        let loads = sum(now.experts(), past.recent(layer, HISTORY));
+        better_placement(&loads, now).map_or(Decision::Stay, Decision::Move)
     }
 
     fn migrated_bytes_per_parameter(&self) -> f64 {
@@ -180,40 +171,35 @@ impl Policy for Online {
     }
 }
 
-/// The greedy placement, if its fullest rank is less full than now.
-pub fn accepted(loads: &[u64], now: &Placement) -> Option<Placement> {
-    let next = greedy(loads, now);
+/// The placement of [`place_experts`], if its fullest rank is less full than that of the present one.
+pub fn better_placement(loads: &[u64], now: &Placement) -> Option<Placement> {
+    let next = place_experts(loads, now);
     (now.max_rank_load(loads) > next.max_rank_load(loads)).then_some(next)
 }
 
-/// Experts by descending load, each to the rank with a free slot and the least load (the lowest on ties, but its present
-/// rank when that is one of them); slots in order of arrival.
+/// Algorithm 1 (section 5): where the experts of one layer go, by their loads alone. `loads`: `[expert]` entries.
 ///
-/// `loads`: `[expert]` entries.
-pub fn greedy(loads: &[u64], now: &Placement) -> Placement {
+/// The paper leaves ties open; here they are broken so that as few experts as possible move.
+pub fn place_experts(loads: &[u64], now: &Placement) -> Placement {
     let (ranks, slots) = (now.ranks(), now.slots_per_rank());
+    // Step 1: sort the experts by descending load.
     let mut order: Vec<usize> = (0..loads.len()).collect();
-    order.sort_unstable_by_key(|&expert| (std::cmp::Reverse(loads[expert]), expert));
-    let mut load = vec![0u64; ranks];
-    let mut taken = vec![0usize; ranks];
+    order.sort_unstable_by_key(|&expert| (Reverse(loads[expert]), expert));
+    let mut load = vec![0; ranks];
+    let mut taken = vec![0; ranks];
     let mut slot_of = vec![0; loads.len()];
     for expert in order {
-        let present = now.rank_of(expert);
-        let mut best = usize::MAX;
-        let mut least = u64::MAX;
-        for rank in 0..ranks {
-            if load[rank] < least && taken[rank] < slots {
-                (best, least) = (rank, load[rank]);
-            }
-        }
-        if taken[present] < slots && load[present] == least {
-            best = present;
-        }
-        slot_of[expert] = best * slots + taken[best];
-        taken[best] += 1;
-        load[best] += loads[expert];
+        // Step 2: give each to the least loaded rank with a free slot; on ties to the one it is on, then to the lowest.
+        let free = (0..ranks).filter(|&rank| taken[rank] < slots);
+        let rank = free
+            .min_by_key(|&rank| (load[rank], rank != now.rank_of(expert)))
+            .expect("there are as many slots as experts");
+        // Step 3: it takes the rank's next slot.
+        slot_of[expert] = rank * slots + taken[rank];
+        taken[rank] += 1;
+        load[rank] += loads[expert];
     }
-    Placement::new(slot_of, ranks).unwrap_or_else(|_| now.clone())
+    Placement::new(slot_of, ranks).expect("every expert took a free slot")
 }
 
 #[cfg(test)]
@@ -223,7 +209,7 @@ mod tests {
     #[test]
     fn greedy_spreads_the_hot_experts() {
         let now = Placement::identity(4, 2);
-        let next = greedy(&[10, 9, 1, 2], &now);
+        let next = place_experts(&[10, 9, 1, 2], &now);
         // 10 stays on rank 0, 9 goes to rank 1, 2 to rank 1 (9 < 10), 1 to rank 0.
         assert_eq!(next.experts_of(0), [0, 2]);
         assert_eq!(next.experts_of(1), [1, 3]);
@@ -232,19 +218,18 @@ mod tests {
     #[test]
     fn ties_keep_experts_where_they_are() {
         let now = Placement::new(vec![3, 1, 2, 0], 2).unwrap();
-        let next = greedy(&[5, 5, 5, 5], &now);
+        let next = place_experts(&[5, 5, 5, 5], &now);
         assert!(now.moves_to(&next).is_empty());
     }
 
     #[test]
     fn only_a_lower_maximum_is_accepted() {
         let now = Placement::identity(4, 2);
-        assert!(accepted(&[5, 1, 4, 2], &now).is_none());
-        assert!(accepted(&[5, 4, 1, 2], &now).is_some());
+        assert!(better_placement(&[5, 1, 4, 2], &now).is_none());
+        assert!(better_placement(&[5, 4, 1, 2], &now).is_some());
     }
 
-    /// Against every placement of tiny cases: greedy is at most 4/3 of the best (Graham 1969, with slots for machines),
-    /// and never worse than staying once the accept rule has spoken.
+    /// Against every placement of tiny cases: at most 4/3 of the best (Graham 1969, with slots for machines).
     #[test]
     fn greedy_is_close_to_the_brute_force_optimum() {
         let mut state = 1u64;
@@ -257,7 +242,7 @@ mod tests {
                 .collect();
             let now = Placement::identity(6, 3);
             let best = best_of_all(&loads);
-            let greedy = accepted(&loads, &now).unwrap_or(now).max_rank_load(&loads);
+            let greedy = place_experts(&loads, &now).max_rank_load(&loads);
             assert!(greedy >= best);
             assert!(3 * greedy <= 4 * best, "{loads:?}: {greedy} against {best}");
         }

@@ -12,30 +12,25 @@
 use workloads::Seconds;
 use workloads::model::Moe;
 
-use crate::plan::Plan;
-use crate::plan::job::Job;
-use crate::plan::placement::Placement;
-use crate::plan::search::Candidate;
-use crate::price::cost::CostModel;
+use crate::plan::search;
 use crate::price::{GroupPlace, price};
-use crate::program::routing::RoutingCounts;
-use crate::program::{Exchange, LayerProgram, Layout, Op, Pass};
-use crate::{Card, Policy, System, zoo::expert_only};
+use crate::program::{Exchange, Layout, Op, Pass};
+use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
 /// Tutel.
 pub struct Tutel;
 
 impl System for Tutel {
-    fn card(&self) -> Card {
-        Card {
+    fn about(&self) -> About {
+        About {
             name: "tutel",
             title: "Tutel",
-            about: "Rows padded to the capacity; per layer, the faster of moving rows (linear or hierarchical) and moving weights (Hwang et al., MLSys'23)",
+            summary: "Rows padded to the capacity; per layer, the faster of moving rows (linear or hierarchical) and moving weights (Hwang et al., MLSys'23)",
         }
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        expert_only::candidates(self, job, costs)
+        search::expert_parallel(self, job, costs)
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
@@ -47,7 +42,7 @@ impl System for Tutel {
             let tokens = plan.tokens(moe);
             Layer { moe: *moe, tokens, capacity: factor.map(|f| capacity(f, tokens, job.top_k(), moe.experts)) }
         };
-        let layers = job.model.blocks.iter().filter_map(|block| block.moe()).map(layer).collect();
+        let layers = job.model.moe_layers().map(layer).collect();
         Box::new(Adaptive { costs, place, layers })
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use rustix::time::{ClockId, clock_gettime};
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Gradients, Span};
-use systems::iteration::{Ledger, Phase};
+use systems::price::ledger::{Ledger, Phase};
 use systems::program::Op;
 use tch::{Device, Kind, Tensor};
 use workloads::Seconds;

@@ -13,10 +13,10 @@ pub mod relay;
 pub mod rows;
 pub mod shipping;
 
-use systems::iteration::Ledger;
 use systems::iteration::timeline::Activity;
 use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
+use systems::price::ledger::Ledger;
 use systems::price::streams::Streams;
 use systems::price::{GroupPlace, LayerPrice, price};
 use systems::program::{Exchange, LayerProgram, Op, Stream, Task};
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
     use crate::comm::threads;
     use crate::model::parameters::{Initial, initial};
-    use systems::zoo::expert_only::Plain;
+    use systems::Plain;
     use tch::Kind;
     use workloads::Cluster;
     use workloads::model::Moe;

@@ -8,11 +8,11 @@ pub mod groups;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use systems::iteration::Ledger;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::plan::Plan;
 use systems::price::GroupPlace;
+use systems::price::ledger::Ledger;
 use systems::{Decision, LoadHistory, Placement, Policy};
 use tch::{Device, Kind, Tensor};
 use workloads::model::HALF;
@@ -588,8 +588,7 @@ impl<'a> Rank<'a> {
         }
         let layers: Vec<(usize, usize)> =
             self.model.layers().map(|layer| (layer.number, layer.experts.moe().experts)).collect();
-        let mut loads: Vec<Vec<u64>> =
-            self.setup.job.model.blocks.iter().filter_map(|b| b.moe()).map(|moe| vec![0; moe.experts]).collect();
+        let mut loads: Vec<Vec<u64>> = self.setup.job.model.moe_layers().map(|moe| vec![0; moe.experts]).collect();
         let all = || happened.iter().flatten();
         let count = all().count().max(1) as f64;
         report.balance = all().map(|done| done.balance).sum::<f64>() / count;
