@@ -1,6 +1,6 @@
 use systems::iteration::{Charge, Evaluation, Extent, Timing};
 use systems::price::ledger::Phase;
-use systems::price::{GroupPlace, price};
+use systems::price::{GroupPlace, Setting};
 use systems::program::Op;
 use systems::zoo::expert_only::ExpertOnly;
 use systems::zoo::smartmoe::place_experts;
@@ -101,7 +101,7 @@ fn dispatch(cluster: &Cluster, experts: usize, counts: &[u32]) -> f64 {
     let placement = Placement::identity(experts, 4);
     let program = LayerProgram::expert_parallel();
     let place = GroupPlace { group: costs.group(0..4, 1), nodes: vec![0, 0, 1, 1] };
-    let priced = price(&program, &counts, &placement, &moe, 100, &place, &costs);
+    let priced = Setting { moe: &moe, tokens: 100, place: &place, costs: &costs }.price(&program, &counts, &placement);
     let of = |op| {
         let task = program.forward.iter().position(|task| task.op == op).unwrap();
         priced.forward[4 * task..4 * task + 4].to_vec()

@@ -33,8 +33,7 @@ fn last_iteration(system: &dyn System, plan: Plan) -> (Job, Vec<Span>, systems::
     for _ in 0..2 {
         run.step(seen);
     }
-    let mut spans = Vec::new();
-    let done = run.observe(seen, &mut spans);
+    let (done, spans) = run.observe(seen);
     (job, spans, done)
 }
 

@@ -175,6 +175,29 @@ impl Block {
 }
 
 impl Model {
+    /// One MoE layer with nothing around it: no attention, no edges.
+    pub fn of_layer(moe: Moe, top_k: usize) -> Self {
+        let block = Block {
+            tokens: 0,
+            hidden: 0,
+            heads: 0,
+            attended: 0,
+            extra_parameters: 0,
+            extra_flops: Flops::ZERO,
+            ffn: Ffn::Moe(moe),
+        };
+        Self {
+            name: "layer".to_owned(),
+            source: "one MoE layer of another model".to_owned(),
+            blocks: vec![block],
+            input: Edge::default(),
+            output: Edge::default(),
+            tied_parameters: 0,
+            top_k,
+            vocabulary: None,
+        }
+    }
+
     /// Reads a model's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let spec: ModelSpec = error::parse(file, text)?;

@@ -138,9 +138,7 @@ impl Sample {
         for _ in 0..self.warmup {
             run.step(&self.batch);
         }
-        let mut spans = Vec::new();
-        run.observe(&self.batch, &mut spans);
-        segments(&spans)
+        segments(&run.observe(&self.batch).1)
     }
 
     /// `ln(predicted / measured)` of every segment that both know; each kind and pass weighs as much as its share of `all`

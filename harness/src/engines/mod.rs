@@ -2,7 +2,6 @@
 
 #[cfg(feature = "train")]
 pub mod replay;
-pub mod simulate_layer;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -170,8 +170,9 @@ pub fn one_case<'a>(
         None => JobRouting::new(&job, part, trace, seed),
     };
     let routing = routing.with_context(|| context.to_owned())?;
-    if case.layer.is_none() {
-        job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect();
+    match case.layer.and_then(|layer| job.layer_alone(layer)) {
+        Some(alone) => job = alone,
+        None => job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect(),
     }
     Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new(), different: BTreeMap::new() })
 }

@@ -10,15 +10,13 @@ use rayon::prelude::*;
 use systems::iteration::timeline::Span;
 use systems::{CostModel, Plan, PlanError, System};
 use workloads::Seconds;
-use workloads::trace::BatchCounts;
 
 use crate::engines::Engine;
-use crate::engines::simulate_layer::LayerRun;
 use crate::report::timeline::Timeline;
 use crate::runs::prepare::Prepared;
 use crate::runs::records::{self, RunKey, RunRecord, Status};
 use crate::runs::store::{Frames, Store};
-use systems::iteration::run::{Iteration, Run};
+use systems::iteration::run::{Failure, Run};
 
 /// What of a suite is run.
 #[derive(Clone, Copy)]
@@ -88,37 +86,6 @@ fn write_timelines(id: &str, runs: &[RunRecord], last: &[Shown], store: &Store) 
     store.write_timelines(id, timelines)
 }
 
-/// What a case asks to be run: whole iterations, or one layer of them.
-enum Running<'a> {
-    Training(Run<'a>),
-    Layer(LayerRun<'a>),
-}
-
-impl<'a> Running<'a> {
-    fn new(prepared: &'a Prepared, system: &dyn System, plan: Plan, costs: &'a CostModel) -> Option<Self> {
-        let job = &prepared.as_run_by(system.name()).job;
-        match prepared.case.layer {
-            Some(layer) => LayerRun::new(job, costs, system, plan, layer).map(Self::Layer),
-            None => Some(Self::Training(Run::new(job, costs, system, plan))),
-        }
-    }
-
-    fn step(&mut self, batch: &BatchCounts) -> Iteration {
-        match self {
-            Self::Training(run) => run.step(batch),
-            Self::Layer(run) => run.step(batch),
-        }
-    }
-
-    /// The same, and keeps the spans of a whole iteration.
-    fn observe(&mut self, batch: &BatchCounts, spans: &mut Vec<Span>) -> Iteration {
-        match self {
-            Self::Training(run) => run.observe(batch, spans),
-            Self::Layer(run) => run.step(batch),
-        }
-    }
-}
-
 /// Runs one case under all of its systems; returns the record of each and, where asked for and reached, the spans of its
 /// last iteration.
 fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressBar) -> Ran {
@@ -126,7 +93,8 @@ fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressB
     let (mut runs, mut records) = (Vec::new(), Vec::new());
     for &(system, forced) in &prepared.systems {
         let chosen = choose(prepared, system, forced, &costs);
-        runs.push(chosen.as_ref().ok().and_then(|chosen| Running::new(prepared, system, chosen.plan, &costs)));
+        let job = &prepared.as_run_by(system.name()).job;
+        runs.push(chosen.as_ref().ok().map(|chosen| Run::new(job, &costs, system, chosen.plan)));
         records.push(record(prepared, system, chosen, seed, Engine::Simulate));
     }
     let mut last: Vec<Vec<Span>> = vec![Vec::new(); records.len()];
@@ -141,11 +109,21 @@ fn run_case(prepared: &Prepared, seed: u64, extent: Extent, progress: &ProgressB
             let Some(running) = run else { continue };
             let own = prepared.different.get(record.key.system).map(|own| own.routing.iteration(t));
             let batch = own.as_ref().unwrap_or(&batch);
-            let done = if observed { running.observe(batch, spans) } else { running.step(batch) };
+            let done = if observed {
+                let (done, seen) = running.observe(batch);
+                *spans = seen;
+                done
+            } else {
+                running.step(batch)
+            };
             match done.failure {
                 None => record.iterations.push(done),
-                Some(reason) => {
-                    record.failure = Some((Status::Oom, reason));
+                Some(failure) => {
+                    let status = match failure {
+                        Failure::Memory(_) => Status::Oom,
+                        Failure::Placement(_) => Status::Crash,
+                    };
+                    record.failure = Some((status, failure.to_string()));
                     *run = None;
                 }
             }

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
+use systems::iteration::online::Online;
 use systems::zoo::smartmoe;
-use systems::{Placement, RoutingCounts};
+use systems::{Decision, LoadHistory, Placement, Policy, RoutingCounts};
 use workloads::Cluster;
 use workloads::trace::RoutingTrace;
 
@@ -118,26 +119,40 @@ impl Series<'_> {
         self.samples.iter().map(|s| self.reader.time(&s.counts, &placement, cluster).0).collect()
     }
 
-    /// Both series. Placement is decided every so often by SmartMoE's greedy and accept rule.
+    /// Both series. Placement is decided every so often, by Algorithm 1 on the loads of one sample.
     pub fn predict(&self, cluster: &Cluster) -> Vec<Step> {
-        let mut online = self.identity();
+        let mut placement = self.identity();
+        let moe = self.reader.shape.moe(placement.experts());
+        let mut online = Online::new(Box::new(OfLastLoads));
         let in_order = self.predict_static(cluster);
         let mut steps = Vec::with_capacity(self.samples.len());
         for (index, (sample, in_order)) in self.samples.iter().zip(in_order).enumerate() {
             let due = (sample.iteration.saturating_sub(1)).is_multiple_of(self.study.every);
-            let next = index
-                .checked_sub(self.study.lag)
-                .filter(|_| due)
-                .and_then(|seen| smartmoe::better_placement(&self.samples[seen].counts.loads(), &online));
-            let moved = next.is_some();
-            online = next.unwrap_or(online);
-            steps.push(Step { in_order, online: self.reader.time(&sample.counts, &online, cluster).0, moved });
+            let mut moved = false;
+            if let Some(seen) = index.checked_sub(self.study.lag).filter(|_| due) {
+                online.remember(vec![self.samples[seen].counts.loads()]);
+                let decided = online.decide(0, &moe, &placement).expect("Algorithm 1 places the layer's own experts");
+                if let Some(migration) = decided.and_then(|decided| decided.migration) {
+                    (placement, moved) = (migration.placement, true);
+                }
+            }
+            steps.push(Step { in_order, online: self.reader.time(&sample.counts, &placement, cluster).0, moved });
         }
         steps
     }
 
     fn identity(&self) -> Placement {
         Placement::identity(self.reader.trace.shape().experts, self.reader.ranks)
+    }
+}
+
+/// Decides whenever it is asked, on the last loads alone.
+struct OfLastLoads;
+
+impl Policy for OfLastLoads {
+    fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
+        let better = past.recent(layer, 1).next().and_then(|loads| smartmoe::better_placement(loads, now));
+        better.map_or(Decision::Stay, Decision::Move)
     }
 }
 

@@ -301,7 +301,7 @@ impl Configuration {
         for &iteration in iterations {
             let done = run.step(&routing.iteration(iteration - 1));
             if done.failure.is_some() {
-                prediction.failure = done.failure;
+                prediction.failure = done.failure.map(|failure| failure.to_string());
                 break;
             }
             prediction.times.push((iteration, done.timing.step.0));

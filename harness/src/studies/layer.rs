@@ -1,11 +1,12 @@
 //! One MoE layer on rows of a trace, as layer studies measured it.
 
 use anyhow::{Result, bail};
-use systems::price::GroupPlace;
-use systems::{CostModel, LayerProgram, Placement, RoutingCounts, iteration::layer};
+use systems::iteration::{Charge, Evaluation, Extent};
+use systems::plan::job::Scope;
+use systems::{CostModel, Job, Placement, Plain, Plan, RoutingCounts};
 use workloads::model::Moe;
-use workloads::trace::RoutingTrace;
-use workloads::{Cluster, Seconds};
+use workloads::trace::{BatchCounts, RoutingTrace};
+use workloads::{Cluster, Gate, Model, Seconds};
 
 use super::sheet::Row;
 
@@ -101,17 +102,67 @@ impl LayerReader<'_> {
         RoutingCounts::new(shape.experts, rows.map(|&count| (f64::from(count) * scale).round() as u32).collect())
     }
 
-    /// Time of the layer, forward and backward.
+    /// Time of the layer alone, forward and backward.
     pub fn time(&self, counts: &RoutingCounts, placement: &Placement, cluster: &Cluster) -> Seconds {
-        let costs = CostModel::new(cluster);
-        let nodes = (0..self.ranks).map(|rank| rank / cluster.gpus_per_node).collect();
-        let place = GroupPlace { group: costs.group(0..self.ranks, 1), nodes };
-        let moe = self.shape.moe(counts.experts());
-        let tokens = self.micro_batch * self.shape.seq_len;
-        layer::time(&LayerProgram::expert_parallel(), counts, placement, &moe, tokens, &place, &costs)
+        let (ranks, micro_batch) = (self.ranks, self.micro_batch);
+        let model = Model::of_layer(self.shape.moe(counts.experts()), self.trace.shape().top_k as usize);
+        let mut job = Job::new(model, cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch);
+        job.scope = Scope::Layer;
+        let plan = Plan { pp: 1, dp: ranks, tp: 1, ep: ranks, expert_dp: 1, micro_batch, placement_every: 0 };
+        let rows = (0..ranks).flat_map(|rank| counts.row(rank)).copied().collect();
+        let batch = BatchCounts::new(1, ranks, counts.experts(), rows);
+        let evaluation = Evaluation {
+            job: &job,
+            plan: &plan,
+            costs: &CostModel::new(cluster),
+            policy: &Plain,
+            placements: std::slice::from_ref(placement),
+            batch: &batch.in_first_samples(micro_batch),
+            charges: &[Charge::default()],
+            extent: Extent::Full,
+        };
+        evaluation.run().step
     }
 
     fn entries(&self) -> f64 {
         (self.micro_batch * self.shape.seq_len) as f64 * f64::from(self.trace.shape().top_k)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use systems::iteration::run::Run;
+    use systems::plan::routing::JobRouting;
+    use systems::zoo::smartmoe;
+    use workloads::suite::TraceUse;
+    use workloads::trace::SynthSpec;
+
+    /// Where micro-batches are the trace's own, a suite's layer alone is the layer that studies are predicted with.
+    #[test]
+    fn a_layer_of_a_suite_is_the_layer_that_is_validated() {
+        let trace = SynthSpec { samples: 2, ..SynthSpec::default() }.generate().unwrap();
+        let model = Model::named("test", "gpt-l24-h1024-e32").unwrap();
+        let cluster = Cluster::named("test", "nico").unwrap();
+        let (gpus, micro_batch, layer) = (16, 2, 6);
+        let shape = LayerShape { hidden: 1024, seq_len: 1024 };
+        let reader = LayerReader { trace: &trace, ranks: gpus, micro_batch, shape };
+        let counts = reader.counts(Spot { sample: 0, layer }, 0);
+        let expected = reader.time(&counts, &Placement::identity(32, gpus), &cluster);
+
+        let whole = Job::new(model, cluster, gpus, Gate::NoDrop, gpus * micro_batch).with_micro_batch(micro_batch);
+        let batch = JobRouting::of_layer(&whole, layer, TraceUse::default(), &trace, 0).unwrap().iteration(0);
+        let plan = Plan { pp: 1, dp: gpus, tp: 1, ep: gpus, expert_dp: 1, micro_batch, placement_every: 1 };
+        let job = whole.layer_alone(layer).unwrap();
+        plan.check(&job).unwrap();
+        let costs = CostModel::new(&job.cluster);
+        let mut run = Run::new(&job, &costs, &smartmoe::SMARTMOE, plan);
+        let first = run.step(&batch);
+        assert_eq!((first.timing.step, first.moved), (expected, 0));
+        // The next one has seen the first, and pays for what it moves.
+        let second = run.step(&batch);
+        assert!(second.moved > 0 && second.migration > Seconds::ZERO && second.decision > Seconds::ZERO);
+        assert!(second.timing.step - second.decision - second.migration < expected);
+        assert!(whole.layer_alone(24).is_none());
     }
 }

@@ -118,7 +118,7 @@ fn rated(prepared: &Prepared, costs: &CostModel, plan: Plan, warmup: usize, iter
         let done = run.step(&prepared.routing.iteration(t));
         peak = peak.max(done.timing.peak.bytes.0);
         if done.failure.is_some() {
-            failure = done.failure;
+            failure = done.failure.map(|failure| failure.to_string());
             steps.clear();
             break;
         }

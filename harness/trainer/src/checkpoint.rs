@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use systems::{LoadHistory, Placement};
+use systems::Placement;
 use tch::{Device, Kind, Tensor};
 use workloads::Training;
 
@@ -173,8 +173,7 @@ impl<'a> Checkpoints<'a> {
                 loads[layer.number] = past.iter().map(|&load| load as u64).collect();
             }
         }
-        rank.history = LoadHistory::default();
-        loads.into_iter().for_each(|loads| rank.history.push(loads));
+        loads.into_iter().for_each(|loads| rank.online.remember(loads));
         rank.iteration = iteration;
         Ok(())
     }
@@ -234,7 +233,7 @@ impl<'a> Checkpoints<'a> {
         for layer in rank.model.layers() {
             let expert_in: Vec<i64> = layer.placement.experts_in_slots().iter().map(|&expert| expert as i64).collect();
             tensors.push((placement_of(layer.number), Tensor::from_slice(&expert_in)));
-            let past = rank.history.recent(layer.number, rank.iteration).flatten().map(|&load| load as i64);
+            let past = rank.online.history().recent(layer.number, rank.iteration).flatten().map(|&load| load as i64);
             tensors.push((loads_of(layer.number), Tensor::from_slice(&past.collect::<Vec<_>>())));
         }
         let temporary = path.with_extension("tmp");

@@ -52,6 +52,9 @@ pub enum TrainError {
     /// A system's layer program cannot be executed.
     #[error("the layer program has {0}")]
     Program(String),
+    /// A policy's placement cannot be.
+    #[error(transparent)]
+    Placement(#[from] systems::iteration::online::WrongPlacement),
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),

@@ -72,8 +72,7 @@ fn chosen<'a>(
 ) -> impl Iterator<Item = u32> + use<'a> {
     let (job, plan) = (setup.job, &setup.plan);
     let blocks = job.model.moe_blocks();
-    let holds = |stage: &usize| plan.stage_blocks(job, *stage).contains(&blocks[layer]);
-    let stage = (0..plan.pp).find(holds).unwrap_or(0);
+    let stage = plan.stage_of(job, blocks[layer]);
     let before = blocks.partition_point(|&block| block < plan.stage_blocks(job, stage).start);
     let of_rank = reports[stage * plan.stage_ranks() + position].chosen.get(layer - before);
     of_rank.and_then(|layers| layers.get(m)).into_iter().flatten().copied()

@@ -1,29 +1,30 @@
 //! The simulating engine: runs a job under a system's plan and policy on a described cluster, iteration by iteration.
 //!
-//! The engine asks the policy, prices what it answers and keeps the history that the policy may see. It knows no system
-//! by name and takes no decision.
+//! The engine asks the policy between iterations ([`Online`]), prices what it answers and keeps the loads that the policy may
+//! see next. It knows no system by name and takes no decision.
 
-use crate::iteration::timeline::{Observer, Unobserved};
-use crate::iteration::{Charge, Evaluation, Extent, Timing};
-use crate::plan::placement::Move;
-use crate::{CostModel, Decision, Job, LoadHistory, Placement, Plan, Policy, System, plan::search};
+use thiserror::Error;
+use workloads::Seconds;
 use workloads::trace::BatchCounts;
-use workloads::{Bytes, Seconds};
+
+use crate::iteration::online::{Online, WrongPlacement};
+use crate::iteration::timeline::{Recorder, Span};
+use crate::iteration::{Charge, Evaluation, Extent, Timing};
+use crate::plan::search;
+use crate::{CostModel, Job, Placement, Plan, PlanError, System};
 
 /// One run of one system, before its next iteration.
 pub struct Run<'a> {
     job: &'a Job,
     costs: &'a CostModel,
     plan: Plan,
-    policy: Box<dyn Policy>,
+    online: Online,
     /// `[moe layer]`.
     placements: Vec<Placement>,
-    history: LoadHistory,
-    iteration: usize,
 }
 
 /// What one iteration did.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Iteration {
     /// Its timing.
     pub timing: Timing,
@@ -34,100 +35,96 @@ pub struct Iteration {
     /// Experts that changed rank, over all layers.
     pub moved: usize,
     /// Why the iteration did not end, if it did not.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
     /// Mean cross-entropy of a token, where a model is really trained, nats.
     pub loss: Option<f64>,
     /// What the simulator says of this very iteration, where it follows an emulated run.
     pub predicted: Option<Seconds>,
 }
 
+/// Why an iteration does not end.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum Failure {
+    /// The fullest rank's memory does not hold it.
+    #[error(transparent)]
+    Memory(#[from] PlanError),
+    /// The policy's placement cannot be.
+    #[error(transparent)]
+    Placement(#[from] WrongPlacement),
+}
+
+/// What deciding and migrating before an iteration came to.
+struct Placed {
+    /// `[stage]`.
+    charges: Vec<Charge>,
+    moved: usize,
+}
+
 impl<'a> Run<'a> {
     /// A run at its start, experts in order.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan) -> Self {
-        Self {
-            job,
-            costs,
-            plan,
-            policy: system.policy(job, &plan),
-            placements: plan.experts_in_order(job),
-            history: LoadHistory::default(),
-            iteration: 0,
-        }
+        let online = Online::new(system.policy(job, &plan));
+        Self { job, costs, plan, online, placements: plan.experts_in_order(job) }
     }
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
     pub fn step(&mut self, batch: &BatchCounts) -> Iteration {
-        self.observe(batch, &mut Unobserved)
+        self.record(batch, &mut Recorder::new(false))
     }
 
-    /// The same, and tells `observer` what every rank does when.
-    pub fn observe(&mut self, batch: &BatchCounts, observer: &mut impl Observer) -> Iteration {
-        let (charges, moved) = self.place();
+    /// Runs the next iteration and says what every rank does when.
+    pub fn observe(&mut self, batch: &BatchCounts) -> (Iteration, Vec<Span>) {
+        let mut recorder = Recorder::new(true);
+        let iteration = self.record(batch, &mut recorder);
+        (iteration, recorder.into_spans())
+    }
+
+    fn record(&mut self, batch: &BatchCounts, recorder: &mut Recorder) -> Iteration {
+        let Placed { charges, moved } = match self.place() {
+            Ok(placed) => placed,
+            Err(refused) => return Iteration { failure: Some(refused.into()), ..Iteration::default() },
+        };
         let mut timing = Evaluation {
             job: self.job,
             plan: &self.plan,
             costs: self.costs,
-            policy: self.policy.as_ref(),
+            policy: self.online.policy(),
             placements: &self.placements,
             batch,
             charges: &charges,
             extent: Extent::Full,
         }
-        .observe(observer);
-        self.history.push(std::mem::take(&mut timing.loads));
-        self.iteration += 1;
-        let failure = search::fits(self.job, &self.plan, timing.peak).err();
+        .evaluate(recorder);
+        self.online.remember(std::mem::take(&mut timing.loads));
         let most = |of: fn(&Charge) -> Seconds| charges.iter().map(of).fold(Seconds::ZERO, Seconds::max);
         Iteration {
             decision: most(|charge| charge.decision),
             migration: most(|charge| charge.migration),
             moved,
-            failure: failure.map(|error| error.to_string()),
+            failure: search::fits(self.job, &self.plan, timing.peak).err().map(Failure::from),
             loss: None,
             predicted: None,
             timing,
         }
     }
 
-    /// Asks the policy about every layer; returns what that costs each stage, and how many experts moved.
-    fn place(&mut self) -> (Vec<Charge>, usize) {
-        let mut charges = vec![Charge::default(); self.plan.pp];
-        let mut moved = 0;
-        for (layer, block) in self.job.model.moe_blocks().into_iter().enumerate() {
-            let now = &self.placements[layer];
-            let decision = self.policy.place(self.iteration, layer, &self.history, now);
-            if decision == Decision::NotDue {
-                continue;
-            }
-            let stage = self.stage_of(block);
-            let steps = (now.experts() * now.ranks()) as u64;
-            charges[stage].decision += self.costs.decision(steps);
-            if let Decision::Move(next) = decision {
-                let moves = now.moves_to(&next);
-                moved += moves.len();
-                charges[stage].migration += self.migration(block, stage, &moves);
-                self.placements[layer] = next;
-            }
+    /// Asks the policy about every layer and moves experts. Every expert-data-parallel replica migrates at the same time; the
+    /// slowest group counts.
+    fn place(&mut self) -> Result<Placed, WrongPlacement> {
+        let (job, plan) = (self.job, &self.plan);
+        let mut placed = Placed { charges: vec![Charge::default(); plan.pp], moved: 0 };
+        let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers());
+        for (layer, ((block, moe), placement)) in layers.zip(&mut self.placements).enumerate() {
+            let Some(decided) = self.online.decide(layer, moe, placement)? else { continue };
+            let stage = plan.stage_of(job, block);
+            placed.charges[stage].decision += self.costs.decision(decided.steps);
+            let Some(migration) = decided.migration else { continue };
+            let groups = (0..plan.expert_dp).map(|group| plan.expert_group(stage, group).start);
+            let times = groups.map(|first| migration.time(self.costs, first));
+            placed.charges[stage].migration += times.fold(Seconds::ZERO, Seconds::max);
+            placed.moved += migration.moves.len();
+            *placement = migration.placement;
         }
-        (charges, moved)
-    }
-
-    fn stage_of(&self, block: usize) -> usize {
-        (0..self.plan.pp).find(|&stage| self.plan.stage_blocks(self.job, stage).contains(&block)).unwrap_or(0)
-    }
-
-    /// Every expert-data-parallel replica migrates at the same time; the slowest group counts.
-    fn migration(&self, block: usize, stage: usize, moves: &[Move]) -> Seconds {
-        let parameters = self.job.model.blocks[block].moe().map_or(0, |moe| moe.expert_parameters());
-        let bytes = Bytes(parameters as f64 * self.policy.migrated_bytes_per_parameter());
-        if bytes == Bytes::ZERO {
-            return Seconds::ZERO;
-        }
-        (0..self.plan.expert_dp)
-            .map(|group| {
-                let first = self.plan.expert_group(stage, group).start;
-                self.costs.migration(first, self.plan.ep, moves, bytes)
-            })
-            .fold(Seconds::ZERO, Seconds::max)
+        Ok(placed)
     }
 }

@@ -1,7 +1,9 @@
 //! What every rank does when: the spans of one iteration, as whoever runs it sees them.
 //!
-//! The evaluator tells an [`Observer`] of each span that it prices, a trainer of each that it times: both use the same
-//! words, so that two timelines of one run can be laid side by side. Waiting is no span: it is where a stream has none.
+//! The evaluator records each span that it prices, a trainer each that it times: both use the same words, so that two
+//! timelines of one run can be laid side by side. Waiting is no span: it is where a stream has none.
+
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use workloads::Seconds;
@@ -125,23 +127,52 @@ impl Activity {
     }
 }
 
-/// Whoever wants to see the spans of an iteration. Spans of one rank's stream come in order.
-pub trait Observer {
-    /// Sees a span; those that take no time are not shown.
-    fn span(&mut self, span: Span);
-}
+/// Spans that somebody wants to see, or nothing. Spans of one rank's stream come in order.
+pub(super) struct Recorder(Option<Vec<Span>>);
 
-/// Keeps all spans.
-impl Observer for Vec<Span> {
-    fn span(&mut self, span: Span) {
-        self.push(span);
+impl Recorder {
+    /// Keeps spans if `on`.
+    pub(super) fn new(on: bool) -> Self {
+        Self(on.then(Vec::new))
     }
-}
 
-/// Looks away: the compiler leaves out what nobody sees.
-pub struct Unobserved;
-
-impl Observer for Unobserved {
+    /// Keeps a span, unless it takes no time.
     #[inline]
-    fn span(&mut self, _span: Span) {}
+    pub(super) fn record(&mut self, span: Span) {
+        if let Some(spans) = &mut self.0
+            && span.end > span.start
+        {
+            spans.push(span);
+        }
+    }
+
+    /// Keeps what `ranks` do together, outside of any pass; returns when it ends.
+    pub(super) fn together(
+        &mut self,
+        ranks: Range<usize>,
+        activity: Activity,
+        start: Seconds,
+        time: Seconds,
+    ) -> Seconds {
+        let end = start + time;
+        for rank in ranks {
+            self.record(Span { rank, activity, block: None, work: None, start, end });
+        }
+        end
+    }
+
+    /// Takes the spans of another.
+    pub(super) fn append(&mut self, other: Self) {
+        if let (Some(spans), Some(others)) = (&mut self.0, other.0) {
+            spans.extend(others);
+        }
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(super) fn into_spans(self) -> Vec<Span> {
+        self.0.unwrap_or_default()
+    }
 }

@@ -4,7 +4,18 @@ use workloads::gate::GateStatistics;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Gate, Model};
 
-/// One training job.
+/// What of a training iteration takes place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it: every block, then gradient synchronisation, the optimizer and the host's work.
+    #[default]
+    Iteration,
+    /// The passes of one MoE layer alone, as layer studies time them: nothing stands around the layer or follows its backward
+    /// pass, and memory is not followed, because most of it belongs to what is not there.
+    Layer,
+}
+
+/// One training job, or one MoE layer of it.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The model.
@@ -23,6 +34,8 @@ pub struct Job {
     pub micro_batch: Option<usize>,
     /// What a short profiling run saw the gate choose (before any capacity limit), one element an iteration.
     pub profile: Vec<BatchCounts>,
+    /// Whole iterations, or one layer alone.
+    pub scope: Scope,
 }
 
 impl Job {
@@ -37,7 +50,15 @@ impl Job {
             global_batch,
             micro_batch: None,
             profile: Vec::new(),
+            scope: Scope::Iteration,
         }
+    }
+
+    /// The job of MoE layer `layer` alone, if the model has one of that number. It keeps no profile.
+    pub fn layer_alone(&self, layer: usize) -> Option<Self> {
+        let moe = *self.model.moe_layers().nth(layer)?;
+        let model = Model::of_layer(moe, self.model.top_k);
+        Some(Self { model, profile: Vec::new(), scope: Scope::Layer, ..self.clone() })
     }
 
     /// Fixes the samples per rank and micro-batch.

@@ -84,9 +84,23 @@ pub struct ExpertMemory {
     buffers: Bytes,
 }
 
+/// What a rank holds of one layer and micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldRows {
+    /// Tokens that it brings.
+    pub tokens: usize,
+    /// How its entries become rows.
+    pub layout: Layout,
+    /// Rows that it sends.
+    pub sent: u64,
+    /// Rows that it receives.
+    pub received: u64,
+}
+
 impl ExpertMemory {
-    /// Adds one layer and micro-batch, of which the rank sends and receives so many rows.
-    pub fn add(&mut self, moe: &Moe, tokens: usize, layout: Layout, sent: u64, received: u64) {
+    /// Adds one layer and micro-batch.
+    pub fn add(&mut self, moe: &Moe, held: &HeldRows) {
+        let &HeldRows { tokens, layout, sent, received } = held;
         let mut stored = moe.entry_activations() * received as f64;
         let mut buffers = exchange_buffers(moe, sent as f64, received as f64);
         if let Layout::OneHot { rows } = layout {
@@ -191,7 +205,7 @@ mod tests {
     fn few_activations_are_less_than_the_update_takes() {
         let moe = Moe { tokens: 1, width: 10, inner: 20, experts: 1 };
         let mut experts = ExpertMemory::default();
-        experts.add(&moe, 1, Layout::Ragged, 5, 3);
+        experts.add(&moe, &HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3 });
         let rows = moe.entry_activations().0 * 3.0 + exchange_buffers(&moe, 5.0, 3.0).0;
         let peak = |parameters| {
             let stage = StageMemory { parameters, dense: Bytes(7.0), held: 1.0, recomputes: false };

@@ -202,6 +202,12 @@ impl Plan {
         stage * blocks / self.pp..(stage + 1) * blocks / self.pp
     }
 
+    /// The stage that holds a block of the model.
+    pub fn stage_of(&self, job: &Job, block: usize) -> usize {
+        let holds = |&stage: &usize| self.stage_blocks(job, stage).contains(&block);
+        (0..self.pp).find(holds).expect("every block is on a stage")
+    }
+
     /// Global ranks of expert-parallel group `group` (below `expert_dp`) of a stage.
     pub fn expert_group(&self, stage: usize, group: usize) -> Range<usize> {
         let first = stage * self.stage_ranks() + group * self.ep;

@@ -19,6 +19,7 @@ pub struct JobRouting<'a> {
     gate: Gate,
     /// Choices per token, and choices per token that the counts below are of.
     choices: (usize, usize),
+    samples_per_chunk: usize,
 }
 
 /// Consecutive MoE layers with the same number of tokens.
@@ -37,7 +38,8 @@ impl<'a> JobRouting<'a> {
         Self::of_layers(job, 0..job.model.moe_blocks().len(), 1, part, trace, seed)
     }
 
-    /// The routing of one MoE layer of a job with a fixed micro-batch, a chunk per rank's micro-batch.
+    /// The routing of one MoE layer of a job with a fixed micro-batch, as that layer alone sees it: rescaled by micro-batches,
+    /// each of which is all in its first sample.
     ///
     /// # Errors
     /// A trace that cannot stand for it.
@@ -85,7 +87,7 @@ impl<'a> JobRouting<'a> {
                 flattening: Flattening::new(spec.entries_per_chunk, &job.gate_statistics),
             });
         }
-        Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k) })
+        Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k), samples_per_chunk })
     }
 
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
@@ -98,7 +100,8 @@ impl<'a> JobRouting<'a> {
             }
             batch
         });
-        BatchCounts::join(parts)
+        let batch = BatchCounts::join(parts);
+        if self.samples_per_chunk == 1 { batch } else { batch.in_first_samples(self.samples_per_chunk) }
     }
 }
 

@@ -12,15 +12,20 @@ use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 use crate::plan::memory;
 use crate::plan::placement::Move;
 use crate::price::traffic::Traffic;
+use crate::program::Direction;
 
 /// Bytes read and written per element of a one-hot tensor, forward: it is written in single precision (4), read for the
 /// mask (4) that is written in bytes (1) and becomes half precision (1 + 2), as does the tensor (4 + 2); each half is
 /// read by its product (2 + 2).
 const ONE_HOT_TRAFFIC_FORWARD: f64 = 22.0;
 
-/// The same, backward: both halves are read again (2 + 2); the tensor's gradient is written (2), becomes single precision
+/// Bytes read and written per element of a one-hot tensor, backward: both halves are read again (2 + 2); the tensor's gradient is written (2), becomes single precision
 /// (2 + 4) and is read for the weights' gradients (4).
 const ONE_HOT_TRAFFIC_BACKWARD: f64 = 16.0;
+
+/// A ring's hop as a share of the start-up of a call: a ring's steps are one kernel, so a hop takes less than a launch. Not
+/// sourced: no measurement at hand tells hops from bytes.
+const RING_HOP: f64 = 0.1;
 
 /// A cluster's constants, ready to price with.
 #[derive(Clone, Debug)]
@@ -129,26 +134,27 @@ impl CostModel {
         bytes / self.scatter_bandwidth
     }
 
-    /// One expert forward: its products, every stored activation written and read once, its weights read.
-    pub fn expert_forward(&self, moe: &Moe) -> ExpertPrice {
-        ExpertPrice {
-            start: self.elementwise(self.weights(moe)) + self.expert_start,
-            row: self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0),
+    /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
+    /// the products and activations; weights read, gradients read, added to and written.
+    pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
+        let start = self.elementwise(self.weights(moe)) + self.expert_start;
+        let row = self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0);
+        match direction {
+            Direction::Forward => ExpertPrice { start, row },
+            Direction::Backward => {
+                ExpertPrice { start: start * 2.0 + self.elementwise(self.weights(moe) * 2.0), row: row * 2.0 }
+            }
         }
-    }
-
-    /// One expert backward: twice the products and activations; weights read, gradients read, added to and written.
-    pub fn expert_backward(&self, moe: &Moe) -> ExpertPrice {
-        let forward = self.expert_forward(moe);
-        ExpertPrice { start: forward.start * 2.0 + self.elementwise(self.weights(moe) * 2.0), row: forward.row * 2.0 }
     }
 
     /// Entries laid out and combined by products with a `[tokens, experts, rows]` tensor: two of `2 S E C H` FLOP forward
     /// (dispatch, combine), three backward (the mask has no gradient), and the tensor's own traffic.
-    pub fn one_hot(&self, moe: &Moe, tokens: usize, rows: u32, backward: bool) -> Seconds {
+    pub fn one_hot(&self, moe: &Moe, tokens: usize, rows: u32, direction: Direction) -> Seconds {
         let elements = tokens as f64 * moe.experts as f64 * f64::from(rows);
-        let (products, traffic) =
-            if backward { (3.0, ONE_HOT_TRAFFIC_BACKWARD) } else { (2.0, ONE_HOT_TRAFFIC_FORWARD) };
+        let (products, traffic) = match direction {
+            Direction::Forward => (2.0, ONE_HOT_TRAFFIC_FORWARD),
+            Direction::Backward => (3.0, ONE_HOT_TRAFFIC_BACKWARD),
+        };
         self.matrix(Flops(products * 2.0 * elements * moe.width as f64)) + self.elementwise(Bytes(elements * traffic))
     }
 
@@ -183,8 +189,7 @@ impl CostModel {
         if group.size < 2 || bytes == Bytes::ZERO {
             return Seconds::ZERO;
         }
-        // A ring's hop costs a fraction of a launch: its steps are one kernel.
-        let hops = self.call_start * (0.1 * steps);
+        let hops = self.call_start * (RING_HOP * steps);
         bytes * (steps / group.size as f64) / self.ring(group) + hops
     }
 
@@ -264,7 +269,7 @@ mod tests {
             products * 2.0 * elements * 64.0 / cluster.gpu.gemm_rate.value
                 + bytes * elements / cluster.gpu.memory_bandwidth.value
         };
-        assert!((costs.one_hot(&moe, 100, 10, false).0 / expected(2.0, 22.0) - 1.0).abs() < 1e-12);
-        assert!((costs.one_hot(&moe, 100, 10, true).0 / expected(3.0, 16.0) - 1.0).abs() < 1e-12);
+        assert!((costs.one_hot(&moe, 100, 10, Direction::Forward).0 / expected(2.0, 22.0) - 1.0).abs() < 1e-12);
+        assert!((costs.one_hot(&moe, 100, 10, Direction::Backward).0 / expected(3.0, 16.0) - 1.0).abs() < 1e-12);
     }
 }

@@ -13,9 +13,10 @@ use workloads::{Bytes, Flops, Seconds};
 
 use crate::plan::placement::Placement;
 use crate::price::cost::{CostModel, Group};
+use crate::price::streams::TimedPass;
 use crate::price::traffic::{Table, Traffic};
 use crate::program::routing::RoutingCounts;
-use crate::program::{LayerProgram, Layout, Op, Rows, Task};
+use crate::program::{Direction, LayerProgram, Layout, Op, Rows, Task};
 
 /// Where a group's ranks are.
 #[derive(Clone, Debug)]
@@ -41,19 +42,15 @@ pub struct LayerPrice {
     pub computed_rows: Vec<u64>,
 }
 
-/// Prices `program` for one micro-batch of `tokens` tokens on each rank.
-pub fn price(
-    program: &LayerProgram,
-    counts: &RoutingCounts,
-    placement: &Placement,
-    moe: &Moe,
-    tokens: usize,
-    place: &GroupPlace,
-    costs: &CostModel,
-) -> LayerPrice {
-    let mut priced = LayerPrice::default();
-    Setting { moe, tokens, place, costs }.price(program, counts, placement, &mut Room::default(), &mut priced);
-    priced
+impl LayerPrice {
+    /// One pass of the program that was priced.
+    pub fn pass<'a>(&'a self, program: &'a LayerProgram, direction: Direction) -> TimedPass<'a> {
+        let steps = program.steps;
+        match direction {
+            Direction::Forward => TimedPass { tasks: &program.forward, durations: &self.forward, steps },
+            Direction::Backward => TimedPass { tasks: &program.backward, durations: &self.backward, steps },
+        }
+    }
 }
 
 /// What a layer's prices depend on besides its program and routing.
@@ -69,28 +66,42 @@ pub struct Setting<'a> {
     pub costs: &'a CostModel,
 }
 
-/// Room to price in, kept from layer to layer.
+/// Memory to price in, kept from layer to layer.
 #[derive(Default)]
-pub struct Room {
+pub struct Scratch {
     table: Table,
     /// `[step]`.
     exchanges: Vec<Seconds>,
+    /// Prices that nobody needs any more.
+    spare: Vec<LayerPrice>,
+}
+
+impl Scratch {
+    /// Takes back a price, to fill it again.
+    pub fn reuse(&mut self, price: LayerPrice) {
+        self.spare.push(price);
+    }
 }
 
 impl Setting<'_> {
-    /// Prices `program` into the memory of an earlier price.
-    pub fn price(
+    /// Prices `program` for one micro-batch.
+    pub fn price(&self, program: &LayerProgram, counts: &RoutingCounts, placement: &Placement) -> LayerPrice {
+        self.price_in(&mut Scratch::default(), program, counts, placement)
+    }
+
+    /// Prices `program` for one micro-batch, without new memory where `scratch` has some.
+    pub fn price_in(
         &self,
+        scratch: &mut Scratch,
         program: &LayerProgram,
         counts: &RoutingCounts,
         placement: &Placement,
-        room: &mut Room,
-        priced: &mut LayerPrice,
-    ) {
+    ) -> LayerPrice {
+        let mut priced = scratch.spare.pop().unwrap_or_default();
         let rows = Rows::new(program, counts, placement);
-        room.table.fill(program, &rows, placement.slots_per_rank(), &self.place.nodes);
-        room.exchanges.clear();
-        room.exchanges.extend((0..program.steps).map(|step| self.exchange(&room.table, step)));
+        scratch.table.fill(program, &rows, &self.place.nodes);
+        scratch.exchanges.clear();
+        scratch.exchanges.extend((0..program.steps).map(|step| self.exchange(&scratch.table, step)));
         let entries_of = |rank| counts.row(rank).iter().map(|&count| u64::from(count)).sum::<u64>();
         priced.laid_out_rows.clear();
         priced.laid_out_rows.extend((0..counts.ranks()).map(entries_of));
@@ -98,10 +109,11 @@ impl Setting<'_> {
         if let Some(same) = program.layout.rows() {
             priced.laid_out_rows.fill(u64::from(same) * self.moe.experts as u64);
         }
-        let pricer = Pricer { setting: self, rows: &rows, room, entries: priced.entries, layout: program.layout };
-        pricer.pass(&program.forward, false, &mut priced.forward);
-        pricer.pass(&program.backward, true, &mut priced.backward);
+        let pricer = Pricer { setting: self, rows: &rows, scratch, entries: priced.entries, layout: program.layout };
+        pricer.pass(&program.forward, Direction::Forward, &mut priced.forward);
+        pricer.pass(&program.backward, Direction::Backward, &mut priced.backward);
         pricer.computed_rows(program, &mut priced.computed_rows);
+        priced
     }
 
     /// One step of an exchange: the same there and back, forward and backward.
@@ -118,29 +130,29 @@ impl Setting<'_> {
 struct Pricer<'a> {
     setting: &'a Setting<'a>,
     rows: &'a Rows<'a>,
-    room: &'a Room,
+    scratch: &'a Scratch,
     entries: u64,
     layout: Layout,
 }
 
 impl Pricer<'_> {
-    fn pass(&self, tasks: &[Task], backward: bool, durations: &mut Vec<Seconds>) {
+    fn pass(&self, tasks: &[Task], direction: Direction, durations: &mut Vec<Seconds>) {
         let Setting { moe, costs, .. } = self.setting;
-        let expert = if backward { costs.expert_backward(moe) } else { costs.expert_forward(moe) };
+        let expert = costs.expert(moe, direction);
         let ranks = self.rows.ranks();
         durations.clear();
         durations.reserve_exact(tasks.len() * ranks);
         for task in tasks {
             match task.op {
                 Op::Experts { step } => {
-                    let arrived = self.room.table.arrived(step);
+                    let arrived = self.scratch.table.arrived(step);
                     durations.extend(arrived.map(|slots| slots.iter().map(|&rows| expert.of(rows)).sum::<Seconds>()));
                 }
                 Op::Shadow { expert: shadowed } => {
                     durations.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
                 }
                 op => {
-                    let same = self.uniform(op, backward);
+                    let same = self.uniform(op, direction);
                     durations.extend(std::iter::repeat_n(same, ranks));
                 }
             }
@@ -148,10 +160,10 @@ impl Pricer<'_> {
     }
 
     /// Ops that take every rank the same time.
-    fn uniform(&self, op: Op, backward: bool) -> Seconds {
+    fn uniform(&self, op: Op, direction: Direction) -> Seconds {
         let Setting { moe, place, costs, .. } = self.setting;
         match op {
-            Op::Gate => self.gate(backward),
+            Op::Gate => self.gate(direction),
             Op::Counts => {
                 let bytes = Bytes(8.0 * moe.experts as f64);
                 let own_node = place.group.size.div_ceil(place.group.nodes);
@@ -161,7 +173,7 @@ impl Pricer<'_> {
             }
             Op::Sync => costs.synchronisation(),
             Op::Decide { steps } => costs.decision(steps),
-            Op::Dispatch { step } | Op::Combine { step } => self.room.exchanges[step],
+            Op::Dispatch { step } | Op::Combine { step } => self.scratch.exchanges[step],
             Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
                 let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
                 costs.broadcast(&place.group, bytes)
@@ -172,9 +184,9 @@ impl Pricer<'_> {
 
     /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
     /// and back.
-    fn gate(&self, backward: bool) -> Seconds {
+    fn gate(&self, direction: Direction) -> Seconds {
         let &Setting { moe, tokens, costs, .. } = self.setting;
-        let factor = if backward { 2.0 } else { 1.0 };
+        let factor = direction.products();
         let flops = Flops(2.0 * tokens as f64 * (moe.width * moe.experts) as f64);
         let moved = moe.entry_bytes() * (6.0 * self.entries as f64 / self.rows.ranks() as f64);
         match self.layout {
@@ -186,7 +198,7 @@ impl Pricer<'_> {
             }
             Layout::OneHot { rows } => {
                 let scores = costs.matrix(flops) * factor;
-                scores + costs.one_hot(moe, tokens, rows, backward)
+                scores + costs.one_hot(moe, tokens, rows, direction)
             }
         }
     }
@@ -198,7 +210,7 @@ impl Pricer<'_> {
         computed.clear();
         computed.extend((0..self.rows.ranks()).map(own));
         for step in 0..program.steps {
-            for (sum, slots) in computed.iter_mut().zip(self.room.table.arrived(step)) {
+            for (sum, slots) in computed.iter_mut().zip(self.scratch.table.arrived(step)) {
                 *sum += slots.iter().map(|&rows| u64::from(rows)).sum::<u64>();
             }
         }

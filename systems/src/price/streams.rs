@@ -9,7 +9,18 @@ use workloads::Seconds;
 use crate::price::ledger::{Ledger, Phase};
 use crate::program::{Op, Stream, Task};
 
-/// Room for the times of a pass, kept from pass to pass.
+/// One pass through one layer, and how long its tasks take.
+#[derive(Clone, Copy, Debug)]
+pub struct TimedPass<'a> {
+    /// In the order of their streams.
+    pub tasks: &'a [Task],
+    /// `[task][rank]`, flat.
+    pub durations: &'a [Seconds],
+    /// Steps that its exchanges are cut into.
+    pub steps: usize,
+}
+
+/// The streams of a group's ranks; its memory is kept from pass to pass.
 #[derive(Default)]
 pub struct Streams {
     /// `[rank]`: when each stream is free.
@@ -22,18 +33,17 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Runs `tasks` from the ranks' clocks on and moves the clocks to the end; `durations[task][rank]`, flat. The time that
+    /// Runs a pass from the ranks' clocks on and moves the clocks to the end. The time that
     /// passes on each rank goes to the ledger: to waiting until a task starts, then to the task's phase, and only once
     /// where both streams are busy. `seen` is told of every task, with `[rank]` its start and its end.
     pub fn run(
         &mut self,
-        tasks: &[Task],
-        durations: &[Seconds],
-        steps: usize,
+        pass: &TimedPass,
         clock: &mut [Seconds],
         ledger: &mut Ledger,
         mut seen: impl FnMut(Op, &[Seconds], &[Seconds]),
     ) {
+        let &TimedPass { tasks, durations, steps } = pass;
         let ranks = clock.len();
         for times in [&mut self.compute, &mut self.communication, &mut self.start] {
             times.clear();
@@ -118,9 +128,9 @@ mod tests {
         let mut clock = s(&[0.0, 0.0]);
         let mut seen = Vec::new();
         let mut ledger = Ledger::default();
-        Streams::default().run(&tasks, &durations, 1, &mut clock, &mut ledger, |op, start, end| {
-            seen.push((op, start.to_vec(), end.to_vec()))
-        });
+        let pass = TimedPass { tasks: &tasks, durations: &durations, steps: 1 };
+        Streams::default()
+            .run(&pass, &mut clock, &mut ledger, |op, start, end| seen.push((op, start.to_vec(), end.to_vec())));
         assert_eq!(clock, s(&[5.0, 5.0]));
         // The exchange waits for rank 1's kernel; the second kernel does not wait for the exchange.
         assert_eq!(seen[1], (tasks[1].op, s(&[3.0, 3.0]), s(&[5.0, 5.0])));
@@ -136,10 +146,12 @@ mod tests {
     fn steps_wait_for_their_own_partners_only() {
         let exchange = |step| Task { op: Op::Dispatch { step }, after: None };
         let mut clock = s(&[0.0, 4.0]);
-        let mut ledger = Ledger::default();
-        Streams::default().run(&[exchange(0)], &s(&[1.0, 1.0]), 2, &mut clock, &mut ledger, |_, _, _| ());
-        assert_eq!(clock, s(&[1.0, 5.0]));
-        Streams::default().run(&[exchange(1)], &s(&[1.0, 1.0]), 2, &mut clock, &mut ledger, |_, _, _| ());
-        assert_eq!(clock, s(&[6.0, 6.0]));
+        let mut run = |step| {
+            let pass = TimedPass { tasks: &[exchange(step)], durations: &s(&[1.0, 1.0]), steps: 2 };
+            Streams::default().run(&pass, &mut clock, &mut Ledger::default(), |_, _, _| ());
+            clock.clone()
+        };
+        assert_eq!(run(0), s(&[1.0, 5.0]));
+        assert_eq!(run(1), s(&[6.0, 6.0]));
     }
 }

@@ -43,25 +43,18 @@ struct Ports {
     calls: usize,
     intra: [Vec<u32>; 2],
     inter: [Vec<u32>; 2],
-    /// Room for the maxima of each call.
+    /// The maxima of each call.
     most: Vec<u32>,
 }
 
 impl Table {
-    /// The traffic of `program` between ranks on `nodes`, which ascend.
-    pub fn new(program: &LayerProgram, rows: &Rows, slots: usize, nodes: &[usize]) -> Self {
-        let mut table = Self::default();
-        table.fill(program, rows, slots, nodes);
-        table
-    }
-
-    /// The same, in the memory of another.
-    pub fn fill(&mut self, program: &LayerProgram, rows: &Rows, slots: usize, nodes: &[usize]) {
+    /// The traffic of `program` between ranks on `nodes`, which ascend, in place of what the table held.
+    pub fn fill(&mut self, program: &LayerProgram, rows: &Rows, nodes: &[usize]) {
         let one_node = nodes.first() == nodes.last();
         match program.exchange {
-            Exchange::PerExpert => self.direct(program.steps, slots, slots, rows, nodes),
-            Exchange::Hierarchical if !one_node => self.hierarchical(slots, rows, nodes),
-            Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, slots, rows, nodes),
+            Exchange::PerExpert => self.direct(program.steps, rows.slots_per_rank(), rows, nodes),
+            Exchange::Hierarchical if !one_node => self.hierarchical(rows, nodes),
+            Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, rows, nodes),
         }
     }
 
@@ -82,8 +75,8 @@ impl Table {
     }
 
     /// Every row goes from its source straight to its owner, in `calls` grouped calls: one per slot, or one for all.
-    fn direct(&mut self, steps: usize, calls: usize, slots: usize, rows: &Rows, nodes: &[usize]) {
-        let ranks = rows.ranks();
+    fn direct(&mut self, steps: usize, calls: usize, rows: &Rows, nodes: &[usize]) {
+        let (ranks, slots) = (rows.ranks(), rows.slots_per_rank());
         let group = ranks / steps;
         (self.ranks, self.slots, self.calls, self.reordered) = (ranks, slots, calls, 0);
         clear(&mut self.arrived, steps * ranks * slots);
@@ -110,9 +103,9 @@ impl Table {
     }
 
     /// Rows for another node go to the rank of the own node with the owner's local number first. One step.
-    fn hierarchical(&mut self, slots: usize, rows: &Rows, nodes: &[usize]) {
+    fn hierarchical(&mut self, rows: &Rows, nodes: &[usize]) {
         let ranks = rows.ranks();
-        self.direct(1, 1, slots, rows, nodes);
+        self.direct(1, 1, rows, nodes);
         // `[call][rank]`.
         self.ports.clear(2 * ranks, 1);
         for source in 0..ranks {
@@ -241,12 +234,18 @@ mod tests {
     use crate::program::Layout;
     use crate::program::routing::RoutingCounts;
 
+    fn filled(program: &LayerProgram, rows: &Rows, nodes: &[usize]) -> Table {
+        let mut table = Table::default();
+        table.fill(program, rows, nodes);
+        table
+    }
+
     /// Two nodes of two ranks, an expert each, one row for every pair.
     fn table(exchange: Exchange) -> Table {
         let counts = RoutingCounts::new(4, vec![0; 16]);
         let placement = Placement::identity(4, 4);
         let program = LayerProgram::padded(Layout::Padded { rows: 1 }, exchange, false);
-        Table::new(&program, &Rows::new(&program, &counts, &placement), 1, &[0, 0, 1, 1])
+        filled(&program, &Rows::new(&program, &counts, &placement), &[0, 0, 1, 1])
     }
 
     /// Row by row, as the words say it: what every call puts on every rank, `[step][call]`.
@@ -299,7 +298,7 @@ mod tests {
                             LayerProgram { steps, shadowed, layout, exchange, ..LayerProgram::expert_parallel() };
                         let rows = Rows::new(&program, &counts, &placement);
                         let nodes: Vec<usize> = (0..ranks).map(|rank| rank / per_node).collect();
-                        let table = Table::new(&program, &rows, slots, &nodes);
+                        let table = filled(&program, &rows, &nodes);
                         let calls = if exchange == Exchange::Whole { 1 } else { slots };
                         assert_eq!(table.traffic, plain(&program, &rows, calls, &nodes));
                         for step in 0..steps {

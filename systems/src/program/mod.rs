@@ -70,6 +70,25 @@ pub enum Stream {
     Communication,
 }
 
+/// Which way a pass goes through a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From input to output.
+    Forward,
+    /// From the loss back: gradients of inputs and of weights.
+    Backward,
+}
+
+impl Direction {
+    /// Matrix products of a pass, as a multiple of the forward pass's.
+    pub fn products(self) -> f64 {
+        match self {
+            Direction::Forward => 1.0,
+            Direction::Backward => 2.0,
+        }
+    }
+}
+
 /// An op and what it waits for on every rank, besides the op before it on its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -306,7 +325,7 @@ impl<'a> Rows<'a> {
         self.layout.rows().unwrap_or(self.counts.row(source)[expert])
     }
 
-    /// The same for all experts, in physical order: `[owner][slot]`.
+    /// Rows that `source` sends, in physical order: `[owner][slot]`.
     pub fn to_slots(&self, source: usize, rows: &mut [u32]) {
         let experts = self.placement.experts_in_slots();
         match self.layout.rows() {
@@ -324,6 +343,11 @@ impl<'a> Rows<'a> {
     /// Rows of a shadowed expert that `rank` computes for itself.
     pub fn shadowed(&self, rank: usize, expert: usize) -> u32 {
         self.layout.rows().unwrap_or(self.counts.row(rank)[expert])
+    }
+
+    /// Experts of each rank.
+    pub fn slots_per_rank(&self) -> usize {
+        self.placement.slots_per_rank()
     }
 
     /// The experts that live on `owner`.

@@ -13,7 +13,7 @@ use workloads::Seconds;
 use workloads::model::Moe;
 
 use crate::plan::search;
-use crate::price::{GroupPlace, price};
+use crate::price::{GroupPlace, Setting};
 use crate::program::{Exchange, Layout, Op, Pass};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
@@ -88,7 +88,8 @@ impl Policy for Adaptive {
 impl Adaptive {
     /// Forward and backward, one op after the other.
     fn predict(&self, program: &LayerProgram, layer: &Layer, counts: &RoutingCounts, placement: &Placement) -> Seconds {
-        let priced = price(program, counts, placement, &layer.moe, layer.tokens, &self.place, &self.costs);
+        let setting = Setting { moe: &layer.moe, tokens: layer.tokens, place: &self.place, costs: &self.costs };
+        let priced = setting.price(program, counts, placement);
         let slowest = |ranks: &[Seconds]| ranks.iter().copied().fold(Seconds::ZERO, Seconds::max);
         let pass = |durations: &[Seconds]| durations.chunks_exact(counts.ranks()).map(slowest).sum::<Seconds>();
         pass(&priced.forward) + pass(&priced.backward)

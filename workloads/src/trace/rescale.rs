@@ -121,6 +121,16 @@ impl BatchCounts {
         self.counts.chunks_exact_mut(self.experts)
     }
 
+    /// Chunks of `samples` samples each, taken apart into a chunk per sample: the first has all of the entries.
+    pub fn in_first_samples(&self, samples: usize) -> Self {
+        let mut counts = Vec::with_capacity(self.counts.len() * samples);
+        for chunk in self.counts.chunks_exact(self.experts) {
+            counts.extend_from_slice(chunk);
+            counts.resize(counts.len() + (samples - 1) * self.experts, 0);
+        }
+        Self { chunks: self.chunks * samples, counts, ..*self }
+    }
+
     /// The same number of entries in every chunk, spread evenly over the experts.
     pub fn uniform(&self) -> Self {
         let experts = self.experts as u64;
@@ -489,6 +499,13 @@ mod tests {
     use super::super::artifact::tests::real_trace;
     use super::super::{SynthSpec, TraceStats};
     use super::*;
+
+    #[test]
+    fn the_first_sample_has_a_chunks_entries() {
+        let batch = BatchCounts::new(1, 2, 2, vec![5, 1, 0, 3]).in_first_samples(3);
+        assert_eq!((batch.chunks(), batch.chunk(0, 0), batch.chunk(0, 3)), (6, &[5, 1][..], &[0, 3][..]));
+        assert!([1, 2, 4, 5].iter().all(|&empty| batch.chunk(0, empty) == [0, 0]));
+    }
 
     fn small() -> RoutingTrace {
         SynthSpec { layers: 4, micro_batches: 2, ranks: 4, experts: 8, samples: 6, ..SynthSpec::default() }

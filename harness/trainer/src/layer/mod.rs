@@ -17,8 +17,8 @@ use systems::iteration::timeline::Activity;
 use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
 use systems::price::ledger::Ledger;
-use systems::price::streams::Streams;
-use systems::price::{GroupPlace, LayerPrice, price};
+use systems::price::streams::{Streams, TimedPass};
+use systems::price::{GroupPlace, LayerPrice, Setting};
 use systems::program::{Exchange, LayerProgram, Op, Stream, Task};
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Tensor};
@@ -136,8 +136,8 @@ impl Layer {
             site.policy.program(self.number, &counts, &self.placement)
         });
         happened.shadowed = program.shadowed.len();
-        let price =
-            timer.is_virtual().then(|| price(&program, &counts, &self.placement, moe, number, site.place, site.costs));
+        let setting = Setting { moe, tokens: number, place: site.place, costs: site.costs };
+        let price = timer.is_virtual().then(|| setting.price(&program, &counts, &self.placement));
         let ((shipping, relay, map, rows), layout_time) = timer.measure(Activity::Op(Op::Gate), || {
             let shipping = Shipping::new(&program, &counts, &self.placement, me);
             let nodes = &site.place.nodes;
@@ -239,7 +239,7 @@ fn settle(
     let mut ledger = Ledger::default();
     let (me, mut ops) = (group.rank(), Vec::new());
     let seen = |op, start: &[Seconds], end: &[Seconds]| ops.push((op, start[me], end[me]));
-    Streams::default().run(tasks, &durations, steps, &mut clocks, &mut ledger, seen);
+    Streams::default().run(&TimedPass { tasks, durations: &durations, steps }, &mut clocks, &mut ledger, seen);
     timer.adopt(ops, clocks[me]);
     Ok(())
 }

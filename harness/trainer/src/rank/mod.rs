@@ -8,12 +8,13 @@ pub mod groups;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use systems::Placement;
+use systems::iteration::online::Online;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::plan::Plan;
 use systems::price::GroupPlace;
 use systems::price::ledger::Ledger;
-use systems::{Decision, LoadHistory, Placement, Policy};
 use tch::{Device, Kind, Tensor};
 use workloads::model::HALF;
 use workloads::{Bytes, Seconds};
@@ -77,12 +78,12 @@ pub struct Rank<'a> {
     pub(super) setup: &'a Setup<'a>,
     pub(super) groups: Groups,
     pub(super) model: Part,
-    pub(super) history: LoadHistory,
+    /// Policy and past loads.
+    pub(super) online: Online,
     pub(super) iteration: usize,
     device: Device,
     stage: usize,
     position: usize,
-    policy: Box<dyn Policy>,
     place: GroupPlace,
     timer: Timer,
 }
@@ -210,8 +211,7 @@ impl<'a> Rank<'a> {
         Ok(Self {
             groups: Groups::new(world, plan)?,
             model: Part::new(setup, stage, position, device),
-            policy: setup.system.policy(setup.job, plan),
-            history: LoadHistory::default(),
+            online: Online::new(setup.system.policy(setup.job, plan)),
             iteration: 0,
             setup,
             device,
@@ -242,35 +242,27 @@ impl<'a> Rank<'a> {
     /// Online placement: decisions, and the moves that follow.
     fn place(&mut self, report: &mut Report) -> Result<(), TrainError> {
         let first = self.expert_group(self.stage).start;
-        let (iteration, policy, history) = (self.iteration, &mut self.policy, &self.history);
-        let bytes = policy.migrated_bytes_per_parameter();
+        let bytes = self.online.policy().migrated_bytes_per_parameter();
         for block in &mut self.model.blocks {
             let Feed::Moe(layer) = &mut block.feed else { continue };
             self.timer.at(None, Some(block.number));
             let before = self.timer.now();
-            let placement = &layer.placement;
-            let decision =
-                self.timer.compute(Activity::Decision, || policy.place(iteration, layer.number, history, placement));
+            let (moe, placement) = (layer.experts.moe(), &layer.placement);
+            let decided =
+                self.timer.compute(Activity::Decision, || self.online.decide(layer.number, moe, placement))?;
             report.decision += self.timer.now() - before;
-            let Decision::Move(next) = decision else { continue };
+            let Some(migration) = decided.and_then(|decided| decided.migration) else { continue };
             self.timer.settle();
             let before = self.timer.now();
-            let moves = layer.placement.moves_to(&next);
-            let group = self.groups.experts.as_ref();
-            self.timer.wait(Activity::Migration, || crate::layer::migrate::migrate(layer, &next, group, bytes))?;
-            let weight = Bytes(layer.experts.moe().expert_parameters() as f64 * bytes);
-            let price = match weight {
-                // A system's upper bound, which moves experts at no cost.
-                Bytes::ZERO => Seconds::ZERO,
-                weight => self.setup.costs.migration(first, self.setup.plan.ep, &moves, weight),
-            };
-            self.timer.collective(Activity::Migration, group, price)?;
+            let (next, group) = (&migration.placement, self.groups.experts.as_ref());
+            self.timer.wait(Activity::Migration, || crate::layer::migrate::migrate(layer, next, group, bytes))?;
+            self.timer.collective(Activity::Migration, group, migration.time(self.setup.costs, first))?;
             self.timer.settle();
             report.migration += self.timer.now() - before;
             if self.position == 0 {
-                report.moved += moves.len() as u64;
+                report.moved += migration.moves.len() as u64;
             }
-            layer.placement = next;
+            layer.placement = migration.placement;
         }
         Ok(())
     }
@@ -335,7 +327,7 @@ impl<'a> Rank<'a> {
         };
         let mut blocks = Vec::with_capacity(self.model.blocks.len());
         let mut happened = Vec::new();
-        let recomputes = self.policy.recomputes();
+        let recomputes = self.online.policy().recomputes();
         for block in &self.model.blocks {
             self.timer.at(work, Some(block.number));
             let (output, kept, done) = self.block(block, m, &stream)?;
@@ -456,7 +448,7 @@ impl<'a> Rank<'a> {
         });
         Site {
             group: &*self.groups.experts,
-            policy: &*self.policy,
+            policy: self.online.policy(),
             gate: &setup.job.gate,
             top_k: setup.job.top_k(),
             balance: setup.training.balance_loss / (setup.plan.stage_ranks() * micro_batches) as f64,
@@ -613,7 +605,7 @@ impl<'a> Rank<'a> {
                 report.chosen.push(happened.iter().map(|layers| layers[index].chosen.clone()).collect());
             }
         }
-        self.history.push(loads);
+        self.online.remember(loads);
         Ok(())
     }
 

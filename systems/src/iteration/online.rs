@@ -1,0 +1,145 @@
+//! Between iterations, the same for every engine: the policy decides about a layer from past loads alone, its answer is
+//! checked, and what moves follows from it. The simulator charges what is returned at the cluster's prices; a trainer does
+//! it and measures.
+
+use thiserror::Error;
+use workloads::model::Moe;
+use workloads::{Bytes, Seconds};
+
+use crate::plan::placement::Move;
+use crate::{CostModel, Decision, LoadHistory, Placement, Policy};
+
+/// A policy and all that it may see.
+pub struct Online {
+    policy: Box<dyn Policy>,
+    history: LoadHistory,
+}
+
+/// A decision about one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    /// Elementary steps that it takes: every expert is held against every rank.
+    pub steps: u64,
+    /// What moves, unless the placement stays.
+    pub migration: Option<Migration>,
+}
+
+/// Experts of one layer that go to another placement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Migration {
+    /// Where all experts are afterwards.
+    pub placement: Placement,
+    /// The experts that change rank.
+    pub moves: Vec<Move>,
+    /// What travels with each of them, by the system's word.
+    pub expert_bytes: Bytes,
+}
+
+/// A policy's placement that is not one of the layer's experts on the group's ranks.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("MoE layer {layer}: the policy placed {experts} experts on {ranks} ranks: expected {} on {}", expected.0, expected.1)]
+pub struct WrongPlacement {
+    /// Number of the layer among MoE layers.
+    pub layer: usize,
+    /// What the policy placed.
+    pub experts: usize,
+    /// Where it placed them.
+    pub ranks: usize,
+    /// Experts of the layer, and ranks that share them.
+    pub expected: (usize, usize),
+}
+
+impl Online {
+    /// A policy before the first iteration.
+    pub fn new(policy: Box<dyn Policy>) -> Self {
+        Self { policy, history: LoadHistory::default() }
+    }
+
+    /// The policy, for the programs of layers.
+    pub fn policy(&self) -> &dyn Policy {
+        self.policy.as_ref()
+    }
+
+    /// Loads of the iterations that have run.
+    pub fn history(&self) -> &LoadHistory {
+        &self.history
+    }
+
+    /// Adds an iteration that has run, `loads[layer][expert]` entries.
+    pub fn remember(&mut self, loads: Vec<Vec<u64>>) {
+        self.history.push(loads);
+    }
+
+    /// Asks the policy about MoE layer `layer` before the next iteration; none where no decision was due.
+    ///
+    /// # Errors
+    /// A placement of other experts or ranks.
+    pub fn decide(&mut self, layer: usize, moe: &Moe, now: &Placement) -> Result<Option<Decided>, WrongPlacement> {
+        let placement = match self.policy.place(self.history.len(), layer, &self.history, now) {
+            Decision::NotDue => return Ok(None),
+            Decision::Stay => None,
+            Decision::Move(next) => Some(next),
+        };
+        let expected = (now.experts(), now.ranks());
+        if let Some(next) = placement.as_ref().filter(|next| (next.experts(), next.ranks()) != expected) {
+            return Err(WrongPlacement { layer, experts: next.experts(), ranks: next.ranks(), expected });
+        }
+        let expert_bytes = Bytes(moe.expert_parameters() as f64 * self.policy.migrated_bytes_per_parameter());
+        let migration = |placement| Migration { moves: now.moves_to(&placement), placement, expert_bytes };
+        Ok(Some(Decided { steps: (now.experts() * now.ranks()) as u64, migration: placement.map(migration) }))
+    }
+}
+
+impl Migration {
+    /// What it takes in the expert-parallel group whose first rank is `first`.
+    pub fn time(&self, costs: &CostModel, first: usize) -> Seconds {
+        if self.expert_bytes == Bytes::ZERO {
+            // An upper bound, in which experts move at no cost.
+            return Seconds::ZERO;
+        }
+        costs.migration(first, self.placement.ranks(), &self.moves, self.expert_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOE: Moe = Moe { tokens: 8, width: 4, inner: 8, experts: 4 };
+
+    /// Places as told, before every iteration but the first.
+    struct Told(Placement);
+
+    impl Policy for Told {
+        fn place(&mut self, iteration: usize, _layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
+            assert_eq!(iteration, past.len());
+            match iteration {
+                0 => Decision::NotDue,
+                _ if self.0 == *now => Decision::Stay,
+                _ => Decision::Move(self.0.clone()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_decision_is_due_stays_or_moves() {
+        let (now, next) = (Placement::identity(4, 2), Placement::new(vec![0, 2, 1, 3], 2).unwrap());
+        let mut online = Online::new(Box::new(Told(next.clone())));
+        assert_eq!(online.decide(0, &MOE, &now), Ok(None));
+        online.remember(vec![vec![1; 4]]);
+        let decided = online.decide(0, &MOE, &now).unwrap().unwrap();
+        assert_eq!(decided.steps, 8);
+        let migration = decided.migration.unwrap();
+        assert_eq!((migration.moves.len(), &migration.placement), (2, &next));
+        assert_eq!(migration.expert_bytes, Bytes(14.0 * (2.0 * 4.0 * 8.0 + 8.0 + 4.0)));
+        assert_eq!(online.decide(0, &MOE, &next), Ok(Some(Decided { steps: 8, migration: None })));
+    }
+
+    #[test]
+    fn a_placement_of_other_experts_is_refused() {
+        let mut online = Online::new(Box::new(Told(Placement::identity(8, 2))));
+        online.remember(vec![vec![1; 4]]);
+        let error = online.decide(3, &MOE, &Placement::identity(4, 2)).unwrap_err().to_string();
+        assert_eq!(error, "MoE layer 3: the policy placed 8 experts on 2 ranks: expected 4 on 2");
+    }
+}
