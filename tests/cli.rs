@@ -89,7 +89,7 @@ fn lists_hold_everything() {
         }
     };
     check("systems", &systems::ALL.iter().map(|system| system.name()).collect::<Vec<_>>());
-    check("suites", &workloads::suite::Described::names().collect::<Vec<_>>());
+    check("suites", &workloads::suite::SuiteFile::names().collect::<Vec<_>>());
     check("models", &workloads::Model::names().collect::<Vec<_>>());
     check("clusters", &workloads::Cluster::names().collect::<Vec<_>>());
     check("", &["smoke", "smartmoe", "gpt-tiny", "inky"]);
@@ -286,10 +286,10 @@ fn a_recorded_trace_is_replayed() {
                  warmup = 1\n[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\ngate = \"no-drop\"\n\
                  global_batch = 4\nmicro_batch = 2\n";
     let suite = workloads::Suite::parse("test", suite).unwrap();
-    let case = harness::runs::prepare::one_case("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
+    let (_, routing) = harness::runs::prepare::job("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
     assert_eq!((first.iterations(), again.iterations()), ([1, 2, 3].as_slice(), [1, 2, 3].as_slice()));
     for iteration in 0..3 {
-        let simulated = case.routing.iteration(iteration);
+        let simulated = routing.iteration(iteration);
         for layer in 0..2 {
             assert_eq!(again.loads(iteration, layer), simulated.loads(layer), "{iteration} {layer}");
         }

@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use harness::engines::simulate::Simulator;
+use harness::engines::{Engine, Extent};
 use harness::studies::end_to_end;
-use harness::{runs::prepare, runs::runner, summary::statistics, traces};
-use systems::CostModel;
-use systems::iteration::run as simulate;
+use harness::{runs::prepare, summary::statistics, traces};
 use workloads::published::Quantity;
 use workloads::{Case, Published, Suite};
 
@@ -43,23 +43,14 @@ fn measured(csv: &str) -> BTreeMap<(usize, String, String), f64> {
 }
 
 /// Simulated medians of a case, s, in the order of the suite's systems.
-fn predicted(prepared: &prepare::Prepared, iterations: usize, warmup: usize) -> Vec<f64> {
-    let costs = CostModel::new(&prepared.job.cluster);
-    let mut runs: Vec<_> = prepared
-        .systems
-        .iter()
-        .map(|&(system, forced)| {
-            let chosen = runner::choose(prepared, system, forced, &costs).unwrap();
-            (simulate::Run::new(&prepared.job, &costs, system, chosen.plan), Vec::new())
-        })
-        .collect();
-    for t in 0..iterations {
-        let batch = prepared.routing.iteration(t);
-        for (run, steps) in &mut runs {
-            steps.push(run.step(&batch).timing.step.0);
-        }
-    }
-    runs.iter().map(|(_, steps)| statistics::median(&steps[warmup..]).unwrap().value).collect()
+fn predicted(prepared: &prepare::PreparedCase, iterations: usize, warmup: usize) -> Vec<f64> {
+    let extent = Extent { iterations, timelines: false };
+    let median = |run: &prepare::PreparedRun| {
+        let outcome = Simulator.run(run, run.plan().unwrap().plan, extent, &|| ()).unwrap();
+        let steps: Vec<f64> = outcome.iterations[warmup..].iter().map(|iteration| iteration.timing.step.0).collect();
+        statistics::median(&steps).unwrap().value
+    };
+    prepared.runs.iter().map(median).collect()
 }
 
 /// Every published time of whole iterations is what the artifact's file says.
@@ -114,7 +105,7 @@ fn predictions_agree_with_the_published_measurements() {
     assert_eq!(suite.cases.len(), 8);
     // Every fifth of the 200 measured iterations.
     suite.trace.stride = 5;
-    let cases = prepare::cases("test", &suite, &trace, 1).unwrap();
+    let cases = prepare::cases("test", &suite, &trace).unwrap();
 
     eprintln!("{:<26} {:<22} {:>9} {:>9} {:>7}", "case", "system", "measured", "simulated", "error");
     let mut errors = Vec::new();

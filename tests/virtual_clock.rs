@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use harness::calibrate::measure;
 use harness::calibrate::segments::Measurement;
-use harness::engines::replay::{self, Replay};
+use harness::engines::train::Replay;
+use harness::runs::timeline::{self, Timeline};
 use harness::summary::statistics::median;
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::{Activity, Span};
@@ -19,9 +20,7 @@ use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use workloads::suite::TraceUse;
 use workloads::trace::{BatchCounts, RoutingTrace};
-use workloads::{Cluster, Gate, Model, Training};
-
-use crate::support::Folder;
+use workloads::{Cluster, EngineKind, Gate, Model, Training};
 
 const WORDS: usize = 512;
 
@@ -210,9 +209,11 @@ fn error_of_a_run(job: &Job, system: &'static dyn System, plan: Plan) -> f64 {
 
 /// A process per rank and engine, in one file.
 fn timelines_stand_side_by_side(reports: &[Report], simulated: &[Span]) {
-    let folder = Folder::new();
-    replay::write_timelines(&folder.join("timeline.json"), "emulated", reports, simulated).unwrap();
-    let document: serde_json::Value = serde_json::from_str(&folder.text("timeline.json")).unwrap();
+    let emulated: Vec<Span> = reports.iter().flat_map(|report| report.spans.iter().copied()).collect();
+    let timelines = [(EngineKind::Emulated, &emulated[..]), (EngineKind::Simulated, simulated)];
+    let mut text = Vec::new();
+    timeline::write(&timelines.map(|(engine, spans)| Timeline { engine, spans }), &mut text).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let events = document["traceEvents"].as_array().unwrap();
     let processes = events.iter().filter(|event| event["name"] == "process_name");
     let names: Vec<&str> = processes.map(|event| event["args"]["name"].as_str().unwrap()).collect();

@@ -1,8 +1,8 @@
-//! The `moebench` harness: it prepares jobs, runs engines over them, stores every sample, and derives all that is shown.
+//! The `moebench` harness: it prepares runs, has engines run them, stores every sample, and derives all that is shown.
 //!
-//! The life of a run: [`prepare`] turns a suite into jobs and routings, [`simulate`] runs one job under one system ([`simulate_layer`] one layer of it),
-//! [`runner`] runs all and hands each finished case to [`store`], [`summary`] derives medians and speedups from the
-//! stored frames, [`figures`], [`report`], [`html`] and [`latex`] show them; [`timeline`] shows one iteration rank by rank.
+//! [`pipeline`] is the way of a run from a command's request to its figures: [`runs::prepare`] turns a suite into runs, an
+//! [`engines::Engine`] runs them, [`runs::store`] keeps the samples, [`summary`], [`figures`] and [`report`] show them.
+//! [`studies`] hold the simulator against measurements, [`calibrate`] finds a cluster's constants.
 
 pub mod calibrate;
 pub mod cli;
@@ -10,7 +10,9 @@ pub mod commands;
 pub mod engines;
 pub mod failure;
 pub mod figures;
+pub mod machine;
 pub mod output;
+pub mod pipeline;
 pub mod report;
 pub mod runs;
 pub mod studies;

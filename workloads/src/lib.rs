@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod csv_file;
+pub mod engine;
 pub mod error;
 pub mod gate;
 pub mod model;
@@ -19,6 +20,7 @@ pub mod units;
 
 pub use cluster::Cluster;
 pub use csv_file::CsvFile;
+pub use engine::EngineKind;
 pub use error::ConfigError;
 pub use gate::Gate;
 pub use model::Model;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::EngineKind;
 use crate::error::{self, ConfigError};
 use crate::gate::Gate;
 use crate::training::Training;
@@ -21,6 +22,9 @@ pub struct Suite {
     pub systems: Vec<String>,
     /// The system that speedups are over; one of `systems`.
     pub baseline: String,
+    /// Systems that tables show speedups over besides the baseline.
+    #[serde(default)]
+    pub compare: Vec<String>,
     /// Training iterations per run, warm-up included.
     pub iterations: usize,
     /// First iterations that medians leave out.
@@ -31,7 +35,7 @@ pub struct Suite {
     /// How a run reads its routing trace.
     #[serde(default)]
     pub trace: TraceUse,
-    /// What runs it unless the command line says otherwise.
+    /// What runs it unless the command line says otherwise: `simulate`, `train` or `emulate`.
     #[serde(default)]
     pub engine: EngineKind,
     /// How models are trained, where they really are.
@@ -71,16 +75,16 @@ pub struct Collection {
     pub suites: Vec<String>,
 }
 
-/// What a TOML in `workloads/suites/` describes.
+/// A TOML in `workloads/suites/`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Described {
+pub enum SuiteFile {
     /// A suite.
     Suite(Suite),
     /// Several.
     Collection(Collection),
 }
 
-impl Described {
+impl SuiteFile {
     /// Reads a suite's or a collection's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let table: toml::Table = error::parse(file, text)?;
@@ -106,17 +110,6 @@ impl Described {
     pub fn names() -> impl Iterator<Item = &'static str> {
         SUITES.iter().map(|(name, _)| *name)
     }
-}
-
-/// What a suite is for: the simulator or the trainer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineKind {
-    /// Iterations are priced on described clusters.
-    #[default]
-    Simulate,
-    /// Models are trained.
-    Train,
 }
 
 /// Which part of a routing trace a run replays.
@@ -272,8 +265,8 @@ impl Suite {
     /// A defect of one of them.
     pub fn all() -> Result<Vec<Self>, ConfigError> {
         let mut suites = Vec::new();
-        for name in Described::names() {
-            if let Described::Suite(suite) = Described::named("moebench", name)? {
+        for name in SuiteFile::names() {
+            if let SuiteFile::Suite(suite) = SuiteFile::named("moebench", name)? {
                 suites.push(suite);
             }
         }
@@ -281,81 +274,74 @@ impl Suite {
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        let refuse =
-            |field: String, value: String, expected: String| Err(ConfigError::value(file, field, value, expected));
+        let refuse = |field: &str, value: String, expected: &str| Err(ConfigError::value(file, field, value, expected));
         if self.systems.is_empty() || self.cases.is_empty() || self.seeds.is_empty() {
-            return refuse("systems, cases, seeds".into(), "an empty list".into(), "at least one of each".into());
-        }
-        if !self.systems.contains(&self.baseline) {
-            return refuse(
-                "baseline".into(),
-                self.baseline.clone(),
-                format!("one of systems: {}", self.systems.join(", ")),
-            );
-        }
-        if self.warmup >= self.iterations {
-            return refuse(
-                "warmup".into(),
-                self.warmup.to_string(),
-                format!("fewer than iterations = {}", self.iterations),
-            );
+            return refuse("systems, cases, seeds", "an empty list".into(), "at least one of each");
         }
         if let Some(system) = repeated(&self.systems) {
-            return refuse("systems".into(), system.clone(), "every system once".into());
+            return refuse("systems", system.clone(), "every system once");
+        }
+        if !self.systems.contains(&self.baseline) {
+            return refuse("baseline", self.baseline.clone(), &self.one_of_systems());
+        }
+        if let Some(other) = self.compare.iter().find(|name| !self.systems.contains(name)) {
+            return refuse("compare", other.clone(), &self.one_of_systems());
+        }
+        if self.warmup >= self.iterations {
+            return refuse("warmup", self.warmup.to_string(), &format!("fewer than iterations = {}", self.iterations));
         }
         if let Some(seed) = repeated(&self.seeds) {
-            return refuse("seeds".into(), seed.to_string(), "every seed once".into());
+            return refuse("seeds", seed.to_string(), "every seed once");
         }
         if self.trace.stride == 0 {
-            return refuse("trace.stride".into(), "0".into(), "at least 1".into());
+            return refuse("trace.stride", "0".into(), "at least 1");
         }
         let mut seen = BTreeMap::new();
         for (index, case) in self.cases.iter().enumerate() {
-            let field = |name: &str| format!("cases[{index}].{name}");
-            for (name, value) in [
-                ("gpus", case.gpus),
-                ("global_batch", case.global_batch),
-                ("micro_batch", case.micro_batch.unwrap_or(1)),
-            ] {
-                if value == 0 {
-                    return refuse(field(name), "0".into(), "at least 1".into());
-                }
-            }
-            for (name, systems) in
-                [("plans", Vec::from_iter(case.plans.keys())), ("differs", case.differs.keys().collect())]
-            {
-                if let Some(system) = systems.into_iter().find(|system| !self.systems.contains(system)) {
-                    return refuse(field(name), system.clone(), format!("one of systems: {}", self.systems.join(", ")));
-                }
-            }
-            for (system, difference) in &case.differs {
-                if *difference == Difference::default() || difference.micro_batch == Some(0) {
-                    return refuse(
-                        field(&format!("differs.{system}")),
-                        format!("{{ {difference} }}"),
-                        "another model, gate or micro_batch (at least 1)".into(),
-                    );
-                }
-            }
-            if case.layer.is_some() && case.micro_batch.is_none_or(|size| size * case.gpus != case.global_batch) {
-                return refuse(
-                    field("global_batch"),
-                    case.global_batch.to_string(),
-                    "gpus * micro_batch where layers run alone".into(),
-                );
-            }
-            if case.layer.is_none() && matches!(self.figure, FigureKind::Layers | FigureKind::Series) {
-                return refuse(field("layers"), "none".into(), "layers to run alone, for this figure".into());
-            }
+            self.check_case(file, index, case)?;
             if let Some(first) = seen.insert(case.id(), index) {
-                return refuse(
-                    format!("cases[{index}]"),
-                    case.id(),
-                    format!("a case unlike cases[{first}], which is the same"),
-                );
+                let expected = format!("a case unlike cases[{first}], which is the same");
+                return refuse(&format!("cases[{index}]"), case.id(), &expected);
             }
         }
         Ok(())
+    }
+
+    fn check_case(&self, file: &str, index: usize, case: &Case) -> Result<(), ConfigError> {
+        let refuse = |field: &str, value: String, expected: &str| {
+            Err(ConfigError::value(file, format!("cases[{index}].{field}"), value, expected))
+        };
+        for (name, value) in
+            [("gpus", case.gpus), ("global_batch", case.global_batch), ("micro_batch", case.micro_batch.unwrap_or(1))]
+        {
+            if value == 0 {
+                return refuse(name, "0".into(), "at least 1");
+            }
+        }
+        for (name, systems) in
+            [("plans", Vec::from_iter(case.plans.keys())), ("differs", case.differs.keys().collect())]
+        {
+            if let Some(system) = systems.into_iter().find(|system| !self.systems.contains(system)) {
+                return refuse(name, system.clone(), &self.one_of_systems());
+            }
+        }
+        for (system, difference) in &case.differs {
+            if *difference == Difference::default() || difference.micro_batch == Some(0) {
+                let found = format!("{{ {difference} }}");
+                return refuse(&format!("differs.{system}"), found, "another model, gate or micro_batch (at least 1)");
+            }
+        }
+        if case.layer.is_some() && case.micro_batch.is_none_or(|size| size * case.gpus != case.global_batch) {
+            return refuse("global_batch", case.global_batch.to_string(), "gpus * micro_batch where layers run alone");
+        }
+        if case.layer.is_none() && matches!(self.figure, FigureKind::Layers | FigureKind::Series) {
+            return refuse("layers", "none".into(), "layers to run alone, for this figure");
+        }
+        Ok(())
+    }
+
+    fn one_of_systems(&self) -> String {
+        format!("one of systems: {}", self.systems.join(", "))
     }
 }
 
@@ -394,13 +380,13 @@ mod tests {
 
     #[test]
     fn all_suites_name_known_models_and_clusters() {
-        for name in Described::names() {
-            let suites = match Described::named("test", name).unwrap() {
-                Described::Suite(suite) => {
+        for name in SuiteFile::names() {
+            let suites = match SuiteFile::named("test", name).unwrap() {
+                SuiteFile::Suite(suite) => {
                     assert_eq!(suite.name, name);
                     vec![suite]
                 }
-                Described::Collection(all) => {
+                SuiteFile::Collection(all) => {
                     assert_eq!(all.name, name);
                     all.suites.iter().map(|name| Suite::named("test", name).unwrap()).collect()
                 }
@@ -434,6 +420,8 @@ mod tests {
         check("warmup", "warm_up", "unknown field `warm_up`");
         check("gpus = 8", "gpus = 0", "cases[0].gpus = 0: expected at least 1");
         check("baseline = \"expert-only\"", "baseline = \"none\"", "baseline = none: expected one of systems");
+        check("compare = [\"fastermoe\"]", "compare = [\"alpa\"]", "compare = alpa: expected one of systems");
+        check("warmup = 10", "warmup = 10\nengine = \"guess\"", "unknown engine `guess`: expected `simulate`");
         check("no-drop", "nodrop", "expected `no-drop`, `capacity FACTOR`");
         let differs = |what: &str| format!("gpus = 8\ndiffers = {what}");
         check(

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
-use workloads::suite::Described;
+use workloads::suite::SuiteFile;
 use workloads::{Cluster, Model};
 
 use crate::failure::{Failure, OrFail};
@@ -48,13 +48,13 @@ fn tables(kind: Option<ListKind>) -> Vec<Table> {
 
 fn suites() -> Table {
     let mut table = report::table(&["suite", "cases", "iterations", "systems", "what it answers"], &[1, 2]);
-    for described in Described::names().filter_map(|name| Described::named("list", name).ok()) {
-        table.add_row(match described {
-            Described::Suite(suite) => {
+    for file in SuiteFile::names().filter_map(|name| SuiteFile::named("list", name).ok()) {
+        table.add_row(match file {
+            SuiteFile::Suite(suite) => {
                 let (cases, iterations) = (suite.cases.len().to_string(), suite.iterations.to_string());
                 [suite.name, cases, iterations, suite.systems.join(", "), suite.description]
             }
-            Described::Collection(all) => {
+            SuiteFile::Collection(all) => {
                 let what = format!("{}: {}", all.description, all.suites.join(", "));
                 [all.name, String::new(), String::new(), String::new(), what]
             }

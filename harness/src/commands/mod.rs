@@ -2,7 +2,6 @@
 
 pub mod calibrate;
 pub mod doctor;
-pub mod engine;
 pub mod list;
 pub mod plan;
 pub mod run;

@@ -74,8 +74,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         }
     }
     let trace = traces::load(args.trace.as_deref()).or_input()?;
-    let prepared = prepare::one_case("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;
-    let candidates = system.candidates(&prepared.job, &CostModel::new(&prepared.job.cluster));
+    let (job, _) = prepare::job("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;
+    let candidates = system.candidates(&job, &CostModel::new(&job.cluster));
     if candidates.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!(
             "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",
@@ -83,7 +83,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
             args.global_batch_size,
             system.name(),
             args.model,
-            prepared.job.model.blocks.len()
+            job.model.blocks.len()
         )));
     }
     show(args, system.name(), trace.name(), &candidates).or_run()

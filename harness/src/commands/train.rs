@@ -5,13 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use workloads::suite::{EngineKind, ForcedPlan, TraceUse};
-use workloads::{Case, Suite, Training};
+use workloads::suite::{ForcedPlan, TraceUse};
+use workloads::{Case, EngineKind, Suite, Training};
 
-use super::engine::TrainingArgs;
-use super::run::RunArgs;
+use crate::engines::Session;
+use crate::engines::args::TrainingArgs;
 use crate::failure::{Failure, OrFail};
+use crate::pipeline::{self, RunRequest};
 use crate::runs::prepare;
+use crate::traces;
 
 /// `moebench train`.
 #[derive(Args)]
@@ -86,21 +88,18 @@ pub struct TrainArgs {
 /// Bad input before anything runs; after that, a run that did not end well, or what cannot be written.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let suite = suite(args).or_input()?;
-    let run = RunArgs {
-        suite: suite.name.clone(),
-        engine: None,
-        systems: None,
-        trace: args.trace.clone(),
-        seed: None,
-        iterations: None,
-        out: Some(args.out.clone()),
+    let trace = traces::load(args.trace.as_deref()).or_input()?;
+    let session = Session::open(suite.engine, &args.training, &suite).or_input()?;
+    pipeline::execute(&RunRequest {
+        file: suite.name.clone(),
+        suite,
+        trace: &trace,
+        session,
+        out: args.out.clone(),
         overwrite: args.overwrite,
         threads: None,
-        dry_run: false,
-        timeline: args.timeline,
-        training: args.training.clone(),
-    };
-    super::run::run_described(&run, suite)
+        timelines: args.timeline,
+    })
 }
 
 /// The command line as a suite of one case.
@@ -123,11 +122,12 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
         description: format!("{} under {}", args.model, args.system),
         systems: vec![args.system.clone()],
         baseline: args.system.clone(),
+        compare: Vec::new(),
         iterations: args.iterations,
         warmup: args.warmup.min(args.iterations - 1),
         seeds: vec![args.seed],
         trace: TraceUse::default(),
-        engine: EngineKind::Train,
+        engine: EngineKind::Measured,
         training: Training { learning_rate: args.learning_rate, clip_norm: args.clip_norm, ..Training::default() },
         figure: Default::default(),
         cases: vec![Case {

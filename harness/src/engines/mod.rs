@@ -1,57 +1,106 @@
-//! Engines: how the numbers of a run are obtained.
+//! Engines: what turns a prepared run into samples. All take the same plans, policies and programs, and none knows a system
+//! by name.
+//!
+//! [`simulate`] prices layer programs on a described cluster. [`train`] executes them with real ranks: under the wall clock
+//! its numbers are measured, under a virtual clock emulated.
 
-#[cfg(feature = "train")]
-pub mod replay;
+pub mod args;
+pub mod simulate;
 #[cfg(feature = "train")]
 pub mod train;
+#[cfg(not(feature = "train"))]
+#[path = "without_train.rs"]
+pub mod train;
 
-use clap::ValueEnum;
+use anyhow::Result;
+use systems::Plan;
+use workloads::{EngineKind, Suite};
 
-/// What runs a suite.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
-    /// Prices programs on a described cluster.
-    #[default]
-    Simulate,
-    /// Trains a real model with real ranks, under the wall clock.
-    Train,
-    /// Trains a real model whose ranks share a device, under a virtual clock with priced communication.
-    #[value(skip)]
-    Emulate,
+use crate::engines::args::TrainingArgs;
+use crate::engines::simulate::Simulator;
+use crate::runs::prepare::{PreparedCase, PreparedRun};
+use crate::runs::records::Outcome;
+
+/// What of a suite is run.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    pub iterations: usize,
+    /// Whether the last one is also kept rank by rank.
+    pub timelines: bool,
 }
 
-/// How the ranks of the training engine reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Backend {
-    /// Threads of one process, on one device.
-    Threads,
-    /// A process per rank, messages over TCP; on CPUs.
-    Tcp,
-    /// A process per rank with a GPU of its own, NCCL.
-    Nccl,
+/// What runs one system on one case.
+pub trait Engine: Sync {
+    /// How its numbers are obtained.
+    fn kind(&self) -> EngineKind;
+
+    /// Whether a run can be done; does no work.
+    ///
+    /// # Errors
+    /// What is wrong with the input.
+    fn check(&self, _run: &PreparedRun, _extent: Extent) -> Result<()> {
+        Ok(())
+    }
+
+    /// All that its numbers depend on besides suite and trace: a part of a run's hash, the same in every process.
+    fn inputs(&self) -> String;
+
+    /// Runs all iterations under `plan`; `tick` counts them.
+    ///
+    /// # Errors
+    /// Files that cannot be written. A run that ends early is an outcome.
+    fn run(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome>;
+
+    /// Before the first run: an engine of several processes brings them together, and compares what they were asked for by
+    /// its hash.
+    ///
+    /// # Errors
+    /// Who did not come, or was asked for something else.
+    fn begin(&self, _asked: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// After the last run: an engine of several processes tells the others to exit with this status.
+    fn end(&self, _status: u8) {}
+
+    /// Floor and unigram entropy of what the model of a run reads, nats per token, where they are known.
+    fn entropy(&self, _run: &PreparedRun) -> Option<[f64; 2]> {
+        None
+    }
 }
 
-impl Engine {
-    /// Its name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Simulate => "simulated",
-            Self::Train => "train",
-            Self::Emulate => "emulated",
+/// An engine in a process that is a rank other than 0.
+pub trait Follower: Engine {
+    /// Runs what rank 0 calls until it ends; returns the exit status that it says.
+    ///
+    /// # Errors
+    /// That a process is gone, rank 0 for one.
+    fn serve(&self, cases: &[PreparedCase], extent: Extent) -> Result<u8>;
+}
+
+/// The part of this process in a command. Where each rank is a process of its own, rank 0 leads: it alone opens the store,
+/// writes and prints.
+pub enum Session {
+    Leader(Box<dyn Engine>),
+    Follower(Box<dyn Follower>),
+}
+
+impl Session {
+    /// Opens the engine of that kind.
+    ///
+    /// # Errors
+    /// Options that make no sense, or an engine that this program was built without.
+    pub fn open(kind: EngineKind, args: &TrainingArgs, suite: &Suite) -> Result<Self> {
+        match args.under_clock(kind) {
+            EngineKind::Simulated => Ok(Self::Leader(Box::new(Simulator))),
+            trained => train::open(trained, args, suite),
         }
     }
 
-    /// What its numbers are, wherever they are shown.
-    pub fn label(self) -> &'static str {
-        label(self.name())
-    }
-}
-
-/// What the numbers of an engine, named as in records, are.
-pub fn label(name: &str) -> &'static str {
-    match name {
-        "train" => "measured",
-        "emulated" => "emulated (computation measured, communication priced)",
-        _ => "simulated",
+    pub fn engine(&self) -> &dyn Engine {
+        match self {
+            Self::Leader(engine) => &**engine,
+            Self::Follower(follower) => &**follower,
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! `adaptive`: one layer's time over training, experts in order and placed online, as in the paper's figure 13: measured
 //! above predicted, or a panel per case of a suite.
 
-use anyhow::Result;
+use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
 use workloads::{Case, Suite};
 
 use super::{error_notes, title};
+use crate::runs::records::{Row, RowsByRun};
 use crate::studies::adaptive::{Sample, Step};
-use crate::summary::{Summary, Table};
-use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
+use crate::summary::Summary;
 
 /// Draws the series; times in ms.
 ///
@@ -52,12 +52,12 @@ const MOST_POINTS: usize = 600;
 /// Draws a suite's layers over their iterations: a panel per case, a line per system.
 ///
 /// # Errors
-/// When the records lack a column, or the font or the drawing library fails.
-pub fn of_run(suite: &Suite, summary: &Summary, rows: &Table, origin: &str) -> Result<Figure> {
+/// When the font or the drawing library fails.
+pub fn of_run(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) -> Result<Figure, FigureError> {
     let bin = suite.iterations.div_ceil(MOST_POINTS).max(1);
     let panels = suite.cases.iter().map(|case| case_panel(suite, case, summary, rows, bin));
     let means = if bin > 1 { format!(", means of {bin} iterations") } else { String::new() };
-    Ok(LineChart {
+    LineChart {
         frame: Frame {
             footnote: format!(
                 "{origin}; time of the layer alone{means}; what deciding and moving experts takes is in the gain; placements \
@@ -67,21 +67,26 @@ pub fn of_run(suite: &Suite, summary: &Summary, rows: &Table, origin: &str) -> R
             ..Frame::default()
         },
         x_label: "Iteration".to_owned(),
-        panels: panels.collect::<Result<_>>()?,
+        panels: panels.collect(),
         mark_label: "experts moved".to_owned(),
         log_x: false,
     }
-    .draw()?)
+    .draw()
 }
 
-fn case_panel(suite: &Suite, case: &Case, summary: &Summary, rows: &Table, bin: usize) -> Result<LinePanel> {
-    let lines = suite.systems.iter().enumerate().map(|(ink, system)| line(suite, &case.id(), system, ink, rows, bin));
-    Ok(LinePanel {
+fn case_panel(suite: &Suite, case: &Case, summary: &Summary, rows: &RowsByRun, bin: usize) -> LinePanel {
+    let id = case.id();
+    let lines = suite.systems.iter().enumerate().map(|(ink, system)| LineSeries {
+        name: title(system),
+        ink,
+        ..line(suite, rows.of(&id, system), bin)
+    });
+    LinePanel {
         title: panel_title(suite, case, summary),
         y_label: "Layer time (ms)".to_owned(),
-        series: lines.collect::<Result<_>>()?,
+        series: lines.collect(),
         from_zero: true,
-    })
+    }
 }
 
 /// The setting, the gain of each system over the baseline, and the published one.
@@ -103,19 +108,14 @@ fn panel_title(suite: &Suite, case: &Case, summary: &Summary) -> String {
     title
 }
 
-/// A system's layer times, less what deciding and moving took, and stars where experts moved.
-fn line(suite: &Suite, case: &str, system: &str, ink: usize, rows: &Table, bin: usize) -> Result<LineSeries> {
-    let mut line = LineSeries { name: title(system), ink, ..LineSeries::default() };
+/// Layer times, less what deciding and moving took, as means of `bin` iterations, and stars where experts moved.
+fn line(suite: &Suite, rows: &[&Row], bin: usize) -> LineSeries {
+    let mut line = LineSeries::default();
     let (mut sum, mut count) = ((0.0, 0.0), 0);
-    for row in 0..rows.height() {
-        if rows.text("case", row)? != case || rows.text("system", row)? != system {
-            continue;
-        }
-        let number = |column| Ok::<f64, anyhow::Error>(rows.number(column, row)?.unwrap_or(0.0));
-        let Some(step) = rows.number("step_s", row)? else { continue };
-        let ms = (step - number("decision_s")? - number("migration_s")?) * 1e3;
-        let label = f64::from(suite.trace.start) + (number("iteration")? - 1.0) * f64::from(suite.trace.stride);
-        if number("moved_experts")? > 0.0 {
+    for (row, sample) in rows.iter().filter_map(|row| Some((row, row.sample.as_ref().ok()?))) {
+        let ms = (sample.step.0 - sample.decision.0 - sample.migration.0) * 1e3;
+        let label = f64::from(suite.trace.start) + (f64::from(row.iteration) - 1.0) * f64::from(suite.trace.stride);
+        if sample.moved > 0 {
             line.marks.push((label, ms));
         }
         sum = (sum.0 + label, sum.1 + ms);
@@ -125,5 +125,5 @@ fn line(suite: &Suite, case: &str, system: &str, ink: usize, rows: &Table, bin: 
             (sum, count) = ((0.0, 0.0), 0);
         }
     }
-    Ok(line)
+    line
 }

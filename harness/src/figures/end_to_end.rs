@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use workloads::{Case, Suite};
 
 use super::{error_notes, title};
-use crate::summary::{ModelError, Row, Summary};
+use crate::summary::{ModelError, Summary, SummaryRow};
 use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
 /// Draws the figure of a suite from its summary.
@@ -55,9 +55,9 @@ fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
 }
 
 /// A speedup with its interval, the published one, and the model's error beside it.
-pub(super) fn bar(row: &Row) -> Bar {
-    if row.status != "ok" {
-        return Bar { published: row.published.speedup, ..Bar::failed(row.status.to_uppercase()) };
+pub(super) fn bar(row: &SummaryRow) -> Bar {
+    if row.failure.is_some() {
+        return Bar { published: row.published.speedup, ..Bar::failed(row.status().name().to_uppercase()) };
     }
     let error = row.model_error.as_ref().map(ModelError::label);
     match row.speedup {

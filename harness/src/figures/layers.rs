@@ -4,7 +4,7 @@
 use workloads::{Case, Suite};
 
 use super::{end_to_end, error_notes, title};
-use crate::summary::{Row, Summary};
+use crate::summary::{Summary, SummaryRow};
 use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
 /// Draws the figure of a suite of layers.
@@ -62,7 +62,7 @@ fn ink(suite: &Suite, system: &str) -> usize {
 /// Speedup of all layers together, by sums, which medians of single layers do not show.
 fn whole_gain(others: &[&String], suite: &Suite, summary: &Summary) -> String {
     let sum = |system: &str| -> f64 {
-        let rows = summary.rows.iter().filter(|row: &&Row| row.system == system && row.step.is_some());
+        let rows = summary.rows.iter().filter(|row: &&SummaryRow| row.key.system == system && row.step.is_some());
         rows.map(|row| row.sum).sum()
     };
     let gains = others.iter().map(|name| format!("{} {:.2}", title(name), sum(&suite.baseline) / sum(name)));

@@ -1,18 +1,23 @@
 //! `loss`: the loss of every iteration, a panel per case, a line per system, between the entropies of the data where they
 //! are known. Systems that train the same model lie on one another.
 
-use anyhow::Result;
+use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
 use workloads::Suite;
 
 use super::title;
-use crate::summary::Table;
-use chart::{Figure, Frame, LineChart, LinePanel, LineSeries};
+use crate::runs::records::{Row, RowsByRun};
 
 /// Draws the losses of a run; `entropies`: floor and unigram entropy per case, nats per token.
 ///
 /// # Errors
-/// When the records lack a column, or the font or the drawing library fails.
-pub fn draw(suite: &Suite, rows: &Table, entropies: &[Option<[f64; 2]>], origin: &str) -> Result<Figure> {
+/// When the font or the drawing library fails.
+pub fn draw(
+    suite: &Suite,
+    rows: &RowsByRun,
+    entropies: &[Option<[f64; 2]>],
+    origin: &str,
+) -> Result<Figure, FigureError> {
+    let point = |row: &&Row| Some((f64::from(row.iteration), row.sample.as_ref().ok()?.loss?));
     let mut panels = Vec::new();
     for (case, entropy) in suite.cases.iter().zip(entropies) {
         let id = case.id();
@@ -21,7 +26,7 @@ pub fn draw(suite: &Suite, rows: &Table, entropies: &[Option<[f64; 2]>], origin:
             series.push(LineSeries {
                 name: title(system),
                 ink,
-                points: rows.points(&id, system, "iteration", "loss")?,
+                points: rows.of(&id, system).iter().filter_map(point).collect(),
                 marks: Vec::new(),
             });
         }
@@ -32,7 +37,7 @@ pub fn draw(suite: &Suite, rows: &Table, entropies: &[Option<[f64; 2]>], origin:
         }
         panels.push(LinePanel { title: id, y_label: "Loss (nats per token)".to_owned(), series, from_zero: false });
     }
-    Ok(LineChart {
+    LineChart {
         frame: Frame {
             footnote: format!("{origin}; systems that train the same model lie on one another"),
             ..Frame::default()
@@ -42,5 +47,5 @@ pub fn draw(suite: &Suite, rows: &Table, entropies: &[Option<[f64; 2]>], origin:
         mark_label: String::new(),
         log_x: false,
     }
-    .draw()?)
+    .draw()
 }

@@ -6,15 +6,12 @@ pub mod layers;
 pub mod loss;
 pub mod performance_model;
 
-use anyhow::Result;
-use polars::prelude::DataFrame;
-use workloads::Suite;
+use chart::{Figure, FigureError};
 use workloads::suite::FigureKind;
+use workloads::{EngineKind, Suite};
 
-use crate::engines::label;
-use crate::runs::prepare;
-use crate::summary::{Summary, Table};
-use chart::Figure;
+use crate::runs::records::RowsByRun;
+use crate::summary::{ModelError, Summary};
 
 /// The name of a suite's figure, and of its files.
 pub fn name(kind: FigureKind) -> &'static str {
@@ -29,23 +26,22 @@ pub fn name(kind: FigureKind) -> &'static str {
 /// A suite's figure; its footnote says how the numbers were obtained and on which routing.
 ///
 /// # Errors
-/// When the records lack a column, or the font or the drawing library fails.
-pub fn draw(suite: &Suite, summary: &Summary, iterations: &DataFrame, trace: &str) -> Result<Figure> {
-    let origin = origin(summary, trace);
-    Ok(match suite.figure {
-        FigureKind::Speedups => end_to_end::draw(suite, summary, &origin)?,
-        FigureKind::PerformanceModel => performance_model::searches(suite, summary, &origin).draw()?,
-        FigureKind::Layers => layers::draw(suite, summary, &origin)?,
-        FigureKind::Series => adaptive::of_run(suite, summary, &Table::new(iterations)?, &origin)?,
-    })
+/// When the font or the drawing library fails.
+pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) -> Result<Figure, FigureError> {
+    match suite.figure {
+        FigureKind::Speedups => end_to_end::draw(suite, summary, origin),
+        FigureKind::PerformanceModel => performance_model::searches(suite, summary, origin).draw(),
+        FigureKind::Layers => layers::draw(suite, summary, origin),
+        FigureKind::Series => adaptive::of_run(suite, summary, rows, origin),
+    }
 }
 
 /// How the numbers were obtained, and on which routing.
 pub fn origin(summary: &Summary, trace: &str) -> String {
-    let engine = summary.rows.first().map_or("", |row| row.engine.as_str());
-    match summary.rows.iter().any(|row| row.loss.is_some()) {
-        true => format!("{}, routing by the trained gate", label(engine)),
-        false => format!("{}, routing: {}", label(engine), trace_name(trace)),
+    let engine = summary.engine().map_or("", EngineKind::label);
+    match summary.is_trained() {
+        true => format!("{engine}, routing by the trained gate"),
+        false => format!("{engine}, routing: {}", trace_name(trace)),
     }
 }
 
@@ -56,15 +52,14 @@ pub fn trace_name(trace: &str) -> &str {
 
 /// A system's name in figures.
 fn title(name: &str) -> String {
-    prepare::system("figure", name).map_or(name.to_owned(), |system| system.title().to_owned())
+    systems::by_name(name).map_or(name, |system| system.title()).to_owned()
 }
 
 /// What the errors beside bars are, for a footnote: one sentence for the runs' own, one for each cluster's.
 fn error_notes(summary: &Summary) -> String {
-    use crate::summary::ModelError;
     let mut notes: Vec<String> = Vec::new();
     let mut unknown: Vec<&str> = Vec::new();
-    for row in summary.rows.iter().filter(|row| row.step.is_some() && row.loss.is_none()) {
+    for row in summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains()) {
         let note = match &row.model_error {
             Some(ModelError::Run(_)) => "+n%: simulated over published time of this very run".to_owned(),
             Some(ModelError::Cluster(e)) => {
@@ -76,9 +71,9 @@ fn error_notes(summary: &Summary) -> String {
                     e.cluster
                 )
             }
-            None if unknown.contains(&row.cluster.as_str()) => continue,
+            None if unknown.contains(&row.key.cluster.as_str()) => continue,
             None => {
-                unknown.push(&row.cluster);
+                unknown.push(&row.key.cluster);
                 continue;
             }
         };

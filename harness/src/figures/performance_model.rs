@@ -7,7 +7,7 @@ use super::title;
 use crate::studies::end_to_end::Report;
 use crate::studies::errors::{Errors, Pair};
 use crate::studies::moe_layer::Setting;
-use crate::summary::{Row, Summary};
+use crate::summary::{Summary, SummaryRow};
 use chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
 
 /// Whole iterations: a panel per number of GPUs, a series per system.
@@ -49,14 +49,17 @@ pub fn moe_layer(settings: &[Setting]) -> Scatter {
 
 /// The searches of a suite: a panel per cluster and number of GPUs, a series per system that chose its plan.
 pub fn searches(suite: &Suite, summary: &Summary, origin: &str) -> Scatter {
-    let pair = |row: &Row| row.expected.zip(row.step).map(|(predicted, m)| Pair { predicted, measured: m.value });
-    let chosen: Vec<(&Row, Pair)> = summary.rows.iter().filter_map(|row| Some((row, pair(row)?))).collect();
-    let mut settings: Vec<(&str, u32)> = chosen.iter().map(|(row, _)| (row.cluster.as_str(), row.gpus)).collect();
+    let pair = |row: &SummaryRow| {
+        row.key.expected.zip(row.step).map(|(predicted, m)| Pair { predicted: predicted.0, measured: m.value })
+    };
+    let chosen: Vec<(&SummaryRow, Pair)> = summary.rows.iter().filter_map(|row| Some((row, pair(row)?))).collect();
+    let mut settings: Vec<(&str, u32)> =
+        chosen.iter().map(|(row, _)| (row.key.cluster.as_str(), row.key.gpus)).collect();
     settings.dedup();
     let panels = settings.into_iter().map(|setting| {
         let pairs = |system: Option<&String>| -> Vec<Pair> {
-            let of = chosen.iter().filter(|(row, _)| (row.cluster.as_str(), row.gpus) == setting);
-            of.filter(|(row, _)| system.is_none_or(|system| row.system == *system)).map(|(_, pair)| *pair).collect()
+            let of = chosen.iter().filter(|(row, _)| (row.key.cluster.as_str(), row.key.gpus) == setting);
+            of.filter(|(row, _)| system.is_none_or(|system| row.key.system == *system)).map(|(_, pair)| *pair).collect()
         };
         let systems = suite.systems.iter().enumerate();
         ScatterPanel {

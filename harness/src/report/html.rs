@@ -2,10 +2,9 @@
 
 use workloads::Suite;
 
-use crate::report::{self, Words};
+use crate::report::{self, TextTable};
 use crate::runs::provenance::Provenance;
 use crate::summary::Summary;
-use chart::Figure;
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#141414}\
 svg{width:100%;height:auto}table{border-collapse:collapse;font-size:13px}\
@@ -13,34 +12,43 @@ th,td{padding:.15em .7em;text-align:left;border-bottom:1px solid #ddd;white-spac
 .n{text-align:right;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}code{overflow-wrap:anywhere}";
 
 /// The page of a run.
-pub fn run(suite: &Suite, summary: &Summary, words: &Words, figure: &Figure, provenance: &Provenance) -> String {
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>moebench: {name}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n<p>{description}.</p>\n{svg}\n",
-        name = escaped(&suite.name),
-        description = escaped(&suite.description),
-        svg = figure.to_svg(),
-    );
-    page += "<h2>Summary</h2>\n";
-    page += &table(words);
-    let notes = [report::differences(&suite.cases), report::failures(summary)].concat();
-    if !notes.is_empty() {
-        let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
-        page += &format!("<h2>Not like the others</h2>\n<ul>\n{items}</ul>\n");
-    }
-    page + &origin(provenance) + "</body>\n</html>\n"
+pub struct Page<'a> {
+    pub suite: &'a Suite,
+    pub summary: &'a Summary,
+    pub table: &'a TextTable,
+    pub provenance: &'a Provenance,
 }
 
-fn table(words: &Words) -> String {
+impl Page<'_> {
+    /// With its figure as SVG.
+    pub fn render(&self, figure: &str) -> String {
+        let mut page = format!(
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>moebench: {name}</title>\n\
+             <style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n<p>{description}.</p>\n{figure}\n",
+            name = escaped(&self.suite.name),
+            description = escaped(&self.suite.description),
+        );
+        page += "<h2>Summary</h2>\n";
+        page += &rows(self.table);
+        let notes = [report::differences(&self.suite.cases), report::failures(self.summary)].concat();
+        if !notes.is_empty() {
+            let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
+            page += &format!("<h2>Not like the others</h2>\n<ul>\n{items}</ul>\n");
+        }
+        page + &origin(self.provenance) + "</body>\n</html>\n"
+    }
+}
+
+fn rows(table: &TextTable) -> String {
     let row = |tag: &str, cells: &[String]| -> String {
         let cell = |(index, text): (usize, &String)| {
-            let class = if index < words.text_columns { "" } else { " class=\"n\"" };
+            let class = if index < table.text_columns { "" } else { " class=\"n\"" };
             format!("<{tag}{class}>{}</{tag}>", escaped(text))
         };
         format!("<tr>{}</tr>\n", cells.iter().enumerate().map(cell).collect::<String>())
     };
-    let body: String = words.rows.iter().map(|cells| row("td", cells)).collect();
-    format!("<div class=\"wide\"><table>\n{}{body}</table></div>\n", row("th", &words.header))
+    let body: String = table.rows.iter().map(|cells| row("td", cells)).collect();
+    format!("<div class=\"wide\"><table>\n{}{body}</table></div>\n", row("th", &table.header))
 }
 
 /// What the numbers follow from, without the machine and the moment.
@@ -53,7 +61,7 @@ fn origin(provenance: &Provenance) -> String {
         (None, _) => "unknown".to_owned(),
     };
     let mut rows = vec![
-        ("how".to_owned(), provenance.engine.clone()),
+        ("how".to_owned(), provenance.engine.to_string()),
         ("routing trace".to_owned(), inputs.trace.clone()),
         ("iterations".to_owned(), inputs.iterations.to_string()),
         ("seeds".to_owned(), seeds.join(", ")),

@@ -1,18 +1,18 @@
 //! `tables/summary.tex`: the summary as a LaTeX table (`booktabs`) for a paper.
 
-use crate::report::Words;
+use crate::report::TextTable;
 
 /// The table, to be put into a `table` environment.
-pub fn table(words: &Words) -> String {
-    let columns: String = (0..words.header.len()).map(|i| if i < words.text_columns { 'l' } else { 'r' }).collect();
+pub fn render(table: &TextTable) -> String {
+    let columns: String = (0..table.header.len()).map(|i| if i < table.text_columns { 'l' } else { 'r' }).collect();
     let line = |cells: &[String]| -> String {
         let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
         format!("{} \\\\\n", cells.join(" & "))
     };
     let mut text = format!("% Needs \\usepackage{{booktabs}}.\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n");
-    text += &line(&words.header);
+    text += &line(&table.header);
     text += "\\midrule\n";
-    for (index, row) in words.rows.iter().enumerate() {
+    for (index, row) in table.rows.iter().enumerate() {
         // A case's first row names it.
         if index > 0 && row.first().is_some_and(|case| !case.is_empty()) {
             text += "\\addlinespace\n";
@@ -48,12 +48,12 @@ mod tests {
     #[test]
     fn cells_are_escaped_and_cases_set_apart() {
         let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
-        let words = Words {
+        let table = TextTable {
             header: cells(["case", "± 95%"]),
             rows: vec![cells(["a_1", "2%"]), cells(["", "±4%"]), cells(["b&c", "x"])],
             text_columns: 1,
         };
-        let text = table(&words);
+        let text = render(&table);
         assert!(text.contains("\\begin{tabular}{lr}\n\\toprule\ncase & $\\pm$ 95\\% \\\\\n\\midrule\n"), "{text}");
         assert!(text.contains("a\\_1 & 2\\% \\\\\n & $\\pm$4\\% \\\\\n\\addlinespace\nb\\&c & x \\\\\n\\bottomrule"));
     }

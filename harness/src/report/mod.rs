@@ -1,16 +1,15 @@
-//! What a run prints: the final table.
+//! What is written and printed of a summary: a table for terminals, LaTeX and HTML, notes, and pages.
 
 pub mod html;
 pub mod latex;
 pub mod page;
-pub mod timeline;
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use workloads::Case;
 
 use crate::summary::statistics::Median;
-use crate::summary::{ModelError, Row, Summary};
+use crate::summary::{ModelError, Summary, SummaryRow};
 
 /// A table without borders, the given columns aligned to the right.
 pub fn table(header: &[&str], right: &[usize]) -> Table {
@@ -25,32 +24,32 @@ pub fn table(header: &[&str], right: &[usize]) -> Table {
 }
 
 /// A summary as words: what terminals, HTML and LaTeX show alike.
-pub struct Words {
-    /// Names of the columns.
+pub struct TextTable {
     pub header: Vec<String>,
     /// A row per case and system.
     pub rows: Vec<Vec<String>>,
-    /// Columns of words; the others hold numbers.
+    /// The first columns, which hold words; the others hold numbers.
     pub text_columns: usize,
 }
 
-impl Words {
-    /// Per case and system: plan, median iteration time, speedup over the baseline and over `other`, what was published for
-    /// the former, and the model's error (`+6%`: of this run's time; `±4%`: the cluster's median).
-    pub fn new(summary: &Summary, other: Option<&str>) -> Self {
-        let over = |name: &str| format!("over {name}");
+impl TextTable {
+    /// Per case and system: plan, median iteration time, speedup over the baseline and over each of `compare`, what was
+    /// published for the former, and the model's error (`+6%`: of this run's time; `±4%`: the cluster's median).
+    pub fn new(summary: &Summary, compare: &[String]) -> Self {
         let mut header = ["case", "system", "plan", "median", "± 95%"].map(str::to_owned).to_vec();
-        header.push(over(&summary.baseline));
-        header.extend(other.map(over));
-        let last_columns = if simulated(summary) { SIMULATED } else { TRAINED };
+        header.extend(std::iter::once(&summary.baseline).chain(compare).map(|name| format!("over {name}")));
+        let last_columns = if summary.is_trained() { TRAINED } else { SIMULATED };
         header.extend(last_columns.iter().map(|&name| name.to_owned()));
         let mut last = "";
         let mut rows = Vec::new();
         for row in &summary.rows {
-            let case = if row.case == last { "" } else { &row.case };
-            last = &row.case;
-            let reference = other.and_then(|name| summary.row(&row.case, name));
-            let mut cells = cells(row, case, reference, other.is_some(), simulated(summary));
+            let case = if row.key.case == last { "" } else { &row.key.case };
+            last = &row.key.case;
+            let over = compare.iter().map(|name| summary.row(&row.key.case, name)).collect::<Vec<_>>();
+            let mut cells = [name_cells(row, case), time_cells(row), speedup_cells(row, &over)].concat();
+            if row.step.is_some() {
+                cells.extend(if row.key.engine.trains() { trained_cells(row) } else { simulated_cells(row) });
+            }
             cells.resize(header.len(), String::new());
             rows.push(cells);
         }
@@ -73,39 +72,47 @@ impl Words {
 const SIMULATED: &[&str] = &["online", "peak", "published", "model error"];
 const TRAINED: &[&str] = &["online", "peak", "loss", "simulated"];
 
-fn simulated(summary: &Summary) -> bool {
-    summary.rows.iter().all(|row| row.loss.is_none())
+fn name_cells(row: &SummaryRow, case: &str) -> Vec<String> {
+    let plan = row.key.plan.map_or("none".to_owned(), |plan| plan.to_string());
+    vec![case.to_owned(), row.key.system.clone(), plan]
 }
 
-fn cells(row: &Row, case: &str, reference: Option<&Row>, with_reference: bool, simulated: bool) -> Vec<String> {
-    let ratio = |ratio: Option<f64>| ratio.map_or(String::new(), |r| format!("{r:.2}x"));
-    let mut cells = vec![case.to_owned(), row.system.clone(), row.plan.clone().unwrap_or_else(|| "none".into())];
+/// Median and relative half-width of its interval, or how the run failed.
+fn time_cells(row: &SummaryRow) -> Vec<String> {
     match row.step {
         Some(Median { value, low, high }) => {
-            cells.push(format!("{:.0} ms", value * 1e3));
-            cells.push(format!("{:.1}%", (high - low) / 2.0 / value * 100.0));
+            vec![format!("{:.0} ms", value * 1e3), format!("{:.1}%", (high - low) / 2.0 / value * 100.0)]
         }
-        None => cells.extend([row.status.to_uppercase(), String::new()]),
+        None => vec![row.status().name().to_uppercase(), String::new()],
     }
-    cells.push(ratio(row.speedup.map(|s| s.value)));
-    if with_reference {
-        let median = |row: &Row| row.step.map(|step| step.value);
-        cells.push(ratio(reference.and_then(median).zip(median(row)).map(|(theirs, ours)| theirs / ours)));
-    }
-    if row.step.is_some() {
-        cells.push(format!("{:.2}%", row.online_share * 100.0));
-        let peak = row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9));
-        cells.push(peak);
-        if !simulated {
-            cells.push(row.loss.map_or(String::new(), |loss| format!("{loss:.3}")));
-            cells.extend(row.predicted.zip(row.step).map(|(predicted, step)| {
-                format!("{:.0} ms ({:+.0}%)", predicted * 1e3, (predicted / step.value - 1.0) * 100.0)
-            }));
-            return cells;
-        }
-        cells.push(row.published.speedup.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
-        cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
-    }
+}
+
+fn speedup_cells(row: &SummaryRow, over: &[Option<&SummaryRow>]) -> Vec<String> {
+    let median = |row: &SummaryRow| row.step.map(|step| step.value);
+    let over_others = over.iter().map(|other| Some(other.and_then(median)? / median(row)?));
+    let ratios = std::iter::once(row.speedup.map(|speedup| speedup.value)).chain(over_others);
+    ratios.map(|ratio| ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x"))).collect()
+}
+
+/// Of the columns that simulated and trained runs share.
+fn shared_cells(row: &SummaryRow) -> Vec<String> {
+    let peak = row.peak_bytes.map_or(String::new(), |bytes| format!("{:.1} GB", bytes / 1e9));
+    vec![format!("{:.2}%", row.online_share * 100.0), peak]
+}
+
+fn simulated_cells(row: &SummaryRow) -> Vec<String> {
+    let mut cells = shared_cells(row);
+    cells.push(row.published.speedup.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
+    cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
+    cells
+}
+
+fn trained_cells(row: &SummaryRow) -> Vec<String> {
+    let mut cells = shared_cells(row);
+    cells.push(row.loss.map_or(String::new(), |loss| format!("{loss:.3}")));
+    cells.extend(row.predicted.zip(row.step).map(|(predicted, step)| {
+        format!("{:.0} ms ({:+.0}%)", predicted * 1e3, (predicted / step.value - 1.0) * 100.0)
+    }));
     cells
 }
 
@@ -120,10 +127,6 @@ pub fn differences<'a>(cases: impl IntoIterator<Item = &'a Case>) -> Vec<String>
 
 /// Why runs ended early, one line each.
 pub fn failures(summary: &Summary) -> Vec<String> {
-    summary
-        .rows
-        .iter()
-        .filter(|row| row.status != "ok")
-        .map(|row| format!("{} {}: {}: {}", row.case, row.system, row.status, row.reason))
-        .collect()
+    let failed = summary.rows.iter().filter_map(|row| Some((&row.key, row.failure.as_ref()?)));
+    failed.map(|(key, failure)| format!("{} {}: {failure}", key.case, key.system)).collect()
 }

@@ -1,7 +1,8 @@
-//! A run: prepared, run case by case, stored.
+//! Runs: prepared from a suite, run by an engine case by case, recorded and stored.
 
 pub mod prepare;
 pub mod provenance;
 pub mod records;
 pub mod runner;
 pub mod store;
+pub mod timeline;

@@ -1,34 +1,78 @@
-//! From a suite's case to a job with a routing: everything that can be wrong with the input is found here, before any work.
+//! From a suite to runs: a job with its routing for every case and system. Everything that can be wrong with the input is
+//! found here, before any work.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
 use systems::plan::routing::JobRouting;
-use systems::{Job, Plan, System};
-use workloads::suite::{Described, TraceUse};
+use systems::{CostModel, Job, Plan, PlanError, System};
+use workloads::suite::{SuiteFile, TraceUse};
 use workloads::trace::RoutingTrace;
-use workloads::{Case, Cluster, Model, Suite};
+use workloads::{Case, Cluster, Model, Seconds, Suite};
 
-/// A case, ready to run.
-pub struct Prepared<'a> {
+/// A case under one seed: what its systems run.
+pub struct PreparedCase<'a> {
     /// As the suite states it.
     pub case: Case,
-    /// What is trained.
-    pub job: Job,
-    /// What its gate chooses.
-    pub routing: JobRouting<'a>,
-    /// The systems, in the suite's order, each with a plan if the suite forces one.
-    pub systems: Vec<(&'static dyn System, Option<Plan>)>,
-    /// Systems whose job is not the case's, by name.
-    pub different: BTreeMap<String, Prepared<'a>>,
+    pub seed: u64,
+    /// In the order of the suite's systems.
+    pub runs: Vec<PreparedRun<'a>>,
 }
 
-impl<'a> Prepared<'a> {
-    /// The case as a system runs it.
-    pub fn as_run_by(&self, system: &str) -> &Prepared<'a> {
-        self.different.get(system).unwrap_or(self)
+impl PreparedCase<'_> {
+    /// The name of the case's files.
+    pub fn id(&self) -> String {
+        format!("{}.seed{}", self.case.id(), self.seed)
+    }
+}
+
+/// One system on one case.
+pub struct PreparedRun<'a> {
+    /// Among all runs of the suite, from 0.
+    pub number: usize,
+    /// The suite's case, which `case` may differ from.
+    pub case_id: String,
+    pub seed: u64,
+    pub system: &'static dyn System,
+    /// As the system runs it.
+    pub case: Case,
+    /// Shared by the systems that do not differ.
+    pub job: Arc<Job>,
+    pub routing: Arc<JobRouting<'a>>,
+    /// The plan that the suite gives.
+    forced: Option<Plan>,
+    plan: OnceLock<Result<Chosen, PlanError>>,
+}
+
+/// The plan of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen {
+    pub plan: Plan,
+    /// What the system's offline search expects an iteration to take; nothing where the suite gave the plan.
+    pub expected: Option<Seconds>,
+}
+
+impl PreparedRun<'_> {
+    /// The run in names of files and in messages.
+    pub fn id(&self) -> String {
+        format!("{}.seed{}.{}", self.case_id, self.seed, self.system.name())
+    }
+
+    /// The suite's plan, or the system's own choice, which is searched for once.
+    ///
+    /// # Errors
+    /// No plan fits.
+    pub fn plan(&self) -> Result<&Chosen, &PlanError> {
+        let choose = || match self.forced {
+            Some(plan) => Ok(Chosen { plan, expected: None }),
+            None => {
+                let (plan, estimate) = self.system.best(&self.job, &CostModel::new(&self.job.cluster))?;
+                Ok(Chosen { plan, expected: Some(estimate.step) })
+            }
+        };
+        self.plan.get_or_init(choose).as_ref()
     }
 }
 
@@ -36,21 +80,21 @@ impl<'a> Prepared<'a> {
 ///
 /// # Errors
 /// An unknown name, an unreadable file, or whatever is wrong with its text.
-pub fn described(name: &str) -> Result<Described> {
+pub fn suite_file(name: &str) -> Result<SuiteFile> {
     if is_path(name) {
-        return Ok(Described::parse(name, &read(name)?)?);
+        return Ok(SuiteFile::parse(name, &read(name)?)?);
     }
-    Ok(Described::named("moebench run", name)?)
+    Ok(SuiteFile::named("moebench run", name)?)
 }
 
 /// Reads one suite, a name or a path.
 ///
 /// # Errors
-/// As for [`described`], and a collection, with the suites that it holds.
+/// As for [`suite_file`], and a collection, with the suites that it holds.
 pub fn suite(name: &str) -> Result<Suite> {
-    match described(name)? {
-        Described::Suite(suite) => Ok(suite),
-        Described::Collection(all) => {
+    match suite_file(name)? {
+        SuiteFile::Suite(suite) => Ok(suite),
+        SuiteFile::Collection(all) => {
             bail!("{name}: a collection of suites: expected one of them: {}", all.suites.join(", "))
         }
     }
@@ -59,7 +103,7 @@ pub fn suite(name: &str) -> Result<Suite> {
 /// Reads a model, a name or a path.
 ///
 /// # Errors
-/// As for [`described`].
+/// As for [`suite_file`].
 pub fn model(context: &str, name: &str) -> Result<Model> {
     if is_path(name) {
         return Ok(Model::parse(name, &read(name)?)?);
@@ -70,7 +114,7 @@ pub fn model(context: &str, name: &str) -> Result<Model> {
 /// Reads a cluster, a name or a path.
 ///
 /// # Errors
-/// As for [`described`].
+/// As for [`suite_file`].
 pub fn cluster(context: &str, name: &str) -> Result<Cluster> {
     if is_path(name) {
         return Ok(Cluster::parse(name, &read(name)?)?);
@@ -94,38 +138,63 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(Path::new(path)).with_context(|| format!("{path}: cannot be read"))
 }
 
-/// Prepares every case of a suite.
+/// Prepares every case of a suite under every seed, in the suite's order.
 ///
 /// # Errors
 /// The first case that cannot run, with its number and field.
-pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace, seed: u64) -> Result<Vec<Prepared<'a>>> {
-    suite
-        .cases
-        .iter()
-        .enumerate()
-        .map(|(index, case)| {
-            let context = format!("{file}: cases[{index}]");
-            let mut prepared = one_case(&context, case, suite.trace, trace, seed)?;
-            for name in &suite.systems {
-                let system = system(&format!("{file}: systems"), name)?;
-                if case.differs.contains_key(name) {
-                    let context = format!("{context}.differs.{name}");
-                    let own = one_case(&context, &case.as_run_by(name), suite.trace, trace, seed)?;
-                    prepared.different.insert(name.clone(), own);
-                }
-                let forced = forced_plan(case, name);
-                if let Some(plan) = forced {
-                    let context = || format!("{context}.plans.{name}");
-                    plan.check(&prepared.as_run_by(name).job).with_context(context)?;
-                    if case.layer.is_some() && (plan.pp, plan.tp) != (1, 1) {
-                        bail!("{}: plan {plan}: expected pp = 1 and tp = 1 where a layer runs alone", context());
-                    }
-                }
-                prepared.systems.push((system, forced));
-            }
-            Ok(prepared)
-        })
-        .collect()
+pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace) -> Result<Vec<PreparedCase<'a>>> {
+    let mut cases = Vec::new();
+    for &seed in &suite.seeds {
+        for (index, case) in suite.cases.iter().enumerate() {
+            let number = cases.len() * suite.systems.len();
+            cases.push(Preparation { file, suite, trace, seed, index }.case(case, number)?);
+        }
+    }
+    Ok(cases)
+}
+
+/// Where a case stands.
+struct Preparation<'s, 'a> {
+    file: &'s str,
+    suite: &'s Suite,
+    trace: &'a RoutingTrace,
+    seed: u64,
+    index: usize,
+}
+
+impl<'a> Preparation<'_, 'a> {
+    fn case(&self, case: &Case, first: usize) -> Result<PreparedCase<'a>> {
+        let context = format!("{}: cases[{}]", self.file, self.index);
+        let shared = self.job(&context, case)?;
+        let mut runs = Vec::new();
+        for (name, number) in self.suite.systems.iter().zip(first..) {
+            let system = system(&format!("{}: systems", self.file), name)?;
+            let own = case.as_run_by(name);
+            let (job, routing) = match case.differs.contains_key(name) {
+                true => self.job(&format!("{context}.differs.{name}"), &own)?,
+                false => shared.clone(),
+            };
+            let forced = forced_plan(case, name);
+            check_forced(case, &job, forced).with_context(|| format!("{context}.plans.{name}"))?;
+            let (case_id, seed, plan) = (case.id(), self.seed, OnceLock::new());
+            runs.push(PreparedRun { number, case_id, seed, system, case: own, job, routing, forced, plan });
+        }
+        Ok(PreparedCase { case: case.clone(), seed: self.seed, runs })
+    }
+
+    fn job(&self, context: &str, case: &Case) -> Result<(Arc<Job>, Arc<JobRouting<'a>>)> {
+        let (job, routing) = job(context, case, self.suite.trace, self.trace, self.seed)?;
+        Ok((Arc::new(job), Arc::new(routing)))
+    }
+}
+
+fn check_forced(case: &Case, job: &Job, forced: Option<Plan>) -> Result<()> {
+    let Some(plan) = forced else { return Ok(()) };
+    plan.check(job)?;
+    if case.layer.is_some() && (plan.pp, plan.tp) != (1, 1) {
+        bail!("plan {plan}: expected pp = 1 and tp = 1 where a layer runs alone");
+    }
+    Ok(())
 }
 
 /// The plan that a case gives a system. Layers that run alone are expert-parallel over all ranks unless the case says
@@ -143,17 +212,17 @@ fn forced_plan(case: &Case, system: &str) -> Option<Plan> {
     }))
 }
 
-/// Prepares one case, without systems.
+/// The job of a case, and what its gate chooses.
 ///
 /// # Errors
 /// Unknown names, or a batch and a trace that do not fit.
-pub fn one_case<'a>(
+pub fn job<'a>(
     context: &str,
     case: &Case,
     part: TraceUse,
     trace: &'a RoutingTrace,
     seed: u64,
-) -> Result<Prepared<'a>> {
+) -> Result<(Job, JobRouting<'a>)> {
     let model = model(&format!("{context}.model"), &case.model)?;
     let cluster = cluster(&format!("{context}.cluster"), &case.cluster)?;
     if model.moe_layers().next().is_none() {
@@ -174,7 +243,7 @@ pub fn one_case<'a>(
         Some(alone) => job = alone,
         None => job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect(),
     }
-    Ok(Prepared { case: case.clone(), job, routing, systems: Vec::new(), different: BTreeMap::new() })
+    Ok((job, routing))
 }
 
 #[cfg(test)]
@@ -191,13 +260,26 @@ mod tests {
         let difference = Difference { gate: Some(Gate::BalancedNoDrop), micro_batch: Some(1), model: None };
         suite.cases[0].differs.insert("fastermoe".to_owned(), difference);
         let trace = SynthSpec { samples: 1, ..SynthSpec::default() }.generate().unwrap();
-        let prepared = cases("test", &suite, &trace, 1).unwrap().remove(0);
-        assert_eq!(prepared.as_run_by("fastermoe").job.micro_batch, Some(1));
-        assert_eq!(prepared.as_run_by("smartmoe").job.micro_batch, Some(2));
+        let prepared = cases("test", &suite, &trace).unwrap().remove(0);
+        let run = |system: &str| prepared.runs.iter().find(|run| run.system.name() == system).unwrap();
+        assert_eq!((run("fastermoe").job.micro_batch, run("smartmoe").job.micro_batch), (Some(1), Some(2)));
         // The flattened routing has a lower maximum and as many entries.
-        let loads = |system: &str| prepared.as_run_by(system).routing.iteration(5).loads(0);
+        let loads = |system: &str| run(system).routing.iteration(5).loads(0);
         assert_eq!(loads("fastermoe").iter().sum::<u64>(), loads("smartmoe").iter().sum::<u64>());
         assert!(loads("fastermoe").iter().max() < loads("smartmoe").iter().max());
+    }
+
+    #[test]
+    fn runs_are_numbered_over_cases_and_seeds() {
+        let mut suite = Suite::named("test", "smoke").unwrap();
+        suite.cases.truncate(2);
+        suite.seeds = vec![1, 2];
+        let trace = SynthSpec { samples: 1, ..SynthSpec::default() }.generate().unwrap();
+        let prepared = cases("test", &suite, &trace).unwrap();
+        let runs: Vec<_> = prepared.iter().flat_map(|case| &case.runs).collect();
+        assert_eq!(runs.len(), 2 * 2 * 3);
+        assert!(runs.iter().enumerate().all(|(index, run)| run.number == index));
+        assert_eq!(runs[7].id(), "gpt-tiny.inky.8.no-drop.seed2.fastermoe");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use workloads::EngineKind;
 use workloads::trace::RoutingTrace;
 
 use crate::runs::records::SCHEMA_VERSION;
@@ -15,9 +16,7 @@ use crate::runs::records::SCHEMA_VERSION;
 pub struct Provenance {
     /// Version of the records' columns.
     pub schema_version: u32,
-    /// How the numbers were obtained.
-    pub engine: String,
-    /// The command line.
+    pub engine: EngineKind,
     pub command: Vec<String>,
     /// All that the numbers depend on; two runs with equal inputs have equal records.
     pub inputs: Inputs,
@@ -27,7 +26,6 @@ pub struct Provenance {
     pub commit: Option<String>,
     /// Whether that checkout had uncommitted changes.
     pub dirty: Option<bool>,
-    /// Name of the machine.
     pub host: String,
     /// Cores seen.
     pub cores: usize,
@@ -42,9 +40,7 @@ pub struct Inputs {
     pub suite: String,
     /// Systems, in order.
     pub systems: Vec<String>,
-    /// Training iterations.
     pub iterations: usize,
-    /// Seeds.
     pub seeds: Vec<u64>,
     /// Name of the trace.
     pub trace: String,
@@ -54,10 +50,10 @@ pub struct Inputs {
 
 impl Provenance {
     /// Of a run of this program, now.
-    pub fn new(engine: &str, inputs: Inputs) -> Self {
+    pub fn new(engine: EngineKind, inputs: Inputs) -> Self {
         Self {
             schema_version: SCHEMA_VERSION,
-            engine: engine.to_owned(),
+            engine,
             command: std::env::args().collect(),
             inputs,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -10,23 +10,16 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use polars::prelude::{DataFrame, ParquetReader, ParquetWriter, SerReader};
-
-use crate::report::timeline::{self, Timeline};
-use crate::runs::provenance::Provenance;
 use chart::Figure;
+use polars::prelude::{CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
+
+use crate::runs::provenance::Provenance;
+use crate::runs::records::{self, Row, RunRecord};
+use crate::runs::timeline::{self, Timeline};
 
 /// A run's folder.
 pub struct Store {
     root: PathBuf,
-}
-
-/// The frames of one run or one case.
-pub struct Frames {
-    /// One row per iteration.
-    pub iterations: DataFrame,
-    /// One row per iteration, stage and phase.
-    pub spans: DataFrame,
 }
 
 impl Store {
@@ -60,14 +53,12 @@ impl Store {
         self.root.join(name)
     }
 
-    /// Saves a figure as SVG and PDF in `figures/`.
+    /// Writes a figure as SVG and PDF into `figures/`.
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn save_figure(&self, name: &str, figure: &Figure) -> Result<()> {
-        let folder = self.path("figures");
-        fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-        Ok(figure.save(&folder.join(name))?)
+    pub fn write_figure(&self, name: &str, figure: &Figure) -> Result<()> {
+        write_figure(&self.path("figures").join(name), figure)
     }
 
     /// Writes a text.
@@ -75,7 +66,15 @@ impl Store {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
-        write_atomically(&self.path(name), |file| Ok(file.write_all(text.as_bytes())?))
+        write_text(&self.path(name), text)
+    }
+
+    /// Writes a table of comma-separated values.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_csv(&self, name: &str, frame: &mut DataFrame) -> Result<()> {
+        write_atomically(&self.path(name), |file| Ok(CsvWriter::new(file).finish(frame)?))
     }
 
     /// Whether a case was finished by this or an earlier attempt.
@@ -87,9 +86,10 @@ impl Store {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn write_case(&self, id: &str, frames: &mut Frames) -> Result<()> {
-        write_parquet(&self.case_path(id, "iterations"), &mut frames.iterations)?;
-        write_parquet(&self.case_path(id, "spans"), &mut frames.spans)
+    pub fn write_case(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
+        let rows: Vec<Row> = runs.iter().flat_map(RunRecord::rows).collect();
+        write_parquet(&self.case_path(id, "iterations"), &mut records::to_frame(&rows)?)?;
+        write_parquet(&self.case_path(id, "spans"), &mut records::spans_frame(runs)?)
     }
 
     /// Whether a case's timelines were written; they lie before its frames do.
@@ -97,19 +97,18 @@ impl Store {
         self.timelines_path(id).exists()
     }
 
-    /// Writes a case's timelines, a file per system, engines side by side: `timelines/CASE/SYSTEM.json`.
+    /// Writes a case's timelines, a file per system that reached its last iteration, engines side by side:
+    /// `timelines/CASE/SYSTEM.json`.
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn write_timelines<'a>(
-        &self,
-        id: &str,
-        timelines: impl Iterator<Item = (&'a str, Vec<Timeline<'a>>)>,
-    ) -> Result<()> {
+    pub fn write_timelines(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
         let folder = self.timelines_path(id);
         fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-        for (system, of_engines) in timelines {
-            write_atomically(&folder.join(format!("{system}.json")), |file| {
+        for run in runs.iter().filter(|run| !run.outcome.timelines.is_empty()) {
+            let of_engines = run.outcome.timelines.iter().map(|(engine, spans)| Timeline { engine: *engine, spans });
+            let of_engines: Vec<Timeline> = of_engines.collect();
+            write_atomically(&folder.join(format!("{}.json", run.key.system)), |file| {
                 let mut out = BufWriter::new(file);
                 timeline::write(&of_engines, &mut out)?;
                 Ok(out.flush()?)
@@ -118,30 +117,30 @@ impl Store {
         Ok(())
     }
 
-    /// The run's two frames, if an earlier attempt joined them.
+    /// The run's rows, if an earlier attempt joined them.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn finished(&self) -> Result<Option<Frames>> {
+    pub fn finished(&self) -> Result<Option<Vec<Row>>> {
         // The spans are joined last.
-        let (iterations, spans) = (self.path("iterations.parquet"), self.path("spans.parquet"));
-        if !spans.exists() {
+        if !self.path("spans.parquet").exists() {
             return Ok(None);
         }
-        Ok(Some(Frames { iterations: read_parquet(&iterations)?, spans: read_parquet(&spans)? }))
+        let path = self.path("iterations.parquet");
+        let rows = records::from_frame(&read_parquet(&path)?).with_context(|| format!("{}", path.display()))?;
+        Ok(Some(rows))
     }
 
-    /// Joins the cases, in the given order, into the run's two frames.
+    /// Joins the cases, in the given order, into the run's two files; returns the rows of the iterations.
     ///
     /// # Errors
-    /// When a case cannot be read or the frames cannot be written.
-    pub fn join(&self, ids: &[String]) -> Result<Frames> {
-        let mut frames =
-            Frames { iterations: self.join_kind(ids, "iterations")?, spans: self.join_kind(ids, "spans")? };
-        write_parquet(&self.path("iterations.parquet"), &mut frames.iterations)?;
-        write_parquet(&self.path("spans.parquet"), &mut frames.spans)?;
+    /// When a case cannot be read or a file cannot be written.
+    pub fn join(&self, ids: &[String]) -> Result<Vec<Row>> {
+        let mut iterations = self.join_kind(ids, "iterations")?;
+        write_parquet(&self.path("iterations.parquet"), &mut iterations)?;
+        write_parquet(&self.path("spans.parquet"), &mut self.join_kind(ids, "spans")?)?;
         fs::remove_dir_all(self.path("cases"))?;
-        Ok(frames)
+        records::from_frame(&iterations)
     }
 
     fn join_kind(&self, ids: &[String], kind: &str) -> Result<DataFrame> {
@@ -200,6 +199,25 @@ fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<()> {
         ParquetWriter::new(file).finish(frame)?;
         Ok(())
     })
+}
+
+/// Writes a text by [`write_atomically`].
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomically(path, |file| Ok(file.write_all(text.as_bytes())?))
+}
+
+/// Writes a figure as `STEM.svg` and `STEM.pdf`; a stem may hold dots.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_figure(stem: &Path, figure: &Figure) -> Result<()> {
+    let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", stem.display()));
+    write_text(&path("svg"), &figure.to_svg())?;
+    let pdf = figure.to_pdf()?;
+    write_atomically(&path("pdf"), |file| Ok(file.write_all(&pdf)?))
 }
 
 /// Writes a file under a temporary name beside its own and renames it, making the folder if need be.

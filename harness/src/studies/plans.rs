@@ -10,7 +10,7 @@ use systems::{CostModel, Plan, System};
 use workloads::Suite;
 use workloads::trace::RoutingTrace;
 
-use crate::runs::prepare::{self, Prepared};
+use crate::runs::prepare::{self, PreparedCase, PreparedRun};
 use crate::summary::statistics::median;
 use systems::iteration::run::Run;
 
@@ -79,13 +79,14 @@ pub fn compare(
         cluster.map_or(String::new(), |cluster| format!(" on {cluster}"))
     );
     suite.systems = vec![name.to_owned()];
-    let seed = suite.seeds.first().copied().unwrap_or_default();
-    let prepared = prepare::cases(file, &suite, trace, seed)?;
+    suite.seeds.truncate(1);
+    let prepared = prepare::cases(file, &suite, trace)?;
     prepared.par_iter().map(|case| comparison(case, suite.warmup, iterations)).collect()
 }
 
-fn comparison(prepared: &Prepared, warmup: usize, iterations: usize) -> Result<Comparison> {
-    let (id, prepared) = (prepared.case.id(), prepared.as_run_by(SMARTMOE.name()));
+fn comparison(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<Comparison> {
+    let id = case.case.id();
+    let prepared = case.runs.first().with_context(|| format!("{id}: no system"))?;
     let costs = CostModel::new(&prepared.job.cluster);
     let candidates = SMARTMOE.candidates(&prepared.job, &costs);
     let pick =
@@ -109,7 +110,7 @@ fn comparison(prepared: &Prepared, warmup: usize, iterations: usize) -> Result<C
     })
 }
 
-fn rated(prepared: &Prepared, costs: &CostModel, plan: Plan, warmup: usize, iterations: usize) -> Rated {
+fn rated(prepared: &PreparedRun, costs: &CostModel, plan: Plan, warmup: usize, iterations: usize) -> Rated {
     let estimate = SMARTMOE.estimate(&prepared.job, &plan, costs);
     let mut failure = estimate.as_ref().err().map(|error| error.to_string());
     let mut run = Run::new(&prepared.job, costs, &SMARTMOE, plan);

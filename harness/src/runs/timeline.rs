@@ -11,12 +11,11 @@ use serde::Serialize;
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::Span;
 use systems::program::{Op, Stream};
-use workloads::Seconds;
+use workloads::{EngineKind, Seconds};
 
 /// What one engine says about an iteration.
 pub struct Timeline<'a> {
-    /// `simulated`, `emulated` or `measured`, as in records.
-    pub engine: &'a str,
+    pub engine: EngineKind,
     /// In any order between ranks and streams.
     pub spans: &'a [Span],
 }
@@ -148,7 +147,7 @@ mod tests {
     fn two_engines_stand_side_by_side() {
         let simulated = [span(1, Activity::Op(Op::Dispatch { step: 2 }), 0.5, 0.75)];
         let measured = [span(0, Activity::Block, 0.0, 1.0), span(1, Activity::Block, 0.0, 0.5)];
-        let timelines = [("simulated", &simulated[..]), ("measured", &measured[..])]
+        let timelines = [(EngineKind::Simulated, &simulated[..]), (EngineKind::Measured, &measured[..])]
             .map(|(engine, spans)| Timeline { engine, spans });
         let mut text = Vec::new();
         write(&timelines, &mut text).unwrap();

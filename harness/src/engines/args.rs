@@ -1,0 +1,86 @@
+//! How models are trained, as the command line says it; `train::options` makes sense of it.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use workloads::EngineKind;
+
+/// How models are trained; for the training engine alone.
+#[derive(Args, Clone, Debug)]
+pub struct TrainingArgs {
+    /// `wall`: times are measured; `virtual`: ranks share the device, communication takes what the cluster's cost model says
+    #[arg(long, value_enum, default_value = "wall", help_heading = "Training")]
+    pub clock: Clock,
+    /// Where tensors are: `cpu` or `cuda`
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", help_heading = "Training")]
+    pub device: String,
+    /// File of token ids [default: a synthetic language]
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    pub data: Option<PathBuf>,
+    /// Kind of those ids: `uint16` or `int32`
+    #[arg(long, default_value = "uint16", value_name = "KIND", help_heading = "Training")]
+    pub data_type: String,
+    /// The routing trace drives the gate
+    #[arg(long, help_heading = "Training")]
+    pub replay: bool,
+    /// Write the gate's choices as a routing trace
+    #[arg(long, value_name = "FILE.parquet", help_heading = "Training")]
+    pub record_trace: Option<PathBuf>,
+    /// Write checkpoints here, and go on from those that are there
+    #[arg(long, value_name = "DIR", help_heading = "Training")]
+    pub checkpoint: Option<PathBuf>,
+    /// Iterations between checkpoints
+    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "Training")]
+    pub checkpoint_every: usize,
+    /// Seconds that a rank waits for another
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", help_heading = "Training")]
+    pub timeout: f64,
+    /// Ranks are threads, or processes that torchrun, srun or mpirun started [default: `threads`; under a launcher `nccl` on GPUs and `tcp` on CPUs]
+    #[arg(long, value_enum, help_heading = "Processes")]
+    pub backend: Option<Backend>,
+    /// This process among all; the launcher's variables otherwise
+    #[arg(long, value_name = "N", help_heading = "Processes")]
+    pub rank: Option<usize>,
+    /// Processes in all
+    #[arg(long, value_name = "N", help_heading = "Processes")]
+    pub world_size: Option<usize>,
+    /// This process among those of its machine
+    #[arg(long, value_name = "N", help_heading = "Processes")]
+    pub local_rank: Option<usize>,
+    /// Machine of rank 0
+    #[arg(long, value_name = "HOST", help_heading = "Processes")]
+    pub master_addr: Option<String>,
+    /// Port where rank 0 listens
+    #[arg(long, value_name = "PORT", help_heading = "Processes")]
+    pub master_port: Option<u16>,
+}
+
+/// Clocks of the training engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Clock {
+    /// Times are measured.
+    Wall,
+    /// Computation is measured, communication priced.
+    Virtual,
+}
+
+/// How the ranks of the training engine reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Threads of one process, on one device.
+    Threads,
+    /// A process per rank, messages over TCP; on CPUs.
+    Tcp,
+    /// A process per rank with a GPU of its own, NCCL.
+    Nccl,
+}
+
+impl TrainingArgs {
+    /// The engine under the clock that was asked for.
+    pub fn under_clock(&self, engine: EngineKind) -> EngineKind {
+        match (engine, self.clock) {
+            (EngineKind::Measured, Clock::Virtual) => EngineKind::Emulated,
+            (engine, _) => engine,
+        }
+    }
+}

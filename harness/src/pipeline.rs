@@ -1,0 +1,206 @@
+//! A run from a command's request to its figures: prepare, check, run, store, summarise, draw, report. Both `moebench run`
+//! and `moebench train` come this way.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use workloads::trace::RoutingTrace;
+use workloads::{Published, Suite};
+
+use crate::engines::{Engine, Extent, Session};
+use crate::failure::{Failure, OrFail};
+use crate::figures;
+use crate::output;
+use crate::report::{self, TextTable, html, latex};
+use crate::runs::prepare::{self, PreparedCase};
+use crate::runs::provenance::{self, Inputs, Provenance};
+use crate::runs::records::{Row, RowsByRun};
+use crate::runs::runner::Runner;
+use crate::runs::store::Store;
+use crate::summary::{Summary, model_error};
+
+/// What a command asks for, its arguments checked.
+pub struct RunRequest<'a> {
+    pub suite: Suite,
+    /// What errors call the suite: its file, or its name.
+    pub file: String,
+    pub trace: &'a RoutingTrace,
+    /// The engine, and this process's part in the run.
+    pub session: Session,
+    /// Folder of the results.
+    pub out: PathBuf,
+    pub overwrite: bool,
+    /// All cores when absent.
+    pub threads: Option<usize>,
+    pub timelines: bool,
+}
+
+/// Runs a request to its end.
+///
+/// # Errors
+/// Bad input before anything runs; after that, a run that broke down, or what cannot be written.
+pub fn execute(request: &RunRequest) -> Result<(), Failure> {
+    let cases = prepare::cases(&request.file, &request.suite, request.trace).or_input()?;
+    let (engine, extent) = (request.session.engine(), request.extent());
+    cases.iter().flat_map(|case| &case.runs).try_for_each(|run| engine.check(run, extent)).or_input()?;
+    let inputs = request.inputs(&cases);
+    engine.begin(&provenance::sha256(format!("{inputs:?} {}", request.timelines).as_bytes())).or_run()?;
+    match &request.session {
+        Session::Leader(engine) => {
+            let ended = lead(request, &**engine, &cases, inputs);
+            engine.end(ended.as_ref().map_or_else(Failure::status, |()| 0));
+            ended
+        }
+        Session::Follower(follower) => match follower.serve(&cases, extent).or_run()? {
+            0 => Ok(()),
+            status => Err(Failure::Reported(status)),
+        },
+    }
+}
+
+fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
+    let provenance = Provenance::new(engine.kind(), inputs);
+    let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
+    let rows = samples(request, engine, cases, &store).or_run()?;
+    let rows = RowsByRun::new(&rows);
+    let summary = summarise(&request.suite, &rows).or_run()?;
+    let shown = Shown {
+        suite: &request.suite,
+        origin: figures::origin(&summary, request.trace.name()),
+        table: TextTable::new(&summary, &request.suite.compare),
+        summary,
+        store: &store,
+    };
+    shown.write(&rows, &provenance).or_run()?;
+    // All seeds read data of the same entropy.
+    let first_seed = cases.iter().take(request.suite.cases.len());
+    let entropies: Vec<_> = first_seed.map(|case| engine.entropy(case.runs.first()?)).collect();
+    shown.write_losses(&rows, &entropies).or_run()?;
+    shown.print(request.timelines).or_run()?;
+    shown.broken().map_or(Ok(()), |error| Err(Failure::Run(error)))
+}
+
+impl RunRequest<'_> {
+    fn extent(&self) -> Extent {
+        Extent { iterations: self.suite.iterations, timelines: self.timelines }
+    }
+
+    fn inputs(&self, cases: &[PreparedCase]) -> Inputs {
+        let (suite, trace) = (&self.suite, self.trace);
+        let mut texts = BTreeMap::new();
+        texts.insert(format!("suite {}", suite.name), format!("{suite:?}"));
+        texts.insert("engine".to_owned(), self.session.engine().inputs());
+        for run in cases.iter().flat_map(|case| &case.runs) {
+            texts.entry(format!("model {}", run.case.model)).or_insert_with(|| format!("{:?}", run.job.model));
+            texts.entry(format!("cluster {}", run.case.cluster)).or_insert_with(|| format!("{:?}", run.job.cluster));
+        }
+        let hashes = texts.into_iter().map(|(name, text)| (name, provenance::sha256(text.as_bytes())));
+        let mut hashes: BTreeMap<String, String> = hashes.collect();
+        hashes.insert(format!("trace {}", trace.name()), provenance::trace_hash(trace));
+        Inputs {
+            program: provenance::program(),
+            suite: suite.name.clone(),
+            systems: suite.systems.clone(),
+            iterations: suite.iterations,
+            seeds: suite.seeds.clone(),
+            trace: trace.name().to_owned(),
+            hashes,
+        }
+    }
+}
+
+/// The rows of a finished run, or of one that is run now as far as it is missing.
+fn samples(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store: &Store) -> Result<Vec<Row>> {
+    let ids: Vec<String> = cases.iter().map(PreparedCase::id).collect();
+    if !request.timelines || ids.iter().all(|id| store.has_timelines(id)) {
+        if let Some(rows) = store.finished()? {
+            return Ok(rows);
+        }
+    }
+    let runs: usize = cases.iter().map(|case| case.runs.len()).sum();
+    let progress = progress_bar((runs * request.suite.iterations) as u64);
+    let runner = Runner { engine, extent: request.extent(), store, progress: &progress };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads.unwrap_or(0)).build()?;
+    pool.install(|| runner.run(cases))?;
+    progress.finish_and_clear();
+    store.join(&ids)
+}
+
+/// A bar on a terminal; elsewhere it is hidden, and the runner writes a line per finished case instead.
+fn progress_bar(length: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(4));
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} iterations  {elapsed} of ~{duration}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn summarise(suite: &Suite, rows: &RowsByRun) -> Result<Summary> {
+    let mut summary = Summary::new(rows, &suite.baseline, suite.warmup);
+    summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
+    Ok(summary)
+}
+
+/// What is shown of a run.
+struct Shown<'a> {
+    suite: &'a Suite,
+    summary: Summary,
+    table: TextTable,
+    /// How the numbers were obtained, and on which routing.
+    origin: String,
+    store: &'a Store,
+}
+
+impl Shown<'_> {
+    fn write(&self, rows: &RowsByRun, provenance: &Provenance) -> Result<()> {
+        self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
+        let figure = figures::draw(self.suite, &self.summary, rows, &self.origin)?;
+        self.store.write_figure(figures::name(self.suite.figure), &figure)?;
+        let page = html::Page { suite: self.suite, summary: &self.summary, table: &self.table, provenance };
+        self.store.write_text("report.html", &page.render(&figure.to_svg()))?;
+        self.store.write_text("tables/summary.tex", &latex::render(&self.table))
+    }
+
+    fn has_losses(&self) -> bool {
+        self.summary.rows.iter().any(|row| row.loss.is_some())
+    }
+
+    fn write_losses(&self, rows: &RowsByRun, entropies: &[Option<[f64; 2]>]) -> Result<()> {
+        if !self.has_losses() {
+            return Ok(());
+        }
+        self.store.write_figure("loss", &figures::loss::draw(self.suite, rows, entropies, &self.origin)?)
+    }
+
+    fn print(&self, timelines: bool) -> Result<()> {
+        let mut out = output::stdout();
+        writeln!(out, "{}", self.table.to_table()).context("standard output")?;
+        for line in report::differences(&self.suite.cases).iter().chain(&report::failures(&self.summary)) {
+            writeln!(out, "{line}")?;
+        }
+        let path = |name: &str| self.store.path(name).display().to_string();
+        writeln!(out, "\ntimes    {}", self.origin)?;
+        writeln!(out, "samples  {}", path("iterations.parquet"))?;
+        writeln!(out, "summary  {}", path("summary.csv"))?;
+        writeln!(out, "figure   {}", path(&format!("figures/{}.svg", figures::name(self.suite.figure))))?;
+        writeln!(out, "report   {}", path("report.html"))?;
+        if self.has_losses() {
+            writeln!(out, "losses   {}", path("figures/loss.svg"))?;
+        }
+        if timelines {
+            writeln!(out, "timelines {}", path("timelines"))?;
+        }
+        Ok(())
+    }
+
+    /// The first run that broke down, as an error.
+    fn broken(&self) -> Option<anyhow::Error> {
+        self.summary.rows.iter().find_map(|row| {
+            let failure = row.failure.as_ref().filter(|failure| failure.status.is_breakdown())?;
+            Some(anyhow!("{} {}: {failure}", row.key.case, row.key.system))
+        })
+    }
+}
