@@ -1,72 +1,132 @@
-//! Scales, 1-2-5 ticks and number formats.
+//! Axes as plotters' coordinates: a range, how values lie along it, and 1-2-5 ticks with their numbers.
+
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+
+use crate::canvas::units;
+use crate::text::{Notation, number};
 
 /// How values lie along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spacing {
+pub(crate) enum Spacing {
     Linear,
     /// Decades; for positive values.
     Log,
 }
 
-/// Maps values in `low..high` to points between `from` and `to`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Scale {
-    pub(super) low: f64,
-    pub(super) high: f64,
-    pub(super) from: f64,
-    pub(super) to: f64,
-    pub(super) spacing: Spacing,
-}
+/// Values are drawn up to this magnitude, and on a logarithmic axis down to its inverse: ratios and margins stay finite.
+const LARGEST: f64 = 1e100;
 
-/// A value with the text beside it.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Tick {
-    pub(super) value: f64,
-    pub(super) label: String,
-}
-
-impl Scale {
-    pub(super) fn linear(range: (f64, f64), from: f64, to: f64) -> Self {
-        Self { low: range.0, high: range.1, from, to, spacing: Spacing::Linear }
-    }
-
-    pub(super) fn at(&self, value: f64) -> f64 {
-        let share = match self.spacing {
-            Spacing::Linear => (value - self.low) / (self.high - self.low),
-            Spacing::Log => (value / self.low).ln() / (self.high / self.low).ln(),
-        };
-        // Far outside is as good as outside; it keeps the drawing library's whole numbers in range.
-        self.from + share.clamp(-2.0, 3.0) * (self.to - self.from)
-    }
-
-    pub(super) fn holds(&self, value: f64) -> bool {
-        (self.low..=self.high).contains(&value)
-    }
-
-    /// About `count` round values inside the range.
-    pub(super) fn ticks(&self, count: usize) -> Vec<Tick> {
-        match self.spacing {
-            Spacing::Linear => linear_ticks(self.low, self.high, count),
-            Spacing::Log => log_ticks(self.low, self.high, count),
+impl Spacing {
+    /// Whether a value has a place on such an axis.
+    pub(crate) fn accepts(self, value: f64) -> bool {
+        match self {
+            Self::Linear => value.abs() <= LARGEST,
+            Self::Log => (1.0 / LARGEST..=LARGEST).contains(&value),
         }
     }
 }
 
-/// The finite values' least and greatest; None without any.
-pub(super) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
-    values.into_iter().filter(|v| v.is_finite()).fold(None, |range, v| {
+/// A value with the text beside it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tick {
+    pub(crate) value: f64,
+    pub(crate) label: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Axis {
+    low: f64,
+    high: f64,
+    spacing: Spacing,
+    /// Points between the ends of the range and those of the axis.
+    inset: f64,
+    ticks: Vec<Tick>,
+}
+
+impl Axis {
+    /// An axis without ticks. The range is not empty, and both ends have a place on it.
+    pub(crate) fn new((low, high): (f64, f64), spacing: Spacing) -> Self {
+        Self { low, high, spacing, inset: 0.0, ticks: Vec::new() }
+    }
+
+    /// About `count` round values inside the range.
+    pub(crate) fn ticked(self, count: usize) -> Self {
+        let ticks = match self.spacing {
+            Spacing::Linear => linear_ticks(self.low, self.high, count),
+            Spacing::Log => log_ticks(self.low, self.high, count),
+        };
+        Self { ticks, ..self }
+    }
+
+    pub(crate) fn with_ticks(self, ticks: Vec<Tick>) -> Self {
+        Self { ticks, ..self }
+    }
+
+    pub(crate) fn inset(self, inset: f64) -> Self {
+        Self { inset, ..self }
+    }
+
+    pub(crate) fn ticks(&self) -> &[Tick] {
+        &self.ticks
+    }
+
+    pub(crate) fn holds(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+
+    fn share(&self, value: f64) -> f64 {
+        match self.spacing {
+            Spacing::Linear => (value - self.low) / (self.high - self.low),
+            Spacing::Log => (value / self.low).ln() / (self.high / self.low).ln(),
+        }
+    }
+}
+
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
+        let inset = units(self.inset) * (to - from).signum();
+        let length = f64::from(to - from - 2 * inset);
+        // Far outside is as good as outside; it keeps plotters' whole numbers in range.
+        from + inset + (self.share(*value).clamp(-1.0, 2.0) * length).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        // A grid of its own between the ticks would be noise.
+        if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.iter().map(|t| t.value).collect() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.low..self.high
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, value: &f64) -> String {
+        self.ticks.iter().find(|t| t.value == *value).map_or(String::new(), |t| t.label.clone())
+    }
+}
+
+/// The least and greatest of what has a place on the axis; None without any.
+pub(crate) fn extent(values: impl IntoIterator<Item = f64>, spacing: Spacing) -> Option<(f64, f64)> {
+    values.into_iter().filter(|v| spacing.accepts(*v)).fold(None, |range, v| {
         let (low, high) = range.unwrap_or((v, v));
         Some((low.min(v), high.max(v)))
     })
 }
 
 /// A range with a margin of `share` on both sides; a single value gets room around it.
-pub(super) fn widened((low, high): (f64, f64), share: f64) -> (f64, f64) {
-    if high - low > f64::EPSILON * high.abs().max(low.abs()) {
+pub(crate) fn widened((low, high): (f64, f64), share: f64) -> (f64, f64) {
+    // Below this share of the values, their differences are rounding.
+    if high - low > 1e-9 * high.abs().max(low.abs()) {
         let margin = (high - low) * share;
         return (low - margin, high + margin);
     }
-    let margin = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
+    let margin = if low.abs() < 1.0 / LARGEST { 1.0 } else { low.abs() * 0.1 };
     (low - margin, high + margin)
 }
 
@@ -76,8 +136,9 @@ fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
         return Vec::new();
     }
     let (first, last) = ((low / step - 1e-9).ceil() as i64, (high / step + 1e-9).floor() as i64);
-    let decimals = decimals_of(step);
-    (first..=last).map(|i| i as f64 * step).map(|value| Tick { value, label: grouped(value, decimals) }).collect()
+    let notation = notation(low.abs().max(high.abs()), step);
+    let tick = |i| Tick { value: i as f64 * step, label: number(i as f64 * step, notation) };
+    (first..=last).map(tick).collect()
 }
 
 /// The least of 1, 2, 5 times a power of ten that is not below `raw`.
@@ -89,44 +150,44 @@ fn round_step(raw: f64) -> f64 {
 
 fn log_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
-    let within = |factors: &[f64]| -> Vec<f64> {
-        let all = (first..=last).flat_map(|p| factors.iter().map(move |f| f * 10f64.powi(p)));
+    let within = |every: usize, factors: &[f64]| -> Vec<f64> {
+        let powers = (first..=last).filter(|p| p.rem_euclid(every as i32) == 0);
+        let all = powers.flat_map(|p| factors.iter().map(move |f| f * 10f64.powi(p)));
         all.filter(|v| *v >= low * (1.0 - 1e-9) && *v <= high * (1.0 + 1e-9)).collect()
     };
-    let dense = within(&[1.0, 2.0, 5.0]);
-    let values = if dense.len() <= count.max(3) + 2 { dense } else { within(&[1.0]) };
+    let most = count.max(3) + 2;
+    let dense = within(1, &[1.0, 2.0, 5.0]);
+    let decades = within(1, &[1.0]).len();
+    let values = if dense.len() <= most { dense } else { within(decades.div_ceil(most).max(1), &[1.0]) };
     if values.len() < 2 {
         return linear_ticks(low, high, count);
     }
-    values
-        .into_iter()
-        .map(|value| Tick { value, label: grouped(value, (-(value.log10() + 1e-9).floor()).max(0.0) as usize) })
-        .collect()
+    let large_or_small = high >= FIXED_BELOW || low < FIXED_FROM;
+    let label = |value: f64| match large_or_small {
+        true => number(value, Notation::Scientific(0)),
+        false => number(value, Notation::Fixed(decimals_of(value))),
+    };
+    values.into_iter().map(|value| Tick { value, label: label(value) }).collect()
 }
 
+/// Numbers from here on are written with powers of ten.
+const FIXED_BELOW: f64 = 1e6;
+/// So are logarithmic axes that start below this, and steps that need more decimals.
+const FIXED_FROM: f64 = 1e-4;
+
+/// One notation for all numbers of an axis: decimals, or powers of ten where these would be long.
+fn notation(largest: f64, step: f64) -> Notation {
+    // Up to the step after the largest number, which may round up to its bound.
+    if largest < FIXED_BELOW * 10.0 && step >= FIXED_FROM * (1.0 - 1e-9) {
+        return Notation::Fixed(decimals_of(step));
+    }
+    let digits = (largest.log10() + 1e-9).floor() - (step.log10() + 1e-9).floor();
+    Notation::Scientific(digits.clamp(0.0, 9.0) as usize)
+}
+
+/// Digits after the point that tell multiples of `step` apart.
 fn decimals_of(step: f64) -> usize {
-    (-(step.log10() + 1e-9).floor()).clamp(0.0, 12.0) as usize
-}
-
-/// Fixed decimals with a comma between thousands, and a true minus sign.
-fn grouped(value: f64, decimals: usize) -> String {
-    let text = format!("{:.decimals$}", value.abs());
-    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), None), |(w, f)| (w, Some(f)));
-    let mut out = String::new();
-    if value < 0.0 && text.bytes().any(|b| (b'1'..=b'9').contains(&b)) {
-        out.push('−');
-    }
-    for (i, digit) in whole.chars().enumerate() {
-        if i > 0 && (whole.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    if let Some(fraction) = fraction {
-        out.push('.');
-        out.push_str(fraction);
-    }
-    out
+    (-(step.log10() + 1e-9).floor()).max(0.0) as usize
 }
 
 #[cfg(test)]
@@ -144,6 +205,7 @@ mod tests {
         check(0.0, 30_000.0, 3, &["0", "10,000", "20,000", "30,000"]);
         check(-1.0, 1.0, 2, &["−1", "0", "1"]);
         check(0.0, 0.02, 2, &["0.00", "0.01", "0.02"]);
+        check(0.0, 3e9, 3, &["0", "10⁹", "2×10⁹", "3×10⁹"]);
         check(0.0, f64::INFINITY, 2, &[]);
     }
 
@@ -151,12 +213,22 @@ mod tests {
     fn log_ticks_are_decades_where_there_are_many() {
         assert_eq!(labels(log_ticks(0.1, 1000.0, 5)), ["0.1", "1", "10", "100", "1,000"]);
         assert_eq!(labels(log_ticks(8.0, 60.0, 5)), ["10", "20", "50"]);
+        assert_eq!(labels(log_ticks(1e-3, 1e3, 3)), ["0.01", "1", "100"]);
+        assert_eq!(labels(log_ticks(64.0, 2e6, 3)), ["10²", "10³", "10⁴", "10⁵", "10⁶"]);
     }
 
     #[test]
     fn extent_skips_what_is_not_a_number() {
-        assert_eq!(extent([f64::NAN, 2.0, 1.0, f64::INFINITY]), Some((1.0, 2.0)));
-        assert_eq!(extent([f64::NAN]), None);
+        assert_eq!(extent([f64::NAN, 2.0, 1.0, f64::INFINITY], Spacing::Linear), Some((1.0, 2.0)));
+        assert_eq!(extent([0.0, -1.0, 3.0], Spacing::Log), Some((3.0, 3.0)));
+        assert_eq!(extent([f64::NAN], Spacing::Linear), None);
         assert_eq!(widened((3.0, 3.0), 0.1), (2.7, 3.3));
+    }
+
+    #[test]
+    fn values_run_from_one_inset_end_to_the_other() {
+        let axis = Axis::new((1.0, 100.0), Spacing::Log).inset(5.0);
+        assert_eq!([1.0, 10.0, 100.0].map(|v| axis.map(&v, (0, 11_000))), [500, 5_500, 10_500]);
+        assert_eq!([1.0, 100.0].map(|v| axis.map(&v, (11_000, 0))), [10_500, 500]);
     }
 }

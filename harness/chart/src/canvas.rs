@@ -1,163 +1,226 @@
-//! The `plotters` backend that records shapes instead of writing them.
+//! The plotters backend of this crate. Whatever plotters draws goes into an SVG document and a PDF document at once, so
+//! both files hold the same picture, point for point.
 //!
-//! plotters draws in whole units; a unit here is 1/100 pt, so nothing is rounded visibly. Colours are opaque: a
-//! transparent one is mixed with the white page, which prints the same everywhere and needs no PDF graphics state.
+//! plotters counts in whole units; a unit here is 1/100 pt, so nothing is rounded visibly. Colours are opaque, which
+//! prints alike everywhere and needs no graphics state in the PDF.
 
 use std::convert::Infallible;
 
+use plotters::drawing::DrawingAreaErrorKind;
+use plotters::style::FontStyle;
 use plotters::style::text_anchor::{HPos, VPos};
-use plotters::style::{FontStyle, FontTransform};
-use plotters_backend::{BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind};
+use plotters_backend::{
+    BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind, FontTransform,
+};
 
-use super::font::{CAP_HEIGHT, Weight};
+use crate::font::{CAP_HEIGHT, Weight};
+use crate::pdf::PdfDocument;
+use crate::svg::SvgDocument;
+use crate::{Figure, FigureError};
 
 /// Canvas units per point.
-pub(super) const UNITS: f64 = 100.0;
+pub(crate) const UNITS: f64 = 100.0;
+
+pub(crate) fn units(points: f64) -> i32 {
+    (points * UNITS).round() as i32
+}
 
 /// Red, green, blue.
-pub(super) type Rgb = (u8, u8, u8);
+pub(crate) type Rgb = (u8, u8, u8);
 
-/// One drawn thing, in canvas units, y downwards.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Shape {
-    /// Open paths, or closed ones where the last point repeats the first.
-    Stroke { paths: Vec<Vec<BackendCoord>>, color: Rgb, width: u32 },
-    /// A filled polygon.
-    Fill { corners: Vec<BackendCoord>, color: Rgb },
-    /// A circle: filled, or a ring where it has a stroke width.
-    Circle { center: BackendCoord, radius: u32, color: Rgb, ring: Option<u32> },
-    /// One line of text.
-    Text(TextRun),
+/// Corners in canvas units, y downwards. A path is closed where its last point repeats its first.
+pub(crate) type Path = Vec<BackendCoord>;
+
+/// plotters can fail in principle; the canvas takes whatever it is given.
+pub(crate) type DrawingError = DrawingAreaErrorKind<Infallible>;
+pub(crate) type Drawn = Result<(), DrawingError>;
+
+/// Colour and width (canvas units) of a line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pen {
+    pub(crate) color: Rgb,
+    pub(crate) width: u32,
 }
 
 /// One line of text, anchored at a point.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct TextRun {
-    pub(super) text: String,
-    pub(super) at: BackendCoord,
-    pub(super) size: f64,
-    pub(super) weight: Weight,
-    pub(super) color: Rgb,
-    pub(super) align: Align,
+pub(crate) struct TextRun<'t> {
+    pub(crate) text: &'t str,
+    pub(crate) at: BackendCoord,
+    /// Type size in canvas units.
+    pub(crate) size: f64,
+    pub(crate) weight: Weight,
+    pub(crate) color: Rgb,
+    pub(crate) align: HPos,
     /// From the anchor down to the baseline, before turning.
-    pub(super) drop: f64,
+    pub(crate) drop: f64,
     /// Reads upwards.
-    pub(super) upright: bool,
+    pub(crate) upright: bool,
 }
 
-/// Which end of the text lies at the anchor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Align {
-    Start,
-    Middle,
-    End,
-}
-
-/// Records what is drawn into a list of shapes.
-pub(super) struct Canvas<'a> {
-    shapes: &'a mut Vec<Shape>,
-    size: (u32, u32),
-}
-
-impl<'a> Canvas<'a> {
-    pub(super) fn new(shapes: &'a mut Vec<Shape>, size: (u32, u32)) -> Self {
-        Self { shapes, size }
-    }
-
-    /// Neighbours in one pen become one shape: a hatched bar is one element, not twenty.
-    fn stroke(&mut self, path: Vec<BackendCoord>, color: Rgb, width: u32) {
-        match self.shapes.last_mut() {
-            Some(Shape::Stroke { paths, color: c, width: w }) if *c == color && *w == width => paths.push(path),
-            _ => self.shapes.push(Shape::Stroke { paths: vec![path], color, width }),
-        }
-    }
-}
-
-type Drawn = Result<(), DrawingErrorKind<Infallible>>;
-
-impl DrawingBackend for Canvas<'_> {
-    type ErrorType = Infallible;
-
-    fn get_size(&self) -> (u32, u32) {
-        self.size
-    }
-
-    fn ensure_prepared(&mut self) -> Drawn {
-        Ok(())
-    }
-
-    fn present(&mut self) -> Drawn {
-        Ok(())
-    }
-
-    fn draw_pixel(&mut self, (x, y): BackendCoord, color: BackendColor) -> Drawn {
-        let corners = vec![(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)];
-        self.shapes.push(Shape::Fill { corners, color: on_white(color) });
-        Ok(())
-    }
-
-    fn draw_line<S: BackendStyle>(&mut self, from: BackendCoord, to: BackendCoord, style: &S) -> Drawn {
-        self.stroke(vec![from, to], on_white(style.color()), style.stroke_width());
-        Ok(())
-    }
-
-    fn draw_rect<S: BackendStyle>(&mut self, a: BackendCoord, b: BackendCoord, style: &S, fill: bool) -> Drawn {
-        let mut corners = vec![a, (b.0, a.1), b, (a.0, b.1)];
-        if fill {
-            self.shapes.push(Shape::Fill { corners, color: on_white(style.color()) });
-        } else {
-            corners.push(a);
-            self.stroke(corners, on_white(style.color()), style.stroke_width());
-        }
-        Ok(())
-    }
-
-    fn draw_path<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(&mut self, path: I, style: &S) -> Drawn {
-        let mut points: Vec<_> = path.into_iter().collect();
-        let closed = points.len() > 2 && points.first() == points.last();
-        points.dedup();
-        if points.len() > 1 || closed {
-            self.stroke(points, on_white(style.color()), style.stroke_width());
-        }
-        Ok(())
-    }
-
-    fn fill_polygon<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(&mut self, path: I, style: &S) -> Drawn {
-        self.shapes.push(Shape::Fill { corners: path.into_iter().collect(), color: on_white(style.color()) });
-        Ok(())
-    }
-
-    fn draw_circle<S: BackendStyle>(&mut self, center: BackendCoord, radius: u32, style: &S, fill: bool) -> Drawn {
-        let ring = (!fill).then(|| style.stroke_width());
-        self.shapes.push(Shape::Circle { center, radius, color: on_white(style.color()), ring });
-        Ok(())
-    }
-
-    fn draw_text<S: BackendTextStyle>(&mut self, text: &str, style: &S, at: BackendCoord) -> Drawn {
+impl<'t> TextRun<'t> {
+    pub(crate) fn new(text: &'t str, style: &impl BackendTextStyle, at: BackendCoord) -> Self {
         let cap = style.size() * CAP_HEIGHT;
-        self.shapes.push(Shape::Text(TextRun {
-            text: text.to_owned(),
+        Self {
+            text,
             at,
             size: style.size(),
             weight: if matches!(style.style(), FontStyle::Bold) { Weight::Bold } else { Weight::Regular },
-            color: on_white(style.color()),
-            align: match style.anchor().h_pos {
-                HPos::Left => Align::Start,
-                HPos::Center => Align::Middle,
-                HPos::Right => Align::End,
-            },
+            color: style.color().rgb,
+            align: style.anchor().h_pos,
             drop: match style.anchor().v_pos {
                 VPos::Top => cap,
                 VPos::Center => cap / 2.0,
                 VPos::Bottom => 0.0,
             },
             upright: matches!(style.transform(), FontTransform::Rotate270),
-        }));
+        }
+    }
+}
+
+/// The two documents of a figure while it is drawn.
+pub(crate) struct Documents {
+    size: (f64, f64),
+    svg: SvgDocument,
+    pdf: PdfDocument,
+    /// Lines that are not written yet, because neighbours in one pen become one element: a hatched bar is not twenty.
+    lines: Option<(Pen, Vec<Path>)>,
+}
+
+impl Documents {
+    /// Empty pages of width x height points.
+    pub(crate) fn new((width, height): (f64, f64)) -> Self {
+        Self {
+            size: (width, height),
+            svg: SvgDocument::new(width, height),
+            pdf: PdfDocument::new(width, height),
+            lines: None,
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> Result<Figure, FigureError> {
+        self.write_lines();
+        Ok(Figure { svg: self.svg.finish(), pdf: self.pdf.finish()? })
+    }
+
+    fn write_lines(&mut self) {
+        if let Some((pen, paths)) = self.lines.take() {
+            self.svg.stroke(&paths, pen);
+            self.pdf.stroke(&paths, pen);
+        }
+    }
+}
+
+/// The documents as plotters draws on them.
+pub(crate) struct Canvas<'d>(pub(crate) &'d mut Documents);
+
+impl Canvas<'_> {
+    pub(crate) fn line(&mut self, mut path: Path, pen: Pen) {
+        let closed = is_closed(&path);
+        path.dedup();
+        if path.len() < 2 && !closed {
+            return;
+        }
+        match &mut self.0.lines {
+            Some((drawn_with, paths)) if *drawn_with == pen => paths.push(path),
+            _ => {
+                self.0.write_lines();
+                self.0.lines = Some((pen, vec![path]));
+            }
+        }
+    }
+
+    pub(crate) fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
+        self.0.write_lines();
+        self.0.svg.fill(corners, color);
+        self.0.pdf.fill(corners, color);
+    }
+
+    pub(crate) fn disc(&mut self, center: BackendCoord, radius: u32, color: Rgb) {
+        self.0.write_lines();
+        self.0.svg.disc(center, radius, color);
+        self.0.pdf.disc(center, radius, color);
+    }
+
+    pub(crate) fn ring(&mut self, center: BackendCoord, radius: u32, pen: Pen) {
+        self.0.write_lines();
+        self.0.svg.ring(center, radius, pen);
+        self.0.pdf.ring(center, radius, pen);
+    }
+
+    pub(crate) fn text(&mut self, run: &TextRun<'_>) {
+        self.0.write_lines();
+        self.0.svg.text(run);
+        self.0.pdf.text(run);
+    }
+}
+
+pub(crate) fn is_closed(path: &[BackendCoord]) -> bool {
+    path.len() > 2 && path.first() == path.last()
+}
+
+type Done = Result<(), DrawingErrorKind<Infallible>>;
+
+impl DrawingBackend for Canvas<'_> {
+    type ErrorType = Infallible;
+
+    fn get_size(&self) -> (u32, u32) {
+        let (width, height) = self.0.size;
+        (units(width).unsigned_abs(), units(height).unsigned_abs())
+    }
+
+    fn ensure_prepared(&mut self) -> Done {
+        Ok(())
+    }
+
+    fn present(&mut self) -> Done {
+        Ok(())
+    }
+
+    fn draw_pixel(&mut self, (x, y): BackendCoord, color: BackendColor) -> Done {
+        self.fill(&[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)], color.rgb);
+        Ok(())
+    }
+
+    fn draw_line<S: BackendStyle>(&mut self, from: BackendCoord, to: BackendCoord, style: &S) -> Done {
+        self.line(vec![from, to], pen(style));
+        Ok(())
+    }
+
+    fn draw_rect<S: BackendStyle>(&mut self, a: BackendCoord, b: BackendCoord, style: &S, fill: bool) -> Done {
+        let mut corners = vec![a, (b.0, a.1), b, (a.0, b.1)];
+        if fill {
+            self.fill(&corners, style.color().rgb);
+        } else {
+            corners.push(a);
+            self.line(corners, pen(style));
+        }
+        Ok(())
+    }
+
+    fn draw_path<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(&mut self, path: I, style: &S) -> Done {
+        self.line(path.into_iter().collect(), pen(style));
+        Ok(())
+    }
+
+    fn fill_polygon<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(&mut self, path: I, style: &S) -> Done {
+        self.fill(&Path::from_iter(path), style.color().rgb);
+        Ok(())
+    }
+
+    fn draw_circle<S: BackendStyle>(&mut self, center: BackendCoord, radius: u32, style: &S, fill: bool) -> Done {
+        match fill {
+            true => self.disc(center, radius, style.color().rgb),
+            false => self.ring(center, radius, pen(style)),
+        }
+        Ok(())
+    }
+
+    fn draw_text<S: BackendTextStyle>(&mut self, text: &str, style: &S, at: BackendCoord) -> Done {
+        self.text(&TextRun::new(text, style, at));
         Ok(())
     }
 }
 
-fn on_white(color: BackendColor) -> Rgb {
-    let mix = |channel: u8| (255.0 - (255.0 - f64::from(channel)) * color.alpha).round() as u8;
-    (mix(color.rgb.0), mix(color.rgb.1), mix(color.rgb.2))
+fn pen(style: &impl BackendStyle) -> Pen {
+    Pen { color: style.color().rgb, width: style.stroke_width() }
 }

@@ -1,12 +1,13 @@
 //! Lines over a common x axis, panels stacked: step times, imbalance and bandwidth over iterations.
 
-use super::axis::{Scale, Spacing, Tick, extent, widened};
-use super::columns::{draw_title, title_room};
-use super::font::Fonts;
-use super::frame::{self, Frame, Key, Surround};
-use super::ink::{self, ink};
-use super::sheet::{Area, Point, Sheet, on_page};
-use super::{Figure, FigureError};
+use crate::axis::{Axis, Spacing, extent, widened};
+use crate::canvas::Drawn;
+use crate::frame::{self, Chart, Frame};
+use crate::legend::{self, Sample};
+use crate::page::{Area, Page};
+use crate::palette::ink;
+use crate::plot::{self, Axes, Plot, title_room, x_axis_room};
+use crate::{Figure, FigureError, marks};
 
 /// Lines with at most so many points show the points.
 const MARKED_POINTS: usize = 24;
@@ -16,7 +17,6 @@ const PANEL_GAP: f64 = 6.0;
 /// A chart of lines.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LineChart {
-    /// Size, title and footnote.
     pub frame: Frame,
     /// Name and unit of the x values.
     pub x_label: String,
@@ -35,7 +35,6 @@ pub struct LinePanel {
     pub title: String,
     /// Name and unit of the y values.
     pub y_label: String,
-    /// The lines.
     pub series: Vec<LineSeries>,
     /// Start the y axis at zero rather than near the least value.
     pub from_zero: bool,
@@ -72,52 +71,24 @@ impl LineChart {
     /// # Errors
     /// [`FigureError`] when the compiled-in font or the drawing library fails; never because of the data.
     pub fn draw(&self) -> Result<Figure, FigureError> {
-        let fonts = Fonts::load()?;
-        let panels = self.panels.len().max(1) as f64;
-        let titles: f64 = self.panels.iter().map(LinePanel::title_room).sum();
-        let wanted = panels * (PANEL_HEIGHT + PANEL_GAP) + titles + frame::x_axis_room(&self.x_label);
-        let surround = self.frame.surround(&fonts, self.legend(), wanted);
-        let x_range = self.x_range();
-        let plots = self.plots(&fonts, &surround);
-        on_page(surround.size(), &fonts, |sheet| {
-            surround.draw(sheet, &self.frame)?;
-            if self.panels.is_empty() || x_range.is_none() {
-                return plots.iter().try_for_each(|plot| frame::draw_no_data(sheet, *plot));
-            }
-            for (panel, plot) in self.panels.iter().zip(&plots) {
-                draw_title(sheet, &panel.title, *plot)?;
-                self.draw_panel(sheet, panel, *plot, x_range)?;
-                frame::draw_y_label(sheet, &panel.y_label, surround.inner.left, *plot)?;
-            }
-            self.draw_x_axis(sheet, &plots, x_range)
-        })
+        frame::draw(self)
     }
 
     fn all_series(&self) -> impl Iterator<Item = &LineSeries> {
         self.panels.iter().flat_map(|p| &p.series)
     }
 
-    fn legend(&self) -> Vec<frame::Entry> {
-        let mut entries: Vec<frame::Entry> = Vec::new();
-        for series in self.all_series() {
-            let key = if series.is_marked() { Key::LineWithPoints(series.ink) } else { Key::Line(series.ink) };
-            if !series.name.is_empty() && !entries.iter().any(|(_, name)| *name == series.name) {
-                entries.push((key, series.name.clone()));
-            }
-        }
-        if !self.mark_label.is_empty() && self.all_series().any(|s| !s.marks.is_empty()) {
-            entries.push((Key::Star, self.mark_label.clone()));
-        }
-        entries
+    fn x_spacing(&self) -> Spacing {
+        if self.log_x { Spacing::Log } else { Spacing::Linear }
     }
 
-    fn usable(&self, (x, y): (f64, f64)) -> bool {
-        x.is_finite() && y.is_finite() && (!self.log_x || x > 0.0)
+    fn holds(&self, (x, y): (f64, f64)) -> bool {
+        self.x_spacing().accepts(x) && Spacing::Linear.accepts(y)
     }
 
     fn x_range(&self) -> Option<(f64, f64)> {
         let points = self.all_series().flat_map(|s| s.points.iter().chain(&s.marks));
-        let range = extent(points.filter(|p| self.usable(**p)).map(|(x, _)| *x))?;
+        let range = extent(points.filter(|p| self.holds(**p)).map(|(x, _)| *x), self.x_spacing())?;
         Some(if range.0 == range.1 || !self.log_x { widened(range, 0.0) } else { range })
     }
 
@@ -139,79 +110,85 @@ impl LineChart {
     /// Least and greatest of what panels show.
     fn extent_of(&self, panels: &[&LinePanel]) -> Option<(f64, f64)> {
         let points = panels.iter().flat_map(|panel| &panel.series).flat_map(|s| s.points.iter().chain(&s.marks));
-        extent(points.filter(|p| self.usable(**p)).map(|(_, y)| *y))
+        extent(points.filter(|p| self.holds(**p)).map(|(_, y)| *y), Spacing::Linear)
     }
 
-    fn x_scale(&self, range: (f64, f64), plot: Area) -> Scale {
-        let spacing = if self.log_x { Spacing::Log } else { Spacing::Linear };
-        let inset = 5.0;
-        Scale { spacing, ..Scale::linear(range, plot.left + inset, plot.right - inset) }
-    }
-
-    fn plots(&self, fonts: &Fonts, surround: &Surround) -> Vec<Area> {
+    fn areas(&self, inner: Area) -> Vec<Area> {
         let rooms = self.panels.iter().map(|panel| {
-            let ticks = self.y_range(panel).map(|r| Scale::linear(r, 0.0, 1.0).ticks(5)).unwrap_or_default();
-            frame::y_axis_room(fonts, &panel.y_label, &ticks)
+            let axis = self.y_range(panel).map(|range| Axis::new(range, Spacing::Linear).ticked(5));
+            plot::y_axis_room(&panel.y_label, axis.as_ref().map_or(&[], Axis::ticks))
         });
-        let inner = surround.inner;
         let left = inner.left + rooms.fold(0.0, f64::max);
         let count = self.panels.len().max(1);
         let titles = |some: &[LinePanel]| some.iter().map(LinePanel::title_room).sum::<f64>();
-        let room = inner.height() - 3.0 - frame::x_axis_room(&self.x_label) - titles(&self.panels);
+        let room = inner.height() - 3.0 - x_axis_room(&self.x_label) - titles(&self.panels);
         let height = (room - PANEL_GAP * (count - 1) as f64) / count as f64;
-        (0..count)
-            .map(|i| {
-                let above = titles(self.panels.get(..=i).unwrap_or_default());
-                let top = inner.top + 3.0 + (height + PANEL_GAP) * i as f64 + above;
-                Area { left, right: inner.right - 4.0, top, bottom: top + height }
-            })
-            .collect()
-    }
-
-    fn draw_panel(
-        &self,
-        sheet: &Sheet<'_>,
-        panel: &LinePanel,
-        plot: Area,
-        x_range: Option<(f64, f64)>,
-    ) -> Result<(), FigureError> {
-        let (Some(x_range), Some(y_range)) = (x_range, self.y_range(panel)) else {
-            return frame::draw_no_data(sheet, plot);
+        let area = |i: usize| {
+            let above = titles(self.panels.get(..=i).unwrap_or_default());
+            let top = inner.top + 3.0 + (height + PANEL_GAP) * i as f64 + above;
+            Area { left, right: inner.right - 4.0, top, bottom: top + height }
         };
-        let (x, y) = (self.x_scale(x_range, plot), Scale::linear(y_range, plot.bottom, plot.top));
-        let ticks = y.ticks((plot.height() / 18.0).max(2.0) as usize);
-        frame::draw_y_grid(sheet, plot, &y, &ticks)?;
-        for series in &panel.series {
-            self.draw_series(sheet, series, &|p| (x.at(p.0), y.at(p.1)))?;
-        }
-        frame::draw_box(sheet, plot)?;
-        frame::draw_y_ticks(sheet, plot, &y, &ticks)
+        (0..count).map(area).collect()
     }
 
-    fn draw_series(
-        &self,
-        sheet: &Sheet<'_>,
-        series: &LineSeries,
-        place: &dyn Fn((f64, f64)) -> Point,
-    ) -> Result<(), FigureError> {
+    fn draw_panel(&self, page: &Page<'_>, panel: &LinePanel, area: Area, x: Axis) -> Drawn {
+        let Some(y_range) = self.y_range(panel) else {
+            // The x axis below it may be that of the panels above.
+            let y = Axis::new((0.0, 1.0), Spacing::Linear);
+            return Plot::new(page, area, Axes { x, y, grid: false, y_numbers: false })?.draw_no_data(page);
+        };
+        let y = Axis::new(y_range, Spacing::Linear).ticked((area.height() / 18.0).max(2.0) as usize);
+        let plot = Plot::new(page, area, Axes { x, y, grid: true, y_numbers: true })?;
+        for series in &panel.series {
+            self.draw_series(&plot, series)?;
+        }
+        plot.draw_box(page)
+    }
+
+    fn draw_series(&self, plot: &Plot<'_>, series: &LineSeries) -> Drawn {
         let look = ink(series.ink);
-        for stretch in series.points.split(|p| !self.usable(*p)) {
-            let points: Vec<Point> = stretch.iter().map(|p| place(*p)).collect();
-            look.line(sheet, &points)?;
-            if series.is_marked() || points.len() == 1 {
-                points.iter().try_for_each(|p| look.point(sheet, *p, 2.2))?;
+        for stretch in series.points.split(|p| !self.holds(*p)) {
+            plot.line(stretch, look)?;
+            if series.is_marked() || stretch.len() == 1 {
+                stretch.iter().try_for_each(|p| plot.draw(&marks::marker(*p, look, 2.2)))?;
             }
         }
-        let marks = series.marks.iter().filter(|p| self.usable(**p));
-        marks.map(|p| place(*p)).try_for_each(|p| ink::star(sheet, p, 3.6, look.dark()))
+        let mut marks = series.marks.iter().filter(|p| self.holds(**p));
+        marks.try_for_each(|p| plot.draw(&marks::star(*p, look.dark(), 3.6)))
+    }
+}
+
+impl Chart for LineChart {
+    fn frame(&self) -> &Frame {
+        &self.frame
     }
 
-    fn draw_x_axis(&self, sheet: &Sheet<'_>, plots: &[Area], range: Option<(f64, f64)>) -> Result<(), FigureError> {
-        let (Some(range), Some(last)) = (range, plots.last()) else { return Ok(()) };
-        let scale = self.x_scale(range, *last);
-        let ticks: Vec<Tick> = scale.ticks((last.width() / 48.0) as usize);
-        frame::draw_x_ticks(sheet, *last, &scale, &ticks)?;
-        frame::draw_x_label(sheet, &self.x_label, last.bottom + frame::x_axis_room("") + 2.0, *last)
+    fn legend(&self) -> Vec<legend::Entry> {
+        let sample = |s: &LineSeries| if s.is_marked() { Sample::LineWithPoints(s.ink) } else { Sample::Line(s.ink) };
+        let marked = self.all_series().any(|s| !s.marks.is_empty());
+        let series = self.all_series().map(|s| (sample(s), s.name.as_str()));
+        legend::entries(series.chain(marked.then_some((Sample::Star, self.mark_label.as_str()))))
+    }
+
+    fn height(&self) -> f64 {
+        let panels = self.panels.len().max(1) as f64;
+        let titles: f64 = self.panels.iter().map(LinePanel::title_room).sum();
+        panels * (PANEL_HEIGHT + PANEL_GAP) + titles + x_axis_room(&self.x_label)
+    }
+
+    fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
+        let areas = self.areas(inner);
+        let (Some(x_range), Some(last)) = (self.x_range(), areas.last()) else {
+            return areas.iter().try_for_each(|area| plot::draw_no_data(page, *area));
+        };
+        for (panel, area) in self.panels.iter().zip(&areas) {
+            let x = Axis::new(x_range, self.x_spacing()).inset(5.0);
+            let x = if area == last { x.ticked((area.width() / 48.0) as usize) } else { x };
+            plot::draw_title(page, &panel.title, *area)?;
+            self.draw_panel(page, panel, *area, x)?;
+            plot::draw_y_name(page, &panel.y_label, inner.left, *area)?;
+        }
+        plot::draw_x_name(page, &self.x_label, last.bottom + x_axis_room("") + 2.0, *last)
     }
 }
 
@@ -236,21 +213,21 @@ mod tests {
 
     #[test]
     fn every_label_is_in_the_picture() -> Result<(), FigureError> {
-        let svg = sample().draw()?.to_svg();
+        let svg = sample().draw()?.svg;
         for label in ["Iteration", "Time (ms)", "SmartMoE", "placement changed", "no data"] {
             assert!(svg.contains(&format!(">{label}<")), "{label} is not in the picture");
         }
         assert!(!svg.contains("NaN"));
-        assert_eq!(svg, sample().draw()?.to_svg());
+        assert_eq!(svg, sample().draw()?.svg);
         Ok(())
     }
 
     #[test]
     fn nothing_to_draw_is_said() -> Result<(), FigureError> {
-        assert!(LineChart::default().draw()?.to_svg().contains(">no data<"));
+        assert!(LineChart::default().draw()?.svg.contains(">no data<"));
         let mut chart = sample();
         chart.panels.iter_mut().for_each(|p| p.series.clear());
-        assert!(chart.draw()?.to_svg().contains(">no data<"));
+        assert!(chart.draw()?.svg.contains(">no data<"));
         Ok(())
     }
 

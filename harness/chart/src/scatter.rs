@@ -1,19 +1,21 @@
 //! Predicted against measured: square panels with equal axes, the diagonal and a band around it.
 
-use super::axis::{Scale, Spacing, extent, widened};
-use super::columns;
-use super::font::Fonts;
-use super::frame::{self, AXIS_PEN, BASE, FINE, Frame, Key, Surround};
-use super::ink::{PAPER, ink};
-use super::sheet::{Area, Pen, Point, Sheet, Type, on_page};
-use super::{Figure, FigureError};
+use plotters::element::Polygon;
+use plotters::style::Color;
 
-const BAND: (u8, u8, u8) = (234, 234, 234);
+use crate::axis::{Axis, Spacing, extent, widened};
+use crate::canvas::Drawn;
+use crate::frame::{self, Chart, Frame};
+use crate::legend::{self, Sample};
+use crate::page::{Area, Page};
+use crate::palette::{AXIS, BAND, PAPER, axis_line, ink, stroke};
+use crate::plot::{self, Axes, Plot, x_axis_room};
+use crate::text::{BASE, FINE, Type};
+use crate::{Figure, FigureError, marks};
 
 /// A chart of points, one square panel beside the other.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Scatter {
-    /// Size, title and footnote.
     pub frame: Frame,
     /// Name and unit of the x values.
     pub x_label: String,
@@ -55,42 +57,21 @@ impl Scatter {
     /// # Errors
     /// [`FigureError`] when the compiled-in font or the drawing library fails; never because of the data.
     pub fn draw(&self) -> Result<Figure, FigureError> {
-        let fonts = Fonts::load()?;
-        let grid = self.grid(&fonts);
-        let wanted = grid.rows as f64 * (grid.side + grid.over) + grid.below;
-        let surround = self.frame.surround(&fonts, self.legend(), wanted);
-        let plots = self.plots(&grid, &surround);
-        on_page(surround.size(), &fonts, |sheet| {
-            surround.draw(sheet, &self.frame)?;
-            if self.panels.is_empty() {
-                return plots.iter().try_for_each(|plot| frame::draw_no_data(sheet, *plot));
-            }
-            for (panel, plot) in self.panels.iter().zip(&plots) {
-                self.draw_panel(sheet, panel, *plot)?;
-            }
-            self.draw_labels(sheet, &plots, &surround)
-        })
+        frame::draw(self)
     }
 
-    fn legend(&self) -> Vec<frame::Entry> {
-        let mut entries: Vec<frame::Entry> = Vec::new();
-        for series in self.panels.iter().flat_map(|p| &p.series) {
-            if !series.name.is_empty() && !entries.iter().any(|(_, name)| *name == series.name) {
-                entries.push((Key::Point(series.ink), series.name.clone()));
-            }
-        }
-        entries
+    fn spacing(&self) -> Spacing {
+        if self.log { Spacing::Log } else { Spacing::Linear }
     }
 
-    fn usable(&self, (x, y): (f64, f64)) -> bool {
-        let least = if self.log { f64::MIN_POSITIVE } else { f64::MIN };
-        x.is_finite() && y.is_finite() && x >= least && y >= least
+    fn holds(&self, (x, y): (f64, f64)) -> bool {
+        self.spacing().accepts(x) && self.spacing().accepts(y)
     }
 
     /// One range for both axes, from zero where all values are positive and the axis is linear.
     fn range(&self, panel: &ScatterPanel) -> Option<(f64, f64)> {
-        let points = panel.series.iter().flat_map(|s| &s.points).filter(|p| self.usable(**p));
-        let (low, high) = extent(points.flat_map(|(x, y)| [*x, *y]))?;
+        let points = panel.series.iter().flat_map(|s| &s.points).filter(|p| self.holds(**p));
+        let (low, high) = extent(points.flat_map(|(x, y)| [*x, *y]), self.spacing())?;
         if self.log {
             let margin = (high / low).powf(0.05).max(1.05);
             return Some((low / margin, high * margin));
@@ -98,87 +79,89 @@ impl Scatter {
         Some(if low >= 0.0 && high > 0.0 { (0.0, high * 1.06) } else { widened((low, high), 0.06) })
     }
 
-    fn scales(&self, range: (f64, f64), plot: Area) -> (Scale, Scale) {
-        let spacing = if self.log { Spacing::Log } else { Spacing::Linear };
-        let scale = |from, to| Scale { spacing, ..Scale::linear(range, from, to) };
-        (scale(plot.left, plot.right), scale(plot.bottom, plot.top))
-    }
-
     /// As many squares in a row as stay legible.
-    fn grid(&self, fonts: &Fonts) -> Grid {
+    fn grid(&self) -> Grid {
         let count = self.panels.len().max(1);
         let width = self.frame.width.points() - 8.0;
         let most = (width / 110.0) as usize;
         let rows = count.div_ceil(most.max(1));
         let columns = count.div_ceil(rows);
-        let ticks = |panel| {
-            let range = self.range(panel)?;
-            let (_, y) = self.scales(range, Area { left: 0.0, right: 1.0, top: 0.0, bottom: 1.0 });
-            Some(frame::y_axis_room(fonts, "", &y.ticks(5)))
-        };
-        let numbers = self.panels.iter().filter_map(ticks).fold(12.0, f64::max) + 5.0;
-        let label = BASE + 3.0;
-        let side = ((width - label) / columns as f64 - numbers).min(if rows > 1 { 118.0 } else { 150.0 });
-        let over = 3.0 + columns::title_room(self.panels.iter().map(|p| p.title.as_str())) + frame::x_axis_room("");
-        Grid { rows, columns, side, numbers, over, below: frame::x_axis_room(&self.x_label) - frame::x_axis_room("") }
+        let numbers = self.panels.iter().filter_map(|p| self.numbers(p, 5)).fold(12.0, f64::max) + 5.0;
+        let side = ((width - NAME) / columns as f64 - numbers).min(if rows > 1 { 118.0 } else { 150.0 });
+        let titles = 3.0 + plot::title_room(self.panels.iter().map(|p| p.title.as_str()));
+        let below = x_axis_room(&self.x_label) - x_axis_room("");
+        Grid { rows, columns, side, numbers, titles, over: titles + x_axis_room(""), below }
     }
 
-    fn plots(&self, grid: &Grid, surround: &Surround) -> Vec<Area> {
-        let inner = surround.inner;
-        let side = grid.side.min((inner.height() - grid.below) / grid.rows as f64 - grid.over);
-        let used = (side + grid.numbers) * grid.columns as f64 + BASE + 3.0;
-        let start = inner.left + (inner.width() - used).max(0.0) / 2.0 + BASE + 3.0;
-        let titles = grid.over - frame::x_axis_room("");
-        (0..self.panels.len().max(1))
-            .map(|i| {
-                let (row, column) = (i / grid.columns, i % grid.columns);
-                let left = start + (side + grid.numbers) * column as f64 + grid.numbers - 5.0;
-                let top = inner.top + (side + grid.over) * row as f64 + titles;
-                Area { left, right: left + side, top, bottom: top + side }
-            })
-            .collect()
+    /// Room for a panel's y numbers.
+    fn numbers(&self, panel: &ScatterPanel, ticks: usize) -> Option<f64> {
+        let axis = Axis::new(self.range(panel)?, self.spacing()).ticked(ticks);
+        Some(plot::y_axis_room("", axis.ticks()))
     }
 
-    fn draw_panel(&self, sheet: &Sheet<'_>, panel: &ScatterPanel, plot: Area) -> Result<(), FigureError> {
-        columns::draw_title(sheet, &panel.title, plot)?;
-        let Some(range) = self.range(panel) else { return frame::draw_no_data(sheet, plot) };
-        let (x, y) = self.scales(range, plot);
+    fn draw_panel(&self, page: &Page<'_>, panel: &ScatterPanel, area: Area) -> Drawn {
+        plot::draw_title(page, &panel.title, area)?;
+        let Some(range) = self.range(panel) else { return plot::draw_no_data(page, area) };
+        let axis = Axis::new(range, self.spacing()).ticked(ticks(area));
+        let axes = Axes { x: axis.clone(), y: axis, grid: false, y_numbers: true };
+        let plot = Plot::new(page, area, axes)?;
         if let Some(band) = self.band {
-            draw_band(sheet, plot, range, band, &|v: Point| (x.at(v.0), y.at(v.1)))?;
+            draw_band(&plot, range, band)?;
         }
         for series in &panel.series {
-            for point in series.points.iter().filter(|p| self.usable(**p)) {
-                ink(series.ink).point(sheet, (x.at(point.0), y.at(point.1)), 1.9)?;
+            for point in series.points.iter().filter(|p| self.holds(**p)) {
+                plot.draw(&marks::marker(*point, ink(series.ink), 1.9))?;
             }
         }
-        frame::draw_box(sheet, plot)?;
-        let count = (plot.width() / 32.0).max(2.0) as usize;
-        frame::draw_x_ticks(sheet, plot, &x, &x.ticks(count))?;
-        frame::draw_y_ticks(sheet, plot, &y, &y.ticks(count))?;
-        draw_notes(sheet, &panel.notes, plot)
+        plot.draw_box(page)?;
+        draw_notes(page, &panel.notes, area)
     }
 
     /// One name for each axis, centred on all panels.
-    fn draw_labels(&self, sheet: &Sheet<'_>, plots: &[Area], surround: &Surround) -> Result<(), FigureError> {
-        let ends = |edge: fn(&Area) -> f64| extent(plots.iter().map(edge)).unwrap_or((0.0, 0.0));
-        let (left, right) = (ends(|p| p.left).0, ends(|p| p.right).1);
-        let whole = Area { left, right, top: ends(|p| p.top).0, bottom: ends(|p| p.bottom).1 };
-        let numbers = (BASE + 3.0) + self.number_room(sheet, plots);
-        frame::draw_y_label(sheet, &self.y_label, (left - numbers).max(surround.inner.left), whole)?;
-        frame::draw_x_label(sheet, &self.x_label, whole.bottom + frame::x_axis_room("") + 2.0, whole)
+    fn draw_names(&self, page: &Page<'_>, areas: &[Area], inner: Area) -> Drawn {
+        let ends = |edge: fn(&Area) -> f64| extent(areas.iter().map(edge), Spacing::Linear).unwrap_or((0.0, 0.0));
+        let (left, right) = (ends(|a| a.left).0, ends(|a| a.right).1);
+        let whole = Area { left, right, top: ends(|a| a.top).0, bottom: ends(|a| a.bottom).1 };
+        // Only the panels at the left margin stand between the axis' name and the data.
+        let first_column = self.panels.iter().zip(areas).filter(|(_, area)| area.left == left);
+        let numbers = first_column.filter_map(|(panel, area)| self.numbers(panel, ticks(*area))).fold(0.0, f64::max);
+        plot::draw_y_name(page, &self.y_label, (left - NAME - numbers).max(inner.left), whole)?;
+        plot::draw_x_name(page, &self.x_label, whole.bottom + x_axis_room("") + 2.0, whole)
+    }
+}
+
+impl Chart for Scatter {
+    fn frame(&self) -> &Frame {
+        &self.frame
     }
 
-    fn number_room(&self, sheet: &Sheet<'_>, plots: &[Area]) -> f64 {
-        // Only the panels at the left margin stand between the axis' name and the data.
-        let left = plots.first().map_or(0.0, |p| p.left);
-        let first_column = self.panels.iter().zip(plots).filter(|(_, plot)| plot.left == left);
-        let widths = first_column.filter_map(|(panel, plot)| {
-            let (_, y) = self.scales(self.range(panel)?, *plot);
-            let ticks = y.ticks((plot.width() / 32.0).max(2.0) as usize);
-            Some(ticks.iter().map(|t| sheet.width_of(&t.label, Type::of(frame::SMALL))).fold(0.0, f64::max))
-        });
-        widths.fold(0.0, f64::max) + 5.0
+    fn legend(&self) -> Vec<legend::Entry> {
+        let series = self.panels.iter().flat_map(|p| &p.series);
+        legend::entries(series.map(|s| (Sample::Point(s.ink), s.name.as_str())))
     }
+
+    fn height(&self) -> f64 {
+        let grid = self.grid();
+        grid.rows as f64 * (grid.side + grid.over) + grid.below
+    }
+
+    fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
+        let areas = self.grid().areas(inner, self.panels.len().max(1));
+        if self.panels.is_empty() {
+            return areas.iter().try_for_each(|area| plot::draw_no_data(page, *area));
+        }
+        for (panel, area) in self.panels.iter().zip(&areas) {
+            self.draw_panel(page, panel, *area)?;
+        }
+        self.draw_names(page, &areas, inner)
+    }
+}
+
+/// Width of the y axis' name, with a gap.
+const NAME: f64 = BASE + 3.0;
+
+fn ticks(area: Area) -> usize {
+    (area.width() / 32.0).max(2.0) as usize
 }
 
 struct Grid {
@@ -187,47 +170,56 @@ struct Grid {
     side: f64,
     /// Width of the numbers left of a square, with a gap.
     numbers: f64,
+    /// Height of a row's titles, with a gap.
+    titles: f64,
     /// Height of a row beyond its square.
     over: f64,
     /// Height of the x axis' name.
     below: f64,
 }
 
-/// The band first, clipped to the square, then y = x.
-fn draw_band(
-    sheet: &Sheet<'_>,
-    plot: Area,
-    (low, high): (f64, f64),
-    share: f64,
-    place: &dyn Fn(Point) -> Point,
-) -> Result<(), FigureError> {
+impl Grid {
+    /// Squares from left to right, then in further rows, in the middle of the page.
+    fn areas(&self, inner: Area, count: usize) -> Vec<Area> {
+        let side = self.side.min((inner.height() - self.below) / self.rows as f64 - self.over);
+        let used = (side + self.numbers) * self.columns as f64 + NAME;
+        let start = inner.left + (inner.width() - used).max(0.0) / 2.0 + NAME;
+        let area = |i: usize| {
+            let (row, column) = (i / self.columns, i % self.columns);
+            let left = start + (side + self.numbers) * column as f64 + self.numbers - 5.0;
+            let top = inner.top + (side + self.over) * row as f64 + self.titles;
+            Area { left, right: left + side, top, bottom: top + side }
+        };
+        (0..count).map(area).collect()
+    }
+}
+
+/// The band first, then y = x. What leaves the square is cut by the plot.
+fn draw_band(plot: &Plot<'_>, (low, high): (f64, f64), share: f64) -> Drawn {
     let (up, down) = (1.0 + share, (1.0 - share).max(f64::MIN_POSITIVE));
     // Edges y = up x and y = down x, cut where they leave the square. Below zero the two swap, which keeps the outline.
     let start = if low > 0.0 { vec![(low, low), (low, low * up)] } else { vec![(low, low * up)] };
     let end = vec![(high / up, high), (high, high), (high, high * down)];
     let back = if low > 0.0 { vec![(low / down, low)] } else { vec![(low, low * down)] };
-    let outline: Vec<Point> = start.into_iter().chain(end).chain(back).map(place).collect();
-    let within = |(x, y): Point| (x.clamp(plot.left, plot.right), y.clamp(plot.top, plot.bottom));
-    let outline: Vec<Point> = outline.into_iter().map(within).collect();
-    sheet.polygon(&outline, BAND)?;
-    let diagonal = [place((low, low)), place((high, high))];
-    sheet.dashed(&diagonal, 3.0, 2.0, AXIS_PEN)
+    let outline: Vec<(f64, f64)> = start.into_iter().chain(end).chain(back).collect();
+    plot.draw(&Polygon::new(outline, BAND.filled()))?;
+    plot.dashed(&[(low, low), (high, high)], (3.0, 2.0), axis_line())
 }
 
-fn draw_notes(sheet: &Sheet<'_>, notes: &[String], plot: Area) -> Result<(), FigureError> {
+fn draw_notes(page: &Page<'_>, notes: &[String], area: Area) -> Drawn {
     if notes.is_empty() {
         return Ok(());
     }
     let kind = Type::of(FINE).hanging();
-    let widest = notes.iter().map(|n| sheet.width_of(n, kind)).fold(0.0, f64::max).min(plot.width() - 10.0);
-    let (left, top) = (plot.left + 3.5, plot.top + 3.5);
+    let widest = kind.widest(notes.iter().map(String::as_str)).min(area.width() - 10.0);
+    let (left, top) = (area.left + 3.5, area.top + 3.5);
     let row = FINE + 2.0;
     let bottom = top + row * notes.len() as f64 + 2.5;
     let ground = Area { left, right: left + widest + 5.0, top, bottom };
-    sheet.fill(ground, PAPER)?;
-    sheet.outline(ground, Pen { width: 0.35, ..AXIS_PEN })?;
+    page.fill(ground, PAPER)?;
+    page.outline(ground, stroke(AXIS, 0.35))?;
     for (i, note) in notes.iter().enumerate() {
-        sheet.text_within(note, (left + 2.5, top + 2.5 + row * i as f64), kind, widest + 0.1)?;
+        page.text_within(note, (left + 2.5, top + 2.5 + row * i as f64), kind, widest + 0.1)?;
     }
     Ok(())
 }
@@ -254,12 +246,12 @@ mod tests {
 
     #[test]
     fn every_label_is_in_the_picture() -> Result<(), FigureError> {
-        let svg = sample().draw()?.to_svg();
+        let svg = sample().draw()?.svg;
         for label in ["Measured (ms)", "Predicted (ms)", "GEMM", "A100", "V100", "MAPE 5.8 %", "R² 0.98", "no data"] {
             assert!(svg.contains(&format!(">{label}<")), "{label} is not in the picture");
         }
         assert!(!svg.contains("NaN"));
-        assert_eq!(svg, sample().draw()?.to_svg());
+        assert_eq!(svg, sample().draw()?.svg);
         Ok(())
     }
 
@@ -272,7 +264,7 @@ mod tests {
 
     #[test]
     fn nothing_to_draw_is_said() -> Result<(), FigureError> {
-        assert!(Scatter::default().draw()?.to_svg().contains(">no data<"));
+        assert!(Scatter::default().draw()?.svg.contains(">no data<"));
         Ok(())
     }
 }

@@ -1,17 +1,19 @@
 //! Stacked bars: where an iteration's time goes, one bar a system.
 
-use super::axis::{Scale, Tick, extent};
-use super::columns::{self, LabelFit, Place};
-use super::font::Fonts;
-use super::frame::{self, BASE, FINE, Frame, Key, Surround};
-use super::ink::{AXIS, ink};
-use super::sheet::{Area, Sheet, Type, on_page};
-use super::{Figure, FigureError, Series};
+use crate::axis::{Axis, Spacing, Tick, extent};
+use crate::canvas::Drawn;
+use crate::columns::{Column, Columns, Panel, bars};
+use crate::frame::{self, Chart, Frame};
+use crate::legend::{self, Sample};
+use crate::page::{Area, Page};
+use crate::palette::{AXIS, Series, ink};
+use crate::plot::Plot;
+use crate::text::{FINE, Notation, Type, number};
+use crate::{Figure, FigureError, marks};
 
 /// A chart of stacked bars.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StackedBars {
-    /// Size, title and footnote.
     pub frame: Frame,
     /// Name and unit of the values.
     pub y_label: String,
@@ -20,27 +22,9 @@ pub struct StackedBars {
     /// What the bars are made of, from the bottom up.
     pub parts: Vec<Series>,
     /// Side by side, on one y axis.
-    pub panels: Vec<StackPanel>,
+    pub panels: Vec<Panel<StackedBar>>,
     /// Show each part as its share of the bar, in percent, instead of its value.
     pub shares: bool,
-}
-
-/// A named set of groups.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct StackPanel {
-    /// Printed above.
-    pub title: String,
-    /// From left to right.
-    pub groups: Vec<StackGroup>,
-}
-
-/// Bars that are compared with each other.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct StackGroup {
-    /// Printed below the bars' own labels.
-    pub label: String,
-    /// From left to right.
-    pub bars: Vec<StackedBar>,
 }
 
 /// One bar.
@@ -55,12 +39,23 @@ pub struct StackedBar {
 }
 
 impl StackedBar {
-    fn usable(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
-        self.values.iter().copied().enumerate().filter(|(_, v)| v.is_finite() && *v > 0.0)
+    fn drawn(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        let values = self.values.iter().copied().enumerate();
+        values.filter(|(_, v)| Spacing::Linear.accepts(*v) && *v > 0.0)
     }
 
     fn total(&self) -> f64 {
-        self.usable().map(|(_, v)| v).sum()
+        self.drawn().map(|(_, v)| v).sum()
+    }
+}
+
+impl Column for StackedBar {
+    fn name(&self) -> &str {
+        &self.label
+    }
+
+    fn is_blank(&self) -> bool {
+        self.total() <= 0.0
     }
 }
 
@@ -70,170 +65,102 @@ impl StackedBars {
     /// # Errors
     /// [`FigureError`] when the compiled-in font or the drawing library fails; never because of the data.
     pub fn draw(&self) -> Result<Figure, FigureError> {
-        let fonts = Fonts::load()?;
-        let surround = self.frame.surround(&fonts, frame::entries(&self.parts, Key::Fill), 178.0);
-        let layout = self.lay_out(&fonts, &surround);
-        on_page(surround.size(), &fonts, |sheet| {
-            surround.draw(sheet, &self.frame)?;
-            self.draw_frame(sheet, &surround, &layout)?;
-            for (panel, place) in self.panels.iter().zip(&layout.places) {
-                self.draw_panel(sheet, panel, place, &layout)?;
-            }
-            Ok(())
-        })
-    }
-
-    fn groups(&self) -> impl Iterator<Item = &StackGroup> {
-        self.panels.iter().flat_map(|p| &p.groups)
-    }
-
-    fn lay_out(&self, fonts: &Fonts, surround: &Surround) -> Layout {
-        let groups: Vec<usize> = self.panels.iter().map(|p| p.groups.len()).collect();
-        let bars = || self.groups().flat_map(|g| &g.bars);
-        let noted = bars().any(|b| !b.note.is_empty());
-        let left = surround.inner.left + frame::y_axis_room(fonts, &self.y_label, &self.ticks(self.range(1.2), 5));
-        let right = surround.inner.right - 2.0;
-        let group_width = columns::group_width(right - left, &groups);
-        let bars_per_group = self.groups().map(|g| g.bars.len()).max().unwrap_or(0);
-        let (_, slot) = columns::slots((0.0, group_width), bars_per_group);
-        let names = LabelFit::choose(fonts, bars().map(|b| b.label.as_str()), slot);
-        let group_names = LabelFit::choose(fonts, self.groups().map(|g| g.label.as_str()), group_width);
-        let x_label = if self.x_label.is_empty() { 2.0 } else { BASE + 5.0 };
-        let area = Area {
-            left,
-            right,
-            top: surround.inner.top + 3.0 + columns::title_room(self.panels.iter().map(|p| p.title.as_str())),
-            bottom: surround.inner.bottom - names.height - group_names.height - 9.0 - x_label,
-        };
-        let headroom = if noted {
-            1.04 + 8.0 / area.height().max(20.0)
-        } else if self.shares {
-            1.0
-        } else {
-            1.04
-        };
-        let scale = Scale::linear(self.range(headroom), area.bottom, area.top);
-        Layout { places: columns::places(area, &groups), area, scale, bars_per_group, names, group_names }
+        frame::draw(self)
     }
 
     fn range(&self, headroom: f64) -> (f64, f64) {
         if self.shares {
             return (0.0, headroom);
         }
-        let totals = self.groups().flat_map(|g| &g.bars).map(StackedBar::total);
-        let highest = extent(totals).map_or(0.0, |(_, high)| high);
+        let highest = extent(bars(&self.panels).map(StackedBar::total), Spacing::Linear).map_or(0.0, |(_, high)| high);
         (0.0, if highest > 0.0 { highest * headroom } else { 1.0 })
     }
 
-    fn ticks(&self, (low, high): (f64, f64), count: usize) -> Vec<Tick> {
+    fn axis(&self, headroom: f64, ticks: usize) -> Axis {
+        let (low, high) = self.range(headroom);
+        let axis = Axis::new((low, high), Spacing::Linear);
         if !self.shares {
-            return Scale::linear((low, high), 0.0, 1.0).ticks(count);
+            return axis.ticked(ticks);
         }
-        let percent = Scale::linear((low, (high * 100.0).min(100.0)), 0.0, 1.0).ticks(count);
-        percent.into_iter().map(|t| Tick { value: t.value / 100.0, label: format!("{} %", t.label) }).collect()
+        let percent = Axis::new((0.0, (high * 100.0).min(100.0)), Spacing::Linear).ticked(ticks);
+        let tick = |t: &Tick| Tick { value: t.value / 100.0, label: format!("{} %", t.label) };
+        axis.with_ticks(percent.ticks().iter().map(tick).collect())
     }
 
-    fn draw_frame(&self, sheet: &Sheet<'_>, surround: &Surround, layout: &Layout) -> Result<(), FigureError> {
-        let below = layout.area.bottom + layout.names.height + layout.group_names.height + 14.0;
-        frame::draw_y_label(sheet, &self.y_label, surround.inner.left, layout.area)?;
-        frame::draw_x_label(sheet, &self.x_label, below, layout.area)?;
-        if self.panels.is_empty() {
-            return frame::draw_no_data(sheet, layout.area);
+    /// Room for notes above the highest bar.
+    fn headroom(&self, height: f64) -> f64 {
+        match bars(&self.panels).any(|b| !b.note.is_empty()) {
+            true => 1.04 + 8.0 / height,
+            false if self.shares => 1.0,
+            false => 1.04,
         }
-        let ticks = self.ticks((layout.scale.low, layout.scale.high), (layout.area.height() / 15.0) as usize);
-        columns::draw_axes(sheet, &layout.places, &layout.scale, &ticks)
     }
 
-    fn draw_panel(
-        &self,
-        sheet: &Sheet<'_>,
-        panel: &StackPanel,
-        place: &Place,
-        layout: &Layout,
-    ) -> Result<(), FigureError> {
-        columns::draw_title(sheet, &panel.title, place.plot)?;
-        columns::draw_dividers(sheet, place, layout.names.height + layout.group_names.height + 9.0)?;
-        for (i, (group, edges)) in panel.groups.iter().zip(&place.groups).enumerate() {
-            let top = place.plot.bottom + layout.names.height + 8.5;
-            layout.group_names.draw(sheet, i, &group.label, ((edges.0 + edges.1) / 2.0, top))?;
-            let (lefts, slot) = columns::slots(*edges, layout.bars_per_group);
-            for (k, (bar, left)) in group.bars.iter().zip(lefts).enumerate() {
-                layout.names.draw(sheet, k, &bar.label, (left + slot / 2.0, place.plot.bottom + 4.0))?;
-                self.draw_bar(sheet, bar, (left, left + slot), &layout.scale)?;
-            }
-        }
-        if panel.groups.iter().flat_map(|g| &g.bars).all(|b| b.total() <= 0.0) {
-            return frame::draw_no_data(sheet, place.plot);
-        }
-        frame::draw_box(sheet, place.plot)
-    }
-
-    fn draw_bar(
-        &self,
-        sheet: &Sheet<'_>,
-        bar: &StackedBar,
-        (left, right): (f64, f64),
-        scale: &Scale,
-    ) -> Result<(), FigureError> {
+    fn draw_bar(&self, plot: &Plot<'_>, bar: &StackedBar, (left, right): (f64, f64)) -> Drawn {
         let total = bar.total();
-        if total <= 0.0 {
-            return Ok(());
-        }
         let unit = if self.shares { total } else { 1.0 };
         let inset = (right - left) * 0.08;
         let mut below = 0.0;
-        for (i, value) in bar.usable() {
-            let (bottom, top) = (scale.at(below / unit), scale.at((below + value) / unit));
-            let part = Area { left: left + inset, right: right - inset, top, bottom };
-            let index = self.parts.get(i).map_or(i, |p| p.ink);
-            ink(index).fill(sheet, part)?;
+        for (i, value) in bar.drawn() {
+            let part = [(left + inset, below / unit), (right - inset, (below + value) / unit)];
+            let ink = ink(self.parts.get(i).map_or(i, |p| p.ink));
+            plot.draw(&marks::filled(part, ink))?;
             if self.shares {
-                draw_share(sheet, part, value / total, index)?;
+                let share = number(value / total * 100.0, Notation::Fixed(0));
+                plot.draw(&marks::label_inside(part, &share, FINE, ink))?;
             }
             below += value;
         }
-        let kind = Type::of(FINE).color(AXIS).centered();
-        let anchor = ((left + right) / 2.0, scale.at(below / unit) - 2.5);
-        sheet.text(&bar.note, anchor, sheet.reduced(&bar.note, kind, right - left + 1.0, 4.5))
+        let kind = Type::of(FINE).color(AXIS).centered().reduced(&bar.note, right - left + 1.0, 4.5);
+        plot.draw(&marks::label(((left + right) / 2.0, below / unit), 2.5, &bar.note, kind))
     }
 }
 
-/// The percentage inside a part, where it fits, on a plain ground so that a hatch does not cut through it.
-fn draw_share(sheet: &Sheet<'_>, part: Area, share: f64, index: usize) -> Result<(), FigureError> {
-    let text = format!("{:.0}", share * 100.0);
-    let kind = Type::of(FINE).color(ink(index).on_top()).centered().middle();
-    let width = sheet.width_of(&text, kind);
-    if part.height() < FINE + 2.0 || part.width() < width + 2.0 {
-        return Ok(());
+impl Chart for StackedBars {
+    fn frame(&self) -> &Frame {
+        &self.frame
     }
-    let (x, y) = part.center();
-    let (half_width, half_height) = (width / 2.0 + 1.0, FINE * 0.5);
-    let ground = Area { left: x - half_width, right: x + half_width, top: y - half_height, bottom: y + half_height };
-    sheet.fill(ground, ink(index).color)?;
-    sheet.text(&text, (x, y), kind)
-}
 
-struct Layout {
-    places: Vec<Place>,
-    area: Area,
-    scale: Scale,
-    bars_per_group: usize,
-    names: LabelFit,
-    group_names: LabelFit,
+    fn legend(&self) -> Vec<legend::Entry> {
+        legend::entries(self.parts.iter().map(|p| (Sample::Fill(p.ink), p.name.as_str())))
+    }
+
+    fn height(&self) -> f64 {
+        178.0
+    }
+
+    fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
+        let (x_label, y_label) = (self.x_label.as_str(), self.y_label.as_str());
+        let columns = Columns { panels: &self.panels, series: 0, x_label, y_label };
+        let layout = columns.lay_out(inner, &self.axis(1.2, 5));
+        let height = layout.area.height();
+        let y = self.axis(self.headroom(height), (height / 15.0) as usize);
+        columns.draw(
+            page,
+            &layout,
+            &y,
+            |_, _| Ok(()),
+            |plot, _, bar, edges| match bar.is_blank() {
+                true => Ok(()),
+                false => self.draw_bar(plot, bar, edges),
+            },
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Group;
 
     fn sample(shares: bool) -> StackedBars {
         let bar = |label: &str, values: Vec<f64>| StackedBar { label: label.into(), values, note: String::new() };
         let bars = vec![bar("FastMoE", vec![30.0, 70.0]), bar("Tutel", vec![f64::NAN, 50.0]), bar("none", vec![])];
-        let groups = vec![StackGroup { label: "32 GPUs".into(), bars }];
+        let groups = vec![Group { label: "32 GPUs".into(), bars }];
         StackedBars {
             y_label: "Time".into(),
             parts: Series::numbered(["Experts", "All-to-all"]),
-            panels: vec![StackPanel { title: "inky".into(), groups }],
+            panels: vec![Panel { title: "inky".into(), groups }],
             shares,
             ..StackedBars::default()
         }
@@ -241,12 +168,12 @@ mod tests {
 
     #[test]
     fn every_label_is_in_the_picture() -> Result<(), FigureError> {
-        let svg = sample(true).draw()?.to_svg();
+        let svg = sample(true).draw()?.svg;
         for label in ["Experts", "All-to-all", "FastMoE", "Tutel", "32 GPUs", "inky", "100 %", "70"] {
             assert!(svg.contains(&format!(">{label}<")), "{label} is not in the picture");
         }
         assert!(!svg.contains("NaN"));
-        assert_eq!(svg, sample(true).draw()?.to_svg());
+        assert_eq!(svg, sample(true).draw()?.svg);
         Ok(())
     }
 
@@ -258,7 +185,7 @@ mod tests {
 
     #[test]
     fn nothing_to_draw_is_said() -> Result<(), FigureError> {
-        assert!(StackedBars::default().draw()?.to_svg().contains(">no data<"));
+        assert!(StackedBars::default().draw()?.svg.contains(">no data<"));
         Ok(())
     }
 }

@@ -1,74 +1,77 @@
-//! A recorded figure as SVG text, in points, with two decimals at most.
+//! The SVG document of a figure: in points, with two decimals at most.
 
 use std::fmt::Write as _;
 
+use plotters::style::text_anchor::HPos;
 use plotters_backend::BackendCoord;
 
-use super::Figure;
-use super::canvas::{Align, Rgb, Shape, TextRun, UNITS};
-use super::font::{FAMILY, Weight};
+use crate::canvas::{Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::font::{FAMILY, Weight};
 
-pub(super) fn write(figure: &Figure) -> String {
-    let (width, height) = (decimal(figure.width), decimal(figure.height));
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}pt\" height=\"{height}pt\" \
-         viewBox=\"0 0 {width} {height}\" font-family=\"{FAMILY}\" stroke-linejoin=\"round\">\n"
-    );
-    for shape in &figure.shapes {
-        out.push_str(&element(shape));
-        out.push('\n');
-    }
-    out.push_str("</svg>\n");
-    out
+pub(crate) struct SvgDocument {
+    text: String,
 }
 
-fn element(shape: &Shape) -> String {
-    match shape {
-        Shape::Stroke { paths, color, width } => format!(
-            "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\"/>",
-            paths.iter().map(|p| path_data(p)).collect::<String>(),
-            hex(*color),
-            points(f64::from(*width)),
-        ),
-        Shape::Fill { corners, color } => format!("<path d=\"{}Z\" fill=\"{}\"/>", path_data(corners), hex(*color)),
-        Shape::Circle { center, radius, color, ring } => {
-            let paint = match ring {
-                None => format!("fill=\"{}\"", hex(*color)),
-                Some(w) => {
-                    format!("fill=\"none\" stroke=\"{}\" stroke-width=\"{}\"", hex(*color), points(f64::from(*w)))
-                }
-            };
-            let (x, y) = at(*center);
-            format!("<circle cx=\"{x}\" cy=\"{y}\" r=\"{}\" {paint}/>", points(f64::from(*radius)))
-        }
-        Shape::Text(run) => text(run),
+impl SvgDocument {
+    pub(crate) fn new(width: f64, height: f64) -> Self {
+        let (width, height) = (decimal(width), decimal(height));
+        let text = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}pt\" height=\"{height}pt\" \
+             viewBox=\"0 0 {width} {height}\" font-family=\"{FAMILY}\" stroke-linejoin=\"round\">\n"
+        );
+        Self { text }
     }
-}
 
-/// Offsets are baked into `y`: viewers disagree on `dominant-baseline`.
-fn text(run: &TextRun) -> String {
-    let (x, y) = at(run.at);
-    let place = if run.upright {
-        format!("transform=\"translate({x} {y}) rotate(-90)\" y=\"{}\"", points(run.drop))
-    } else {
-        format!("x=\"{x}\" y=\"{}\"", points(f64::from(run.at.1) + run.drop))
-    };
-    let anchor = match run.align {
-        Align::Start => "",
-        Align::Middle => " text-anchor=\"middle\"",
-        Align::End => " text-anchor=\"end\"",
-    };
-    let weight = if run.weight == Weight::Bold { " font-weight=\"bold\"" } else { "" };
-    format!(
-        "<text {place} font-size=\"{}\" fill=\"{}\"{anchor}{weight}>{}</text>",
-        points(run.size),
-        hex(run.color),
-        escape(&run.text)
-    )
+    pub(crate) fn finish(self) -> String {
+        self.text + "</svg>\n"
+    }
+
+    pub(crate) fn stroke(&mut self, paths: &[Path], pen: Pen) {
+        let data: String = paths.iter().map(|path| path_data(path)).collect();
+        self.element(format!("<path d=\"{data}\" fill=\"none\" {}/>", stroke(pen)));
+    }
+
+    pub(crate) fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
+        self.element(format!("<path d=\"{}Z\" fill=\"{}\"/>", path_data(corners), hex(color)));
+    }
+
+    pub(crate) fn disc(&mut self, center: BackendCoord, radius: u32, color: Rgb) {
+        self.element(format!("<circle {} fill=\"{}\"/>", circle(center, radius), hex(color)));
+    }
+
+    pub(crate) fn ring(&mut self, center: BackendCoord, radius: u32, pen: Pen) {
+        self.element(format!("<circle {} fill=\"none\" {}/>", circle(center, radius), stroke(pen)));
+    }
+
+    /// Offsets are baked into `y`: viewers disagree on `dominant-baseline`.
+    pub(crate) fn text(&mut self, run: &TextRun<'_>) {
+        let (x, y) = at(run.at);
+        let place = match run.upright {
+            true => format!("transform=\"translate({x} {y}) rotate(-90)\" y=\"{}\"", points(run.drop)),
+            false => format!("x=\"{x}\" y=\"{}\"", points(f64::from(run.at.1) + run.drop)),
+        };
+        let anchor = match run.align {
+            HPos::Left => "",
+            HPos::Center => " text-anchor=\"middle\"",
+            HPos::Right => " text-anchor=\"end\"",
+        };
+        let weight = if run.weight == Weight::Bold { " font-weight=\"bold\"" } else { "" };
+        self.element(format!(
+            "<text {place} font-size=\"{}\" fill=\"{}\"{anchor}{weight}>{}</text>",
+            points(run.size),
+            hex(run.color),
+            escape_xml(run.text)
+        ));
+    }
+
+    fn element(&mut self, element: String) {
+        self.text.push_str(&element);
+        self.text.push('\n');
+    }
 }
 
 fn path_data(path: &[BackendCoord]) -> String {
-    let closed = path.len() > 2 && path.first() == path.last();
+    let closed = is_closed(path);
     let open = if closed { &path[..path.len() - 1] } else { path };
     let mut data = String::new();
     for (i, point) in open.iter().enumerate() {
@@ -80,6 +83,15 @@ fn path_data(path: &[BackendCoord]) -> String {
         data.push('Z');
     }
     data
+}
+
+fn stroke(pen: Pen) -> String {
+    format!("stroke=\"{}\" stroke-width=\"{}\"", hex(pen.color), points(f64::from(pen.width)))
+}
+
+fn circle(center: BackendCoord, radius: u32) -> String {
+    let (x, y) = at(center);
+    format!("cx=\"{x}\" cy=\"{y}\" r=\"{}\"", points(f64::from(radius)))
 }
 
 fn at((x, y): BackendCoord) -> (String, String) {
@@ -100,8 +112,10 @@ fn hex((r, g, b): Rgb) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 
-fn escape(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).fold(String::new(), |mut out, c| {
+/// Text as it may stand in an element or an attribute of XML and HTML; what XML 1.0 has no place for is left out.
+pub fn escape_xml(text: &str) -> String {
+    let allowed = |c: &char| !c.is_control() && !matches!(c, '\u{FFFE}' | '\u{FFFF}');
+    text.chars().filter(allowed).fold(String::with_capacity(text.len()), |mut out, c| {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -118,12 +132,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short_and_text_is_escaped() {
+    fn coordinates_are_short() {
         let check = |value, expected: &str| assert_eq!(decimal(value), expected);
         check(1.0, "1");
         check(1.5, "1.5");
         check(100.0, "100");
         check(-0.001, "0");
-        assert_eq!(escape("a<b & \"c\"\u{7}"), "a&lt;b &amp; &quot;c&quot;");
+    }
+
+    #[test]
+    fn text_is_escaped() {
+        assert_eq!(escape_xml("a<b & \"c\"\u{7}\u{FFFF}"), "a&lt;b &amp; &quot;c&quot;");
     }
 }

@@ -1,0 +1,228 @@
+//! The plotters elements that plotters does not have: hatched bars, markers with a rim, intervals, labels on a ground.
+//!
+//! plotters places an element's points, be they values of a plot or points of the page; what is drawn around them is
+//! measured in points of the page.
+
+use std::convert::Infallible;
+
+use plotters::element::{Drawable, PointCollection};
+use plotters::style::RGBColor;
+use plotters_backend::{BackendCoord, DrawingErrorKind};
+
+use crate::canvas::{Canvas, Path, Pen, TextRun, UNITS, units};
+use crate::palette::{BLACK, Hatch, Ink, Marker, PAPER, pen, rgb};
+use crate::text::Type;
+
+/// An element: its points in the plot's or the page's coordinates, and how it is drawn once they are placed.
+pub(crate) struct Mark<C, const N: usize, F> {
+    points: [C; N],
+    draw: F,
+}
+
+impl<'m, C: 'm, const N: usize, F> PointCollection<'m, C> for &'m Mark<C, N, F> {
+    type Point = &'m C;
+    type IntoIter = &'m [C; N];
+
+    fn point_iter(self) -> Self::IntoIter {
+        &self.points
+    }
+}
+
+impl<'d, C, const N: usize, F> Drawable<Canvas<'d>> for Mark<C, N, F>
+where
+    F: Fn([BackendCoord; N], &mut Canvas<'d>),
+{
+    fn draw<I: Iterator<Item = BackendCoord>>(
+        &self,
+        mut placed: I,
+        canvas: &mut Canvas<'d>,
+        _: (u32, u32),
+    ) -> Result<(), DrawingErrorKind<Infallible>> {
+        let points = std::array::from_fn(|_| placed.next().expect("plotters places every point of an element"));
+        (self.draw)(points, canvas);
+        Ok(())
+    }
+}
+
+/// The rectangle between two corners in a series' colour and hatch, with a thin outline.
+pub(crate) fn filled<C>(points: [C; 2], ink: Ink) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
+    let draw = move |corners: [BackendCoord; 2], canvas: &mut Canvas<'_>| {
+        let corners = sorted(corners);
+        let line = pen(ink.dark(), 0.45);
+        let outline = rectangle(corners);
+        canvas.fill(&outline[..4], rgb(ink.color));
+        if matches!(ink.hatch, Hatch::Rising | Hatch::Crossed) {
+            hatch(canvas, corners, line, |point| point);
+        }
+        if matches!(ink.hatch, Hatch::Falling | Hatch::Crossed) {
+            let [(left, _), (right, _)] = corners;
+            hatch(canvas, corners, line, |(x, y)| (left + right - x, y));
+        }
+        canvas.line(outline, line);
+    };
+    Mark { points, draw }
+}
+
+/// A series' marker, `radius` points to each side, with a white rim that keeps neighbours apart.
+pub(crate) fn marker<C>(at: C, ink: Ink, radius: f64) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
+    let draw = move |[at]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
+        let rim = pen(PAPER, 0.35);
+        if ink.marker == Marker::Circle {
+            let radius = units(radius).unsigned_abs();
+            canvas.disc(at, radius, rgb(ink.color));
+            return canvas.ring(at, radius, rim);
+        }
+        let corners: &[(f64, f64)] = match ink.marker {
+            Marker::Triangle => &[(0.0, -1.1), (1.0, 0.75), (-1.0, 0.75)],
+            Marker::Down => &[(0.0, 1.1), (1.0, -0.75), (-1.0, -0.75)],
+            Marker::Diamond => &[(0.0, -1.15), (1.0, 0.0), (0.0, 1.15), (-1.0, 0.0)],
+            Marker::Circle | Marker::Square => &[(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+        };
+        polygon(canvas, at, corners.iter().copied(), radius * 1.12, (ink.color, rim));
+    };
+    Mark { points: [at], draw }
+}
+
+/// A five-pointed star, for events on a line.
+pub(crate) fn star<C>(at: C, color: RGBColor, radius: f64) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
+    let draw = move |[at]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
+        let corners = (0..10).map(|i| {
+            let reach = if i % 2 == 0 { 1.0 } else { 0.42 };
+            let angle = f64::from(i) * std::f64::consts::PI / 5.0;
+            (reach * angle.sin(), -reach * angle.cos())
+        });
+        polygon(canvas, at, corners, radius, (color, pen(PAPER, 0.4)));
+    };
+    Mark { points: [at], draw }
+}
+
+/// A published value: a hollow diamond, which neither a fill nor an interval's cap is mistaken for.
+pub(crate) fn published<C>(at: C, reach: f64) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
+    let draw = move |[at]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
+        let corners = [(0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)];
+        polygon(canvas, at, corners.into_iter(), reach, (PAPER, pen(BLACK, 0.7)));
+    };
+    Mark { points: [at], draw }
+}
+
+/// A vertical interval between its two ends, with caps that reach `cap` points to each side.
+pub(crate) fn interval<C>(ends: [C; 2], cap: f64) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
+    let draw = move |ends: [BackendCoord; 2], canvas: &mut Canvas<'_>| {
+        let line = pen(BLACK, 0.6);
+        canvas.line(ends.to_vec(), line);
+        for (x, y) in ends {
+            canvas.line(vec![(x - units(cap), y), (x + units(cap), y)], line);
+        }
+    };
+    Mark { points: ends, draw }
+}
+
+/// A line of text `rise` points above a place.
+pub(crate) fn label<C>(
+    at: C,
+    rise: f64,
+    text: &str,
+    kind: Type,
+) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
+    let draw = move |[(x, y)]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
+        write(canvas, text, kind, (x, y - units(rise)));
+    };
+    Mark { points: [at], draw }
+}
+
+/// A line of text `rise` points above a place, and above a mark that reaches so many points above its own place: centred,
+/// or upright from there. On white, so that no line crosses it.
+pub(crate) fn label_above<C>(
+    at: C,
+    (mark, reach): (C, f64),
+    rise: f64,
+    text: &str,
+    kind: Type,
+) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
+    let kind = if kind.upright { kind.middle() } else { kind.centered() };
+    let draw = move |[(x, y), (_, mark)]: [BackendCoord; 2], canvas: &mut Canvas<'_>| {
+        let y = y.min(mark - units(reach)) - units(rise);
+        let (half, height) = match kind.upright {
+            true => (kind.size * 0.4, kind.width(text)),
+            false => (kind.width(text) / 2.0 + 0.8, kind.size * 0.76),
+        };
+        let ground = [(x - units(half), y - units(height)), (x + units(half), y + units(0.4))];
+        canvas.fill(&rectangle(ground)[..4], rgb(PAPER));
+        write(canvas, text, kind, (x, y));
+    };
+    Mark { points: [at, mark], draw }
+}
+
+/// Text in the middle of a series' rectangle where it fits, on plain colour so that no hatch cuts through it.
+pub(crate) fn label_inside<C>(
+    points: [C; 2],
+    text: &str,
+    size: f64,
+    ink: Ink,
+) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
+    let kind = Type::of(size).color(ink.on_top()).centered().middle();
+    let draw = move |corners: [BackendCoord; 2], canvas: &mut Canvas<'_>| {
+        let [(left, top), (right, bottom)] = sorted(corners);
+        let width = kind.width(text);
+        if bottom - top < units(size + 2.0) || right - left < units(width + 2.0) {
+            return;
+        }
+        let (x, y) = ((left + right) / 2, (top + bottom) / 2);
+        let (half_width, half_height) = (units(width / 2.0 + 1.0), units(size / 2.0));
+        let ground = [(x - half_width, y - half_height), (x + half_width, y + half_height)];
+        canvas.fill(&rectangle(ground)[..4], rgb(ink.color));
+        write(canvas, text, kind, (x, y));
+    };
+    Mark { points, draw }
+}
+
+fn write(canvas: &mut Canvas<'_>, text: &str, kind: Type, at: BackendCoord) {
+    if !text.is_empty() {
+        canvas.text(&TextRun::new(text, &kind.style(), at));
+    }
+}
+
+/// The upper left corner and the lower right one.
+fn sorted([(a, b), (c, d)]: [BackendCoord; 2]) -> [BackendCoord; 2] {
+    [(a.min(c), b.min(d)), (a.max(c), b.max(d))]
+}
+
+/// The closed outline between two corners.
+fn rectangle([a, b]: [BackendCoord; 2]) -> Path {
+    vec![a, (b.0, a.1), b, (a.0, b.1), a]
+}
+
+/// A filled polygon of corners `reach` points around a place, with a rim.
+fn polygon(
+    canvas: &mut Canvas<'_>,
+    at: BackendCoord,
+    corners: impl Iterator<Item = (f64, f64)>,
+    reach: f64,
+    (color, rim): (RGBColor, Pen),
+) {
+    let mut outline: Path = corners.map(|(x, y)| (at.0 + units(x * reach), at.1 + units(y * reach))).collect();
+    canvas.fill(&outline, rgb(color));
+    outline.extend(outline.first().copied());
+    canvas.line(outline, rim);
+}
+
+/// Lines of slope 1 across a rectangle, anchored to its lower left corner so that every bar starts alike.
+fn hatch(
+    canvas: &mut Canvas<'_>,
+    [(left, top), (right, bottom)]: [BackendCoord; 2],
+    line: Pen,
+    turned: impl Fn(BackendCoord) -> BackendCoord,
+) {
+    const STEP: f64 = 3.2 * UNITS;
+    let (width, height) = (f64::from(right - left), f64::from(bottom - top));
+    let mut offset = STEP - height;
+    // A line from (offset, 0) up and to the right, in coordinates from the lower left corner.
+    while offset < width {
+        let (from, to) = (offset.max(0.0), (offset + height).min(width));
+        if to - from > 0.05 * UNITS {
+            let at = |x: f64| turned((left + x.round() as i32, bottom - (x - offset).round() as i32));
+            canvas.line(vec![at(from), at(to)], line);
+        }
+        offset += STEP;
+    }
+}

@@ -1,0 +1,120 @@
+//! Colours, pens, and how series are told apart: colour, lightness, hatch, dash and marker together.
+//!
+//! The colours of series are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell
+//! apart, ordered so that neighbours differ in lightness too; a hatch or a dash separates them in greyscale print.
+
+use plotters::style::{Color, RGBColor, ShapeStyle};
+
+use crate::canvas::{Pen, Rgb, units};
+
+/// Lines of axes and frames.
+pub(crate) const AXIS: RGBColor = RGBColor(60, 60, 60);
+pub(crate) const TEXT: RGBColor = RGBColor(20, 20, 20);
+pub(crate) const GRID: RGBColor = RGBColor(222, 222, 222);
+/// Footnotes and what stands in for absent data.
+pub(crate) const MUTED: RGBColor = RGBColor(118, 118, 118);
+pub(crate) const PAPER: RGBColor = RGBColor(255, 255, 255);
+/// Reference lines, intervals and published values.
+pub(crate) const BLACK: RGBColor = RGBColor(0, 0, 0);
+/// Around the diagonal of a scatter plot.
+pub(crate) const BAND: RGBColor = RGBColor(234, 234, 234);
+
+/// A line's style for plotters' own elements; the width is in points.
+pub(crate) fn stroke(color: RGBColor, width: f64) -> ShapeStyle {
+    ShapeStyle::from(color).stroke_width(units(width).unsigned_abs())
+}
+
+/// Width of the lines around a panel, in points.
+pub(crate) const AXIS_WIDTH: f64 = 0.5;
+
+/// The line around a panel and of its tick marks.
+pub(crate) fn axis_line() -> ShapeStyle {
+    stroke(AXIS, AXIS_WIDTH)
+}
+
+/// A line's style for marks that draw themselves.
+pub(crate) fn pen(color: RGBColor, width: f64) -> Pen {
+    Pen { color: rgb(color), width: units(width).unsigned_abs() }
+}
+
+pub(crate) fn rgb(color: RGBColor) -> Rgb {
+    color.rgb()
+}
+
+/// A named series. `ink` picks its look, so that one system keeps its colour in every figure of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Series {
+    /// As shown in the legend.
+    pub name: String,
+    /// Index of its look; eight exist, and further ones start over.
+    pub ink: usize,
+}
+
+impl Series {
+    pub fn new(name: impl Into<String>, ink: usize) -> Self {
+        Self { name: name.into(), ink }
+    }
+
+    /// Series with the looks 0, 1, 2, ...
+    pub fn numbered<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Vec<Self> {
+        names.into_iter().enumerate().map(|(ink, name)| Self::new(name, ink)).collect()
+    }
+}
+
+/// Lines across a filled area.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hatch {
+    None,
+    Rising,
+    Falling,
+    Crossed,
+}
+
+/// Shape of a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marker {
+    Circle,
+    Square,
+    Triangle,
+    Diamond,
+    Down,
+}
+
+/// The look of one series.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Ink {
+    pub(crate) color: RGBColor,
+    pub(crate) hatch: Hatch,
+    /// Stroke and gap in points; None is a solid line.
+    pub(crate) dash: Option<(f64, f64)>,
+    pub(crate) marker: Marker,
+}
+
+const INKS: [Ink; 8] = [
+    Ink { color: RGBColor(86, 180, 233), hatch: Hatch::None, dash: None, marker: Marker::Circle },
+    Ink { color: RGBColor(230, 159, 0), hatch: Hatch::Rising, dash: Some((4.5, 1.6)), marker: Marker::Square },
+    Ink { color: RGBColor(0, 94, 158), hatch: Hatch::None, dash: None, marker: Marker::Triangle },
+    Ink { color: RGBColor(0, 158, 115), hatch: Hatch::Falling, dash: Some((1.4, 1.4)), marker: Marker::Diamond },
+    Ink { color: RGBColor(213, 94, 0), hatch: Hatch::None, dash: Some((7.0, 2.0)), marker: Marker::Down },
+    Ink { color: RGBColor(204, 121, 167), hatch: Hatch::Crossed, dash: Some((2.6, 1.2)), marker: Marker::Square },
+    Ink { color: RGBColor(110, 110, 110), hatch: Hatch::Rising, dash: None, marker: Marker::Triangle },
+    Ink { color: RGBColor(236, 222, 60), hatch: Hatch::None, dash: Some((3.5, 3.0)), marker: Marker::Diamond },
+];
+
+pub(crate) fn ink(index: usize) -> Ink {
+    INKS[index % INKS.len()]
+}
+
+impl Ink {
+    /// The same hue, dark enough for text and outlines.
+    pub(crate) fn dark(self) -> RGBColor {
+        let shade = |channel: u8| (f64::from(channel) * 0.55) as u8;
+        RGBColor(shade(self.color.0), shade(self.color.1), shade(self.color.2))
+    }
+
+    /// Black or white, whichever reads better on the colour.
+    pub(crate) fn on_top(self) -> RGBColor {
+        let RGBColor(r, g, b) = self.color;
+        if 0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b) > 120.0 { BLACK } else { PAPER }
+    }
+}

@@ -1,0 +1,5 @@
+//! Pictures as wholes: each kind of chart against a committed SVG, and charts of unreasonable data.
+
+mod extremes;
+mod golden;
+mod samples;
