@@ -160,7 +160,7 @@ impl Shown<'_> {
         let figure = figures::draw(self.suite, &self.summary, rows, &self.origin)?;
         self.store.write_figure(figures::name(self.suite.figure), &figure)?;
         let page = html::Page { suite: self.suite, summary: &self.summary, table: &self.table, provenance };
-        self.store.write_text("report.html", &page.render(&figure.to_svg()))?;
+        self.store.write_text("report.html", &page.render(&figure.svg))?;
         self.store.write_text("tables/summary.tex", &latex::render(&self.table))
     }
 

@@ -1,5 +1,6 @@
 //! `report.html`: a run on one page that needs no other file: figure, table, what differed or failed, what was run.
 
+use chart::escape_xml;
 use workloads::Suite;
 
 use crate::report::{self, TextTable};
@@ -25,14 +26,14 @@ impl Page<'_> {
         let mut page = format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>moebench: {name}</title>\n\
              <style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n<p>{description}.</p>\n{figure}\n",
-            name = escaped(&self.suite.name),
-            description = escaped(&self.suite.description),
+            name = escape_xml(&self.suite.name),
+            description = escape_xml(&self.suite.description),
         );
         page += "<h2>Summary</h2>\n";
         page += &rows(self.table);
         let notes = [report::differences(&self.suite.cases), report::failures(self.summary)].concat();
         if !notes.is_empty() {
-            let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
+            let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escape_xml(note))).collect();
             page += &format!("<h2>Not like the others</h2>\n<ul>\n{items}</ul>\n");
         }
         page + &origin(self.provenance) + "</body>\n</html>\n"
@@ -43,7 +44,7 @@ fn rows(table: &TextTable) -> String {
     let row = |tag: &str, cells: &[String]| -> String {
         let cell = |(index, text): (usize, &String)| {
             let class = if index < table.text_columns { "" } else { " class=\"n\"" };
-            format!("<{tag}{class}>{}</{tag}>", escaped(text))
+            format!("<{tag}{class}>{}</{tag}>", escape_xml(text))
         };
         format!("<tr>{}</tr>\n", cells.iter().enumerate().map(cell).collect::<String>())
     };
@@ -69,12 +70,8 @@ fn origin(provenance: &Provenance) -> String {
         ("commit".to_owned(), commit),
     ];
     rows.extend(inputs.hashes.iter().map(|(name, hash)| (format!("sha256 of {name}"), hash.clone())));
-    let rows = rows
-        .iter()
-        .map(|(name, value)| format!("<tr><td>{}</td><td><code>{}</code></td></tr>\n", escaped(name), escaped(value)));
+    let rows = rows.iter().map(|(name, value)| {
+        format!("<tr><td>{}</td><td><code>{}</code></td></tr>\n", escape_xml(name), escape_xml(value))
+    });
     format!("<h2>What was run</h2>\n<div class=\"wide\"><table>\n{}</table></div>\n", rows.collect::<String>())
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -215,9 +215,8 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 /// When a file cannot be written.
 pub fn write_figure(stem: &Path, figure: &Figure) -> Result<()> {
     let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", stem.display()));
-    write_text(&path("svg"), &figure.to_svg())?;
-    let pdf = figure.to_pdf()?;
-    write_atomically(&path("pdf"), |file| Ok(file.write_all(&pdf)?))
+    write_text(&path("svg"), &figure.svg)?;
+    write_atomically(&path("pdf"), |file| Ok(file.write_all(&figure.pdf)?))
 }
 
 /// Writes a file under a temporary name beside its own and renames it, making the folder if need be.
@@ -240,4 +239,21 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> Result<()>
         return Err(error).with_context(name);
     }
     fs::rename(&temporary, path).with_context(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_keeps_the_dots_of_its_name_and_leaves_no_temporary_file() -> Result<()> {
+        let folder = std::env::temp_dir().join(format!("moebench-figures-{}", std::process::id()));
+        write_figure(&folder.join("capacity-1.2"), &chart::GroupedBars::default().draw()?)?;
+        let names = fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name()));
+        let mut names = names.collect::<Result<Vec<_>>>()?;
+        names.sort();
+        fs::remove_dir_all(&folder)?;
+        assert_eq!(names, ["capacity-1.2.pdf", "capacity-1.2.svg"]);
+        Ok(())
+    }
 }

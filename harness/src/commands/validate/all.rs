@@ -135,7 +135,7 @@ fn file(inputs: &Inputs, name: &str) -> Option<PathBuf> {
 
 fn save(inputs: &Inputs, name: &str, figure: &Figure) -> Result<()> {
     let path = inputs.args.out.join(format!("{name}.svg"));
-    store::write_atomically(&path, |file| Ok(file.write_all(figure.to_svg().as_bytes())?))
+    store::write_text(&path, &figure.svg)
 }
 
 fn share(value: f64) -> String {

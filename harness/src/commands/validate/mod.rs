@@ -253,8 +253,7 @@ struct ErrorRow {
 
 fn save(common: &Common, name: &str, figure: &Figure, rows: impl Iterator<Item = ErrorRow>) -> Result<()> {
     let Some(folder) = &common.out else { return Ok(()) };
-    std::fs::create_dir_all(folder.join("figures")).with_context(|| folder.display().to_string())?;
-    figure.save(&folder.join("figures").join(name))?;
+    store::write_figure(&folder.join("figures").join(name), figure)?;
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["setting", "measured_s", "predicted_s", "error"])?;
     for row in rows {
