@@ -172,7 +172,10 @@ impl Chart for GroupedBars {
         let texts = BarTexts::choose(bars(&self.panels), layout.slot, height);
         let y = Axis::new(self.range_with_room(height, &texts), Spacing::Linear).ticked((height / 15.0) as usize);
         let reference = |plot: &Plot<'_>, area: Area| match self.reference.filter(|v| y.holds(*v)) {
-            Some(value) => plot.dashed(&[(area.left, value), (area.right, value)], (2.5, 1.8), stroke(BLACK, 0.6)),
+            Some(value) => {
+                let ends = [(area.left, value), (area.right, value)];
+                plot.draw(&marks::dashed(&ends, (2.5, 1.8), stroke(BLACK, 0.6)))
+            }
             None => Ok(()),
         };
         columns.draw(page, &layout, &y, reference, |plot, n, bar, edges| {

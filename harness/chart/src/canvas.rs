@@ -42,6 +42,12 @@ pub(crate) struct Pen {
     pub(crate) width: u32,
 }
 
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Paint {
+    Fill(Rgb),
+    Stroke(Pen),
+}
+
 /// One line of text, anchored at a point.
 pub(crate) struct TextRun<'t> {
     pub(crate) text: &'t str,
@@ -135,16 +141,10 @@ impl Canvas<'_> {
         self.0.pdf.fill(corners, color);
     }
 
-    pub(crate) fn disc(&mut self, center: BackendCoord, radius: u32, color: Rgb) {
+    pub(crate) fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
         self.0.write_lines();
-        self.0.svg.disc(center, radius, color);
-        self.0.pdf.disc(center, radius, color);
-    }
-
-    pub(crate) fn ring(&mut self, center: BackendCoord, radius: u32, pen: Pen) {
-        self.0.write_lines();
-        self.0.svg.ring(center, radius, pen);
-        self.0.pdf.ring(center, radius, pen);
+        self.0.svg.circle(center, radius, paint);
+        self.0.pdf.circle(center, radius, paint);
     }
 
     pub(crate) fn text(&mut self, run: &TextRun<'_>) {
@@ -208,10 +208,8 @@ impl DrawingBackend for Canvas<'_> {
     }
 
     fn draw_circle<S: BackendStyle>(&mut self, center: BackendCoord, radius: u32, style: &S, fill: bool) -> Done {
-        match fill {
-            true => self.disc(center, radius, style.color().rgb),
-            false => self.ring(center, radius, pen(style)),
-        }
+        let paint = if fill { Paint::Fill(style.color().rgb) } else { Paint::Stroke(pen(style)) };
+        self.circle(center, radius, paint);
         Ok(())
     }
 

@@ -104,6 +104,6 @@ fn line(page: &Page<'_>, area: Area, ink: Ink) -> Drawn {
     let (points, style) = ([(area.left - 1.0, y), (area.right + 1.0, y)], stroke(ink.color, 1.1));
     match ink.dash {
         None => page.path(&points, style),
-        Some(dash) => page.dashed(&points, dash, style),
+        Some(dash) => page.draw(&marks::dashed(&points, dash, style)),
     }
 }

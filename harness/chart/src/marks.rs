@@ -5,12 +5,12 @@
 
 use std::convert::Infallible;
 
-use plotters::element::{Drawable, PointCollection};
-use plotters::style::RGBColor;
+use plotters::element::{DashedPathElement, Drawable, PointCollection};
+use plotters::style::{Color as _, RGBColor, ShapeStyle};
 use plotters_backend::{BackendCoord, DrawingErrorKind};
 
-use crate::canvas::{Canvas, Path, Pen, TextRun, UNITS, units};
-use crate::palette::{BLACK, Hatch, Ink, Marker, PAPER, pen, rgb};
+use crate::canvas::{Canvas, Paint, Path, Pen, TextRun, UNITS, units};
+use crate::palette::{BLACK, Hatch, Ink, Marker, PAPER, pen};
 use crate::text::Type;
 
 /// An element: its points in the plot's or the page's coordinates, and how it is drawn once they are placed.
@@ -44,13 +44,22 @@ where
     }
 }
 
+/// A dashed line; stroke and gap are in points.
+pub(crate) fn dashed<C: Copy>(
+    points: &[C],
+    (dash, gap): (f64, f64),
+    style: ShapeStyle,
+) -> DashedPathElement<impl Iterator<Item = C> + Clone, i32> {
+    DashedPathElement::new(points.iter().copied(), units(dash), units(gap), style)
+}
+
 /// The rectangle between two corners in a series' colour and hatch, with a thin outline.
 pub(crate) fn filled<C>(points: [C; 2], ink: Ink) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
     let draw = move |corners: [BackendCoord; 2], canvas: &mut Canvas<'_>| {
         let corners = sorted(corners);
         let line = pen(ink.dark(), 0.45);
         let outline = rectangle(corners);
-        canvas.fill(&outline[..4], rgb(ink.color));
+        canvas.fill(&outline[..4], ink.color.rgb());
         if matches!(ink.hatch, Hatch::Rising | Hatch::Crossed) {
             hatch(canvas, corners, line, |point| point);
         }
@@ -69,8 +78,8 @@ pub(crate) fn marker<C>(at: C, ink: Ink, radius: f64) -> Mark<C, 1, impl Fn([Bac
         let rim = pen(PAPER, 0.35);
         if ink.marker == Marker::Circle {
             let radius = units(radius).unsigned_abs();
-            canvas.disc(at, radius, rgb(ink.color));
-            return canvas.ring(at, radius, rim);
+            canvas.circle(at, radius, Paint::Fill(ink.color.rgb()));
+            return canvas.circle(at, radius, Paint::Stroke(rim));
         }
         let corners: &[(f64, f64)] = match ink.marker {
             Marker::Triangle => &[(0.0, -1.1), (1.0, 0.75), (-1.0, 0.75)],
@@ -147,7 +156,7 @@ pub(crate) fn label_above<C>(
             false => (kind.width(text) / 2.0 + 0.8, kind.size * 0.76),
         };
         let ground = [(x - units(half), y - units(height)), (x + units(half), y + units(0.4))];
-        canvas.fill(&rectangle(ground)[..4], rgb(PAPER));
+        canvas.fill(&rectangle(ground)[..4], PAPER.rgb());
         write(canvas, text, kind, (x, y));
     };
     Mark { points: [at, mark], draw }
@@ -170,7 +179,7 @@ pub(crate) fn label_inside<C>(
         let (x, y) = ((left + right) / 2, (top + bottom) / 2);
         let (half_width, half_height) = (units(width / 2.0 + 1.0), units(size / 2.0));
         let ground = [(x - half_width, y - half_height), (x + half_width, y + half_height)];
-        canvas.fill(&rectangle(ground)[..4], rgb(ink.color));
+        canvas.fill(&rectangle(ground)[..4], ink.color.rgb());
         write(canvas, text, kind, (x, y));
     };
     Mark { points, draw }
@@ -201,7 +210,7 @@ fn polygon(
     (color, rim): (RGBColor, Pen),
 ) {
     let mut outline: Path = corners.map(|(x, y)| (at.0 + units(x * reach), at.1 + units(y * reach))).collect();
-    canvas.fill(&outline, rgb(color));
+    canvas.fill(&outline, color.rgb());
     outline.extend(outline.first().copied());
     canvas.line(outline, rim);
 }

@@ -2,7 +2,7 @@
 
 use plotters::coord::{CoordTranslate, Shift};
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
-use plotters::element::{DashedPathElement, Drawable, PathElement, PointCollection, Rectangle};
+use plotters::element::{Drawable, PathElement, PointCollection, Rectangle};
 use plotters::style::{Color, RGBColor, ShapeStyle};
 use plotters_backend::BackendCoord;
 
@@ -88,10 +88,6 @@ impl<'d> Page<'d> {
 
     pub(crate) fn path(&self, points: &[Point], style: ShapeStyle) -> Drawn {
         self.draw(&PathElement::new(points, style))
-    }
-
-    pub(crate) fn dashed(&self, points: &[Point], (dash, gap): (f64, f64), style: ShapeStyle) -> Drawn {
-        self.draw(&DashedPathElement::new(points.iter().copied(), units(dash), units(gap), style))
     }
 
     pub(crate) fn fill(&self, area: Area, color: RGBColor) -> Drawn {

@@ -5,7 +5,7 @@
 
 use plotters::style::{Color, RGBColor, ShapeStyle};
 
-use crate::canvas::{Pen, Rgb, units};
+use crate::canvas::{Pen, units};
 
 /// Lines of axes and frames.
 pub(crate) const AXIS: RGBColor = RGBColor(60, 60, 60);
@@ -34,11 +34,7 @@ pub(crate) fn axis_line() -> ShapeStyle {
 
 /// A line's style for marks that draw themselves.
 pub(crate) fn pen(color: RGBColor, width: f64) -> Pen {
-    Pen { color: rgb(color), width: units(width).unsigned_abs() }
-}
-
-pub(crate) fn rgb(color: RGBColor) -> Rgb {
-    color.rgb()
+    Pen { color: color.rgb(), width: units(width).unsigned_abs() }
 }
 
 /// A named series. `ink` picks its look, so that one system keeps its colour in every figure of a run.

@@ -16,7 +16,7 @@ use subsetter::GlyphRemapper;
 use ttf_parser::GlyphId;
 
 use crate::FigureError;
-use crate::canvas::{Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::canvas::{Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
 use crate::font::Weight;
 
 const CATALOG: Ref = Ref::new(1);
@@ -24,8 +24,9 @@ const PAGES: Ref = Ref::new(2);
 const PAGE: Ref = Ref::new(3);
 const CONTENT: Ref = Ref::new(4);
 const INFO: Ref = Ref::new(5);
-const FIRST_FONT: i32 = 6;
-const REFS_PER_FONT: i32 = 5;
+/// The first of a font's five references.
+const REGULAR: i32 = 6;
+const BOLD: i32 = 11;
 
 const IDENTITY: SystemInfo<'static> = SystemInfo { registry: Str(b"Adobe"), ordering: Str(b"Identity"), supplement: 0 };
 
@@ -47,10 +48,7 @@ impl PdfDocument {
     }
 
     pub(crate) fn finish(self) -> Result<Vec<u8>, FigureError> {
-        let used = [self.regular, self.bold].into_iter().filter(FontSubset::is_used);
-        let first_refs = (FIRST_FONT..).step_by(REFS_PER_FONT as usize);
-        let fonts: Vec<EmbeddedFont> =
-            used.zip(first_refs).map(|(subset, first_ref)| EmbeddedFont { subset, first_ref }).collect();
+        let fonts: Vec<FontSubset> = [self.regular, self.bold].into_iter().filter(FontSubset::is_used).collect();
         let mut pdf = Pdf::new();
         pdf.catalog(CATALOG).pages(PAGES);
         pdf.pages(PAGES).kids([PAGE]).count(1);
@@ -81,16 +79,23 @@ impl PdfDocument {
         self.content.close_path().fill_nonzero();
     }
 
-    pub(crate) fn disc(&mut self, center: BackendCoord, radius: u32, color: Rgb) {
-        self.set_fill(color);
-        self.circle(center, radius);
-        self.content.fill_nonzero();
-    }
-
-    pub(crate) fn ring(&mut self, center: BackendCoord, radius: u32, pen: Pen) {
-        self.set_stroke(pen);
-        self.circle(center, radius);
-        self.content.close_path().stroke();
+    /// Four Bezier arcs; 0.5523 is the handle length that keeps within 0.03 % of a circle.
+    pub(crate) fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
+        match paint {
+            Paint::Fill(color) => self.set_fill(color),
+            Paint::Stroke(pen) => self.set_stroke(pen),
+        }
+        let (x, y, r) = (points(f64::from(center.0)), points(f64::from(center.1)), points(f64::from(radius)));
+        let h = r * 0.5523;
+        self.content.move_to(x + r, y);
+        self.content.cubic_to(x + r, y + h, x + h, y + r, x, y + r);
+        self.content.cubic_to(x - h, y + r, x - r, y + h, x - r, y);
+        self.content.cubic_to(x - r, y - h, x - h, y - r, x, y - r);
+        self.content.cubic_to(x + h, y - r, x + r, y - h, x + r, y);
+        match paint {
+            Paint::Fill(_) => self.content.fill_nonzero(),
+            Paint::Stroke(_) => self.content.close_path().stroke(),
+        };
     }
 
     pub(crate) fn text(&mut self, run: &TextRun<'_>) {
@@ -131,17 +136,6 @@ impl PdfDocument {
         }
     }
 
-    /// Four Bezier arcs; 0.5523 is the handle length that keeps within 0.03 % of a circle.
-    fn circle(&mut self, center: BackendCoord, radius: u32) {
-        let (x, y, r) = (points(f64::from(center.0)), points(f64::from(center.1)), points(f64::from(radius)));
-        let h = r * 0.5523;
-        self.content.move_to(x + r, y);
-        self.content.cubic_to(x + r, y + h, x + h, y + r, x, y + r);
-        self.content.cubic_to(x - h, y + r, x - r, y + h, x - r, y);
-        self.content.cubic_to(x - r, y - h, x - h, y - r, x, y - r);
-        self.content.cubic_to(x + h, y - r, x + r, y - h, x + r, y);
-    }
-
     fn set_fill(&mut self, (r, g, b): Rgb) {
         self.content.set_fill_rgb(channel(r), channel(g), channel(b));
     }
@@ -160,13 +154,13 @@ fn points(units: f64) -> f32 {
     (units / UNITS) as f32
 }
 
-fn write_page(pdf: &mut Pdf, (width, height): (f64, f64), fonts: &[EmbeddedFont]) {
+fn write_page(pdf: &mut Pdf, (width, height): (f64, f64), fonts: &[FontSubset]) {
     let mut page = pdf.page(PAGE);
     page.media_box(Rect::new(0.0, 0.0, width as f32, height as f32)).parent(PAGES).contents(CONTENT);
     let mut resources = page.resources();
     let mut dictionary = resources.fonts();
     for font in fonts {
-        dictionary.pair(Name(font.subset.resource_name()), font.reference(0));
+        dictionary.pair(Name(font.resource_name()), font.reference(0));
     }
     dictionary.finish();
     resources.finish();
@@ -206,26 +200,20 @@ impl FontSubset {
         }
         bytes
     }
-}
 
-struct EmbeddedFont {
-    subset: FontSubset,
-    first_ref: i32,
-}
-
-impl EmbeddedFont {
     fn reference(&self, nth: i32) -> Ref {
-        Ref::new(self.first_ref + nth)
+        let first = if self.weight == Weight::Bold { BOLD } else { REGULAR };
+        Ref::new(first + nth)
     }
 
     /// In thousandths of the type size, as PDF wants them.
     fn thousandths(&self, font_units: f64) -> f32 {
-        (font_units * 1000.0 / f64::from(self.subset.weight.face().units_per_em())) as f32
+        (font_units * 1000.0 / f64::from(self.weight.face().units_per_em())) as f32
     }
 
     fn embed(&self, pdf: &mut Pdf) -> Result<(), FigureError> {
-        let weight = self.subset.weight;
-        let bytes = subsetter::subset(weight.bytes(), 0, &self.subset.glyphs)
+        let weight = self.weight;
+        let bytes = subsetter::subset(weight.bytes(), 0, &self.glyphs)
             .map_err(|e| FigureError::Font { font: weight.postscript_name(), reason: e.to_string() })?;
         // The six letters mark a subset; they need to differ within one file only.
         let tag = if weight == Weight::Bold { "MOEBND" } else { "MOERGD" };
@@ -249,8 +237,8 @@ impl EmbeddedFont {
             .system_info(IDENTITY)
             .font_descriptor(self.reference(2))
             .cid_to_gid_map_predefined(Name(b"Identity"));
-        let face = self.subset.weight.face();
-        let widths = self.subset.glyphs.remapped_gids().map(|glyph| {
+        let face = self.weight.face();
+        let widths = self.glyphs.remapped_gids().map(|glyph| {
             let advance = face.glyph_hor_advance(GlyphId(glyph)).unwrap_or(0);
             self.thousandths(f64::from(advance))
         });
@@ -258,7 +246,7 @@ impl EmbeddedFont {
     }
 
     fn write_descriptor(&self, pdf: &mut Pdf, name: &str) {
-        let face = self.subset.weight.face();
+        let face = self.weight.face();
         let bounds = face.global_bounding_box();
         let scaled = |value: i16| self.thousandths(f64::from(value));
         pdf.font_descriptor(self.reference(2))
@@ -269,13 +257,13 @@ impl EmbeddedFont {
             .ascent(scaled(face.ascender()))
             .descent(scaled(face.descender()))
             .cap_height(scaled(face.capital_height().unwrap_or(0)))
-            .stem_v(if self.subset.weight == Weight::Bold { 140.0 } else { 80.0 })
+            .stem_v(if self.weight == Weight::Bold { 140.0 } else { 80.0 })
             .font_file2(self.reference(4));
     }
 
     fn unicode_map(&self) -> Vec<u8> {
         let mut map = UnicodeCmap::new(Name(b"Adobe-Identity-UCS"), IDENTITY);
-        for (&glyph, &character) in &self.subset.characters {
+        for (&glyph, &character) in &self.characters {
             map.pair(glyph, character);
         }
         map.finish().to_vec()

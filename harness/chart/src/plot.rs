@@ -5,11 +5,11 @@
 
 use plotters::chart::{ChartBuilder, ChartContext, LabelAreaPosition};
 use plotters::coord::cartesian::Cartesian2d;
-use plotters::element::{DashedPathElement, Drawable, PathElement, PointCollection};
-use plotters::style::ShapeStyle;
+use plotters::element::{Drawable, PathElement, PointCollection};
 
 use crate::axis::{Axis, Tick};
 use crate::canvas::{Canvas, DrawingError, Drawn, units};
+use crate::marks;
 use crate::page::{Area, Page};
 use crate::palette::{AXIS_WIDTH, GRID, Ink, MUTED, axis_line, stroke};
 use crate::text::{BASE, SMALL, Type};
@@ -85,16 +85,12 @@ impl<'d> Plot<'d> {
         self.chart.plotting_area().draw(element)
     }
 
-    pub(crate) fn dashed(&self, points: &[(f64, f64)], (dash, gap): (f64, f64), style: ShapeStyle) -> Drawn {
-        self.draw(&DashedPathElement::new(points.iter().copied(), units(dash), units(gap), style))
-    }
-
     /// A line in a series' colour and dash.
     pub(crate) fn line(&self, points: &[(f64, f64)], ink: Ink) -> Drawn {
         let style = stroke(ink.color, 1.1);
         match ink.dash {
             None => self.draw(&PathElement::new(points, style)),
-            Some(dash) => self.dashed(points, dash, style),
+            Some(dash) => self.draw(&marks::dashed(points, dash, style)),
         }
     }
 }

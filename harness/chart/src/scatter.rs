@@ -203,7 +203,7 @@ fn draw_band(plot: &Plot<'_>, (low, high): (f64, f64), share: f64) -> Drawn {
     let back = if low > 0.0 { vec![(low / down, low)] } else { vec![(low, low * down)] };
     let outline: Vec<(f64, f64)> = start.into_iter().chain(end).chain(back).collect();
     plot.draw(&Polygon::new(outline, BAND.filled()))?;
-    plot.dashed(&[(low, low), (high, high)], (3.0, 2.0), axis_line())
+    plot.draw(&marks::dashed(&[(low, low), (high, high)], (3.0, 2.0), axis_line()))
 }
 
 fn draw_notes(page: &Page<'_>, notes: &[String], area: Area) -> Drawn {

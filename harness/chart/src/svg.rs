@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use plotters::style::text_anchor::HPos;
 use plotters_backend::BackendCoord;
 
-use crate::canvas::{Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::canvas::{Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
 use crate::font::{FAMILY, Weight};
 
 pub(crate) struct SvgDocument {
@@ -35,12 +35,13 @@ impl SvgDocument {
         self.element(format!("<path d=\"{}Z\" fill=\"{}\"/>", path_data(corners), hex(color)));
     }
 
-    pub(crate) fn disc(&mut self, center: BackendCoord, radius: u32, color: Rgb) {
-        self.element(format!("<circle {} fill=\"{}\"/>", circle(center, radius), hex(color)));
-    }
-
-    pub(crate) fn ring(&mut self, center: BackendCoord, radius: u32, pen: Pen) {
-        self.element(format!("<circle {} fill=\"none\" {}/>", circle(center, radius), stroke(pen)));
+    pub(crate) fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
+        let ((x, y), radius) = (at(center), points(f64::from(radius)));
+        let paint = match paint {
+            Paint::Fill(color) => format!("fill=\"{}\"", hex(color)),
+            Paint::Stroke(pen) => format!("fill=\"none\" {}", stroke(pen)),
+        };
+        self.element(format!("<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\" {paint}/>"));
     }
 
     /// Offsets are baked into `y`: viewers disagree on `dominant-baseline`.
@@ -87,11 +88,6 @@ fn path_data(path: &[BackendCoord]) -> String {
 
 fn stroke(pen: Pen) -> String {
     format!("stroke=\"{}\" stroke-width=\"{}\"", hex(pen.color), points(f64::from(pen.width)))
-}
-
-fn circle(center: BackendCoord, radius: u32) -> String {
-    let (x, y) = at(center);
-    format!("cx=\"{x}\" cy=\"{y}\" r=\"{}\"", points(f64::from(radius)))
 }
 
 fn at((x, y): BackendCoord) -> (String, String) {
