@@ -18,8 +18,10 @@ mod cli;
 mod layers;
 // Measurements of other shapes and spellings, and the page of all studies.
 mod validate;
-// Predicted iteration times against those that SmartMoE's authors measured, where their data is at hand.
+// Predictions against what SmartMoE's authors measured; ignored without their data.
 mod published;
+// Where that data is.
+mod shared_data;
 // Folders, the program, and small clusters, models and routings.
 mod support;
 // Real training: the same model under every plan, policy and program.

@@ -62,8 +62,8 @@ fn bad_measurements_name_line_and_column() {
     check("naive", "dense", &["m.csv: line 2", "gate `dense`: expected `no-drop`"]);
     check("inky", "inkling", &["m.csv: line 2", "unknown cluster `inkling`", "known: "]);
     check("1,1,8,8,2,50", "1,1,8,3,2,50", &["m.csv: line 2", "ep * expert_dp = 6, but dp * tp = 8"]);
-    check("8,8,1,52", "8,8,2,52", &["8/no-drop/fastmoe: iteration 2 stands twice"]);
-    check("8,8,1,52", "8,8,1,soon", &["m.csv: line 3: elapsed_ms = soon: expected a time above 0"]);
+    check("8,8,1,52", "8,8,2,52", &["8/no-drop/fastmoe: iteration 2 is there twice"]);
+    check("8,8,1,52", "8,8,1,soon", &["m.csv: line 3: elapsed_ms = soon: expected a number"]);
     check("iteration,", "epoch,", &["m.csv: line 1: no column `iteration`"]);
 }
 
@@ -85,7 +85,7 @@ fn single_layers_and_series_of_another_trace() {
     assert!(shown.contains("placements taken: unknown measured"), "{shown}");
     folder.refuse(&series.replace("layer 1", "layer 2"), &["series.csv: line 2: layer = 2", "has 2 layers"]);
     folder.write("series.csv", "iteration,static_ms,dynamic_ms\n11,6,5\n1,5,5\n");
-    folder.refuse(series, &["series.csv: iteration 1 after 11: expected increasing iterations"]);
+    folder.refuse(series, &["series.csv: line 3: iteration 1 after 11: expected increasing iterations"]);
 }
 
 #[test]
@@ -117,4 +117,37 @@ fn all_studies_of_a_folder_make_a_page() {
         assert!(folder.text(&format!("page/{name}")).starts_with("<svg"), "{name}");
     }
     assert!(folder.text("page/model_errors.csv").contains("inky,iteration,2,"));
+}
+
+#[test]
+fn a_fit_changes_its_constants_and_nothing_else() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let own = format!("# Ours.\n{}# The end.\n", cluster_toml(2, &[]));
+    folder.write("own.toml", &own);
+    folder.write("series.csv", "iteration,static_ms,dynamic_ms\n1,5,5\n11,6,5\n31,6,5\n");
+    let fit = "calibrate fit --cluster ./own.toml --trace trace.parquet --measured-adaptive series.csv --out new.toml";
+    // The authors' 16 GPUs are a default that another study's trace does not have.
+    folder.refuse(fit, &["--gpus: 16 GPUs", "4 ranks with 2 micro-batches each"]);
+    folder.succeed(&format!("{fit} --gpus 4 --layer 1 --micro-batch 2"));
+    let new = folder.text("new.toml");
+    assert_eq!(new.lines().count(), own.lines().count());
+    for (new, own) in new.lines().zip(own.lines()) {
+        match own.starts_with("port_bandwidth") {
+            true => {
+                assert!(new.contains("source = \"fitted to series.csv (sha256 ") && !new.contains("a test"), "{new}")
+            }
+            false => assert_eq!(new, own),
+        }
+    }
+}
+
+#[test]
+fn an_error_of_a_toml_is_printed_once() {
+    let folder = Folder::new();
+    folder.write("own.toml", &cluster_toml(4, &[]).replace("gemm_rate", "gem_rate"));
+    let ran = folder.moebench("plan --model gpt-tiny --cluster ./own.toml --gpus 4 --global-batch-size 8");
+    for part in ["own.toml", "line 11", "unknown field `gem_rate`"] {
+        assert_eq!(ran.stderr.matches(part).count(), 1, "{part} in\n{}", ran.stderr);
+    }
 }

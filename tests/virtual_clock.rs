@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use harness::calibrate::measure;
-use harness::calibrate::segments::Measurement;
+use harness::calibrate::device::Measurement;
+use harness::calibrate::segments;
 use harness::engines::train::Replay;
 use harness::runs::timeline::{self, Timeline};
 use harness::summary::statistics::median;
@@ -154,7 +154,7 @@ fn what_was_chosen_is_recorded() {
 /// The cluster of this machine's CPU on the base's network.
 fn measured(base: &Cluster, model: &Model) -> Cluster {
     let measurement = Measurement { model, cluster: base, micro_batch: 1, ranks: 8, device: Device::Cpu };
-    let (mut cluster, _) = measure::fit(base, &measurement.samples().unwrap()).unwrap();
+    let (mut cluster, _) = segments::fit(base, &measurement.samples().unwrap()).unwrap();
     cluster.host.synchronisation.value = 0.0;
     cluster
 }

@@ -2,7 +2,8 @@
 //!
 //! [`pipeline`] is the way of a run from a command's request to its figures: [`runs::prepare`] turns a suite into runs, an
 //! [`engines::Engine`] runs them, [`runs::store`] keeps the samples, [`summary`], [`figures`] and [`report`] show them.
-//! [`studies`] hold the simulator against measurements, [`calibrate`] finds a cluster's constants.
+//! [`measurements`] are what the simulator is held against: [`studies`] say how far it is off, [`calibrate`] fits a cluster's
+//! constants to them.
 
 pub mod calibrate;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod engines;
 pub mod failure;
 pub mod figures;
 pub mod machine;
+pub mod measurements;
 pub mod output;
 pub mod pipeline;
 pub mod report;

@@ -126,7 +126,12 @@ impl Cluster {
 
     /// A cluster that comes with moebench.
     pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
-        Self::parse(name, error::find("cluster", context, name, CLUSTERS)?)
+        Self::parse(name, Self::text(context, name)?)
+    }
+
+    /// The TOML of a cluster that comes with moebench.
+    pub fn text(context: &str, name: &str) -> Result<&'static str, ConfigError> {
+        error::find("cluster", context, name, CLUSTERS)
     }
 
     /// The names of all clusters that come with moebench.

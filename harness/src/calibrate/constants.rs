@@ -9,9 +9,7 @@ use super::levenberg::Solution;
 /// Everything that a prediction depends on and a fit can change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// The cluster.
     pub cluster: Cluster,
-    /// The gate.
     pub gate: GateStatistics,
 }
 
@@ -69,7 +67,6 @@ pub const END_TO_END_CONSTANTS: [&str; 7] = [
 pub const ADAPTIVE_CONSTANTS: [&str; 1] = ["network.port_bandwidth"];
 
 impl Point {
-    /// A constant's value.
     fn get(&mut self, name: &str) -> Option<&mut f64> {
         match name {
             "gate.second_choice_kept" => Some(&mut self.gate.second_choice_kept),
@@ -134,7 +131,7 @@ impl Space {
                 bail!("--constants: unknown constant `{name}`; known: {}", known.join(", "));
             };
             if axes.iter().any(|axis| axis.name == name) {
-                bail!("--constants: `{name}` stands twice");
+                bail!("--constants: `{name}` is given twice");
             }
             let value = start.clone().get(name).map_or(low, |value| *value);
             let high = start.peak(name).map_or(high, |peak| peak.min(high));
@@ -143,7 +140,7 @@ impl Space {
         Ok(Self { axes })
     }
 
-    /// The space of constants that are no longer names to check, each within bounds of its own.
+    /// A space of constants that are known to exist, each within bounds of its own.
     pub fn within(start: &Point, bounds: &[(&'static str, f64, f64)]) -> Self {
         let value = |name: &str, low: f64| start.clone().get(name).map_or(low, |value| *value);
         let axes = bounds.iter().map(|&(name, low, high)| Axis { name, low, high, start: value(name, low) });
@@ -158,7 +155,7 @@ impl Space {
     /// `base` with the chosen constants at `x`.
     ///
     /// # Errors
-    /// Never: names were checked.
+    /// A name, given to [`Self::within`], that is no constant's.
     pub fn point(&self, base: &Point, x: &[f64]) -> Result<Point> {
         let mut point = base.clone();
         for (axis, &x) in self.axes.iter().zip(x) {
@@ -228,6 +225,6 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         };
         check(&["gpu.memory"], "unknown constant `gpu.memory`; known: gpu.memory_bandwidth");
-        check(&["host.block", "host.block"], "`host.block` stands twice");
+        check(&["host.block", "host.block"], "`host.block` is given twice");
     }
 }

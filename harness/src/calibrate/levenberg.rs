@@ -1,5 +1,5 @@
 //! Least squares by Levenberg (1944) and Marquardt (1963), damping as by Marquardt: the diagonal of `J^T J`, divided by 3
-//! after a step that helps and doubled until one does. The Jacobian is numeric, by forward differences.
+//! after a step that helps and multiplied by 4 until one does. The Jacobian is numeric, by forward differences.
 
 use anyhow::{Result, bail};
 
@@ -12,7 +12,6 @@ const ENOUGH: f64 = 1e-5;
 /// Where the sum of squares is least.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Solution {
-    /// The parameters.
     pub x: Vec<f64>,
     /// Sum of squared residuals.
     pub cost: f64,

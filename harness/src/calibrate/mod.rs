@@ -3,12 +3,13 @@
 //! The residuals are `ln(predicted / measured)`, predictions being those of the simulator itself, so every constant has one
 //! meaning in fit and use. Residuals beyond [`SOFT`] count linearly (soft L1), so that no single configuration decides.
 //! [`constants`] says which constants can be fitted and within which bounds, [`levenberg`] finds them and how far they are
-//! determined, [`targets`] holds the measurements ([`measure`] those of a device's own compute segments), [`write`] puts the result into a cluster's TOML.
+//! determined, [`targets`] holds the measurements, [`write`] puts the result into a cluster's TOML. [`segments`] fits to the
+//! compute segments of a device, which [`device`] measures.
 
 pub mod constants;
-pub mod levenberg;
-pub mod measure;
 #[cfg(feature = "train")]
+pub mod device;
+pub mod levenberg;
 pub mod segments;
 pub mod targets;
 pub mod write;
@@ -18,7 +19,7 @@ use workloads::Cluster;
 use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
 
-use crate::studies::moe_layer;
+use crate::measurements::layers::MeasuredLayer;
 use constants::{Fitted, LAYER_CONSTANTS, Point};
 use targets::Targets;
 
@@ -47,15 +48,10 @@ pub fn fit(start: &Point, names: &[String], targets: &Targets) -> Result<(Point,
 ///
 /// # Errors
 /// As for [`fit`].
-pub fn fit_layers(
-    cluster: &Cluster,
-    trace: &RoutingTrace,
-    layers: Vec<moe_layer::Sample>,
-) -> Result<(Cluster, Vec<Fitted>)> {
-    let targets = Targets { trace, end_to_end: Vec::new(), layers, adaptive: None };
+pub fn fit_layers(cluster: &Cluster, trace: &RoutingTrace, layers: &[MeasuredLayer]) -> Result<(Cluster, Vec<Fitted>)> {
+    let targets = Targets { layers: layers.iter().collect(), ..Targets::none(trace) };
     let start = Point { cluster: cluster.clone(), gate: GateStatistics::default() };
-    let names = LAYER_CONSTANTS.map(str::to_owned);
-    let (point, fitted) = fit(&start, &names, &targets)?;
+    let (point, fitted) = fit(&start, &LAYER_CONSTANTS.map(str::to_owned), &targets)?;
     Ok((point.cluster, fitted))
 }
 
@@ -71,9 +67,9 @@ mod tests {
     use workloads::trace::SynthSpec;
 
     use super::*;
-    use crate::studies::end_to_end::{self, Configuration};
-    use crate::studies::layer::LayerShape;
-    use crate::studies::moe_layer::Rows;
+    use crate::measurements::iterations::{self, Configuration};
+    use crate::measurements::layer::LayerShape;
+    use crate::measurements::layers::{self, Hundreds};
 
     #[test]
     fn soft_is_a_square_first_and_a_line_later() {
@@ -129,12 +125,12 @@ mod tests {
         let rows = labels.flat_map(|label| [4, 8].into_iter().map(move |m| format!("8,{m},{label},{},1", label % 3)));
         let path = file("layers", "gpus,micro_batch,iteration,layer,measured_ms", rows);
         recovers(&truth, |there| {
-            let shape = LayerShape { hidden: 1024, seq_len: 1024 };
-            let mut layers = moe_layer::read(&path, Rows::All, trace, shape, &[0]).unwrap();
-            for sample in &mut layers {
-                sample.measured = sample.predict(&there.cluster);
+            let mut layers = layers::read(&path, Hundreds::All, trace, LayerShape::default(), &[0]).unwrap();
+            for layer in &mut layers {
+                layer.measured = layer.predict(&there.cluster);
             }
-            Targets { trace, end_to_end: Vec::new(), layers, adaptive: None }
+            let layers: &'static [MeasuredLayer] = Box::leak(layers.into_boxed_slice());
+            Targets { layers: layers.iter().collect(), ..Targets::none(trace) }
         });
         std::fs::remove_file(path).unwrap();
     }
@@ -156,7 +152,7 @@ mod tests {
         let rows = CONFIGURATIONS.iter().flat_map(|row| (11..14).map(move |t| format!("{row},{t},1")));
         let path = file("iterations", header, rows);
         recovers(&truth, |there| {
-            let read = end_to_end::read(&path, &|_| Ok(inky().cluster)).unwrap();
+            let read = iterations::read(&path, &|_| Ok(inky().cluster)).unwrap();
             assert_eq!(read[4].missing(), Some("no such system: unheard-of"));
             let mut known: Vec<Configuration> = read.into_iter().filter(|c| c.missing().is_none()).collect();
             for configuration in &mut known {
@@ -166,7 +162,7 @@ mod tests {
             }
             let known: &'static [Configuration] = Box::leak(known.into_boxed_slice());
             let end_to_end = known.iter().map(|c| (c, c.iterations(Some(2)))).collect();
-            Targets { trace, end_to_end, layers: Vec::new(), adaptive: None }
+            Targets { end_to_end, ..Targets::none(trace) }
         });
         std::fs::remove_file(path).unwrap();
     }

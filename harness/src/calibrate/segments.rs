@@ -1,228 +1,274 @@
-//! Times the trainer's own compute segments on a device, to calibrate a cluster with.
+//! From a device's own compute segments to a cluster's constants.
 //!
-//! Small models of the given one's shape are trained by several ranks under a virtual clock: in the code, on the shapes
-//! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
-//! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
-//! segments, and times are skewed.
+//! The trainer runs small models under a virtual clock, which times every compute segment alone (`train::measure`). The
+//! simulator runs the same plan on the very routing that was recorded, and the constants are those under which its spans
+//! come nearest: the least squares of `ln(predicted / measured)`. So every constant has one meaning in fit and use, and
+//! what the formulas cannot represent shows as the error of a segment. Constants of the network are not measured.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
-use tch::{Device, Tensor};
-use workloads::gate::Gate;
+use anyhow::{Result, ensure};
+use systems::iteration::schedule::Work;
+use systems::iteration::timeline::{Activity, Span};
+use systems::program::Op;
+use systems::{CostModel, Job, Plan, System};
+use workloads::gate::GateStatistics;
 use workloads::trace::BatchCounts;
-use workloads::{Cluster, Model, Seconds, Training};
+use workloads::{Cluster, Seconds};
 
-use crate::calibrate::measure::{Place, Sample, segments};
-use trainer::data::{Entropy, Language, Samples};
-use trainer::rank::Report;
-use trainer::record;
-use trainer::setup::{self, Setup, kind_on};
-use trainer::world::{self, Threads};
+use super::constants::{Fitted, Point, Space};
+use super::levenberg;
+use systems::iteration::run::Run;
 
-/// Iterations before the measured ones: allocations settle, experts find their places.
-const WARMUP: usize = 3;
-/// Measured iterations.
-const REPEATS: usize = 7;
+/// What is fitted, within bounds that hold for one core of a CPU as for any GPU.
+const CONSTANTS: [(&str, f64, f64); 7] = [
+    ("gpu.memory_bandwidth", 1e8, 1e14),
+    ("gpu.scatter_bandwidth", 1e7, 1e14),
+    ("gpu.gemm_rate", 1e8, 1e17),
+    ("gpu.expert_start", 1e-7, 1e-1),
+    ("host.iteration", 1e-7, 1e1),
+    ("host.block", 1e-7, 1e-1),
+    ("host.decision_step", 1e-11, 1e-5),
+];
 
-/// What is measured where.
-#[derive(Clone, Copy, Debug)]
-pub struct Measurement<'a> {
-    /// Its block shapes, edges and experts are measured.
-    pub model: &'a Model,
-    /// What policies and exchanges are told.
-    pub cluster: &'a Cluster,
-    /// Samples per rank and micro-batch; twice as many are measured, too.
-    pub micro_batch: usize,
-    /// Ranks that take turns on the device.
-    pub ranks: usize,
-    /// The device.
-    pub device: Device,
+/// Kinds of compute segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Segment {
+    /// A block without its MoE layer.
+    Block,
+    /// Scores, choice and layout of rows.
+    Gate,
+    /// The experts of a rank, shadowed ones included.
+    Experts,
+    /// Embedding, head and loss.
+    Edge,
+    /// The optimizer step.
+    Optimizer,
+    /// Reading data.
+    Host,
+    /// Decisions about a micro-batch.
+    Decide,
+    /// Decisions of an iteration.
+    Decision,
 }
 
-/// One run to measure.
-struct Variant {
-    job: Job,
-    plan: Plan,
-    system: &'static dyn System,
-}
-
-impl Measurement<'_> {
-    /// Whether the model can be measured, on a device with that many bytes of memory, if that is known.
-    ///
-    /// # Errors
-    /// A model that cannot be trained, or that does not fit.
-    pub fn check(&self, available: Option<f64>) -> Result<()> {
-        for variant in self.variants()? {
-            let Variant { job, plan, .. } = &variant;
-            setup::gpt(job, plan)?;
-            if let Some(available) = available {
-                setup::fits(job, plan, kind_on(self.device), self.ranks, available)?;
-            }
+impl Segment {
+    /// The kind of an activity, if it computes and its time is measured where ranks share a device.
+    pub fn of(activity: Activity) -> Option<Self> {
+        match activity {
+            Activity::Block => Some(Self::Block),
+            Activity::Op(Op::Gate) => Some(Self::Gate),
+            Activity::Op(Op::Experts { .. } | Op::Shadow { .. }) => Some(Self::Experts),
+            Activity::Edge => Some(Self::Edge),
+            Activity::Optimizer => Some(Self::Optimizer),
+            Activity::Host => Some(Self::Host),
+            Activity::Op(Op::Decide { .. }) => Some(Self::Decide),
+            Activity::Decision => Some(Self::Decision),
+            _ => None,
         }
-        Ok(())
     }
 
-    /// Trains every variant.
-    ///
-    /// # Errors
-    /// A model that cannot be trained.
-    pub fn samples(&self) -> Result<Vec<Sample>> {
-        self.variants()?.into_iter().map(|variant| self.sample(variant)).collect()
+    fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Gate => "gate",
+            Self::Experts => "experts",
+            Self::Edge => "embedding and head",
+            Self::Optimizer => "optimizer",
+            Self::Host => "data",
+            Self::Decide => "decision, micro-batch",
+            Self::Decision => "decision, iteration",
+        }
+    }
+}
+
+/// Where a segment stands in an iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Its kind.
+    pub segment: Segment,
+    /// Whether it is part of a backward pass.
+    pub backward: bool,
+    /// The block, where the segment is one block's.
+    pub block: Option<usize>,
+    /// The rank.
+    pub rank: usize,
+}
+
+/// Time per place, from the spans of an iteration of either engine.
+pub fn segments(spans: &[Span]) -> BTreeMap<Place, Seconds> {
+    let mut times = BTreeMap::new();
+    for span in spans {
+        let Some(segment) = Segment::of(span.activity) else { continue };
+        let place = Place {
+            segment,
+            backward: matches!(span.work, Some(Work::Backward(_))),
+            // The simulator charges a stage for all its layers' decisions together.
+            block: span.block.filter(|_| segment != Segment::Decision),
+            rank: span.rank,
+        };
+        *times.entry(place).or_insert(Seconds::ZERO) += span.end - span.start;
+    }
+    times
+}
+
+/// One measured run: what was trained, and what its segments took.
+pub struct Sample {
+    /// What sets it apart, for people.
+    pub name: String,
+    /// What was trained.
+    pub job: Job,
+    /// Under which plan.
+    pub plan: Plan,
+    /// By which system.
+    pub system: &'static dyn System,
+    /// What the gate chose, the same in every iteration.
+    pub batch: BatchCounts,
+    /// Iterations before the measured ones.
+    pub warmup: usize,
+    /// Means over the measured iterations.
+    pub measured: BTreeMap<Place, Seconds>,
+}
+
+impl Sample {
+    /// What the simulator says of the same run on `cluster`. Policies see the cluster of the measured run.
+    pub fn predict(&self, cluster: &Cluster) -> BTreeMap<Place, Seconds> {
+        let costs = CostModel::new(cluster);
+        let mut run = Run::new(&self.job, &costs, self.system, self.plan);
+        for _ in 0..self.warmup {
+            run.step(&self.batch);
+        }
+        segments(&run.observe(&self.batch).1)
     }
 
-    /// The model's width with two micro-batches, another width, and a system that decides.
-    fn variants(&self) -> Result<Vec<Variant>> {
-        let block = self.model.blocks.first().context("the model has no blocks")?;
-        let hidden = block.hidden;
-        let other = if hidden.is_multiple_of(2 * block.heads) { hidden / 2 } else { 2 * hidden };
-        let variants: [(usize, usize, &'static dyn System); 4] = [
-            (hidden, self.micro_batch, &smartmoe::SMARTMOE),
-            (hidden, 2 * self.micro_batch, &smartmoe::SMARTMOE),
-            (other, self.micro_batch, &smartmoe::SMARTMOE),
-            (hidden, self.micro_batch, &fastermoe::FASTERMOE),
+    /// `ln(predicted / measured)` of every segment that both know; each kind and pass weighs as much as its share of `all`
+    /// measured time (the mean over ranks), whatever the number of ranks and blocks.
+    fn residuals(&self, cluster: &Cluster, all: Seconds) -> Vec<f64> {
+        let (predicted, measured) = (self.predict(cluster), &self.measured);
+        let mut kinds: BTreeMap<(Segment, bool), (f64, f64)> = BTreeMap::new();
+        for (place, time) in measured {
+            let (number, sum) = kinds.entry((place.segment, place.backward)).or_default();
+            *number += 1.0;
+            *sum += time.0;
+        }
+        let all = all.0 * self.job.gpus as f64;
+        let residual = |(place, measured): (&Place, &Seconds)| {
+            let (number, sum) = kinds[&(place.segment, place.backward)];
+            let error = (predicted.get(place)?.0 / measured.0).ln();
+            Some(super::soft(error) * ((sum / all).max(LEAST_SHARE) / number).sqrt())
+        };
+        measured.iter().filter_map(residual).collect()
+    }
+}
+
+/// Small shares count this much, so that constants that stand in them alone are found.
+const LEAST_SHARE: f64 = 0.003;
+
+/// The cluster with the constants of `base` but for those that the samples determine; and these, with their uncertainty.
+///
+/// # Errors
+/// No measurements.
+pub fn fit(base: &Cluster, samples: &[Sample]) -> Result<(Cluster, Vec<Fitted>)> {
+    let number: usize = samples.iter().map(|sample| sample.measured.len()).sum();
+    ensure!(number >= CONSTANTS.len(), "{} constants cannot be fitted to {number} segments", CONSTANTS.len());
+    let mean = |sample: &Sample| sample.measured.values().copied().sum::<Seconds>() * (1.0 / sample.job.gpus as f64);
+    let all = samples.iter().map(mean).sum();
+    let start = Point { cluster: base.clone(), gate: GateStatistics::default() };
+    let space = Space::within(&start, &CONSTANTS);
+    let residuals = |x: &[f64]| -> Result<Vec<f64>> {
+        let point = space.point(&start, x)?;
+        Ok(samples.iter().flat_map(|sample| sample.residuals(&point.cluster, all)).collect())
+    };
+    // From the middle of the bounds: a base may be three orders of magnitude away.
+    let solution = levenberg::minimise(&residuals, vec![0.0; CONSTANTS.len()])?;
+    Ok((space.point(&start, &solution.x)?.cluster, space.fitted(&solution)))
+}
+
+/// One line of predicted against measured: all segments of one kind and pass of one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// The sample.
+    pub sample: String,
+    /// The kind and the pass.
+    pub segment: String,
+    /// Mean over ranks.
+    pub predicted: Seconds,
+    /// Mean over ranks.
+    pub measured: Seconds,
+}
+
+/// Predicted against measured time, a line for each sample, kind and pass.
+pub fn lines(cluster: &Cluster, samples: &[Sample]) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for sample in samples {
+        let predicted = sample.predict(cluster);
+        let mut sums: BTreeMap<(Segment, bool), (Seconds, Seconds)> = BTreeMap::new();
+        for (place, &measured) in &sample.measured {
+            let sum = sums.entry((place.segment, place.backward)).or_default();
+            sum.0 += predicted.get(place).copied().unwrap_or(Seconds::ZERO);
+            sum.1 += measured;
+        }
+        let share = 1.0 / sample.job.gpus as f64;
+        lines.extend(sums.into_iter().map(|((segment, backward), (predicted, measured))| Line {
+            sample: sample.name.clone(),
+            segment: format!("{}{}", segment.name(), if backward { ", backward" } else { "" }),
+            predicted: predicted * share,
+            measured: measured * share,
+        }));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use systems::{zoo::expert_only, zoo::fastermoe};
+    use workloads::{Gate, Model};
+
+    fn inky() -> Cluster {
+        Cluster::named("test", "inky").unwrap()
+    }
+
+    /// A run on `there`, whose segments take what the simulator says.
+    fn sample(there: &Cluster, micro_batch: usize, system: &'static dyn System) -> Sample {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let plan = Plan { pp: 1, dp: 4, tp: 1, ep: 4, expert_dp: 1, micro_batch, placement_every: 0 };
+        let (layers, experts, chunks) = (4, 8, 4 * micro_batch);
+        // 256 tokens of two choices; the first experts get more.
+        let chunk = [200, 100, 80, 60, 40, 20, 10, 2];
+        let counts = std::iter::repeat_n(chunk, layers * chunks).flatten().collect();
+        let job = Job::new(model, inky(), 4, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
+        let batch = BatchCounts::new(layers, chunks, experts, counts);
+        let mut sample = Sample { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        sample.measured = sample.predict(there);
+        sample
+    }
+
+    #[test]
+    fn segments_give_their_constants_back() {
+        let mut there = inky();
+        there.gpu.gemm_rate.value = 9e10;
+        there.gpu.memory_bandwidth.value = 1.2e10;
+        there.gpu.scatter_bandwidth.value = 3e9;
+        there.gpu.expert_start.value = 4e-5;
+        there.host.block.value = 2e-4;
+        there.host.iteration.value = 8e-5;
+        there.host.decision_step.value = 7e-8;
+        let samples = [
+            sample(&there, 1, &expert_only::ExpertOnly),
+            sample(&there, 3, &expert_only::ExpertOnly),
+            sample(&there, 1, &fastermoe::FASTERMOE),
         ];
-        variants.into_iter().map(|(hidden, micro_batch, system)| self.variant(hidden, micro_batch, system)).collect()
-    }
-
-    fn variant(&self, hidden: usize, micro_batch: usize, system: &'static dyn System) -> Result<Variant> {
-        let model = shallow(self.model, hidden)?;
-        let (ranks, experts) = (self.ranks, model.moe_layers().next().map_or(1, |moe| moe.experts));
-        let divides = |ep: &usize| ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep);
-        let ep = (1..=ranks).rev().find(divides).unwrap_or(1);
-        let plan = Plan { pp: 1, dp: ranks, tp: 1, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1 };
-        let job = Job::new(model, self.cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch)
-            .with_micro_batch(micro_batch);
-        Ok(Variant { job, plan, system })
-    }
-
-    fn sample(&self, variant: Variant) -> Result<Sample> {
-        let Variant { job, plan, system } = variant;
-        let width = job.model.blocks[0].hidden;
-        let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
-        let (batch, times) = self.run(&job, plan, system).with_context(|| name.clone())?;
-        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: means(&times) })
-    }
-
-    /// The choices of an iteration, and the segments of all measured ones.
-    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System) -> Result<(BatchCounts, Vec<Times>)> {
-        let gpt = setup::gpt(job, &plan)?;
-        let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
-        let costs = CostModel::new(&job.cluster);
-        let setup = Setup {
-            job,
-            plan,
-            system,
-            costs: &costs,
-            training: Training { learning_rate: 0.0, ..Training::default() },
-            samples: &samples,
-            seed: 1,
-            iterations: WARMUP + REPEATS,
-            replay: None,
-            record_choices: true,
-            record_spans: true,
-            checkpoint: None,
-            kind: kind_on(self.device),
-            gpt,
-        };
-        let (mut batch, mut times) = (None, Vec::new());
-        let mut sink = |iteration: usize, reports: Vec<Report>| {
-            if iteration >= WARMUP {
-                let spans: Vec<_> = reports.iter().flat_map(|report| report.spans.iter().copied()).collect();
-                times.push(segments(&spans));
-                batch = Some(record::batch(&setup, &reports));
-            }
-            Ok(())
-        };
-        let threads = Threads { device: self.device, virtual_clock: true, timeout: Duration::from_secs(600) };
-        world::run(&setup, threads, &mut sink, |_| ())?;
-        Ok((batch.context("no iteration was measured")?, times))
-    }
-}
-
-/// Segments of an iteration.
-type Times = BTreeMap<Place, Seconds>;
-
-/// The mean of every segment over iterations.
-fn means(iterations: &[Times]) -> Times {
-    let mut sums: BTreeMap<Place, (Seconds, f64)> = BTreeMap::new();
-    for (&place, &time) in iterations.iter().flatten() {
-        let (sum, number) = sums.entry(place).or_default();
-        *sum += time;
-        *number += 1.0;
-    }
-    sums.into_iter().map(|(place, (sum, number))| (place, sum * (1.0 / number))).collect()
-}
-
-/// A model of the same kinds of blocks, two of each, with another width.
-fn shallow(model: &Model, hidden: usize) -> Result<Model> {
-    let moe_block = *model.moe_blocks().first().context("the model has no MoE layer")?;
-    let block = &model.blocks[moe_block];
-    let moe = block.moe().context("the model has no MoE layer")?;
-    let vocabulary = model.vocabulary.with_context(|| {
-        format!("model {}: not a language model: only models with a table [gpt] can be trained", model.name)
-    })?;
-    let text = format!(
-        "name = \"{} (measured)\"\nsource = \"{}\"\n[gpt]\nlayers = {}\nhidden = {hidden}\nheads = {}\nseq_len = {}\n\
-         vocabulary = {vocabulary}\nexpert_ratio = {}\nexperts = {}\nmoe_every = {}\ntop_k = {}\n",
-        model.name,
-        model.name,
-        2 * (moe_block + 1),
-        block.heads,
-        block.tokens,
-        (moe.inner / moe.width).max(1),
-        moe.experts,
-        moe_block + 1,
-        model.top_k
-    );
-    Ok(Model::parse("calibrate measure", &text)?)
-}
-
-/// How long the host waits for an idle device.
-pub fn synchronisation(device: Device) -> Seconds {
-    let mut times: Vec<f64> = (0..101)
-        .map(|_| {
-            let busy = Tensor::zeros([1], (tch::Kind::Float, device)) + 1.0;
-            let start = Instant::now();
-            trainer::clock::synchronise(device);
-            let time = start.elapsed().as_secs_f64();
-            drop(busy);
-            time
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    Seconds(times[times.len() / 2])
-}
-
-/// The same samples in every iteration: of the synthetic language, or, where its vocabulary is too large, any tokens.
-struct Repeated {
-    language: Option<Language>,
-    vocabulary: usize,
-    sequence: usize,
-}
-
-impl Repeated {
-    fn new(vocabulary: usize, sequence: usize) -> Self {
-        Self { language: Language::new(vocabulary, sequence, 1).ok(), vocabulary, sequence }
-    }
-}
-
-impl Samples for Repeated {
-    fn sample(&self, _iteration: usize, index: usize) -> Vec<i64> {
-        let any = |position: usize| ((index * 7919 + position * position * 31 + position) % self.vocabulary) as i64;
-        match &self.language {
-            Some(language) => language.sample(0, index),
-            None => (0..=self.sequence).map(any).collect(),
+        let (found, fitted) = fit(&inky(), &samples).unwrap();
+        assert_eq!(fitted.len(), CONSTANTS.len());
+        for ((path, found, _), (_, there, _)) in found.constants().into_iter().zip(there.constants()) {
+            assert!((found.value / there.value - 1.0).abs() < 0.02, "{path}: {} not {}", found.value, there.value);
         }
+        assert!(lines(&found, &samples).iter().all(|line| (line.predicted.0 / line.measured.0 - 1.0).abs() < 0.02));
     }
 
-    fn vocabulary(&self) -> usize {
-        self.vocabulary
-    }
-
-    fn entropy(&self) -> Option<Entropy> {
-        None
+    #[test]
+    fn nothing_is_fitted_to_nothing() {
+        assert!(fit(&inky(), &[]).unwrap_err().to_string().contains("7 constants cannot be fitted to 0 segments"));
     }
 }

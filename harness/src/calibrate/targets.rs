@@ -5,27 +5,32 @@ use rayon::prelude::*;
 use workloads::trace::RoutingTrace;
 
 use super::constants::Point;
-use crate::studies::{adaptive, end_to_end, moe_layer};
+use crate::measurements::iterations::Configuration;
+use crate::measurements::layers::MeasuredLayer;
+use crate::measurements::series::Series;
 
 /// Measurements of one cluster, of any of the three kinds.
 pub struct Targets<'a> {
     /// The trace that all were taken on.
     pub trace: &'a RoutingTrace,
     /// Whole iterations: configurations with the iterations to simulate.
-    pub end_to_end: Vec<(&'a end_to_end::Configuration, Vec<usize>)>,
+    pub end_to_end: Vec<(&'a Configuration, Vec<usize>)>,
     /// Single layers.
-    pub layers: Vec<moe_layer::Sample<'a>>,
+    pub layers: Vec<&'a MeasuredLayer<'a>>,
     /// A layer over time, whose static half is fitted; the online half is left to test.
-    pub adaptive: Option<adaptive::Series<'a>>,
+    pub adaptive: Option<&'a Series<'a>>,
 }
 
-impl Targets<'_> {
-    /// Number of measurements.
-    pub fn len(&self) -> usize {
-        self.end_to_end.len() + self.layers.len() + self.adaptive.as_ref().map_or(0, |series| series.samples.len())
+impl<'a> Targets<'a> {
+    /// Nothing yet.
+    pub fn none(trace: &'a RoutingTrace) -> Self {
+        Self { trace, end_to_end: Vec::new(), layers: Vec::new(), adaptive: None }
     }
 
-    /// Whether there are none.
+    pub fn len(&self) -> usize {
+        self.end_to_end.len() + self.layers.len() + self.adaptive.map_or(0, |series| series.samples.len())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -39,7 +44,7 @@ impl Targets<'_> {
         let layers: Vec<f64> =
             self.layers.par_iter().map(|sample| (sample.predict(&point.cluster) / sample.measured).ln()).collect();
         residuals.extend(layers);
-        if let Some(series) = &self.adaptive {
+        if let Some(series) = self.adaptive {
             let predicted = series.predict_static(&point.cluster);
             residuals.extend(series.samples.iter().zip(predicted).map(|(s, time)| (time / s.measured_static).ln()));
         }

@@ -1,5 +1,8 @@
-//! A cluster as TOML, every constant with its value, uncertainty and source.
+//! A cluster's TOML with other constants: what changes is written, with its uncertainty and source; comments, order and all
+//! else stay as they are in the file.
 
+use anyhow::{Context, Result};
+use toml_edit::{DocumentMut, Item, TableLike, Value};
 use workloads::Cluster;
 use workloads::cluster::Constant;
 
@@ -27,59 +30,114 @@ pub fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// The cluster's TOML.
-pub fn toml(cluster: &Cluster) -> String {
-    let mut text = format!(
-        "name = {}\ndescription = {}\ngpus_per_node = {}\n",
-        quoted(&cluster.name),
-        quoted(&cluster.description),
-        cluster.gpus_per_node
-    );
-    let mut table = "";
-    for (path, constant, _) in cluster.constants() {
-        let (section, field) = path.split_once('.').unwrap_or(("", path));
-        if section != table {
-            table = section;
-            text.push_str(&format!("\n[{section}]\n"));
-            if section == "gpu" {
-                text.push_str(&format!("name = {}\n", quoted(&cluster.gpu.name)));
-            }
+/// The TOML of `before`, changed to that of `after`: names, description and constants.
+///
+/// # Errors
+/// A text that is not the TOML of `before`.
+pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> {
+    let mut document: DocumentMut = text.parse()?;
+    for (path, from, to) in [
+        ("name", &before.name, &after.name),
+        ("description", &before.description, &after.description),
+        ("gpu.name", &before.gpu.name, &after.gpu.name),
+    ] {
+        if from != to {
+            let (table, key) = place(&mut document, path)?;
+            set(table, key, Some(to.as_str().into()));
         }
-        let optional = |name, value: Option<f64>| value.map_or(String::new(), |value| format!("{name} = {value:e}, "));
-        let uncertainty = optional("uncertainty", constant.uncertainty);
-        let peak = optional("peak", constant.peak);
-        let source = quoted(&constant.source);
-        text.push_str(&format!("{field} = {{ value = {:e}, {uncertainty}{peak}source = {source} }}\n", constant.value));
     }
-    text
+    for ((path, from, _), (_, to, _)) in before.constants().into_iter().zip(after.constants()) {
+        if from != to {
+            let (table, key) = place(&mut document, path)?;
+            let constant = table.get_mut(key).with_context(|| format!("no {path}"))?;
+            write(constant, to).with_context(|| format!("{path} is not a table"))?;
+        }
+    }
+    Ok(document.to_string())
 }
 
-fn quoted(text: &str) -> String {
-    let escaped: String = text
-        .chars()
-        .map(|c| match c {
-            '"' => "\\\"".to_owned(),
-            '\\' => "\\\\".to_owned(),
-            '\n' => "\\n".to_owned(),
-            c if c.is_control() => format!("\\u{:04X}", c as u32),
-            c => c.to_string(),
-        })
-        .collect();
-    format!("\"{escaped}\"")
+/// The table that holds the last part of `path`, and that part.
+fn place<'a, 'p>(document: &'a mut DocumentMut, path: &'p str) -> Result<(&'a mut dyn TableLike, &'p str)> {
+    let Some((section, key)) = path.split_once('.') else { return Ok((document.as_table_mut(), path)) };
+    let table = document.get_mut(section).and_then(Item::as_table_like_mut);
+    Ok((table.with_context(|| format!("no table [{section}]"))?, key))
+}
+
+/// The keys of a constant, in the order in which they are written.
+const KEYS: [&str; 4] = ["value", "uncertainty", "peak", "source"];
+
+fn write(item: &mut Item, constant: &Constant) -> Option<()> {
+    let table = item.as_table_like_mut()?;
+    let numbers = [Some(constant.value), constant.uncertainty, constant.peak].map(|number| number.map(number_value));
+    let values = numbers.into_iter().chain([Some(constant.source.as_str().into())]);
+    KEYS.iter().zip(values).for_each(|(key, value)| set(table, key, value));
+    if let Some(inline) = item.as_inline_table_mut() {
+        let rank = |key: &str| KEYS.iter().position(|known| *known == key);
+        inline.sort_values_by(|a, _, b, _| rank(a).cmp(&rank(b)));
+        inline.fmt();
+    }
+    Some(())
+}
+
+/// Written as people write constants: 6.5e13.
+fn number_value(number: f64) -> Value {
+    format!("{number:e}").parse().unwrap_or_else(|_| number.into())
+}
+
+/// Sets or removes a value; what surrounds the old one, such as a comment behind it, stays.
+fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
+    let Some(mut value) = value else {
+        table.remove(key);
+        return;
+    };
+    if let Some(old) = table.get(key).and_then(Item::as_value) {
+        *value.decor_mut() = old.decor().clone();
+    }
+    table.insert(key, Item::Value(value));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn changed(before: &Cluster) -> Cluster {
+        let mut after = before.clone();
+        after.name = "other".to_owned();
+        after.description.push_str(" \"quoted\" \\ ");
+        after.gpu.gemm_rate.uncertainty = Some(1.5e12);
+        after.gpu.memory_bandwidth.peak = None;
+        after.network.intra_bandwidth.value = 1.25e11;
+        after
+    }
+
     #[test]
     fn what_is_written_is_read_back() {
         for name in Cluster::names() {
-            let mut cluster = Cluster::named("test", name).unwrap();
-            cluster.description.push_str(" \"quoted\" \\ ");
-            cluster.gpu.gemm_rate.uncertainty = Some(1.5e12);
-            assert_eq!(Cluster::parse("t.toml", &toml(&cluster)).unwrap(), cluster);
+            let text = Cluster::text("test", name).unwrap();
+            let before = Cluster::parse("t.toml", text).unwrap();
+            assert_eq!(updated(text, &before, &before).unwrap(), text);
+            let after = changed(&before);
+            assert_eq!(Cluster::parse("t.toml", &updated(text, &before, &after).unwrap()).unwrap(), after);
         }
+    }
+
+    #[test]
+    fn comments_and_order_stay() {
+        let text = Cluster::text("test", "inky").unwrap();
+        let line = text.lines().find(|line| line.starts_with("peer_start")).unwrap();
+        let own = "# Ours.\n[network.peer_start] # odd, but TOML\nsource = \"a guess\" # not ours\nvalue = 1e-5\n";
+        let text = format!("# On top.\n{}\n{own}", text.replace(line, ""));
+        let before = Cluster::parse("t.toml", &text).unwrap();
+        let mut after = before.clone();
+        let constant = |value| Constant { value, uncertainty: Some(2e-6), peak: None, source: "fitted".to_owned() };
+        (after.network.peer_start, after.network.call_start) = (constant(3.5e-5), constant(2e-4));
+        let call = text.lines().find(|line| line.starts_with("call_start")).unwrap();
+        let expected =
+            text.replace(call, "call_start = { value = 2e-4, uncertainty = 2e-6, source = \"fitted\" }").replace(
+                "\"a guess\" # not ours\nvalue = 1e-5\n",
+                "\"fitted\" # not ours\nvalue = 3.5e-5\nuncertainty = 2e-6\n",
+            );
+        assert_eq!(updated(&text, &before, &after).unwrap(), expected);
     }
 
     #[test]

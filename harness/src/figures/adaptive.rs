@@ -5,15 +5,15 @@ use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
 use workloads::{Case, Suite};
 
 use super::{error_notes, title};
+use crate::measurements::series::{MeasuredStep, PredictedStep};
 use crate::runs::records::{Row, RowsByRun};
-use crate::studies::adaptive::{Sample, Step};
 use crate::summary::Summary;
 
 /// Draws the series; times in ms.
 ///
 /// # Errors
 /// When the font or the drawing library fails.
-pub fn draw(samples: &[Sample], steps: &[Step]) -> Result<Figure, FigureError> {
+pub fn draw(samples: &[MeasuredStep], steps: &[PredictedStep]) -> Result<Figure, FigureError> {
     let measured =
         samples.iter().map(|s| (s.iteration, s.measured_static, s.measured_online, s.measured_move == Some(true)));
     let predicted = samples.iter().zip(steps).map(|(s, step)| (s.iteration, step.in_order, step.online, step.moved));

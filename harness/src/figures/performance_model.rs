@@ -4,14 +4,14 @@
 use workloads::Suite;
 
 use super::title;
-use crate::studies::end_to_end::Report;
-use crate::studies::errors::{Errors, Pair};
-use crate::studies::moe_layer::Setting;
+use crate::measurements::errors::{Errors, Pair};
+use crate::measurements::layers::LayerErrors;
+use crate::measurements::order::IterationErrors;
 use crate::summary::{Summary, SummaryRow};
 use chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
 
 /// Whole iterations: a panel per number of GPUs, a series per system.
-pub fn end_to_end(report: &Report) -> Scatter {
+pub fn end_to_end(report: &IterationErrors) -> Scatter {
     let mut gpus: Vec<usize> = report.lines.iter().map(|line| line.gpus).collect();
     gpus.sort_unstable();
     gpus.dedup();
@@ -38,7 +38,7 @@ pub fn end_to_end(report: &Report) -> Scatter {
 }
 
 /// Single layers: a panel per setting.
-pub fn moe_layer(settings: &[Setting]) -> Scatter {
+pub fn moe_layer(settings: &[LayerErrors]) -> Scatter {
     let panels = settings.iter().map(|setting| ScatterPanel {
         title: format!("{} GPUs, micro-batch {}", setting.gpus, setting.micro_batch),
         series: vec![series("", 0, &setting.pairs, 1e3)],

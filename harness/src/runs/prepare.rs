@@ -116,10 +116,18 @@ pub fn model(context: &str, name: &str) -> Result<Model> {
 /// # Errors
 /// As for [`suite_file`].
 pub fn cluster(context: &str, name: &str) -> Result<Cluster> {
+    Ok(Cluster::parse(name, &cluster_text(context, name)?)?)
+}
+
+/// The TOML of a cluster, a name or a path.
+///
+/// # Errors
+/// An unknown name or an unreadable file.
+pub fn cluster_text(context: &str, name: &str) -> Result<String> {
     if is_path(name) {
-        return Ok(Cluster::parse(name, &read(name)?)?);
+        return read(name);
     }
-    Ok(Cluster::named(context, name)?)
+    Ok(Cluster::text(context, name)?.to_owned())
 }
 
 /// The system of that name.

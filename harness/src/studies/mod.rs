@@ -1,99 +1,150 @@
-//! Predictions held against published measurements: what a simulated number is worth.
+//! The studies behind `moebench validate`: published measurements, the simulator held against them, and what a page says of
+//! the outcome.
 //!
-//! Three studies, each read from a CSV of one row per measurement ([`sheet`]): whole iterations ([`end_to_end`]), single
-//! MoE layers ([`moe_layer`]), and one layer over time under two placements ([`adaptive`]). All are predicted with the
-//! systems, the cost model and the evaluator that `moebench run` uses; nothing here has a formula of its own. A fourth needs
-//! no file: the offline search's plans beside those that SmartMoE's authors ran ([`plans`]).
+//! A study reads its measurements from a folder, predicts, and writes a section; the commands and the tests share all
+//! three steps. What a section claims does not depend on what was found: [`claims`] states every one with its threshold,
+//! and a claim that is not met is a row that says so. Saving files is left to the command.
 
-pub mod adaptive;
+pub mod claims;
 pub mod end_to_end;
-pub mod errors;
-pub mod layer;
+pub mod held_out;
 pub mod moe_layer;
 pub mod page;
+pub mod placement;
 pub mod plans;
-pub mod sheet;
 pub(crate) mod tables;
 
-#[cfg(test)]
-mod tests {
-    use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-    use workloads::Cluster;
-    use workloads::gate::GateStatistics;
-    use workloads::trace::RoutingTrace;
+use anyhow::Result;
+use serde::Deserialize;
+use workloads::Cluster;
+use workloads::trace::RoutingTrace;
 
-    use super::adaptive::Study;
-    use super::errors::{Errors, Pair};
-    use super::layer::LayerShape;
-    use super::moe_layer::Rows;
-    use super::*;
-    use crate::summary::model_error::{self, Part};
-    use crate::{runs::prepare, traces};
+use crate::measurements::{self, layer::LayerShape, series::SeriesSetup};
+use crate::{runs::prepare, traces};
+use page::Section;
 
-    const SHAPE: LayerShape = LayerShape { hidden: 1024, seq_len: 1024 };
+/// Measurements of one kind, and the simulator held against them.
+pub trait Study<'a>: Sized {
+    /// What was found.
+    type Outcome;
 
-    /// The published trace and a file of measurements, or None (said on stderr) where the shared data is not at hand.
-    fn published(file: &str) -> Option<(RoutingTrace, PathBuf)> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/smartmoe-ae");
-        let trace = folder.join("moe_trace.tar.xz");
-        if !trace.exists() {
-            eprintln!("skipped: {} is not here", trace.display());
-            return None;
+    /// The study's measurements; none where the folder does not hold its file.
+    ///
+    /// # Errors
+    /// What is wrong with a file.
+    fn read(inputs: &'a Inputs) -> Result<Option<Self>>;
+
+    /// Predicts what was measured.
+    ///
+    /// # Errors
+    /// A trace that does not fit what was measured, or a fit that fails.
+    fn predict(&self) -> Result<Self::Outcome>;
+
+    /// Says what was found.
+    ///
+    /// # Errors
+    /// A figure that cannot be drawn.
+    fn section(&self, outcome: &Self::Outcome) -> Result<Section>;
+}
+
+/// The sections of all studies that the folder holds measurements for, in the order of the page.
+///
+/// # Errors
+/// As for [`Study`].
+pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
+    let sections = [
+        section::<moe_layer::MoeLayers>(inputs)?,
+        section::<end_to_end::EndToEnd>(inputs)?,
+        section::<held_out::HeldOut>(inputs)?,
+        section::<placement::Placements>(inputs)?,
+        section::<plans::Plans>(inputs)?,
+    ];
+    Ok(sections.into_iter().flatten().collect())
+}
+
+fn section<'a, S: Study<'a>>(inputs: &'a Inputs) -> Result<Option<Section>> {
+    let Some(study) = S::read(inputs)? else { return Ok(None) };
+    study.section(&study.predict()?).map(Some)
+}
+
+/// What the files of a folder leave unsaid; SmartMoE's authors' studies where nothing else is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Unsaid {
+    /// Cluster of the single layers, by name or path
+    #[arg(long, default_value_t = Self::default().layer_cluster)]
+    pub layer_cluster: String,
+    #[command(flatten)]
+    pub shape: LayerShape,
+    /// The layer that experts are placed for over time
+    #[command(flatten)]
+    pub setup: SeriesSetup,
+    /// Suite whose cases state the plans that SmartMoE's authors ran, by name or path
+    #[arg(long, default_value_t = Self::default().suite)]
+    pub suite: String,
+}
+
+impl Default for Unsaid {
+    fn default() -> Self {
+        Self {
+            layer_cluster: "nico".to_owned(),
+            shape: LayerShape::default(),
+            setup: SeriesSetup::default(),
+            suite: "paper-gpt-authors".to_owned(),
         }
-        Some((traces::load(Some(&trace)).unwrap(), folder.join(file)))
+    }
+}
+
+/// What all studies read.
+pub struct Inputs {
+    /// Holds any of end_to_end.csv, moe_layer.csv and adaptive_everyN.csv.
+    folder: PathBuf,
+    trace_file: PathBuf,
+    trace: RoutingTrace,
+    unsaid: Unsaid,
+    layer_cluster: Cluster,
+    explanations: Vec<Explanation>,
+}
+
+/// What people know of a configuration that is far off.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Explanation {
+    configuration: String,
+    explanation: String,
+}
+
+impl Inputs {
+    /// Of a folder of measurements. The trace is the folder's moe_trace.tar.xz unless given, `explanations` a CSV that need
+    /// not exist.
+    ///
+    /// # Errors
+    /// What is wrong with the trace, the cluster or the explanations.
+    pub fn read(folder: &Path, trace: Option<&Path>, unsaid: Unsaid, explanations: &Path) -> Result<Self> {
+        let trace_file = trace.map_or_else(|| folder.join("moe_trace.tar.xz"), Path::to_owned);
+        Ok(Self {
+            folder: folder.to_owned(),
+            trace: traces::load(Some(&trace_file))?,
+            trace_file,
+            layer_cluster: prepare::cluster("--layer-cluster", &unsaid.layer_cluster)?,
+            unsaid,
+            explanations: match explanations.exists() {
+                true => measurements::open(explanations)?.read()?,
+                false => Vec::new(),
+            },
+        })
     }
 
-    fn nico() -> Cluster {
-        Cluster::named("test", "nico").unwrap()
+    /// A file of the folder, if it is there.
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        Some(self.folder.join(name)).filter(|path| path.exists())
     }
 
-    #[test]
-    fn layers_are_predicted_better_than_by_the_paper() {
-        let Some((trace, file)) = published("moe_layer.csv") else { return };
-        let samples = moe_layer::read(&file, Rows::Odd, &trace, SHAPE, &[0]).unwrap();
-        for setting in moe_layer::predict(&samples, &nico()) {
-            assert!(setting.errors.mean <= 0.03, "{setting:?}");
-            assert!(setting.errors.r_squared.unwrap() >= 0.95, "{:?}", setting.errors);
-            assert!(setting.paper.unwrap().mean > 0.08 && setting.uniform.unwrap().mean > 0.15);
-        }
-    }
-
-    /// The errors beside simulated bars are those of the clusters as they are shipped: `scripts/validation` renews them.
-    fn check_shown(cluster: &str, part: Part, found: &Errors) {
-        let shown = model_error::of_clusters().unwrap();
-        let shown = shown.iter().find(|e| e.cluster == cluster && e.part == part).unwrap();
-        assert!((shown.median - found.median).abs() < 0.015, "{shown:?} {found:?}");
-    }
-
-    #[test]
-    fn shown_errors_of_layers_are_those_of_the_shipped_cluster() {
-        let Some((trace, file)) = published("moe_layer.csv") else { return };
-        let samples = moe_layer::read(&file, Rows::All, &trace, SHAPE, &[0]).unwrap();
-        let pairs: Vec<Pair> = moe_layer::predict(&samples, &nico()).into_iter().flat_map(|s| s.pairs).collect();
-        check_shown("nico", Part::Layer, &Errors::new(&pairs).unwrap());
-    }
-
-    #[test]
-    fn the_gain_of_placement_is_predicted() {
-        let Some((trace, file)) = published("adaptive_every100.csv") else { return };
-        let study = Study { gpus: 16, layer: 6, micro_batch: 8, every: 100, lag: 0 };
-        let series = adaptive::read(&file, &trace, SHAPE, study).unwrap();
-        let report = adaptive::Report::new(&series.samples, &series.predict(&nico())).unwrap();
-        assert!((report.measured_gain - 1.3386).abs() < 1e-3);
-        assert!((report.predicted_gain / report.measured_gain - 1.0).abs() < 0.05, "{report:?}");
-        assert!(report.static_correlation.unwrap() >= 0.8);
-    }
-
-    #[test]
-    fn iterations_and_the_order_of_systems_are_predicted() {
-        let Some((trace, file)) = published("end_to_end.csv") else { return };
-        let read = end_to_end::read(&file, &|name| prepare::cluster("test", name)).unwrap();
-        assert_eq!(read.len(), 36);
-        let report = end_to_end::predict(&read, &trace, &GateStatistics::default(), Some(5)).unwrap();
-        let errors = report.errors.unwrap();
-        assert!(errors.median <= 0.10 && errors.p90 <= 0.25, "{errors:?}");
-        assert!(report.ordered_wrong.is_empty(), "{:?}", report.ordered_wrong);
-        check_shown("inky", Part::Iteration, &errors);
+    /// The trace and the measurements.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = vec![self.trace_file.clone()];
+        files.extend(["end_to_end.csv", "moe_layer.csv"].into_iter().filter_map(|name| self.file(name)));
+        files.extend(placement::files(&self.folder)?.into_iter().map(|(_, path)| path));
+        Ok(files)
     }
 }

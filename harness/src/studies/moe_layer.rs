@@ -1,169 +1,126 @@
-//! Single MoE layers, forward and backward, on the routing of a trace's iterations and layers.
+//! Single MoE layers (the paper's figure 11): with the constants of a cluster as shipped, and with constants that are fitted
+//! to half of the rows and tested on the other.
 
-use std::path::Path;
-
-use anyhow::{Result, bail};
-use serde::Serialize;
-use systems::{Placement, RoutingCounts};
+use anyhow::Result;
 use workloads::Cluster;
 use workloads::trace::RoutingTrace;
 
-use super::errors::{Errors, Pair};
-use super::layer::{LayerReader, LayerShape, Spot};
-use super::sheet::Sheet;
+use super::claims;
+use super::page::Section;
+use super::tables::{constants_table, settings_table};
+use super::{Inputs, Study};
+use crate::calibrate::constants::{Fitted, LAYER_CONSTANTS};
+use crate::figures::performance_model;
+use crate::measurements::errors::{Errors, Pair};
+use crate::measurements::layers::{self, Hundreds, LayerErrors, MeasuredLayer};
+use crate::summary::model_error::{ClusterError, Part};
+use crate::{calibrate, measurements::layer::LayerShape};
 
-const COLUMNS: [&str; 5] = ["gpus", "micro_batch", "iteration", "layer", "measured_ms"];
-
-/// Which rows of a file are used: by the parity of `(iteration - 1) / 100`, so that one file serves to fit and to test.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Rows {
-    /// Every row.
-    #[default]
-    All,
-    /// Rows whose number of hundreds is even.
-    Even,
-    /// The others.
-    Odd,
+/// Layers to fit constants to, and layers to test them on.
+pub struct LayerTest<'a> {
+    pub trace: &'a RoutingTrace,
+    /// Whose constants are used as shipped, or fitted.
+    pub cluster: &'a Cluster,
+    /// Empty where nothing is fitted.
+    pub fitted_to: Vec<MeasuredLayer<'a>>,
+    pub tested: Vec<MeasuredLayer<'a>>,
 }
 
-impl Rows {
-    fn takes(self, iteration: usize) -> bool {
-        let even = (iteration.saturating_sub(1) / 100).is_multiple_of(2);
-        match self {
-            Rows::All => true,
-            Rows::Even => even,
-            Rows::Odd => !even,
+/// The constants that were fitted, if any, and the errors per setting.
+pub struct LayerOutcome {
+    pub fitted: Vec<Fitted>,
+    pub settings: Vec<LayerErrors>,
+}
+
+impl LayerTest<'_> {
+    /// Fits, if there is what to fit to, and predicts.
+    ///
+    /// # Errors
+    /// A fit that fails.
+    pub fn run(&self) -> Result<LayerOutcome> {
+        if self.fitted_to.is_empty() {
+            return Ok(LayerOutcome { fitted: Vec::new(), settings: layers::predict(&self.tested, self.cluster) });
         }
+        let (cluster, fitted) = calibrate::fit_layers(self.cluster, self.trace, &self.fitted_to)?;
+        Ok(LayerOutcome { fitted, settings: layers::predict(&self.tested, &cluster) })
     }
 }
 
-/// One measured layer.
-pub struct Sample<'a> {
-    reader: LayerReader<'a>,
-    /// One per micro-batch of the trace that is used; the prediction is their mean.
-    counts: Vec<RoutingCounts>,
-    placement: Placement,
-    /// Seconds.
-    pub measured: f64,
-    /// The file's own estimates, s: of the paper's model, and of the same on uniform routing.
-    pub published: [Option<f64>; 2],
-}
-
-impl Sample<'_> {
-    /// Time on `cluster`, s.
-    pub fn predict(&self, cluster: &Cluster) -> f64 {
-        let times = self.counts.iter().map(|counts| self.reader.time(counts, &self.placement, cluster).0);
-        times.sum::<f64>() / self.counts.len() as f64
-    }
-
-    fn setting(&self) -> (usize, usize) {
-        (self.reader.ranks, self.reader.micro_batch)
-    }
-}
-
-/// Reads a file's rows.
-///
-/// # Errors
-/// What is wrong with the file, or rows that the trace does not have.
-pub fn read<'a>(
-    path: &Path,
-    rows: Rows,
-    trace: &'a RoutingTrace,
+/// The study: all rows on the shipped constants, and, where there are enough, those with odd hundreds of iterations on
+/// constants that are fitted to the even ones.
+pub struct MoeLayers<'a> {
     shape: LayerShape,
-    micro_batches: &[usize],
-) -> Result<Vec<Sample<'a>>> {
-    if let Some(wrong) = micro_batches.iter().find(|m| **m >= trace.shape().micro_batches) {
-        bail!("--trace-micro-batches {wrong}: the trace {} has {}", trace.name(), trace.shape().micro_batches);
-    }
-    let sheet = Sheet::read(path, &COLUMNS)?;
-    let mut samples = Vec::new();
-    for row in sheet.rows() {
-        let label = row.whole("iteration", 0)?;
-        if !rows.takes(label) {
-            continue;
-        }
-        let reader =
-            LayerReader { trace, ranks: row.whole("gpus", 1)?, micro_batch: row.whole("micro_batch", 1)?, shape };
-        reader.check(&row.place())?;
-        let spot = Spot::find(&row, trace, label, row.whole("layer", 0)?)?;
-        let Some(measured) = row.time_if_any("measured_ms")? else {
-            // The run died there.
-            continue;
+    shipped: LayerTest<'a>,
+    halves: Option<LayerTest<'a>>,
+}
+
+pub struct MoeLayersOutcome {
+    pub shipped: LayerOutcome,
+    pub held_out: Option<LayerOutcome>,
+}
+
+impl<'a> Study<'a> for MoeLayers<'a> {
+    type Outcome = MoeLayersOutcome;
+
+    fn read(inputs: &'a Inputs) -> Result<Option<Self>> {
+        let Some(path) = inputs.file("moe_layer.csv") else { return Ok(None) };
+        let (trace, cluster, shape) = (&inputs.trace, &inputs.layer_cluster, inputs.unsaid.shape);
+        let read = |rows| layers::read(&path, rows, trace, shape, &[0]);
+        let shipped = LayerTest { trace, cluster, fitted_to: Vec::new(), tested: read(Hundreds::All)? };
+        let halves = match (read(Hundreds::Even), read(Hundreds::Odd)) {
+            (Ok(even), Ok(odd)) if even.len() > LAYER_CONSTANTS.len() => {
+                Some(LayerTest { trace, cluster, fitted_to: even, tested: odd })
+            }
+            _ => None,
         };
-        let seconds = |time: Option<f64>| time.map(|ms| ms * 1e-3);
-        samples.push(Sample {
-            reader,
-            counts: micro_batches.iter().map(|&m| reader.counts(spot, m)).collect(),
-            placement: Placement::identity(trace.shape().experts, reader.ranks),
-            measured: measured * 1e-3,
-            published: [
-                seconds(row.time_if_any("paper_estimate_ms")?),
-                seconds(row.time_if_any("paper_uniform_estimate_ms")?),
-            ],
-        });
+        Ok(Some(Self { shape, shipped, halves }))
     }
-    if samples.is_empty() {
-        bail!("{}: none of the chosen rows ({rows:?}) has a time", sheet.file());
+
+    fn predict(&self) -> Result<MoeLayersOutcome> {
+        let held_out = self.halves.as_ref().map(LayerTest::run).transpose()?;
+        Ok(MoeLayersOutcome { shipped: self.shipped.run()?, held_out })
     }
-    Ok(samples)
+
+    fn section(&self, outcome: &MoeLayersOutcome) -> Result<Section> {
+        let mut section = Section::new("Single MoE layers (figure 11)");
+        section.add(format!(
+            "One layer, forward and backward, experts in order. Its width is not in the file: {} is inferred (`--hidden`), \
+             an expert's inner width being twice that.",
+            self.shape.hidden
+        ));
+        match &outcome.held_out {
+            Some(held_out) => add_held_out(&mut section, held_out)?,
+            None => add_too_few(&mut section, &outcome.shipped)?,
+        }
+        let (cluster, settings) = (&self.shipped.cluster.name, &outcome.shipped.settings);
+        section.add(format!("With the constants of `{cluster}` as shipped, all rows:"));
+        section.table(settings_table(settings));
+        let all: Vec<Pair> = settings.iter().flat_map(|setting| setting.pairs.iter().copied()).collect();
+        section.errors.extend(Errors::new(&all).map(|e| ClusterError::new(cluster, Part::Layer, &e, "single")));
+        Ok(section)
+    }
 }
 
-/// Errors of one setting.
-#[derive(Clone, Debug, Serialize)]
-pub struct Setting {
-    /// Ranks.
-    pub gpus: usize,
-    /// Samples per rank and micro-batch.
-    pub micro_batch: usize,
-    /// Ours.
-    pub errors: Errors,
-    /// The paper's model, where the file has its estimates.
-    pub paper: Option<Errors>,
-    /// The paper's model on uniform routing.
-    pub uniform: Option<Errors>,
-    /// Predicted and measured, s.
-    #[serde(skip)]
-    pub pairs: Vec<Pair>,
+const CAPTION: &str = "Predicted against measured times of single layers";
+
+fn add_held_out(section: &mut Section, held_out: &LayerOutcome) -> Result<()> {
+    section.add(format!(
+        "{} constants are fitted to the rows with even `(iteration - 1) / 100` and tested on the others:",
+        held_out.fitted.len()
+    ));
+    section.picture("layers", CAPTION, performance_model::moe_layer(&held_out.settings).draw()?);
+    section.table(settings_table(&held_out.settings));
+    section.add("The constants of that fit:");
+    section.table(constants_table(&held_out.fitted));
+    section.claims.extend(held_out.settings.iter().map(claims::layers));
+    Ok(())
 }
 
-/// Predicts every sample on `cluster`; a setting per GPUs and micro-batch, in their order.
-pub fn predict(samples: &[Sample], cluster: &Cluster) -> Vec<Setting> {
-    let mut keys: Vec<(usize, usize)> = samples.iter().map(Sample::setting).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys.into_iter()
-        .filter_map(|key| {
-            let of_key: Vec<&Sample> = samples.iter().filter(|sample| sample.setting() == key).collect();
-            let pairs: Vec<Pair> = of_key
-                .iter()
-                .map(|sample| Pair { predicted: sample.predict(cluster), measured: sample.measured })
-                .collect();
-            let published = |which: usize| {
-                let pairs: Option<Vec<Pair>> = of_key
-                    .iter()
-                    .map(|s| s.published[which].map(|predicted| Pair { predicted, measured: s.measured }))
-                    .collect();
-                pairs.and_then(|pairs| Errors::new(&pairs))
-            };
-            Some(Setting {
-                gpus: key.0,
-                micro_batch: key.1,
-                errors: Errors::new(&pairs)?,
-                paper: published(0),
-                uniform: published(1),
-                pairs,
-            })
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_split_by_hundreds() {
-        assert!(Rows::Even.takes(1) && Rows::Even.takes(201) && !Rows::Even.takes(101));
-        assert!(Rows::Odd.takes(101) && Rows::Odd.takes(200) && Rows::All.takes(7));
-    }
+fn add_too_few(section: &mut Section, shipped: &LayerOutcome) -> Result<()> {
+    section.picture("layers", CAPTION, performance_model::moe_layer(&shipped.settings).draw()?);
+    section.add(format!(
+        "The file has too few rows to fit {} constants to those with even `(iteration - 1) / 100` and test the others.",
+        LAYER_CONSTANTS.len()
+    ));
+    Ok(())
 }

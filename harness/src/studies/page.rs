@@ -1,30 +1,22 @@
 //! The page of validation: claims with what was wanted and found, then a section per study.
 
+use anyhow::Result;
+use chart::Figure;
 use comfy_table::{Table, presets};
 
+use super::Inputs;
+use super::claims::Claim;
+use crate::measurements;
 use crate::summary::model_error::ClusterError;
 
-/// Something that the simulator should be good at.
-pub struct Claim {
-    /// What is looked at.
-    pub what: String,
-    /// What was asked for.
-    pub wanted: String,
-    /// What was found.
-    pub found: String,
-    /// Whether that is enough.
-    pub met: bool,
-}
-
-/// One study.
 #[derive(Default)]
 pub struct Section {
-    /// Its heading.
     pub title: String,
     /// Markdown below the heading.
     pub text: String,
-    /// What it claims.
     pub claims: Vec<Claim>,
+    /// Figures that the text shows, by the name of their file.
+    pub figures: Vec<(String, Figure)>,
     /// What it says about a cluster's simulation.
     pub errors: Vec<ClusterError>,
 }
@@ -35,30 +27,41 @@ impl Section {
         Self { title: title.to_owned(), ..Self::default() }
     }
 
-    /// Adds a paragraph, a table or a picture.
-    pub fn add(&mut self, block: impl std::fmt::Display) {
-        self.text += &format!("{}\n\n", block.to_string().trim_end());
+    pub fn add(&mut self, paragraph: impl std::fmt::Display) {
+        self.text += &format!("{}\n\n", paragraph.to_string().trim_end());
     }
 
-    /// Adds a table.
     pub fn table(&mut self, mut table: Table) {
         table.load_preset(presets::ASCII_MARKDOWN);
         self.add(table.trim_fmt());
     }
 
-    /// Adds a picture that lies beside the page.
-    pub fn picture(&mut self, name: &str, what: &str) {
+    /// Adds a figure, to be saved beside the page.
+    pub fn picture(&mut self, name: &str, what: &str, figure: Figure) {
         self.add(format!("![{what}]({name}.svg)"));
-    }
-
-    /// States whether `found` is within `wanted`.
-    pub fn claim(&mut self, what: impl Into<String>, wanted: impl Into<String>, found: impl Into<String>, met: bool) {
-        self.claims.push(Claim { what: what.into(), wanted: wanted.into(), found: found.into(), met });
+        self.figures.push((name.to_owned(), figure));
     }
 }
 
 /// The page in Markdown.
-pub fn markdown(introduction: &str, sections: &[Section]) -> String {
+///
+/// # Errors
+/// A file of measurements that cannot be read.
+pub fn markdown(inputs: &Inputs, sections: &[Section]) -> Result<String> {
+    Ok(assembled(&introduction(inputs)?, sections))
+}
+
+fn introduction(inputs: &Inputs) -> Result<String> {
+    let mut files = Vec::new();
+    for path in inputs.files()?.iter().filter(|path| path.is_file()) {
+        let (name, hash) = measurements::named(path)?;
+        files.push(format!("`{name}` (sha256 {hash})"));
+    }
+    Ok(format!(include_str!("prose/introduction.md"), files = files.join(", ")))
+}
+
+fn assembled(introduction: &str, sections: &[Section]) -> String {
+    let introduction = introduction.trim_end();
     let mut page = format!("# Validation\n\n{introduction}\n\n| | wanted | found | |\n|---|---|---|---|\n");
     for claim in sections.iter().flat_map(|section| &section.claims) {
         let met = if claim.met { "met" } else { "**not met**" };
@@ -76,11 +79,14 @@ mod tests {
 
     #[test]
     fn claims_stand_before_sections() {
+        let claim = |what: &str, met| {
+            let [what, wanted, found] = [what, "at most 3%", "2.4%"].map(str::to_owned);
+            Claim { what, wanted, found, met }
+        };
         let mut section = Section::new("Layers");
-        section.claim("mean error", "at most 3%", "2.4%", true);
-        section.claim("R²", "at least 0.95", "0.90", false);
+        section.claims = vec![claim("mean error", true), claim("largest error", false)];
         section.add("Text.");
-        let page = markdown("What this is.", &[section]);
+        let page = assembled("What this is.\n", &[section]);
         let places = ["What this is.", "| mean error | at most 3% | 2.4% | met |", "**not met**", "## Layers", "Text."]
             .map(|part| page.find(part).unwrap_or(usize::MAX));
         assert!(places.is_sorted() && places[4] < usize::MAX, "{page}");

@@ -4,29 +4,28 @@
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use serde::Serialize;
+use systems::iteration::run::Run;
 use systems::plan::memory::{STATE_BYTES_PER_PARAMETER, StageParameters};
 use systems::zoo::smartmoe::SMARTMOE;
 use systems::{CostModel, Plan, System};
-use workloads::Suite;
 use workloads::trace::RoutingTrace;
+use workloads::{Case, Suite};
 
+use super::page::Section;
+use super::tables::plans_table;
+use super::{Inputs, Study, claims};
 use crate::runs::prepare::{self, PreparedCase, PreparedRun};
 use crate::summary::statistics::median;
-use systems::iteration::run::Run;
 
 /// Simulated iterations that a comparison takes unless told otherwise.
 pub const PLANS_ITERATIONS: usize = 50;
 
-/// One case.
 #[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
-    /// The suite's case.
+pub struct PlanComparison {
     pub case: String,
     /// Plans that the search had to choose from.
     pub candidates: usize,
-    /// What it picked.
     pub pick: Rated,
-    /// What the authors ran.
     pub authors: Rated,
     /// Memory that a rank has for both, B.
     pub usable_bytes: f64,
@@ -36,7 +35,7 @@ pub struct Comparison {
     pub run_agrees: bool,
 }
 
-impl Comparison {
+impl PlanComparison {
     /// Whether the estimate and the run both find the pick at least as fast.
     pub fn both_agree(&self) -> bool {
         self.estimate_agrees && self.run_agrees
@@ -46,7 +45,6 @@ impl Comparison {
 /// A plan, rated twice.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rated {
-    /// The plan.
     pub plan: String,
     /// Iteration by the search's estimate, s; none where it rejects the plan.
     pub estimate_s: Option<f64>,
@@ -60,31 +58,49 @@ pub struct Rated {
     pub failure: Option<String>,
 }
 
-/// Compares plans for every case of `suite` on `cluster`; `iterations` are those after the suite's warm-up.
-///
-/// # Errors
-/// A case that cannot run, no case to compare, or one for which the search finds no plan.
-pub fn compare(
-    file: &str,
-    mut suite: Suite,
-    cluster: Option<&str>,
-    trace: &RoutingTrace,
-    iterations: usize,
-) -> Result<Vec<Comparison>> {
-    let name = SMARTMOE.name();
-    suite.cases.retain(|case| case.plans.contains_key(name) && cluster.is_none_or(|cluster| case.cluster == cluster));
-    ensure!(
-        !suite.cases.is_empty(),
-        "{file}: no case{} states a plan of {name}",
-        cluster.map_or(String::new(), |cluster| format!(" on {cluster}"))
-    );
-    suite.systems = vec![name.to_owned()];
-    suite.seeds.truncate(1);
-    let prepared = prepare::cases(file, &suite, trace)?;
-    prepared.par_iter().map(|case| comparison(case, suite.warmup, iterations)).collect()
+pub struct Plans<'a> {
+    /// What errors call the suite.
+    pub file: String,
+    pub suite: Suite,
+    pub trace: &'a RoutingTrace,
+    /// Cases on that cluster alone.
+    pub cluster: Option<String>,
+    /// Simulated iterations after the suite's warm-up.
+    pub iterations: usize,
 }
 
-fn comparison(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<Comparison> {
+impl<'a> Study<'a> for Plans<'a> {
+    type Outcome = Vec<PlanComparison>;
+
+    fn read(inputs: &'a Inputs) -> Result<Option<Self>> {
+        let file = inputs.unsaid.suite.clone();
+        let suite = prepare::suite(&file)?;
+        Ok(Some(Self { file, suite, trace: &inputs.trace, cluster: None, iterations: PLANS_ITERATIONS }))
+    }
+
+    fn predict(&self) -> Result<Vec<PlanComparison>> {
+        let (name, file, mut suite) = (SMARTMOE.name(), &self.file, self.suite.clone());
+        let on_cluster = |case: &Case| self.cluster.as_ref().is_none_or(|cluster| case.cluster == *cluster);
+        suite.cases.retain(|case| case.plans.contains_key(name) && on_cluster(case));
+        let place = self.cluster.as_ref().map_or(String::new(), |cluster| format!(" on {cluster}"));
+        ensure!(!suite.cases.is_empty(), "{file}: no case{place} states a plan of {name}");
+        suite.systems = vec![name.to_owned()];
+        suite.seeds.truncate(1);
+        let prepared = prepare::cases(file, &suite, self.trace)?;
+        prepared.par_iter().map(|case| comparison(case, suite.warmup, self.iterations)).collect()
+    }
+
+    fn section(&self, outcome: &Vec<PlanComparison>) -> Result<Section> {
+        let mut section = Section::new("The offline search beside the authors' plans");
+        let (suite, iterations) = (&self.file, self.iterations);
+        section.add(format!(include_str!("prose/plans.md"), suite = suite, iterations = iterations));
+        section.table(plans_table(outcome));
+        section.claims.push(claims::search(outcome));
+        Ok(section)
+    }
+}
+
+fn comparison(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<PlanComparison> {
     let id = case.case.id();
     let prepared = case.runs.first().with_context(|| format!("{id}: no system"))?;
     let costs = CostModel::new(&prepared.job.cluster);
@@ -99,7 +115,7 @@ fn comparison(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<C
         (pick, _) => pick.is_some(),
     };
     let gpu = &prepared.job.cluster.gpu;
-    Ok(Comparison {
+    Ok(PlanComparison {
         case: id,
         candidates: candidates.len(),
         estimate_agrees: faster(|rated| rated.estimate_s),

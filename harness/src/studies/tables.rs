@@ -1,16 +1,22 @@
-//! Validation as tables and text, for terminals and for pages.
+//! Outcomes of studies as tables, for terminals and for the page.
 
+use super::plans::{PlanComparison, Rated};
 use crate::calibrate::constants::Fitted;
 use crate::calibrate::write;
+use crate::measurements::errors::Errors;
+use crate::measurements::layers::LayerErrors;
+use crate::measurements::order::Compared;
+use crate::measurements::series::SeriesErrors;
 use crate::report;
-use crate::studies::errors::Errors;
-use crate::studies::moe_layer::Setting;
-use crate::studies::plans::{Comparison, Rated};
-use crate::studies::{adaptive, end_to_end};
 
 /// A signed share.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:+.1}%", share * 100.0)
+}
+
+/// A share without a sign.
+pub(crate) fn share(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
 }
 
 /// Seconds in whole milliseconds.
@@ -21,7 +27,6 @@ pub(crate) fn ms(seconds: Option<f64>) -> String {
 const STATISTICS: [&str; 7] = ["n", "mean", "median", "p90", "max", "bias", "R²"];
 
 fn statistics(errors: &Errors) -> [String; 7] {
-    let share = |value: f64| format!("{:.1}%", value * 100.0);
     let r = errors.r_squared.map_or("-".into(), |r| format!("{r:.3}"));
     [
         errors.count.to_string(),
@@ -46,42 +51,8 @@ pub(crate) fn statistics_table(lines: &[(String, Option<Errors>)], what: &str) -
     table
 }
 
-/// Everything about whole iterations.
-pub(crate) fn end_to_end_text(result: &end_to_end::Report) -> String {
-    let sums = [("medians".to_owned(), result.errors), ("sums, start-up included".to_owned(), result.sum_errors)];
-    let errors = statistics_table(&sums, "relative errors of");
-    let mut text = format!("{}\n\n{errors}\n", lines_table(&result.lines));
-    text.push_str(&format!(
-        "\norder of systems, for pairs measured more than {:.0}% apart: {} of {} right\n",
-        end_to_end::ORDER_TOLERANCE * 100.0,
-        result.ordered_right,
-        result.ordered_pairs
-    ));
-    for wrong in &result.ordered_wrong {
-        text.push_str(&format!("  wrong: {wrong}\n"));
-    }
-    let ends: Vec<bool> = result.lines.iter().filter_map(|line| line.status_agrees).collect();
-    let right = ends.iter().filter(|agrees| **agrees).count();
-    text.push_str(&format!("runs that end as predicted (ok or out of memory): {right} of {}\n", ends.len()));
-    let unknown: Vec<&str> =
-        result.lines.iter().filter(|line| line.status_agrees.is_none()).map(|line| line.status.as_str()).collect();
-    if let Some(first) = unknown.first() {
-        let known = end_to_end::known_systems().join(", ");
-        text.push_str(&format!("{} configurations not simulated: {first}; known: {known}\n", unknown.len()));
-    }
-    for (gpus, gate) in result.no_drop_cases() {
-        if let Some((measured, predicted)) = result.speedup(gpus, &gate, "fastermoe", "smartmoe") {
-            text.push_str(&format!(
-                "smartmoe over fastermoe, {gpus} GPUs, {gate}, by sums: {measured:.2} measured, {predicted:.2} predicted\n"
-            ));
-        }
-    }
-    text.push_str("predicted: simulated; medians leave out the first 10 iterations");
-    text
-}
-
 /// A line per configuration.
-pub(crate) fn lines_table(lines: &[end_to_end::Line]) -> comfy_table::Table {
+pub(crate) fn lines_table(lines: &[Compared]) -> comfy_table::Table {
     let header = ["GPUs", "gate", "system", "plan", "measured ms", "predicted ms", "error", "status"];
     let mut table = report::table(&header, &[0, 4, 5, 6]);
     for line in lines {
@@ -100,7 +71,7 @@ pub(crate) fn lines_table(lines: &[end_to_end::Line]) -> comfy_table::Table {
 }
 
 /// A line per setting of single layers and model.
-pub(crate) fn settings_table(settings: &[Setting]) -> comfy_table::Table {
+pub(crate) fn settings_table(settings: &[LayerErrors]) -> comfy_table::Table {
     let lines: Vec<(String, Option<Errors>)> = settings
         .iter()
         .flat_map(|setting| {
@@ -143,33 +114,34 @@ pub(crate) fn constants_table(fitted: &[Fitted]) -> comfy_table::Table {
     table
 }
 
-/// Everything about a layer over time.
-pub(crate) fn adaptive_text(result: &adaptive::Report) -> String {
-    let r = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-    format!(
-        "{}\n\ncorrelation: {} in order, {} placed online\nmean gain of placement: {:.4} measured, {:.4} predicted ({})\n\
-         placements taken: {} measured, {} predicted, {} at the same iterations",
-        adaptive_table(result),
-        r(result.static_correlation),
-        r(result.online_correlation),
-        result.measured_gain,
-        result.predicted_gain,
-        percent(result.predicted_gain / result.measured_gain - 1.0),
-        result.measured_moves.map_or("unknown".to_owned(), |moves| moves.to_string()),
-        result.predicted_moves,
-        result.common_moves,
-    )
-}
-
-/// Errors of both series.
-pub(crate) fn adaptive_table(result: &adaptive::Report) -> comfy_table::Table {
+pub(crate) fn adaptive_table(result: &SeriesErrors) -> comfy_table::Table {
     let lines =
         [("experts in order".to_owned(), Some(result.in_order)), ("placed online".to_owned(), Some(result.online))];
     statistics_table(&lines, "relative errors")
 }
 
+/// What placing experts gains: as measured, as simulated, and as simulated with a lag.
+pub(crate) fn gains_table(study: &SeriesErrors, lagged: &SeriesErrors) -> comfy_table::Table {
+    let header = ["", "mean gain", "placements taken", "correlation, in order", "correlation, placed"];
+    let mut table = report::table(&header, &[1, 2, 3, 4]);
+    let moves = study.measured_moves.map_or("unknown".to_owned(), |moves| moves.to_string());
+    let measured = format!("{:.3}", study.measured_gain);
+    table.add_row(["measured".to_owned(), measured, moves, String::new(), String::new()]);
+    for (name, result) in [("simulated, as the study placed", study), ("simulated, with a lag", lagged)] {
+        let r = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        table.add_row([
+            name.to_owned(),
+            format!("{:.3}", result.predicted_gain),
+            result.predicted_moves.to_string(),
+            r(result.static_correlation),
+            r(result.online_correlation),
+        ]);
+    }
+    table
+}
+
 /// Two lines per case: the search's pick, and the authors' plan.
-pub(crate) fn plans_table(compared: &[Comparison]) -> comfy_table::Table {
+pub(crate) fn plans_table(compared: &[PlanComparison]) -> comfy_table::Table {
     let header =
         ["case", "plan of", "plan", "estimate ms", "run ms", "state GB", "peak GB", "usable GB", "at least as fast"];
     let mut table = report::table(&header, &[3, 4, 5, 6, 7]);
@@ -180,7 +152,7 @@ pub(crate) fn plans_table(compared: &[Comparison]) -> comfy_table::Table {
     table
 }
 
-fn plan_cells(comparison: &Comparison, case: &str, whose: &str, rated: &Rated, verdict: String) -> [String; 9] {
+fn plan_cells(comparison: &PlanComparison, case: &str, whose: &str, rated: &Rated, verdict: String) -> [String; 9] {
     let gigabytes = |bytes: f64| format!("{:.1}", bytes / 1e9);
     [
         case.to_owned(),
@@ -195,21 +167,10 @@ fn plan_cells(comparison: &Comparison, case: &str, whose: &str, rated: &Rated, v
     ]
 }
 
-fn verdict(comparison: &Comparison) -> String {
+fn verdict(comparison: &PlanComparison) -> String {
     let agrees = |agrees, by| if agrees { format!("yes, by the {by}") } else { format!("no, by the {by}") };
     match (comparison.estimate_agrees, comparison.run_agrees) {
         (true, true) => "yes, by both".to_owned(),
         (estimate, run) => format!("{}; {}", agrees(estimate, "estimate"), agrees(run, "run")),
     }
-}
-
-/// Everything about plans.
-pub(crate) fn plans_text(compared: &[Comparison], iterations: usize) -> String {
-    let both = compared.iter().filter(|comparison| comparison.both_agree()).count();
-    format!(
-        "{}\n\npicks at least as fast by both: {both} of {}\n\
-         estimate: the search's, on the routing of a profiling run; run: median of {iterations} simulated iterations",
-        plans_table(compared),
-        compared.len()
-    )
 }

@@ -5,17 +5,18 @@
 //! `moebench validate all` found it: that command writes `results/validation/model_errors.csv`, which is compiled in.
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize, Serializer};
+use workloads::CsvFile;
 
-use crate::studies::errors::Errors;
-use crate::studies::sheet::Sheet;
+use crate::measurements::errors::Errors;
 
 /// The file that `moebench validate all` writes.
 pub const FILE: &str = "model_errors.csv";
 const TEXT: &str = include_str!("../../../results/validation/model_errors.csv");
-const COLUMNS: [&str; 7] = ["cluster", "part", "measurements", "median", "p90", "max", "measured"];
 
 /// What was measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Part {
     /// Whole iterations.
     Iteration,
@@ -24,14 +25,6 @@ pub enum Part {
 }
 
 impl Part {
-    /// Its name in the file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Iteration => "iteration",
-            Part::Layer => "layer",
-        }
-    }
-
     /// What there are several of.
     pub fn plural(self) -> &'static str {
         match self {
@@ -42,22 +35,25 @@ impl Part {
 }
 
 /// Absolute relative errors of a cluster's simulation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterError {
-    /// The cluster.
     pub cluster: String,
     /// Of whole iterations or single layers.
     pub part: Part,
     /// How many measurements.
     pub measurements: usize,
-    /// Median.
+    #[serde(serialize_with = "four_digits")]
     pub median: f64,
-    /// 90th percentile.
+    #[serde(serialize_with = "four_digits")]
     pub p90: f64,
-    /// Largest.
+    #[serde(serialize_with = "four_digits")]
     pub max: f64,
     /// What was measured, and what of it was fitted to.
     pub measured: String,
+}
+
+fn four_digits<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format!("{share:.4}"))
 }
 
 impl ClusterError {
@@ -84,38 +80,20 @@ pub fn of_clusters() -> Result<Vec<ClusterError>> {
 }
 
 fn parse(text: &str) -> Result<Vec<ClusterError>> {
-    if text.lines().count() < 2 {
+    if text.is_empty() {
         return Ok(Vec::new());
     }
-    let sheet = Sheet::parse(FILE, text.as_bytes(), &COLUMNS)?;
-    let errors = sheet.rows().map(|row| {
-        let share = |column| row.positive(column, "a share above 0");
-        Ok(ClusterError {
-            cluster: row.text("cluster").to_owned(),
-            part: match row.text("part") {
-                "iteration" => Part::Iteration,
-                "layer" => Part::Layer,
-                _ => return Err(row.wrong("part", "iteration or layer")),
-            },
-            measurements: row.whole("measurements", 1)?,
-            median: share("median")?,
-            p90: share("p90")?,
-            max: share("max")?,
-            measured: row.text("measured").to_owned(),
-        })
-    });
-    errors.collect()
+    Ok(CsvFile::parse(FILE, text.as_bytes())?.read()?)
 }
 
-/// The file's text.
-pub fn text(errors: &[ClusterError]) -> String {
-    let mut text = COLUMNS.join(",") + "\n";
-    for e in errors {
-        let (part, measured) = (e.part.name(), e.measured.replace(',', ";"));
-        text +=
-            &format!("{},{part},{},{:.4},{:.4},{:.4},{measured}\n", e.cluster, e.measurements, e.median, e.p90, e.max);
-    }
-    text
+/// The file's text; empty without errors.
+///
+/// # Errors
+/// A cell that cannot be written.
+pub fn csv(errors: &[ClusterError]) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    errors.iter().try_for_each(|error| writer.serialize(error))?;
+    Ok(String::from_utf8(writer.into_inner().map_err(|error| error.into_error())?)?)
 }
 
 #[cfg(test)]
@@ -125,10 +103,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let errors = Errors { count: 3, mean: 0.1, median: 0.125, p90: 0.25, max: 0.5, bias: 0.0, r_squared: None };
-        let written = vec![ClusterError::new("inky", Part::Iteration, &errors, "36 runs; all fitted to")];
-        assert_eq!(parse(&text(&written)).unwrap(), written);
-        assert_eq!(parse(&text(&[])).unwrap(), []);
-        let wrong = parse(&text(&written).replace("iteration,", "step,")).unwrap_err().to_string();
+        let written = vec![ClusterError::new("inky", Part::Iteration, &errors, "36 runs, all fitted to")];
+        let text = csv(&written).unwrap();
+        assert_eq!(text.lines().next(), Some("cluster,part,measurements,median,p90,max,measured"));
+        assert_eq!(parse(&text).unwrap(), written);
+        assert_eq!(parse("").unwrap(), []);
+        let wrong = parse(&text.replace("iteration,", "step,")).unwrap_err().to_string();
         assert!(wrong.contains("line 2: part = step: expected iteration or layer"), "{wrong}");
         of_clusters().unwrap();
     }

@@ -13,13 +13,13 @@ use crate::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitt
 use crate::calibrate::targets::Targets;
 use crate::calibrate::{self, write};
 use crate::failure::{Failure, OrFail};
-use crate::studies::adaptive::{self, Study};
-use crate::studies::end_to_end::{self, Configuration};
-use crate::studies::errors::quantile;
-use crate::studies::layer::LayerShape;
-use crate::studies::moe_layer::{self, Rows};
+use crate::measurements::errors::quantile;
+use crate::measurements::iterations::{self, Configuration};
+use crate::measurements::layer::LayerShape;
+use crate::measurements::layers::{self, Hundreds, MeasuredLayer};
+use crate::measurements::series::{self, Series, SeriesSetup};
 use crate::studies::tables::constants_table;
-use crate::{output, runs::prepare, runs::provenance, runs::store, traces};
+use crate::{measurements, output, runs::prepare, runs::store, traces};
 
 /// `moebench calibrate fit`.
 #[derive(Args)]
@@ -53,71 +53,85 @@ pub struct FitArgs {
     iterations: usize,
     /// Single layers: rows that are fitted to, by the parity of (iteration - 1) / 100
     #[arg(long, value_enum, default_value = "all")]
-    fit_rows: Rows,
+    fit_rows: Hundreds,
     #[command(flatten)]
     shape: LayerShape,
+    #[command(flatten, next_help_heading = "The layer over time")]
+    setup: SeriesSetup,
 }
-
-/// How the study of the static and the online series was set up.
-const STUDY: Study = Study { gpus: 16, layer: 6, micro_batch: 8, every: 100, lag: 0 };
 
 /// Runs the command.
 ///
 /// # Errors
 /// Bad input, a fit that fails, or a file that cannot be written.
 pub fn run(args: &FitArgs) -> Result<(), Failure> {
-    let cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
-    let configurations = configurations(args, &cluster).or_input()?;
-    let trace = traces::load(Some(&args.trace)).or_input()?;
-    let (used, held_out): (Vec<&Configuration>, Vec<&Configuration>) =
-        configurations.iter().partition(|c| args.only_gpus.is_none_or(|gpus| c.gpus == gpus));
-    let targets = targets(args, used, &trace).or_input()?;
+    let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
+    let cluster = Cluster::parse(&args.cluster, &text).or_input()?;
+    let trace = &traces::load(Some(&args.trace)).or_input()?;
+    let measured = Measured::read(args, &cluster, trace).or_input()?;
     let names = args.constants.clone().unwrap_or_else(|| default_constants(args));
     let start = Point { cluster, gate: GateStatistics::default() };
     calibrate::constants::Space::new(&start, &names).or_input()?;
+    let targets = measured.targets(args, trace);
     let source = source(args, targets.end_to_end.len()).or_input()?;
     let (point, fitted) = calibrate::fit(&start, &names, &targets).or_run()?;
-    write_cluster(args, start.cluster, &fitted, &source).or_run()?;
-    let held_out = Targets { trace: &trace, end_to_end: sampled(args, held_out), layers: Vec::new(), adaptive: None };
-    show(args, &point, &fitted, &targets, &held_out).or_run()
+    write_cluster(args, &text, &start.cluster, &fitted, &source).or_run()?;
+    show(args, &point, &fitted, &targets, &measured.held_out(args, trace)).or_run()
+}
+
+/// Measurements of all kinds that were given.
+struct Measured<'a> {
+    configurations: Vec<Configuration>,
+    layers: Vec<MeasuredLayer<'a>>,
+    adaptive: Option<Series<'a>>,
+}
+
+impl<'a> Measured<'a> {
+    fn read(args: &FitArgs, cluster: &Cluster, trace: &'a RoutingTrace) -> Result<Self> {
+        ensure!(
+            args.measured_end_to_end.is_some() || args.measured_layer.is_some() || args.measured_adaptive.is_some(),
+            "nothing to fit to: expected --measured-end-to-end, --measured-layer or --measured-adaptive"
+        );
+        let layers = |path: &PathBuf| layers::read(path, args.fit_rows, trace, args.shape, &[0]);
+        let series = |path: &PathBuf| series::read(path, trace, args.shape, args.setup);
+        Ok(Self {
+            configurations: configurations(args, cluster)?,
+            layers: args.measured_layer.as_ref().map_or(Ok(Vec::new()), layers)?,
+            adaptive: args.measured_adaptive.as_ref().map(series).transpose()?,
+        })
+    }
+
+    /// What is fitted to.
+    fn targets(&'a self, args: &FitArgs, trace: &'a RoutingTrace) -> Targets<'a> {
+        let (end_to_end, layers) = (self.sampled(args, true), self.layers.iter().collect());
+        Targets { trace, end_to_end, layers, adaptive: self.adaptive.as_ref() }
+    }
+
+    /// Configurations on other numbers of GPUs than those that are fitted to.
+    fn held_out(&'a self, args: &FitArgs, trace: &'a RoutingTrace) -> Targets<'a> {
+        Targets { end_to_end: self.sampled(args, false), ..Targets::none(trace) }
+    }
+
+    /// Configurations that are fitted to or not, with the iterations to simulate.
+    fn sampled(&self, args: &FitArgs, fitted: bool) -> Vec<(&Configuration, Vec<usize>)> {
+        let chosen = self.configurations.iter().filter(|configuration| args.fits(configuration) == fitted);
+        chosen.map(|configuration| (configuration, configuration.iterations(Some(args.iterations)))).collect()
+    }
+}
+
+impl FitArgs {
+    fn fits(&self, configuration: &Configuration) -> bool {
+        self.only_gpus.is_none_or(|gpus| configuration.gpus == gpus)
+    }
 }
 
 fn configurations(args: &FitArgs, cluster: &Cluster) -> Result<Vec<Configuration>> {
     ensure!(args.iterations > 0, "--iterations 0: expected at least 1");
     let Some(path) = &args.measured_end_to_end else { return Ok(Vec::new()) };
-    let mut all = end_to_end::read(path, &|_| Ok(cluster.clone()))?;
+    let mut all = iterations::read(path, &|_| Ok(cluster.clone()))?;
     all.retain(|configuration| configuration.missing().is_none() && configuration.measured().is_some());
-    ensure!(
-        all.iter().any(|configuration| args.only_gpus.is_none_or(|gpus| configuration.gpus == gpus)),
-        "{}: no configuration to fit to",
-        path.display()
-    );
+    ensure!(all.iter().any(|configuration| args.fits(configuration)), "{}: no configuration to fit to", path.display());
     Ok(all)
-}
-
-/// Each configuration with the iterations to simulate.
-fn sampled<'a>(args: &FitArgs, configurations: Vec<&'a Configuration>) -> Vec<(&'a Configuration, Vec<usize>)> {
-    configurations.into_iter().map(|c| (c, c.iterations(Some(args.iterations)))).collect()
-}
-
-fn targets<'a>(args: &FitArgs, configurations: Vec<&'a Configuration>, trace: &'a RoutingTrace) -> Result<Targets<'a>> {
-    let targets = Targets {
-        trace,
-        end_to_end: sampled(args, configurations),
-        layers: match &args.measured_layer {
-            Some(path) => moe_layer::read(path, args.fit_rows, trace, args.shape, &[0])?,
-            None => Vec::new(),
-        },
-        adaptive: match &args.measured_adaptive {
-            Some(path) => Some(adaptive::read(path, trace, args.shape, STUDY)?),
-            None => None,
-        },
-    };
-    ensure!(
-        !targets.is_empty(),
-        "nothing to fit to: expected --measured-end-to-end, --measured-layer or --measured-adaptive"
-    );
-    Ok(targets)
 }
 
 fn default_constants(args: &FitArgs) -> Vec<String> {
@@ -143,20 +157,19 @@ fn source(args: &FitArgs, configurations: usize) -> Result<String> {
     let layers = args.measured_layer.is_some() || args.measured_adaptive.is_some();
     let width = if layers { format!(", width {}", args.shape.hidden) } else { String::new() };
     let count = if configurations > 0 { format!(", {configurations} configurations") } else { String::new() };
-    let rows = if args.fit_rows == Rows::All { String::new() } else { format!(", {:?} rows", args.fit_rows) };
+    let rows = if args.fit_rows == Hundreds::All { String::new() } else { format!(", {:?} rows", args.fit_rows) };
     Ok(format!("fitted to {}{count}{subset}{rows}{width}", named.join(" and ")))
 }
 
 fn hashed(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let name = path.file_name().map_or(path.display().to_string(), |name| name.to_string_lossy().into_owned());
-    let hash = provenance::sha256(&bytes);
-    Ok(format!("{name} (sha256 {})", hash.get(..12).unwrap_or(&hash)))
+    let (name, hash) = measurements::named(path)?;
+    Ok(format!("{name} (sha256 {hash})"))
 }
 
-fn write_cluster(args: &FitArgs, mut cluster: Cluster, fitted: &[Fitted], source: &str) -> Result<()> {
+fn write_cluster(args: &FitArgs, text: &str, start: &Cluster, fitted: &[Fitted], source: &str) -> Result<()> {
+    let mut cluster = start.clone();
     write::apply(&mut cluster, fitted, source);
-    let text = write::toml(&cluster);
+    let text = write::updated(text, start, &cluster)?;
     store::write_atomically(&args.out, |file| Ok(file.write_all(text.as_bytes())?))
 }
 

@@ -56,8 +56,8 @@ mod with_torch {
 
     use super::MeasureArgs;
     use crate::calibrate::constants::Fitted;
-    use crate::calibrate::measure::{self, Line, Sample};
-    use crate::calibrate::segments::{Measurement, synchronisation};
+    use crate::calibrate::device::{Measurement, synchronisation};
+    use crate::calibrate::segments::{self, Line, Sample};
     use crate::calibrate::write;
     use crate::engines::train as training;
     use crate::failure::{Failure, OrFail};
@@ -70,7 +70,9 @@ mod with_torch {
     /// # Errors
     /// Bad input, a model that cannot be trained, or a file that cannot be written.
     pub fn run(args: &MeasureArgs) -> Result<(), Failure> {
-        let mut base = prepare::cluster("--cluster", &args.cluster).or_input()?;
+        let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
+        let of_file = Cluster::parse(&args.cluster, &text).or_input()?;
+        let mut base = of_file.clone();
         // Peaks are those of the base's GPU.
         for constant in [&mut base.gpu.gemm_rate, &mut base.gpu.memory_bandwidth, &mut base.gpu.scatter_bandwidth] {
             constant.peak = None;
@@ -83,9 +85,9 @@ mod with_torch {
         let measurement = Measurement { model: &model, cluster: &base, micro_batch, ranks, device };
         measurement.check(Some(training::memory(device).or_input()?)).or_input()?;
         let samples = measurement.samples().or_run()?;
-        let (_, fitted) = measure::fit(&base, &samples).or_run()?;
+        let (_, fitted) = segments::fit(&base, &samples).or_run()?;
         let cluster = measured(&base, &fitted, args, device);
-        let text = write::toml(&cluster);
+        let text = write::updated(&text, &of_file, &cluster).or_run()?;
         store::write_atomically(&args.out, |file| Ok(file.write_all(text.as_bytes())?)).or_run()?;
         show(args, &cluster, &fitted, &samples).or_run()
     }
@@ -137,7 +139,7 @@ mod with_torch {
     fn show(args: &MeasureArgs, cluster: &Cluster, fitted: &[Fitted], samples: &[Sample]) -> Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}\n", constants_table(fitted)).context("standard output")?;
-        writeln!(out, "{}", lines_table(&measure::lines(cluster, samples)))?;
+        writeln!(out, "{}", lines_table(&segments::lines(cluster, samples)))?;
         writeln!(out, "cluster   {}", args.out.display())?;
         Ok(())
     }

@@ -6,32 +6,58 @@
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use systems::iteration::online::Online;
 use systems::zoo::smartmoe;
 use systems::{Decision, LoadHistory, Placement, Policy, RoutingCounts};
 use workloads::Cluster;
+use workloads::csv_file::Positive;
 use workloads::trace::RoutingTrace;
 
 use super::errors::{Errors, Pair, correlation};
-use super::layer::{LayerReader, LayerShape, Spot};
-use super::sheet::Sheet;
+use super::layer::{LayerReader, LayerShape, TraceIndex};
+use crate::measurements;
 
-/// `placement_changed` may be missing.
-const COLUMNS: [&str; 3] = ["iteration", "static_ms", "dynamic_ms"];
+/// A row of the file. Where one half died there is no time, and nothing to compare.
+#[derive(Deserialize)]
+struct Row {
+    iteration: usize,
+    static_ms: Option<Positive>,
+    dynamic_ms: Option<Positive>,
+    placement_changed: Option<Flag>,
+}
 
-/// What the study's file leaves unsaid.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Study {
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+enum Flag {
+    #[serde(rename = "0")]
+    No,
+    #[serde(rename = "1")]
+    Yes,
+}
+
+/// What a series' file leaves unsaid; SmartMoE's authors' study where nothing else is.
+#[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
+pub struct SeriesSetup {
     /// Ranks that share the experts
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = Self::default().gpus)]
     pub gpus: usize,
     /// Layer of the trace
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = Self::default().layer)]
     pub layer: usize,
     /// Samples per rank and micro-batch
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = Self::default().micro_batch)]
     pub micro_batch: usize,
+}
+
+impl Default for SeriesSetup {
+    fn default() -> Self {
+        Self { gpus: 16, layer: 6, micro_batch: 8 }
+    }
+}
+
+/// When experts are placed.
+#[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
+pub struct Rhythm {
     /// Iterations between placements
     #[arg(long, default_value_t = 100)]
     pub every: usize,
@@ -40,9 +66,7 @@ pub struct Study {
     pub lag: usize,
 }
 
-/// One measured iteration.
-pub struct Sample {
-    /// Its label.
+pub struct MeasuredStep {
     pub iteration: usize,
     counts: RoutingCounts,
     /// Experts in order, s.
@@ -53,17 +77,14 @@ pub struct Sample {
     pub measured_move: Option<bool>,
 }
 
-/// The study's iterations, in order.
+/// The iterations of a file, in order.
 pub struct Series<'a> {
     reader: LayerReader<'a>,
-    study: Study,
-    /// The samples.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<MeasuredStep>,
 }
 
-/// One iteration, predicted.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct PredictedStep {
     /// Experts in order, s.
     pub in_order: f64,
     /// Experts placed online, s.
@@ -72,44 +93,34 @@ pub struct Step {
     pub moved: bool,
 }
 
-/// Reads the study's file.
+/// Reads a series' file.
 ///
 /// # Errors
 /// What is wrong with the file, or iterations that the trace does not have.
-pub fn read<'a>(path: &Path, trace: &'a RoutingTrace, shape: LayerShape, study: Study) -> Result<Series<'a>> {
-    ensure!(study.every > 0, "--every 0: expected at least 1");
-    ensure!(study.gpus > 0 && study.micro_batch > 0, "--gpus, --micro-batch: expected at least 1");
-    let reader = LayerReader { trace, ranks: study.gpus, micro_batch: study.micro_batch, shape };
+pub fn read<'a>(path: &Path, trace: &'a RoutingTrace, shape: LayerShape, setup: SeriesSetup) -> Result<Series<'a>> {
+    ensure!(setup.gpus > 0 && setup.micro_batch > 0, "--gpus, --micro-batch: expected at least 1");
+    let reader = LayerReader { trace, ranks: setup.gpus, micro_batch: setup.micro_batch, shape };
     reader.check("--gpus")?;
-    let sheet = Sheet::read(path, &COLUMNS)?;
-    let mut samples = Vec::new();
-    for row in sheet.rows() {
-        let iteration = row.whole("iteration", 0)?;
-        let spot = Spot::find(&row, trace, iteration, study.layer)?;
-        let moved = match row.text("placement_changed") {
-            "" => None,
-            "0" => Some(false),
-            "1" => Some(true),
-            _ => bail!(row.wrong("placement_changed", "0 or 1")),
-        };
-        let (Some(in_order), Some(online)) = (row.time_if_any("static_ms")?, row.time_if_any("dynamic_ms")?) else {
-            // One half died: there is nothing to compare.
-            continue;
-        };
-        samples.push(Sample {
+    let file = measurements::open(path)?;
+    let mut samples: Vec<MeasuredStep> = Vec::new();
+    for row in file.rows() {
+        let Row { iteration, static_ms, dynamic_ms, placement_changed } = row.read()?;
+        let index = TraceIndex::of(&row, trace, iteration, setup.layer)?;
+        let (Some(Positive(in_order)), Some(Positive(online))) = (static_ms, dynamic_ms) else { continue };
+        if let Some(before) = samples.last().filter(|before| before.iteration >= iteration) {
+            let before = before.iteration;
+            bail!("{}: iteration {iteration} after {before}: expected increasing iterations", row.place());
+        }
+        samples.push(MeasuredStep {
             iteration,
-            counts: reader.counts(spot, 0),
+            counts: reader.counts(index, 0),
             measured_static: in_order * 1e-3,
             measured_online: online * 1e-3,
-            measured_move: moved,
+            measured_move: placement_changed.map(|flag| flag == Flag::Yes),
         });
     }
-    ensure!(!samples.is_empty(), "{}: no row has both times", sheet.file());
-    if let Some(pair) = samples.windows(2).find(|pair| pair[0].iteration >= pair[1].iteration) {
-        let (before, after) = (pair[0].iteration, pair[1].iteration);
-        bail!("{}: iteration {after} after {before}: expected increasing iterations", sheet.file());
-    }
-    Ok(Series { reader, study, samples })
+    ensure!(!samples.is_empty(), "{}: no row has both times", file.name());
+    Ok(Series { reader, samples })
 }
 
 impl Series<'_> {
@@ -120,23 +131,27 @@ impl Series<'_> {
     }
 
     /// Both series. Placement is decided every so often, by Algorithm 1 on the loads of one sample.
-    pub fn predict(&self, cluster: &Cluster) -> Vec<Step> {
+    pub fn predict(&self, cluster: &Cluster, rhythm: Rhythm) -> Vec<PredictedStep> {
         let mut placement = self.identity();
         let moe = self.reader.shape.moe(placement.experts());
         let mut online = Online::new(Box::new(OfLastLoads));
         let in_order = self.predict_static(cluster);
         let mut steps = Vec::with_capacity(self.samples.len());
         for (index, (sample, in_order)) in self.samples.iter().zip(in_order).enumerate() {
-            let due = (sample.iteration.saturating_sub(1)).is_multiple_of(self.study.every);
+            let due = (sample.iteration.saturating_sub(1)).is_multiple_of(rhythm.every);
             let mut moved = false;
-            if let Some(seen) = index.checked_sub(self.study.lag).filter(|_| due) {
+            if let Some(seen) = index.checked_sub(rhythm.lag).filter(|_| due) {
                 online.remember(vec![self.samples[seen].counts.loads()]);
                 let decided = online.decide(0, &moe, &placement).expect("Algorithm 1 places the layer's own experts");
                 if let Some(migration) = decided.and_then(|decided| decided.migration) {
                     (placement, moved) = (migration.placement, true);
                 }
             }
-            steps.push(Step { in_order, online: self.reader.time(&sample.counts, &placement, cluster).0, moved });
+            steps.push(PredictedStep {
+                in_order,
+                online: self.reader.time(&sample.counts, &placement, cluster).0,
+                moved,
+            });
         }
         steps
     }
@@ -156,9 +171,9 @@ impl Policy for OfLastLoads {
     }
 }
 
-/// How well the series are predicted.
+/// How well both series are predicted.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct SeriesErrors {
     /// Errors of the static series.
     pub in_order: Errors,
     /// Errors of the online series.
@@ -169,19 +184,19 @@ pub struct Report {
     pub online_correlation: Option<f64>,
     /// Mean static over mean online time, measured.
     pub measured_gain: f64,
-    /// The same, predicted.
+    /// Mean static over mean online time, predicted.
     pub predicted_gain: f64,
     /// Placements that the study took, where the file says so.
     pub measured_moves: Option<usize>,
-    /// Placements that we took.
+    /// Placements that the simulator took.
     pub predicted_moves: usize,
     /// Placements that both took at the same iteration.
     pub common_moves: usize,
 }
 
-impl Report {
+impl SeriesErrors {
     /// Of a series and its prediction, or none of no iterations.
-    pub fn new(samples: &[Sample], steps: &[Step]) -> Option<Self> {
+    pub fn new(samples: &[MeasuredStep], steps: &[PredictedStep]) -> Option<Self> {
         let both = || samples.iter().zip(steps);
         let in_order: Vec<Pair> =
             both().map(|(s, step)| Pair { predicted: step.in_order, measured: s.measured_static }).collect();

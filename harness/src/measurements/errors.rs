@@ -8,33 +8,27 @@ use serde::Serialize;
 /// A prediction beside its measurement, in the same unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
-    /// What was predicted.
     pub predicted: f64,
     /// What was measured, above 0.
     pub measured: f64,
 }
 
 impl Pair {
-    /// Relative error.
     pub fn error(&self) -> f64 {
         self.predicted / self.measured - 1.0
     }
 }
 
-/// Errors of a set of predictions.
+/// Relative errors of a set of predictions: all but the bias without their sign.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Errors {
-    /// Number of predictions.
     pub count: usize,
-    /// Mean absolute relative error.
     pub mean: f64,
-    /// Median absolute relative error.
     pub median: f64,
-    /// 90th percentile of absolute relative errors.
+    /// 90th percentile.
     pub p90: f64,
-    /// Largest absolute relative error.
     pub max: f64,
-    /// Mean relative error.
+    /// Mean with the sign.
     pub bias: f64,
     /// R^2; none where all measurements are the same.
     pub r_squared: Option<f64>,
@@ -87,33 +81,6 @@ pub fn correlation(pairs: &[Pair]) -> Option<f64> {
     (spread > 0.0).then(|| product / spread.sqrt())
 }
 
-/// Two predictions as indices: the one measured slower, and the other.
-pub type Ordered = (usize, usize);
-
-/// Pairs of a case's systems whose measurements differ.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Order {
-    /// Those that are predicted in the measured order.
-    pub right: Vec<Ordered>,
-    /// The others.
-    pub wrong: Vec<Ordered>,
-}
-
-/// Whether predictions order a case's systems as measurements do, for the pairs whose measurements differ by more than
-/// `tolerance` (relative to the lesser).
-pub fn order(pairs: &[Pair], tolerance: f64) -> Order {
-    let mut order = Order::default();
-    for (i, slow) in pairs.iter().enumerate() {
-        for (j, fast) in pairs.iter().enumerate() {
-            if slow.measured > fast.measured * (1.0 + tolerance) {
-                let list = if slow.predicted > fast.predicted { &mut order.right } else { &mut order.wrong };
-                list.push((i, j));
-            }
-        }
-    }
-    order
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,12 +114,5 @@ mod tests {
         let c = correlation(&pairs(&[(10.0, 1.0), (20.0, 2.0), (30.0, 3.0)]));
         assert!((c.unwrap() - 1.0).abs() < 1e-12);
         assert_eq!(correlation(&pairs(&[(1.0, 1.0), (1.0, 2.0)])), None);
-    }
-
-    #[test]
-    fn close_measurements_have_no_order() {
-        let order = order(&pairs(&[(3.0, 1.0), (2.0, 1.04), (1.0, 2.0)]), 0.05);
-        assert!(order.right.is_empty());
-        assert_eq!(order.wrong, [(2, 0), (2, 1)]);
     }
 }

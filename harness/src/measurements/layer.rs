@@ -4,11 +4,10 @@ use anyhow::{Result, bail};
 use systems::iteration::{Charge, Evaluation, Extent};
 use systems::plan::job::Scope;
 use systems::{CostModel, Job, Placement, Plain, Plan, RoutingCounts};
+use workloads::csv_file::CsvRow;
 use workloads::model::Moe;
 use workloads::trace::{BatchCounts, RoutingTrace};
-use workloads::{Cluster, Gate, Model, Seconds};
-
-use super::sheet::Row;
+use workloads::{Cluster, ConfigError, Gate, Model, Seconds};
 
 /// What the layer studies leave unsaid about the layer.
 ///
@@ -18,11 +17,17 @@ use super::sheet::Row;
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct LayerShape {
     /// Width of a token; an expert's inner width is twice that
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = Self::default().hidden)]
     pub hidden: usize,
     /// Tokens per sample
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = Self::default().seq_len)]
     pub seq_len: usize,
+}
+
+impl Default for LayerShape {
+    fn default() -> Self {
+        Self { hidden: 1024, seq_len: 1024 }
+    }
 }
 
 impl LayerShape {
@@ -32,29 +37,27 @@ impl LayerShape {
     }
 }
 
-/// Where a row of a file stands in the trace.
+/// Where a measurement's routing is in the trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spot {
-    /// Index of the sample.
+pub struct TraceIndex {
     pub sample: usize,
-    /// Layer.
     pub layer: usize,
 }
 
-impl Spot {
-    /// The place of iteration `label` and `layer`.
+impl TraceIndex {
+    /// Where a row's iteration and layer are.
     ///
     /// # Errors
-    /// When the trace has neither, with file, line and column.
-    pub fn find(row: &Row, trace: &RoutingTrace, label: usize, layer: usize) -> Result<Self> {
-        if layer >= trace.shape().layers {
-            bail!("{}: layer = {layer}: the trace {} has {} layers", row.place(), trace.name(), trace.shape().layers);
+    /// A trace that has neither, with file, line and column.
+    pub fn of(row: &CsvRow, trace: &RoutingTrace, iteration: usize, layer: usize) -> Result<Self, ConfigError> {
+        let (name, layers) = (trace.name(), trace.shape().layers);
+        if layer >= layers {
+            return Err(row.wrong(format!("layer = {layer}: the trace {name} has {layers} layers")));
         }
-        let found = u32::try_from(label).ok().and_then(|label| trace.iterations().binary_search(&label).ok());
-        match found {
-            Some(sample) => Ok(Self { sample, layer }),
-            None => bail!("{}: iteration = {label}: the trace {} has no such iteration", row.place(), trace.name()),
-        }
+        let label = u32::try_from(iteration).ok();
+        let sample = label.and_then(|label| trace.iterations().binary_search(&label).ok());
+        let missing = || row.wrong(format!("iteration = {iteration}: the trace {name} has no such iteration"));
+        Ok(Self { sample: sample.ok_or_else(missing)?, layer })
     }
 }
 
@@ -92,12 +95,12 @@ impl LayerReader<'_> {
     }
 
     /// Counts of one of the trace's micro-batches, scaled to the tokens of ours.
-    pub fn counts(&self, spot: Spot, micro_batch: usize) -> RoutingCounts {
+    pub fn counts(&self, index: TraceIndex, micro_batch: usize) -> RoutingCounts {
         let shape = self.trace.shape();
         let scale = self.entries() / f64::from(shape.entries);
         let rows = (0..self.ranks).flat_map(|rank| {
             let micro_batch = (micro_batch + rank / shape.ranks) % shape.micro_batches;
-            self.trace.row(spot.sample, spot.layer, micro_batch, rank % shape.ranks)
+            self.trace.row(index.sample, index.layer, micro_batch, rank % shape.ranks)
         });
         RoutingCounts::new(shape.experts, rows.map(|&count| (f64::from(count) * scale).round() as u32).collect())
     }
@@ -145,9 +148,9 @@ mod tests {
         let model = Model::named("test", "gpt-l24-h1024-e32").unwrap();
         let cluster = Cluster::named("test", "nico").unwrap();
         let (gpus, micro_batch, layer) = (16, 2, 6);
-        let shape = LayerShape { hidden: 1024, seq_len: 1024 };
+        let shape = LayerShape::default();
         let reader = LayerReader { trace: &trace, ranks: gpus, micro_batch, shape };
-        let counts = reader.counts(Spot { sample: 0, layer }, 0);
+        let counts = reader.counts(TraceIndex { sample: 0, layer }, 0);
         let expected = reader.time(&counts, &Placement::identity(32, gpus), &cluster);
 
         let whole = Job::new(model, cluster, gpus, Gate::NoDrop, gpus * micro_batch).with_micro_batch(micro_batch);

@@ -1,0 +1,228 @@
+//! Times the trainer's own compute segments on a device, to calibrate a cluster with.
+//!
+//! Small models of the given one's shape are trained by several ranks under a virtual clock: in the code, on the shapes
+//! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
+//! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
+//! segments, and times are skewed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
+use tch::{Device, Tensor};
+use workloads::gate::Gate;
+use workloads::trace::BatchCounts;
+use workloads::{Cluster, Model, Seconds, Training};
+
+use super::segments::{Place, Sample, segments};
+use trainer::data::{Entropy, Language, Samples};
+use trainer::rank::Report;
+use trainer::record;
+use trainer::setup::{self, Setup, kind_on};
+use trainer::world::{self, Threads};
+
+/// Iterations before the measured ones: allocations settle, experts find their places.
+const WARMUP: usize = 3;
+/// Measured iterations.
+const REPEATS: usize = 7;
+
+/// What is measured where.
+#[derive(Clone, Copy, Debug)]
+pub struct Measurement<'a> {
+    /// Its block shapes, edges and experts are measured.
+    pub model: &'a Model,
+    /// What policies and exchanges are told.
+    pub cluster: &'a Cluster,
+    /// Samples per rank and micro-batch; twice as many are measured, too.
+    pub micro_batch: usize,
+    /// Ranks that take turns on the device.
+    pub ranks: usize,
+    /// The device.
+    pub device: Device,
+}
+
+/// One run to measure.
+struct Variant {
+    job: Job,
+    plan: Plan,
+    system: &'static dyn System,
+}
+
+impl Measurement<'_> {
+    /// Whether the model can be measured, on a device with that many bytes of memory, if that is known.
+    ///
+    /// # Errors
+    /// A model that cannot be trained, or that does not fit.
+    pub fn check(&self, available: Option<f64>) -> Result<()> {
+        for variant in self.variants()? {
+            let Variant { job, plan, .. } = &variant;
+            setup::gpt(job, plan)?;
+            if let Some(available) = available {
+                setup::fits(job, plan, kind_on(self.device), self.ranks, available)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Trains every variant.
+    ///
+    /// # Errors
+    /// A model that cannot be trained.
+    pub fn samples(&self) -> Result<Vec<Sample>> {
+        self.variants()?.into_iter().map(|variant| self.sample(variant)).collect()
+    }
+
+    /// The model's width with two micro-batches, another width, and a system that decides.
+    fn variants(&self) -> Result<Vec<Variant>> {
+        let block = self.model.blocks.first().context("the model has no blocks")?;
+        let hidden = block.hidden;
+        let other = if hidden.is_multiple_of(2 * block.heads) { hidden / 2 } else { 2 * hidden };
+        let variants: [(usize, usize, &'static dyn System); 4] = [
+            (hidden, self.micro_batch, &smartmoe::SMARTMOE),
+            (hidden, 2 * self.micro_batch, &smartmoe::SMARTMOE),
+            (other, self.micro_batch, &smartmoe::SMARTMOE),
+            (hidden, self.micro_batch, &fastermoe::FASTERMOE),
+        ];
+        variants.into_iter().map(|(hidden, micro_batch, system)| self.variant(hidden, micro_batch, system)).collect()
+    }
+
+    fn variant(&self, hidden: usize, micro_batch: usize, system: &'static dyn System) -> Result<Variant> {
+        let model = shallow(self.model, hidden)?;
+        let (ranks, experts) = (self.ranks, model.moe_layers().next().map_or(1, |moe| moe.experts));
+        let divides = |ep: &usize| ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep);
+        let ep = (1..=ranks).rev().find(divides).unwrap_or(1);
+        let plan = Plan { pp: 1, dp: ranks, tp: 1, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1 };
+        let job = Job::new(model, self.cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch)
+            .with_micro_batch(micro_batch);
+        Ok(Variant { job, plan, system })
+    }
+
+    fn sample(&self, variant: Variant) -> Result<Sample> {
+        let Variant { job, plan, system } = variant;
+        let width = job.model.blocks[0].hidden;
+        let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
+        let (batch, times) = self.run(&job, plan, system).with_context(|| name.clone())?;
+        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: means(&times) })
+    }
+
+    /// The choices of an iteration, and the segments of all measured ones.
+    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System) -> Result<(BatchCounts, Vec<Times>)> {
+        let gpt = setup::gpt(job, &plan)?;
+        let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
+        let costs = CostModel::new(&job.cluster);
+        let setup = Setup {
+            job,
+            plan,
+            system,
+            costs: &costs,
+            training: Training { learning_rate: 0.0, ..Training::default() },
+            samples: &samples,
+            seed: 1,
+            iterations: WARMUP + REPEATS,
+            replay: None,
+            record_choices: true,
+            record_spans: true,
+            checkpoint: None,
+            kind: kind_on(self.device),
+            gpt,
+        };
+        let (mut batch, mut times) = (None, Vec::new());
+        let mut sink = |iteration: usize, reports: Vec<Report>| {
+            if iteration >= WARMUP {
+                let spans: Vec<_> = reports.iter().flat_map(|report| report.spans.iter().copied()).collect();
+                times.push(segments(&spans));
+                batch = Some(record::batch(&setup, &reports));
+            }
+            Ok(())
+        };
+        let threads = Threads { device: self.device, virtual_clock: true, timeout: Duration::from_secs(600) };
+        world::run(&setup, threads, &mut sink, |_| ())?;
+        Ok((batch.context("no iteration was measured")?, times))
+    }
+}
+
+/// Segments of an iteration.
+type Times = BTreeMap<Place, Seconds>;
+
+/// The mean of every segment over iterations.
+fn means(iterations: &[Times]) -> Times {
+    let mut sums: BTreeMap<Place, (Seconds, f64)> = BTreeMap::new();
+    for (&place, &time) in iterations.iter().flatten() {
+        let (sum, number) = sums.entry(place).or_default();
+        *sum += time;
+        *number += 1.0;
+    }
+    sums.into_iter().map(|(place, (sum, number))| (place, sum * (1.0 / number))).collect()
+}
+
+/// A model of the same kinds of blocks, two of each, with another width.
+fn shallow(model: &Model, hidden: usize) -> Result<Model> {
+    let moe_block = *model.moe_blocks().first().context("the model has no MoE layer")?;
+    let block = &model.blocks[moe_block];
+    let moe = block.moe().context("the model has no MoE layer")?;
+    let vocabulary = model.vocabulary.with_context(|| {
+        format!("model {}: not a language model: only models with a table [gpt] can be trained", model.name)
+    })?;
+    let text = format!(
+        "name = \"{} (measured)\"\nsource = \"{}\"\n[gpt]\nlayers = {}\nhidden = {hidden}\nheads = {}\nseq_len = {}\n\
+         vocabulary = {vocabulary}\nexpert_ratio = {}\nexperts = {}\nmoe_every = {}\ntop_k = {}\n",
+        model.name,
+        model.name,
+        2 * (moe_block + 1),
+        block.heads,
+        block.tokens,
+        (moe.inner / moe.width).max(1),
+        moe.experts,
+        moe_block + 1,
+        model.top_k
+    );
+    Ok(Model::parse("calibrate measure", &text)?)
+}
+
+/// How long the host waits for an idle device.
+pub fn synchronisation(device: Device) -> Seconds {
+    let mut times: Vec<f64> = (0..101)
+        .map(|_| {
+            let busy = Tensor::zeros([1], (tch::Kind::Float, device)) + 1.0;
+            let start = Instant::now();
+            trainer::clock::synchronise(device);
+            let time = start.elapsed().as_secs_f64();
+            drop(busy);
+            time
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    Seconds(times[times.len() / 2])
+}
+
+/// The same samples in every iteration: of the synthetic language, or, where its vocabulary is too large, any tokens.
+struct Repeated {
+    language: Option<Language>,
+    vocabulary: usize,
+    sequence: usize,
+}
+
+impl Repeated {
+    fn new(vocabulary: usize, sequence: usize) -> Self {
+        Self { language: Language::new(vocabulary, sequence, 1).ok(), vocabulary, sequence }
+    }
+}
+
+impl Samples for Repeated {
+    fn sample(&self, _iteration: usize, index: usize) -> Vec<i64> {
+        let any = |position: usize| ((index * 7919 + position * position * 31 + position) % self.vocabulary) as i64;
+        match &self.language {
+            Some(language) => language.sample(0, index),
+            None => (0..=self.sequence).map(any).collect(),
+        }
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    fn entropy(&self) -> Option<Entropy> {
+        None
+    }
+}
