@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use systems::{
 use tch::{Device, Kind, Tensor};
 use trainer::TrainError;
 use trainer::data::{Language, Samples};
-use trainer::model::Cut;
+use trainer::model::dense::Cut;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use workloads::{Cluster, Gate, Model, Training};
@@ -55,7 +56,7 @@ fn job(plan: &Plan, gate: Gate) -> Job {
 #[derive(Debug)]
 struct Trained {
     losses: Vec<f64>,
-    weights: BTreeMap<String, Tensor>,
+    weights: BTreeMap<String, Vec<f32>>,
     shadowed: u64,
     moved: u64,
 }
@@ -115,7 +116,6 @@ impl Asked {
         let mut sink = |number: usize, of: Vec<_>| {
             assert_eq!(number, iterations.len());
             iterations.push(world::iteration(&setup, &of));
-            Ok(())
         };
         let timeout = Duration::from_secs_f64(self.timeout);
         let threads = Threads { device: Device::Cpu, virtual_clock: false, timeout };
@@ -127,7 +127,7 @@ impl Asked {
 type Weights = Vec<(String, Tensor, Option<Cut>)>;
 
 /// Whole parameters by name, from every rank's parts.
-fn join(ranks: Vec<Weights>, plan: &Plan) -> BTreeMap<String, Tensor> {
+fn join(ranks: Vec<Weights>, plan: &Plan) -> BTreeMap<String, Vec<f32>> {
     let mut parts: BTreeMap<String, (Option<Cut>, BTreeMap<usize, Tensor>)> = BTreeMap::new();
     for (rank, weights) in ranks.into_iter().enumerate() {
         for (name, tensor, cut) in weights {
@@ -148,12 +148,13 @@ fn join(ranks: Vec<Weights>, plan: &Plan) -> BTreeMap<String, Tensor> {
             Tensor::cat(&pieces, dim)
         }
     };
-    parts.into_iter().map(|(name, of)| (name, whole(of))).collect()
+    let flat = |tensor: Tensor| Vec::try_from(tensor.reshape([-1])).unwrap();
+    parts.into_iter().map(|(name, of)| (name, flat(whole(of)))).collect()
 }
 
-fn one_rank() -> Trained {
-    train(&systems::zoo::expert_only::ExpertOnly, plan([1, 1, 1, 1, 1]), Gate::NoDrop)
-}
+/// Trained on one rank, without anything that a system could decide: what all others must end with.
+static REFERENCE: LazyLock<Trained> =
+    LazyLock::new(|| train(&systems::zoo::expert_only::ExpertOnly, plan([1, 1, 1, 1, 1]), Gate::NoDrop));
 
 /// The largest relative difference of losses and of weights, `|a - b| / |b|` per parameter.
 fn difference(found: &Trained, expected: &Trained) -> f64 {
@@ -164,24 +165,30 @@ fn difference(found: &Trained, expected: &Trained) -> f64 {
     }
     assert!(found.weights.keys().eq(expected.weights.keys()), "{:?}", found.weights.keys());
     for (name, expected) in &expected.weights {
-        let norm = |tensor: &Tensor| f64::try_from(tensor.norm()).unwrap();
-        let relative = norm(&(&found.weights[name] - expected)) / norm(expected).max(1e-3);
+        let found = &found.weights[name];
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let apart = norm(found.iter().zip(expected).map(|(found, expected)| found - expected));
+        let relative = apart / norm(expected.iter().copied()).max(1e-3);
         assert!(relative.is_finite(), "{name}");
         largest = largest.max(relative);
     }
     largest
 }
 
+fn norm(values: impl Iterator<Item = f32>) -> f64 {
+    values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
 fn check(system: &'static dyn System, degrees: [usize; 5]) -> Trained {
     let found = train(system, plan(degrees), Gate::NoDrop);
-    let apart = difference(&found, &one_rank());
+    let apart = difference(&found, &REFERENCE);
     assert!(apart < 1e-4, "{} {degrees:?}: {apart:e}", system.name());
     found
 }
 
 #[test]
 fn training_learns_something() {
-    let trained = one_rank();
+    let trained = &*REFERENCE;
     let entropy = Language::new(64, 16, 7).unwrap().entropy().unwrap();
     assert!(trained.losses[0] > entropy.unigram && trained.losses[4] < trained.losses[0], "{:?}", trained.losses);
 }
@@ -281,7 +288,7 @@ fn a_migration_at_every_step_trains_the_same_model() {
 #[test]
 fn a_migration_without_optimizer_state_does_not() {
     let trained = train(&WEIGHTS_ONLY, plan([1, 4, 1, 4, 1]), Gate::NoDrop);
-    let apart = difference(&trained, &one_rank());
+    let apart = difference(&trained, &REFERENCE);
     assert!(apart > 1e-2, "{apart:e}");
 }
 
@@ -311,7 +318,7 @@ fn check_resume(system: &'static dyn System, degrees: [usize; 5]) {
     assert_eq!(resumed.losses, whole.losses);
     assert_eq!((resumed.moved, resumed.shadowed), (whole.moved, whole.shadowed));
     for (name, expected) in &whole.weights {
-        assert!(resumed.weights[name].equal(expected), "{name}");
+        assert_eq!(resumed.weights[name], *expected, "{name}");
     }
     // Nothing is left to do.
     assert_eq!(kept.train().unwrap().losses, whole.losses);
@@ -400,7 +407,9 @@ fn check_failure(system: &'static Faulty, timeout: f64, status: Status, fragment
     let started = Instant::now();
     let mut iterations = Vec::new();
     let error = asked.observe(&mut iterations).map(drop).unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(5));
+    // A fault ends the others at once: their timeout has no part in it, unless it is what is tested.
+    let took = started.elapsed().as_secs_f64();
+    assert!(status == Status::Timeout || took < timeout, "ended by the timeout alone");
     assert_eq!(iterations.len(), 2, "{error}");
     let text = error.to_string();
     for fragment in fragments {
@@ -420,8 +429,9 @@ fn a_rank_that_panics_ends_the_run() {
 #[test]
 fn a_rank_that_does_not_arrive_ends_the_run() {
     static SLEEPS: Faulty =
-        Faulty { fault: || std::thread::sleep(Duration::from_secs(2)), policies: AtomicUsize::new(0) };
-    check_failure(&SLEEPS, 0.5, Status::Timeout, &[" of ", "did not arrive within 500ms"]);
+        Faulty { fault: || std::thread::sleep(Duration::from_secs(6)), policies: AtomicUsize::new(0) };
+    // A busy machine may keep a rank waiting for a while; not for half of that sleep.
+    check_failure(&SLEEPS, 3.0, Status::Timeout, &[" of ", "did not arrive within 3s"]);
 }
 
 #[test]

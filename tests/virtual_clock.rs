@@ -14,7 +14,7 @@ use systems::program::Stream;
 use systems::{CostModel, Job, Plan, System, zoo::expert_only, zoo::fastermoe, zoo::smartmoe};
 use tch::{Device, Kind};
 use trainer::data::Language;
-use trainer::rank::Report;
+use trainer::rank::report::Report;
 use trainer::record;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
@@ -79,7 +79,6 @@ fn train(job: &Job, system: &'static dyn System, plan: Plan, iterations: usize, 
         simulated.push(iteration);
         spans = seen;
         reports.push(of);
-        Ok(())
     };
     let threads = Threads { device: Device::Cpu, virtual_clock, timeout: Duration::from_secs(120) };
     world::run(&setup, threads, &mut sink, |_| ()).unwrap();

@@ -17,7 +17,7 @@ use workloads::{Cluster, Model, Seconds, Training};
 
 use super::segments::{Place, Sample, segments};
 use trainer::data::{Entropy, Language, Samples};
-use trainer::rank::Report;
+use trainer::rank::report::Report;
 use trainer::record;
 use trainer::setup::{self, Setup, kind_on};
 use trainer::world::{self, Threads};
@@ -134,7 +134,6 @@ impl Measurement<'_> {
                 times.push(segments(&spans));
                 batch = Some(record::batch(&setup, &reports));
             }
-            Ok(())
         };
         let threads = Threads { device: self.device, virtual_clock: true, timeout: Duration::from_secs(600) };
         world::run(&setup, threads, &mut sink, |_| ())?;
@@ -186,7 +185,7 @@ pub fn synchronisation(device: Device) -> Seconds {
         .map(|_| {
             let busy = Tensor::zeros([1], (tch::Kind::Float, device)) + 1.0;
             let start = Instant::now();
-            trainer::clock::synchronise(device);
+            trainer::clock::timer::synchronize(device);
             let time = start.elapsed().as_secs_f64();
             drop(busy);
             time

@@ -1,20 +1,19 @@
-//! What the gate of a real run chose, for the simulator: as a routing trace, or as the counts of one iteration.
+//! The gate's choices in a real run, for the simulator: as a routing trace, or as the counts of one iteration.
 //!
-//! A trace is replayed through [`workloads::trace::Routing`], which deals its rows out over the samples of a global batch:
-//! right for any plan, but a rank need not get the rows that it recorded. [`batch`] gives every rank of the same plan its own.
+//! A trace is replayed through [`workloads::trace::Routing`], which distributes its rows over the samples of a global batch:
+//! right for any plan, but a rank may get other rows than it recorded. [`batch`] gives every rank of the same plan its own.
 
-use anyhow::Result;
-use workloads::trace::{BatchCounts, RoutingTrace, TraceShape};
+use workloads::trace::{BatchCounts, RoutingTrace, TraceError, TraceShape};
 
-use crate::rank::Report;
+use crate::rank::report::Report;
 use crate::setup::Setup;
 
-/// What the gates of all MoE layers chose, `iterations[iteration][rank]`, under labels that count iterations from `first`
-/// (the first iteration of training is 1).
+/// The choices of all MoE layers as a trace. `iterations`: `[iteration][rank]`; the first is labelled `first` (training
+/// starts at 1).
 ///
 /// # Errors
 /// Choices that no trace can hold, or reports without choices.
-pub fn trace(name: &str, setup: &Setup, first: u32, iterations: &[Vec<Report>]) -> Result<RoutingTrace> {
+pub fn trace(name: &str, setup: &Setup, first: u32, iterations: &[Vec<Report>]) -> Result<RoutingTrace, TraceError> {
     let (job, plan) = (setup.job, &setup.plan);
     let (layers, experts) = extents(setup);
     let tokens = setup.gpt.seq_len * plan.micro_batch / plan.tp;
@@ -30,12 +29,13 @@ pub fn trace(name: &str, setup: &Setup, first: u32, iterations: &[Vec<Report>]) 
     for reports in iterations {
         for layer in 0..layers {
             for m in 0..shape.micro_batches {
-                (0..shape.ranks).for_each(|position| counts.extend(chosen(setup, reports, layer, m, position)));
+                let of_ranks = (0..shape.ranks).filter_map(|position| chosen(setup, reports, layer, m, position));
+                counts.extend(of_ranks.flatten());
             }
         }
     }
     let labels = (first..).take(iterations.len()).collect();
-    Ok(RoutingTrace::new(name, shape, labels, counts)?)
+    RoutingTrace::new(name, shape, labels, counts)
 }
 
 /// The choices of one iteration as the simulator takes them under the same plan: all of a micro-batch in its first sample.
@@ -48,7 +48,7 @@ pub fn batch(setup: &Setup, reports: &[Report]) -> BatchCounts {
             for m in 0..plan.micro_batches(job) {
                 let chunk = layer * job.global_batch + plan.samples(job, position, m).start;
                 let own = &mut counts[chunk * experts..(chunk + 1) * experts];
-                let found = chosen(setup, reports, layer, m, position);
+                let found = chosen(setup, reports, layer, m, position).expect("the setup records choices");
                 own.iter_mut().zip(found).for_each(|(sum, count)| *sum += count);
             }
         }
@@ -62,18 +62,12 @@ fn extents(setup: &Setup) -> (usize, usize) {
     (layers.clone().count(), layers.map(|moe| moe.experts).next().unwrap_or(0))
 }
 
-/// The choices of one rank: MoE layer `layer` of the model is on one stage, where it has a number of its own.
-fn chosen<'a>(
-    setup: &Setup,
-    reports: &'a [Report],
-    layer: usize,
-    m: usize,
-    position: usize,
-) -> impl Iterator<Item = u32> + use<'a> {
+/// The choices of one rank in a micro-batch, by expert; none if the reports hold no choices. `layer` counts the MoE layers of
+/// the model, reports those of their stage.
+fn chosen<'a>(setup: &Setup, reports: &'a [Report], layer: usize, m: usize, position: usize) -> Option<&'a Vec<u32>> {
     let (job, plan) = (setup.job, &setup.plan);
     let blocks = job.model.moe_blocks();
     let stage = plan.stage_of(job, blocks[layer]);
     let before = blocks.partition_point(|&block| block < plan.stage_blocks(job, stage).start);
-    let of_rank = reports[stage * plan.stage_ranks() + position].chosen.get(layer - before);
-    of_rank.and_then(|layers| layers.get(m)).into_iter().flatten().copied()
+    reports[stage * plan.stage_ranks() + position].chosen.get(layer - before)?.get(m)
 }

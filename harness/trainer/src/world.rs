@@ -1,43 +1,46 @@
-//! Ranks as threads of this process, or this process as one of them: starts them, trains, hands on what they report, and
+//! Trains with ranks as threads of this process, or with this process as one rank: starts them, passes on their reports, and
 //! says why they stopped.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use systems::iteration::run::Iteration;
 use systems::iteration::{Peak, Timing};
 use systems::price::ledger::{Ledger, Phase};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use workloads::{Bytes, Seconds};
 
-use crate::TrainError;
-use crate::checkpoint::{self, CheckpointError, Checkpoints};
-use crate::clock::Timer;
+use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::{self, Checkpoints};
+use crate::clock::timer::Timer;
+use crate::comm::Communicator;
 use crate::comm::threads::{self, Failure};
-use crate::comm::{CommError, CommFailure, Communicator};
 use crate::cuda::Gpu;
+use crate::error::TrainError;
+use crate::host::to_host;
 use crate::processes::Processes;
-use crate::rank::{Rank, Report};
+use crate::rank::Rank;
+use crate::rank::report::Report;
 use crate::setup::Setup;
-use systems::iteration::run::Iteration;
 
 /// How ranks run.
 #[derive(Clone, Copy, Debug)]
 pub struct Threads {
-    /// Where their tensors are; one device for all.
+    /// Where the tensors of all ranks are.
     pub device: Device,
-    /// Whether they take turns on it under a virtual clock.
+    /// Whether ranks take turns on the device under a virtual clock.
     pub virtual_clock: bool,
     /// How long a rank waits for another.
     pub timeout: Duration,
 }
 
-/// Takes the reports of all ranks after every iteration (from 0).
-pub type Sink<'a> = dyn FnMut(usize, Vec<Report>) -> anyhow::Result<()> + Send + 'a;
+/// Takes the number of an iteration (from 0) and the reports of all ranks.
+pub type Sink<'a> = dyn FnMut(usize, Vec<Report>) + Send + 'a;
 
-/// Trains with every rank in a thread of its own; returns what `last` says of each rank at the end.
+/// Trains with every rank in a thread of its own; returns what `last` makes of each rank at the end.
 ///
 /// # Errors
-/// Why the first rank stopped that did so of its own.
+/// Why training stopped: the failure that caused those of other ranks.
 pub fn run<T: Send>(
     setup: &Setup,
     threads: Threads,
@@ -67,7 +70,7 @@ pub fn run<T: Send>(
     cause(failures).map_or(Ok(results), Err)
 }
 
-/// Trains with this process as one rank; the sink is fed at rank 0. Returns what `last` says of the rank at the end.
+/// Trains with this process as one rank; rank 0 feeds the sink. Returns what `last` makes of the rank at the end.
 ///
 /// # Errors
 /// Why this rank stopped.
@@ -96,8 +99,8 @@ fn error_of(rank: usize, failure: Failure<TrainError>) -> TrainError {
     }
 }
 
-/// Tells the C library's allocator to keep what is freed, for the rest of the process: whether a segment's tensors are in
-/// pages that the kernel has to hand out and clear first is chance, and half of a small segment's time.
+/// Tells the C library's allocator to keep freed memory for the rest of the process. Otherwise it is chance whether the kernel
+/// must provide and clear the pages of a segment's tensors, which takes half of a small segment's time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_freed_memory() {
     unsafe extern "C" {
@@ -113,20 +116,20 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-/// Why a run ended, from what each rank that failed says of it. The death of a rank is told as another one noticed it,
-/// which also names the collective; of ranks that waited in vain, the one that waited for the rank that held up all.
+/// Why a run ended, from the errors of all ranks that failed. The death of a rank is reported as another one noticed it,
+/// which also names the collective. Among timeouts, the one whose missing rank did not time out itself is reported.
 fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
     let late: Vec<usize> =
-        failures.iter().filter(|(_, error)| !error.late().is_empty()).map(|(rank, _)| *rank).collect();
-    let holds_up = |error: &TrainError| error.late().iter().any(|rank| !late.contains(rank));
-    let is_own = |(_, error): &(usize, TrainError)| !error.is_secondary();
+        failures.iter().filter(|(_, error)| !error.late_peers().is_empty()).map(|(rank, _)| *rank).collect();
+    let holds_up = |error: &TrainError| error.late_peers().iter().any(|rank| !late.contains(rank));
+    let is_own = |(_, error): &(usize, TrainError)| error.dead_peer().is_none();
     let first = failures.iter().position(|failure| is_own(failure) && holds_up(&failure.1));
     let first = first.or_else(|| failures.iter().position(is_own)).unwrap_or(0);
-    let told = failures.get(first).and_then(|(rank, error)| match error {
+    let noticed = failures.get(first).and_then(|(rank, error)| match error {
         TrainError::Comm(_) => None,
-        _ => failures.iter().position(|(_, other)| other.death() == Some(*rank)),
+        _ => failures.iter().position(|(_, other)| other.dead_peer() == Some(*rank)),
     });
-    let chosen = told.unwrap_or(first);
+    let chosen = noticed.unwrap_or(first);
     (chosen < failures.len()).then(|| failures.swap_remove(chosen).1)
 }
 
@@ -138,7 +141,7 @@ struct Place {
     timer: Timer,
 }
 
-/// One rank from its start to its end. Rank 0 feeds the sink.
+/// Trains one rank from its start to its end. Rank 0 feeds the sink.
 fn train<T>(
     setup: &Setup,
     world: Box<dyn Communicator>,
@@ -150,16 +153,16 @@ fn train<T>(
     let Place { device, alone, timer } = place;
     let mut rank = Rank::new(setup, world, device, timer)?;
     let first = rank.groups.world.rank() == 0;
-    let tell = |iteration: usize, reports: Vec<Report>| {
+    let pass_on = |iteration: usize, reports: Vec<Report>| {
         let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        sink(iteration, reports).map_err(|error| TrainError::Sink(format!("{error:#}")))
+        sink(iteration, reports);
     };
     let mut checkpoints = Checkpoints::of(setup);
     if let Some(checkpoints) = &checkpoints {
         let iteration = resume(&mut rank, checkpoints, device)?;
         if first {
             let reports = checkpoints.reports(iteration)?;
-            reports.into_iter().enumerate().try_for_each(|(iteration, reports)| tell(iteration, reports))?;
+            reports.into_iter().enumerate().for_each(|(iteration, reports)| pass_on(iteration, reports));
         }
     }
     while rank.iteration < setup.iterations {
@@ -172,18 +175,18 @@ fn train<T>(
             checkpoints.after(&rank, &reports)?;
         }
         if first {
-            tell(rank.iteration - 1, reports)?;
+            pass_on(rank.iteration - 1, reports);
         }
     }
     Ok(last(&rank))
 }
 
-/// Goes on from the last checkpoint, of which all ranks must find the same one; returns its iterations, 0 without one.
+/// Goes on from the last checkpoint; all ranks must find the same one. Returns its iterations; 0 if there is none.
 fn resume(rank: &mut Rank, checkpoints: &Checkpoints, device: Device) -> Result<usize, TrainError> {
     let own = checkpoint::found(rank.setup)?;
     let world = &*rank.groups.world;
     let found = world.all_gather(&Tensor::from_slice(&[own as i64]).to_device(device))?.wait()?;
-    let found: Vec<i64> = Vec::try_from(found.reshape([-1]).to_device(Device::Cpu)).unwrap_or_default();
+    let found: Vec<i64> = to_host(&found)?;
     if let Some(other) = found.iter().position(|&other| other != own as i64) {
         let rank = world.rank();
         let found = found[other] as usize;
@@ -195,24 +198,19 @@ fn resume(rank: &mut Rank, checkpoints: &Checkpoints, device: Device) -> Result<
     Ok(own)
 }
 
-/// Every rank's report.
+/// The reports of all ranks.
 fn gather(world: &dyn Communicator, report: &Report, device: Device) -> Result<Vec<Report>, TrainError> {
-    let own = serde_json::to_vec(report).map_err(|error| TrainError::Sink(error.to_string()))?;
-    let length = Tensor::from_slice(&[own.len() as i64]).to_device(device);
-    let lengths = world.all_gather(&length)?.wait()?.reshape([-1]).to_device(Device::Cpu);
-    let lengths: Vec<i64> = Vec::try_from(lengths).unwrap_or_default();
-    let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
-    let mut padded = own;
+    let mut padded = serde_json::to_vec(report)?;
+    let length = Tensor::from_slice(&[padded.len() as i64]).to_device(device);
+    let lengths: Vec<i64> = to_host(&world.all_gather(&length)?.wait()?)?;
+    let longest = lengths.iter().copied().fold(0, i64::max) as usize;
     padded.resize(longest, 0);
-    let all = world.all_gather(&Tensor::from_slice(&padded).to_device(device))?.wait()?;
-    let all: Vec<u8> = Vec::try_from(all.reshape([-1]).to_kind(Kind::Uint8).to_device(Device::Cpu)).unwrap_or_default();
-    let parse = |(bytes, &length): (&[u8], &i64)| {
-        serde_json::from_slice(&bytes[..length as usize]).map_err(|error| TrainError::Sink(error.to_string()))
-    };
+    let all: Vec<u8> = to_host(&world.all_gather(&Tensor::from_slice(&padded).to_device(device))?.wait()?)?;
+    let parse = |(bytes, &length): (&[u8], &i64)| Ok(serde_json::from_slice(&bytes[..length as usize])?);
     all.chunks_exact(longest).zip(&lengths).map(parse).collect()
 }
 
-/// What an iteration took and brought, from the reports of all ranks.
+/// The record of an iteration, from the reports of all ranks.
 pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     let size = setup.plan.stage_ranks();
     let most = |of: fn(&Report) -> Seconds| reports.iter().map(of).fold(Seconds::ZERO, Seconds::max);
@@ -220,7 +218,7 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     let phases = reports.chunks(size).map(|stage| {
         let mut mean = Ledger::default();
         stage.iter().for_each(|report| mean.merge(&report.ledger, 1.0 / size as f64));
-        // What is left of the iteration on ranks that are done early is waiting for other stages.
+        // Ranks that are done early wait for other stages.
         mean.add(Phase::Bubble, (step - mean.total()).max(Seconds::ZERO));
         mean
     });
@@ -247,32 +245,10 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     }
 }
 
-impl TrainError {
-    /// Whether another rank's death is the cause, so that this error only repeats it.
-    pub fn is_secondary(&self) -> bool {
-        self.death().is_some()
-    }
-
-    /// The rank whose death this error tells of.
-    fn death(&self) -> Option<usize> {
-        match self {
-            Self::Comm(CommError { reason: CommFailure::Died { rank, .. }, .. }) => Some(*rank),
-            _ => None,
-        }
-    }
-
-    /// The ranks that were waited for in vain.
-    fn late(&self) -> &[usize] {
-        match self {
-            Self::Comm(CommError { reason: CommFailure::Late { ranks, .. }, .. }) => ranks,
-            _ => &[],
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::{CommError, CommFailure};
 
     fn comm(rank: usize, reason: CommFailure) -> (usize, TrainError) {
         (rank, CommError { rank, collective: "all-reduce", group: "the world".to_owned(), reason }.into())
@@ -283,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_told_with_rank_and_collective() {
+    fn the_cause_is_reported_with_rank_and_collective() {
         let died = |rank, of| comm(rank, CommFailure::Died { rank: of, how: "panicked: x".to_owned() });
         let late =
             |rank, of: &[usize]| comm(rank, CommFailure::Late { ranks: of.to_vec(), waited: Duration::from_secs(1) });

@@ -16,7 +16,7 @@ use systems::{CostModel, Plan};
 use trainer::comm::launch::Launch;
 use trainer::comm::{CommError, CommFailure};
 use trainer::processes::{Call, Processes};
-use trainer::rank::Report;
+use trainer::rank::report::Report;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use trainer::{TrainError, checkpoint, record};
@@ -83,7 +83,7 @@ impl Engine for Trainer {
 
     fn begin(&self, asked: &str) -> Result<()> {
         if let Some(launch) = self.launch.clone() {
-            let processes = Processes::meet(launch, self.options.device, self.options.timeout, asked)?;
+            let processes = Processes::rendezvous(launch, self.options.device, self.options.timeout, asked)?;
             ensure!(self.processes.set(processes).is_ok(), "processes that have met already");
         }
         Ok(())
@@ -91,7 +91,7 @@ impl Engine for Trainer {
 
     fn end(&self, status: u8) {
         if let Some(processes) = self.processes.get() {
-            processes.dismiss(status);
+            processes.finish(status);
         }
     }
 
@@ -109,7 +109,7 @@ impl Follower for Trainer {
         loop {
             let number = match processes.next() {
                 Ok(Call::Case { index, .. }) => index,
-                Ok(Call::End(status)) => return Ok(status),
+                Ok(Call::Exit(status)) => return Ok(status),
                 // What this rank was doing when a process went says more than that it is gone.
                 Err(error) => bail!(last.unwrap_or_else(|| error.to_string())),
             };
@@ -195,7 +195,6 @@ impl Trainer {
             tick();
             let mut collected = collected.lock().unwrap_or_else(PoisonError::into_inner);
             collected.add(setup, reports, replay.as_mut());
-            Ok(())
         };
         let ended = match self.processes.get() {
             Some(processes) => world::run_process(setup, processes, &mut sink, |_| ()),
@@ -238,7 +237,7 @@ pub fn status(error: &TrainError) -> Status {
     match error {
         TrainError::Comm(CommError { reason: CommFailure::Late { .. }, .. }) => Status::Timeout,
         TrainError::Comm(CommError { reason: CommFailure::Died { how, .. }, .. }) => status_of_last_words(how),
-        TrainError::Comm(_) | TrainError::Meeting(_) | TrainError::Check(_) => Status::CommError,
+        TrainError::Comm(_) | TrainError::Rendezvous(_) | TrainError::Check(_) => Status::CommError,
         TrainError::Panic { message, .. } => status_of_last_words(message),
         _ => Status::Crash,
     }

@@ -3,7 +3,7 @@
 use systems::CostModel;
 use systems::iteration::run::{Iteration, Run};
 use systems::iteration::timeline::Span;
-use trainer::rank::Report;
+use trainer::rank::report::Report;
 use trainer::record;
 use trainer::setup::Setup;
 

@@ -1,9 +1,8 @@
 //! All collectives by messages from rank to rank: the backends for CPU, between threads and between processes.
 //!
-//! Every message is handed over when the operation is called, so operations may be waited for in any order and a send
-//! never blocks. Sums are made in the order of ranks, so all members get the same bits; threads share that work, processes
-//! each do all of it. Between processes that moves `size` times what a ring moves, which does not matter inside one machine
-//! and is not meant for a network.
+//! Every message is posted when the operation is called, so operations may be waited for in any order and a send never
+//! blocks. Sums are computed in the order of ranks, so all members get the same bits. Threads share that work; processes
+//! each do all of it, which moves `size` times the bytes of a ring: fine inside one machine, not meant for a network.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,15 +11,16 @@ use std::time::Duration;
 
 use tch::{Kind, Tensor, no_grad};
 
+use crate::hash::fnv1a;
+
 use super::mailbox::{Channel, Death, Key, Mailbox, Parcel, Sums};
 use super::{CommError, CommFailure, Communicator, Operation, Pending, check_counts, part_name, part_of};
 
-/// Elements of an all-reduce from which on members of one process share the adding.
+/// Members of one process share the sums of all-reduces of at least this many elements.
 const WORTH_SHARING: usize = 16_384;
 
 /// How messages travel. Ranks are counted over the world.
 pub(super) trait Transport: Send + Sync {
-    /// This rank.
     fn rank(&self) -> usize;
 
     /// Where this rank's messages arrive.
@@ -29,7 +29,7 @@ pub(super) trait Transport: Send + Sync {
     /// Delivers to another rank, in order, without waiting for it to take. The tensor must not change afterwards.
     fn post(&self, to: usize, key: Key, parcel: Parcel) -> Result<(), CommFailure>;
 
-    /// Tells all ranks of a death.
+    /// Notifies all ranks of a death.
     fn announce(&self, death: &Death);
 }
 
@@ -62,17 +62,17 @@ impl Exchange {
         Self::over(Group { transport, timeout, id: 0, name, members: (0..size).collect(), rank })
     }
 
-    /// The same group, whose members are waited for this long from now on.
+    /// Changes how long members are waited for.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        // No operation is under way: it would hold the group, too.
+        // While an operation is under way, it shares the group, and the timeout stays.
         if let Some(group) = Arc::get_mut(&mut self.group) {
             group.timeout = timeout;
         }
         self
     }
 
-    /// Tells the first rank that died, counted over the world, and how; for backends that use this one for control. It may be
-    /// asked by any thread, and keeps nobody waiting.
+    /// Returns a function for any thread that says, without waiting, which rank died first, counted over the world, and how. For
+    /// backends that use this one for control.
     pub fn watch(&self) -> Box<dyn Fn() -> Option<(usize, String)> + Send> {
         let transport = Arc::downgrade(&self.group.transport);
         Box::new(move || {
@@ -91,7 +91,7 @@ impl Exchange {
         &self.group.members
     }
 
-    /// What messages call this group.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.group.name
     }
@@ -101,14 +101,14 @@ impl Exchange {
         self.group.timeout
     }
 
-    /// This member's part of a partition, as its own type.
+    /// [`Communicator::split`] that keeps the type.
     ///
     /// # Errors
-    /// See [`Communicator::split`].
+    /// As for [`Communicator::split`].
     pub fn part(&self, name: &str, groups: &[Vec<usize>]) -> Result<Self, CommError> {
         let ticket = self.begin(Operation::Split);
         let index = part_of(self.rank(), self.size(), groups).map_err(|reason| ticket.error(reason))?;
-        let id = fnv(format!("{} {} {name} {groups:?}", self.group.id, ticket.sequence).as_bytes());
+        let id = fnv1a(format!("{} {} {name} {groups:?}", self.group.id, ticket.sequence).as_bytes());
         let own = Tensor::from_slice(&[id as i64]);
         ticket.post_to_others(&own)?;
         for (member, other) in ticket.collect_from_others()? {
@@ -124,9 +124,9 @@ impl Exchange {
         Ok(Self::over(Group {
             transport: self.group.transport.clone(),
             timeout: self.group.timeout,
-            id: fnv(format!("{id} {index}").as_bytes()),
+            id: fnv1a(format!("{id} {index}").as_bytes()),
             name: part_name(name, &members),
-            rank: members.iter().position(|&rank| rank == world_rank).unwrap_or_default(),
+            rank: members.iter().position(|&rank| rank == world_rank).expect("the part is the one of this member"),
             members,
         }))
     }
@@ -207,7 +207,7 @@ impl Communicator for Exchange {
             return Ok(Pending::new(move || {
                 let sent = ticket.collect(&[root])?.remove(0);
                 ticket.check_like(root, &sent, &own.size(), own.kind())?;
-                // The other members hold the same memory.
+                // Members in one process share the memory of what was sent.
                 Ok(copy_of(&sent.to_device(own.device())))
             }));
         }
@@ -343,7 +343,7 @@ impl Ticket {
             if member == self.group.rank {
                 parts.extend(own.as_ref().map(Tensor::shallow_clone));
             } else if count > 0 {
-                let part = arrived.next().unwrap_or_default();
+                let part = arrived.next().expect("a tensor from every sender");
                 shape[0] = count as i64;
                 self.check_like(member, &part, &shape, rows.kind())?;
                 parts.push(part.to_device(rows.device()));
@@ -396,7 +396,7 @@ impl Ticket {
     }
 }
 
-/// The same values in memory of their own, outside autograd.
+/// A copy, outside autograd.
 fn copy_of(tensor: &Tensor) -> Tensor {
     no_grad(|| {
         let mut copy = Tensor::empty(tensor.size(), (tensor.kind(), tensor.device()));
@@ -414,7 +414,7 @@ fn sum(tensors: &[Tensor]) -> Tensor {
     sum
 }
 
-/// The same sum, of which this member makes the pieces that no other has made yet, from its own on.
+/// The same sum in pieces. This member computes the pieces that no other has computed yet, starting at its own.
 fn shared_sum(tensors: &[Tensor], sums: &Sums, rank: usize) -> Tensor {
     let (pieces, elements) = (sums.pieces(), tensors[0].numel());
     let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.reshape([-1])).collect();
@@ -429,9 +429,4 @@ fn shared_sum(tensors: &[Tensor], sums: &Sums, rank: usize) -> Tensor {
     parts.sort_unstable_by_key(|(piece, _)| *piece);
     let parts: Vec<Tensor> = parts.into_iter().map(|(_, part)| part).collect();
     Tensor::cat(&parts, 0).reshape(tensors[0].size())
-}
-
-/// FNV-1a: short, and the same in every process.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

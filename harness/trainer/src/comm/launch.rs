@@ -1,8 +1,8 @@
 //! Which rank this process is, of how many, and where rank 0 is: from flags, or from the variables that torchrun, mpirun or
-//! srun set, in that order (USERS: flag > RANK/LOCAL_RANK/WORLD_SIZE > OMPI_COMM_WORLD_* > PMI/PMIx > SLURM_*).
+//! srun set, in that order (flags > RANK/LOCAL_RANK/WORLD_SIZE > OMPI_COMM_WORLD_* > PMI/PMIx > SLURM_*).
 //!
-//! The first launcher whose rank variable is set is believed, whole: a launcher inside another (torchrun started by srun)
-//! leaves the outer one's variables in place, and those tell of another thing.
+//! All variables are read from the first launcher whose rank variable is set: a launcher inside another (torchrun started
+//! by srun) leaves the outer one's variables in place, which count other processes.
 
 use std::time::Duration;
 
@@ -11,81 +11,45 @@ use crate::comm::{Exchange, RendezvousError, tcp};
 /// The port where rank 0 listens when nothing names one; torchrun's default.
 pub const DEFAULT_PORT: u16 = 29500;
 
-/// What the command line says; it goes before every variable.
+/// The command line's flags, which have precedence over variables.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flags {
-    /// `--rank`
     pub rank: Option<usize>,
-    /// `--world-size`
     pub world_size: Option<usize>,
-    /// `--local-rank`
     pub local_rank: Option<usize>,
-    /// `--master-addr`
     pub master_address: Option<String>,
-    /// `--master-port`
     pub master_port: Option<u16>,
 }
 
 /// One process among those of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
-    /// This process.
     pub rank: usize,
-    /// Processes in all.
     pub size: usize,
-    /// Processes on this machine before this one, when the launcher says so.
+    /// Processes on this machine before this one, if the launcher says so.
     pub local_rank: Option<usize>,
     /// Where rank 0 listens.
     pub master_address: String,
-    /// On which port.
     pub master_port: u16,
-    /// Which launcher said so.
     pub launcher: &'static str,
 }
 
-/// Why flags and variables do not tell who this process is.
+/// Why flags and variables do not say which rank this process is.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum LaunchError {
-    /// Not a number.
     #[error("{variable}={value}: expected {expected}")]
-    Value {
-        /// The variable or flag.
-        variable: &'static str,
-        /// What it holds.
-        value: String,
-        /// What it may hold.
-        expected: String,
-    },
-    /// Two that go together are not both there.
+    Value { variable: &'static str, value: String, expected: String },
+    /// Of two variables that belong together, one is missing.
     #[error("{present} is set ({launcher}) but {absent} is not: set {absent}, or unset {present} to run alone")]
-    Incomplete {
-        /// Who sets them.
-        launcher: &'static str,
-        /// The one that is set.
-        present: String,
-        /// The one that is not.
-        absent: &'static str,
-    },
-    /// Where rank 0 is, is unknown.
+    Incomplete { launcher: &'static str, present: String, absent: &'static str },
+    /// The address of rank 0 is unknown.
     #[error("{size} ranks ({launcher}) on several machines: set MASTER_ADDR or --master-addr to the machine of rank 0")]
-    NoMaster {
-        /// Who set the ranks.
-        launcher: &'static str,
-        /// How many.
-        size: usize,
-    },
+    NoMaster { launcher: &'static str, size: usize },
     /// This machine has too few GPUs.
     #[error(
         "rank {rank}: local rank {local} needs a GPU of its own, and this machine shows {devices}: start at most as many ranks on a machine as it has GPUs"
     )]
-    NoDevice {
-        /// The rank.
-        rank: usize,
-        /// Its local rank, as far as known.
-        local: String,
-        /// GPUs seen.
-        devices: usize,
-    },
+    NoDevice { rank: usize, local: String, devices: usize },
 }
 
 /// The variables of one launcher.
@@ -125,10 +89,10 @@ const LAUNCHERS: [Launcher; 4] = [
 ];
 
 impl Launch {
-    /// From flags and environment; none when neither names a rank, so that this process runs alone.
+    /// From flags and environment. None if neither names a rank: then this process runs alone.
     ///
     /// # Errors
-    /// The variable or flag that is missing, is no number, or contradicts another.
+    /// A variable or flag that is missing, is no number, or contradicts another.
     pub fn from(flags: &Flags, environment: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, LaunchError> {
         let read = Reader { environment };
         let Some(claim) = Claim::read(flags, &read)? else {
@@ -156,18 +120,18 @@ impl Launch {
         Ok(Some(Self { rank: rank.0, size, local_rank, master_address, master_port, launcher }))
     }
 
-    /// Meets the other processes.
+    /// Joins the other processes.
     ///
     /// # Errors
-    /// Which ranks did not come before the timeout, or what they disagree on.
+    /// Ranks that did not come before the timeout or contradict each other.
     pub fn connect(&self, timeout: Duration) -> Result<Exchange, RendezvousError> {
         tcp::world(self.rank, self.size, (&self.master_address, self.master_port), timeout)
     }
 
-    /// The GPU of this process, of those that it sees. A launcher that shows each process its own GPU shows one.
+    /// The GPU of this process, among the `devices` that it sees. A launcher that assigns GPUs shows each process one.
     ///
     /// # Errors
-    /// When there are fewer GPUs than processes on this machine.
+    /// Fewer GPUs than processes on this machine.
     pub fn device(&self, devices: usize) -> Result<usize, LaunchError> {
         match self.local_rank {
             Some(_) if devices == 1 => Ok(0),
@@ -182,7 +146,7 @@ impl Launch {
     }
 }
 
-/// What one launcher, or the flags, say about ranks. A number stands with the name of the variable it came from.
+/// What one launcher or the flags say about ranks; numbers with the name of their variable.
 struct Claim {
     launcher: &'static str,
     rank: (usize, &'static str),
@@ -254,7 +218,7 @@ impl Reader<'_> {
     }
 }
 
-/// The port of MASTER_PORT; under torchrun, the one after it: there torchrun's own store listens at MASTER_PORT itself.
+/// The port of MASTER_PORT, or the one after it if torchrun's own store listens at MASTER_PORT.
 fn check_port(port: usize, read: &Reader<'_>) -> Result<u16, LaunchError> {
     let own = read.text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     match u16::try_from(port) {
@@ -264,7 +228,7 @@ fn check_port(port: usize, read: &Reader<'_>) -> Result<u16, LaunchError> {
     }
 }
 
-/// Where rank 0 is when nothing says so: the first node of a Slurm step, or this machine when all ranks are on it.
+/// The default address of rank 0: the first node of a Slurm step, or this machine if all ranks are on it.
 fn default_master(
     launcher: &'static str,
     size: usize,

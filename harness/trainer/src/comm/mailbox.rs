@@ -1,6 +1,7 @@
-//! What has arrived at one rank and is not taken yet, and who is gone: the meeting point of the backends for CPU.
+//! The messages that have arrived at one rank and are not taken yet, and the ranks that have died: common to the backends
+//! for CPU.
 //!
-//! Whoever delivers never waits. Whoever takes sleeps until all that it wants is there, someone died, or time is up; a
+//! A delivery never waits. A receiver sleeps until all messages that it wants have arrived, a rank has died, or time is up; a
 //! delivery wakes it only when it completes what is wanted.
 
 use std::collections::{HashMap, HashSet};
@@ -11,7 +12,7 @@ use tch::Tensor;
 
 use super::{CommFailure, Operation};
 
-/// What a parcel is for: at one rank, no two are alike.
+/// Identifies a parcel at its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     /// Number of the group, the same at all its members.
@@ -24,27 +25,27 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Whether `other` tells that this one will never come: senders deliver in order.
+    /// Whether the arrival of `other` means that this one will never come: senders deliver in order.
     fn is_overtaken_by(&self, other: &Self) -> bool {
         (self.group, self.channel, self.from) == (other.group, other.channel, other.from)
             && self.sequence < other.sequence
     }
 }
 
-/// What is counted by a sequence number.
+/// What a sequence number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Channel {
     /// The collectives of a group.
     Collective,
-    /// What one member sent to another.
+    /// Messages from one member to another.
     Direct,
 }
 
-/// A tensor under way.
+/// A tensor on its way.
 pub(super) struct Parcel {
     pub operation: Operation,
     pub tensor: Tensor,
-    /// Where members in one process share the work of an all-reduce. Does not travel further.
+    /// Where members in one process share the work of an all-reduce; not sent to other processes.
     pub sums: Option<Arc<Sums>>,
 }
 
@@ -68,15 +69,13 @@ impl Sums {
     }
 }
 
-/// A rank that is gone, and its last words.
+/// A rank that died, counted over the world, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Death {
-    /// Counted over the world.
     pub rank: usize,
     pub how: String,
 }
 
-/// The mailbox of one rank.
 #[derive(Default)]
 pub(super) struct Mailbox {
     state: Mutex<State>,
@@ -88,7 +87,7 @@ struct State {
     parcels: HashMap<Key, Parcel>,
     /// The newest parcel of each group, channel and sender.
     newest: HashMap<(u64, Channel, usize), u64>,
-    /// Who sleeps, and what each still misses.
+    /// Sleeping receivers, and what each still misses.
     sleepers: Vec<(u64, HashSet<Key>)>,
     next_sleeper: u64,
     /// Ranks that ended well.
@@ -98,7 +97,6 @@ struct State {
 }
 
 impl Mailbox {
-    /// Delivers.
     pub(super) fn post(&self, key: Key, parcel: Parcel) {
         let mut state = self.lock();
         let mut wake = false;
@@ -171,7 +169,7 @@ impl Mailbox {
 }
 
 impl State {
-    /// An error when waiting for `missing` makes no sense. Any death ends all waiting: no run goes on without a rank.
+    /// An error if `missing` will never come. Any death ends all waiting: no run goes on without a rank.
     fn why_in_vain(&mut self, missing: &HashSet<Key>) -> Result<(), CommFailure> {
         if let Some(Death { rank, how }) = self.death.clone() {
             return Err(CommFailure::Died { rank, how });
@@ -183,7 +181,7 @@ impl State {
                 return Err(CommFailure::Mismatch(found));
             }
             if self.left.contains(&key.from) {
-                // To those who hear of it from this rank, too, that is the first death.
+                // Ranks that hear of it from this one take it for the first death, too.
                 let how = "it ended without taking part".to_owned();
                 self.death = Some(Death { rank: key.from, how: how.clone() });
                 return Err(CommFailure::Died { rank: key.from, how });

@@ -4,8 +4,8 @@
 //! which holds on to its tensors until it is over: until then, what was passed must not be changed in place. What arrives is
 //! there after [`Pending::wait`]. On a GPU that means: from then on, work put on the current stream of libtorch sees it.
 //!
-//! A member that dies ends every operation that needs it, within seconds, with an error that names it and the collective;
-//! so does one that does not arrive before the timeout.
+//! When a member dies, every operation that needs it ends within seconds with an error that names the member and the
+//! collective; also when a member does not arrive before the timeout.
 
 mod exchange;
 pub mod launch;
@@ -30,10 +30,9 @@ use tch::{Kind, Tensor};
 
 /// A group of ranks as one of its members sees it.
 pub trait Communicator: Send {
-    /// This member's number in the group, from 0.
+    /// This member's number in the group.
     fn rank(&self) -> usize;
 
-    /// Members of the group.
     fn size(&self) -> usize;
 
     /// Rows to every member and from every member. `rows`: `[sum of sent, shape of a row]`, first those for member 0;
@@ -94,21 +93,21 @@ pub trait Communicator: Send {
     /// A member in none or two of the groups; a member that died or does not arrive.
     fn split(&self, name: &str, groups: &[Vec<usize>]) -> Result<Box<dyn Communicator>, CommError>;
 
-    /// Last words: tells every rank of the world that this one is gone, and why; whoever waits stops at once. What a rank
-    /// says that failed because another one died is that death.
+    /// Aborts all peers: every rank of the world learns that this one failed, and why, and stops waiting. If this rank failed
+    /// because a peer died, the peer's death is reported.
     fn fail(&self, how: &str);
 }
 
-/// An operation under way.
+/// An operation that is under way.
 pub struct Pending(Box<dyn FnOnce() -> Result<Tensor, CommError>>);
 
 impl Pending {
-    /// An operation that `finish` completes. Whatever the operation still reads or writes must live in `finish`.
+    /// An operation that `finish` completes. `finish` must own the memory that the operation still reads or writes.
     pub fn new(finish: impl FnOnce() -> Result<Tensor, CommError> + 'static) -> Self {
         Self(Box::new(finish))
     }
 
-    /// Completes the operation; returns what arrived, or for a send what was sent.
+    /// Completes the operation. Returns what arrived; for a send, what was sent.
     ///
     /// # Errors
     /// A member that died or did not arrive.
@@ -117,29 +116,25 @@ impl Pending {
     }
 }
 
-/// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("rank {rank}: {collective} of {group}: {reason}")]
 pub struct CommError {
-    /// The rank that tells, counted over the world.
+    /// The rank that failed, counted over the world.
     pub rank: usize,
-    /// What it was doing.
     pub collective: &'static str,
-    /// In which group.
     pub group: String,
-    /// What went wrong.
     pub reason: CommFailure,
 }
 
 /// What went wrong in an operation.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CommFailure {
-    /// Another rank is gone.
+    /// Another rank died.
     #[error("rank {rank} died: {how}")]
     Died {
         /// The rank, counted over the world.
         rank: usize,
-        /// Its last words, or how its absence was noticed.
+        /// Its own reason, or how its death was noticed.
         how: String,
     },
     /// Other ranks did not arrive in time.
@@ -147,18 +142,15 @@ pub enum CommFailure {
     Late {
         /// The ranks, counted over the world.
         ranks: Vec<usize>,
-        /// How long they were waited for.
         waited: Duration,
     },
-    /// What arrived is not what was agreed on.
+    /// Members disagree on the operation, its shape, kind or counts.
     #[error("{0}")]
     Mismatch(String),
-    /// A library refused.
     #[error("{0}")]
     Library(String),
 }
 
-/// What a group is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     AllToAll,
@@ -227,18 +219,21 @@ fn part_of(member: usize, size: usize, groups: &[Vec<usize>]) -> Result<usize, C
         for &other in members {
             match group_of.get_mut(other) {
                 None => return Err(CommFailure::Mismatch(format!("groups {groups:?}: there is no member {other}"))),
-                Some(Some(_)) => return Err(CommFailure::Mismatch(format!("groups {groups:?}: {other} stands twice"))),
+                Some(Some(_)) => {
+                    return Err(CommFailure::Mismatch(format!("groups {groups:?}: member {other} is duplicated")));
+                }
                 Some(group) => *group = Some(index),
             }
         }
     }
-    match group_of.iter().position(Option::is_none) {
-        Some(lacking) => Err(CommFailure::Mismatch(format!("groups {groups:?}: member {lacking} is in none"))),
-        None => Ok(group_of[member].unwrap_or_default()),
-    }
+    let of_members: Option<Vec<usize>> = group_of.iter().copied().collect();
+    of_members.map(|of_members| of_members[member]).ok_or_else(|| {
+        let missing: Vec<usize> = (0..size).filter(|&other| group_of[other].is_none()).collect();
+        CommFailure::Mismatch(format!("groups {groups:?}: in none of them: member {}", list(&missing)))
+    })
 }
 
-/// The name of a part of a split, for messages.
+/// The name of a part, for messages.
 fn part_name(name: &str, world_ranks: &[usize]) -> String {
     format!("{name} ({})", named(world_ranks))
 }

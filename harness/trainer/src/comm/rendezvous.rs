@@ -1,8 +1,8 @@
-//! How processes find each other: rank 0 listens at an agreed address, the others connect, tell where they listen
-//! themselves, and get the list of all.
+//! How processes find each other: rank 0 listens at an agreed address; the others connect, send the port where they listen
+//! themselves, and receive the addresses of all.
 //!
-//! Rank 0 answers once all are there, or after the timeout tells those that are there which are missing, so that every
-//! log names them. Connections of strangers are ignored.
+//! Rank 0 answers when all have come. After the timeout it sends those that have come the list of the missing, so that
+//! every log names them. Connections of other programs are ignored.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -11,74 +11,32 @@ use std::time::{Duration, Instant};
 
 use super::list;
 
-/// First bytes of every connection: this protocol, this version of it.
+/// First bytes of every connection: protocol and version.
 pub(super) const GREETING: [u8; 8] = *b"moecomm1";
-/// Between two tries to connect or to accept.
+/// Between two attempts to connect or to accept.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why processes did not find each other.
 #[derive(Debug, thiserror::Error)]
 pub enum RendezvousError {
-    /// Rank 0 cannot listen.
     #[error(
         "rank 0 cannot listen at {address}: {source}; set MASTER_ADDR to an address of its machine and MASTER_PORT to a free port"
     )]
-    Listen {
-        /// Where.
-        address: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// Rank 0 was not reached.
+    Listen { address: String, source: io::Error },
     #[error("rank {rank}: rank 0 was not reached at {address} within {waited:?}: {last}")]
-    Unreachable {
-        /// Who tried.
-        rank: usize,
-        /// Where.
-        address: String,
-        /// For how long.
-        waited: Duration,
-        /// What the last try said.
-        last: String,
-    },
-    /// Not all came.
+    Unreachable { rank: usize, address: String, waited: Duration, last: String },
     #[error("rank {rank}: of {size} ranks, {} did not come to {address} within {waited:?}", list(.missing))]
-    Missing {
-        /// Who tells.
-        rank: usize,
-        /// Ranks expected.
-        size: usize,
-        /// Those that did not come.
-        missing: Vec<usize>,
-        /// Where.
-        address: String,
-        /// For how long they were waited for.
-        waited: Duration,
-    },
+    Missing { rank: usize, size: usize, missing: Vec<usize>, address: String, waited: Duration },
     /// Ranks contradict each other.
     #[error("rank {rank}: at {address}: {reason}")]
-    Refused {
-        /// Who tells.
-        rank: usize,
-        /// Where.
-        address: String,
-        /// The contradiction.
-        reason: String,
-    },
+    Refused { rank: usize, address: String, reason: String },
     /// A rank that came to the rendezvous was not reached, or broke off.
     #[error("rank {rank}: rank {peer}: {reason}")]
-    Peer {
-        /// Who tells.
-        rank: usize,
-        /// About whom.
-        peer: usize,
-        /// What happened.
-        reason: String,
-    },
+    Peer { rank: usize, peer: usize, reason: String },
 }
 
-/// A meeting: who, of how many, where, until when.
-pub(super) struct Meeting<'a> {
+/// One process at a rendezvous.
+pub(super) struct Rendezvous<'a> {
     pub rank: usize,
     pub size: usize,
     /// Host name or address, and port, of rank 0.
@@ -87,49 +45,49 @@ pub(super) struct Meeting<'a> {
     pub started: Instant,
 }
 
-impl Meeting<'_> {
-    /// Where each rank listens; this one at `port`.
+impl Rendezvous<'_> {
+    /// Where each rank listens; this one listens at `port`.
     pub(super) fn addresses(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
-        if self.rank == 0 { self.host(port) } else { self.visit(port) }
+        if self.rank == 0 { self.serve(port) } else { self.join(port) }
     }
 
-    /// What is left of the timeout; at least a millisecond, which sockets need.
+    /// The rest of the timeout; at least a millisecond, which sockets need.
     pub(super) fn rest(&self) -> Duration {
         self.timeout.saturating_sub(self.started.elapsed()).max(Duration::from_millis(1))
     }
 
-    fn host(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
-        let mut guests: Vec<Option<(TcpStream, u16)>> = (0..self.size).map(|_| None).collect();
+    fn serve(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
+        let mut peers: Vec<Option<(TcpStream, u16)>> = (0..self.size).map(|_| None).collect();
         if self.size > 1 {
             let listener = self.listen()?;
-            while guests.iter().skip(1).any(Option::is_none) {
+            while peers.iter().skip(1).any(Option::is_none) {
                 if self.started.elapsed() >= self.timeout {
-                    return Err(self.give_up(&mut guests));
+                    return Err(self.give_up(&mut peers));
                 }
                 match listener.accept() {
-                    Ok((stream, _)) => self.welcome(stream, &mut guests)?,
+                    Ok((stream, _)) => self.accept(stream, &mut peers)?,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
                     Err(source) => return Err(RendezvousError::Listen { address: self.place(), source }),
                 }
             }
         }
-        // Where each guest comes from, as rank 0 sees it. What rank 0 sees on its own machine means nothing elsewhere:
-        // then the others take the address by which they reached rank 0.
-        let entry = |guest: &Option<(TcpStream, u16)>| match guest {
+        // Where each peer comes from, as rank 0 sees it. An address on rank 0's own machine means nothing elsewhere: the others
+        // replace it by the address at which they reached rank 0.
+        let entry = |peer: &Option<(TcpStream, u16)>| match peer {
             None => (Ipv6Addr::UNSPECIFIED, port),
             Some((stream, port)) => (outside_address(stream), *port),
         };
-        let entries: Vec<(Ipv6Addr, u16)> = guests.iter().map(entry).collect();
-        for (peer, guest) in guests.iter_mut().enumerate() {
-            if let Some((stream, _)) = guest {
-                send_table(stream, &entries).map_err(|error| self.peer(peer, &error))?;
+        let entries: Vec<(Ipv6Addr, u16)> = peers.iter().map(entry).collect();
+        for (rank, peer) in peers.iter_mut().enumerate() {
+            if let Some((stream, _)) = peer {
+                send_table(stream, &entries).map_err(|error| self.peer_error(rank, &error))?;
             }
         }
         Ok(entries.into_iter().map(|entry| resolve(entry, IpAddr::V4(Ipv4Addr::LOCALHOST))).collect())
     }
 
-    /// Takes in a connection, if it speaks this protocol.
-    fn welcome(&self, mut stream: TcpStream, guests: &mut [Option<(TcpStream, u16)>]) -> Result<(), RendezvousError> {
+    /// Accepts a connection that speaks this protocol.
+    fn accept(&self, mut stream: TcpStream, peers: &mut [Option<(TcpStream, u16)>]) -> Result<(), RendezvousError> {
         let Ok((rank, size, port)) = read_introduction(&mut stream) else {
             return Ok(());
         };
@@ -137,26 +95,26 @@ impl Meeting<'_> {
             Some(format!("rank {rank} expects a world of {size}, rank 0 one of {}", self.size))
         } else if rank == 0 || rank >= self.size {
             Some(format!("a process came as rank {rank} of {size}"))
-        } else if guests[rank].is_some() {
+        } else if peers[rank].is_some() {
             Some(format!("two processes came as rank {rank}"))
         } else {
             None
         };
         let Some(reason) = reason else {
-            guests[rank] = Some((stream, port));
+            peers[rank] = Some((stream, port));
             return Ok(());
         };
-        let streams = guests.iter_mut().flatten().map(|(stream, _)| stream);
+        let streams = peers.iter_mut().flatten().map(|(stream, _)| stream);
         for stream in streams.chain([&mut stream]) {
-            // Who cannot be told finds the connection closed.
+            // A peer that does not get this finds the connection closed.
             let _ = send_refusal(stream, &reason);
         }
         Err(RendezvousError::Refused { rank: self.rank, address: self.place(), reason })
     }
 
-    fn give_up(&self, guests: &mut [Option<(TcpStream, u16)>]) -> RendezvousError {
-        let missing: Vec<usize> = (1..self.size).filter(|&rank| guests[rank].is_none()).collect();
-        for (stream, _) in guests.iter_mut().flatten() {
+    fn give_up(&self, peers: &mut [Option<(TcpStream, u16)>]) -> RendezvousError {
+        let missing: Vec<usize> = (1..self.size).filter(|&rank| peers[rank].is_none()).collect();
+        for (stream, _) in peers.iter_mut().flatten() {
             let _ = send_missing(stream, &missing);
         }
         self.missing(missing)
@@ -170,8 +128,8 @@ impl Meeting<'_> {
     fn listen(&self) -> Result<TcpListener, RendezvousError> {
         let error = |source| RendezvousError::Listen { address: self.place(), source };
         let (host, port) = self.address;
-        // On its own machine, a host's name may stand for a loopback address, where no other machine comes through: unless
-        // loopback is what was asked for, rank 0 listens everywhere.
+        // On its own machine, a host's name may resolve to a loopback address, which other machines cannot reach: unless
+        // loopback was asked for, rank 0 listens at all addresses.
         let loopback = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
         let bound = if loopback { TcpListener::bind(self.address) } else { listen_everywhere(port) };
         let listener = bound.map_err(error)?;
@@ -179,16 +137,16 @@ impl Meeting<'_> {
         Ok(listener)
     }
 
-    fn visit(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
+    fn join(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
         let mut stream = self.connect()?;
-        // Rank 0 itself says when it gives up; a little longer, so that it is heard.
+        // Rank 0 says when it gives up; wait a little longer, to hear it.
         let patience = self.rest() + Duration::from_secs(2);
         let reply = stream
             .set_read_timeout(Some(patience))
             .and_then(|()| introduce(&mut stream, self.rank, self.size, port))
             .and_then(|()| read_reply(&mut stream, self.size))
-            .map_err(|error| self.peer(0, &error))?;
-        let host = stream.peer_addr().map_err(|error| self.peer(0, &error))?.ip();
+            .map_err(|error| self.peer_error(0, &error))?;
+        let host = stream.peer_addr().map_err(|error| self.peer_error(0, &error))?.ip();
         match reply {
             Reply::Table(entries) => Ok(entries.into_iter().map(|entry| resolve(entry, host)).collect()),
             Reply::Missing(missing) => Err(self.missing(missing)),
@@ -211,7 +169,7 @@ impl Meeting<'_> {
         }
     }
 
-    pub(super) fn peer(&self, peer: usize, error: &io::Error) -> RendezvousError {
+    pub(super) fn peer_error(&self, peer: usize, error: &io::Error) -> RendezvousError {
         RendezvousError::Peer { rank: self.rank, peer, reason: error.to_string() }
     }
 
@@ -225,7 +183,7 @@ pub(super) fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
     TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
 }
 
-/// Tells who connects: greeting, rank, size, port.
+/// Sends greeting, rank, size, port.
 pub(super) fn introduce(stream: &mut TcpStream, rank: usize, size: usize, port: u16) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut bytes = GREETING.to_vec();
@@ -235,7 +193,7 @@ pub(super) fn introduce(stream: &mut TcpStream, rank: usize, size: usize, port: 
     stream.write_all(&bytes)
 }
 
-/// Who connected. A stranger that says nothing is not waited for long.
+/// Receives rank, size, port. Another program that sends nothing is not waited for long.
 pub(super) fn read_introduction(stream: &mut TcpStream) -> io::Result<(usize, usize, u16)> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
@@ -312,7 +270,7 @@ fn read_reply(stream: &mut TcpStream, size: usize) -> io::Result<Reply> {
     }
 }
 
-/// A guest's address, or nothing when it is on rank 0's machine.
+/// A peer's address; unspecified if it is on rank 0's machine.
 fn outside_address(stream: &TcpStream) -> Ipv6Addr {
     let (Ok(there), Ok(here)) = (stream.peer_addr(), stream.local_addr()) else {
         return Ipv6Addr::UNSPECIFIED;
@@ -324,7 +282,7 @@ fn outside_address(stream: &TcpStream) -> Ipv6Addr {
     }
 }
 
-/// `host`: the address by which rank 0's machine was reached.
+/// `host`: the address at which rank 0's machine was reached.
 fn resolve((address, port): (Ipv6Addr, u16), host: IpAddr) -> SocketAddr {
     let ip = if address.is_unspecified() { host } else { address.to_canonical() };
     SocketAddr::new(ip, port)

@@ -4,41 +4,26 @@ use tch::{Device, IndexOp, Kind, Tensor};
 
 use super::{CommError, Communicator, Operation, Pending};
 
-/// Why a check failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CheckError {
-    /// The operation did not end well.
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// It ended with other values than it should.
     #[error("member {member} of {size}: {collective} of {kind:?} gave {found}: expected {expected}")]
-    Wrong {
-        /// The member that tells.
-        member: usize,
-        /// Members of the group.
-        size: usize,
-        /// The operation.
-        collective: &'static str,
-        /// Kind of the tensors.
-        kind: Kind,
-        /// What it gave.
-        found: String,
-        /// What it should give.
-        expected: String,
-    },
+    Wrong { member: usize, size: usize, collective: &'static str, kind: Kind, found: String, expected: String },
 }
 
-/// An all-reduce and an all-to-all of known values: do all ranks reach all others? To be done before the first iteration.
+/// Checks that all ranks reach all others, by an all-reduce and an all-to-all of known values. For the start of a run.
 ///
 /// # Errors
-/// The rank that was not reached, or the values that were wrong.
+/// A rank that is not reached; wrong values.
 pub fn preflight(comm: &dyn Communicator, device: Device) -> Result<(), CheckError> {
     let check = Check { comm, device, kind: Kind::Float };
     check.all_reduce()?;
     check.all_to_all(|_, _| 1)
 }
 
-/// Every collective, in every kind of tensor that training uses, against plain references; group and halves of it.
+/// Checks every collective against plain references, in every kind of tensor that training uses, in the group and in halves of
+/// it.
 ///
 /// # Errors
 /// The first operation that fails or gives wrong values.
@@ -77,7 +62,7 @@ impl Check<'_> {
         Ok(self.comm.barrier()?)
     }
 
-    /// Small whole numbers, exact in every kind, that tell member and place: `[2, 3]`.
+    /// `[2, 3]`: small whole numbers, exact in every kind, that differ by member and place.
     fn tensor_of(&self, member: usize) -> Tensor {
         let values: Vec<i64> = (0..6).map(|place| (member as i64 * 3 + place) % 7).collect();
         Tensor::from_slice(&values).reshape([2, 3]).to_device(self.device).to_kind(self.kind)
@@ -96,7 +81,7 @@ impl Check<'_> {
         let pending = self.comm.all_reduce(&input)?;
         let found = pending.wait()?;
         self.compare(Operation::AllReduce, &found, &self.sum())?;
-        // What arrived is the caller's own: neither the input nor another member's.
+        // The result is a copy: neither the input's memory nor another member's.
         let _ = input.fill_(1);
         self.compare(Operation::AllReduce, &found, &self.sum())
     }
@@ -108,7 +93,7 @@ impl Check<'_> {
         let rows = Tensor::cat(&(0..size).map(|to| self.rows(rank, to, count(rank, to))).collect::<Vec<_>>(), 0);
         let expected = (0..size).map(|from| self.rows(from, rank, count(from, rank))).collect::<Vec<_>>();
         let pending = self.comm.all_to_all(&rows, &sent, &received)?;
-        // The operation alone keeps what it reads.
+        // The operation owns what it reads.
         drop(rows);
         let found = pending.wait()?;
         self.compare(Operation::AllToAll, &found, &Tensor::cat(&expected, 0))
@@ -191,6 +176,8 @@ impl Check<'_> {
 /// Shape, kind and the first values.
 fn describe(tensor: &Tensor) -> String {
     let flat = tensor.to_kind(Kind::Double).to_device(Device::Cpu).reshape([-1]);
-    let first: Vec<f64> = flat.iter::<f64>().map(|values| values.take(8).collect()).unwrap_or_default();
-    format!("{:?} {:?} {first:?}...", tensor.size(), tensor.kind())
+    match flat.iter::<f64>() {
+        Ok(values) => format!("{:?} {:?} {:?}...", tensor.size(), tensor.kind(), values.take(8).collect::<Vec<_>>()),
+        Err(error) => format!("{:?} {:?}: {error}", tensor.size(), tensor.kind()),
+    }
 }

@@ -1,8 +1,8 @@
 //! Ranks as processes: a connection between every two, tensors as bytes, a thread for each connection that fills the
 //! mailbox.
 //!
-//! A process that ends well says goodbye on every connection. One whose connection closes without that is dead, and known
-//! to be within milliseconds: the system closes the sockets of a killed process.
+//! A process that ends well says goodbye on every connection. One whose connection closes without a goodbye is dead, which
+//! the others notice within milliseconds: the system closes the sockets of a killed process.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,23 +14,23 @@ use tch::{Kind, Tensor};
 
 use super::exchange::{Exchange, Transport};
 use super::mailbox::{Channel, Death, Key, Mailbox, Parcel};
-use super::rendezvous::{Meeting, RendezvousError, introduce, listen_everywhere, read_introduction, read_u64};
+use super::rendezvous::{Rendezvous, RendezvousError, introduce, listen_everywhere, read_introduction, read_u64};
 use super::{CommFailure, Operation};
 
-/// How long the last words of a rank may take after its connection broke.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long to wait for a rank's reason after its connection broke.
+const LAST_MESSAGE: Duration = Duration::from_millis(500);
 
-/// Joins the world of `size` processes that meet at rank 0's `address` (host and port). Each must come before `timeout`, and
-/// is waited for as long in each later operation.
+/// Joins the world of `size` processes, whose rank 0 is at `address` (host and port). Each process must come before `timeout`,
+/// which also limits each later operation.
 ///
 /// # Errors
-/// Which ranks did not come, or what they disagree on.
+/// Ranks that did not come or contradict each other.
 pub fn world(rank: usize, size: usize, address: (&str, u16), timeout: Duration) -> Result<Exchange, RendezvousError> {
-    let meeting = Meeting { rank, size, address, timeout, started: Instant::now() };
-    let listener = listen_everywhere(0).map_err(|error| meeting.peer(rank, &error))?;
-    let port = listener.local_addr().map_err(|error| meeting.peer(rank, &error))?.port();
-    let addresses = meeting.addresses(port)?;
-    let streams = mesh(&meeting, &listener, &addresses)?;
+    let rendezvous = Rendezvous { rank, size, address, timeout, started: Instant::now() };
+    let listener = listen_everywhere(0).map_err(|error| rendezvous.peer_error(rank, &error))?;
+    let port = listener.local_addr().map_err(|error| rendezvous.peer_error(rank, &error))?.port();
+    let addresses = rendezvous.addresses(port)?;
+    let streams = mesh(&rendezvous, &listener, &addresses)?;
     let mailbox = Arc::new(Mailbox::default());
     let mut peers = Vec::with_capacity(size);
     for (peer, stream) in streams.into_iter().enumerate() {
@@ -43,7 +43,7 @@ pub fn world(rank: usize, size: usize, address: (&str, u16), timeout: Duration) 
             let (incoming, mailbox) = (stream.try_clone()?, mailbox.clone());
             thread::Builder::new().name(format!("rank {peer}")).spawn(move || read_all(peer, incoming, &mailbox))
         };
-        set_up().map_err(|error| meeting.peer(peer, &error))?;
+        set_up().map_err(|error| rendezvous.peer_error(peer, &error))?;
         peers.push(Some(Mutex::new(stream)));
     }
     Ok(Exchange::world(Arc::new(Process { rank, timeout, mailbox, peers }), size, timeout))
@@ -51,33 +51,35 @@ pub fn world(rank: usize, size: usize, address: (&str, u16), timeout: Duration) 
 
 /// A connection to each other rank: this one calls those before it and is called by those after it.
 fn mesh(
-    meeting: &Meeting<'_>,
+    rendezvous: &Rendezvous<'_>,
     listener: &TcpListener,
     addresses: &[SocketAddr],
 ) -> Result<Vec<Option<TcpStream>>, RendezvousError> {
     let mut streams: Vec<Option<TcpStream>> = addresses.iter().map(|_| None).collect();
-    for (peer, address) in addresses.iter().enumerate().take(meeting.rank) {
+    for (peer, address) in addresses.iter().enumerate().take(rendezvous.rank) {
         let call = || {
-            let mut stream = TcpStream::connect_timeout(address, meeting.rest())?;
-            introduce(&mut stream, meeting.rank, meeting.size, 0)?;
+            let mut stream = TcpStream::connect_timeout(address, rendezvous.rest())?;
+            introduce(&mut stream, rendezvous.rank, rendezvous.size, 0)?;
             Ok(stream)
         };
-        streams[peer] = Some(call().map_err(|error: io::Error| meeting.peer(peer, &error))?);
+        streams[peer] = Some(call().map_err(|error: io::Error| rendezvous.peer_error(peer, &error))?);
     }
-    listener.set_nonblocking(true).map_err(|error| meeting.peer(meeting.rank, &error))?;
-    while let Some(lacking) = (meeting.rank + 1..meeting.size).find(|&peer| streams[peer].is_none()) {
+    listener.set_nonblocking(true).map_err(|error| rendezvous.peer_error(rendezvous.rank, &error))?;
+    while let Some(lacking) = (rendezvous.rank + 1..rendezvous.size).find(|&peer| streams[peer].is_none()) {
         match listener.accept() {
             Ok((mut stream, _)) => {
                 if let Ok((peer, size, _)) = read_introduction(&mut stream)
-                    && size == meeting.size
-                    && (meeting.rank + 1..size).contains(&peer)
+                    && size == rendezvous.size
+                    && (rendezvous.rank + 1..size).contains(&peer)
                 {
                     streams[peer] = Some(stream);
                 }
             }
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(meeting.peer(lacking, &error)),
-            Err(_) if meeting.started.elapsed() >= meeting.timeout => {
-                return Err(meeting.peer(lacking, &io::Error::other("it did not connect in time")));
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                return Err(rendezvous.peer_error(lacking, &error));
+            }
+            Err(_) if rendezvous.started.elapsed() >= rendezvous.timeout => {
+                return Err(rendezvous.peer_error(lacking, &io::Error::other("it did not connect in time")));
             }
             Err(_) => thread::sleep(Duration::from_millis(1)),
         }
@@ -89,7 +91,7 @@ struct Process {
     rank: usize,
     timeout: Duration,
     mailbox: Arc<Mailbox>,
-    /// By rank; none for this one.
+    /// `[rank]`; none for this one.
     peers: Vec<Option<Mutex<TcpStream>>>,
 }
 
@@ -103,7 +105,7 @@ impl Process {
 
     fn write_to_all(&self, bytes: &[u8]) {
         for peer in 0..self.peers.len() {
-            // Who is gone already need not be told.
+            // A dead rank need not hear it.
             let _ = self.write(peer, bytes);
         }
     }
@@ -129,8 +131,8 @@ impl Transport for Process {
                 CommFailure::Late { ranks: vec![to], waited: self.timeout }
             }
             _ => {
-                // What it said last, or who died before it, may be on the way still.
-                let heard = self.mailbox.death_within(LAST_WORDS);
+                // Its reason, or the death of another rank that caused it, may still be on the way.
+                let heard = self.mailbox.death_within(LAST_MESSAGE);
                 let death = heard.unwrap_or_else(|| Death { rank: to, how: how_it_ended(&error) });
                 self.mailbox.note_death(&death);
                 CommFailure::Died { rank: death.rank, how: death.how }
@@ -157,7 +159,7 @@ impl Drop for Process {
         }
         for stream in self.peers.iter_mut().flatten() {
             let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-            // The reading half stays open in its thread, so that nothing on the way to the others is lost.
+            // The reading half stays open in its thread, so that no data on the way to the others is lost.
             let _ = stream.shutdown(Shutdown::Write);
         }
     }
@@ -167,7 +169,7 @@ const PARCEL: u8 = 0;
 const GOODBYE: u8 = 1;
 const DEATH: u8 = 2;
 
-/// Kinds of tensors, by the number that stands for them on the way.
+/// Kinds of tensors, by the number that encodes them.
 const KINDS: [Kind; 9] = [
     Kind::Uint8,
     Kind::Int8,
@@ -195,8 +197,8 @@ fn read_all(peer: usize, stream: TcpStream, mailbox: &Mailbox) {
     }
 }
 
-/// What a connection that broke tells of the process at its other end. The system closes those of a killed process, and
-/// resets those that still held something for it.
+/// How the process at the other end of a broken connection ended. The system closes the connections of a killed process, and
+/// resets those that still held data for it.
 fn how_it_ended(error: &io::Error) -> String {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match error.kind() {
@@ -230,8 +232,7 @@ fn read_one(peer: usize, stream: &mut impl Read, mailbox: &Mailbox) -> io::Resul
     }
 }
 
-/// Header and content: message, channel, operation, kind, dimensions (a byte each), group, sequence, shape (eight bytes
-/// each), and the elements.
+/// Header (message, channel, operation, kind, dimensions: a byte each; group, sequence, shape: eight bytes each) and elements.
 fn encode(key: &Key, parcel: &Parcel) -> io::Result<Vec<u8>> {
     let (tensor, shape) = (parcel.tensor.contiguous(), parcel.tensor.size());
     let kind = position(&KINDS, tensor.kind())?;

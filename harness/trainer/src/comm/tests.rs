@@ -158,8 +158,8 @@ fn splits_of_splits_keep_the_order_given() {
 #[test]
 fn groups_that_are_no_partition_are_refused() {
     for (groups, found) in [
-        (vec![vec![0], vec![1, 0]], "0 stands twice"),
-        (vec![vec![0]], "member 1 is in none"),
+        (vec![vec![0], vec![1, 0]], "member 0 is duplicated"),
+        (vec![vec![0]], "in none of them: member 1"),
         (vec![vec![0, 1, 2]], "there is no member 2"),
     ] {
         for result in threads::run(2, PATIENCE, |comm| comm.split("bad", &groups).map(drop)) {
@@ -195,7 +195,7 @@ fn survivors(
 #[test]
 fn a_panic_ends_the_others_at_once_with_its_message() {
     let (results, after) = survivors(2, || panic!("the {} panic", "test's"));
-    assert!(after < Duration::from_secs(5), "{after:?}");
+    assert!(after < PATIENCE, "ended by the timeout alone");
     for (rank, result) in [0, 1, 3].into_iter().zip(results) {
         let Err(Failure::Error(error)) = result else { panic!("{result:?}") };
         let CommFailure::Died { rank: 2, how } = &error.reason else { panic!("{error}") };
@@ -211,13 +211,13 @@ fn an_error_ends_the_others_at_once_and_an_early_end_too() {
     let reason = CommFailure::Library("no memory".to_owned());
     let error = CommError { rank: 1, collective: "all-reduce", group, reason };
     let (results, after) = survivors(1, || Err(error.clone()));
-    assert!(after < Duration::from_secs(5), "{after:?}");
+    assert!(after < PATIENCE, "ended by the timeout alone");
     for result in results {
         let Err(Failure::Error(found)) = result else { panic!("{result:?}") };
         assert_eq!(found.reason, CommFailure::Died { rank: 1, how: error.to_string() });
     }
     let (results, after) = survivors(1, || Ok(()));
-    assert!(after < Duration::from_secs(5), "{after:?}");
+    assert!(after < PATIENCE, "ended by the timeout alone");
     for result in results {
         let Err(Failure::Error(found)) = result else { panic!("{result:?}") };
         let CommFailure::Died { rank, how } = found.reason else { panic!("{found}") };
@@ -263,7 +263,7 @@ fn disagreement_is_an_error_on_every_rank_and_no_hang() {
     let check = |found: &str, rank: &(dyn Fn(&Exchange) -> Result<(), CommError> + Sync)| {
         let started = Instant::now();
         let results = threads::run(2, PATIENCE, rank);
-        assert!(started.elapsed() < Duration::from_secs(5), "{found}");
+        assert!(started.elapsed() < PATIENCE, "{found}: ended by the timeout alone");
         let errors: Vec<String> = results
             .iter()
             .filter_map(|result| match result {

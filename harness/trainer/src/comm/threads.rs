@@ -1,7 +1,7 @@
-//! Ranks as threads of one process: tensors change hands without a copy beyond the one that lets the sender go on.
+//! Ranks as threads of one process: a tensor is copied once, so that the sender can go on, and then passed on without copies.
 //!
-//! Also for several ranks on one GPU: all threads use its default stream, so what one enqueues before handing over comes
-//! before what another enqueues afterwards.
+//! Also for several ranks on one GPU: all threads use its default stream, so the work that one enqueues before it sends a
+//! tensor comes before the work that another enqueues after it has received it.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -19,7 +19,6 @@ use super::{CommFailure, Communicator};
 /// Why a rank has no result.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure<E> {
-    /// It says so.
     Error(E),
     /// It panicked, with this message.
     Panic(String),
@@ -43,17 +42,14 @@ pub fn run<T: Send, E: Display + Send>(
     })
 }
 
-/// Runs one rank and, if it fails or panics, tells the others why. Its panic is told by the result alone: nothing is printed.
-///
-/// # Errors
-/// That it failed or panicked.
+/// Runs one rank. If it fails or panics, the others learn why. Its panic becomes an error and is not printed.
 pub fn guarded<C: Communicator + ?Sized, T, E: Display>(
     member: &C,
     rank: impl FnOnce(&C) -> Result<T, E>,
 ) -> Result<T, Failure<E>> {
     hush_guarded_panics();
     let before = GUARDED.replace(true);
-    // The member outlives the panic, so that its last words tell what happened.
+    // The member outlives the panic, so that it can still report it.
     let ended = catch_unwind(AssertUnwindSafe(|| rank(member)));
     GUARDED.set(before);
     match ended {
@@ -71,13 +67,13 @@ pub fn guarded<C: Communicator + ?Sized, T, E: Display>(
 }
 
 thread_local! {
-    /// Whether a panic of this thread is caught, and told, by [`guarded`].
+    /// Whether [`guarded`] catches a panic of this thread.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
     /// Where the last such panic began.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Lets the hook that prints panics pass over those that [`guarded`] catches.
+/// Replaces the hook that prints panics by one that leaves out those that [`guarded`] catches.
 fn hush_guarded_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -86,15 +82,15 @@ fn hush_guarded_panics() {
             if !GUARDED.get() {
                 return others(info);
             }
-            // In a library of others, the place tells nothing.
+            // A place in another crate says nothing to a user.
             let place = info.location().filter(|place| Path::new(place.file()).is_relative());
             PLACE.set(place.map(ToString::to_string));
         }));
     });
 }
 
-/// The members of a world of `size` threads; each waits at most `timeout` for another. A member whose last part is dropped
-/// by a panicking thread counts as dead.
+/// The members of a world of `size` threads; each waits at most `timeout` for another. A member counts as dead when a panicking
+/// thread drops its last communicator.
 pub fn world(size: usize, timeout: Duration) -> Vec<Exchange> {
     let mailboxes: Arc<[Mailbox]> = (0..size).map(|_| Mailbox::default()).collect();
     let member = |rank| Exchange::world(Arc::new(Thread { rank, mailboxes: mailboxes.clone() }), size, timeout);
@@ -103,7 +99,6 @@ pub fn world(size: usize, timeout: Duration) -> Vec<Exchange> {
 
 struct Thread {
     rank: usize,
-    /// By rank.
     mailboxes: Arc<[Mailbox]>,
 }
 
@@ -136,7 +131,7 @@ impl Drop for Thread {
     }
 }
 
-/// What a panic says, in a line. libtorch adds where in its own code it was raised: that is left out.
+/// A panic's message in one line, without the place in libtorch's own code.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");

@@ -1,104 +1,94 @@
 //! Executes the tasks of one pass of a layer program on one rank.
 //!
-//! Both streams are FIFO. An exchange is issued as soon as the one before it is and what it waits for has run; then the
-//! next compute task runs, after the exchange that it names has arrived. What has no successor is waited for at the end.
+//! Both streams are FIFO. An exchange is issued as soon as the exchange before it is issued and the task that it waits for
+//! has run. Then the next compute task runs, once the exchange that it waits for has arrived. Exchanges that nothing waits
+//! for are completed at the end.
 
 use std::collections::VecDeque;
 
-use systems::iteration::timeline::Activity;
 use systems::program::{Op, Stream, Task};
-use tch::Tensor;
-use workloads::Seconds;
 
-use crate::TrainError;
-use crate::clock::Timer;
+use crate::clock::pass::PassTimer;
 use crate::comm::Pending;
+use crate::error::TrainError;
+use crate::layer::pass::{Kernel, Pass};
 
-/// What the tasks of a pass do on this rank.
-pub trait Work {
-    /// Starts an exchange.
-    ///
-    /// # Errors
-    /// A rank that died; a program that sends what is not there yet.
-    fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError>;
-
-    /// Takes what an exchange brought.
-    ///
-    /// # Errors
-    /// An exchange that brought what nobody asked for.
-    fn arrive(&mut self, op: Op, tensors: Vec<Tensor>) -> Result<(), TrainError>;
-
-    /// Runs a compute task.
-    ///
-    /// # Errors
-    /// A program that computes on what is not there yet.
-    fn compute(&mut self, op: Op) -> Result<(), TrainError>;
-
-    /// The host's wait for the device.
-    fn synchronise(&self);
-}
-
-/// Runs the tasks; returns the time of each compute task, `[task]`, as a virtual clock measured it.
+/// Runs the tasks; each is timed on its own.
 ///
 /// # Errors
-/// What `work` says; a program whose tasks wait for each other.
-pub fn run(tasks: &[Task], work: &mut dyn Work, timer: &Timer) -> Result<Vec<Seconds>, TrainError> {
-    let on = |stream| (0..tasks.len()).filter(move |&t| tasks[t].op.stream() == stream).collect::<VecDeque<_>>();
-    let (mut compute, mut exchanges) = (on(Stream::Compute), on(Stream::Communication));
-    let mut begun = vec![false; tasks.len()];
-    let mut pending: Vec<Option<Vec<Pending>>> = (0..tasks.len()).map(|_| None).collect();
-    let mut durations = vec![Seconds::ZERO; tasks.len()];
-    loop {
-        while let Some(&next) = exchanges.front() {
-            if tasks[next].after.is_some_and(|other| !begun[other]) {
-                break;
-            }
-            let op = tasks[next].op;
-            pending[next] = Some(timer.wait(Activity::Op(op), || work.issue(op))?);
-            begun[next] = true;
-            exchanges.pop_front();
-        }
-        let Some(next) = compute.pop_front() else {
-            if exchanges.is_empty() {
-                break;
-            }
-            return Err(TrainError::Program("tasks that wait for each other".to_owned()));
-        };
-        if let Some(other) = tasks[next].after {
-            if !begun[other] {
-                return Err(TrainError::Program(format!("{:?} waits for a later task", tasks[next].op)));
-            }
-            complete(tasks, other, &mut pending, work, timer)?;
-        }
-        let op = tasks[next].op;
-        let (done, time) = match op {
-            Op::Sync => {
-                timer.wait(Activity::Op(op), || work.synchronise());
-                (Ok(()), Seconds::ZERO)
-            }
-            _ => timer.measure(Activity::Op(op), || work.compute(op)),
-        };
-        done?;
-        durations[next] = time;
-        begun[next] = true;
-    }
-    for task in 0..tasks.len() {
-        complete(tasks, task, &mut pending, work, timer)?;
-    }
-    Ok(durations)
+/// A peer that died; a program whose tasks wait for each other, or that computes or sends what is not there yet.
+pub(super) fn execute(tasks: &[Task], pass: &mut Pass<impl Kernel>, timer: &PassTimer) -> Result<(), TrainError> {
+    timer.aside(|| Execution::new(tasks, pass, timer).run())
 }
 
-/// Waits for an exchange that is under way; any other task is over.
-fn complete(
-    tasks: &[Task],
-    task: usize,
-    pending: &mut [Option<Vec<Pending>>],
-    work: &mut dyn Work,
-    timer: &Timer,
-) -> Result<(), TrainError> {
-    let Some(exchanges) = pending[task].take() else { return Ok(()) };
-    let op = tasks[task].op;
-    let tensors =
-        timer.wait(Activity::Op(op), || exchanges.into_iter().map(Pending::wait).collect::<Result<_, _>>())?;
-    work.arrive(op, tensors)
+struct Execution<'a, 'p, 't, K> {
+    tasks: &'a [Task],
+    pass: &'a mut Pass<'p, K>,
+    timer: &'a PassTimer<'t>,
+    /// `[task]`: whether it has run or, if it is an exchange, is issued.
+    begun: Vec<bool>,
+    /// `[task]`: the exchange under way.
+    pending: Vec<Option<Vec<Pending>>>,
+}
+
+impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
+    fn new(tasks: &'a [Task], pass: &'a mut Pass<'p, K>, timer: &'a PassTimer<'t>) -> Self {
+        let pending = tasks.iter().map(|_| None).collect();
+        Self { tasks, pass, timer, begun: vec![false; tasks.len()], pending }
+    }
+
+    fn run(mut self) -> Result<(), TrainError> {
+        let mut compute = self.on(Stream::Compute);
+        let mut exchanges = self.on(Stream::Communication);
+        loop {
+            while let Some(next) = exchanges.pop_front_if(|next| self.may_begin(*next)) {
+                self.issue(next)?;
+            }
+            let Some(next) = compute.pop_front() else { break };
+            if !self.may_begin(next) {
+                return Err(TrainError::Program(format!("{:?}, which waits for a later task", self.tasks[next].op)));
+            }
+            if let Some(other) = self.tasks[next].after {
+                self.complete(other)?;
+            }
+            self.compute(next)?;
+        }
+        if !exchanges.is_empty() {
+            return Err(TrainError::Program("tasks that wait for each other".to_owned()));
+        }
+        (0..self.tasks.len()).try_for_each(|task| self.complete(task))
+    }
+
+    fn on(&self, stream: Stream) -> VecDeque<usize> {
+        (0..self.tasks.len()).filter(|&task| self.tasks[task].op.stream() == stream).collect()
+    }
+
+    fn may_begin(&self, task: usize) -> bool {
+        self.tasks[task].after.is_none_or(|other| self.begun[other])
+    }
+
+    fn issue(&mut self, task: usize) -> Result<(), TrainError> {
+        let op = self.tasks[task].op;
+        self.pending[task] = Some(self.timer.wait(op, || self.pass.issue(op))?);
+        self.begun[task] = true;
+        Ok(())
+    }
+
+    fn compute(&mut self, task: usize) -> Result<(), TrainError> {
+        match self.tasks[task].op {
+            Op::Sync => self.timer.wait(Op::Sync, || self.pass.synchronize()),
+            op => self.timer.compute(op, || self.pass.compute(op))?,
+        }
+        self.begun[task] = true;
+        Ok(())
+    }
+
+    /// Waits for an exchange that is under way; any other task is over.
+    fn complete(&mut self, task: usize) -> Result<(), TrainError> {
+        let Some(exchanges) = self.pending[task].take() else { return Ok(()) };
+        let op = self.tasks[task].op;
+        let wait = || exchanges.into_iter().map(Pending::wait).collect::<Result<_, _>>();
+        let tensors = self.timer.wait(op, wait)?;
+        self.pass.arrive(op, tensors)
+    }
 }

@@ -1,4 +1,4 @@
-//! The experts of one MoE layer on one rank: two matrices each, forward and backward written out.
+//! The experts of one MoE layer on one rank: two matrices each, with the forward and the backward pass written out.
 //!
 //! An expert's parameters are one row of a flat bucket, `[W1: width x inner, b1: inner, W2: inner x width, b2: width]`, so
 //! that weights, gradient or optimizer state of an expert travel as one tensor.
@@ -8,15 +8,14 @@ use workloads::model::Moe;
 
 use crate::model::parameters::{Bucket, Initial, initial};
 
-/// The local experts of one layer.
 pub struct Experts {
     /// Weights, gradients and optimizer state, `[slots * parameters of an expert]`.
     pub bucket: Bucket,
     moe: Moe,
 }
 
-/// What an expert's backward pass needs of its forward pass.
-pub struct Kept {
+/// Saved for backward.
+pub struct Saved {
     input: Tensor,
     inner: Tensor,
     active: Tensor,
@@ -31,7 +30,6 @@ pub struct Views {
 }
 
 impl Views {
-    /// Of a flat row.
     pub fn new(flat: &Tensor, moe: &Moe) -> Self {
         let (width, inner) = (moe.width as i64, moe.inner as i64);
         let matrix = width * inner;
@@ -73,36 +71,33 @@ impl Experts {
         of.narrow(0, slot as i64 * size, size)
     }
 
-    /// Weights of a slot.
     pub fn weights(&self, slot: usize) -> Views {
         Views::new(&self.row(&self.bucket.weights, slot), &self.moe)
     }
 
-    /// Gradients of a slot.
     pub fn gradients(&self, slot: usize) -> Views {
         Views::new(&self.row(&self.bucket.gradients, slot), &self.moe)
     }
 
-    /// The shape of the layer.
     pub fn moe(&self) -> &Moe {
         &self.moe
     }
 }
 
 /// `gelu(x W1 + b1) W2 + b2` on rows `[n, width]`.
-pub fn forward(weights: &Views, input: Tensor) -> (Tensor, Kept) {
+pub fn forward(weights: &Views, input: Tensor) -> (Tensor, Saved) {
     let inner = weights.first_bias.addmm(&input, &weights.first);
     let active = inner.gelu("none");
     let output = weights.second_bias.addmm(&active, &weights.second);
-    (output, Kept { input, inner, active })
+    (output, Saved { input, inner, active })
 }
 
 /// The gradient of the input; those of the parameters are added to `gradients`.
-pub fn backward(weights: &Views, gradients: &mut Views, kept: Kept, gradient: &Tensor) -> Tensor {
-    let _ = gradients.second.addmm_(&kept.active.tr(), gradient);
+pub fn backward(weights: &Views, gradients: &mut Views, saved: Saved, gradient: &Tensor) -> Tensor {
+    let _ = gradients.second.addmm_(&saved.active.tr(), gradient);
     let _ = gradients.second_bias.g_add_(&gradient.sum_dim_intlist([0i64].as_slice(), false, gradient.kind()));
-    let inner = kept.inner.gelu_backward(&gradient.matmul(&weights.second.tr()), "none");
-    let _ = gradients.first.addmm_(&kept.input.tr(), &inner);
+    let inner = saved.inner.gelu_backward(&gradient.matmul(&weights.second.tr()), "none");
+    let _ = gradients.first.addmm_(&saved.input.tr(), &inner);
     let _ = gradients.first_bias.g_add_(&inner.sum_dim_intlist([0i64].as_slice(), false, inner.kind()));
     inner.matmul(&weights.first.tr())
 }
@@ -124,8 +119,8 @@ mod tests {
         };
         let found = flat.zeros_like();
         let views = Views::new(&flat, &moe);
-        let (_, kept) = forward(&views, input.shallow_clone());
-        let of_input = backward(&views, &mut Views::new(&found, &moe), kept, &weight);
+        let (_, saved) = forward(&views, input.shallow_clone());
+        let of_input = backward(&views, &mut Views::new(&found, &moe), saved, &weight);
 
         let step = 1e-6;
         let check = |found: &Tensor, at: &Tensor, value: &dyn Fn(&Tensor) -> f64| {

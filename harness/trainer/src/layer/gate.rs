@@ -8,32 +8,42 @@ use systems::RoutingCounts;
 use tch::{Kind, Tensor};
 use workloads::Gate;
 
+use crate::error::TrainError;
+use crate::host::{to_host, to_scalar};
 use crate::model::parameters::{Bucket, uniform};
 use crate::model::tape::Tape;
 
-/// What the gate chose for the tokens of one micro-batch on one rank, before any limit.
+/// The gate's choices for the tokens of one micro-batch on one rank, before any limit.
 pub struct Scored {
     /// `[tokens, k]`: weights of the choices, in single precision.
     pub weights: Tensor,
-    /// The auxiliary loss, if the gate has one; not yet multiplied by its coefficient.
-    pub balance: Option<Tensor>,
-    /// Choices `[tokens * k]`, a token's own next to each other, best first.
+    /// `[tokens * k]`: the chosen experts, a token's own next to each other, best first.
     pub experts: Vec<usize>,
+    balance: Option<Tensor>,
     tape: Tape,
 }
 
-/// Where choices come from.
+/// How experts are chosen.
 pub enum Choice<'a> {
-    /// The best scores, under a gate; `rng` serves gates with noise.
+    /// By the best scores; gates with noise draw it from the stream.
     Learned(&'a Gate, &'a mut ChaCha8Rng),
-    /// Given experts, `[tokens * k]`.
+    /// As given, `[tokens * k]`.
     Given(Vec<usize>),
 }
 
 impl Scored {
-    /// Scores `tokens` `[tokens, width]` with the gate's `weight` `[experts, width]` and `bias` `[experts]` (parameters of
+    /// Scores `tokens` `[tokens, width]` with the gate's weight `[experts, width]` and bias `[experts]` (`parameters` of
     /// `bucket`) and chooses `k` experts for each.
-    pub fn new(bucket: &Bucket, parameters: [usize; 2], tokens: &Tensor, k: usize, choice: Choice) -> Self {
+    ///
+    /// # Errors
+    /// libtorch returns indices of another kind than it documents.
+    pub fn new(
+        bucket: &Bucket,
+        parameters: [usize; 2],
+        tokens: &Tensor,
+        k: usize,
+        choice: Choice,
+    ) -> Result<Self, TrainError> {
         let mut chosen = Tensor::new();
         let mut balance = None;
         let ([weights, loss], tape) = Tape::record(bucket, &parameters, &[tokens], |inputs, leaves| {
@@ -70,9 +80,36 @@ impl Scored {
                 }
             }
         });
-        let experts: Vec<i64> = Vec::try_from(chosen.reshape([-1]).to_device(tch::Device::Cpu)).unwrap_or_default();
-        let experts = experts.into_iter().map(|expert| expert as usize).collect();
-        Self { weights, balance: balance.map(|()| loss), experts, tape }
+        let experts = to_host::<i64>(&chosen)?.into_iter().map(|expert| expert as usize).collect();
+        Ok(Self { weights, balance: balance.map(|()| loss), experts, tape })
+    }
+
+    /// The auxiliary loss, not yet multiplied by its coefficient; 0 if the gate has none.
+    ///
+    /// # Errors
+    /// A loss of another kind than single precision.
+    pub fn balance_loss(&self) -> Result<f64, TrainError> {
+        self.balance.as_ref().map_or(Ok(0.0), |loss| Ok(f64::from(to_scalar::<f32>(loss)?)))
+    }
+
+    /// Which choices of this rank become entries under its own limit. A capacity gate keeps the first `capacity` choices of
+    /// every expert in arrival order; of these, its top-2 variant (GShard) keeps a second choice of weight `p` with
+    /// probability `2 p`.
+    ///
+    /// # Errors
+    /// Weights of another kind than single precision.
+    pub fn admit(&self, gate: &Gate, experts: usize, rng: &mut ChaCha8Rng) -> Result<Vec<Option<usize>>, TrainError> {
+        let k = self.weights.size()[1] as usize;
+        let mut choices: Vec<Option<usize>> = self.experts.iter().copied().map(Some).collect();
+        if let Gate::Capacity { .. } = gate
+            && let Some(capacity) = gate.capacity(choices.len() / k, k, experts)
+        {
+            limit(&mut choices, &vec![capacity; experts]);
+            if k == 2 {
+                drop_second_choices(&mut choices, &to_host(&self.weights)?, rng);
+            }
+        }
+        Ok(choices)
     }
 
     /// The gradient of the tokens, from that of the weights and the factor of the auxiliary loss in the whole loss.
@@ -96,28 +133,13 @@ fn balance_loss(shares: &Tensor, first: &Tensor) -> Tensor {
     (routed * mean).mean(Kind::Float) * (experts * experts) as f64
 }
 
-/// Which choices of one rank become entries under the rank's own limit: the first `capacity` of every expert in arrival
-/// order; then, for GShard's top-2 gate, a second choice of weight `p` only with probability `2 p`.
-pub fn admit(
-    gate: &Gate,
-    experts: &[usize],
-    k: usize,
-    number: usize,
-    weights: &dyn Fn() -> Vec<f32>,
-    rng: &mut ChaCha8Rng,
-) -> Vec<Option<usize>> {
-    let mut kept: Vec<Option<usize>> = experts.iter().copied().map(Some).collect();
-    let Gate::Capacity { .. } = gate else { return kept };
-    let Some(capacity) = gate.capacity(experts.len() / k, k, number) else { return kept };
-    limit(&mut kept, &vec![capacity; number]);
-    if k == 2 {
-        for (token, weights) in weights().chunks_exact(k).enumerate() {
-            if 2.0 * f64::from(weights[1]) < uniform(rng) {
-                kept[2 * token + 1] = None;
-            }
+/// Drops second choices at random. `weights` `[tokens * 2]`.
+fn drop_second_choices(choices: &mut [Option<usize>], weights: &[f32], rng: &mut ChaCha8Rng) {
+    for (choices, weights) in choices.chunks_exact_mut(2).zip(weights.chunks_exact(2)) {
+        if 2.0 * f64::from(weights[1]) < uniform(rng) {
+            choices[1] = None;
         }
     }
-    kept
 }
 
 /// Drops all but the first `most[expert]` choices of every expert.
@@ -144,9 +166,9 @@ pub fn limit_at_owner(counts: &mut RoutingCounts, capacity: u32) {
     }
 }
 
-/// Changes choices so that every expert has `wanted[expert]` of them, as a system's restriction of the gate asks: where an
+/// Changes choices so that every expert has `wanted[expert]` of them, as a system's restriction of the gate asks. Where an
 /// expert has too many, its latest choices go to the experts that have too few, in order.
-pub fn meet(choices: &mut [Option<usize>], wanted: &[u32]) {
+pub fn redirect(choices: &mut [Option<usize>], wanted: &[u32]) {
     let mut surplus: Vec<i64> = wanted.iter().map(|&count| -i64::from(count)).collect();
     choices.iter().flatten().for_each(|&expert| surplus[expert] += 1);
     let mut free: Vec<usize> = Vec::new();
@@ -172,10 +194,10 @@ pub fn deal(counts: &[u32], k: usize) -> Vec<usize> {
     (0..tokens * k).map(|index| entries[index / k + index % k * tokens]).collect()
 }
 
-/// Choices of each expert.
-pub fn count(choices: &[Option<usize>], experts: usize) -> Vec<u32> {
+/// `[expert]`: how often each is chosen.
+pub fn count(choices: impl Iterator<Item = usize>, experts: usize) -> Vec<u32> {
     let mut counts = vec![0; experts];
-    choices.iter().flatten().for_each(|&expert| counts[expert] += 1);
+    choices.for_each(|expert| counts[expert] += 1);
     counts
 }
 
@@ -199,7 +221,9 @@ mod tests {
             .collect();
         let weights: Vec<f32> = (0..tokens).flat_map(|t| [1.0 - t as f32 / 140.0, t as f32 / 140.0]).collect();
         let gate = Gate::Capacity { factor: 1.2 };
-        let kept = admit(&gate, &experts, 2, number, &|| weights.clone(), &mut stream(3, "drops"));
+        let mut kept: Vec<Option<usize>> = experts.iter().copied().map(Some).collect();
+        limit(&mut kept, &vec![gate.capacity(tokens, 2, number).unwrap(); number]);
+        drop_second_choices(&mut kept, &weights, &mut stream(3, "drops"));
 
         let capacity = (1.2f64 * 64.0).ceil() as usize * 2 / 8;
         let mut rng = stream(3, "drops");
@@ -223,10 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn choices_meet_the_counts_that_are_asked_for() {
+    fn redirected_choices_have_the_counts_that_are_asked_for() {
         let mut choices: Vec<Option<usize>> = [0, 0, 1, 0, 2, 0].into_iter().map(Some).collect();
-        meet(&mut choices, &[2, 3, 1]);
-        assert_eq!(count(&choices, 3), [2, 3, 1]);
+        redirect(&mut choices, &[2, 3, 1]);
+        assert_eq!(count(choices.iter().flatten().copied(), 3), [2, 3, 1]);
         assert_eq!(choices[..3], [Some(0), Some(0), Some(1)]);
     }
 
@@ -234,7 +258,7 @@ mod tests {
     fn dealt_experts_have_their_counts_and_differ_within_a_token() {
         let counts = [4, 0, 3, 1];
         let dealt = deal(&counts, 2);
-        assert_eq!(count(&dealt.iter().copied().map(Some).collect::<Vec<_>>(), 4), counts);
+        assert_eq!(count(dealt.iter().copied(), 4), counts);
         assert!(dealt.chunks_exact(2).all(|token| token[0] != token[1]));
     }
 

@@ -1,20 +1,20 @@
-//! Moves the experts of one layer to their new places, weights and optimizer state.
+//! Moves the experts of one layer to other ranks, weights and optimizer state.
 
 use systems::Placement;
 use tch::{Kind, Tensor};
 
-use crate::TrainError;
 use crate::comm::Communicator;
-use crate::layer::Layer;
+use crate::error::TrainError;
+use crate::layer::moe::Layer;
 
-/// Moves experts so that every rank's slots hold what `next` says; `layer.placement` stays for the caller to replace.
+/// Moves experts so that every rank's slots hold what `next` says. The caller replaces `layer.placement`.
 ///
-/// Every expert that changes rank takes along what a system says is moved: all state (master weights, both moments, and
-/// the weights that follow from them), or, below that, the weights alone, which leaves the optimizer state of the slot to
-/// whoever moves in. Blocking, in expert order: two ranks never wait for each other.
+/// An expert that changes rank takes along what the system says: all state (weights, master weights, both moments), or, for
+/// fewer bytes per parameter, the weights alone; then the new expert of a slot finds the old one's optimizer state. Blocking, in
+/// the order of experts, so two ranks never wait for each other.
 ///
 /// # Errors
-/// A rank that died.
+/// A peer that died.
 pub fn migrate(
     layer: &mut Layer,
     next: &Placement,
@@ -23,7 +23,7 @@ pub fn migrate(
 ) -> Result<(), TrainError> {
     let me = group.rank();
     let bucket = &layer.experts.bucket;
-    // Moving for free is a simulated upper bound; here everything has to move.
+    // A migration of 0 bytes is a simulated upper bound; here everything has to move.
     let weights_only =
         bytes_per_parameter > 0.0 && bytes_per_parameter < systems::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
     let single = bucket.weights.kind() == Kind::Float;

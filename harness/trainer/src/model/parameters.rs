@@ -9,10 +9,12 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use crate::hash::fnv1a;
+
 /// Standard deviation of initial weights, as in GPT-2 (Radford et al. 2019) and Megatron-LM.
 pub const DEVIATION: f64 = 0.02;
 
-/// What a bucket holds for each parameter besides its gradient.
+/// Parameters that are synchronised over the same ranks: weights, gradients, optimizer state.
 pub struct Bucket {
     /// `[n]`, in the kind that products use.
     pub weights: Tensor,
@@ -31,7 +33,6 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A bucket of the given parameters, in order.
     pub fn new(parameters: &[Tensor], kind: Kind, device: Device) -> Self {
         let _guard = tch::no_grad_guard();
         let flat: Vec<Tensor> = parameters.iter().map(|parameter| parameter.reshape([-1])).collect();
@@ -65,24 +66,22 @@ impl Bucket {
         self.master.narrow(0, offset as i64, leaf.numel() as i64).view(leaf.size().as_slice())
     }
 
-    /// Adds to the gradient of parameter `index`.
+    /// Adds to the gradient of a parameter.
     pub fn accumulate(&self, index: usize, gradient: &Tensor) {
         let _ = self.slots[index].shallow_clone().g_add_(gradient);
     }
 
-    /// Number of parameters.
+    /// How many numbers its parameters have together.
     pub fn len(&self) -> i64 {
         self.weights.numel() as i64
     }
 
-    /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Initial values of one parameter, in single precision on the CPU: normal with [`DEVIATION`] times `scale`, or constant
-/// where `scale` is none.
+/// Initial values of one parameter, in single precision on the CPU.
 pub fn initial(seed: u64, name: &str, shape: &[i64], values: Initial) -> Tensor {
     match values {
         Initial::Zeros => Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
@@ -96,25 +95,18 @@ pub fn initial(seed: u64, name: &str, shape: &[i64], values: Initial) -> Tensor 
     }
 }
 
-/// Kinds of initial values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Initial {
-    /// All 0.
     Zeros,
-    /// All 1.
     Ones,
     /// Normal, [`DEVIATION`] times this.
     Normal(f64),
 }
 
-/// A stream of random numbers of its own for every name.
+/// The stream of random numbers of a name.
 pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
-    // FNV-1a: names are few and different; all that matters is that the hash never changes.
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(hash);
+    rng.set_stream(fnv1a(name.as_bytes()));
     rng
 }
 
@@ -123,7 +115,7 @@ pub fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
 }
 
-/// Standard normal numbers by Box and Muller (1958), in pairs. Pieces are drawn side by side, each from its place in the
+/// Standard normal numbers by Box and Muller (1958), in pairs. Pieces are drawn in parallel, each from its place in the
 /// stream.
 fn normal(rng: ChaCha8Rng, count: usize) -> Vec<f32> {
     const PIECE: usize = 1 << 16;

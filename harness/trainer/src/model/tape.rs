@@ -1,14 +1,13 @@
-//! A piece of the forward pass under autograd, kept for the backward pass.
+//! A piece of the forward pass under autograd, saved for the backward pass.
 //!
-//! Collectives cut a layer into pieces, and libtorch's autograd cannot communicate. So each piece between two collectives is
-//! recorded on its own: its inputs become leaves, its outputs are handed on without their history, and its backward pass
-//! is run when the gradients of its outputs are there.
+//! Collectives cut a block into pieces, and libtorch's autograd cannot communicate. So each piece between two collectives is
+//! recorded on its own: its inputs become leaves, its outputs are passed on without their history, and its backward pass runs
+//! when the gradients of its outputs have arrived.
 
 use tch::Tensor;
 
 use crate::model::parameters::Bucket;
 
-/// A recorded piece.
 pub struct Tape {
     inputs: Vec<Tensor>,
     parameters: Vec<usize>,
@@ -34,7 +33,7 @@ impl Tape {
     pub fn backward(self, bucket: &Bucket, gradients: &[&Tensor]) -> Vec<Tensor> {
         let mut wanted: Vec<&Tensor> = self.inputs.iter().collect();
         wanted.extend(self.parameters.iter().map(|&index| bucket.leaf(index)));
-        // libtorch's C interface starts from gradients of one alone: those of the products are the ones asked for.
+        // libtorch's C interface starts from gradients of 1 only: the products have the gradients that are asked for.
         let products: Vec<Tensor> = tch::with_grad(|| {
             self.outputs.iter().zip(gradients).map(|(output, gradient)| output * *gradient).collect()
         });
@@ -44,6 +43,19 @@ impl Tape {
         }
         found
     }
+}
+
+const NORM_EPSILON: f64 = 1e-5;
+
+/// Layer normalisation by weight and bias.
+pub(super) fn layer_norm(input: &Tensor, parameters: &[&Tensor]) -> Tensor {
+    let shape = [input.size()[1]];
+    input.layer_norm(shape, Some(parameters[0]), Some(parameters[1]), NORM_EPSILON, true)
+}
+
+/// The sum over the first dimension.
+pub(super) fn sum_over_tokens(gradient: &Tensor) -> Tensor {
+    gradient.sum_dim_intlist([0i64].as_slice(), false, gradient.kind())
 }
 
 #[cfg(test)]

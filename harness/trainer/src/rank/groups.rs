@@ -4,34 +4,33 @@ use systems::Plan;
 
 use crate::comm::{CommError, Communicator};
 
-/// A rank's groups.
-pub struct Groups {
-    /// All ranks.
-    pub world: Box<dyn Communicator>,
+/// The groups of a rank.
+pub(crate) struct Groups {
+    pub(crate) world: Box<dyn Communicator>,
     /// The pipeline stage: gradients of gates, loads.
-    pub stage: Box<dyn Communicator>,
-    /// One set of experts.
-    pub experts: Box<dyn Communicator>,
+    pub(crate) stage: Box<dyn Communicator>,
+    /// The owners of one set of experts.
+    pub(crate) experts: Box<dyn Communicator>,
     /// Ranks with the same experts: their gradients.
-    pub replicas: Box<dyn Communicator>,
-    /// One set of dense parameters.
-    pub tensor: Box<dyn Communicator>,
+    pub(crate) replicas: Box<dyn Communicator>,
+    /// The parts of one set of dense parameters.
+    pub(crate) tensor: Box<dyn Communicator>,
     /// Ranks with the same dense parameters: their gradients.
-    pub data: Box<dyn Communicator>,
+    pub(crate) data: Box<dyn Communicator>,
     /// The same position on every stage: activations.
-    pub forward: Box<dyn Communicator>,
+    pub(crate) forward: Box<dyn Communicator>,
     /// The same ranks: gradients of activations. A group of its own, so that neither direction waits for the other.
-    pub backward: Box<dyn Communicator>,
+    pub(crate) backward: Box<dyn Communicator>,
     /// The same position on the first and the last stage: gradients of the tied embedding.
-    pub tied: Box<dyn Communicator>,
+    pub(crate) tied: Box<dyn Communicator>,
 }
 
 impl Groups {
     /// Splits the world by the plan.
     ///
     /// # Errors
-    /// A rank that died.
-    pub fn new(world: Box<dyn Communicator>, plan: &Plan) -> Result<Self, CommError> {
+    /// A peer that died.
+    pub(super) fn new(world: Box<dyn Communicator>, plan: &Plan) -> Result<Self, CommError> {
         let size = plan.stage_ranks();
         let stages = |within: &[Vec<usize>]| -> Vec<Vec<usize>> {
             let stage = |stage: usize| within.iter().map(move |of| of.iter().map(|r| stage * size + r).collect());

@@ -1,19 +1,18 @@
-//! Between tokens and rows: how the entries of a micro-batch are laid out for an exchange and combined after it, forward
-//! and backward.
+//! Permutes the tokens of a micro-batch into the rows of an exchange, and the experts' outputs back into tokens.
+//!
+//! Both directions have their backward pass written out: autograd would save copies of all rows.
 
 use systems::program::Layout;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::TrainError;
-use crate::layer::gate::Scored;
-use crate::layer::shipping::Shipping;
+use crate::layer::splits::Splits;
 
-/// How the entries of a micro-batch become rows and results. Shapes: tokens `[tokens, width]`, rows `[rows, width]`,
-/// weights of choices `[tokens, k]`.
-pub struct RowMap {
-    /// `[tokens * k]`: the row of each choice; any row where it was dropped.
+/// The row of every entry of a micro-batch. Shapes: tokens `[tokens, width]`, rows `[rows, width]`, weights of choices
+/// `[tokens, k]`.
+pub(super) struct Permutation {
+    /// `[tokens * k]`: the row of each choice; row 0 where it was dropped.
     row_of: Tensor,
-    /// `[tokens, k, 1]`: 0 where a choice was dropped; none when all were kept.
+    /// `[tokens, k, 1]`: 0 where a choice was dropped, else 1; none when no choice was dropped.
     kept: Option<Tensor>,
     rows: i64,
     tokens: i64,
@@ -21,43 +20,37 @@ pub struct RowMap {
     form: Form,
 }
 
-/// How tokens are written into rows.
+/// How tokens are copied into rows.
 enum Form {
     /// Every row holds an entry: `[rows]`, its token.
     Full(Tensor),
     /// Some rows are padding: `[entries]` each, row and token of every entry.
     Padded(Tensor, Tensor),
-    /// By products with `[tokens, rows]` tensors that are zero but for the entries: 1, and the entry's weight.
+    /// By products with two `[tokens, rows]` matrices that are 0 except for entries: there 1, and the entry's weight.
     OneHot(Tensor, Tensor),
 }
 
-impl RowMap {
-    /// The map of one micro-batch: `choices` are experts of entries, none where a choice was dropped.
-    pub fn new(
-        shipping: &Shipping,
-        choices: &[Option<usize>],
-        scored: &Scored,
-        layout: Layout,
-        device: Device,
-    ) -> Self {
-        let k = scored.weights.size()[1];
-        let positions = shipping.positions(choices);
+impl Permutation {
+    /// `choices` `[tokens * k]`: the expert of every entry; none where a choice was dropped.
+    pub(super) fn new(splits: &Splits, choices: &[Option<usize>], weights: &Tensor, layout: Layout) -> Self {
+        let (k, device) = (weights.size()[1], weights.device());
+        let positions = splits.positions(choices);
         let index = |values: Vec<i64>| Tensor::from_slice(&values).to_device(device);
         let row_of = index(positions.iter().map(|row| row.unwrap_or(0) as i64).collect());
         let kept = positions.iter().any(Option::is_none).then(|| {
             let kept: Vec<f32> = positions.iter().map(|row| if row.is_some() { 1.0 } else { 0.0 }).collect();
             Tensor::from_slice(&kept).view([-1, k, 1]).to_device(device)
         });
-        let (rows, tokens) = (shipping.rows as i64, positions.len() as i64 / k);
+        let (rows, tokens) = (splits.rows as i64, positions.len() as i64 / k);
         let entries: Vec<(i64, i64)> = positions
             .iter()
             .enumerate()
             .filter_map(|(choice, row)| row.map(|row| (row as i64, choice as i64 / k)))
             .collect();
         let form = if let Layout::OneHot { .. } = layout {
-            one_hot(&row_of.view([-1, k]), kept.as_ref(), &scored.weights, rows)
-        } else if entries.len() == shipping.rows {
-            let mut token_of = vec![0; shipping.rows];
+            one_hot(&row_of.view([-1, k]), kept.as_ref(), weights, rows)
+        } else if entries.len() == splits.rows {
+            let mut token_of = vec![0; splits.rows];
             entries.iter().for_each(|&(row, token)| token_of[row as usize] = token);
             Form::Full(index(token_of))
         } else {
@@ -68,7 +61,7 @@ impl RowMap {
     }
 
     /// Every entry's token at its row, zeros elsewhere.
-    pub fn lay_out(&self, tokens: &Tensor) -> Tensor {
+    pub(super) fn permute(&self, tokens: &Tensor) -> Tensor {
         match &self.form {
             Form::Full(token_of) => tokens.index_select(0, token_of),
             Form::Padded(row, token) => {
@@ -79,8 +72,8 @@ impl RowMap {
         }
     }
 
-    /// Each token's results, weighted and added.
-    pub fn gather(&self, outputs: &Tensor, weights: &Tensor) -> Tensor {
+    /// The weighted sum of each token's outputs.
+    pub(super) fn unpermute(&self, outputs: &Tensor, weights: &Tensor) -> Tensor {
         if let Form::OneHot(_, weights) = &self.form {
             return weights.to_kind(outputs.kind()).matmul(outputs);
         }
@@ -90,8 +83,8 @@ impl RowMap {
         weights.transpose(1, 2).bmm(&rows).squeeze_dim(1)
     }
 
-    /// The gradient of rows from that of tokens: [`Self::gather`] backwards.
-    pub fn spread(&self, gradient: &Tensor, weights: &Tensor) -> Tensor {
+    /// The gradient of the outputs' rows, from that of the tokens' sums.
+    pub(super) fn unpermute_backward(&self, gradient: &Tensor, weights: &Tensor) -> Tensor {
         if let Form::OneHot(_, weights) = &self.form {
             return weights.to_kind(gradient.kind()).tr().matmul(gradient);
         }
@@ -103,11 +96,11 @@ impl RowMap {
             (_, Some(_)) => none.index_add(0, &self.row_of, &flat),
             (_, None) => none.index_copy(0, &self.row_of, &flat),
         };
-        self.lay_out(gradient) * weight_of_row.to_kind(gradient.kind()).unsqueeze(-1)
+        self.permute(gradient) * weight_of_row.to_kind(gradient.kind()).unsqueeze(-1)
     }
 
-    /// The gradient of the weights, in single precision.
-    pub fn weight_gradient(&self, gradient: &Tensor, outputs: &Tensor) -> Tensor {
+    /// The gradient of the weights, in single precision, from that of the tokens' sums.
+    pub(super) fn weights_backward(&self, gradient: &Tensor, outputs: &Tensor) -> Tensor {
         if let Form::OneHot(..) = &self.form {
             let all = gradient.matmul(&outputs.tr()).to_kind(Kind::Float);
             let of_choices = all.gather(1, &self.row_of.view([-1, self.k]), false);
@@ -119,8 +112,8 @@ impl RowMap {
         }
     }
 
-    /// The gradient of tokens from that of rows: [`Self::lay_out`] backwards.
-    pub fn collect(&self, rows: &Tensor) -> Tensor {
+    /// The gradient of tokens, from that of their rows.
+    pub(super) fn permute_backward(&self, rows: &Tensor) -> Tensor {
         if let Form::OneHot(mask, _) = &self.form {
             return mask.to_kind(rows.kind()).matmul(rows);
         }
@@ -130,7 +123,7 @@ impl RowMap {
         }
     }
 
-    /// `[tokens, k, width]`: the row of every choice; none when there are no rows.
+    /// `[tokens, k, width]`: the row of every choice; none if there are no rows.
     fn by_choice(&self, rows: &Tensor) -> Option<Tensor> {
         (self.rows > 0).then(|| rows.index_select(0, &self.row_of).view([self.tokens, self.k, -1]))
     }
@@ -152,35 +145,4 @@ fn one_hot(row_of: &Tensor, kept: Option<&Tensor>, weights: &Tensor, rows: i64) 
     let ones = kept.map_or_else(|| weights.ones_like(), |kept| kept.squeeze_dim(-1));
     let zeros = Tensor::zeros([row_of.size()[0], rows], (Kind::Float, weights.device()));
     Form::OneHot(zeros.scatter_add(1, row_of, &ones), zeros.scatter_add(1, row_of, &(&ones * weights)))
-}
-
-/// A rank's rows, arriving in pieces.
-pub struct RowPieces {
-    pieces: Vec<Option<Tensor>>,
-}
-
-impl RowPieces {
-    /// A piece for every call of every step, then one for every shadowed expert.
-    pub fn new(shipping: &Shipping) -> Self {
-        let calls: usize = shipping.steps.iter().map(Vec::len).sum();
-        Self { pieces: (0..calls + shipping.shadows.len()).map(|_| None).collect() }
-    }
-
-    /// A piece has arrived.
-    pub fn put(&mut self, index: usize, piece: Tensor) {
-        self.pieces[index] = Some(piece);
-    }
-
-    /// All rows, in order.
-    ///
-    /// # Errors
-    /// A program that leaves rows where they are.
-    pub fn finish(self) -> Result<Tensor, TrainError> {
-        let all: Option<Vec<Tensor>> = self.pieces.into_iter().collect();
-        match all {
-            Some(mut all) if all.len() == 1 => Ok(all.remove(0)),
-            Some(all) => Ok(Tensor::cat(&all, 0)),
-            None => Err(TrainError::Program("rows that never come back".to_owned())),
-        }
-    }
 }

@@ -1,5 +1,5 @@
-//! The two calls of a hierarchical exchange: inside the node, to the rank that passes rows on; then across nodes, to their
-//! owners. Rows are put into the order of each call before it, and by source after the second.
+//! The two hops of a hierarchical exchange: first inside the node, to the rank that forwards rows; then across nodes, to
+//! their owners. Rows are put into the order of each hop before it, and sorted by source after the second.
 
 use systems::price::traffic::relay;
 use systems::program::{LayerProgram, Rows};
@@ -8,11 +8,11 @@ use tch::Tensor;
 
 use crate::comm::{CommError, Communicator};
 
-/// A rank's part in both calls.
+/// A rank's part of both hops.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relay {
-    calls: [Leg; 2],
-    /// What the second call brings, by source.
+pub(super) struct Hierarchical {
+    hops: [Hop; 2],
+    /// Where the rows of each source are after the second hop.
     by_source: Vec<Piece>,
 }
 
@@ -20,16 +20,16 @@ pub struct Relay {
 type Piece = (usize, usize);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Leg {
+struct Hop {
     /// The order in which rows are sent.
     order: Vec<Piece>,
-    sent: Vec<usize>,
-    received: Vec<usize>,
+    input: Vec<usize>,
+    output: Vec<usize>,
 }
 
-impl Relay {
-    /// Of rank `me`; `nodes[rank]` ascend.
-    pub fn new(
+impl Hierarchical {
+    /// The part of rank `me`; `nodes[rank]` ascend.
+    pub(super) fn new(
         program: &LayerProgram,
         counts: &RoutingCounts,
         placement: &Placement,
@@ -67,48 +67,42 @@ impl Relay {
         let mut by_source: Vec<usize> = all().collect();
         by_source.sort_by_key(|&index| arrived[index]);
         Self {
-            calls: [
-                Leg {
+            hops: [
+                Hop {
                     order: first,
-                    sent: all().map(first_sent).collect(),
-                    received: all().map(first_received).collect(),
+                    input: all().map(first_sent).collect(),
+                    output: all().map(first_received).collect(),
                 },
-                Leg {
+                Hop {
                     order: second.into_iter().map(|index| held[index]).collect(),
-                    sent: all().map(second_sent).collect(),
-                    received: all().map(second_received).collect(),
+                    input: all().map(second_sent).collect(),
+                    output: all().map(second_received).collect(),
                 },
             ],
             by_source: by_source.into_iter().map(|index| there[index]).collect(),
         }
     }
 
-    /// Rows by owner to their owners; what arrives, by source.
-    ///
-    /// # Errors
-    /// A rank that died.
-    pub fn dispatch(&self, group: &dyn Communicator, rows: &Tensor) -> Result<Tensor, CommError> {
+    /// Sends rows, ordered by owner, to their owners; returns what arrives, ordered by source.
+    pub(super) fn dispatch(&self, group: &dyn Communicator, rows: &Tensor) -> Result<Tensor, CommError> {
         let mut rows = rows.shallow_clone();
-        for leg in &self.calls {
-            rows = group.all_to_all(&pick(&rows, &leg.order), &leg.sent, &leg.received)?.wait()?;
+        for hop in &self.hops {
+            rows = group.all_to_all(&pick(&rows, &hop.order), &hop.input, &hop.output)?.wait()?;
         }
         Ok(pick(&rows, &self.by_source))
     }
 
-    /// Results by source back to where their rows came from, by owner.
-    ///
-    /// # Errors
-    /// A rank that died.
-    pub fn combine(&self, group: &dyn Communicator, rows: &Tensor) -> Result<Tensor, CommError> {
+    /// Sends outputs, ordered by source, back to the ranks of their tokens; returns what arrives, ordered by owner.
+    pub(super) fn combine(&self, group: &dyn Communicator, rows: &Tensor) -> Result<Tensor, CommError> {
         let mut rows = put_back(rows, &self.by_source);
-        for leg in self.calls.iter().rev() {
-            rows = put_back(&group.all_to_all(&rows, &leg.received, &leg.sent)?.wait()?, &leg.order);
+        for hop in self.hops.iter().rev() {
+            rows = put_back(&group.all_to_all(&rows, &hop.output, &hop.input)?.wait()?, &hop.order);
         }
         Ok(rows)
     }
 }
 
-/// Pieces of these lengths, one after the other.
+/// Contiguous pieces of these lengths.
 fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
     let mut next = 0;
     let place = |length| {
@@ -124,7 +118,7 @@ fn pick(rows: &Tensor, order: &[Piece]) -> Tensor {
     Tensor::cat(&parts, 0)
 }
 
-/// What [`pick`] brought into an order, back in place.
+/// Undoes [`pick`].
 fn put_back(rows: &Tensor, order: &[Piece]) -> Tensor {
     let sizes: Vec<i64> = order.iter().map(|&(_, length)| length as i64).collect();
     let mut parts: Vec<(usize, Tensor)> =

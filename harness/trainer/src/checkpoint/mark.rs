@@ -1,0 +1,131 @@
+//! What makes a checkpoint whole and ties it to a run: `checkpoint.json`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::Digest;
+use workloads::Training;
+
+use crate::checkpoint::error::CheckpointError;
+use crate::files::write_atomically;
+use crate::setup::Setup;
+
+/// Version of the files; raised whenever their content changes its meaning.
+const SCHEMA_VERSION: u32 = 2;
+/// The file without which a checkpoint does not exist.
+const MARK: &str = "checkpoint.json";
+
+/// The content of `checkpoint.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    schema_version: u32,
+    /// Iterations that have run.
+    iteration: usize,
+    /// What is trained, by field: all that later iterations follow from.
+    trained: BTreeMap<String, String>,
+}
+
+/// How many iterations the last checkpoint of a run has; 0 if there is none. Reads only its mark.
+///
+/// # Errors
+/// A checkpoint of another run, or one that this run cannot go on from.
+pub fn found(setup: &Setup) -> Result<usize, CheckpointError> {
+    let Some((folder, _)) = &setup.checkpoint else { return Ok(0) };
+    let Some(last) = last(folder)? else { return Ok(0) };
+    let path = last.join(MARK);
+    let mark: Mark = fs::read(&path)
+        .map_err(|error| CheckpointError::file(&path, error))
+        .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| CheckpointError::file(&path, error)))?;
+    let other = |field: &str, found: &str, expected: &str| {
+        let (field, found, expected) = (field.to_owned(), found.to_owned(), expected.to_owned());
+        CheckpointError::Other { path: path.clone(), field, found, expected }
+    };
+    if mark.schema_version != SCHEMA_VERSION {
+        return Err(other("schema_version", &mark.schema_version.to_string(), &SCHEMA_VERSION.to_string()));
+    }
+    for (field, expected) in &trained(setup) {
+        let found = mark.trained.get(field).map_or("", String::as_str);
+        if found != expected {
+            return Err(other(field, found, expected));
+        }
+    }
+    if mark.iteration > setup.iterations {
+        return Err(CheckpointError::Beyond { path, found: mark.iteration, asked: setup.iterations });
+    }
+    Ok(mark.iteration)
+}
+
+/// Makes the checkpoint in `folder` whole.
+pub(super) fn write(setup: &Setup, folder: &Path, iteration: usize) -> Result<(), CheckpointError> {
+    let path = folder.join(MARK);
+    let mark = Mark { schema_version: SCHEMA_VERSION, iteration, trained: trained(setup) };
+    let text = serde_json::to_vec_pretty(&mark).map_err(|error| CheckpointError::file(&path, error))?;
+    write_atomically(&path, |temporary| fs::write(temporary, &text))
+        .map_err(|error| CheckpointError::file(&path, error))
+}
+
+/// All that the next iterations follow from, except how many there are.
+fn trained(setup: &Setup) -> BTreeMap<String, String> {
+    let job = setup.job;
+    let short = |text: String| {
+        let digest = sha2::Sha256::digest(text.as_bytes());
+        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let mut fields: BTreeMap<String, String> = [
+        ("system", setup.system.name().to_owned()),
+        ("plan", setup.plan.to_string()),
+        ("seed", setup.seed.to_string()),
+        ("model", job.model.name.clone()),
+        ("model (hash)", short(format!("{:?}", job.model))),
+        ("gate", format!("{:?}", job.gate)),
+        ("global_batch", job.global_batch.to_string()),
+        ("kind of weights", format!("{:?}", setup.kind)),
+        ("data (hash of the first sample)", short(format!("{:?}", setup.samples.sample(0, 0)))),
+        (
+            "replay (hash of the first iteration)",
+            match setup.replay {
+                Some(routing) => short(format!("{:?}", routing.iteration(0))),
+                None => "none".to_owned(),
+            },
+        ),
+    ]
+    .map(|(field, value)| (field.to_owned(), value))
+    .into();
+    let Training { learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm, balance_loss } = setup.training;
+    let constants = [
+        ("learning_rate", learning_rate),
+        ("beta1", beta1),
+        ("beta2", beta2),
+        ("epsilon", epsilon),
+        ("weight_decay", weight_decay),
+        ("clip_norm", clip_norm),
+        ("balance_loss", balance_loss),
+    ];
+    fields.extend(constants.map(|(field, value)| (format!("training.{field}"), value.to_string())));
+    fields
+}
+
+/// The last whole checkpoint in a folder.
+fn last(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    let whole = all(folder)?.into_iter().filter(|(_, path)| path.join(MARK).exists());
+    Ok(whole.max_by_key(|(number, _)| *number).map(|(_, path)| path))
+}
+
+/// Every checkpoint in a folder, whole or not, with its iteration.
+pub(super) fn all(folder: &Path) -> Result<Vec<(usize, PathBuf)>, CheckpointError> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|error| CheckpointError::file(folder, error))? {
+        let path = entry.map_err(|error| CheckpointError::file(folder, error))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let number = name.as_deref().and_then(|name| name.strip_prefix("iteration-")?.parse().ok());
+        if let Some(number) = number {
+            all.push((number, path));
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,224 @@
+//! Checkpoints: an interrupted run goes on from the last one and ends with the same losses and records.
+//!
+//! A run's folder holds `reports.jsonl` (the reports of all ranks, one line for each finished iteration, so that the records
+//! of a resumed run are complete) and `iteration-N/`: a file of tensors per rank (master weights and both moments of every
+//! bucket, the placement of every layer, and its loads in all iterations so far) and `checkpoint.json`, which says what is
+//! trained. Each file is written under another name and renamed, `checkpoint.json` last: without it, a checkpoint does not
+//! exist. Older checkpoints are removed only then, so one is always whole.
+//!
+//! Samples, drops and initial values follow from the seed and the iteration, so they are not saved. Neither is the policy: it
+//! must follow from the loads that it sees.
+//!
+//! Ranks on several machines need one folder that all of them see.
+
+pub mod error;
+mod mark;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use systems::Placement;
+use tch::{Device, Tensor};
+
+use crate::checkpoint::error::CheckpointError;
+use crate::error::TrainError;
+use crate::files::write_atomically;
+use crate::host::to_host;
+use crate::model::parameters::Bucket;
+use crate::rank::Rank;
+use crate::rank::report::Report;
+use crate::rank::stage::Stage;
+use crate::setup::Setup;
+
+pub use mark::found;
+
+const REPORTS: &str = "reports.jsonl";
+
+/// The checkpoints of a run, as one rank sees them.
+pub struct Checkpoints<'a> {
+    setup: &'a Setup<'a>,
+    folder: &'a Path,
+    every: usize,
+    /// Reports that are not written yet; on rank 0.
+    reports: Vec<Vec<Report>>,
+}
+
+impl<'a> Checkpoints<'a> {
+    /// The checkpoints of a run, if it writes any.
+    pub fn of(setup: &'a Setup<'a>) -> Option<Self> {
+        let (folder, every) = setup.checkpoint.as_ref()?;
+        Some(Self { setup, folder, every: *every, reports: Vec::new() })
+    }
+
+    /// Restores a new rank from the last checkpoint, of `iteration` iterations.
+    ///
+    /// # Errors
+    /// A file that is missing or does not fit.
+    pub fn resume(&self, rank: &mut Rank, iteration: usize) -> Result<(), TrainError> {
+        let path = self.of_rank(iteration, rank.groups.world.rank());
+        let tensors = Tensor::read_safetensors(&path).map_err(|error| CheckpointError::file(&path, error))?;
+        let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+        let mut take = |name: String| {
+            tensors.remove(&name).ok_or_else(|| CheckpointError::file(&path, format!("no tensor `{name}`")))
+        };
+        for (name, bucket) in named(&rank.stage) {
+            for (what, of) in parts(bucket) {
+                let found = take(format!("{name}: {what}"))?;
+                if found.size() != of.size() {
+                    let reason = format!("`{name}: {what}` has {:?} numbers: expected {:?}", found.size(), of.size());
+                    return Err(CheckpointError::file(&path, reason).into());
+                }
+                of.shallow_clone().copy_(&found);
+            }
+            bucket.weights.shallow_clone().copy_(&bucket.master);
+        }
+        let moe = self.setup.job.model.moe_layers();
+        let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); iteration];
+        for layer in rank.stage.layers_mut() {
+            let expert_in: Vec<i64> = to_host(&take(placement_of(layer.number))?)?;
+            layer.placement = placement(&expert_in, layer.placement.ranks())
+                .map_err(|reason| CheckpointError::file(&path, reason))?;
+            let past: Vec<i64> = to_host(&take(loads_of(layer.number))?)?;
+            for (loads, past) in loads.iter_mut().zip(past.chunks_exact(layer.experts.moe().experts)) {
+                loads[layer.number] = past.iter().map(|&load| load as u64).collect();
+            }
+        }
+        loads.into_iter().for_each(|loads| rank.online.remember(loads));
+        rank.iteration = iteration;
+        Ok(())
+    }
+
+    /// The reports of all ranks up to the last checkpoint. Removes those of later iterations, which an interrupted run left.
+    ///
+    /// # Errors
+    /// A file that is missing or too short.
+    pub fn reports(&self, iteration: usize) -> Result<Vec<Vec<Report>>, CheckpointError> {
+        let path = self.folder.join(REPORTS);
+        if iteration == 0 && !path.exists() {
+            return Ok(Vec::new());
+        }
+        let text = fs::read_to_string(&path).map_err(|error| CheckpointError::file(&path, error))?;
+        let kept: Vec<&str> = text.split_inclusive('\n').take(iteration).collect();
+        if kept.len() < iteration {
+            return Err(CheckpointError::file(&path, format!("{} iterations: expected {iteration}", kept.len())));
+        }
+        let reports =
+            kept.iter().map(|line| serde_json::from_str(line).map_err(|error| CheckpointError::file(&path, error)));
+        let reports = reports.collect::<Result<_, _>>()?;
+        write_atomically(&path, |temporary| fs::write(temporary, kept.concat()))
+            .map_err(|error| CheckpointError::file(&path, error))?;
+        Ok(reports)
+    }
+
+    /// Called after every iteration. Rank 0 collects the reports; every `every` iterations and at the end, all ranks write a
+    /// checkpoint.
+    ///
+    /// # Errors
+    /// A file that cannot be written; a peer that died.
+    pub fn after(&mut self, rank: &Rank, reports: &[Report]) -> Result<(), TrainError> {
+        let first = rank.groups.world.rank() == 0;
+        if first {
+            self.reports.push(reports.to_vec());
+        }
+        if !rank.iteration.is_multiple_of(self.every) && rank.iteration < self.setup.iterations {
+            return Ok(());
+        }
+        self.write_rank(rank)?;
+        // Once all have written.
+        rank.groups.world.barrier()?;
+        if first {
+            self.append_reports()?;
+            mark::write(self.setup, &self.path(rank.iteration), rank.iteration)?;
+            self.remove_older(rank.iteration)?;
+        }
+        Ok(())
+    }
+
+    fn write_rank(&self, rank: &Rank) -> Result<(), CheckpointError> {
+        let path = self.of_rank(rank.iteration, rank.groups.world.rank());
+        let on_cpu = |tensor: &Tensor| tensor.to_device(Device::Cpu).contiguous();
+        let mut tensors: Vec<(String, Tensor)> = Vec::new();
+        for (name, bucket) in named(&rank.stage) {
+            tensors.extend(parts(bucket).map(|(what, of)| (format!("{name}: {what}"), on_cpu(of))));
+        }
+        for layer in rank.stage.layers() {
+            let expert_in: Vec<i64> = layer.placement.experts_in_slots().iter().map(|&expert| expert as i64).collect();
+            tensors.push((placement_of(layer.number), Tensor::from_slice(&expert_in)));
+            let past = rank.online.history().recent(layer.number, rank.iteration).flatten().map(|&load| load as i64);
+            tensors.push((loads_of(layer.number), Tensor::from_slice(&past.collect::<Vec<_>>())));
+        }
+        let write = |temporary: &Path| Tensor::write_safetensors(&tensors, temporary).map_err(io::Error::other);
+        write_atomically(&path, write).map_err(|error| CheckpointError::file(&path, error))
+    }
+
+    fn append_reports(&mut self) -> Result<(), CheckpointError> {
+        let path = self.folder.join(REPORTS);
+        let mut lines = Vec::new();
+        for reports in self.reports.drain(..) {
+            serde_json::to_writer(&mut lines, &reports).map_err(|error| CheckpointError::file(&path, error))?;
+            lines.push(b'\n');
+        }
+        let append = || {
+            let mut out = File::options().create(true).append(true).open(&path)?;
+            out.write_all(&lines)?;
+            out.sync_all()
+        };
+        append().map_err(|error| CheckpointError::file(&path, error))
+    }
+
+    fn remove_older(&self, iteration: usize) -> Result<(), CheckpointError> {
+        for (number, path) in mark::all(self.folder)? {
+            if number != iteration {
+                fs::remove_dir_all(&path).map_err(|error| CheckpointError::file(&path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, iteration: usize) -> PathBuf {
+        self.folder.join(format!("iteration-{iteration}"))
+    }
+
+    fn of_rank(&self, iteration: usize, rank: usize) -> PathBuf {
+        self.path(iteration).join(format!("rank-{rank}.safetensors"))
+    }
+}
+
+/// All buckets of a rank that are not empty, by name.
+fn named(stage: &Stage) -> Vec<(String, &Bucket)> {
+    let shared = [
+        ("dense, sharded", &stage.dense.sharded),
+        ("dense, replicated", &stage.dense.replicated),
+        ("gates", &stage.gates),
+        ("embedding", &stage.embedding_weight),
+    ];
+    let mut all: Vec<(String, &Bucket)> = shared.map(|(name, bucket)| (name.to_owned(), bucket)).into();
+    all.extend(stage.layers().map(|layer| (format!("experts of layer {}", layer.number), &layer.experts.bucket)));
+    all.retain(|(_, bucket)| !bucket.is_empty());
+    all
+}
+
+/// The tensors of a bucket that are saved: weights follow from master weights, and gradients are 0 between iterations.
+fn parts(bucket: &Bucket) -> impl Iterator<Item = (&'static str, &Tensor)> {
+    [("master", &bucket.master), ("first moment", &bucket.first), ("second moment", &bucket.second)].into_iter()
+}
+
+fn placement_of(layer: usize) -> String {
+    format!("placement of layer {layer}")
+}
+
+fn loads_of(layer: usize) -> String {
+    format!("loads of layer {layer}")
+}
+
+/// The placement with these experts in its slots.
+fn placement(expert_in: &[i64], ranks: usize) -> Result<Placement, String> {
+    let mut slot_of = vec![usize::MAX; expert_in.len()];
+    for (slot, &expert) in expert_in.iter().enumerate() {
+        let place = slot_of.get_mut(expert as usize).ok_or_else(|| format!("there is no expert {expert}"))?;
+        *place = slot;
+    }
+    Placement::new(slot_of, ranks).map_err(|error| error.to_string())
+}

@@ -1,0 +1,295 @@
+//! The clock of one rank: what each part of an iteration takes.
+
+use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rustix::time::{ClockId, clock_gettime};
+use systems::iteration::schedule::Work;
+use systems::iteration::timeline::{Activity, Gradients, Span};
+use systems::price::ledger::{Ledger, Phase};
+use tch::{Device, Tensor};
+use workloads::Seconds;
+
+use crate::clock::marks::Marks;
+use crate::comm::Communicator;
+use crate::cuda::Event;
+use crate::error::TrainError;
+use crate::host::to_host;
+
+/// A pass of a micro-batch and a block: the part of an iteration that a span belongs to.
+type Part = (Option<Work>, Option<usize>);
+
+pub struct Timer {
+    rank: usize,
+    /// The turn on the shared device, under a virtual clock.
+    turns: Option<Arc<Mutex<()>>>,
+    device: Device,
+    origin: Cell<Instant>,
+    now: Cell<Seconds>,
+    part: Cell<Part>,
+    spans: RefCell<Vec<Span>>,
+    /// On a GPU under a wall clock: activities (none: a wait for another stage) and their parts.
+    marks: Option<Marks<(Option<Activity>, Part)>>,
+    /// Spans and waits for other stages by phase, in program order.
+    phases: RefCell<Vec<(Phase, Seconds, Seconds)>>,
+}
+
+/// A segment that is being timed.
+pub(super) enum Started<'a> {
+    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, the time when the GPU was idle.
+    Alone { turn: MutexGuard<'a, ()>, cpu_time: Seconds, idle: Instant },
+    /// Wall clock on a GPU.
+    Marked(Option<Event>),
+    /// Wall clock on a CPU.
+    At(Seconds),
+}
+
+impl Timer {
+    /// A wall clock, or a virtual one for ranks that take `turns` on a device.
+    pub fn new(rank: usize, turns: Option<Arc<Mutex<()>>>) -> Self {
+        Self {
+            rank,
+            turns,
+            device: Device::Cpu,
+            marks: None,
+            origin: Cell::new(Instant::now()),
+            now: Cell::default(),
+            part: Cell::default(),
+            spans: RefCell::default(),
+            phases: RefCell::default(),
+        }
+    }
+
+    /// Times work on `device`.
+    pub fn on(self, device: Device) -> Self {
+        let marks = match device {
+            // Without events, the host's times are what there is.
+            Device::Cuda(ordinal) if !self.is_virtual() => Marks::on(ordinal).ok(),
+            _ => None,
+        };
+        Self { device, marks, ..self }
+    }
+
+    pub fn is_virtual(&self) -> bool {
+        self.turns.is_some()
+    }
+
+    /// Starts an iteration at time 0.
+    pub fn start(&self) {
+        self.origin.set(Instant::now());
+        self.now.set(Seconds::ZERO);
+        self.spans.borrow_mut().clear();
+        self.phases.borrow_mut().clear();
+        self.marks.iter().for_each(Marks::start);
+        self.enter(None, None);
+    }
+
+    /// The spans that follow belong to this pass and block.
+    pub fn enter(&self, work: Option<Work>, block: Option<usize>) {
+        self.part.set((work, block));
+    }
+
+    pub fn now(&self) -> Seconds {
+        if self.is_virtual() { self.now.get() } else { Seconds(self.origin.get().elapsed().as_secs_f64()) }
+    }
+
+    /// Runs a compute segment and adds its time to the clock.
+    pub fn compute<T>(&self, activity: Activity, segment: impl FnOnce() -> T) -> T {
+        let started = self.begin();
+        let result = segment();
+        self.advance(activity, self.end(Some(activity), started));
+        result
+    }
+
+    /// Runs what waits for other ranks: timed by a wall clock, free under a virtual one, where [`Self::collective`] adds the
+    /// price.
+    pub fn wait<T>(&self, activity: Activity, waiting: impl FnOnce() -> T) -> T {
+        if self.is_virtual() {
+            return waiting();
+        }
+        let started = self.begin();
+        let result = waiting();
+        self.end(Some(activity), started);
+        result
+    }
+
+    /// Waits for another stage. `waiting` returns what arrived and the sender's clock, to which a virtual clock moves.
+    pub fn wait_for_stage<T>(
+        &self,
+        waiting: impl FnOnce() -> Result<(T, Seconds), TrainError>,
+    ) -> Result<T, TrainError> {
+        if self.marks.is_some() {
+            let started = self.begin();
+            let arrived = waiting();
+            self.end(None, started);
+            return Ok(arrived?.0);
+        }
+        let start = self.now();
+        let (arrived, ready) = waiting()?;
+        if self.is_virtual() {
+            self.now.set(self.now().max(ready));
+        }
+        self.phases.borrow_mut().push((Phase::Bubble, start, self.now()));
+        Ok(arrived)
+    }
+
+    /// Starts to time a segment; under a virtual clock, once it is this rank's turn.
+    pub(super) fn begin(&self) -> Started<'_> {
+        let Some(turns) = &self.turns else {
+            return match &self.marks {
+                Some(marks) => Started::Marked(marks.here()),
+                None => Started::At(self.now()),
+            };
+        };
+        // A turn that ended in a panic leaves nothing behind that could disturb the next one.
+        let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
+        synchronize(self.device);
+        Started::Alone { turn, cpu_time: cpu_time(), idle: Instant::now() }
+    }
+
+    /// Ends the segment. A wall clock notes a span, of a wait for another stage if there is no activity. A virtual clock
+    /// returns the time that the segment took and does not move.
+    pub(super) fn end(&self, activity: Option<Activity>, started: Started) -> Seconds {
+        match (started, activity) {
+            (Started::Alone { turn, idle, .. }, _) if self.device.is_cuda() => {
+                synchronize(self.device);
+                drop(turn);
+                return Seconds(idle.elapsed().as_secs_f64());
+            }
+            (Started::Alone { cpu_time: before, .. }, _) => return cpu_time() - before,
+            (Started::Marked(start), activity) => {
+                if let Some(marks) = &self.marks {
+                    marks.note((activity, self.part.get()), start);
+                }
+            }
+            (Started::At(start), Some(activity)) => self.push(activity, start, self.now()),
+            (Started::At(start), None) => self.phases.borrow_mut().push((Phase::Bubble, start, self.now())),
+        }
+        Seconds::ZERO
+    }
+
+    /// Under a wall clock, waits until the GPU has done all its work, so that the time now is that of its end.
+    pub fn synchronize(&self) {
+        self.marks.iter().for_each(Marks::synchronize);
+    }
+
+    /// Moves a virtual clock on by the time of an activity.
+    pub fn advance(&self, activity: Activity, time: Seconds) {
+        if self.is_virtual() {
+            let start = self.now();
+            self.push(activity, start, start + time);
+            self.now.set(start + time);
+        }
+    }
+
+    /// Under a virtual clock: a collective of `group` that takes `price`.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn collective(&self, activity: Activity, group: &dyn Communicator, price: Seconds) -> Result<(), TrainError> {
+        if self.is_virtual() && group.size() > 1 {
+            let (clocks, arrived) = (self.gather(group, &[])?, self.now());
+            self.now.set(clocks.iter().map(|row| Seconds(row[0])).fold(Seconds::ZERO, Seconds::max));
+            if activity == Activity::GradientSync(Gradients::TiedStages) {
+                self.phases.borrow_mut().push((Phase::Bubble, arrived, self.now()));
+            }
+            self.advance(activity, price);
+        }
+        Ok(())
+    }
+
+    /// Every member's clock and `values`: `[member][1 + values]`.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn gather(&self, group: &dyn Communicator, values: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
+        let row: Vec<f64> = std::iter::once(self.now().0).chain(values.iter().copied()).collect();
+        let all: Vec<f64> = to_host(&group.all_gather(&Tensor::from_slice(&row))?.wait()?)?;
+        Ok(all.chunks_exact(row.len()).map(<[f64]>::to_vec).collect())
+    }
+
+    /// Records the spans of a pass that was priced as a whole, and moves a virtual clock to its end.
+    pub(super) fn record_pass(&self, spans: impl IntoIterator<Item = (Activity, Seconds, Seconds)>, end: Seconds) {
+        for (activity, start, end) in spans {
+            self.push(activity, start, end);
+        }
+        self.now.set(end);
+    }
+
+    fn push(&self, activity: Activity, start: Seconds, end: Seconds) {
+        if end > start {
+            let (rank, (work, block)) = (self.rank, self.part.get());
+            self.spans.borrow_mut().push(Span { rank, activity, block, work, start, end });
+            self.phases.borrow_mut().push((activity.phase(), start, end));
+        }
+    }
+
+    /// The spans of the iteration by start, and where the time until `end` went.
+    pub fn finish(&self, end: Seconds) -> (Vec<Span>, Ledger) {
+        for ((activity, part), start, end) in self.marks.iter().flat_map(Marks::read) {
+            self.part.set(part);
+            match activity {
+                Some(activity) => self.push(activity, start, end),
+                None => self.phases.borrow_mut().push((Phase::Bubble, start, end)),
+            }
+        }
+        let mut spans = self.spans.take();
+        spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
+        (spans, ledger(&self.phases.take(), end))
+    }
+}
+
+/// Time per phase. Every moment up to `end` counts once, for the activity that comes first in the program, as the simulator
+/// books it; a moment without an activity is waiting.
+fn ledger(phases: &[(Phase, Seconds, Seconds)], end: Seconds) -> Ledger {
+    let mut ledger = Ledger::default();
+    let mut covered = Seconds::ZERO;
+    for &(phase, start, end) in phases {
+        if end > covered {
+            let begun = start.max(covered);
+            ledger.add(Phase::Wait, begun - covered);
+            ledger.add(phase, end - begun);
+            covered = end;
+        }
+    }
+    ledger.add(Phase::Wait, (end - covered).max(Seconds::ZERO));
+    ledger
+}
+
+/// The host waits for the device.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Seconds {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Seconds(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_counts_every_moment_once() {
+        let part = |phase, start, end| (phase, Seconds(start), Seconds(end));
+        let parts = [part(Phase::Experts, 0.0, 2.0), part(Phase::Dispatch, 1.0, 4.0), part(Phase::Combine, 5.0, 6.0)];
+        let ledger = ledger(&parts, Seconds(7.0));
+        assert_eq!(ledger.of(Phase::Dispatch), Seconds(2.0));
+        assert_eq!(ledger.of(Phase::Wait), Seconds(2.0));
+        assert_eq!(ledger.total(), Seconds(7.0));
+    }
+
+    #[test]
+    fn virtual_time_is_the_threads_own() {
+        let timer = Timer::new(0, Some(Arc::default()));
+        timer.compute(Activity::Block, || std::thread::sleep(std::time::Duration::from_millis(30)));
+        assert!(timer.now() < Seconds(0.01));
+        timer.advance(Activity::Edge, Seconds(1.0));
+        assert!(timer.now() > Seconds(1.0));
+    }
+}

@@ -1,0 +1,268 @@
+//! Watches over operations under way: NCCL itself waits for a dead rank forever.
+
+use std::ffi::{c_char, c_int};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cudarc::nccl::sys::{ncclComm, ncclComm_t, ncclUniqueId};
+use tch::Tensor;
+
+use super::api::{Api, SUCCESS};
+use crate::comm::exchange::Exchange;
+use crate::comm::{CommError, CommFailure, Communicator, Operation};
+use crate::cuda::{CudaError, Event, Gpu, Stream};
+
+/// Between two looks of the watchdog.
+const WATCH: Duration = Duration::from_millis(20);
+
+/// One group's communicator; NCCL frees it when it is destroyed or aborted, which happens once.
+pub(super) struct GroupComm {
+    pub(super) api: &'static Api,
+    pub(super) raw: AtomicPtr<ncclComm>,
+    pub(super) stream: Stream,
+}
+
+/// What the groups of this process share.
+pub(super) struct Shared {
+    pub(super) gpu: Gpu,
+    pub(super) api: &'static Api,
+    pub(super) default_stream: Stream,
+    pub(super) timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    groups: Vec<Weak<GroupComm>>,
+    under_way: Vec<Arc<Flight>>,
+    /// The first failure; every later call returns it.
+    failure: Option<CommError>,
+}
+
+/// An operation under way.
+pub(super) struct Flight {
+    pub(super) done: Event,
+    /// Whether `done` is behind the operation on the stream.
+    pub(super) launched: AtomicBool,
+    group: Arc<GroupComm>,
+    rank: usize,
+    operation: Operation,
+    group_name: String,
+    began: Instant,
+}
+
+impl Shared {
+    pub(super) fn new(gpu: Gpu, api: &'static Api, timeout: Duration) -> Self {
+        Self { gpu, api, default_stream: Stream::default_of(gpu), timeout, state: Mutex::default() }
+    }
+
+    /// Lets the watchdog look after an operation.
+    pub(super) fn watch_over(&self, flight: Arc<Flight>) {
+        self.lock().under_way.push(flight);
+    }
+
+    /// Forgets groups that are gone.
+    pub(super) fn forget_groups(&self) {
+        self.lock().groups.retain(|group| group.strong_count() > 0);
+    }
+
+    /// Makes the communicator of the group of `control`, under an identity that its first member makes.
+    pub(super) fn join(&self, control: &Exchange) -> Result<Arc<GroupComm>, CommError> {
+        let error = |reason| error_of(control, Operation::Split, CommFailure::Library(reason));
+        let cuda = |reason: CudaError| error(reason.to_string());
+        let mut id = ncclUniqueId { internal: [0; 128] };
+        if control.rank() == 0 {
+            // SAFETY: writes the identity.
+            self.api.check(unsafe { (self.api.ncclGetUniqueId)(&raw mut id) }).map_err(error)?;
+        }
+        let bytes: Vec<u8> = id.internal.iter().map(|byte| *byte as u8).collect();
+        let bytes = control.broadcast(&Tensor::from_slice(&bytes), 0)?.wait()?;
+        let bytes = Vec::<u8>::try_from(bytes).map_err(|reason| error(reason.to_string()))?;
+        for (to, from) in id.internal.iter_mut().zip(bytes) {
+            *to = from as c_char;
+        }
+        let stream = Stream::new(self.gpu).map_err(cuda)?;
+        let raw = self.init(control, id)?;
+        let group = Arc::new(GroupComm { api: self.api, raw: AtomicPtr::new(raw), stream });
+        self.lock().groups.push(Arc::downgrade(&group));
+        Ok(group)
+    }
+
+    /// Initialises the communicator in a thread of its own: NCCL waits there for a member that died meanwhile as long as the
+    /// process lives, and cannot be interrupted. Then the thread is abandoned.
+    fn init(&self, control: &Exchange, id: ncclUniqueId) -> Result<ncclComm_t, CommError> {
+        let error = |reason| error_of(control, Operation::Split, reason);
+        let library = |reason: String| error(CommFailure::Library(reason));
+        let (size, rank) = (control.size() as c_int, control.rank() as c_int);
+        let (api, gpu, (made, ready)) = (self.api, self.gpu, mpsc::channel());
+        let init = move || {
+            // The runtime of this thread must be on this GPU.
+            let entered = gpu.enter().map_err(|reason| reason.to_string());
+            let status = entered.and_then(|()| {
+                let mut raw: ncclComm_t = ptr::null_mut();
+                // SAFETY: writes the communicator; all members call this, for all took part in the broadcast.
+                api.check(unsafe { (api.ncclCommInitRank)(&raw mut raw, size, id, rank) })?;
+                Ok(AtomicPtr::new(raw))
+            });
+            // Nobody listens any more after the timeout.
+            let _ = made.send(status);
+        };
+        thread::Builder::new()
+            .name("nccl init".to_owned())
+            .spawn(init)
+            .map_err(|reason| library(reason.to_string()))?;
+        let (first_death, began) = (control.watch(), Instant::now());
+        loop {
+            match ready.recv_timeout(WATCH) {
+                Ok(raw) => return Ok(raw.map_err(library)?.into_inner()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(library("the thread that initialises NCCL died".to_owned()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some((rank, how)) = first_death() {
+                return Err(error(CommFailure::Died { rank, how }));
+            }
+            if began.elapsed() > self.timeout {
+                return Err(library(format!("the members did not come within {:?}", self.timeout)));
+            }
+        }
+    }
+
+    /// The first failure, if there was one.
+    pub(super) fn check(&self) -> Result<(), CommError> {
+        self.lock().failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Notes a failure and aborts all communicators.
+    pub(super) fn abort(&self, failure: CommError) {
+        let mut state = self.lock();
+        state.failure.get_or_insert(failure);
+        let groups: Vec<_> = state.groups.iter().filter_map(Weak::upgrade).collect();
+        state.under_way.clear();
+        drop(state);
+        for group in groups {
+            group.end(self.api.ncclCommAbort);
+        }
+    }
+
+    /// What has failed, if anything. Without an operation under way, the next call over TCP reports a death.
+    fn look(&self, first_death: &dyn Fn() -> Option<(usize, String)>) -> Option<CommError> {
+        let mut state = self.lock();
+        let mut failure = None;
+        state.under_way.retain(|flight| match flight.state(self.timeout) {
+            FlightState::Over => false,
+            FlightState::UnderWay => true,
+            FlightState::Failed(reason) => {
+                failure.get_or_insert_with(|| flight.error(reason));
+                true
+            }
+        });
+        let oldest = state.under_way.first()?;
+        let death = first_death().map(|(rank, how)| oldest.error(CommFailure::Died { rank, how }));
+        death.or(failure)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The watchdog: looks until the last group is gone or something has failed.
+pub(super) fn watch(shared: &Weak<Shared>, first_death: &dyn Fn() -> Option<(usize, String)>) {
+    loop {
+        thread::sleep(WATCH);
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        if let Some(failure) = shared.look(first_death) {
+            shared.abort(failure);
+            return;
+        }
+    }
+}
+
+enum FlightState {
+    Over,
+    UnderWay,
+    Failed(CommFailure),
+}
+
+impl Flight {
+    pub(super) fn new(
+        shared: &Shared,
+        group: &Arc<GroupComm>,
+        control: &Exchange,
+        operation: Operation,
+    ) -> Result<Self, CudaError> {
+        Ok(Self {
+            done: Event::new(shared.gpu)?,
+            launched: AtomicBool::new(false),
+            group: group.clone(),
+            rank: control.world_rank(),
+            operation,
+            group_name: control.name().to_owned(),
+            began: Instant::now(),
+        })
+    }
+
+    fn state(&self, timeout: Duration) -> FlightState {
+        if self.launched.load(Ordering::SeqCst) {
+            match self.done.is_reached() {
+                Ok(true) => return FlightState::Over,
+                Ok(false) => {}
+                Err(error) => return FlightState::Failed(CommFailure::Library(error.to_string())),
+            }
+        }
+        if let Some(error) = self.group.asynchronous_error() {
+            return FlightState::Failed(CommFailure::Library(error));
+        }
+        if self.began.elapsed() > timeout {
+            let found = format!("not over after {timeout:?}: a rank did not come, or the network is stuck");
+            return FlightState::Failed(CommFailure::Library(found));
+        }
+        FlightState::UnderWay
+    }
+
+    fn error(&self, reason: CommFailure) -> CommError {
+        CommError { rank: self.rank, collective: self.operation.name(), group: self.group_name.clone(), reason }
+    }
+}
+
+impl GroupComm {
+    fn asynchronous_error(&self) -> Option<String> {
+        let raw = self.raw.load(Ordering::SeqCst);
+        if raw.is_null() {
+            return None;
+        }
+        let mut status = SUCCESS;
+        // SAFETY: the communicator exists; one number is written.
+        let asked = unsafe { (self.api.ncclCommGetAsyncError)(raw, &raw mut status) };
+        self.api.check(asked).and_then(|()| self.api.check(status)).err()
+    }
+
+    /// Ends the communicator, once.
+    fn end(&self, how: unsafe extern "C" fn(ncclComm_t) -> c_int) {
+        let raw = self.raw.swap(ptr::null_mut(), Ordering::SeqCst);
+        if !raw.is_null() {
+            // SAFETY: it was made by NCCL and not ended before. Nothing can be done about an error.
+            let _ = unsafe { how(raw) };
+        }
+    }
+}
+
+impl Drop for GroupComm {
+    fn drop(&mut self) {
+        let how = if thread::panicking() { self.api.ncclCommAbort } else { self.api.ncclCommDestroy };
+        self.end(how);
+    }
+}
+
+pub(super) fn error_of(control: &Exchange, operation: Operation, reason: CommFailure) -> CommError {
+    let (rank, group) = (control.world_rank(), control.name().to_owned());
+    CommError { rank, collective: operation.name(), group, reason }
+}

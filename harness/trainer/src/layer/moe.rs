@@ -1,0 +1,314 @@
+//! The MoE layer: forward and backward pass of one micro-batch.
+//!
+//! Gate, counts and decision are the first tasks of a layer program, but the program follows from the counts: these tasks
+//! have run when the rest is executed.
+
+use systems::plan::placement::Placement;
+use systems::price::cost::CostModel;
+use systems::price::{GroupPlace, LayerPrice, Setting};
+use systems::program::{LayerProgram, Op};
+use systems::{Policy, RoutingCounts};
+use tch::{Device, Tensor};
+use workloads::Gate;
+
+use crate::clock::pass::PassTimer;
+use crate::clock::timer::Timer;
+use crate::comm::Communicator;
+use crate::error::TrainError;
+use crate::host::to_host;
+use crate::layer::execute::execute;
+use crate::layer::experts::Experts;
+use crate::layer::gate::{self, Choice, Scored};
+use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
+use crate::layer::permute::Permutation;
+use crate::layer::splits::Splits;
+use crate::model::parameters::{Bucket, stream};
+
+/// A rank's part of one MoE layer.
+pub struct Layer {
+    /// Its number among the model's MoE layers.
+    pub number: usize,
+    /// Weight and bias of the gate, by index in their bucket.
+    pub gate: [usize; 2],
+    pub experts: Experts,
+    /// Of all experts of the group.
+    pub placement: Placement,
+}
+
+/// Where a layer runs one micro-batch.
+pub struct MoeSite<'a> {
+    /// The expert-parallel group.
+    pub group: &'a dyn Communicator,
+    pub timer: &'a Timer,
+    pub policy: &'a dyn Policy,
+    pub gate: &'a Gate,
+    pub top_k: usize,
+    /// Factor of the balance loss in the whole loss, for one micro-batch of one rank.
+    pub balance: f64,
+    /// Where the ranks of the group are.
+    pub place: &'a GroupPlace,
+    /// Prices of exchanges under a virtual clock.
+    pub costs: &'a CostModel,
+    /// Parameters of all gates.
+    pub gates: &'a Bucket,
+    /// Seed and name of the gate's stream of random numbers.
+    pub random: (u64, String),
+    /// `[tokens * k]`: the expert of every choice, where a trace drives the gate.
+    pub replay: Option<Vec<usize>>,
+}
+
+/// What a layer did in a forward pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerStats {
+    /// `[expert]`: choices of this rank, before any limit.
+    pub chosen: Vec<u32>,
+    /// `[expert]`: entries of this rank.
+    pub entries: Vec<u32>,
+    /// Number of shadowed experts.
+    pub shadowed: usize,
+    /// The balance loss; 0 if the gate has none.
+    pub balance: f64,
+}
+
+/// Saved for backward.
+pub struct Saved {
+    scored: Scored,
+    program: LayerProgram,
+    splits: Splits,
+    permutation: Permutation,
+    /// `[rows, width]`: the experts' outputs, in the order of this rank's rows.
+    outputs: Tensor,
+    experts: SlotsSaved,
+    shadows: Vec<Shadow>,
+    /// Under a virtual clock.
+    price: Option<LayerPrice>,
+}
+
+/// Where the tokens of a micro-batch go.
+struct Routed {
+    scored: Scored,
+    /// `[tokens * k]`: the expert of every choice; none where it was dropped.
+    choices: Vec<Option<usize>>,
+    /// Entries of all ranks of the group.
+    counts: RoutingCounts,
+    stats: LayerStats,
+}
+
+impl Layer {
+    /// Runs the layer on this rank's `tokens` `[tokens, width]`; returns as many outputs.
+    ///
+    /// # Errors
+    /// A peer that died, a program that cannot be executed.
+    pub fn forward(&self, site: &MoeSite, tokens: &Tensor) -> Result<(Tensor, Saved, LayerStats), TrainError> {
+        let timer = PassTimer::start(site.timer);
+        let Routed { scored, choices, counts, mut stats } = self.route(site, &timer, tokens)?;
+        let program =
+            timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
+        let splits = Splits::new(&program, &counts, &self.placement, &site.place.nodes, site.group.rank());
+        let permutation = Permutation::new(&splits, &choices, &scored.weights, program.layout);
+
+        let kernel = Forward::new(&splits, self.placement.slots_per_rank());
+        let mut pass = Pass::new(self.local(site, &splits), kernel, permutation.permute(tokens), Shadow::none(&splits));
+        execute(&program.forward, &mut pass, &timer)?;
+        let (outputs, Forward { saved }, shadows) = pass.finish()?;
+        let result = permutation.unpermute(&outputs, &scored.weights);
+
+        let times = timer.stop();
+        let price = self.price(site, &program, &counts, tokens.size()[0] as usize);
+        if let Some(price) = &price {
+            times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
+        }
+        stats.shadowed = program.shadowed.len();
+        Ok((result, Saved { scored, program, splits, permutation, outputs, experts: saved, shadows, price }, stats))
+    }
+
+    /// The gradient of the tokens from that of the outputs. Adds to the gradients of the experts and the gate.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn backward(&self, site: &MoeSite, saved: Saved, gradient: &Tensor) -> Result<Tensor, TrainError> {
+        let timer = PassTimer::start(site.timer);
+        let Saved { scored, program, splits, permutation, outputs, experts, shadows, price } = saved;
+        let of_rows = permutation.unpermute_backward(gradient, &scored.weights);
+        let of_weights = permutation.weights_backward(gradient, &outputs);
+
+        let mut pass = Pass::new(self.local(site, &splits), Backward { saved: experts }, of_rows, shadows);
+        execute(&program.backward, &mut pass, &timer)?;
+        let (of_rows, _, _) = pass.finish()?;
+        let of_tokens = permutation.permute_backward(&of_rows) + scored.backward(site.gates, &of_weights, site.balance);
+
+        let times = timer.stop();
+        if let Some(price) = &price {
+            times.replay(site.timer, site.group, (&program.backward, program.steps), &price.backward)?;
+        }
+        Ok(of_tokens)
+    }
+
+    /// Chooses the experts of every token, exchanges counts, and drops or moves choices as the gate's capacity and the
+    /// system's restriction ask.
+    fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
+        let (me, experts) = (site.group.rank(), self.experts.moe().experts);
+        let (mut scored, mut choices) = self.choose(site, tokens, site.replay.clone())?;
+        let chosen = gate::count(scored.experts.iter().copied(), experts);
+        let balance = scored.balance_loss()?;
+        let own = gate::count(choices.iter().flatten().copied(), experts);
+        let mut counts = timer.wait(Op::Counts, || gather(site.group, &own, tokens.device()))?;
+        if let Gate::Switch { .. } = site.gate
+            && let Some(capacity) = site.gate.capacity(tokens.size()[0] as usize, site.top_k, experts)
+        {
+            gate::limit_at_owner(&mut counts, capacity);
+            gate::limit(&mut choices, counts.row(me));
+        }
+        let before = counts.row(me).to_vec();
+        site.policy.restrict(&mut counts, &site.place.nodes);
+        if counts.row(me) != before {
+            gate::redirect(&mut choices, counts.row(me));
+            let experts = choices.iter().zip(&scored.experts).map(|(new, old)| new.unwrap_or(*old)).collect();
+            (scored, _) = self.choose(site, tokens, Some(experts))?;
+        }
+        let stats = LayerStats { chosen, entries: counts.row(me).to_vec(), shadowed: 0, balance };
+        Ok(Routed { scored, choices, counts, stats })
+    }
+
+    /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
+    fn choose(
+        &self,
+        site: &MoeSite,
+        tokens: &Tensor,
+        given: Option<Vec<usize>>,
+    ) -> Result<(Scored, Vec<Option<usize>>), TrainError> {
+        let mut rng = stream(site.random.0, &site.random.1);
+        let choice = match given {
+            Some(experts) => Choice::Given(experts),
+            None => Choice::Learned(site.gate, &mut rng),
+        };
+        let scored = Scored::new(site.gates, self.gate, tokens, site.top_k, choice)?;
+        let choices = scored.admit(site.gate, self.experts.moe().experts, &mut rng)?;
+        Ok((scored, choices))
+    }
+
+    fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits) -> Local<'a> {
+        Local { group: site.group, experts: &self.experts, placement: &self.placement, splits }
+    }
+
+    /// The prices of the program's tasks, under a virtual clock.
+    fn price(
+        &self,
+        site: &MoeSite,
+        program: &LayerProgram,
+        counts: &RoutingCounts,
+        tokens: usize,
+    ) -> Option<LayerPrice> {
+        let setting = Setting { moe: self.experts.moe(), tokens, place: site.place, costs: site.costs };
+        site.timer.is_virtual().then(|| setting.price(program, counts, &self.placement))
+    }
+}
+
+/// The counts of every rank of the group.
+fn gather(group: &dyn Communicator, own: &[u32], device: Device) -> Result<RoutingCounts, TrainError> {
+    let row: Vec<i64> = own.iter().map(|&count| i64::from(count)).collect();
+    let all = group.all_gather(&Tensor::from_slice(&row).to_device(device))?.wait()?;
+    let all = to_host::<i64>(&all)?.into_iter().map(|count| count as u32).collect();
+    Ok(RoutingCounts::new(own.len(), all))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::comm::threads;
+    use crate::model::parameters::{Initial, initial};
+    use systems::Plain;
+    use tch::Kind;
+    use workloads::Cluster;
+    use workloads::model::Moe;
+
+    /// A layer of one rank whose gate is far from any tie.
+    struct Small {
+        moe: Moe,
+        tokens: Tensor,
+        gates: Bucket,
+        layer: Layer,
+        weight: Tensor,
+    }
+
+    impl Small {
+        fn new() -> Self {
+            let moe = Moe { tokens: 6, width: 4, inner: 5, experts: 4 };
+            let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale));
+            let gate = [draw("gate", &[4, 4], 60.0), draw("gate bias", &[4], 20.0)];
+            let experts = Experts::new(11, 0, &[0, 1, 2, 3], moe, 1, Kind::Float, Device::Cpu);
+            // Far from the initial values, whose outputs are too small to difference.
+            let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(20.0);
+            Self {
+                moe,
+                tokens: draw("tokens", &[6, 4], 50.0),
+                gates: Bucket::new(&gate, Kind::Float, Device::Cpu),
+                layer: Layer { number: 0, gate: [0, 1], experts, placement: Placement::identity(4, 1) },
+                weight: draw("weight", &[6, 4], 50.0),
+            }
+        }
+
+        /// The weighted sum of results and the balance loss, and, if asked for, gradients of tokens, gates and experts.
+        fn run(&self, gate: &Gate, backward: bool) -> (f64, Option<Tensor>) {
+            let _guard = tch::no_grad_guard();
+            let cluster = Cluster::named("test", "inky").unwrap();
+            let costs = CostModel::new(&cluster);
+            let place = GroupPlace { group: costs.group(0..1, 1), nodes: vec![0] };
+            let world = threads::world(1, Duration::from_secs(10)).remove(0);
+            let timer = Timer::new(0, None);
+            let site = MoeSite {
+                timer: &timer,
+                group: &world,
+                policy: &Plain,
+                gate,
+                top_k: 2,
+                balance: 0.5,
+                place: &place,
+                costs: &costs,
+                gates: &self.gates,
+                random: (1, "test".to_owned()),
+                replay: None,
+            };
+            let (result, saved, stats) = self.layer.forward(&site, &self.tokens).unwrap();
+            let value = f64::try_from((result * &self.weight).sum(Kind::Double)).unwrap() + 0.5 * stats.balance;
+            let gradient = backward.then(|| self.layer.backward(&site, saved, &self.weight).unwrap());
+            (value, gradient)
+        }
+
+        /// Gradients against differences in every coordinate.
+        fn check(&self, gate: &Gate) {
+            let of_tokens = self.run(gate, true).1.unwrap();
+            let pairs = [
+                (&self.tokens, of_tokens),
+                (&self.gates.weights, self.gates.gradients.copy()),
+                (&self.layer.experts.bucket.weights, self.layer.experts.bucket.gradients.copy()),
+            ];
+            let _guard = tch::no_grad_guard();
+            let step = 1e-2;
+            for (at, found) in pairs {
+                let largest = f64::try_from(found.abs().max()).unwrap();
+                for index in 0..at.numel() as i64 {
+                    let moved = |by: f64| {
+                        let _ = at.view([-1]).narrow(0, index, 1).g_add_scalar_(by);
+                        self.run(gate, false).0
+                    };
+                    let (up, down) = (moved(step), moved(-2.0 * step));
+                    moved(step);
+                    let expected = (up - down) / (2.0 * step);
+                    let found = f64::try_from(found.view([-1]).get(index)).unwrap();
+                    assert!((found - expected).abs() < 5e-3 * largest, "{gate} {index}: {found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_layers_gradients_agree_with_finite_differences() {
+        let small = Small::new();
+        assert_eq!(small.moe.experts, 4);
+        small.check(&Gate::NoDrop);
+        Small::new().check(&Gate::Capacity { factor: 4.0 });
+    }
+}

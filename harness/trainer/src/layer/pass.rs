@@ -1,0 +1,338 @@
+//! One pass of a layer program on one rank: what its ops send, receive and compute.
+//!
+//! Both passes move rows to experts and back in the same way; forward the rows are tokens, backward they are gradients. A
+//! [`Kernel`] says what the experts do with them.
+
+use systems::plan::placement::Placement;
+use systems::program::Op;
+use tch::Tensor;
+use workloads::model::Moe;
+
+use crate::clock::timer::synchronize;
+use crate::comm::{Communicator, Pending};
+use crate::error::TrainError;
+use crate::layer::experts::{self, Experts, Views};
+use crate::layer::splits::{Split, Splits};
+
+/// What the experts of a pass compute.
+pub(super) trait Kernel {
+    /// Runs the expert in a slot on the rows that arrived for it in a step.
+    fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError>;
+
+    /// Runs a shadowed expert on this rank's own rows; returns their outputs and what the expert is afterwards.
+    fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError>;
+}
+
+/// A step of the program and a slot of this rank.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At {
+    pub(super) step: usize,
+    pub(super) slot: usize,
+}
+
+/// What a pass works with on this rank.
+#[derive(Clone, Copy)]
+pub(super) struct Local<'a> {
+    pub(super) group: &'a dyn Communicator,
+    pub(super) experts: &'a Experts,
+    pub(super) placement: &'a Placement,
+    pub(super) splits: &'a Splits,
+}
+
+/// `[step][slot]`: saved for backward.
+pub(super) type SlotsSaved = Vec<Vec<Option<experts::Saved>>>;
+
+/// A shadowed expert, from its broadcast to the reduction of its gradient.
+pub(super) enum Shadow {
+    /// Before its broadcast.
+    Absent,
+    /// Its weights have arrived.
+    Weights(Tensor),
+    /// Its weights, and what its forward pass saved.
+    Saved(Tensor, experts::Saved),
+    /// It has no rows on this rank.
+    Unused,
+    /// The gradient of its weights.
+    Gradient(Tensor),
+}
+
+impl Shadow {
+    /// The shadowed experts before a forward pass.
+    pub(super) fn none(splits: &Splits) -> Vec<Self> {
+        splits.shadows.iter().map(|_| Self::Absent).collect()
+    }
+}
+
+/// A pass under way.
+pub(super) struct Pass<'a, K> {
+    local: Local<'a>,
+    kernel: K,
+    /// `[rows, width]`: what this rank sends, and keeps for shadowed experts.
+    rows: Tensor,
+    /// `[step][call]`: rows for this rank's experts.
+    arrived: Vec<Vec<Tensor>>,
+    /// `[step][call]`: outputs of this rank's experts.
+    computed: Vec<Vec<Tensor>>,
+    /// Outputs for this rank's rows: one piece for every call of every step, then one for every shadowed expert.
+    outputs: Vec<Option<Tensor>>,
+    shadows: Vec<Shadow>,
+}
+
+impl<'a, K: Kernel> Pass<'a, K> {
+    pub(super) fn new(local: Local<'a>, kernel: K, rows: Tensor, shadows: Vec<Shadow>) -> Self {
+        let empty = || local.splits.steps.iter().map(|_| Vec::new()).collect();
+        let pieces = first_piece(local.splits, local.splits.steps.len()) + shadows.len();
+        let outputs = (0..pieces).map(|_| None).collect();
+        Self { local, kernel, rows, arrived: empty(), computed: empty(), outputs, shadows }
+    }
+
+    /// The outputs for this rank's rows, in their order; the kernel; the shadowed experts.
+    ///
+    /// # Errors
+    /// A program that does not return all rows.
+    pub(super) fn finish(self) -> Result<(Tensor, K, Vec<Shadow>), TrainError> {
+        let pieces: Option<Vec<Tensor>> = self.outputs.into_iter().collect();
+        let outputs = match pieces {
+            Some(mut pieces) if pieces.len() == 1 => pieces.remove(0),
+            Some(pieces) => Tensor::cat(&pieces, 0),
+            None => return Err(TrainError::Program("rows that never come back".to_owned())),
+        };
+        Ok((outputs, self.kernel, self.shadows))
+    }
+
+    /// Starts an exchange.
+    ///
+    /// # Errors
+    /// A peer that died; a program that sends what is not computed yet.
+    pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
+        let Local { group, experts, placement, .. } = self.local;
+        match op {
+            Op::Dispatch { step } => self.dispatch(step),
+            Op::Combine { step } => self.combine(step),
+            Op::Broadcast { expert } => {
+                // What ranks other than the owner pass states the shape alone.
+                let slot = slot_on(placement, group.rank(), expert).unwrap_or(0);
+                let weights = experts.row(&experts.bucket.weights, slot);
+                Ok(vec![group.broadcast(&weights, placement.rank_of(expert))?])
+            }
+            Op::ReduceGrad { expert } => {
+                let index = self.shadow_index(expert)?;
+                let Shadow::Gradient(gradient) = std::mem::replace(&mut self.shadows[index], Shadow::Absent) else {
+                    let what = format!("a reduction of the gradient of expert {expert} before it is computed");
+                    return Err(TrainError::Program(what));
+                };
+                Ok(vec![group.reduce(&gradient, placement.rank_of(expert))?])
+            }
+            Op::Gate | Op::Counts | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Takes the tensors that an exchange received.
+    ///
+    /// # Errors
+    /// A program that exchanges an expert it does not shadow.
+    pub(super) fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
+        let Local { group, experts, placement, splits } = self.local;
+        match op {
+            Op::Dispatch { step } => self.arrived[step] = tensors,
+            Op::Combine { step } => {
+                let first = first_piece(splits, step);
+                for (piece, tensor) in self.outputs[first..].iter_mut().zip(tensors) {
+                    *piece = Some(tensor);
+                }
+                self.computed[step].clear();
+            }
+            Op::Broadcast { expert } => {
+                let index = self.shadow_index(expert)?;
+                self.shadows[index] = tensors.pop().map_or(Shadow::Absent, Shadow::Weights);
+            }
+            Op::ReduceGrad { expert } => {
+                if let (Some(slot), Some(sum)) = (slot_on(placement, group.rank(), expert), tensors.pop()) {
+                    let _ = experts.row(&experts.bucket.gradients, slot).g_add_(&sum);
+                }
+            }
+            Op::Gate | Op::Counts | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Runs a compute task. Gate, counts and decision have run before the program was known.
+    ///
+    /// # Errors
+    /// A program that computes on rows or weights that have not arrived.
+    pub(super) fn compute(&mut self, op: Op) -> Result<(), TrainError> {
+        let Local { experts, splits, .. } = self.local;
+        match op {
+            Op::Experts { step } => {
+                let arrived = std::mem::take(&mut self.arrived[step]);
+                let kernel = &mut self.kernel;
+                let run = |slot, rows| kernel.expert(experts, At { step, slot }, rows);
+                self.computed[step] = each_slot(&splits.steps[step], arrived, run)?;
+            }
+            Op::Shadow { expert } => {
+                let index = self.shadow_index(expert)?;
+                let own = splits.shadows[index];
+                let rows = self.rows.narrow(0, own.first as i64, own.rows as i64);
+                let shadow = std::mem::replace(&mut self.shadows[index], Shadow::Absent);
+                let (outputs, shadow) = self.kernel.shadow(experts.moe(), shadow, rows)?;
+                self.shadows[index] = shadow;
+                self.outputs[first_piece(splits, splits.steps.len()) + index] = Some(outputs);
+            }
+            Op::Gate
+            | Op::Counts
+            | Op::Sync
+            | Op::Decide { .. }
+            | Op::Dispatch { .. }
+            | Op::Combine { .. }
+            | Op::Broadcast { .. }
+            | Op::ReduceGrad { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The host waits for the device.
+    pub(super) fn synchronize(&self) {
+        synchronize(self.rows.device());
+    }
+
+    /// Sends the rows of a step to the ranks of their experts.
+    fn dispatch(&self, step: usize) -> Result<Vec<Pending>, TrainError> {
+        let Local { group, splits, .. } = self.local;
+        let calls = &splits.steps[step];
+        if let (Some(hierarchical), [_]) = (&splits.hierarchical, &calls[..]) {
+            let arrived = hierarchical.dispatch(group, &self.rows)?;
+            return Ok(vec![Pending::new(move || Ok(arrived))]);
+        }
+        let send = |call: &Split| {
+            let length: usize = call.input.iter().sum();
+            let piece = self.rows.narrow(0, call.first as i64, length as i64);
+            Ok(group.all_to_all(&piece, &call.input, &call.output)?)
+        };
+        calls.iter().map(send).collect()
+    }
+
+    /// Sends the outputs of a step back to the ranks of their tokens.
+    fn combine(&self, step: usize) -> Result<Vec<Pending>, TrainError> {
+        let Local { group, splits, .. } = self.local;
+        let (calls, outputs) = (&splits.steps[step], &self.computed[step]);
+        if calls.len() != outputs.len() {
+            return Err(TrainError::Program("a combine before its experts have run".to_owned()));
+        }
+        if let (Some(hierarchical), [outputs]) = (&splits.hierarchical, &outputs[..]) {
+            let back = hierarchical.combine(group, outputs)?;
+            return Ok(vec![Pending::new(move || Ok(back))]);
+        }
+        let send = |(call, rows): (&Split, &Tensor)| Ok(group.all_to_all(rows, &call.output, &call.input)?);
+        calls.iter().zip(outputs).map(send).collect()
+    }
+
+    fn shadow_index(&self, expert: usize) -> Result<usize, TrainError> {
+        let index = self.local.splits.shadows.iter().position(|shadow| shadow.expert == expert);
+        index.ok_or_else(|| TrainError::Program(format!("expert {expert}, which it does not shadow")))
+    }
+}
+
+/// The forward pass of experts.
+pub(super) struct Forward {
+    pub(super) saved: SlotsSaved,
+}
+
+impl Forward {
+    pub(super) fn new(splits: &Splits, slots: usize) -> Self {
+        Self { saved: splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect() }
+    }
+}
+
+impl Kernel for Forward {
+    fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError> {
+        let (output, saved) = experts::forward(&experts.weights(at.slot), rows);
+        self.saved[at.step][at.slot] = Some(saved);
+        Ok(output)
+    }
+
+    fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError> {
+        let Shadow::Weights(weights) = shadow else {
+            return Err(TrainError::Program("a shadowed expert that runs before its broadcast".to_owned()));
+        };
+        if rows.size()[0] == 0 {
+            return Ok((rows, Shadow::Unused));
+        }
+        let (output, saved) = experts::forward(&Views::new(&weights, moe), rows);
+        Ok((output, Shadow::Saved(weights, saved)))
+    }
+}
+
+/// The backward pass of experts: rows are gradients.
+pub(super) struct Backward {
+    pub(super) saved: SlotsSaved,
+}
+
+impl Kernel for Backward {
+    fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError> {
+        let saved = self.saved[at.step][at.slot].take();
+        let saved = saved.ok_or_else(|| TrainError::Program(format!("slot {} that runs backward twice", at.slot)))?;
+        Ok(experts::backward(&experts.weights(at.slot), &mut experts.gradients(at.slot), saved, &rows))
+    }
+
+    fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError> {
+        match shadow {
+            Shadow::Saved(weights, saved) => {
+                let gradient = weights.zeros_like();
+                let mut into = Views::new(&gradient, moe);
+                let of_rows = experts::backward(&Views::new(&weights, moe), &mut into, saved, &rows);
+                Ok((of_rows, Shadow::Gradient(gradient)))
+            }
+            Shadow::Unused => {
+                let zeros = Tensor::zeros([moe.expert_parameters() as i64], (rows.kind(), rows.device()));
+                Ok((rows, Shadow::Gradient(zeros)))
+            }
+            Shadow::Absent | Shadow::Weights(_) | Shadow::Gradient(_) => {
+                Err(TrainError::Program("a shadowed expert that runs backward before forward, or twice".to_owned()))
+            }
+        }
+    }
+}
+
+/// The slot of an expert on a rank, if the rank owns it.
+fn slot_on(placement: &Placement, rank: usize, expert: usize) -> Option<usize> {
+    placement.experts_of(rank).iter().position(|&other| other == expert)
+}
+
+/// The first piece of outputs of a step.
+fn first_piece(splits: &Splits, step: usize) -> usize {
+    splits.steps[..step].iter().map(Vec::len).sum()
+}
+
+/// Runs `expert(slot, rows)` on the rows that arrived in a step; returns outputs in the order of arrival, `[call]`.
+fn each_slot(
+    calls: &[Split],
+    arrived: Vec<Tensor>,
+    mut expert: impl FnMut(usize, Tensor) -> Result<Tensor, TrainError>,
+) -> Result<Vec<Tensor>, TrainError> {
+    if calls.len() != arrived.len() {
+        return Err(TrainError::Program("experts that run before their rows have arrived".to_owned()));
+    }
+    let run = |(call, rows): (&Split, Tensor)| -> Result<Tensor, TrainError> {
+        if call.slots.len() == 1 {
+            let slot = call.slots.start;
+            return if call.received(slot) == 0 { Ok(rows) } else { expert(slot, rows) };
+        }
+        // Rows arrive by source, then slot; an expert runs on all of its rows at once.
+        let sizes: Vec<i64> = call.by_slot.iter().flatten().map(|&rows| rows as i64).collect();
+        let parts = rows.split_with_sizes(sizes.as_slice(), 0);
+        let (sources, slots) = (call.by_slot.len(), call.slots.len());
+        let mut outputs: Vec<Vec<Tensor>> = Vec::with_capacity(slots);
+        for slot in 0..slots {
+            let own: Vec<&Tensor> = (0..sources).map(|source| &parts[source * slots + slot]).collect();
+            let rows = Tensor::cat(&own, 0);
+            let output = if rows.size()[0] == 0 { rows } else { expert(call.slots.start + slot, rows)? };
+            let sizes: Vec<i64> = call.by_slot.iter().map(|of| of[slot] as i64).collect();
+            outputs.push(output.split_with_sizes(sizes.as_slice(), 0));
+        }
+        let back: Vec<&Tensor> = (0..sources).flat_map(|source| outputs.iter().map(move |of| &of[source])).collect();
+        Ok(Tensor::cat(&back, 0))
+    };
+    calls.iter().zip(arrived).map(run).collect()
+}

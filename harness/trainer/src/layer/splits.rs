@@ -1,0 +1,179 @@
+//! The input and output splits of every all-to-all of a layer program on one rank.
+//!
+//! Pure arithmetic on counts through [`Rows`], which the simulator prices too. A rank's rows lie in the order
+//! `[step][call][owner][slot]`, so that each all-to-all sends one contiguous piece. The rows of shadowed experts follow; they
+//! stay on the rank.
+
+use systems::program::{Exchange, LayerProgram, Rows};
+use systems::{Placement, RoutingCounts};
+
+use crate::layer::hierarchical::Hierarchical;
+
+/// One all-to-all of one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Split {
+    /// First row of the piece that is sent.
+    pub(super) first: usize,
+    /// `[rank]`: rows sent.
+    pub(super) input: Vec<usize>,
+    /// `[rank]`: rows received.
+    pub(super) output: Vec<usize>,
+    /// The slots of this rank that it serves.
+    pub(super) slots: std::ops::Range<usize>,
+    /// `[source][slot]`: rows received.
+    pub(super) by_slot: Vec<Vec<usize>>,
+}
+
+impl Split {
+    /// Rows received for one slot.
+    pub(super) fn received(&self, slot: usize) -> usize {
+        self.by_slot.iter().map(|of| of[slot - self.slots.start]).sum()
+    }
+}
+
+/// This rank's own rows of a shadowed expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ShadowRows {
+    pub(super) expert: usize,
+    pub(super) first: usize,
+    pub(super) rows: usize,
+}
+
+/// The rows of one rank under one program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Splits {
+    /// `[step][call]`.
+    pub(super) steps: Vec<Vec<Split>>,
+    /// `[expert]`: the first of its rows.
+    pub(super) base: Vec<usize>,
+    /// In the order of the program.
+    pub(super) shadows: Vec<ShadowRows>,
+    /// The two hops of a hierarchical exchange across nodes.
+    pub(super) hierarchical: Option<Hierarchical>,
+    /// Number of rows.
+    pub(super) rows: usize,
+}
+
+impl Splits {
+    /// The splits of rank `me` of the group; `nodes[rank]` ascend.
+    pub(super) fn new(
+        program: &LayerProgram,
+        counts: &RoutingCounts,
+        placement: &Placement,
+        nodes: &[usize],
+        me: usize,
+    ) -> Self {
+        let rows = Rows::new(program, counts, placement);
+        let slots = placement.slots_per_rank();
+        let calls = match program.exchange {
+            Exchange::PerExpert => slots,
+            Exchange::Whole | Exchange::Hierarchical => 1,
+        };
+        let width = slots / calls;
+        let ranges: Vec<std::ops::Range<usize>> = (0..calls).map(|call| call * width..(call + 1) * width).collect();
+        let mut base = vec![0; counts.experts()];
+        let mut next = 0;
+        let mut steps = Vec::with_capacity(program.steps);
+        for step in 0..program.steps {
+            let splits = ranges.iter().map(|range| {
+                let mut split = Split { first: next, slots: range.clone(), ..Split::default() };
+                for owner in 0..rows.ranks() {
+                    let meets = rows.step(me, owner) == step;
+                    let start = next;
+                    for &expert in rows.experts_of(owner)[range.clone()].iter().filter(|_| meets) {
+                        base[expert] = next;
+                        next += rows.sent(me, expert) as usize;
+                    }
+                    split.input.push(next - start);
+                }
+                for source in 0..rows.ranks() {
+                    let meets = rows.step(source, me) == step;
+                    let own = rows.experts_of(me)[range.clone()].iter();
+                    let by_slot: Vec<usize> =
+                        own.map(|&expert| if meets { rows.sent(source, expert) as usize } else { 0 }).collect();
+                    split.output.push(by_slot.iter().sum());
+                    split.by_slot.push(by_slot);
+                }
+                split
+            });
+            steps.push(splits.collect());
+        }
+        let mut shadows = Vec::with_capacity(program.shadowed.len());
+        for &expert in &program.shadowed {
+            let number = rows.shadowed(me, expert) as usize;
+            base[expert] = next;
+            shadows.push(ShadowRows { expert, first: next, rows: number });
+            next += number;
+        }
+        let crosses_nodes = nodes.first() != nodes.last();
+        let hierarchical = (program.exchange == Exchange::Hierarchical && crosses_nodes)
+            .then(|| Hierarchical::new(program, counts, placement, nodes, me));
+        Self { steps, base, shadows, hierarchical, rows: next }
+    }
+
+    /// The row of every choice, in the order of choices; none where it was dropped.
+    pub(super) fn positions(&self, choices: &[Option<usize>]) -> Vec<Option<usize>> {
+        let mut next = self.base.clone();
+        let place = |choice: &Option<usize>| {
+            choice.map(|expert| {
+                next[expert] += 1;
+                next[expert] - 1
+            })
+        };
+        choices.iter().map(place).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use systems::program::Layout;
+
+    fn counts() -> RoutingCounts {
+        // 4 ranks, 8 experts, uneven and with empty pairs.
+        RoutingCounts::new(8, (0..32).map(|i: u32| (i * 7 + 3) % 5).collect())
+    }
+
+    fn programs() -> Vec<LayerProgram> {
+        let cut = LayerProgram { steps: 2, ..LayerProgram::expert_parallel() };
+        let shadowed = LayerProgram { shadowed: vec![5, 2], ..cut.clone() };
+        let whole = LayerProgram { exchange: Exchange::Whole, ..LayerProgram::expert_parallel() };
+        vec![
+            LayerProgram::expert_parallel(),
+            cut,
+            shadowed,
+            whole,
+            LayerProgram::padded(Layout::Padded { rows: 6 }, Exchange::Whole, false),
+        ]
+    }
+
+    /// What one rank sends is what the other expects, in every call, and every row is sent once.
+    #[test]
+    fn senders_and_receivers_agree() {
+        let placement = Placement::new(vec![3, 0, 6, 1, 2, 7, 4, 5], 4).unwrap();
+        for program in programs() {
+            let all: Vec<Splits> = (0..4).map(|me| Splits::new(&program, &counts(), &placement, &[0; 4], me)).collect();
+            for (me, mine) in all.iter().enumerate() {
+                let mut sent = 0;
+                for (step, splits) in mine.steps.iter().enumerate() {
+                    for (index, split) in splits.iter().enumerate() {
+                        assert_eq!(split.first, sent);
+                        sent += split.input.iter().sum::<usize>();
+                        for (other, theirs) in all.iter().enumerate() {
+                            assert_eq!(split.input[other], theirs.steps[step][index].output[me]);
+                        }
+                    }
+                }
+                assert_eq!(mine.rows, sent + mine.shadows.iter().map(|shadow| shadow.rows).sum::<usize>());
+            }
+        }
+    }
+
+    #[test]
+    fn choices_take_the_rows_of_their_expert_in_order() {
+        let counts = RoutingCounts::new(2, vec![2, 1, 0, 0]);
+        let splits = Splits::new(&LayerProgram::expert_parallel(), &counts, &Placement::identity(2, 2), &[0; 2], 0);
+        let positions = splits.positions(&[Some(1), Some(0), None, Some(0)]);
+        assert_eq!(positions, [Some(2), Some(0), None, Some(1)]);
+    }
+}

@@ -1,0 +1,88 @@
+//! The dense parameters of a rank: which there are, and how tensor parallelism cuts them.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::model::parameters::{Bucket, Initial, initial};
+
+/// Collects the dense parameters of a rank at their initial values.
+pub struct Builder {
+    seed: u64,
+    /// Tensor-parallel rank, and how many there are.
+    tp: (i64, i64),
+    sharded: Vec<Tensor>,
+    replicated: Vec<Tensor>,
+    named: Vec<Named>,
+}
+
+/// A dense parameter of a rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name, the same under every plan.
+    pub name: String,
+    /// Its number in its bucket: the sharded one if it is cut, else the replicated one.
+    pub index: usize,
+    pub cut: Option<Cut>,
+}
+
+/// How a parameter is cut over tensor-parallel ranks: it falls into `pieces` along `dim`, and each rank holds its part of
+/// every piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub dim: i64,
+    pub pieces: i64,
+}
+
+/// Name, shape and initial values of a parameter.
+type Parameter<'a> = (&'a str, &'a [i64], Initial);
+
+impl Builder {
+    /// `tp`: the tensor-parallel rank, and how many there are.
+    pub fn new(seed: u64, tp: (usize, usize)) -> Self {
+        Self { seed, tp: (tp.0 as i64, tp.1 as i64), sharded: Vec::new(), replicated: Vec::new(), named: Vec::new() }
+    }
+
+    pub(super) fn tensor_parallel_size(&self) -> i64 {
+        self.tp.1
+    }
+
+    /// Adds a parameter that every tensor-parallel rank holds; returns its index.
+    pub(super) fn whole(&mut self, (name, shape, values): Parameter) -> usize {
+        let index = self.replicated.len();
+        self.replicated.push(initial(self.seed, name, shape, values));
+        self.named.push(Named { name: name.to_owned(), index, cut: None });
+        index
+    }
+
+    /// Adds this rank's part of a parameter that is cut along `dim`, in `pieces` that are each cut on their own; returns its
+    /// index.
+    pub(super) fn cut(&mut self, (name, shape, values): Parameter, dim: i64, pieces: i64) -> usize {
+        let whole = initial(self.seed, name, shape, values);
+        let (rank, size) = self.tp;
+        let part = |piece: Tensor| piece.chunk(size, dim).remove(rank as usize);
+        let parts: Vec<Tensor> = whole.chunk(pieces, dim).into_iter().map(part).collect();
+        let index = self.sharded.len();
+        self.sharded.push(Tensor::cat(&parts, dim).contiguous());
+        self.named.push(Named { name: name.to_owned(), index, cut: Some(Cut { dim, pieces }) });
+        index
+    }
+
+    /// This rank's part along `dim` of a parameter that is kept elsewhere.
+    pub(super) fn shard(&self, name: &str, shape: &[i64], dim: i64) -> Tensor {
+        let (rank, size) = self.tp;
+        initial(self.seed, name, shape, Initial::Normal(1.0)).chunk(size, dim).remove(rank as usize)
+    }
+
+    pub fn finish(self, kind: Kind, device: Device) -> Dense {
+        let bucket = |parameters: &[Tensor]| Bucket::new(parameters, kind, device);
+        Dense { sharded: bucket(&self.sharded), replicated: bucket(&self.replicated), named: self.named }
+    }
+}
+
+/// The dense parameters of a rank.
+pub struct Dense {
+    /// Cut over tensor-parallel ranks.
+    pub sharded: Bucket,
+    /// The same on all of them.
+    pub replicated: Bucket,
+    pub named: Vec<Named>,
+}

@@ -1,0 +1,75 @@
+//! Where a dense part runs one micro-batch: parameters, tensor-parallel group, clock.
+
+use systems::iteration::timeline::Activity;
+use systems::price::cost::{CostModel, Group};
+use tch::{Kind, Tensor};
+use workloads::Bytes;
+use workloads::model::HALF;
+
+use crate::clock::timer::Timer;
+use crate::comm::Communicator;
+use crate::error::TrainError;
+use crate::model::dense::Dense;
+use crate::model::parameters::Bucket;
+
+/// Where a dense part runs.
+pub struct Site<'a> {
+    pub dense: &'a Dense,
+    /// The tied embedding's only parameter, `[vocabulary / tp, hidden]`; no parameter on stages without it.
+    pub embedding_weight: &'a Bucket,
+    /// The tensor-parallel group.
+    pub group: &'a dyn Communicator,
+    /// Where the ranks of the group are.
+    pub place: Group,
+    /// Prices of collectives under a virtual clock.
+    pub costs: &'a CostModel,
+    pub timer: &'a Timer,
+}
+
+impl Site<'_> {
+    /// The sum over tensor-parallel ranks.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn all_reduce(&self, tensor: Tensor) -> Result<Tensor, TrainError> {
+        if self.group.size() == 1 {
+            return Ok(tensor);
+        }
+        let sum = self.timer.wait(Activity::TensorParallel, || self.group.all_reduce(&tensor)?.wait())?;
+        self.charge(&tensor)?;
+        Ok(sum)
+    }
+
+    /// This rank's part of the tokens, `[tokens / tp, hidden]`.
+    pub fn part(&self, tokens: &Tensor) -> Tensor {
+        let (size, rank) = (self.group.size() as i64, self.group.rank() as i64);
+        let length = tokens.size()[0] / size;
+        tokens.narrow(0, rank * length, length)
+    }
+
+    /// All ranks' parts, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn whole(&self, part: Tensor) -> Result<Tensor, TrainError> {
+        if self.group.size() == 1 {
+            return Ok(part);
+        }
+        let all = self.timer.wait(Activity::TensorParallel, || self.group.all_gather(&part)?.wait())?;
+        self.charge(&all)?;
+        Ok(all.view([-1, part.size()[1]]))
+    }
+
+    fn charge(&self, exchanged: &Tensor) -> Result<(), TrainError> {
+        let price = self.costs.all_reduce(&self.place, Bytes(exchanged.numel() as f64 * HALF));
+        self.timer.collective(Activity::TensorParallel, self.group, price)
+    }
+
+    /// Token ids as this rank numbers its part of the vocabulary, 0 for those of other ranks; and which are its own.
+    pub(super) fn local_ids(&self, vocabulary: i64, ids: &Tensor) -> (Tensor, Tensor) {
+        let share = vocabulary / self.group.size() as i64;
+        let local = ids - share * self.group.rank() as i64;
+        let own = local.ge(0).logical_and(&local.lt(share));
+        (local * own.to_kind(Kind::Int64), own)
+    }
+}

@@ -1,0 +1,280 @@
+//! All micro-batches of an iteration through the stage, forward and backward, in 1F1B order.
+
+use systems::iteration::schedule::{Work, one_forward_one_backward};
+use systems::iteration::timeline::Activity;
+use tch::{Kind, Tensor};
+use workloads::model::HALF;
+use workloads::{Bytes, Seconds};
+
+use crate::comm::Pending;
+use crate::error::TrainError;
+use crate::host::to_scalar;
+use crate::layer::gate;
+use crate::layer::moe::{self, Layer, LayerStats, MoeSite};
+use crate::model::attention::AttentionSaved;
+use crate::model::head::HeadSaved;
+use crate::model::site::Site;
+use crate::model::tape::Tape;
+use crate::rank::Rank;
+use crate::rank::report::Report;
+use crate::rank::stage::{Block, FeedForward};
+
+/// Saved for the backward pass of a micro-batch.
+struct Saved {
+    embedding: Option<Tape>,
+    blocks: Vec<BlockSaved>,
+    head: Option<HeadSaved>,
+}
+
+enum BlockSaved {
+    Whole(Box<(AttentionSaved, FeedForwardSaved)>),
+    /// The input alone: the forward pass is run again before the backward pass.
+    Input(Tensor),
+}
+
+enum FeedForwardSaved {
+    Dense(Tape),
+    Moe(Box<moe::Saved>),
+}
+
+/// The direction of a pipeline message.
+#[derive(Clone, Copy)]
+enum To {
+    NextStage,
+    PreviousStage,
+}
+
+impl Rank<'_> {
+    /// Runs all micro-batches; returns what their MoE layers did, `[micro-batch][layer of the stage]`.
+    ///
+    /// # Errors
+    /// A peer that died; a program that cannot be executed.
+    pub(super) fn pipeline(&mut self, report: &mut Report) -> Result<Vec<Vec<LayerStats>>, TrainError> {
+        let (pp, micro_batches) = (self.setup.plan.pp, self.setup.plan.micro_batches(self.setup.job));
+        let mut saved: Vec<Option<Saved>> = (0..micro_batches).map(|_| None).collect();
+        let mut stats: Vec<Vec<LayerStats>> = vec![Vec::new(); micro_batches];
+        let mut sends = Vec::new();
+        for work in one_forward_one_backward(pp, self.stage_number, micro_batches) {
+            match work {
+                Work::Forward(m) => {
+                    let (of_batch, loss);
+                    (of_batch, stats[m], loss) = self.forward(m, &mut sends)?;
+                    saved[m] = Some(of_batch);
+                    report.loss += loss;
+                }
+                Work::Backward(m) => {
+                    let of_batch = saved[m].take().expect("a schedule runs a micro-batch forward, then backward, once");
+                    self.backward(m, of_batch, &mut sends)?;
+                }
+            }
+        }
+        self.timer.enter(None, None);
+        for send in sends {
+            let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
+        }
+        Ok(stats)
+    }
+
+    /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss that this rank reports.
+    fn forward(&self, m: usize, sends: &mut Vec<Pending>) -> Result<(Saved, Vec<LayerStats>, f64), TrainError> {
+        let (work, stage) = (Some(Work::Forward(m)), &self.stage);
+        self.timer.enter(work, None);
+        let data = (stage.embedding.is_some() || stage.head.is_some()).then(|| self.read(m));
+        let site = self.site();
+        let (mut stream, embedding) = match (&stage.embedding, &data) {
+            (Some(embedding), Some((ids, _))) => {
+                let (stream, tape) = embedding.forward(&site, ids)?;
+                (stream, Some(tape))
+            }
+            _ => (self.receive(To::NextStage)?, None),
+        };
+        let mut blocks = Vec::with_capacity(stage.blocks.len());
+        let mut stats = Vec::new();
+        let recomputes = self.online.policy().recomputes();
+        for block in &stage.blocks {
+            self.timer.enter(work, Some(block.number));
+            let (output, saved, of_layer) = self.block_forward(block, m, &stream)?;
+            stats.extend(of_layer);
+            blocks.push(if recomputes { BlockSaved::Input(stream) } else { saved });
+            stream = output;
+        }
+        self.timer.enter(work, None);
+        let (head, loss) = match (&stage.head, &data) {
+            (Some(head), Some((_, targets))) => {
+                let scale = 1.0 / (self.setup.job.global_batch * self.setup.gpt.seq_len) as f64;
+                let (loss, saved) = head.forward(&site, &stream, targets, scale)?;
+                (Some(saved), if self.position.is_multiple_of(self.setup.plan.tp) { loss } else { 0.0 })
+            }
+            _ => {
+                self.send(&stream, To::NextStage, sends)?;
+                (None, 0.0)
+            }
+        };
+        Ok((Saved { embedding, blocks, head }, stats, loss))
+    }
+
+    fn backward(&self, m: usize, saved: Saved, sends: &mut Vec<Pending>) -> Result<(), TrainError> {
+        let (work, stage, site) = (Some(Work::Backward(m)), &self.stage, self.site());
+        self.timer.enter(work, None);
+        let mut gradient = match (&stage.head, saved.head) {
+            (Some(head), Some(saved)) => head.backward(&site, saved)?,
+            _ => self.receive(To::PreviousStage)?,
+        };
+        for (block, saved) in stage.blocks.iter().zip(saved.blocks).rev() {
+            self.timer.enter(work, Some(block.number));
+            gradient = self.block_backward(block, m, saved, &gradient)?;
+        }
+        self.timer.enter(work, None);
+        match (&stage.embedding, saved.embedding) {
+            (Some(embedding), Some(tape)) => embedding.backward(&site, tape, &gradient),
+            _ => self.send(&gradient, To::PreviousStage, sends)?,
+        }
+        Ok(())
+    }
+
+    /// A block's forward pass: the residual stream after it, what is saved, and what its MoE layer did.
+    fn block_forward(
+        &self,
+        block: &Block,
+        m: usize,
+        input: &Tensor,
+    ) -> Result<(Tensor, BlockSaved, Option<LayerStats>), TrainError> {
+        let site = self.site();
+        let ([residual, normed], attention) = block.attention.forward(&site, input)?;
+        let (output, feed_forward, stats) = match &block.feed_forward {
+            FeedForward::Dense(mlp) => {
+                let (output, tape) = mlp.forward(&site, &normed)?;
+                (output, FeedForwardSaved::Dense(tape), None)
+            }
+            FeedForward::Moe(layer) => {
+                let (part, saved, stats) = layer.forward(&self.moe_site(layer, m), &site.part(&normed))?;
+                (site.whole(part)?, FeedForwardSaved::Moe(Box::new(saved)), Some(stats))
+            }
+        };
+        let output = self.timer.compute(Activity::Block, || residual + output);
+        Ok((output, BlockSaved::Whole(Box::new((attention, feed_forward))), stats))
+    }
+
+    /// The gradient of a block's input.
+    fn block_backward(
+        &self,
+        block: &Block,
+        m: usize,
+        saved: BlockSaved,
+        gradient: &Tensor,
+    ) -> Result<Tensor, TrainError> {
+        let (attention, feed_forward) = match saved {
+            BlockSaved::Whole(saved) => *saved,
+            BlockSaved::Input(input) => match self.block_forward(block, m, &input)?.1 {
+                BlockSaved::Whole(saved) => *saved,
+                BlockSaved::Input(_) => unreachable!("a block's forward pass saves all"),
+            },
+        };
+        let site = self.site();
+        let of_normed = match (&block.feed_forward, feed_forward) {
+            (FeedForward::Dense(mlp), FeedForwardSaved::Dense(tape)) => mlp.backward(&site, tape, gradient)?,
+            (FeedForward::Moe(layer), FeedForwardSaved::Moe(saved)) => {
+                let part = layer.backward(&self.moe_site(layer, m), *saved, &site.part(gradient))?;
+                site.whole(part)?
+            }
+            _ => unreachable!("a block's feed-forward network saves what its own backward pass needs"),
+        };
+        block.attention.backward(&site, attention, [gradient, &of_normed])
+    }
+
+    /// The tokens of micro-batch `m`, and their successors, which are the targets.
+    fn read(&self, m: usize) -> (Tensor, Tensor) {
+        let setup = self.setup;
+        self.timer.compute(Activity::Host, || {
+            let samples = setup.plan.samples(setup.job, self.position, m);
+            let samples: Vec<Vec<i64>> = samples.map(|index| setup.samples.sample(self.iteration, index)).collect();
+            let read = |shift: usize| {
+                let window = shift..shift + setup.gpt.seq_len;
+                let flat: Vec<i64> = samples.iter().flat_map(|sample| &sample[window.clone()]).copied().collect();
+                Tensor::from_slice(&flat).to_device(self.device)
+            };
+            (read(0), read(1))
+        })
+    }
+
+    fn site(&self) -> Site<'_> {
+        let (costs, plan) = (self.setup.costs, &self.setup.plan);
+        let first = self.expert_group(self.stage_number).start;
+        Site {
+            dense: &self.stage.dense,
+            embedding_weight: &self.stage.embedding_weight,
+            group: &*self.groups.tensor,
+            place: costs.group(first..first + plan.tp, 1),
+            costs,
+            timer: &self.timer,
+        }
+    }
+
+    fn moe_site<'b>(&'b self, layer: &Layer, m: usize) -> MoeSite<'b> {
+        let setup = self.setup;
+        let micro_batches = setup.plan.micro_batches(setup.job);
+        let name = format!("gate {} layer {} rank {} micro-batch {m}", self.iteration, layer.number, self.position);
+        MoeSite {
+            group: &*self.groups.experts,
+            timer: &self.timer,
+            policy: self.online.policy(),
+            gate: &setup.job.gate,
+            top_k: setup.job.top_k(),
+            balance: setup.training.balance_loss / (setup.plan.stage_ranks() * micro_batches) as f64,
+            place: &self.place,
+            costs: setup.costs,
+            gates: &self.stage.gates,
+            random: (setup.seed, name),
+            replay: self.replayed_choices(layer, m),
+        }
+    }
+
+    /// The experts of this rank's choices, where a trace drives the gate: its part of those of the tensor-parallel group.
+    fn replayed_choices(&self, layer: &Layer, m: usize) -> Option<Vec<usize>> {
+        let setup = self.setup;
+        let (tp, k) = (setup.plan.tp, setup.job.top_k());
+        let batch = setup.replay?.iteration(self.iteration);
+        let samples = setup.plan.samples(setup.job, self.position, m);
+        let mut choices: Vec<usize> = samples.flat_map(|s| gate::deal(batch.chunk(layer.number, s), k)).collect();
+        let part = choices.len() / tp;
+        let first = self.position % tp * part;
+        choices.truncate(first + part);
+        Some(choices.split_off(first))
+    }
+
+    /// Sends to the same position of a neighbouring stage; under a virtual clock, also when it arrives.
+    fn send(&self, tensor: &Tensor, to: To, sends: &mut Vec<Pending>) -> Result<(), TrainError> {
+        let (group, stage) = match to {
+            To::NextStage => (&self.groups.forward, self.stage_number + 1),
+            To::PreviousStage => (&self.groups.backward, self.stage_number - 1),
+        };
+        sends.push(group.send(tensor, stage)?);
+        if self.timer.is_virtual() {
+            let bytes = Bytes(tensor.numel() as f64 * HALF / self.setup.plan.tp as f64);
+            // As long as the slowest of its expert-parallel group takes: the ranks share the links of their nodes.
+            let pairs = self.expert_group(self.stage_number).zip(self.expert_group(stage));
+            let prices = pairs.map(|(from, to)| self.setup.costs.send(from, to, bytes));
+            self.timer.advance(Activity::Boundary, prices.fold(Seconds::ZERO, Seconds::max));
+            sends.push(group.send(&Tensor::from_slice(&[self.timer.now().0]), stage)?);
+        }
+        Ok(())
+    }
+
+    /// Receives what the same position of a neighbouring stage sends in that direction.
+    fn receive(&self, to: To) -> Result<Tensor, TrainError> {
+        let (group, stage) = match to {
+            To::NextStage => (&self.groups.forward, self.stage_number - 1),
+            To::PreviousStage => (&self.groups.backward, self.stage_number + 1),
+        };
+        let gpt = &self.setup.gpt;
+        let shape = [(gpt.seq_len * self.setup.plan.micro_batch) as i64, gpt.hidden as i64];
+        self.timer.wait_for_stage(|| {
+            let tensor = group.receive(&shape, self.setup.kind, stage)?.wait()?;
+            let ready = match self.timer.is_virtual() {
+                true => Seconds(to_scalar(&group.receive(&[1], Kind::Double, stage)?.wait()?)?),
+                false => Seconds::ZERO,
+            };
+            Ok((tensor, ready))
+        })
+    }
+}

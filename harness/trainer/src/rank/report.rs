@@ -1,0 +1,114 @@
+//! What a rank reports of an iteration.
+
+use serde::{Deserialize, Serialize};
+use systems::iteration::timeline::Span;
+use systems::price::ledger::Ledger;
+use tch::Tensor;
+use workloads::{Bytes, Seconds};
+
+use crate::error::TrainError;
+use crate::host::to_host;
+use crate::layer::moe::LayerStats;
+use crate::rank::Rank;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Time of the iteration.
+    pub step: Seconds,
+    /// Where that time went.
+    pub ledger: Ledger,
+    /// The sum of the cross-entropies of its tokens; on the last stage, once per tensor-parallel group.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// Mean of the balance loss over layers and micro-batches.
+    #[serde(deserialize_with = "number")]
+    pub balance: f64,
+    /// Entries that it sent to experts.
+    pub entries: u64,
+    /// Choices that became no entry.
+    pub dropped: u64,
+    /// Shadowed experts over its layers and micro-batches; on the first rank of each group.
+    pub shadowed: u64,
+    /// Memory in use on its GPU at the end, if it does not share the GPU. libtorch returns nothing while it trains, so this
+    /// is also the peak.
+    pub memory: Bytes,
+    /// Time of online decisions.
+    pub decision: Seconds,
+    /// Time of migrations.
+    pub migration: Seconds,
+    /// Experts that changed rank; on the first rank of a stage.
+    pub moved: u64,
+    /// `[layer of the stage][micro-batch][expert]`: its choices before any limit, if they are recorded.
+    pub chosen: Vec<Vec<Vec<u32>>>,
+    /// Its spans, if they are recorded.
+    pub spans: Vec<Span>,
+}
+
+/// A number that may be NaN, for which JSON has null: a training that diverges.
+fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+impl Rank<'_> {
+    /// Completes the report by times and by what the layers did, `[micro-batch][layer of the stage]`; adds the stage's
+    /// loads to the history.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn complete(&mut self, stats: &[Vec<LayerStats>], report: &mut Report) -> Result<(), TrainError> {
+        // What follows is bookkeeping and not part of the iteration.
+        self.timer.synchronize();
+        report.step = self.timer.now();
+        let (spans, ledger) = self.timer.finish(report.step);
+        report.ledger = ledger;
+        if self.setup.record_spans {
+            report.spans = spans;
+        }
+        let all = stats.iter().flatten();
+        report.balance = all.clone().map(|of| of.balance).sum::<f64>() / all.clone().count().max(1) as f64;
+        let sum = |counts: &[u32]| counts.iter().map(|&count| u64::from(count)).sum::<u64>();
+        for of in all {
+            report.entries += sum(&of.entries);
+            report.dropped += sum(&of.chosen) - sum(&of.entries);
+            if self.position.is_multiple_of(self.setup.plan.ep) {
+                report.shadowed += of.shadowed as u64;
+            }
+        }
+        if self.setup.record_choices {
+            let of_layer = |layer: usize| stats.iter().map(|layers| layers[layer].chosen.clone()).collect();
+            report.chosen = (0..self.stage.layers().count()).map(of_layer).collect();
+        }
+        let loads = self.loads(stats)?;
+        self.online.remember(loads);
+        Ok(())
+    }
+
+    /// `[layer of the model][expert]`: entries of the whole stage; 0 for layers of other stages.
+    fn loads(&self, stats: &[Vec<LayerStats>]) -> Result<Vec<Vec<u64>>, TrainError> {
+        let moe = self.setup.job.model.moe_layers();
+        let mut loads: Vec<Vec<u64>> = moe.map(|moe| vec![0; moe.experts]).collect();
+        for (index, layer) in self.stage.layers().enumerate() {
+            let mut own = vec![0i64; layer.experts.moe().experts];
+            for of in stats.iter().map(|layers| &layers[index]) {
+                own.iter_mut().zip(&of.entries).for_each(|(sum, &entries)| *sum += i64::from(entries));
+            }
+            let own = Tensor::from_slice(&own).to_device(self.device);
+            let sum: Vec<i64> = to_host(&self.groups.stage.all_reduce(&own)?.wait()?)?;
+            loads[layer.number] = sum.into_iter().map(|load| load as u64).collect();
+        }
+        Ok(loads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_survives_its_encoding() {
+        let report = Report { loss: 0.1 + 0.2, step: Seconds(1.0 / 3.0), moved: 2, ..Report::default() };
+        let parse = |report: &Report| serde_json::from_slice::<Report>(&serde_json::to_vec(report).unwrap()).unwrap();
+        assert_eq!(parse(&report), report);
+        assert!(parse(&Report { loss: f64::INFINITY, ..report }).loss.is_nan(), "a training that diverges");
+    }
+}

@@ -1,0 +1,110 @@
+//! The end of an iteration: gradients are summed over the ranks that share parameters, clipped and applied.
+
+use systems::Plan;
+use systems::iteration::timeline::{Activity, Gradients};
+use systems::price::cost::Group;
+use tch::{Device, Kind, Tensor};
+use workloads::Bytes;
+use workloads::model::HALF;
+
+use crate::comm::{CommError, Communicator, Pending};
+use crate::error::TrainError;
+use crate::host::to_scalar;
+use crate::model::optimizer;
+use crate::model::parameters::Bucket;
+use crate::rank::Rank;
+use crate::rank::stage::Stage;
+
+impl Rank<'_> {
+    /// Sums gradients: dense parameters over data-parallel ranks, gates over the stage, experts over their replicas, the
+    /// tied embedding over data-parallel ranks and between the first and the last stage.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn reduce_gradients(&self) -> Result<(), TrainError> {
+        let (plan, stage, groups) = (&self.setup.plan, &self.stage, &self.groups);
+        let first = self.stage_number * plan.stage_ranks();
+        let place = |stride| self.setup.costs.group(first..first + plan.stage_ranks(), stride);
+        let dense = [&stage.dense.sharded, &stage.dense.replicated];
+        self.all_reduce(Gradients::Dense, &dense, &*groups.data, &place(plan.tp))?;
+        self.all_reduce(Gradients::Gate, &[&stage.gates], &*groups.stage, &place(1))?;
+        let experts: Vec<&Bucket> = stage.layers().map(|layer| &layer.experts.bucket).collect();
+        self.all_reduce(Gradients::Experts, &experts, &*groups.replicas, &place(plan.ep))?;
+        let tied = [&stage.embedding_weight];
+        self.all_reduce(Gradients::Tied, &tied, &*groups.data, &place(plan.tp))?;
+        if plan.pp > 1 {
+            let span = plan.stage_ranks() * (plan.pp - 1);
+            let ends = self.setup.costs.group(0..span + 1, span);
+            self.all_reduce(Gradients::TiedStages, &tied, &*groups.tied, &ends)?;
+        }
+        Ok(())
+    }
+
+    fn all_reduce(
+        &self,
+        what: Gradients,
+        buckets: &[&Bucket],
+        group: &dyn Communicator,
+        place: &Group,
+    ) -> Result<(), TrainError> {
+        let count: i64 = buckets.iter().map(|bucket| bucket.len()).sum();
+        if group.size() == 1 || count == 0 {
+            return Ok(());
+        }
+        let activity = Activity::GradientSync(what);
+        self.timer.wait(activity, || {
+            let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
+            let pending: Vec<(&&Bucket, Pending)> = filled
+                .map(|bucket| Ok((bucket, group.all_reduce(&bucket.gradients)?)))
+                .collect::<Result<_, CommError>>()?;
+            for (bucket, sum) in pending {
+                bucket.gradients.shallow_clone().copy_(&sum.wait()?);
+            }
+            Ok::<(), CommError>(())
+        })?;
+        let price = self.setup.costs.all_reduce(place, Bytes(count as f64 * HALF));
+        self.timer.collective(activity, group, price)
+    }
+
+    /// Clips the gradient by its norm over the whole model and updates every parameter.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn update(&self) -> Result<(), TrainError> {
+        let training = &self.setup.training;
+        let mut factor = 1.0;
+        if training.clip_norm > 0.0 {
+            let squares = || squares(&self.setup.plan, &self.stage, self.stage_number, self.device);
+            let own = self.timer.compute(Activity::Optimizer, squares);
+            let norm = to_scalar::<f64>(&self.groups.world.all_reduce(&own)?.wait()?)?.sqrt();
+            if norm > training.clip_norm {
+                factor = training.clip_norm / norm;
+            }
+        }
+        let t = self.iteration + 1;
+        self.timer.compute(Activity::Optimizer, || {
+            self.stage.buckets().for_each(|bucket| optimizer::step(training, bucket, t, factor));
+        });
+        Ok(())
+    }
+}
+
+/// This rank's part of the squared norm of the gradient, `[1]` in double precision. In the sum over the world, every
+/// parameter of the model counts once.
+fn squares(plan: &Plan, stage: &Stage, number: usize, device: Device) -> Tensor {
+    let sum = |bucket: &Bucket, copies: usize| {
+        let gradient = bucket.gradients.to_kind(Kind::Float);
+        gradient.square().sum(Kind::Double) / copies as f64
+    };
+    let mut total = sum(&stage.dense.sharded, plan.dp)
+        + sum(&stage.dense.replicated, plan.dp * plan.tp)
+        + sum(&stage.gates, plan.stage_ranks());
+    for layer in stage.layers() {
+        total += sum(&layer.experts.bucket, plan.expert_dp);
+    }
+    // The first and the last stage both hold the sum of the tied embedding's gradient.
+    if number == 0 {
+        total += sum(&stage.embedding_weight, plan.dp);
+    }
+    total.reshape([1]).to_device(device)
+}
