@@ -15,7 +15,7 @@ use workloads::gate::Gate;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
 
-use super::segments::{Place, Sample, segments};
+use super::segments::{MeasuredRun, SegmentPlace, segments};
 use trainer::data::{Entropy, Language, Samples};
 use trainer::rank::report::Report;
 use trainer::record;
@@ -69,8 +69,8 @@ impl Measurement<'_> {
     ///
     /// # Errors
     /// A model that cannot be trained.
-    pub fn samples(&self) -> Result<Vec<Sample>> {
-        self.variants()?.into_iter().map(|variant| self.sample(variant)).collect()
+    pub fn runs(&self) -> Result<Vec<MeasuredRun>> {
+        self.variants()?.into_iter().map(|variant| self.measure(variant)).collect()
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.
@@ -98,12 +98,12 @@ impl Measurement<'_> {
         Ok(Variant { job, plan, system })
     }
 
-    fn sample(&self, variant: Variant) -> Result<Sample> {
+    fn measure(&self, variant: Variant) -> Result<MeasuredRun> {
         let Variant { job, plan, system } = variant;
         let width = job.model.blocks[0].hidden;
         let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
         let (batch, times) = self.run(&job, plan, system).with_context(|| name.clone())?;
-        Ok(Sample { name, job, plan, system, batch, warmup: WARMUP, measured: means(&times) })
+        Ok(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured: means(&times) })
     }
 
     /// The choices of an iteration, and the segments of all measured ones.
@@ -142,11 +142,11 @@ impl Measurement<'_> {
 }
 
 /// Segments of an iteration.
-type Times = BTreeMap<Place, Seconds>;
+type Times = BTreeMap<SegmentPlace, Seconds>;
 
 /// The mean of every segment over iterations.
 fn means(iterations: &[Times]) -> Times {
-    let mut sums: BTreeMap<Place, (Seconds, f64)> = BTreeMap::new();
+    let mut sums: BTreeMap<SegmentPlace, (Seconds, f64)> = BTreeMap::new();
     for (&place, &time) in iterations.iter().flatten() {
         let (sum, number) = sums.entry(place).or_default();
         *sum += time;

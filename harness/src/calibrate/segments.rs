@@ -1,7 +1,7 @@
 //! From a device's own compute segments to a cluster's constants.
 //!
-//! The trainer runs small models under a virtual clock, which times every compute segment alone (`train::measure`). The
-//! simulator runs the same plan on the very routing that was recorded, and the constants are those under which its spans
+//! The trainer runs small models under a virtual clock, which times every compute segment alone. The simulator
+//! runs the same plan on the very routing that was recorded, and the constants are those under which its spans
 //! come nearest: the least squares of `ln(predicted / measured)`. So every constant has one meaning in fit and use, and
 //! what the formulas cannot represent shows as the error of a segment. Constants of the network are not measured.
 
@@ -84,7 +84,7 @@ impl Segment {
 
 /// Where a segment stands in an iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct SegmentPlace {
     /// Its kind.
     pub segment: Segment,
     /// Whether it is part of a backward pass.
@@ -96,11 +96,11 @@ pub struct Place {
 }
 
 /// Time per place, from the spans of an iteration of either engine.
-pub fn segments(spans: &[Span]) -> BTreeMap<Place, Seconds> {
+pub fn segments(spans: &[Span]) -> BTreeMap<SegmentPlace, Seconds> {
     let mut times = BTreeMap::new();
     for span in spans {
         let Some(segment) = Segment::of(span.activity) else { continue };
-        let place = Place {
+        let place = SegmentPlace {
             segment,
             backward: matches!(span.work, Some(Work::Backward(_))),
             // The simulator charges a stage for all its layers' decisions together.
@@ -113,7 +113,7 @@ pub fn segments(spans: &[Span]) -> BTreeMap<Place, Seconds> {
 }
 
 /// One measured run: what was trained, and what its segments took.
-pub struct Sample {
+pub struct MeasuredRun {
     /// What sets it apart, for people.
     pub name: String,
     /// What was trained.
@@ -127,12 +127,12 @@ pub struct Sample {
     /// Iterations before the measured ones.
     pub warmup: usize,
     /// Means over the measured iterations.
-    pub measured: BTreeMap<Place, Seconds>,
+    pub measured: BTreeMap<SegmentPlace, Seconds>,
 }
 
-impl Sample {
+impl MeasuredRun {
     /// What the simulator says of the same run on `cluster`. Policies see the cluster of the measured run.
-    pub fn predict(&self, cluster: &Cluster) -> BTreeMap<Place, Seconds> {
+    pub fn predict(&self, cluster: &Cluster) -> BTreeMap<SegmentPlace, Seconds> {
         let costs = CostModel::new(cluster);
         let mut run = Run::new(&self.job, &costs, self.system, self.plan);
         for _ in 0..self.warmup {
@@ -152,7 +152,7 @@ impl Sample {
             *sum += time.0;
         }
         let all = all.0 * self.job.gpus as f64;
-        let residual = |(place, measured): (&Place, &Seconds)| {
+        let residual = |(place, measured): (&SegmentPlace, &Seconds)| {
             let (number, sum) = kinds[&(place.segment, place.backward)];
             let error = (predicted.get(place)?.0 / measured.0).ln();
             Some(super::soft(error) * ((sum / all).max(LEAST_SHARE) / number).sqrt())
@@ -164,31 +164,30 @@ impl Sample {
 /// Small shares count this much, so that constants that stand in them alone are found.
 const LEAST_SHARE: f64 = 0.003;
 
-/// The cluster with the constants of `base` but for those that the samples determine; and these, with their uncertainty.
+/// The cluster with the constants of `base` but for those that the runs determine; and these, with their uncertainty.
 ///
 /// # Errors
 /// No measurements.
-pub fn fit(base: &Cluster, samples: &[Sample]) -> Result<(Cluster, Vec<Fitted>)> {
-    let number: usize = samples.iter().map(|sample| sample.measured.len()).sum();
+pub fn fit(base: &Cluster, runs: &[MeasuredRun]) -> Result<(Cluster, Vec<Fitted>)> {
+    let number: usize = runs.iter().map(|run| run.measured.len()).sum();
     ensure!(number >= CONSTANTS.len(), "{} constants cannot be fitted to {number} segments", CONSTANTS.len());
-    let mean = |sample: &Sample| sample.measured.values().copied().sum::<Seconds>() * (1.0 / sample.job.gpus as f64);
-    let all = samples.iter().map(mean).sum();
+    let mean = |run: &MeasuredRun| run.measured.values().copied().sum::<Seconds>() * (1.0 / run.job.gpus as f64);
+    let all = runs.iter().map(mean).sum();
     let start = Point { cluster: base.clone(), gate: GateStatistics::default() };
     let space = Space::within(&start, &CONSTANTS);
     let residuals = |x: &[f64]| -> Result<Vec<f64>> {
         let point = space.point(&start, x)?;
-        Ok(samples.iter().flat_map(|sample| sample.residuals(&point.cluster, all)).collect())
+        Ok(runs.iter().flat_map(|run| run.residuals(&point.cluster, all)).collect())
     };
     // From the middle of the bounds: a base may be three orders of magnitude away.
     let solution = levenberg::minimise(&residuals, vec![0.0; CONSTANTS.len()])?;
     Ok((space.point(&start, &solution.x)?.cluster, space.fitted(&solution)))
 }
 
-/// One line of predicted against measured: all segments of one kind and pass of one sample.
+/// One line of predicted against measured: all segments of one kind and pass of one run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Line {
-    /// The sample.
-    pub sample: String,
+pub struct SegmentTimes {
+    pub run: String,
     /// The kind and the pass.
     pub segment: String,
     /// Mean over ranks.
@@ -197,20 +196,20 @@ pub struct Line {
     pub measured: Seconds,
 }
 
-/// Predicted against measured time, a line for each sample, kind and pass.
-pub fn lines(cluster: &Cluster, samples: &[Sample]) -> Vec<Line> {
+/// Predicted against measured time, a line for each run, kind and pass.
+pub fn lines(cluster: &Cluster, runs: &[MeasuredRun]) -> Vec<SegmentTimes> {
     let mut lines = Vec::new();
-    for sample in samples {
-        let predicted = sample.predict(cluster);
+    for run in runs {
+        let predicted = run.predict(cluster);
         let mut sums: BTreeMap<(Segment, bool), (Seconds, Seconds)> = BTreeMap::new();
-        for (place, &measured) in &sample.measured {
+        for (place, &measured) in &run.measured {
             let sum = sums.entry((place.segment, place.backward)).or_default();
             sum.0 += predicted.get(place).copied().unwrap_or(Seconds::ZERO);
             sum.1 += measured;
         }
-        let share = 1.0 / sample.job.gpus as f64;
-        lines.extend(sums.into_iter().map(|((segment, backward), (predicted, measured))| Line {
-            sample: sample.name.clone(),
+        let share = 1.0 / run.job.gpus as f64;
+        lines.extend(sums.into_iter().map(|((segment, backward), (predicted, measured))| SegmentTimes {
+            run: run.name.clone(),
             segment: format!("{}{}", segment.name(), if backward { ", backward" } else { "" }),
             predicted: predicted * share,
             measured: measured * share,
@@ -230,7 +229,7 @@ mod tests {
     }
 
     /// A run on `there`, whose segments take what the simulator says.
-    fn sample(there: &Cluster, micro_batch: usize, system: &'static dyn System) -> Sample {
+    fn run_on(there: &Cluster, micro_batch: usize, system: &'static dyn System) -> MeasuredRun {
         let model = Model::named("test", "gpt-tiny").unwrap();
         let plan = Plan { pp: 1, dp: 4, tp: 1, ep: 4, expert_dp: 1, micro_batch, placement_every: 0 };
         let (layers, experts, chunks) = (4, 8, 4 * micro_batch);
@@ -239,9 +238,10 @@ mod tests {
         let counts = std::iter::repeat_n(chunk, layers * chunks).flatten().collect();
         let job = Job::new(model, inky(), 4, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
         let batch = BatchCounts::new(layers, chunks, experts, counts);
-        let mut sample = Sample { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
-        sample.measured = sample.predict(there);
-        sample
+        let mut run =
+            MeasuredRun { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        run.measured = run.predict(there);
+        run
     }
 
     #[test]
@@ -254,17 +254,17 @@ mod tests {
         there.host.block.value = 2e-4;
         there.host.iteration.value = 8e-5;
         there.host.decision_step.value = 7e-8;
-        let samples = [
-            sample(&there, 1, &expert_only::ExpertOnly),
-            sample(&there, 3, &expert_only::ExpertOnly),
-            sample(&there, 1, &fastermoe::FASTERMOE),
+        let runs = [
+            run_on(&there, 1, &expert_only::ExpertOnly),
+            run_on(&there, 3, &expert_only::ExpertOnly),
+            run_on(&there, 1, &fastermoe::FASTERMOE),
         ];
-        let (found, fitted) = fit(&inky(), &samples).unwrap();
+        let (found, fitted) = fit(&inky(), &runs).unwrap();
         assert_eq!(fitted.len(), CONSTANTS.len());
         for ((path, found, _), (_, there, _)) in found.constants().into_iter().zip(there.constants()) {
             assert!((found.value / there.value - 1.0).abs() < 0.02, "{path}: {} not {}", found.value, there.value);
         }
-        assert!(lines(&found, &samples).iter().all(|line| (line.predicted.0 / line.measured.0 - 1.0).abs() < 0.02));
+        assert!(lines(&found, &runs).iter().all(|line| (line.predicted.0 / line.measured.0 - 1.0).abs() < 0.02));
     }
 
     #[test]

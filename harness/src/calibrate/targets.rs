@@ -18,17 +18,17 @@ pub struct Targets<'a> {
     /// Single layers.
     pub layers: Vec<&'a MeasuredLayer<'a>>,
     /// A layer over time, whose static half is fitted; the online half is left to test.
-    pub adaptive: Option<&'a Series<'a>>,
+    pub series: Option<&'a Series<'a>>,
 }
 
 impl<'a> Targets<'a> {
     /// Nothing yet.
     pub fn none(trace: &'a RoutingTrace) -> Self {
-        Self { trace, end_to_end: Vec::new(), layers: Vec::new(), adaptive: None }
+        Self { trace, end_to_end: Vec::new(), layers: Vec::new(), series: None }
     }
 
     pub fn len(&self) -> usize {
-        self.end_to_end.len() + self.layers.len() + self.adaptive.map_or(0, |series| series.samples.len())
+        self.end_to_end.len() + self.layers.len() + self.series.map_or(0, |series| series.samples.len())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -44,7 +44,7 @@ impl<'a> Targets<'a> {
         let layers: Vec<f64> =
             self.layers.par_iter().map(|sample| (sample.predict(&point.cluster) / sample.measured).ln()).collect();
         residuals.extend(layers);
-        if let Some(series) = self.adaptive {
+        if let Some(series) = self.series {
             let predicted = series.predict_static(&point.cluster);
             residuals.extend(series.samples.iter().zip(predicted).map(|(s, time)| (time / s.measured_static).ln()));
         }

@@ -113,3 +113,19 @@ pub(super) fn search(compared: &[PlanComparison]) -> Claim {
         met: both == compared.len(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both numbers of GPUs have their row, whatever was found.
+    #[test]
+    fn a_claim_that_is_not_met_says_its_number() {
+        let near = headline(16, &Pair { predicted: 1.99, measured: 1.88 });
+        assert_eq!((near.found.as_str(), near.met), ("1.99 for 1.88 measured (+5.9%)", true));
+        let far = headline(32, &Pair { predicted: 2.12, measured: 1.77 });
+        assert_eq!((far.found.as_str(), far.met), ("2.12 for 1.77 measured (+19.8%)", false));
+        assert_eq!(far.wanted, near.wanted);
+        assert_eq!(far.what.replace("32", "16"), near.what);
+    }
+}

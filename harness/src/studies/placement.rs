@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use workloads::Cluster;
 
 use super::page::Section;
-use super::tables::{adaptive_table, gains_table};
+use super::tables::{gains_table, series_table};
 use super::{Inputs, Study, claims};
 use crate::figures::adaptive;
 use crate::measurements::series::{self, PredictedStep, Rhythm, Series, SeriesErrors, SeriesSetup};
@@ -70,7 +70,7 @@ impl<'a> Study<'a> for Placements<'a> {
             let figure = adaptive::draw(&series.samples, steps)?;
             let caption = "Layer time over iterations, experts in order and placed online";
             section.picture(&format!("placement_every{every}"), caption, figure);
-            section.table(adaptive_table(errors));
+            section.table(series_table(errors));
             section.table(gains_table(errors, lagged));
             section.claims.extend([claims::gain(*every, errors), claims::correlation(errors)]);
         }

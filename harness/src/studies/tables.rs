@@ -114,7 +114,7 @@ pub(crate) fn constants_table(fitted: &[Fitted]) -> comfy_table::Table {
     table
 }
 
-pub(crate) fn adaptive_table(result: &SeriesErrors) -> comfy_table::Table {
+pub(crate) fn series_table(result: &SeriesErrors) -> comfy_table::Table {
     let lines =
         [("experts in order".to_owned(), Some(result.in_order)), ("placed online".to_owned(), Some(result.online))];
     statistics_table(&lines, "relative errors")

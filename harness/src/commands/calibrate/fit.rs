@@ -12,6 +12,7 @@ use workloads::trace::RoutingTrace;
 use crate::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitted, LAYER_CONSTANTS, Point};
 use crate::calibrate::targets::Targets;
 use crate::calibrate::{self, write};
+use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
 use crate::measurements::errors::quantile;
 use crate::measurements::iterations::{self, Configuration};
@@ -83,7 +84,7 @@ pub fn run(args: &FitArgs) -> Result<(), Failure> {
 struct Measured<'a> {
     configurations: Vec<Configuration>,
     layers: Vec<MeasuredLayer<'a>>,
-    adaptive: Option<Series<'a>>,
+    series: Option<Series<'a>>,
 }
 
 impl<'a> Measured<'a> {
@@ -97,14 +98,14 @@ impl<'a> Measured<'a> {
         Ok(Self {
             configurations: configurations(args, cluster)?,
             layers: args.measured_layer.as_ref().map_or(Ok(Vec::new()), layers)?,
-            adaptive: args.measured_adaptive.as_ref().map(series).transpose()?,
+            series: args.measured_adaptive.as_ref().map(series).transpose()?,
         })
     }
 
     /// What is fitted to.
     fn targets(&'a self, args: &FitArgs, trace: &'a RoutingTrace) -> Targets<'a> {
         let (end_to_end, layers) = (self.sampled(args, true), self.layers.iter().collect());
-        Targets { trace, end_to_end, layers, adaptive: self.adaptive.as_ref() }
+        Targets { trace, end_to_end, layers, series: self.series.as_ref() }
     }
 
     /// Configurations on other numbers of GPUs than those that are fitted to.
@@ -126,7 +127,7 @@ impl FitArgs {
 }
 
 fn configurations(args: &FitArgs, cluster: &Cluster) -> Result<Vec<Configuration>> {
-    ensure!(args.iterations > 0, "--iterations 0: expected at least 1");
+    at_least_one("--iterations", args.iterations)?;
     let Some(path) = &args.measured_end_to_end else { return Ok(Vec::new()) };
     let mut all = iterations::read(path, &|_| Ok(cluster.clone()))?;
     all.retain(|configuration| configuration.missing().is_none() && configuration.measured().is_some());
@@ -156,9 +157,12 @@ fn source(args: &FitArgs, configurations: usize) -> Result<String> {
     let subset = args.only_gpus.map_or(String::new(), |gpus| format!(", {gpus} GPUs alone"));
     let layers = args.measured_layer.is_some() || args.measured_adaptive.is_some();
     let width = if layers { format!(", width {}", args.shape.hidden) } else { String::new() };
+    let SeriesSetup { gpus, layer, micro_batch } = args.setup;
+    let series = format!(", layer {layer} over time on {gpus} GPUs at micro-batch {micro_batch}");
+    let series = args.measured_adaptive.as_ref().map_or(String::new(), |_| series);
     let count = if configurations > 0 { format!(", {configurations} configurations") } else { String::new() };
     let rows = if args.fit_rows == Hundreds::All { String::new() } else { format!(", {:?} rows", args.fit_rows) };
-    Ok(format!("fitted to {}{count}{subset}{rows}{width}", named.join(" and ")))
+    Ok(format!("fitted to {}{count}{subset}{rows}{width}{series}", named.join(" and ")))
 }
 
 fn hashed(path: &Path) -> Result<String> {
@@ -170,7 +174,7 @@ fn write_cluster(args: &FitArgs, text: &str, start: &Cluster, fitted: &[Fitted],
     let mut cluster = start.clone();
     write::apply(&mut cluster, fitted, source);
     let text = write::updated(text, start, &cluster)?;
-    store::write_atomically(&args.out, |file| Ok(file.write_all(text.as_bytes())?))
+    store::write_text(&args.out, &text)
 }
 
 fn show(args: &FitArgs, point: &Point, fitted: &[Fitted], targets: &Targets, held_out: &Targets) -> Result<()> {

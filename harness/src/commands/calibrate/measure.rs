@@ -49,7 +49,7 @@ pub use with_torch::run;
 mod with_torch {
     use std::io::Write;
 
-    use anyhow::{Context, Result, ensure};
+    use anyhow::{Context, Result};
     use tch::Device;
     use workloads::Cluster;
     use workloads::cluster::Constant;
@@ -57,12 +57,13 @@ mod with_torch {
     use super::MeasureArgs;
     use crate::calibrate::constants::Fitted;
     use crate::calibrate::device::{Measurement, synchronisation};
-    use crate::calibrate::segments::{self, Line, Sample};
+    use crate::calibrate::segments::{self, MeasuredRun, SegmentTimes};
     use crate::calibrate::write;
+    use crate::commands::at_least_one;
     use crate::engines::train as training;
     use crate::failure::{Failure, OrFail};
     use crate::studies::tables::constants_table;
-    use crate::{report, runs::prepare, runs::store};
+    use crate::{output, report, runs::prepare, runs::store};
     use trainer::cuda;
 
     /// Measures, fits, writes and shows.
@@ -84,17 +85,12 @@ mod with_torch {
         let (micro_batch, ranks) = (args.micro_batch_size, args.ranks);
         let measurement = Measurement { model: &model, cluster: &base, micro_batch, ranks, device };
         measurement.check(Some(training::memory(device).or_input()?)).or_input()?;
-        let samples = measurement.samples().or_run()?;
-        let (_, fitted) = segments::fit(&base, &samples).or_run()?;
+        let runs = measurement.runs().or_run()?;
+        let (_, fitted) = segments::fit(&base, &runs).or_run()?;
         let cluster = measured(&base, &fitted, args, device);
         let text = write::updated(&text, &of_file, &cluster).or_run()?;
-        store::write_atomically(&args.out, |file| Ok(file.write_all(text.as_bytes())?)).or_run()?;
-        show(args, &cluster, &fitted, &samples).or_run()
-    }
-
-    fn at_least_one(flag: &str, value: usize) -> Result<()> {
-        ensure!(value > 0, "{flag} 0: expected at least 1");
-        Ok(())
+        store::write_text(&args.out, &text).or_run()?;
+        show(args, &cluster, &fitted, &runs).or_run()
     }
 
     /// The base with what was measured, under the name of the file.
@@ -136,19 +132,19 @@ mod with_torch {
         format!("{model}, one core")
     }
 
-    fn show(args: &MeasureArgs, cluster: &Cluster, fitted: &[Fitted], samples: &[Sample]) -> Result<()> {
-        let mut out = std::io::stdout().lock();
+    fn show(args: &MeasureArgs, cluster: &Cluster, fitted: &[Fitted], runs: &[MeasuredRun]) -> Result<()> {
+        let mut out = output::stdout();
         writeln!(out, "{}\n", constants_table(fitted)).context("standard output")?;
-        writeln!(out, "{}", lines_table(&segments::lines(cluster, samples)))?;
+        writeln!(out, "{}", lines_table(&segments::lines(cluster, runs)))?;
         writeln!(out, "cluster   {}", args.out.display())?;
         Ok(())
     }
 
-    fn lines_table(lines: &[Line]) -> comfy_table::Table {
+    fn lines_table(lines: &[SegmentTimes]) -> comfy_table::Table {
         let mut table = report::table(&["run", "segment", "predicted ms", "measured ms", "error"], &[2, 3, 4]);
         for line in lines {
             table.add_row([
-                line.sample.clone(),
+                line.run.clone(),
                 line.segment.clone(),
                 format!("{:.3}", line.predicted.0 * 1e3),
                 format!("{:.3}", line.measured.0 * 1e3),

@@ -3,13 +3,14 @@
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::{Common, ErrorRow, at_least_one};
+use super::{Common, ErrorRow};
+use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
 use crate::figures::adaptive as figure;
 use crate::measurements::errors::Pair;
 use crate::measurements::layer::LayerShape;
 use crate::measurements::series::{self, MeasuredStep, PredictedStep, Rhythm, SeriesErrors, SeriesSetup};
-use crate::studies::tables::{adaptive_table, percent};
+use crate::studies::tables::{percent, series_table};
 use crate::{runs::prepare, traces};
 
 /// `moebench validate adaptive`.
@@ -57,7 +58,7 @@ fn text(errors: &SeriesErrors) -> String {
     format!(
         "{}\n\ncorrelation: {} in order, {} placed online\nmean gain of placement: {:.4} measured, {:.4} predicted ({})\n\
          placements taken: {} measured, {} predicted, {} at the same iterations",
-        adaptive_table(errors),
+        series_table(errors),
         r(errors.static_correlation),
         r(errors.online_correlation),
         errors.measured_gain,

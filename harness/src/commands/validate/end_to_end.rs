@@ -4,7 +4,8 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use workloads::gate::GateStatistics;
 
-use super::{Common, ErrorRow, at_least_one};
+use super::{Common, ErrorRow};
+use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
 use crate::figures::performance_model;
 use crate::measurements::iterations;

@@ -9,7 +9,7 @@ pub mod plans;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use chart::Figure;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -90,8 +90,8 @@ impl Common {
         for row in rows {
             writer.serialize(row)?;
         }
-        let bytes = writer.into_inner().map_err(|error| error.into_error())?;
-        store::write_atomically(&folder.join("errors.csv"), |file| Ok(file.write_all(&bytes)?))
+        let text = String::from_utf8(writer.into_inner().map_err(|error| error.into_error())?)?;
+        store::write_text(&folder.join("errors.csv"), &text)
     }
 
     /// Everything on standard output: the JSON document, or the text.
@@ -110,10 +110,4 @@ impl Common {
         }
         Ok(())
     }
-}
-
-/// Refuses a count of none.
-fn at_least_one(flag: &str, value: usize) -> Result<()> {
-    ensure!(value > 0, "{flag} 0: expected at least 1");
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::at_least_one;
+use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
 use crate::studies::Study;
 use crate::studies::plans::{PLANS_ITERATIONS, PlanComparison, Plans};
