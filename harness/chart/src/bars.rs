@@ -7,7 +7,7 @@ use crate::axis::{Axis, Spacing, extent};
 use crate::canvas::Drawn;
 use crate::columns::{Column, Columns, Panel, bars};
 use crate::frame::{self, Chart, Frame};
-use crate::legend::{self, Sample};
+use crate::legend::{self, Swatch};
 use crate::marks;
 use crate::page::{Area, Page};
 use crate::palette::{AXIS, BLACK, Ink, MUTED, Series, ink, stroke};
@@ -156,9 +156,9 @@ impl Chart for GroupedBars {
     }
 
     fn legend(&self) -> Vec<legend::Entry> {
-        let series = self.series.iter().map(|s| (Sample::Fill(s.ink), s.name.as_str()));
+        let series = self.series.iter().map(|s| (Swatch::Fill(s.ink), s.name.as_str()));
         let published = bars(&self.panels).any(|b| b.published().is_some());
-        legend::entries(series.chain(published.then_some((Sample::Published, "published"))))
+        legend::entries(series.chain(published.then_some((Swatch::Published, "published"))))
     }
 
     fn height(&self) -> f64 {

@@ -55,20 +55,20 @@ pub(crate) struct Columns<'c, B> {
 }
 
 /// Where the panels lie, and what fits below them.
-pub(crate) struct Layout {
+pub(crate) struct ColumnLayout {
     /// All panels.
     pub(crate) area: Area,
     /// Width of a bar's place.
     pub(crate) slot: f64,
     bars_per_group: usize,
-    places: Vec<Place>,
+    places: Vec<PanelPlace>,
     names: LabelFit,
     groups: LabelFit,
     /// Where the y axis' name stands.
     left: f64,
 }
 
-impl Layout {
+impl ColumnLayout {
     /// From the bars down to their groups' labels.
     fn group_drop(&self) -> f64 {
         if self.names.height > 0.0 { self.names.height + 9.0 } else { 4.0 }
@@ -82,7 +82,7 @@ impl Layout {
 
 impl<B: Column> Columns<'_, B> {
     /// `rough` is an axis with numbers as wide as those that will be drawn.
-    pub(crate) fn lay_out(&self, inner: Area, rough: &Axis) -> Layout {
+    pub(crate) fn lay_out(&self, inner: Area, rough: &Axis) -> ColumnLayout {
         let groups: Vec<usize> = self.panels.iter().map(|p| p.groups.len()).collect();
         let (left, right) = (inner.left + plot::y_axis_room(self.y_label, rough.ticks()), inner.right - 2.0);
         let group_width = group_width(right - left, &groups);
@@ -91,7 +91,7 @@ impl<B: Column> Columns<'_, B> {
         let (_, slot) = slots((0.0, group_width), bars_per_group);
         let group_labels = self.panels.iter().flat_map(|p| &p.groups).map(|g| g.label.as_str());
         let titles = plot::title_room(self.panels.iter().map(|p| p.title.as_str()));
-        let mut layout = Layout {
+        let mut layout = ColumnLayout {
             area: Area { left, right, top: inner.top + 3.0 + titles, bottom: inner.bottom },
             slot,
             bars_per_group,
@@ -112,7 +112,7 @@ impl<B: Column> Columns<'_, B> {
     pub(crate) fn draw<'d>(
         &self,
         page: &Page<'d>,
-        layout: &Layout,
+        layout: &ColumnLayout,
         y: &Axis,
         behind: impl Fn(&Plot<'d>, Area) -> Drawn,
         bar: impl Fn(&Plot<'d>, usize, &B, (f64, f64)) -> Drawn,
@@ -144,7 +144,7 @@ impl<B: Column> Columns<'_, B> {
     }
 
     /// Title, and below the panel the names of its bars and groups.
-    fn draw_labels(&self, page: &Page<'_>, layout: &Layout, panel: &Panel<B>, place: &Place) -> Drawn {
+    fn draw_labels(&self, page: &Page<'_>, layout: &ColumnLayout, panel: &Panel<B>, place: &PanelPlace) -> Drawn {
         plot::draw_title(page, &panel.title, place.area)?;
         let bottom = place.area.bottom;
         let named = layout.names.height > 0.0;
@@ -169,13 +169,13 @@ impl<B: Column> Columns<'_, B> {
 }
 
 /// Where one panel lies and where its groups are, as (left, right).
-struct Place {
+struct PanelPlace {
     area: Area,
     groups: Vec<(f64, f64)>,
 }
 
 /// Splits the area among panels so that every group of every panel is equally wide. An empty panel counts as one group.
-fn places(area: Area, groups_per_panel: &[usize]) -> Vec<Place> {
+fn places(area: Area, groups_per_panel: &[usize]) -> Vec<PanelPlace> {
     let width = group_width(area.width(), groups_per_panel);
     let gap = panel_gap(area.width(), groups_per_panel.len());
     let mut left = area.left;
@@ -184,7 +184,7 @@ fn places(area: Area, groups_per_panel: &[usize]) -> Vec<Place> {
         let edges = (0..groups).map(|i| (left + width * i as f64, left + width * (i + 1) as f64)).collect();
         let area = Area { left, right, ..area };
         left = right + gap;
-        Place { area, groups: edges }
+        PanelPlace { area, groups: edges }
     };
     groups_per_panel.iter().map(place).collect()
 }

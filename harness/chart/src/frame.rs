@@ -50,7 +50,7 @@ pub(crate) trait Chart {
 /// Lays a chart out and draws it.
 pub(crate) fn draw(chart: &impl Chart) -> Result<Figure, FigureError> {
     let frame = chart.frame();
-    let layout = Layout::new(frame, chart.legend(), chart.height());
+    let layout = PageLayout::new(frame, chart.legend(), chart.height());
     on_page((frame.width.points(), layout.height), |page| {
         layout.draw(page, frame)?;
         chart.draw_panels(page, layout.inner)
@@ -60,7 +60,7 @@ pub(crate) fn draw(chart: &impl Chart) -> Result<Figure, FigureError> {
 const MARGIN: f64 = 3.0;
 const FOOT_ROW: f64 = 8.5;
 
-struct Layout {
+struct PageLayout {
     legend: Legend,
     foot: Vec<String>,
     /// Between legend and footnote.
@@ -68,7 +68,7 @@ struct Layout {
     height: f64,
 }
 
-impl Layout {
+impl PageLayout {
     /// `wanted` is the height of the panels if the frame sets none; a set height that leaves less than 60 % of it is raised.
     fn new(frame: &Frame, legend: Vec<Entry>, wanted: f64) -> Self {
         let width = frame.width.points();

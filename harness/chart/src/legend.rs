@@ -1,4 +1,4 @@
-//! The legend above the panels: a sample and a name for each series, in as many rows as they need.
+//! The legend above the panels: a swatch and a name for each series, in as many rows as they need.
 
 use crate::canvas::Drawn;
 use crate::marks;
@@ -6,9 +6,9 @@ use crate::page::{Area, Page, Point};
 use crate::palette::{Ink, TEXT, ink, stroke};
 use crate::text::{BASE, Type};
 
-/// A sample of how a series is drawn; numbers are indices of looks.
+/// How the legend shows a series; numbers are indices of looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sample {
+pub(crate) enum Swatch {
     Fill(usize),
     Line(usize),
     LineWithPoints(usize),
@@ -17,22 +17,22 @@ pub(crate) enum Sample {
     Published,
 }
 
-pub(crate) type Entry = (Sample, String);
+pub(crate) type Entry = (Swatch, String);
 
 /// The entries of named series. A name that several panels share stands once.
-pub(crate) fn entries<'s>(series: impl IntoIterator<Item = (Sample, &'s str)>) -> Vec<Entry> {
+pub(crate) fn entries<'s>(series: impl IntoIterator<Item = (Swatch, &'s str)>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
-    for (sample, name) in series {
+    for (swatch, name) in series {
         if !name.is_empty() && !entries.iter().any(|(_, known)| known == name) {
-            entries.push((sample, name.to_owned()));
+            entries.push((swatch, name.to_owned()));
         }
     }
     entries
 }
 
-pub(crate) const ROW: f64 = 11.0;
-const SAMPLE: f64 = 13.0;
-const SAMPLE_GAP: f64 = 3.5;
+const ROW: f64 = 11.0;
+const SWATCH: f64 = 13.0;
+const SWATCH_GAP: f64 = 3.5;
 const ENTRY_GAP: f64 = 13.0;
 
 /// Entries set into rows, with the width of each.
@@ -45,17 +45,17 @@ impl Legend {
     pub(crate) fn new(entries: Vec<Entry>, room: f64) -> Self {
         let mut rows: Vec<Vec<(Entry, f64)>> = Vec::new();
         let mut used = 0.0;
-        for (sample, name) in entries {
-            let name = Type::of(BASE).shortened(&name, room - SAMPLE - SAMPLE_GAP);
-            let width = SAMPLE + SAMPLE_GAP + Type::of(BASE).width(&name);
+        for (swatch, name) in entries {
+            let name = Type::of(BASE).shortened(&name, room - SWATCH - SWATCH_GAP);
+            let width = SWATCH + SWATCH_GAP + Type::of(BASE).width(&name);
             match rows.last_mut() {
                 Some(row) if used + ENTRY_GAP + width <= room => {
                     used += ENTRY_GAP + width;
-                    row.push(((sample, name), width));
+                    row.push(((swatch, name), width));
                 }
                 _ => {
                     used = width;
-                    rows.push(vec![((sample, name), width)]);
+                    rows.push(vec![((swatch, name), width)]);
                 }
             }
         }
@@ -72,9 +72,9 @@ impl Legend {
             let gaps = ENTRY_GAP * row.len().saturating_sub(1) as f64;
             let mut x = middle - (row.iter().map(|(_, width)| width).sum::<f64>() + gaps) / 2.0;
             let y = top + ROW / 2.0 - 1.0 + i as f64 * ROW;
-            for ((sample, name), width) in row {
-                sample.draw(page, Area { left: x, right: x + SAMPLE, top: y - 3.2, bottom: y + 3.2 })?;
-                page.text(name, (x + SAMPLE + SAMPLE_GAP, y), Type::of(BASE).middle())?;
+            for ((swatch, name), width) in row {
+                swatch.draw(page, Area { left: x, right: x + SWATCH, top: y - 3.2, bottom: y + 3.2 })?;
+                page.text(name, (x + SWATCH + SWATCH_GAP, y), Type::of(BASE).middle())?;
                 x += width + ENTRY_GAP;
             }
         }
@@ -82,7 +82,7 @@ impl Legend {
     }
 }
 
-impl Sample {
+impl Swatch {
     fn draw(self, page: &Page<'_>, area: Area) -> Drawn {
         let middle = area.center();
         match self {

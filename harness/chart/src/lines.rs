@@ -3,7 +3,7 @@
 use crate::axis::{Axis, Spacing, extent, widened};
 use crate::canvas::Drawn;
 use crate::frame::{self, Chart, Frame};
-use crate::legend::{self, Sample};
+use crate::legend::{self, Swatch};
 use crate::page::{Area, Page};
 use crate::palette::ink;
 use crate::plot::{self, Axes, Plot, title_room, x_axis_room};
@@ -164,10 +164,10 @@ impl Chart for LineChart {
     }
 
     fn legend(&self) -> Vec<legend::Entry> {
-        let sample = |s: &LineSeries| if s.is_marked() { Sample::LineWithPoints(s.ink) } else { Sample::Line(s.ink) };
+        let swatch = |s: &LineSeries| if s.is_marked() { Swatch::LineWithPoints(s.ink) } else { Swatch::Line(s.ink) };
         let marked = self.all_series().any(|s| !s.marks.is_empty());
-        let series = self.all_series().map(|s| (sample(s), s.name.as_str()));
-        legend::entries(series.chain(marked.then_some((Sample::Star, self.mark_label.as_str()))))
+        let series = self.all_series().map(|s| (swatch(s), s.name.as_str()));
+        legend::entries(series.chain(marked.then_some((Swatch::Star, self.mark_label.as_str()))))
     }
 
     fn height(&self) -> f64 {

@@ -6,7 +6,7 @@ use plotters::style::Color;
 use crate::axis::{Axis, Spacing, extent, widened};
 use crate::canvas::Drawn;
 use crate::frame::{self, Chart, Frame};
-use crate::legend::{self, Sample};
+use crate::legend::{self, Swatch};
 use crate::page::{Area, Page};
 use crate::palette::{AXIS, BAND, PAPER, axis_line, ink, stroke};
 use crate::plot::{self, Axes, Plot, x_axis_room};
@@ -137,7 +137,7 @@ impl Chart for Scatter {
 
     fn legend(&self) -> Vec<legend::Entry> {
         let series = self.panels.iter().flat_map(|p| &p.series);
-        legend::entries(series.map(|s| (Sample::Point(s.ink), s.name.as_str())))
+        legend::entries(series.map(|s| (Swatch::Point(s.ink), s.name.as_str())))
     }
 
     fn height(&self) -> f64 {

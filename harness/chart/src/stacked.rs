@@ -4,7 +4,7 @@ use crate::axis::{Axis, Spacing, Tick, extent};
 use crate::canvas::Drawn;
 use crate::columns::{Column, Columns, Panel, bars};
 use crate::frame::{self, Chart, Frame};
-use crate::legend::{self, Sample};
+use crate::legend::{self, Swatch};
 use crate::page::{Area, Page};
 use crate::palette::{AXIS, Series, ink};
 use crate::plot::Plot;
@@ -122,7 +122,7 @@ impl Chart for StackedBars {
     }
 
     fn legend(&self) -> Vec<legend::Entry> {
-        legend::entries(self.parts.iter().map(|p| (Sample::Fill(p.ink), p.name.as_str())))
+        legend::entries(self.parts.iter().map(|p| (Swatch::Fill(p.ink), p.name.as_str())))
     }
 
     fn height(&self) -> f64 {
