@@ -41,7 +41,7 @@ const LEAST_SHARE: f64 = 1e-5;
 pub enum Gate {
     /// Every choice is an entry, whatever the load.
     NoDrop,
-    /// The same, of a gate that is trained with a balance loss, as capacity gates are.
+    /// Every choice is an entry, of a gate that is trained with a balance loss, as capacity gates are.
     BalancedNoDrop,
     /// GShard: per source rank and expert at most `factor` times the mean, then second choices dropped at random.
     Capacity {

@@ -15,7 +15,7 @@ use crate::plan::job::Job;
 /// A job with fewer choices per token than the trace's gate makes each of that gate's choices equally often: its entries
 /// are that part of the trace's. So no expert gets more than `1 / top_k` (the trace's) of them, as none did there.
 pub struct JobRouting<'a> {
-    spans: Vec<Span<'a>>,
+    parts: Vec<EqualLayers<'a>>,
     gate: Gate,
     /// Choices per token, and choices per token that the counts below are of.
     choices: (usize, usize),
@@ -23,10 +23,16 @@ pub struct JobRouting<'a> {
 }
 
 /// Consecutive MoE layers with the same number of tokens.
-struct Span<'a> {
+struct EqualLayers<'a> {
     layers: Range<usize>,
     routing: Routing<'a>,
     flattening: Flattening,
+}
+
+/// Which MoE layers are rescaled, and how many samples at a time.
+struct Chunks {
+    layers: Range<usize>,
+    samples: usize,
 }
 
 impl<'a> JobRouting<'a> {
@@ -35,11 +41,12 @@ impl<'a> JobRouting<'a> {
     /// # Errors
     /// A trace that cannot stand for it.
     pub fn new(job: &Job, part: TraceUse, trace: &'a RoutingTrace, seed: u64) -> Result<Self, TraceError> {
-        Self::of_layers(job, 0..job.model.moe_blocks().len(), 1, part, trace, seed)
+        let all = Chunks { layers: 0..job.model.moe_layers().count(), samples: 1 };
+        Self::of_chunks(job, all, part, trace, seed)
     }
 
-    /// The routing of one MoE layer of a job with a fixed micro-batch, as that layer alone sees it: rescaled by micro-batches,
-    /// each of which is all in its first sample.
+    /// The routing of one MoE layer of a job, as that layer alone sees it: rescaled by micro-batches, each of which is all in
+    /// its first sample; by samples where the job leaves the micro-batch free.
     ///
     /// # Errors
     /// A trace that cannot stand for it.
@@ -50,51 +57,51 @@ impl<'a> JobRouting<'a> {
         trace: &'a RoutingTrace,
         seed: u64,
     ) -> Result<Self, TraceError> {
-        Self::of_layers(job, layer..layer + 1, job.micro_batch.unwrap_or(1), part, trace, seed)
+        let one = Chunks { layers: layer..layer + 1, samples: job.micro_batch.unwrap_or(1) };
+        Self::of_chunks(job, one, part, trace, seed)
     }
 
-    fn of_layers(
+    fn of_chunks(
         job: &Job,
-        wanted: Range<usize>,
-        samples_per_chunk: usize,
+        wanted: Chunks,
         part: TraceUse,
         trace: &'a RoutingTrace,
         seed: u64,
     ) -> Result<Self, TraceError> {
         let layers: Vec<&Moe> = job.model.moe_layers().collect();
         let top_k = job.top_k().max(trace.shape().top_k as usize);
-        let mut spans = Vec::new();
+        let mut parts = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
-            let span = first.max(wanted.start)..(first + same.len()).min(wanted.end);
+            let range = first.max(wanted.layers.start)..(first + same.len()).min(wanted.layers.end);
             first += same.len();
-            if span.is_empty() {
+            if range.is_empty() {
                 continue;
             }
             let spec = RoutingSpec {
                 layers: layers.len(),
                 experts: same[0].experts,
-                chunks: job.global_batch / samples_per_chunk,
-                entries_per_chunk: (samples_per_chunk * same[0].tokens * top_k) as u32,
+                chunks: job.global_batch / wanted.samples,
+                entries_per_chunk: (wanted.samples * same[0].tokens * top_k) as u32,
                 top_k: top_k as u32,
                 start: part.start,
                 stride: part.stride,
                 seed,
             };
-            spans.push(Span {
-                layers: span,
+            parts.push(EqualLayers {
+                layers: range,
                 routing: Routing::new(trace, spec)?,
                 flattening: Flattening::new(spec.entries_per_chunk, &job.gate_statistics),
             });
         }
-        Ok(Self { spans, gate: job.gate, choices: (job.top_k(), top_k), samples_per_chunk })
+        Ok(Self { parts, gate: job.gate, choices: (job.top_k(), top_k), samples_per_chunk: wanted.samples })
     }
 
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
     pub fn iteration(&self, t: usize) -> BatchCounts {
-        let parts = self.spans.iter().map(|span| {
-            let mut batch = span.routing.iteration_of(span.layers.clone(), t);
-            batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &span.flattening));
+        let parts = self.parts.iter().map(|part| {
+            let mut batch = part.routing.iteration_of(part.layers.clone(), t);
+            batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &part.flattening));
             if self.choices.0 < self.choices.1 {
                 batch.chunks_mut().for_each(|chunk| keep_part(chunk, self.choices.0, self.choices.1));
             }

@@ -27,25 +27,11 @@ const ONE_HOT_TRAFFIC_BACKWARD: f64 = 16.0;
 /// sourced: no measurement at hand tells hops from bytes.
 const RING_HOP: f64 = 0.1;
 
-/// A cluster's constants, ready to price with.
+/// The prices of a cluster.
 #[derive(Clone, Debug)]
 pub struct CostModel {
-    gpus_per_node: usize,
-    gemm_rate: FlopsPerSecond,
-    expert_start: Seconds,
-    memory_bandwidth: BytesPerSecond,
-    scatter_bandwidth: BytesPerSecond,
-    intra_bandwidth: BytesPerSecond,
-    inter_bandwidth: BytesPerSecond,
-    port_bandwidth: BytesPerSecond,
-    rooted_bandwidth: BytesPerSecond,
-    call_start: Seconds,
-    peer_start: Seconds,
-    send_start: Seconds,
-    iteration: Seconds,
-    block: Seconds,
-    synchronisation: Seconds,
-    decision_step: Seconds,
+    cluster: Cluster,
+    /// Whether concurrent groups share a node's network.
     contention: bool,
 }
 
@@ -80,29 +66,10 @@ impl ExpertPrice {
 impl CostModel {
     /// The prices of a cluster.
     pub fn new(cluster: &Cluster) -> Self {
-        let (gpu, network, host) = (&cluster.gpu, &cluster.network, &cluster.host);
-        Self {
-            gpus_per_node: cluster.gpus_per_node,
-            gemm_rate: FlopsPerSecond(gpu.gemm_rate.value),
-            expert_start: Seconds(gpu.expert_start.value),
-            memory_bandwidth: BytesPerSecond(gpu.memory_bandwidth.value),
-            scatter_bandwidth: BytesPerSecond(gpu.scatter_bandwidth.value),
-            intra_bandwidth: BytesPerSecond(network.intra_bandwidth.value),
-            inter_bandwidth: BytesPerSecond(network.inter_bandwidth.value),
-            port_bandwidth: BytesPerSecond(network.port_bandwidth.value),
-            rooted_bandwidth: BytesPerSecond(network.rooted_bandwidth.value),
-            call_start: Seconds(network.call_start.value),
-            peer_start: Seconds(network.peer_start.value),
-            send_start: Seconds(network.send_start.value),
-            iteration: Seconds(host.iteration.value),
-            block: Seconds(host.block.value),
-            synchronisation: Seconds(host.synchronisation.value),
-            decision_step: Seconds(host.decision_step.value),
-            contention: true,
-        }
+        Self { cluster: cluster.clone(), contention: true }
     }
 
-    /// The same cluster if concurrent groups did not share a node's network: for sensitivity tests alone.
+    /// Prices as if concurrent groups did not share a node's network: for sensitivity tests alone.
     pub fn without_contention(mut self) -> Self {
         self.contention = false;
         self
@@ -112,32 +79,32 @@ impl CostModel {
     pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
         let size = ranks.len().div_ceil(stride);
         let last = ranks.start + (size.max(1) - 1) * stride;
-        let nodes = last / self.gpus_per_node - ranks.start / self.gpus_per_node + 1;
+        let nodes = last / self.cluster.gpus_per_node - ranks.start / self.cluster.gpus_per_node + 1;
         let nodes = nodes.min(size.max(1));
-        let per_node = size.div_ceil(nodes).min(self.gpus_per_node);
-        let share = if self.contention { per_node as f64 / self.gpus_per_node as f64 } else { 1.0 };
+        let per_node = size.div_ceil(nodes).min(self.cluster.gpus_per_node);
+        let share = if self.contention { per_node as f64 / self.cluster.gpus_per_node as f64 } else { 1.0 };
         Group { size, nodes, share }
     }
 
     /// Matrix products with that arithmetic in all.
     pub fn matrix(&self, flops: Flops) -> Seconds {
-        flops / self.gemm_rate
+        flops / FlopsPerSecond(self.cluster.gpu.gemm_rate.value)
     }
 
     /// Kernels bound by device memory that read and write that much.
     pub fn elementwise(&self, bytes: Bytes) -> Seconds {
-        bytes / self.memory_bandwidth
+        bytes / BytesPerSecond(self.cluster.gpu.memory_bandwidth.value)
     }
 
     /// Rows gathered or scattered by index: that much read and written.
     pub fn scatter(&self, bytes: Bytes) -> Seconds {
-        bytes / self.scatter_bandwidth
+        bytes / BytesPerSecond(self.cluster.gpu.scatter_bandwidth.value)
     }
 
     /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
     /// the products and activations; weights read, gradients read, added to and written.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
-        let start = self.elementwise(self.weights(moe)) + self.expert_start;
+        let start = self.elementwise(self.weights(moe)) + Seconds(self.cluster.gpu.expert_start.value);
         let row = self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0);
         match direction {
             Direction::Forward => ExpertPrice { start, row },
@@ -164,12 +131,12 @@ impl CostModel {
 
     /// Launches of a block's small kernels, once per pass.
     pub fn block(&self) -> Seconds {
-        self.block
+        Seconds(self.cluster.host.block.value)
     }
 
     /// The host waits for the device.
     pub fn synchronisation(&self) -> Seconds {
-        self.synchronisation
+        Seconds(self.cluster.host.synchronisation.value)
     }
 
     /// One grouped call of an exchange of entries of `entry` bytes: each rank of `group` sends to and receives from all.
@@ -177,10 +144,10 @@ impl CostModel {
         if group.size < 2 {
             return Seconds::ZERO;
         }
-        let intra = entry * traffic.intra as f64 / self.intra_bandwidth;
-        let inter =
-            (entry * traffic.inter as f64 / self.port_bandwidth).max(entry * traffic.node as f64 / self.inter(group));
-        self.call_start + self.peer_start * traffic.peers as f64 + intra.max(inter)
+        let intra = entry * traffic.intra as f64 / self.intra();
+        let inter = (entry * traffic.inter as f64 / BytesPerSecond(self.cluster.network.port_bandwidth.value))
+            .max(entry * traffic.node as f64 / self.inter(group));
+        self.call_start() + Seconds(self.cluster.network.peer_start.value) * traffic.peers as f64 + intra.max(inter)
     }
 
     /// A ring all-reduce of `bytes` on every rank.
@@ -189,7 +156,7 @@ impl CostModel {
         if group.size < 2 || bytes == Bytes::ZERO {
             return Seconds::ZERO;
         }
-        let hops = self.call_start * (RING_HOP * steps);
+        let hops = self.call_start() * (RING_HOP * steps);
         bytes * (steps / group.size as f64) / self.ring(group) + hops
     }
 
@@ -203,18 +170,19 @@ impl CostModel {
         if group.size < 2 {
             return Seconds::ZERO;
         }
-        let rate = if group.nodes > 1 { self.rooted_bandwidth } else { self.intra_bandwidth };
-        bytes / rate + self.call_start
+        let rate =
+            if group.nodes > 1 { BytesPerSecond(self.cluster.network.rooted_bandwidth.value) } else { self.intra() };
+        bytes / rate + self.call_start()
     }
 
     /// `bytes` from one rank to another while the other ranks of its node do the same.
     pub fn send(&self, from: usize, to: usize, bytes: Bytes) -> Seconds {
-        let rate = if from / self.gpus_per_node == to / self.gpus_per_node {
-            self.intra_bandwidth
+        let rate = if from / self.cluster.gpus_per_node == to / self.cluster.gpus_per_node {
+            self.intra()
         } else {
-            self.inter(&self.group(from..from + 1, 1)).min(self.port_bandwidth)
+            self.inter(&self.group(from..from + 1, 1)).min(BytesPerSecond(self.cluster.network.port_bandwidth.value))
         };
-        bytes / rate + self.send_start
+        bytes / rate + Seconds(self.cluster.network.send_start.value)
     }
 
     /// Experts of `bytes` each change rank inside the group that starts at rank `first`: blocking sends in expert order,
@@ -232,7 +200,7 @@ impl CostModel {
 
     /// A decision of that many elementary steps on the host.
     pub fn decision(&self, steps: u64) -> Seconds {
-        self.decision_step * steps as f64
+        Seconds(self.cluster.host.decision_step.value) * steps as f64
     }
 
     /// Adam in mixed precision on `parameters`: bound by device memory.
@@ -242,15 +210,24 @@ impl CostModel {
 
     /// What every iteration costs besides.
     pub fn iteration(&self) -> Seconds {
-        self.iteration
+        Seconds(self.cluster.host.iteration.value)
     }
 
+    fn call_start(&self) -> Seconds {
+        Seconds(self.cluster.network.call_start.value)
+    }
+
+    fn intra(&self) -> BytesPerSecond {
+        BytesPerSecond(self.cluster.network.intra_bandwidth.value)
+    }
+
+    /// A group's part of a node's network.
     fn inter(&self, group: &Group) -> BytesPerSecond {
-        self.inter_bandwidth * group.share
+        BytesPerSecond(self.cluster.network.inter_bandwidth.value) * group.share
     }
 
     fn ring(&self, group: &Group) -> BytesPerSecond {
-        if group.nodes > 1 { self.inter(group).min(self.intra_bandwidth) } else { self.intra_bandwidth }
+        if group.nodes > 1 { self.inter(group).min(self.intra()) } else { self.intra() }
     }
 }
 

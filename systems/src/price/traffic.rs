@@ -122,7 +122,8 @@ impl Table {
             }
             self.reordered = self.reordered.max(reordered);
         }
-        let other_nodes = nodes.last().map_or(0, |last| *last);
+        // Nodes are counted from the group's first.
+        let other_nodes = nodes[ranks - 1];
         self.calls = 2;
         self.traffic.clear();
         self.ports.busiest(0..ranks, nodes, 0, &mut self.traffic);

@@ -319,7 +319,7 @@ impl<'a> Rows<'a> {
     /// Rows that `source` sends for `expert`; none when the expert is shadowed.
     #[inline]
     pub fn sent(&self, source: usize, expert: usize) -> u32 {
-        if self.shadowed.get(expert).copied().unwrap_or(false) {
+        if !self.shadowed.is_empty() && self.shadowed[expert] {
             return 0;
         }
         self.layout.rows().unwrap_or(self.counts.row(source)[expert])

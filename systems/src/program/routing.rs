@@ -37,7 +37,7 @@ impl RoutingCounts {
         &self.counts[rank * self.experts..(rank + 1) * self.experts]
     }
 
-    /// The same, to change.
+    /// Entries of one source rank, `[expert]`, to change.
     pub fn row_mut(&mut self, rank: usize) -> &mut [u32] {
         &mut self.counts[rank * self.experts..(rank + 1) * self.experts]
     }

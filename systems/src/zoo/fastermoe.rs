@@ -6,6 +6,7 @@
 //! *Topology gate* (section 6): limits the tokens that leave their node; this changes what is trained.
 
 use workloads::model::Moe;
+use workloads::{Bytes, BytesPerSecond, Cluster, FlopsPerSecond};
 
 use crate::plan::search;
 use crate::program::{Exchange, Layout, Op, Pass};
@@ -26,7 +27,7 @@ enum Shadowing {
     Off,
     /// Those of the described cluster.
     Cluster,
-    /// The artifact's built-in defaults and its doubled charge for weights.
+    /// The public code's defaults, and its doubled charge for weights.
     Artifact,
 }
 
@@ -92,14 +93,44 @@ impl System for FasterMoe {
     }
 }
 
-/// Share of a rank's tokens whose first choice may leave the node under the topology gate.
+/// Share of a rank's tokens whose first choice may leave the node under the topology gate (FasterMoE's public code).
 const TOPOLOGY_SHARE: f64 = 0.14;
+
+/// What shadowing an expert is charged, in bytes for every weight of one of its two matrices: the paper's `16 a H^2`.
+const SHADOW_CHARGE: f64 = 16.0;
+
+/// What FasterMoE's public code charges instead, and so SmartMoE's artifact: `32 a H^2`.
+const ARTIFACT_SHADOW_CHARGE: f64 = 32.0;
+
+/// Defaults of FasterMoE's public code where no rates are configured, as in SmartMoE's artifact.
+const ARTIFACT_RATES: Rates = Rates { products: FlopsPerSecond(11.5e12), network: BytesPerSecond(6.25e9) };
 
 struct FasterPolicy {
     shadowing: Option<ShadowCosts>,
     schedule_group: usize,
     topology_gate: bool,
     top_k: usize,
+}
+
+/// Rates that the shadowing policy believes in.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    products: FlopsPerSecond,
+    network: BytesPerSecond,
+}
+
+impl Rates {
+    /// Those of a job's cluster: one GPU's part of the slowest links that the job uses.
+    fn of(job: &Job) -> Self {
+        let Cluster { gpus_per_node, gpu, network, .. } = &job.cluster;
+        let bandwidth = if job.gpus > *gpus_per_node {
+            let share = network.inter_bandwidth.value / *gpus_per_node as f64;
+            share.min(network.port_bandwidth.value)
+        } else {
+            network.intra_bandwidth.value
+        };
+        Self { products: FlopsPerSecond(gpu.gemm_rate.value), network: BytesPerSecond(bandwidth) }
+    }
 }
 
 /// What FasterMoE's model charges: seconds per entry computed, per entry received, per expert shadowed.
@@ -111,32 +142,25 @@ struct ShadowCosts {
 }
 
 impl ShadowCosts {
-    fn new(moe: &Moe, flops_per_second: f64, bytes_per_second: f64, weight_factor: f64) -> Self {
-        let inner_products = (moe.width * moe.inner) as f64;
+    /// `charge`: bytes for every weight of one matrix of a shadowed expert.
+    fn new(moe: &Moe, rates: Rates, charge: f64) -> Self {
+        let weights = (moe.width * moe.inner) as f64;
         Self {
-            compute: 3.0 * moe.entry_flops().0 / flops_per_second,
-            exchange: 4.0 * moe.entry_bytes().0 / bytes_per_second,
-            weights: weight_factor * inner_products / bytes_per_second,
+            // Forward, and twice that backward.
+            compute: (moe.entry_flops() * 3.0 / rates.products).0,
+            // Dispatch and combine, forward and backward.
+            exchange: (moe.entry_bytes() * 4.0 / rates.network).0,
+            weights: (Bytes(charge * weights) / rates.network).0,
         }
     }
 }
 
 impl FasterPolicy {
     fn new(system: &FasterMoe, job: &Job) -> Self {
-        let moe = job.model.moe_layers().next();
-        let shadowing = moe.and_then(|moe| match system.shadowing {
+        let shadowing = job.model.moe_layers().next().and_then(|moe| match system.shadowing {
             Shadowing::Off => None,
-            Shadowing::Cluster => {
-                let network = &job.cluster.network;
-                let bandwidth = if job.gpus > job.cluster.gpus_per_node {
-                    let share = network.inter_bandwidth.value / job.cluster.gpus_per_node as f64;
-                    share.min(network.port_bandwidth.value)
-                } else {
-                    network.intra_bandwidth.value
-                };
-                Some(ShadowCosts::new(moe, job.cluster.gpu.gemm_rate.value, bandwidth, 16.0))
-            }
-            Shadowing::Artifact => Some(ShadowCosts::new(moe, 11.5e12, 6.25e9, 32.0)),
+            Shadowing::Cluster => Some(ShadowCosts::new(moe, Rates::of(job), SHADOW_CHARGE)),
+            Shadowing::Artifact => Some(ShadowCosts::new(moe, ARTIFACT_RATES, ARTIFACT_SHADOW_CHARGE)),
         });
         Self {
             shadowing,
@@ -258,7 +282,7 @@ fn experts_and_back(pass: &mut Pass, dispatched: &[usize]) -> usize {
     let computed: Vec<usize> =
         dispatched.iter().enumerate().map(|(step, &there)| pass.then(Op::Experts { step }, there)).collect();
     let combined = computed.iter().enumerate().map(|(step, &done)| pass.then(Op::Combine { step }, done));
-    combined.last().unwrap_or(0)
+    combined.last().expect("an exchange has a step")
 }
 
 /// The topology gate on counts: of the first choices that leave the node (a `top_k`-th of the entries that do), at most

@@ -104,7 +104,7 @@ impl System for SmartMoe {
     }
 
     fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        Box::new(Online {
+        Box::new(OnlinePlacement {
             every: plan.placement_every,
             migrated_bytes_per_parameter: self.migrated_bytes_per_parameter,
         })
@@ -152,12 +152,12 @@ fn sum(experts: usize, loads: impl Iterator<Item = impl AsRef<[u64]>>) -> Vec<u6
     sum
 }
 
-struct Online {
+struct OnlinePlacement {
     every: usize,
     migrated_bytes_per_parameter: f64,
 }
 
-impl Policy for Online {
+impl Policy for OnlinePlacement {
     fn place(&mut self, iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         if self.every == 0 || iteration == 0 || !iteration.is_multiple_of(self.every) {
             return Decision::NotDue;
@@ -177,9 +177,8 @@ pub fn better_placement(loads: &[u64], now: &Placement) -> Option<Placement> {
     (now.max_rank_load(loads) > next.max_rank_load(loads)).then_some(next)
 }
 
-/// Algorithm 1 (section 5): where the experts of one layer go, by their loads alone. `loads`: `[expert]` entries.
-///
-/// The paper leaves ties open; here they are broken so that as few experts as possible move.
+/// Algorithm 1 (section 5): where the experts of one layer go, by their loads. `loads`: `[expert]` entries. Ties are broken as
+/// in the authors' public code.
 pub fn place_experts(loads: &[u64], now: &Placement) -> Placement {
     let (ranks, slots) = (now.ranks(), now.slots_per_rank());
     // Step 1: sort the experts by descending load.
@@ -189,7 +188,7 @@ pub fn place_experts(loads: &[u64], now: &Placement) -> Placement {
     let mut taken = vec![0; ranks];
     let mut slot_of = vec![0; loads.len()];
     for expert in order {
-        // Step 2: give each to the least loaded rank with a free slot; on ties to the one it is on, then to the lowest.
+        // Step 2: give each to the least loaded rank with a free slot; on ties to the one that holds it, then to the lowest.
         let free = (0..ranks).filter(|&rank| taken[rank] < slots);
         let rank = free
             .min_by_key(|&rank| (load[rank], rank != now.rank_of(expert)))
