@@ -42,7 +42,8 @@ pub enum Extent {
 /// where they are large.
 const SAMPLED_RANKS: usize = 16;
 
-/// Micro-batches of a sample beyond one for each stage: with the pipeline full, three more show its pace. Not sourced.
+/// Micro-batches of a sample beyond one for each stage: with the pipeline full, a few more show its pace. Not sourced: the more,
+/// the closer a sample comes to the whole iteration and the longer a search takes.
 const STEADY_MICRO_BATCHES: usize = 3;
 
 /// Time charged to a stage before its first micro-batch.
