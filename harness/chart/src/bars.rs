@@ -15,7 +15,6 @@ use crate::plot::Plot;
 use crate::text::{FINE, Type};
 use crate::{Figure, FigureError};
 
-/// A chart of grouped bars.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GroupedBars {
     pub frame: Frame,

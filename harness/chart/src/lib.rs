@@ -17,9 +17,10 @@
 //! # Ok::<(), chart::FigureError>(())
 //! ```
 //!
-//! `plotters` draws: a panel is one of its charts, an axis one of its coordinates, bars, markers and labels are its
-//! elements. Ours are the layout of the page (its own lets labels overlap), the legend in rows above the panels, and the
-//! backend, which writes both documents at once: its SVG backend knows whole pixels only, and it has none for PDF.
+//! `plotters` draws: a panel is one of its charts, an axis is one of its coordinates, and bars, markers and labels are
+//! elements that it places. This crate adds the layout of the page (plotters lets labels overlap), the legend in rows above
+//! the panels, and the backend that writes both documents at once (plotters' SVG backend rounds to whole pixels, and it has
+//! none for PDF).
 //!
 //! Text is measured with the DejaVu Sans that is compiled in, and that font is embedded (as a subset) in the PDF, so the
 //! bytes depend on the data alone: no installed fonts, no clock, no hash order.

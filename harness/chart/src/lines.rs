@@ -14,7 +14,6 @@ const MARKED_POINTS: usize = 24;
 const PANEL_HEIGHT: f64 = 92.0;
 const PANEL_GAP: f64 = 6.0;
 
-/// A chart of lines.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LineChart {
     pub frame: Frame,
@@ -40,7 +39,6 @@ pub struct LinePanel {
     pub from_zero: bool,
 }
 
-/// One line.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LineSeries {
     /// As shown in the legend; the same name in several panels is shown once.

@@ -29,7 +29,6 @@ pub struct Scatter {
     pub log: bool,
 }
 
-/// One square of points.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ScatterPanel {
     /// Printed above.
@@ -40,7 +39,6 @@ pub struct ScatterPanel {
     pub notes: Vec<String>,
 }
 
-/// Points with one look.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ScatterSeries {
     /// As shown in the legend; the same name in several panels is shown once.

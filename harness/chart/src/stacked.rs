@@ -11,7 +11,6 @@ use crate::plot::Plot;
 use crate::text::{FINE, Notation, Type, number};
 use crate::{Figure, FigureError, marks};
 
-/// A chart of stacked bars.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StackedBars {
     pub frame: Frame,
@@ -27,7 +26,6 @@ pub struct StackedBars {
     pub shares: bool,
 }
 
-/// One bar.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StackedBar {
     /// Printed below, such as the system's name.
