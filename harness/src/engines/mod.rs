@@ -5,6 +5,8 @@
 //! its numbers are measured, under a virtual clock emulated.
 
 pub mod args;
+#[cfg(test)]
+pub(crate) mod mock;
 pub mod simulate;
 #[cfg(feature = "train")]
 pub mod train;

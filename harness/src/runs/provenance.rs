@@ -32,7 +32,7 @@ pub struct Provenance {
 }
 
 /// What the records follow from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Inputs {
     /// Version of this program and hash of its executable.
     pub program: String,
