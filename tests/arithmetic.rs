@@ -1,3 +1,5 @@
+//! Tiny cases against arithmetic done by hand, and against every possible placement.
+
 use systems::iteration::{Charge, Evaluation, Extent, Timing};
 use systems::price::ledger::Phase;
 use systems::price::{GroupPlace, Setting};

@@ -1,3 +1,5 @@
+//! Wrong input: exit status 2, one line that names file, field and what is allowed, and nothing is written.
+
 use polars::prelude::{ParquetReader, ParquetWriter, SerReader};
 use std::fs::File;
 

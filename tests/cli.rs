@@ -1,3 +1,5 @@
+//! Every command from its arguments to its files.
+
 use polars::prelude::{CsvReader, SerReader};
 use std::fs::File;
 

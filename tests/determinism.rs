@@ -1,3 +1,5 @@
+//! The same bytes whatever the threads, the order of cases or an interruption.
+
 use std::time::{Duration, Instant};
 
 use polars::prelude::DataFrame;

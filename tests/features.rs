@@ -1,3 +1,5 @@
+//! What a switched-off feature and a changed constant do to simulated times.
+
 use systems::price::ledger::Phase;
 use systems::zoo::expert_only::ExpertOnly;
 use systems::{About, Candidate, CostModel, Job, Plan, Policy, System, zoo::fastermoe, zoo::smartmoe};

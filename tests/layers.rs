@@ -1,3 +1,5 @@
+//! Suites of single layers, and collections of suites.
+
 use std::collections::BTreeMap;
 
 use crate::support::{Folder, small_trace};

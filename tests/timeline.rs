@@ -1,3 +1,5 @@
+//! Spans of an iteration against its ledgers, and the files that show them.
+
 use std::collections::BTreeMap;
 
 use systems::iteration::run::Run;

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 /// Locked standard output that a reader may stop reading.
 pub struct Output(StdoutLock<'static>);
 
-/// Standard output.
 pub fn stdout() -> Output {
     Output(io::stdout().lock())
 }

@@ -45,8 +45,6 @@ pub struct PlanArgs {
     pub top: usize,
 }
 
-/// Runs the command.
-///
 /// # Errors
 /// Bad input.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {

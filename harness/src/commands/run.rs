@@ -56,8 +56,6 @@ pub struct RunArgs {
     training: TrainingArgs,
 }
 
-/// Runs the command.
-///
 /// # Errors
 /// Bad input before anything runs; after that, what cannot be written.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {

@@ -86,8 +86,6 @@ pub struct RescaleArgs {
     pub entries: Option<u32>,
 }
 
-/// Runs the command.
-///
 /// # Errors
 /// Bad input, or a file that cannot be written.
 pub fn run(command: &TraceCommand) -> Result<(), Failure> {

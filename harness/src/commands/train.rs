@@ -82,8 +82,6 @@ pub struct TrainArgs {
     training: TrainingArgs,
 }
 
-/// Runs the command.
-///
 /// # Errors
 /// Bad input before anything runs; after that, a run that did not end well, or what cannot be written.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {

@@ -23,7 +23,6 @@ pub(crate) struct MockEngine {
     pub(crate) kind: EngineKind,
     /// System that fails, with what, in its fifth iteration.
     fails: Option<(&'static str, Status)>,
-    /// How many runs began.
     pub(crate) runs: AtomicUsize,
     /// How many run now, and the most that ever did.
     running: AtomicUsize,

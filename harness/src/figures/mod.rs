@@ -116,8 +116,7 @@ mod tests {
         let engine = MockEngine::of(EngineKind::Measured);
         let (suite, rows) = (suite(), engine.rows(&suite()));
         let rows = RowsByRun::new(&rows);
-        let drawn =
-            |entropies: [Option<[f64; 2]>; 2]| loss::draw(&suite, &rows, &entropies, "measured").unwrap().svg;
+        let drawn = |entropies: [Option<[f64; 2]>; 2]| loss::draw(&suite, &rows, &entropies, "measured").unwrap().svg;
         let with = drawn([Some([1.0, 3.0]), None]);
         assert!(with.contains("unigram entropy") && with.contains("Loss (nats per token)"));
         assert!(!drawn([None, None]).contains("unigram entropy"));

@@ -11,7 +11,6 @@ use workloads::trace::RoutingTrace;
 
 use crate::runs::records::SCHEMA_VERSION;
 
-/// The content of `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
     /// Version of the records' columns.
@@ -20,14 +19,12 @@ pub struct Provenance {
     pub command: Vec<String>,
     /// All that the numbers depend on; two runs with equal inputs have equal records.
     pub inputs: Inputs,
-    /// Version of this program.
     pub version: String,
     /// Commit of the checkout that the program ran in, and whether it had changes.
     pub commit: Option<String>,
     /// Whether that checkout had uncommitted changes.
     pub dirty: Option<bool>,
     pub host: String,
-    /// Cores seen.
     pub cores: usize,
 }
 
@@ -36,13 +33,11 @@ pub struct Provenance {
 pub struct Inputs {
     /// Version of this program and hash of its executable.
     pub program: String,
-    /// The suite's name.
     pub suite: String,
     /// Systems, in order.
     pub systems: Vec<String>,
     pub iterations: usize,
     pub seeds: Vec<u64>,
-    /// Name of the trace.
     pub trace: String,
     /// SHA-256 of suite, models, clusters and trace.
     pub hashes: BTreeMap<String, String>,

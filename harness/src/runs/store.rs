@@ -61,7 +61,6 @@ impl Store {
         write_figure(&self.path("figures").join(name), figure)
     }
 
-    /// Writes a text.
     ///
     /// # Errors
     /// When the file cannot be written.

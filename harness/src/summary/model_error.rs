@@ -14,7 +14,6 @@ use crate::measurements::errors::Errors;
 pub const FILE: &str = "model_errors.csv";
 const TEXT: &str = include_str!("../../../results/validation/model_errors.csv");
 
-/// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
@@ -40,7 +39,6 @@ pub struct ClusterError {
     pub cluster: String,
     /// Of whole iterations or single layers.
     pub part: Part,
-    /// How many measurements.
     pub measurements: usize,
     #[serde(serialize_with = "four_digits")]
     pub median: f64,

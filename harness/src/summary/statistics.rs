@@ -6,11 +6,8 @@
 /// A median and its 95% confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Median {
-    /// The median.
     pub value: f64,
-    /// Lower end.
     pub low: f64,
-    /// Upper end.
     pub high: f64,
 }
 
