@@ -1,7 +1,7 @@
 //! What the simulator should be good at: every claim of the page with its threshold, in the order of the page. A claim is
 //! made wherever its measurements are, met or not.
 
-use super::plans::PlanComparison;
+use super::plan_comparison::PlanComparison;
 use super::tables::{percent, share};
 use crate::measurements::errors::{Errors, Pair};
 use crate::measurements::layers::LayerErrors;

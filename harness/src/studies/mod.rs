@@ -11,6 +11,7 @@ pub mod held_out;
 pub mod moe_layer;
 pub mod page;
 pub mod placement;
+pub mod plan_comparison;
 pub mod plans;
 pub(crate) mod tables;
 

@@ -1,6 +1,6 @@
 //! Outcomes of studies as tables, for terminals and for the page.
 
-use super::plans::{PlanComparison, Rated};
+use super::plan_comparison::{PlanComparison, Rated};
 use crate::calibrate::constants::Fitted;
 use crate::calibrate::write;
 use crate::measurements::errors::Errors;

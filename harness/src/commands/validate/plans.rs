@@ -8,7 +8,8 @@ use clap::Args;
 use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
 use crate::studies::Study;
-use crate::studies::plans::{PLANS_ITERATIONS, PlanComparison, Plans};
+use crate::studies::plan_comparison::PlanComparison;
+use crate::studies::plans::{PLANS_ITERATIONS, Plans};
 use crate::studies::tables::plans_table;
 use crate::{output, runs::prepare, traces};
 
