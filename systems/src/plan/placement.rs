@@ -3,7 +3,7 @@
 //! A *logical* expert is what the gate chooses; its *physical* number is its slot, counted over the group's ranks. Every
 //! expert-data-parallel replica uses the same placement.
 
-use std::fmt;
+use thiserror::Error;
 
 /// A bijection from the experts of one MoE layer to the slots of an expert-parallel group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,26 +27,13 @@ pub struct Move {
 }
 
 /// Slots that are no bijection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("expert {expert} is placed in slot {slot}: expected every one of the slots 0 to {} once", slots - 1)]
 pub struct NotABijection {
     expert: usize,
     slot: usize,
     slots: usize,
 }
-
-impl fmt::Display for NotABijection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "expert {} is placed in slot {}: expected every one of the slots 0 to {} once",
-            self.expert,
-            self.slot,
-            self.slots - 1
-        )
-    }
-}
-
-impl std::error::Error for NotABijection {}
 
 impl Placement {
     /// Expert `e` on rank `e / (experts / ranks)`, in order: where training starts.
