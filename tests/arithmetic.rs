@@ -1,6 +1,6 @@
 //! Tiny cases against arithmetic done by hand, and against every possible placement.
 
-use systems::iteration::{Charge, Evaluation, Extent, Timing};
+use systems::iteration::{Charge, Coverage, Evaluation, Timing};
 use systems::price::ledger::Phase;
 use systems::price::{GroupPlace, Setting};
 use systems::program::Op;
@@ -16,8 +16,8 @@ use crate::support::{batch, close, cluster, draws, job, model, plan, simulate};
 fn evaluate(job: &Job, plan: &Plan, batch: &BatchCounts, placements: &[Placement]) -> Timing {
     let costs = CostModel::new(&job.cluster);
     let charges = vec![Charge::default(); plan.pp];
-    let extent = Extent::Full;
-    Evaluation { job, plan, costs: &costs, policy: &Plain, placements, batch, charges: &charges, extent }.run()
+    let coverage = Coverage::Full;
+    Evaluation { job, plan, costs: &costs, policy: &Plain, placements, batch, charges: &charges, coverage }.run()
 }
 
 /// One layer, two ranks of a node, an expert on each: 100 tokens of width 10, of which rank 0 sends 30 away and rank 1 50.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use systems::iteration::{Charge, Evaluation, Extent};
+use systems::iteration::{Charge, Coverage, Evaluation};
 use systems::{CostModel, Job, Placement, Plain, Plan, System, zoo::smartmoe};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec};
 use workloads::{Cluster, Gate, Model};
@@ -101,7 +101,7 @@ fn iteration(group: &mut BenchmarkGroup<WallTime>, name: &str, (job, batch): (Jo
                 placements: &placements,
                 batch: black_box(&batch),
                 charges: &charges,
-                extent: Extent::Full,
+                coverage: Coverage::Full,
             }
             .run()
         });

@@ -1,7 +1,7 @@
 //! One MoE layer on rows of a trace, as layer studies measured it.
 
 use anyhow::{Result, bail};
-use systems::iteration::{Charge, Evaluation, Extent};
+use systems::iteration::{Charge, Coverage, Evaluation};
 use systems::plan::job::Scope;
 use systems::{CostModel, Job, Placement, Plain, Plan, RoutingCounts};
 use workloads::csv_file::CsvRow;
@@ -122,7 +122,7 @@ impl LayerReader<'_> {
             placements: std::slice::from_ref(placement),
             batch: &batch.in_first_samples(micro_batch),
             charges: &[Charge::default()],
-            extent: Extent::Full,
+            coverage: Coverage::Full,
         };
         evaluation.run().step
     }

@@ -30,7 +30,7 @@ use crate::price::ledger::{Ledger, Phase};
 
 /// How much of an iteration is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum Coverage {
     /// Every lane and micro-batch.
     Full,
     /// A few lanes and enough micro-batches to fill the pipeline; the rest of each lane is extrapolated at the pace of its
@@ -72,7 +72,7 @@ pub struct Evaluation<'a> {
     /// `[stage]`.
     pub charges: &'a [Charge],
     /// How much of it.
-    pub extent: Extent,
+    pub coverage: Coverage,
 }
 
 /// The fullest rank.
@@ -161,9 +161,9 @@ impl Evaluation<'_> {
     /// How many lanes, and how many of `all` micro-batches, are evaluated.
     fn sampled(&self, all: usize) -> (usize, usize) {
         let lanes = self.plan.expert_dp;
-        match self.extent {
-            Extent::Full => (lanes, all),
-            Extent::Sample => {
+        match self.coverage {
+            Coverage::Full => (lanes, all),
+            Coverage::Sample => {
                 ((SAMPLED_RANKS / self.plan.ep).clamp(1, lanes), all.min(self.plan.pp + STEADY_MICRO_BATCHES))
             }
         }
@@ -308,7 +308,7 @@ mod tests {
                 placements: &plan.experts_in_order(&job),
                 batch: &BatchCounts::new(1, 2, 4, counts.to_vec()),
                 charges: &[Charge::default()],
-                extent: Extent::Full,
+                coverage: Coverage::Full,
             }
             .run();
             assert!((timing.phases[0].total() - timing.step).0.abs() < 1e-12);

@@ -9,7 +9,7 @@ use workloads::trace::BatchCounts;
 
 use crate::iteration::online::{Online, WrongPlacement};
 use crate::iteration::timeline::{Recorder, Span};
-use crate::iteration::{Charge, Evaluation, Extent, Timing};
+use crate::iteration::{Charge, Coverage, Evaluation, Timing};
 use crate::plan::search;
 use crate::{CostModel, Job, Placement, Plan, PlanError, System};
 
@@ -92,7 +92,7 @@ impl<'a> Run<'a> {
             placements: &self.placements,
             batch,
             charges: &charges,
-            extent: Extent::Full,
+            coverage: Coverage::Full,
         }
         .evaluate(recorder);
         self.online.remember(std::mem::take(&mut timing.loads));

@@ -5,7 +5,7 @@
 use workloads::Seconds;
 use workloads::trace::BatchCounts;
 
-use crate::iteration::{Charge, Evaluation, Extent, Peak};
+use crate::iteration::{Charge, Coverage, Evaluation, Peak};
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 use crate::plan::{Plan, PlanError};
@@ -122,8 +122,8 @@ impl PerformanceModel<'_> {
         let charges = vec![Charge::default(); plan.pp];
         let mut mean = Estimate { step: Seconds::ZERO, phases: Ledger::default(), peak: Peak::default() };
         for batch in profile {
-            let extent = Extent::Sample;
-            let timing = Evaluation { job, plan, costs, policy, placements, batch, charges: &charges, extent }.run();
+            let coverage = Coverage::Sample;
+            let timing = Evaluation { job, plan, costs, policy, placements, batch, charges: &charges, coverage }.run();
             mean.step += timing.step / profile.len() as f64;
             mean.phases.merge(&timing.slowest_stage(), 1.0 / profile.len() as f64);
             if timing.peak.bytes > mean.peak.bytes {
