@@ -6,11 +6,13 @@
 
 mod apportion;
 pub mod artifact;
+pub mod imbalance;
 pub mod rescale;
 pub mod stats;
 pub mod synth;
 
 pub use artifact::{ArtifactReader, read_tar_xz};
+pub use imbalance::{ImbalanceSpec, Workload};
 pub use rescale::{BatchCounts, Routing, RoutingSpec};
 pub use stats::{LayerStats, TimeStats, TraceStats};
 pub use synth::SynthSpec;
@@ -80,6 +82,7 @@ pub struct RoutingTrace {
     shape: TraceShape,
     iterations: Vec<u32>,
     counts: Vec<u32>,
+    notes: Vec<String>,
 }
 
 impl RoutingTrace {
@@ -105,7 +108,7 @@ impl RoutingTrace {
             let expected = format!("{expected}, that is iterations x layers x micro_batches x ranks x experts");
             return Err(TraceError::field("counts.len()", counts.len(), expected));
         }
-        let trace = Self { name: name.into(), shape, iterations, counts };
+        let trace = Self { name: name.into(), shape, iterations, counts, notes: Vec::new() };
         trace.check_rows()?;
         Ok(trace)
     }
@@ -113,6 +116,16 @@ impl RoutingTrace {
     /// What the trace is called in records and figures.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What a reader of results should know of where the counts come from, a clause each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The same counts with notes of where they come from.
+    pub fn with_notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
     }
 
     /// Extents.
