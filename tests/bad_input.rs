@@ -55,8 +55,12 @@ fn traces_with_missing_parts() {
         &["logs", "iteration 21 is missing", "every 10 iterations from 1 to 31"],
     );
     check("run smoke --trace nowhere.parquet --out out", &[], &["nowhere.parquet: cannot be opened"]);
-    check("run smoke --trace t.csv --out out", &[("t.csv", "")], &["t.csv: not a trace", ".tar.xz", ".parquet"]);
-    check("run smoke --trace t.parquet --out out", &[("t.parquet", "PAR")], &["t.parquet: not readable as Parquet"]);
+    check("run smoke --trace t.csv --out out", &[("t.csv", "")], &["t.csv: found no lines", "NPY", "Parquet"]);
+    check(
+        "run smoke --trace t.parquet --out out",
+        &[("t.parquet", "PAR")],
+        &["t.parquet: found", "expected whole Parquet"],
+    );
     check("run smoke --trace t.tar.xz --out out", &[("t.tar.xz", "no archive")], &["t.tar.xz", "archive"]);
     check("trace stats nowhere", &[], &["nowhere: cannot be opened"]);
 }
@@ -79,14 +83,17 @@ fn parquet_traces_with_bad_columns() {
             frame
         }
     };
-    spoilt(&|frame| frame.drop("entries").unwrap(), &["no column `entries`", "iteration, rank, layer, micro_batch"]);
-    spoilt(&|frame| frame.slice(0, frame.height() - 1), &["rows: expected", "4 ranks and 8 experts"]);
-    spoilt(&|frame| frame.slice(0, 0), &["0 rows"]);
-    spoilt(&replaced("entries", f64::NAN), &["row 0: entries = NaN", "whole number"]);
-    spoilt(&replaced("entries", 0.0), &["entries is 0"]);
-    spoilt(&replaced("rank", -1.0), &["rank = -1", "whole number"]);
-    spoilt(&replaced("rank", 0.5), &["rank = 0.5", "whole number"]);
-    spoilt(&replaced("layer", 0.0), &["rows: expected", "1 layers"]);
+    spoilt(
+        &|frame| frame.drop("entries").unwrap(),
+        &["counts in one of entries", "iteration, rank, layer, micro_batch"],
+    );
+    spoilt(&|frame| frame.slice(0, 0), &["no counts"]);
+    spoilt(&replaced("entries", f64::NAN), &["row 0: entries is nothing", "whole number"]);
+    spoilt(&replaced("entries", 0.0), &["all of them 0"]);
+    spoilt(&replaced("rank", -1.0), &["rank is -1", "whole number"]);
+    spoilt(&replaced("rank", 0.5), &["rank is 0.5", "whole number"]);
+    spoilt(&replaced("layer", 0.0), &["given a second time"]);
+    spoilt(&replaced("rank", 4294967295.0), &["rank is 4294967295", "from 0 to 1048575"]);
 }
 
 #[test]

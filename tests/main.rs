@@ -14,6 +14,8 @@ mod bad_input;
 mod timeline;
 // Every command from its arguments to its files.
 mod cli;
+// Recordings of other tools, workloads and skews as traces.
+mod traces;
 // Suites of single layers, and collections of suites.
 mod layers;
 // Measurements of other shapes and spellings, and the page of all studies.

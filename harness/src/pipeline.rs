@@ -69,7 +69,7 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
     let summary = summarise(&request.suite, &rows).or_run()?;
     let shown = Shown {
         suite: &request.suite,
-        origin: figures::origin(&summary, request.trace.name()),
+        origin: figures::origin(&summary, request.trace, &figures::imbalance(cases, request.suite.iterations)),
         table: TextTable::new(&summary, &request.suite.compare),
         summary,
         store: &store,

@@ -1,12 +1,22 @@
-//! Routing traces as files: the artifact's folder or archive, and the native Parquet (`iteration, rank, layer, micro_batch,
-//! expert, entries`, one row per count).
+//! Routing traces as files: what [`Importer`] reads, in files and folders, and the native Parquet (`iteration, rank, layer,
+//! micro_batch, expert, entries`, one row per count; choices per token and notes in its metadata).
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::io::Cursor;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use anyhow::{Context, Result, bail};
-use polars::prelude::{Column, DataFrame, DataType, ParquetReader, ParquetWriter, SerReader};
-use workloads::trace::{self, ArtifactReader, RoutingTrace, SynthSpec, TraceShape};
+use polars::prelude::{
+    Column, DataFrame, DataType, KeyValueMetadata, ParquetReader, ParquetWriter, PolarsError, PolarsResult, SerReader,
+    Series,
+};
+use polars_parquet::parquet::metadata::SchemaDescriptor;
+use polars_parquet::parquet::schema::types::{IntegerType, ParquetType, PrimitiveConvertedType, PrimitiveLogicalType};
+use workloads::trace::import::{Cell, ImportError, ImportOptions, Importer};
+use workloads::trace::{self, RoutingTrace, SynthSpec};
 
 use crate::runs::store;
 
@@ -15,42 +25,84 @@ use crate::runs::store;
 /// # Errors
 /// What is wrong with the files, where.
 pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
-    let Some(path) = path else {
-        return Ok(SynthSpec::default().generate()?);
-    };
-    let name = path.display().to_string();
-    if path.is_dir() {
-        return read_folder(&name, path);
+    match path {
+        Some(path) => import(path, ImportOptions::default()),
+        None => Ok(SynthSpec::default().generate()?),
     }
-    let file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
+}
+
+/// The trace in a file or a folder, of any kind that an [`Importer`] reads.
+///
+/// # Errors
+/// What is wrong with the files, where.
+pub fn import(path: &Path, options: ImportOptions) -> Result<RoutingTrace> {
+    let name = path.display().to_string();
+    let mut importer = Importer::new(&name, options, read_parquet);
+    if path.is_dir() {
+        add_folder(&mut importer, &name, path)?;
+        return Ok(importer.finish()?);
+    }
+    let mut file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
     if name.ends_with(".tar.xz") {
         return Ok(trace::read_tar_xz(&name, file)?);
     }
-    if name.ends_with(".parquet") {
-        return read_parquet(&name, file);
-    }
-    bail!("{name}: not a trace: expected a folder or .tar.xz of table_iter*_rank*.log, or a .parquet")
+    importer.add(&name, &mut file)?;
+    Ok(importer.finish()?)
 }
 
-fn read_folder(name: &str, path: &Path) -> Result<RoutingTrace> {
-    let mut files: Vec<_> = fs::read_dir(path)
-        .with_context(|| format!("{name}: cannot be listed"))?
-        .collect::<std::io::Result<Vec<_>>>()
-        .with_context(|| format!("{name}: cannot be listed"))?;
-    files.sort_by_key(fs::DirEntry::file_name);
-    let mut reader = ArtifactReader::new(name);
-    for file in files {
-        let file_name = file.file_name().to_string_lossy().into_owned();
-        if !file_name.starts_with("table_iter") {
-            continue;
-        }
-        let text = fs::read_to_string(file.path()).with_context(|| format!("{name}/{file_name}: cannot be read"))?;
-        reader.add(&file_name, &text)?;
+/// Endings of files that are read in folders; others, such as notes, are passed over.
+const ENDINGS: [&str; 8] = [".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".zip"];
+
+/// The artifact's logs of a folder; where there are none, everything that could hold loads, at any depth.
+fn add_folder(importer: &mut Importer, name: &str, folder: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    list(folder, &mut files)?;
+    let relative = |file: &Path| file.strip_prefix(folder).unwrap_or(file).to_string_lossy().into_owned();
+    let is_log = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        file.parent() == Some(folder) && name.starts_with("table_iter")
+    };
+    let has_ending = |file: &PathBuf| {
+        let name = relative(file).to_ascii_lowercase();
+        let name = name.strip_suffix(".gz").unwrap_or(&name);
+        ENDINGS.iter().any(|ending| name.ends_with(ending))
+    };
+    let logs = files.iter().any(is_log);
+    let chosen: Vec<&PathBuf> =
+        files.iter().filter(|file| if logs { is_log(file) } else { has_ending(file) }).collect();
+    if chosen.is_empty() {
+        bail!("{name}: none of {} files is named table_iter<N>_rank<R>.log or *{}", files.len(), ENDINGS.join(", *"));
     }
-    Ok(reader.finish()?)
+    for file in chosen {
+        let path = relative(file);
+        let mut file = File::open(file).with_context(|| format!("{name}/{path}: cannot be opened"))?;
+        importer.add(&path, &mut file).with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Files at any depth, in order of their paths.
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let context = || format!("{}: cannot be listed", folder.display());
+    let entries = fs::read_dir(folder).with_context(context)?.collect::<std::io::Result<Vec<_>>>();
+    let mut paths: Vec<PathBuf> = entries.with_context(context)?.iter().map(fs::DirEntry::path).collect();
+    paths.sort();
+    for path in paths {
+        // Links to folders are not followed: they could lead round in circles.
+        if path.is_dir() && !path.is_symlink() {
+            list(&path, files)?;
+        } else if path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(())
 }
 
 const COLUMNS: [&str; 6] = ["iteration", "rank", "layer", "micro_batch", "expert", "entries"];
+
+/// Keys of the native format's metadata.
+const TOP_K: &str = "moebench.top_k";
+const NOTES: &str = "moebench.notes";
 
 /// Writes a trace as Parquet, through a temporary file.
 ///
@@ -76,68 +128,225 @@ pub fn write_parquet(trace: &RoutingTrace, path: &Path) -> Result<()> {
     let height = trace.counts().len();
     let columns = COLUMNS.iter().zip(columns).map(|(name, values)| Column::new((*name).into(), values));
     let mut frame = DataFrame::new(height, columns.collect())?;
+    let metadata = [(TOP_K, shape.top_k.to_string()), (NOTES, trace.notes().join("\n"))];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
     store::write_atomically(path, |file| {
-        ParquetWriter::new(file).finish(&mut frame)?;
+        let metadata = KeyValueMetadata::from_static(metadata);
+        ParquetWriter::new(file).with_key_value_metadata(Some(metadata)).finish(&mut frame)?;
         Ok(())
     })
 }
 
-fn read_parquet(name: &str, file: File) -> Result<RoutingTrace> {
-    let frame = ParquetReader::new(file).finish().with_context(|| format!("{name}: not readable as Parquet"))?;
-    let mut columns = Vec::new();
-    for column in COLUMNS {
-        columns.push(whole_numbers(name, &frame, column)?);
-    }
-    let mut labels = columns[0].clone();
-    labels.sort_unstable();
-    labels.dedup();
-    let extent = |index: usize| columns[index].iter().max().map_or(0, |last| *last as usize + 1);
-    let (ranks, layers, micro_batches, experts) = (extent(1), extent(2), extent(3), extent(4));
-    let size = [labels.len(), layers, micro_batches, ranks, experts].iter().product::<usize>();
-    if frame.height() != size || size == 0 {
-        bail!(
-            "{name}: {} rows: expected {size}, one for each of {} iterations, {layers} layers, {micro_batches} micro-batches, {ranks} ranks and {experts} experts",
-            frame.height(),
-            labels.len()
-        );
-    }
-    let mut counts = vec![None; size];
-    let at = |row: usize| std::array::from_fn(|column| columns[column][row] as usize);
-    for row in 0..size {
-        let [iteration, rank, layer, micro_batch, expert, entries] = at(row);
-        let index = labels.partition_point(|&label| (label as usize) < iteration);
-        let place = (((index * layers + layer) * micro_batches + micro_batch) * ranks + rank) * experts + expert;
-        if counts[place].replace(entries as u32).is_some() {
-            bail!(
-                "{name}: row {row}: iteration {iteration}, rank {rank}, layer {layer}, micro-batch {micro_batch}, expert {expert} stands twice"
-            );
-        }
-    }
-    let counts: Vec<u32> = counts.into_iter().flatten().collect();
-    let entries = counts[..experts].iter().sum();
-    // The native format does not state how many experts a token chooses; two is what every trace so far has.
-    let shape = TraceShape { layers, micro_batches, ranks, experts, entries, top_k: 2.min(experts as u32) };
-    RoutingTrace::new(name, shape, labels, counts).with_context(|| name.to_owned())
+/// Rows that are held at once.
+const ROWS: usize = 1 << 20;
+
+/// Hands a Parquet file's rows to an importer. Where a file is damaged, Polars may panic; that is the file's fault, not the
+/// program's.
+fn read_parquet(importer: &mut Importer, path: &str, bytes: Vec<u8>) -> Result<(), ImportError> {
+    static QUIET: AtomicBool = AtomicBool::new(false);
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let shown = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !QUIET.load(Ordering::Relaxed) {
+                shown(panic)
+            }
+        }));
+    });
+    QUIET.store(true, Ordering::Relaxed);
+    let read = panic::catch_unwind(AssertUnwindSafe(|| read_rows(importer, path, bytes)));
+    QUIET.store(false, Ordering::Relaxed);
+    read.unwrap_or_else(|_| Err(ImportError::file(path, "a damaged file", "whole Parquet")))
 }
 
-/// A column as whole numbers of at least 0.
-fn whole_numbers(name: &str, frame: &DataFrame, column: &str) -> Result<Vec<u32>> {
-    let values = frame
-        .column(column)
-        .map_err(|_| anyhow::anyhow!("{name}: no column `{column}`; expected {}", COLUMNS.join(", ")))?
-        .cast(&DataType::Float64)?;
-    let values = values.f64()?;
-    let mut numbers = Vec::with_capacity(values.len());
-    for (row, value) in values.iter().enumerate() {
-        match value {
-            Some(value) if value >= 0.0 && value.fract() == 0.0 && value <= f64::from(u32::MAX) => {
-                numbers.push(value as u32);
-            }
-            other => {
-                let found = other.map_or("nothing".to_owned(), |value| value.to_string());
-                bail!("{name}: row {row}: {column} = {found}: expected a whole number of at least 0");
-            }
+fn read_rows(importer: &mut Importer, path: &str, bytes: Vec<u8>) -> Result<(), ImportError> {
+    let unreadable = |error: PolarsError| {
+        let error = error.to_string();
+        ImportError::file(path, error.lines().next().unwrap_or_default(), "whole Parquet")
+    };
+    let bytes: Arc<[u8]> = bytes.into();
+    let open = || ParquetReader::new(Cursor::new(bytes.clone()));
+    let mut metadata = open().get_metadata().map_err(unreadable)?.as_ref().clone();
+    for pair in metadata.key_value_metadata.take().into_iter().flatten() {
+        let value = pair.value.unwrap_or_default();
+        match pair.key.as_str() {
+            TOP_K => importer.state(value.parse().ok(), Vec::new()),
+            NOTES => importer.state(None, value.lines().map(str::to_owned).collect()),
+            // Among the rest is Arrow's schema: without it, columns have Parquet's own few types.
+            _ => {}
         }
     }
-    Ok(numbers)
+    let fields = metadata.schema_descr.fields().iter().map(widened).collect();
+    metadata.schema_descr = SchemaDescriptor::new(metadata.schema_descr.name().into(), fields);
+    let metadata = Arc::new(metadata);
+    let open = || {
+        let mut reader = open();
+        reader.set_metadata(metadata.clone());
+        reader
+    };
+    let schema = open().schema().map_err(unreadable)?;
+    let header: Vec<String> = schema.iter_names().map(|name| name.to_string()).collect();
+    let names: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut table = importer.table(path, &names)?;
+    let used: Vec<usize> = (0..header.len()).filter(|&column| table.uses(column)).collect();
+    for start in (0..metadata.num_rows).step_by(ROWS) {
+        let wanted = used.iter().map(|&column| header[column].clone()).collect();
+        let frame = open().with_columns(Some(wanted)).with_slice(Some((start, ROWS))).finish().map_err(unreadable)?;
+        let mut columns: Vec<Option<Values>> = header.iter().map(|_| None).collect();
+        for &column in &used {
+            let series = frame.column(&header[column]).map_err(unreadable)?.as_materialized_series();
+            columns[column] = Some(Values::new(series).map_err(unreadable)?);
+        }
+        let mut room = Vec::new();
+        for row in 0..frame.height() {
+            let lengths = columns.iter().map(|values| values.as_ref().map_or(0, |values| values.length(row)));
+            room.clear();
+            room.extend(lengths);
+            let cells = columns.iter().zip(room.chunks(1));
+            let cells: Vec<Cell> =
+                cells.map(|(values, shape)| values.as_ref().map_or(Cell::Missing, |v| v.cell(row, shape))).collect();
+            table.row(&|| format!("row {}", start + row), &cells)?;
+        }
+    }
+    Ok(())
+}
+
+/// The type without its small integers, which Parquet stores in 32 bits: as those, Polars reads them without types of their
+/// width being compiled in.
+fn widened(field: &ParquetType) -> ParquetType {
+    use IntegerType::{Int8, Int16, UInt8, UInt16};
+    let mut field = field.clone();
+    match &mut field {
+        ParquetType::PrimitiveType(primitive) => {
+            let smalls = [Int8, Int16, UInt8, UInt16].map(|kind| Some(PrimitiveLogicalType::Integer(kind)));
+            let converted = matches!(
+                primitive.converted_type,
+                Some(
+                    PrimitiveConvertedType::Int8
+                        | PrimitiveConvertedType::Int16
+                        | PrimitiveConvertedType::Uint8
+                        | PrimitiveConvertedType::Uint16
+                )
+            );
+            if converted || smalls.contains(&primitive.logical_type) {
+                (primitive.logical_type, primitive.converted_type) = (None, None);
+            }
+        }
+        ParquetType::GroupType { fields, .. } => fields.iter_mut().for_each(|field| *field = widened(field)),
+    }
+    field
+}
+
+/// A column's values.
+enum Values {
+    /// Not a number where there is none.
+    Numbers(Vec<f64>),
+    /// Lists, and where each ends.
+    Lists {
+        values: Vec<f64>,
+        ends: Vec<usize>,
+    },
+    Texts(Vec<String>),
+}
+
+impl Values {
+    fn new(series: &Series) -> PolarsResult<Self> {
+        match series.dtype() {
+            DataType::List(_) => {
+                let lists = series.list()?;
+                let (mut values, mut ends) = (Vec::new(), Vec::with_capacity(lists.len()));
+                for list in lists.amortized_iter() {
+                    if let Some(list) = list {
+                        values.extend(numbers(list.as_ref())?);
+                    }
+                    ends.push(values.len());
+                }
+                Ok(Self::Lists { values, ends })
+            }
+            DataType::String => {
+                let texts = series.str()?;
+                Ok(Self::Texts(texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect()))
+            }
+            _ => Ok(Self::Numbers(numbers(series)?)),
+        }
+    }
+
+    fn start(&self, row: usize) -> usize {
+        match self {
+            Self::Lists { ends, .. } => row.checked_sub(1).map_or(0, |before| ends[before]),
+            _ => 0,
+        }
+    }
+
+    fn length(&self, row: usize) -> usize {
+        match self {
+            Self::Lists { ends, .. } => ends[row] - self.start(row),
+            _ => 1,
+        }
+    }
+
+    fn cell<'a>(&'a self, row: usize, shape: &'a [usize]) -> Cell<'a> {
+        match self {
+            Self::Numbers(values) if values[row].is_nan() => Cell::Missing,
+            Self::Numbers(values) => Cell::Number(values[row]),
+            Self::Lists { values, ends } => Cell::List { shape, values: &values[self.start(row)..ends[row]] },
+            Self::Texts(texts) => Cell::Text(&texts[row]),
+        }
+    }
+}
+
+/// Numbers of any type as floats: whole ones are exact up to 2^53, past which no count is taken.
+fn numbers(series: &Series) -> PolarsResult<Vec<f64>> {
+    let floats = series.cast(&DataType::Float64)?;
+    Ok(floats.f64()?.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number from 0 to `below`, by a linear congruence.
+    fn draw(state: &mut u64, below: usize) -> usize {
+        *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (*state >> 33) as usize % below
+    }
+
+    /// A file that moebench writes, cut off or with a few bytes of its footer changed: read or refused. Pages are left alone:
+    /// Polars believes the lengths of runs in them, and a damaged one can ask for more memory than there is.
+    #[test]
+    fn damaged_parquet_is_read_or_refused() {
+        let spec = SynthSpec { layers: 2, samples: 2, ranks: 1, experts: 4, entries: 16, ..SynthSpec::default() };
+        let folder = std::env::temp_dir().join(format!("moebench-mutated-{}", std::process::id()));
+        let path = folder.join("t.parquet");
+        write_parquet(&spec.generate().unwrap(), &path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let import = |bytes: &[u8]| {
+            let mut importer = Importer::new("t", ImportOptions::default(), read_parquet);
+            importer.add("t.parquet", &mut &bytes[..])?;
+            importer.finish()
+        };
+        assert_eq!(import(&whole).unwrap().shape().layers, 2);
+        let (mut state, mut read, mut refused) = (10, 0, 0);
+        let length = u32::from_le_bytes(whole[whole.len() - 8..whole.len() - 4].try_into().unwrap());
+        let footer = whole.len() - 8 - length as usize;
+        for round in 0..1000 {
+            let mut bytes = whole.clone();
+            match round % 10 {
+                0 => bytes.truncate(draw(&mut state, whole.len())),
+                _ => {
+                    let at = footer + draw(&mut state, length as usize);
+                    bytes[at] ^= 1 << draw(&mut state, 8);
+                }
+            }
+            match import(&bytes) {
+                Ok(_) => read += 1,
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
+    }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::EngineKind;
 use crate::error::{self, ConfigError};
 use crate::gate::Gate;
+use crate::trace::{ImbalanceSpec, RoutingTrace, Skew, SkewSpec, TraceError, TraceShape, Workload};
 use crate::training::Training;
 
 /// Cases, systems and repetitions.
@@ -32,6 +33,8 @@ pub struct Suite {
     /// One run per seed.
     #[serde(default = "one_seed")]
     pub seeds: Vec<u64>,
+    /// Routing made for the suite, instead of the built-in trace; a trace on the command line goes before it.
+    pub routing: Option<SuiteRouting>,
     /// How a run reads its routing trace.
     #[serde(default)]
     pub trace: TraceUse,
@@ -112,12 +115,56 @@ impl SuiteFile {
     }
 }
 
+/// Routing of a stated imbalance: one of the workloads W0 to W7, or a skew; with the experts and choices of the first
+/// case's model.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuiteRouting {
+    /// The workload; without one, the skew below holds.
+    pub workload: Option<Workload>,
+    /// See [`Skew::max_over_mean`].
+    pub max_over_mean: Option<f64>,
+    /// See [`Skew::gini`].
+    pub gini: Option<f64>,
+    /// See [`Skew::half_life`].
+    pub half_life: Option<f64>,
+    /// Seed of its draws.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+impl SuiteRouting {
+    /// The trace for a model's MoE layers of so many experts and choices a token, over `iterations`.
+    ///
+    /// # Errors
+    /// A skew that such a layer cannot have, or more choices than a workload has experts for.
+    pub fn trace(
+        &self,
+        layers: usize,
+        experts: usize,
+        top_k: u32,
+        iterations: usize,
+    ) -> Result<RoutingTrace, TraceError> {
+        /// Tokens of a row: enough for chance to hide in.
+        const TOKENS: u32 = 4096;
+        if let Some(workload) = self.workload {
+            let tokens = TOKENS as usize;
+            let spec = ImbalanceSpec { workload, experts, top_k: top_k as usize, tokens, seed: self.seed };
+            return spec.trace(iterations, layers, 1, 1);
+        }
+        let skew = Skew { max_over_mean: self.max_over_mean, gini: self.gini, half_life: self.half_life };
+        let entries = TOKENS * top_k;
+        let shape = TraceShape { layers, micro_batches: 1, ranks: 4, experts, entries, top_k };
+        SkewSpec { shape, samples: iterations, step: 1, seed: self.seed, skew }.generate()
+    }
+}
+
 /// Which part of a routing trace a run replays.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TraceUse {
-    /// Trace iteration of the first training iteration.
-    pub start: u32,
+    /// Trace iteration of the first training iteration; the trace's first when absent.
+    pub start: Option<u32>,
     /// Trace iterations per training iteration.
     pub stride: u32,
     /// Iterations of a profiling run of the same job; offline searches see the routing of four of them, evenly
@@ -127,7 +174,7 @@ pub struct TraceUse {
 
 impl Default for TraceUse {
     fn default() -> Self {
-        Self { start: 1, stride: 1, profile: 100 }
+        Self { start: None, stride: 1, profile: 100 }
     }
 }
 
@@ -292,6 +339,12 @@ impl Suite {
         }
         if let Some(seed) = repeated(&self.seeds) {
             return refuse("seeds", seed.to_string(), "every seed once");
+        }
+        if self
+            .routing
+            .is_some_and(|r| r.workload.is_some() && (r.max_over_mean, r.gini, r.half_life) != (None, None, None))
+        {
+            return refuse("routing", "a workload and a skew".into(), "one of them");
         }
         if self.trace.stride == 0 {
             return refuse("trace.stride", "0".into(), "at least 1");

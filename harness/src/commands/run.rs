@@ -27,7 +27,7 @@ pub struct RunArgs {
     /// Systems to run instead of the suite's, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     systems: Option<Vec<String>>,
-    /// Routing trace: a folder or .tar.xz of table_iter*_rank*.log, or a .parquet; a synthetic one by default
+    /// Routing trace, of any kind that `trace import` reads [default: the suite's routing, or a synthetic one]
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
     /// One seed instead of the suite's
@@ -94,6 +94,8 @@ fn run_collection(args: &RunArgs, collection: &Collection, trace: &RoutingTrace,
 /// `file` is what errors call the suite.
 fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, out: PathBuf) -> Result<(), Failure> {
     let suite = adjusted(args, suite).or_input()?;
+    let stated = if args.trace.is_none() { prepare::routing(file, &suite).or_input()? } else { None };
+    let trace = stated.as_ref().unwrap_or(trace);
     if args.dry_run {
         return dry_run(file, &suite, trace);
     }

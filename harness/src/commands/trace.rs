@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use workloads::trace::{LayerStats, Routing, RoutingSpec, RoutingTrace, SynthSpec, TimeStats, TraceStats};
+use workloads::trace::import::{Axis, ColumnNames, ImportOptions};
+use workloads::trace::{
+    ImbalanceSpec, LayerStats, Routing, RoutingSpec, RoutingTrace, Skew, SkewSpec, SynthSpec, TimeStats, TraceError,
+    TraceStats, Workload,
+};
 
 use crate::failure::{Failure, OrFail};
 use crate::{output, report, traces};
@@ -13,13 +17,8 @@ use crate::{output, report, traces};
 /// `moebench trace`.
 #[derive(Subcommand)]
 pub enum TraceCommand {
-    /// Convert a trace to Parquet
-    Import {
-        /// A folder or .tar.xz of table_iter*_rank*.log, or a .parquet
-        from: PathBuf,
-        /// The .parquet to write
-        to: PathBuf,
-    },
+    /// Convert recorded expert loads to Parquet
+    Import(ImportArgs),
     /// Generate a synthetic trace
     Synth(SynthArgs),
     /// Rescale a trace to other numbers of layers, experts, ranks and entries, keeping its skew
@@ -35,6 +34,51 @@ pub enum TraceCommand {
         #[arg(long, default_value_t = 8)]
         expert_parallel: usize,
     },
+}
+
+/// `moebench trace import`.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// CSV, TSV, JSON, JSON lines, NPY, NPZ, Parquet or table_iter*_rank*.log, plain or in gz, xz, tar or zip; or a folder
+    pub from: PathBuf,
+    /// The .parquet to write
+    pub to: PathBuf,
+    /// Column of iterations [default: a common name; 0 where absent, or the number in a path such as iter_0100]
+    #[arg(long, value_name = "NAME")]
+    pub iteration_column: Option<String>,
+    /// Column of source ranks [default: likewise]
+    #[arg(long, value_name = "NAME")]
+    pub rank_column: Option<String>,
+    /// Column of layers [default: likewise]
+    #[arg(long, value_name = "NAME")]
+    pub layer_column: Option<String>,
+    /// Column of micro-batches [default: likewise]
+    #[arg(long, value_name = "NAME")]
+    pub micro_batch_column: Option<String>,
+    /// Column of experts: the one that a count is of, or those that a token chose
+    #[arg(long, value_name = "NAME")]
+    pub expert_column: Option<String>,
+    /// Column of counts, of one expert or a list of all
+    #[arg(long, value_name = "NAME")]
+    pub counts_column: Option<String>,
+    /// Axes of arrays, outermost first: iteration, layer, micro-batch, rank, expert (of counts), token, choice (of experts)
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub axes: Option<Vec<Axis>>,
+    /// Experts that a token chooses [default: what the file states or lists]
+    #[arg(long)]
+    pub top_k: Option<u32>,
+    /// Number of experts [default: one more than the highest]
+    #[arg(long)]
+    pub experts: Option<usize>,
+    /// Entries per rank, layer and micro-batch, which all rows are scaled to [default: those of the fullest]
+    #[arg(long)]
+    pub entries: Option<u32>,
+    /// Tokens that make a micro-batch, where the file lists tokens
+    #[arg(long, value_name = "N")]
+    pub tokens_per_micro_batch: Option<usize>,
+    /// Counts run since start-up: an iteration is the increase over the one before
+    #[arg(long)]
+    pub cumulative: bool,
 }
 
 /// `moebench trace synth`.
@@ -57,12 +101,27 @@ pub struct SynthArgs {
     /// Entries per rank, layer and micro-batch
     #[arg(long)]
     pub entries: Option<u32>,
+    /// Experts that a token chooses
+    #[arg(long)]
+    pub top_k: Option<u32>,
     /// Number of iterations
     #[arg(long)]
     pub iterations: Option<usize>,
     /// Seed of the generator
     #[arg(long)]
     pub seed: Option<u64>,
+    /// An imbalance workload, W0 to W7, instead of the likeness of a training run
+    #[arg(long, conflicts_with_all = ["max_over_mean", "gini", "half_life"])]
+    pub workload: Option<Workload>,
+    /// Load of the busiest expert over the mean, instead of the likeness of a training run; 1 is balance
+    #[arg(long, value_name = "RATIO")]
+    pub max_over_mean: Option<f64>,
+    /// Gini coefficient of the experts' loads, likewise; 0 is balance
+    #[arg(long, value_name = "G")]
+    pub gini: Option<f64>,
+    /// Iterations until the hottest quarter of the experts is half another, likewise [default: it stays]
+    #[arg(long, value_name = "ITERATIONS")]
+    pub half_life: Option<f64>,
 }
 
 /// `moebench trace rescale`.
@@ -90,9 +149,9 @@ pub struct RescaleArgs {
 /// Bad input, or a file that cannot be written.
 pub fn run(command: &TraceCommand) -> Result<(), Failure> {
     match command {
-        TraceCommand::Import { from, to } => {
-            let trace = traces::load(Some(from)).or_input()?;
-            write(&trace, to)
+        TraceCommand::Import(args) => {
+            let trace = traces::import(&args.from, args.options()).or_input()?;
+            write(&trace, &args.to)
         }
         TraceCommand::Synth(args) => {
             let trace = synth(args).or_input()?;
@@ -116,35 +175,93 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
 
 fn write(trace: &RoutingTrace, to: &Path) -> Result<(), Failure> {
     traces::write_parquet(trace, to).or_run()?;
-    output::print(format!("{}: {}", to.display(), describe(trace))).or_run()
+    output::print(format!("{}: {}", to.display(), describe(trace))).or_run()?;
+    let balance = TraceStats::new(trace, 1).or_run()?.balance;
+    balance.map_or(Ok(()), |balance| output::print(format!("experts: {balance}"))).or_run()?;
+    trace.notes().iter().try_for_each(|note| output::print(format!("note: {note}"))).or_run()
 }
 
 fn describe(trace: &RoutingTrace) -> String {
     let shape = trace.shape();
     format!(
-        "{} iterations, {} layers, {} micro-batches, {} ranks, {} experts, {} entries a row",
+        "{} iterations, {} layers, {} micro-batches, {} ranks, {} experts, {} entries a row, top-{}",
         trace.iterations().len(),
         shape.layers,
         shape.micro_batches,
         shape.ranks,
         shape.experts,
-        shape.entries
+        shape.entries,
+        shape.top_k
     )
 }
 
+impl ImportArgs {
+    fn options(&self) -> ImportOptions {
+        let columns = ColumnNames {
+            iteration: self.iteration_column.clone(),
+            layer: self.layer_column.clone(),
+            micro_batch: self.micro_batch_column.clone(),
+            rank: self.rank_column.clone(),
+            expert: self.expert_column.clone(),
+            counts: self.counts_column.clone(),
+        };
+        ImportOptions {
+            columns,
+            axes: self.axes.clone(),
+            top_k: self.top_k,
+            experts: self.experts,
+            entries: self.entries,
+            tokens_per_micro_batch: self.tokens_per_micro_batch,
+            cumulative: self.cumulative,
+        }
+    }
+}
+
 fn synth(args: &SynthArgs) -> Result<RoutingTrace> {
+    let skew = Skew { max_over_mean: args.max_over_mean, gini: args.gini, half_life: args.half_life };
+    let trace = match args.workload {
+        Some(workload) => workload_trace(args, workload),
+        None if skew != Skew::default() => {
+            let SynthSpec { samples, step, seed, .. } = training_run(args);
+            SkewSpec { shape: training_run(args).shape(), samples, step, seed, skew }.generate()
+        }
+        None => training_run(args).generate(),
+    };
+    trace.context("moebench trace synth")
+}
+
+fn training_run(args: &SynthArgs) -> SynthSpec {
     let default = SynthSpec::default();
-    let spec = SynthSpec {
+    SynthSpec {
         layers: args.layers.unwrap_or(default.layers),
         experts: args.experts.unwrap_or(default.experts),
         ranks: args.ranks.unwrap_or(default.ranks),
         micro_batches: args.micro_batches.unwrap_or(default.micro_batches),
         entries: args.entries.unwrap_or(default.entries),
+        top_k: args.top_k.unwrap_or(default.top_k),
         samples: args.iterations.unwrap_or(default.samples),
         seed: args.seed.unwrap_or(default.seed),
         ..default
+    }
+}
+
+/// A workload; what is not said is as in the original, but for enough steps to see W6 move and W7 burst.
+fn workload_trace(args: &SynthArgs, workload: Workload) -> Result<RoutingTrace, TraceError> {
+    let top_k = args.top_k.unwrap_or(2);
+    let entries = args.entries.unwrap_or(128_u32.saturating_mul(top_k));
+    if top_k == 0 || !entries.is_multiple_of(top_k) {
+        let (field, value) = ("entries", entries.to_string());
+        return Err(TraceError::Field { field, value, expected: format!("a multiple of top_k ({top_k})") });
+    }
+    let spec = ImbalanceSpec {
+        workload,
+        experts: args.experts.unwrap_or(8),
+        top_k: top_k as usize,
+        tokens: (entries / top_k) as usize,
+        seed: args.seed.unwrap_or(1234),
     };
-    spec.generate().context("moebench trace synth")
+    let of = |number: Option<usize>| number.unwrap_or(1);
+    spec.trace(args.iterations.unwrap_or(12), of(args.layers), of(args.micro_batches), of(args.ranks))
 }
 
 fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
@@ -162,7 +279,8 @@ fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
         seed: 0,
     };
     let routing = Routing::new(&trace, spec).context("moebench trace rescale")?;
-    Ok(routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?)
+    let rescaled = routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?;
+    Ok(rescaled.with_notes(trace.notes().to_vec()))
 }
 
 fn show(traces: &[RoutingTrace], stats: &[TraceStats], expert_parallel: usize) -> Result<()> {
@@ -170,12 +288,15 @@ fn show(traces: &[RoutingTrace], stats: &[TraceStats], expert_parallel: usize) -
     for (index, (trace, stats)) in traces.iter().zip(stats).enumerate() {
         let mark = if traces.len() > 1 { format!("[{}] ", index + 1) } else { String::new() };
         writeln!(out, "{mark}{}: {}", trace.name(), describe(trace)).context("standard output")?;
+        trace.notes().iter().try_for_each(|note| writeln!(out, "{mark}note: {note}"))?;
         writeln!(out, "\n{mark}per layer, means over iterations ({expert_parallel} ranks share the experts)")?;
         writeln!(out, "{}", per_layer(&stats.per_layer))?;
+        stats.balance.map_or(Ok(()), |balance| writeln!(out, "{mark}experts: {balance}"))?;
         writeln!(out, "\n{mark}over time, means over layers")?;
         writeln!(out, "{}\n", over_time(&stats.over_time))?;
     }
-    writeln!(out, "max/mean: load of the fullest expert (or rank) over the mean. Gini: 0 even, 1 all on one expert.")?;
+    writeln!(out, "max/mean: load of the fullest expert (or rank) over the mean; maxvio is that less 1.")?;
+    writeln!(out, "Gini: 0 even, 1 all on one expert.")?;
     writeln!(
         out,
         "row spread: how much micro-batches and ranks differ. hot kept: share of the four hottest experts that"
@@ -192,13 +313,15 @@ fn percent(share: Option<f64>) -> String {
 }
 
 fn per_layer(layers: &[LayerStats]) -> comfy_table::Table {
-    let header = ["layer", "max/mean", "rank max/mean", "Gini", "row spread", "hot kept 1", "10", "100", "half-life"];
-    let mut table = report::table(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let header =
+        ["layer", "max/mean", "maxvio", "rank max/mean", "Gini", "row spread", "hot kept 1", "10", "100", "half-life"];
+    let mut table = report::table(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for layer in layers {
         let [one, ten, hundred] = layer.hot_overlap.map(percent);
         table.add_row([
             layer.layer.to_string(),
             format!("{:.2}", layer.max_over_mean),
+            format!("{:.2}", layer.max_over_mean - 1.0),
             format!("{:.2}", layer.rank_max_over_mean),
             format!("{:.3}", layer.gini),
             format!("{:.3}", layer.row_spread),

@@ -124,6 +124,7 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
         iterations: args.iterations,
         warmup: args.warmup.min(args.iterations - 1),
         seeds: vec![args.seed],
+        routing: None,
         trace: TraceUse::default(),
         engine: EngineKind::Measured,
         training: Training { learning_rate: args.learning_rate, clip_norm: args.clip_norm, ..Training::default() },

@@ -114,7 +114,9 @@ fn line(suite: &Suite, rows: &[&Row], bin: usize) -> LineSeries {
     let (mut sum, mut count) = ((0.0, 0.0), 0);
     for (row, sample) in rows.iter().filter_map(|row| Some((row, row.sample.as_ref().ok()?))) {
         let ms = (sample.step.0 - sample.decision.0 - sample.migration.0) * 1e3;
-        let label = f64::from(suite.trace.start) + (f64::from(row.iteration) - 1.0) * f64::from(suite.trace.stride);
+        // Labels count training iterations from 1 where the suite does not say where it starts.
+        let label = f64::from(suite.trace.start.unwrap_or(1))
+            + (f64::from(row.iteration) - 1.0) * f64::from(suite.trace.stride);
         if sample.moved > 0 {
             line.marks.push((label, ms));
         }

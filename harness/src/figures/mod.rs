@@ -8,8 +8,10 @@ pub mod performance_model;
 
 use chart::{Figure, FigureError};
 use workloads::suite::FigureKind;
+use workloads::trace::{Balance, RoutingTrace};
 use workloads::{EngineKind, Suite};
 
+use crate::runs::prepare::PreparedCase;
 use crate::runs::records::RowsByRun;
 use crate::summary::{ModelError, Summary};
 
@@ -36,13 +38,38 @@ pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) ->
     }
 }
 
-/// How the numbers were obtained, and on which routing.
-pub fn origin(summary: &Summary, trace: &str) -> String {
+/// How the numbers were obtained, and on which routing: its name, how imbalanced it was in the cases that were run, and what
+/// its makers note.
+pub fn origin(summary: &Summary, trace: &RoutingTrace, imbalance: &str) -> String {
     let engine = summary.engine().map_or("", EngineKind::label);
-    match summary.is_trained() {
-        true => format!("{engine}, routing by the trained gate"),
-        false => format!("{engine}, routing: {}", trace_name(trace)),
+    if summary.is_trained() {
+        return format!("{engine}, routing by the trained gate");
     }
+    let notes: String = trace.notes().iter().map(|note| format!("; {note}")).collect();
+    format!("{engine}, routing: {}, {imbalance}{notes}", trace_name(trace.name()))
+}
+
+/// Imbalance of what the gates of all cases choose, before any capacity: medians over layers and three iterations.
+pub fn imbalance(cases: &[PreparedCase], iterations: usize) -> String {
+    let of_case = |case: &PreparedCase| {
+        let routing = &case.runs.first()?.routing;
+        let loads = [0, iterations / 2, iterations.saturating_sub(1)].map(|t| {
+            let batch = routing.iteration(t);
+            (0..batch.layers()).map(|layer| batch.loads(layer)).collect::<Vec<_>>()
+        });
+        Balance::of_loads(loads.into_iter().flatten())
+    };
+    let all: Vec<Balance> = cases.iter().filter_map(of_case).collect();
+    let range = |field: fn(&Balance) -> f64| {
+        let ends = all.iter().map(field).fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)));
+        ends
+    };
+    let text = |(low, high): (f64, f64), digits: usize| match format!("{low:.digits$}") {
+        low if low == format!("{high:.digits$}") => low,
+        low => format!("{low} to {high:.digits$}"),
+    };
+    let (most, gini) = (range(|balance| balance.max_over_mean[0]), range(|balance| balance.gini[0]));
+    format!("expert load max/mean {}, Gini {}", text(most, 1), text(gini, 2))
 }
 
 /// A trace's name without its folders.
@@ -90,6 +117,7 @@ mod tests {
     use super::*;
     use crate::engines::mock::{MockEngine, suite};
     use crate::runs::records::Status;
+    use workloads::trace::TraceShape;
 
     fn svg(engine: &MockEngine, figure: FigureKind) -> String {
         let mut suite = suite();
@@ -97,13 +125,18 @@ mod tests {
         let rows = engine.rows(&suite);
         let rows = RowsByRun::new(&rows);
         let summary = Summary::new(&rows, &suite.baseline, suite.warmup);
-        draw(&suite, &summary, &rows, &origin(&summary, "traces/a.parquet")).unwrap().svg
+        let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 1, experts: 1, entries: 1, top_k: 1 };
+        let trace = RoutingTrace::new("traces/a.parquet", shape, vec![1], vec![1]).unwrap();
+        let trace = trace.with_notes(vec!["made up".to_owned()]);
+        draw(&suite, &summary, &rows, &origin(&summary, &trace, "max/mean 2")).unwrap().svg
     }
 
     #[test]
     fn bars_show_speedups_failures_and_where_numbers_come_from() {
         let shown = svg(&MockEngine::failing("fastermoe", Status::Timeout), FigureKind::Speedups);
-        for text in ["4.00", "TIMEOUT", "simulated, routing: a.parquet", "Speedup over Expert-only"] {
+        for text in
+            ["4.00", "TIMEOUT", "simulated, routing: a.parquet, max/mean 2; made up", "Speedup over Expert-only"]
+        {
             assert!(shown.contains(text), "no {text} in {shown}");
         }
         assert!(!shown.contains("2.00"), "a failed run has no bar");

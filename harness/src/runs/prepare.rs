@@ -138,6 +138,23 @@ pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
     systems::by_name(name).map_err(|error| anyhow::anyhow!("{context}: {error}"))
 }
 
+/// The routing that a suite states, for the MoE layers of its first case's model.
+///
+/// # Errors
+/// An unknown model, or an imbalance that its layers cannot have.
+pub fn routing(file: &str, suite: &Suite) -> Result<Option<RoutingTrace>> {
+    let (Some(stated), [case, ..]) = (suite.routing, suite.cases.as_slice()) else {
+        return Ok(None);
+    };
+    let model = model(&format!("{file}: cases[0].model"), &case.model)?;
+    let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(1);
+    let top_k = case.gate.top_k(model.top_k) as u32;
+    // As many as the profiling run sees; past the end, a trace begins again.
+    let iterations = suite.iterations.max(suite.trace.profile + 1);
+    let trace = stated.trace(model.moe_layers().count(), experts, top_k, iterations);
+    Ok(Some(trace.with_context(|| format!("{file}: routing"))?))
+}
+
 fn is_path(name: &str) -> bool {
     name.ends_with(".toml") || name.contains('/')
 }

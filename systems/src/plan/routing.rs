@@ -69,7 +69,9 @@ impl<'a> JobRouting<'a> {
         seed: u64,
     ) -> Result<Self, TraceError> {
         let layers: Vec<&Moe> = job.model.moe_layers().collect();
-        let top_k = job.top_k().max(trace.shape().top_k as usize);
+        // A layer has no more choices than experts, whatever the trace's gate had.
+        let fewest = layers.iter().map(|moe| moe.experts).min().unwrap_or(1);
+        let top_k = job.top_k().max((trace.shape().top_k as usize).min(fewest));
         let mut parts = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
@@ -84,7 +86,7 @@ impl<'a> JobRouting<'a> {
                 chunks: job.global_batch / wanted.samples,
                 entries_per_chunk: (wanted.samples * same[0].tokens * top_k) as u32,
                 top_k: top_k as u32,
-                start: part.start,
+                start: part.start.unwrap_or(trace.iterations()[0]),
                 stride: part.stride,
                 seed,
             };

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 
-use super::{MOST_ENTRIES, RoutingTrace, TraceError, TraceShape};
+use super::{BOM, MOST_ENTRIES, RoutingTrace, TraceError, TraceShape};
 
 /// Choices per token of the artifact's gate.
 const TOP_K: u32 = 2;
@@ -100,7 +100,7 @@ impl ArtifactReader {
         RoutingTrace::new(self.name, shape, iterations, counts)
     }
 
-    fn add_bytes(&mut self, file_name: &str, text: &[u8]) -> Result<(), TraceError> {
+    pub(super) fn add_bytes(&mut self, file_name: &str, text: &[u8]) -> Result<(), TraceError> {
         self.seen += 1;
         let Some((iteration, rank)) = parse_name(file_name) else {
             return Ok(());
@@ -110,6 +110,7 @@ impl ArtifactReader {
             let earlier = earlier.name.clone();
             return Err(TraceError::Duplicate { file, iteration, rank, earlier });
         }
+        let text = text.strip_prefix(BOM).unwrap_or(text);
         let mut counts = Vec::with_capacity(text.len() / 5);
         let mut layers = 0;
         for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
@@ -188,8 +189,9 @@ fn interleave(shape: &TraceShape, iterations: usize, files: impl Iterator<Item =
 }
 
 /// Iteration and rank of `[folder/]table_iter{N}_rank{R}.log`.
-fn parse_name(path: &str) -> Option<(u32, u32)> {
+pub(super) fn parse_name(path: &str) -> Option<(u32, u32)> {
     let name = path.rsplit(['/', '\\']).next()?;
+    let name = name.strip_suffix(".gz").or(name.strip_suffix(".xz")).unwrap_or(name);
     let numbers = name.strip_prefix("table_iter")?.strip_suffix(".log")?;
     let (iteration, rank) = numbers.split_once("_rank")?;
     let number = |digits: &str| {
@@ -263,11 +265,11 @@ impl Line<'_> {
     fn plain_count(&mut self) -> Option<u32> {
         let (mut at, mut count) = (self.at, 0_u32);
         while let Some(&digit @ b'0'..=b'9') = self.text.get(at) {
-            count = count * 10 + u32::from(digit - b'0');
-            at += 1;
-            if at - self.at > 9 {
+            if at - self.at == 9 {
                 return None;
             }
+            count = count * 10 + u32::from(digit - b'0');
+            at += 1;
         }
         let plain = at > self.at
             && count <= MOST_ENTRIES

@@ -247,8 +247,7 @@ impl ImbalanceSpec {
 
     /// Every second expert; all of them where those are too few.
     fn spread(&self) -> Vec<usize> {
-        let mut pool: Vec<usize> =
-            (0..self.top_k.max(self.experts / 2)).map(|i| 2 * i % self.experts).collect();
+        let mut pool: Vec<usize> = (0..self.top_k.max(self.experts / 2)).map(|i| 2 * i % self.experts).collect();
         pool.sort_unstable();
         pool.dedup();
         if pool.len() < self.top_k { (0..self.experts).collect() } else { pool }

@@ -7,14 +7,18 @@
 mod apportion;
 pub mod artifact;
 pub mod imbalance;
+pub mod import;
 pub mod rescale;
+pub mod skew;
 pub mod stats;
 pub mod synth;
 
 pub use artifact::{ArtifactReader, read_tar_xz};
 pub use imbalance::{ImbalanceSpec, Workload};
+pub use import::{ImportError, ImportOptions, Importer};
 pub use rescale::{BatchCounts, Routing, RoutingSpec};
-pub use stats::{LayerStats, TimeStats, TraceStats};
+pub use skew::{Skew, SkewSpec};
+pub use stats::{Balance, LayerStats, TimeStats, TraceStats};
 pub use synth::SynthSpec;
 
 use std::io;
@@ -409,6 +413,9 @@ impl TraceError {
         Self::Field { field, value: value.to_string(), expected: expected.into() }
     }
 }
+
+/// UTF-8's byte-order mark, which some editors put in front of a text.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// More entries than this in a row are refused, so that sums and remainders fit 32 bits.
 const MOST_ENTRIES: u32 = 1 << 30;

@@ -3,6 +3,7 @@
 //! Definitions, for the loads of one layer in one iteration, summed over micro-batches and ranks:
 //! - *max/mean*: the busiest expert's load over the mean; `experts / top_k` at most. Over ranks: the same for the sums
 //!   of `experts / ep` neighbouring experts, that is, identity placement.
+//! - *maxvio*: max/mean - 1, how far the busiest expert is above balance.
 //! - *Gini*: mean absolute difference between two experts over twice the mean load; 0 is balance, 1 - 1/n one expert.
 //! - *hot set*: the quarter of the experts with the most load (at least one; lowest expert first among equals). The
 //!   *overlap* at a lag is the share of the hot set that is hot again so many samples later, averaged over the trace;
@@ -11,14 +12,61 @@
 //! - *row spread*: standard deviation over the rows (micro-batch, rank), summed over experts, over the mean row's sum;
 //!   a coefficient of variation in which experts weigh by load.
 
+use std::fmt;
+
 use super::{RoutingTrace, TraceError};
 
 /// Lags, in samples, at which the overlap of hot sets is stated.
 pub const LAGS: [usize; 3] = [1, 10, 100];
 
+/// Imbalance of several layers: median and 95th percentile over them, linearly interpolated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Balance {
+    /// Of max/mean.
+    pub max_over_mean: [f64; 2],
+    /// Of the Gini coefficient.
+    pub gini: [f64; 2],
+}
+
+impl Balance {
+    /// From the loads of layers, `[expert]` each; nothing of no layers.
+    pub fn of_loads(layers: impl IntoIterator<Item = Vec<u64>>) -> Option<Self> {
+        let both: Vec<(f64, f64)> =
+            layers.into_iter().map(|loads| (self::max_over_mean(&loads), self::gini(&loads))).collect();
+        Self::of_layers(&both)
+    }
+
+    /// From (max/mean, Gini) of layers.
+    pub fn of_layers(layers: &[(f64, f64)]) -> Option<Self> {
+        let percentiles = |field: fn(&(f64, f64)) -> f64| {
+            let mut values: Vec<f64> = layers.iter().map(field).collect();
+            values.sort_by(f64::total_cmp);
+            Some([percentile(&values, 0.5)?, percentile(&values, 0.95)?])
+        };
+        Some(Self { max_over_mean: percentiles(|layer| layer.0)?, gini: percentiles(|layer| layer.1)? })
+    }
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([low, high], [gini_low, gini_high]) = (self.max_over_mean, self.gini);
+        write!(f, "max/mean {low:.2} to {high:.2} (maxvio {:.2} to {:.2}), ", low - 1.0, high - 1.0)?;
+        write!(f, "Gini {gini_low:.3} to {gini_high:.3}, p50 to p95 over layers")
+    }
+}
+
+/// Linearly interpolated at `(n - 1) * part` of ascending values; nothing of none.
+fn percentile(sorted: &[f64], part: f64) -> Option<f64> {
+    let place = (sorted.len().checked_sub(1)?) as f64 * part;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    Some(below + (above - below) * place.fract())
+}
+
 /// Statistics of a trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceStats {
+    /// Over the layers, of their means over all samples.
+    pub balance: Option<Balance>,
     /// One per layer, over all samples.
     pub per_layer: Vec<LayerStats>,
     /// One per sample, over all layers.
@@ -76,12 +124,12 @@ impl TraceStats {
             return Err(TraceError::field("ep", ep, format!("a divisor of {experts}, the number of experts")));
         }
         let layers = (0..trace.shape().layers).map(|layer| LayerSeries::new(trace, layer, ep)).collect::<Vec<_>>();
+        let per_layer: Vec<LayerStats> =
+            layers.iter().enumerate().map(|(layer, series)| series.over_samples(layer, trace.iterations())).collect();
+        let skews: Vec<(f64, f64)> = per_layer.iter().map(|layer| (layer.max_over_mean, layer.gini)).collect();
         Ok(Self {
-            per_layer: layers
-                .iter()
-                .enumerate()
-                .map(|(layer, series)| series.over_samples(layer, trace.iterations()))
-                .collect(),
+            balance: Balance::of_layers(&skews),
+            per_layer,
             over_time: (0..trace.iterations().len())
                 .map(|index| over_layers(&layers, index, trace.iterations()[index]))
                 .collect(),
@@ -246,6 +294,17 @@ mod tests {
         check_skew(&[0, 0, 8, 0], (4.0, 0.75));
         check_skew(&[1, 2, 3, 4], (1.6, 0.25));
         check_skew(&[0, 0], (1.0, 0.0));
+    }
+
+    #[test]
+    fn percentiles_over_layers() {
+        assert_eq!(Balance::of_layers(&[]), None);
+        let layers = [[5, 5, 5, 5], [0, 0, 8, 0], [1, 2, 3, 4]].map(Vec::from);
+        let balance = Balance::of_loads(layers).unwrap();
+        assert_eq!(balance.max_over_mean[0], 1.6);
+        assert!((balance.max_over_mean[1] - (1.6 + 0.9 * 2.4)).abs() < 1e-12);
+        let text = "max/mean 1.60 to 3.76 (maxvio 0.60 to 2.76), Gini 0.250 to 0.700, p50 to p95 over layers";
+        assert_eq!(balance.to_string(), text);
     }
 
     /// Two rows of four experts per sample; the hot expert moves to another place after three samples of six.

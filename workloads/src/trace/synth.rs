@@ -145,7 +145,8 @@ impl SynthSpec {
         RoutingTrace::new("synthetic", shape, iterations, counts)
     }
 
-    fn shape(&self) -> TraceShape {
+    /// Extents of the trace.
+    pub fn shape(&self) -> TraceShape {
         let Self { layers, micro_batches, ranks, experts, entries, top_k, .. } = *self;
         TraceShape { layers, micro_batches, ranks, experts, entries, top_k }
     }
@@ -247,7 +248,7 @@ impl Layer {
         let formed = spec.formed(iteration);
         let age = iteration / self.settling;
         let early = exp(-age * age * age * age);
-        let first = self.drifting(Purpose::Early, spec.experts, doublings(iteration));
+        let first = drifting(self.seed, Purpose::Early, self.index, spec.experts, doublings(iteration));
         let lasting = self.lasting(spec, iteration);
         let parts = self.start.iter().zip(&first).zip(&lasting);
         parts
@@ -277,27 +278,27 @@ impl Layer {
     /// Lasting preferences `[expert]`, standard normal: a constant part and a drifting one.
     fn preferences(&self, spec: &SynthSpec, doublings: f64) -> Vec<f64> {
         let (kept, changed) = (spec.constancy.sqrt(), (1.0 - spec.constancy).sqrt());
-        let drifting = self.drifting(Purpose::Drift, spec.experts, doublings / spec.drift);
+        let drifting = drifting(self.seed, Purpose::Drift, self.index, spec.experts, doublings / spec.drift);
         self.constant.iter().zip(&drifting).map(|(constant, drift)| kept * constant + changed * drift).collect()
-    }
-
-    /// Standard normal numbers `[expert]` that pass from one draw to the next while `place` grows by 1.
-    fn drifting(&self, purpose: Purpose, experts: usize, place: f64) -> Vec<f64> {
-        let (draw, part) = (place.floor(), place - place.floor());
-        let draws = |number: f64| {
-            let mut rng = stream(self.seed, purpose, self.index, number as u64);
-            (0..experts).map(|_| normal(&mut rng)).collect::<Vec<_>>()
-        };
-        let eased = part * part * (3.0 - 2.0 * part);
-        let (from, to) = (1.0 - eased, eased);
-        let scale = 1.0 / (from * from + to * to).sqrt();
-        let pairs = draws(draw).into_iter().zip(draws(draw + 1.0));
-        pairs.map(|(first, second)| scale * (from * first + to * second)).collect()
     }
 }
 
+/// Standard normal numbers `[expert]` that pass from one draw to the next while `place` grows by 1.
+pub(super) fn drifting(seed: u64, purpose: Purpose, layer: usize, experts: usize, place: f64) -> Vec<f64> {
+    let (draw, part) = (place.floor(), place - place.floor());
+    let draws = |number: f64| {
+        let mut rng = stream(seed, purpose, layer, number as u64);
+        (0..experts).map(|_| normal(&mut rng)).collect::<Vec<_>>()
+    };
+    let eased = part * part * (3.0 - 2.0 * part);
+    let (from, to) = (1.0 - eased, eased);
+    let scale = 1.0 / (from * from + to * to).sqrt();
+    let pairs = draws(draw).into_iter().zip(draws(draw + 1.0));
+    pairs.map(|(first, second)| scale * (from * first + to * second)).collect()
+}
+
 /// Draws the rows of a layer from its log-weights.
-struct Sampler {
+pub(super) struct Sampler {
     shape: TraceShape,
     apportion: Apportion,
     weights: Vec<f64>,
@@ -307,7 +308,7 @@ struct Sampler {
 }
 
 impl Sampler {
-    fn new(shape: TraceShape) -> Self {
+    pub(super) fn new(shape: TraceShape) -> Self {
         Self {
             shape,
             apportion: Apportion::default(),
@@ -318,7 +319,14 @@ impl Sampler {
     }
 
     /// Fills `out`, `[micro_batch][rank][expert]`.
-    fn draw(&mut self, scores: &[f64], rank_deviation: f64, row_noise: f64, rng: &mut ChaCha8Rng, out: &mut [u32]) {
+    pub(super) fn draw(
+        &mut self,
+        scores: &[f64],
+        rank_deviation: f64,
+        row_noise: f64,
+        rng: &mut ChaCha8Rng,
+        out: &mut [u32],
+    ) {
         let TraceShape { experts, entries, top_k, .. } = self.shape;
         for chosen in self.chosen.chunks_exact_mut(experts) {
             self.weights.clear();
@@ -343,7 +351,7 @@ impl Sampler {
 }
 
 /// Turns log-weights into probabilities of being among `top_k` different choices.
-fn inclusion(scores: &mut [f64], top_k: f64, chosen: &mut [f64]) {
+pub(super) fn inclusion(scores: &mut [f64], top_k: f64, chosen: &mut [f64]) {
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     scores.iter_mut().for_each(|score| *score = exp(*score - highest));
     let sum = scores.iter().sum::<f64>();
@@ -369,7 +377,7 @@ fn inclusion(scores: &mut [f64], top_k: f64, chosen: &mut [f64]) {
 
 /// What a stream of draws is for.
 #[derive(Clone, Copy)]
-enum Purpose {
+pub(super) enum Purpose {
     Layer = 0,
     Drift = 1,
     Early = 2,
@@ -377,7 +385,7 @@ enum Purpose {
 }
 
 /// An independent stream for each purpose, layer and number.
-fn stream(seed: u64, purpose: Purpose, layer: usize, number: u64) -> ChaCha8Rng {
+pub(super) fn stream(seed: u64, purpose: Purpose, layer: usize, number: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(((purpose as u64) << 62) | ((layer as u64 & 0x3fff_ffff) << 32) | (number & 0xffff_ffff));
     rng
@@ -399,7 +407,7 @@ fn near_normal(rng: &mut ChaCha8Rng) -> f64 {
 }
 
 /// e^x to 1e-13, the same bits on every machine (the system's differ); 0 below -700.
-fn exp(x: f64) -> f64 {
+pub(super) fn exp(x: f64) -> f64 {
     if x < -700.0 {
         return 0.0;
     }

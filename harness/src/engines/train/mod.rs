@@ -20,6 +20,7 @@ use trainer::rank::report::Report;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use trainer::{TrainError, checkpoint, record};
+use workloads::trace::RoutingTrace;
 use workloads::{EngineKind, Suite};
 
 use crate::engines::args::TrainingArgs;
@@ -173,7 +174,7 @@ impl Trainer {
             let (collected, ended) = self.collect(setup, tick);
             // Of a run without an iteration there is no trace; in a process that is not rank 0, all are.
             if let (Some(path), false) = (self.options.trace_path(run), collected.iterations.is_empty()) {
-                traces::write_parquet(&record::trace(&run.case_id, setup, 1, &collected.reports)?, &path)?;
+                traces::write_parquet(&recorded(&run.case_id, setup, &collected.reports)?, &path)?;
             }
             let timelines = [(self.kind(), collected.spans), (EngineKind::Simulated, collected.simulated)];
             Ok(Outcome {
@@ -249,4 +250,12 @@ fn status_of_last_words(words: &str) -> Status {
         words if words.contains("did not arrive within") => Status::Timeout,
         _ => Status::Crash,
     }
+}
+
+/// What the gates chose, with a word on what they were trained on.
+fn recorded(name: &str, setup: &Setup, reports: &[Vec<Report>]) -> Result<RoutingTrace> {
+    let trace = record::trace(name, setup, 1, reports)?;
+    let random = setup.samples.entropy().is_some();
+    let note = "recorded on random token ids, which overstates the skew of real text".to_owned();
+    Ok(if random { trace.with_notes(vec![note]) } else { trace })
 }

@@ -1,0 +1,91 @@
+//! Delimited text: commas, semicolons or tabs, told by the first line; with a header, or a bare matrix of counts, layer
+//! by expert.
+
+use std::io::{BufRead, BufReader, Read};
+
+use super::table::{Cell, Table, parse};
+use super::{ImportError, Importer};
+
+pub(super) fn read<R: Read>(importer: &mut Importer, path: &str, input: &mut BufReader<R>) -> Result<(), ImportError> {
+    super::skip_bom(path, input)?;
+    let delimiter = delimiter(input.fill_buf().map_err(|source| ImportError::read(path, source))?);
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .delimiter(delimiter)
+        .comment(Some(b'#'))
+        .from_reader(input);
+    let mut record = csv::ByteRecord::new();
+    if !next(&mut reader, path, &mut record)? {
+        return Err(ImportError::file(path, "no lines", super::READABLE));
+    }
+    let header: Vec<String> = record.iter().map(|field| String::from_utf8_lossy(field).trim().to_owned()).collect();
+    if header.iter().all(|field| parse(field).is_some()) {
+        return matrix(importer, path, reader, record);
+    }
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut table = importer.table(path, &header)?;
+    while next(&mut reader, path, &mut record)? {
+        let line = line(&record);
+        check_width(path, line, record.len(), header.len())?;
+        let fields = fields(path, line, &record)?;
+        table.row(&|| format!("line {line}"), &fields)?;
+    }
+    Ok(())
+}
+
+fn matrix<R: Read>(
+    importer: &mut Importer,
+    path: &str,
+    mut reader: csv::Reader<R>,
+    mut record: csv::ByteRecord,
+) -> Result<(), ImportError> {
+    let width = record.len();
+    let mut table = Table::matrix(&mut importer.tally, &importer.options, path, width);
+    for layer in 0.. {
+        let line = line(&record);
+        check_width(path, line, record.len(), width)?;
+        table.matrix_row(&|| format!("line {line}"), layer, &fields(path, line, &record)?)?;
+        if !next(&mut reader, path, &mut record)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn next<R: Read>(reader: &mut csv::Reader<R>, path: &str, record: &mut csv::ByteRecord) -> Result<bool, ImportError> {
+    reader.read_byte_record(record).map_err(|error| match error.into_kind() {
+        csv::ErrorKind::Io(source) => ImportError::read(path, source),
+        kind => ImportError::file(path, format!("{kind:?}"), "delimited text"),
+    })
+}
+
+fn line(record: &csv::ByteRecord) -> u64 {
+    record.position().map_or(0, csv::Position::line)
+}
+
+fn fields<'r>(path: &str, line: u64, record: &'r csv::ByteRecord) -> Result<Vec<Cell<'r>>, ImportError> {
+    let text = |field: &'r [u8]| {
+        let text = std::str::from_utf8(field).map(Cell::Text);
+        text.map_err(|_| ImportError::file(path, format!("bytes that are no UTF-8 in line {line}"), "text in UTF-8"))
+    };
+    record.iter().map(text).collect()
+}
+
+fn check_width(path: &str, line: u64, found: usize, expected: usize) -> Result<(), ImportError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ImportError::file(path, format!("{found} fields in line {line}"), format!("{expected}, as in the first line")))
+}
+
+/// What stands most often in the first line.
+fn delimiter(head: &[u8]) -> u8 {
+    let line = head.split(|&byte| byte == b'\n').find(|line| !line.is_empty() && line[0] != b'#').unwrap_or_default();
+    let times = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
+    [b'\t', b';', b',']
+        .into_iter()
+        .reduce(|best, other| if times(other) > times(best) { other } else { best })
+        .filter(|&best| times(best) > 0)
+        .unwrap_or(b',')
+}
