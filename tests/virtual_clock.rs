@@ -23,6 +23,8 @@ use workloads::trace::{BatchCounts, RoutingTrace};
 use workloads::{Cluster, EngineKind, Gate, Model, Training};
 
 const WORDS: usize = 512;
+/// What README states of predicted against emulated iterations. Twelve runs of the three cases were off by 0 to 14%.
+const SHIPPED: f64 = 0.15;
 
 /// Wide enough that kernels take most of the time.
 fn model(hidden: usize, layers: usize) -> Model {
@@ -183,9 +185,12 @@ fn the_simulator_predicts_emulated_iterations() {
     let close = |_: &usize| {
         let job = job(model.clone(), measured(&base, &model), 16);
         let errors = cases.map(|(system, plan)| error_of_a_run(&job, system, plan));
-        errors.iter().all(|error| error.abs() < 0.3)
+        errors.iter().all(|error| error.abs() < SHIPPED)
     };
-    assert!((0..3).any(|attempt| close(&attempt)), "predicted iterations are off by 30% three times over");
+    assert!(
+        (0..3).any(|attempt| close(&attempt)),
+        "predicted iterations are off by more than {SHIPPED} three times over"
+    );
 }
 
 /// Emulates and simulates one run: how much longer an iteration is predicted than it takes, by medians.
