@@ -1,5 +1,6 @@
 //! What a switched-off feature and a changed constant do to simulated times.
 
+use systems::iteration::run::{Iteration, Run};
 use systems::price::ledger::Phase;
 use systems::zoo::expert_only::ExpertOnly;
 use systems::{About, Candidate, CostModel, Job, Plan, Policy, System, zoo::fastermoe, zoo::smartmoe};
@@ -263,4 +264,28 @@ fn a_name_changes_nothing() {
         let run = |system: &dyn System| simulate(&job, &costs, system, plan, &batch, 12);
         assert_eq!(run(system), run(&renamed), "{}", system.name());
     }
+}
+
+/// Two futures with one past: what a system decides, and what it pays for deciding, before the first iteration that differs.
+#[test]
+fn the_future_changes_no_past_iteration() {
+    let past = skewed(2, 16, 16, &[0, 0, 1, 3]);
+    let futures = [past.clone(), skewed(2, 16, 16, &[8, 9, 10])];
+    let job = job(model(2, TOKENS, 512, 16), cluster(4, &[]), 8, &past);
+    let costs = CostModel::new(&job.cluster);
+    let mut moved = 0;
+    for system in systems::ALL {
+        let placed = Plan { placement_every: 4, ..plan(1, 8, 8) };
+        let [one, other] = futures.each_ref().map(|future| {
+            let mut run = Run::new(&job, &costs, *system, placed.clone());
+            let past: Vec<Iteration> = (0..4).map(|_| run.step(&past)).collect();
+            (past, run.step(future))
+        });
+        assert_eq!(one.0, other.0, "{}", system.name());
+        let online = |iteration: &Iteration| (iteration.moved, iteration.decision, iteration.migration);
+        assert_eq!(online(&one.1), online(&other.1), "{}", system.name());
+        assert_ne!(one.1.timing.step, other.1.timing.step, "{}: the futures are the same", system.name());
+        moved += one.1.moved;
+    }
+    assert!(moved > 0, "no system moved an expert in the iteration that is held here");
 }

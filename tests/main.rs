@@ -6,6 +6,8 @@ mod features;
 mod added;
 // Tiny cases against arithmetic done by hand, and against every possible placement.
 mod arithmetic;
+// The house itself: layers, circles, sizes, and that ARCHITECTURE.md is true.
+mod house;
 // The same bytes whatever the threads, the order of cases or an interruption.
 mod determinism;
 // Wrong input: exit status 2, one line that names file, field and what is allowed, nothing written.
