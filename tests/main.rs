@@ -6,6 +6,8 @@ mod features;
 mod added;
 // Tiny cases against arithmetic done by hand, and against every possible placement.
 mod arithmetic;
+// Everything around an engine, with one of known times.
+mod mock;
 // The house itself: layers, circles, sizes, and that ARCHITECTURE.md is true.
 mod house;
 // The same bytes whatever the threads, the order of cases or an interruption.

@@ -5,8 +5,6 @@
 //! its numbers are measured, under a virtual clock emulated.
 
 pub mod args;
-#[cfg(test)]
-pub(crate) mod mock;
 pub mod simulate;
 #[cfg(feature = "train")]
 pub mod train;
@@ -52,6 +50,19 @@ pub trait Engine: Sync {
     /// # Errors
     /// Files that cannot be written. A run that ends early is an outcome.
     fn run(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome>;
+
+    /// Runs a case under several systems: one after the other, unless runs can share work without changing a result.
+    ///
+    /// # Errors
+    /// As for [`Self::run`].
+    fn run_side_by_side(
+        &self,
+        runs: &[(&PreparedRun, Plan)],
+        extent: Extent,
+        tick: &(dyn Fn() + Sync),
+    ) -> Result<Vec<Outcome>> {
+        runs.iter().map(|(run, plan)| self.run(run, *plan, extent, tick)).collect()
+    }
 
     /// Before the first run: an engine of several processes brings them together, and compares what they were asked for by
     /// its hash.

@@ -1,6 +1,6 @@
 //! An engine of known times, and a small suite for it: tests of what stands around engines need no simulation.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use systems::price::ledger::{Ledger, Phase};
 use workloads::trace::{RoutingTrace, SynthSpec};
 use workloads::{Bytes, EngineKind, Seconds, Suite};
 
-use crate::engines::{Engine, Extent};
-use crate::runs::prepare::{self, PreparedCase, PreparedRun};
-use crate::runs::records::{Outcome, Row, RunFailure, RunRecord, Status};
+use harness::engines::{Engine, Extent};
+use harness::runs::prepare::{self, PreparedCase, PreparedRun};
+use harness::runs::records::{Outcome, Row, RunFailure, RunRecord, Status};
 
 /// Takes 4 s an iteration under expert parallelism, 2 s under FasterMoE and 1 s under SmartMoE, of which 1/8 s are decisions;
 /// the first two iterations take ten times as long.
@@ -132,28 +132,6 @@ pub(crate) fn trace() -> RoutingTrace {
 pub(crate) fn with_cases<T>(then: impl FnOnce(&[PreparedCase]) -> T) -> T {
     let trace = trace();
     then(&prepare::cases("test", &suite(), &trace).unwrap())
-}
-
-/// A folder that goes when the test ends.
-pub(crate) struct Folder(PathBuf);
-
-impl Folder {
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(std::env::temp_dir().join(format!("moebench-unit-{}-{number}", std::process::id())))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // A folder that stays behind harms nothing.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Compares with `tests/golden/NAME`; what was found instead is left beside the test's other files.

@@ -1,0 +1,50 @@
+//! What figures show of a run of known times.
+
+use harness::figures::{draw, loss, origin};
+use harness::runs::records::{RowsByRun, Status};
+use harness::summary::Summary;
+use workloads::EngineKind;
+use workloads::suite::FigureKind;
+use workloads::trace::{RoutingTrace, TraceShape};
+
+use super::engine::{MockEngine, suite};
+
+fn svg(engine: &MockEngine, figure: FigureKind) -> String {
+    let mut suite = suite();
+    suite.figure = figure;
+    let rows = engine.rows(&suite);
+    let rows = RowsByRun::new(&rows);
+    let summary = Summary::new(&rows, &suite.baseline, suite.warmup);
+    let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 1, experts: 1, entries: 1, top_k: 1 };
+    let trace = RoutingTrace::new("traces/a.parquet", shape, vec![1], vec![1]).unwrap();
+    let trace = trace.with_notes(vec!["made up".to_owned()]);
+    draw(&suite, &summary, &rows, &origin(&summary, &trace, "max/mean 2")).unwrap().svg
+}
+
+#[test]
+fn bars_show_speedups_failures_and_where_numbers_come_from() {
+    let shown = svg(&MockEngine::failing("fastermoe", Status::Timeout), FigureKind::Speedups);
+    for text in ["4.00", "TIMEOUT", "simulated, routing: a.parquet, max/mean 2; made up", "Speedup over Expert-only"] {
+        assert!(shown.contains(text), "no {text} in {shown}");
+    }
+    assert!(!shown.contains("2.00"), "a failed run has no bar");
+    let trained = svg(&MockEngine::of(EngineKind::Emulated), FigureKind::Speedups);
+    assert!(trained.contains("emulated") && trained.contains("routing by the trained gate"));
+}
+
+#[test]
+fn losses_are_drawn_between_entropies() {
+    let engine = MockEngine::of(EngineKind::Measured);
+    let (suite, rows) = (suite(), engine.rows(&suite()));
+    let rows = RowsByRun::new(&rows);
+    let drawn = |entropies: [Option<[f64; 2]>; 2]| loss::draw(&suite, &rows, &entropies, "measured").unwrap().svg;
+    let with = drawn([Some([1.0, 3.0]), None]);
+    assert!(with.contains("unigram entropy") && with.contains("Loss (nats per token)"));
+    assert!(!drawn([None, None]).contains("unigram entropy"));
+}
+
+#[test]
+fn a_series_leaves_out_decisions_and_marks_moves() {
+    let shown = svg(&MockEngine::default(), FigureKind::Series);
+    assert!(shown.contains("experts moved") && shown.contains("Layer time (ms)"), "{shown}");
+}

@@ -1,0 +1,52 @@
+//! Tables and the page of a run of known times; LaTeX and HTML are held to golden files.
+
+use harness::report::{TextTable, html, latex};
+use harness::runs::provenance::{Inputs, Provenance};
+use harness::runs::records::{RowsByRun, Status};
+use harness::summary::Summary;
+use workloads::EngineKind;
+
+use super::engine::{MockEngine, check_golden, suite};
+
+fn summary(engine: &MockEngine) -> Summary {
+    Summary::new(&RowsByRun::new(&engine.rows(&suite())), "expert-only", 2)
+}
+
+fn failing() -> MockEngine {
+    MockEngine::failing("smartmoe", Status::CommError)
+}
+
+#[test]
+fn a_suite_picks_the_columns_of_comparison() {
+    let summary = summary(&MockEngine::default());
+    let header = |compare: &[String]| TextTable::new(&summary, compare).header.join("|");
+    let last = "|online|peak|published|model error";
+    assert_eq!(header(&[]), format!("case|system|plan|median|± 95%|over expert-only{last}"));
+    let table = TextTable::new(&summary, &suite().compare);
+    assert_eq!(table.header[5..7], ["over expert-only", "over fastermoe"]);
+    assert_eq!(table.rows[2][3..7], ["1000 ms", "0.0%", "4.00x", "2.00x"]);
+}
+
+#[test]
+fn the_latex_table_is_the_golden_one() {
+    check_golden("summary.tex", &latex::render(&TextTable::new(&summary(&failing()), &suite().compare)));
+}
+
+#[test]
+fn the_html_page_is_the_golden_one() {
+    let (suite, summary) = (suite(), summary(&failing()));
+    let table = TextTable::new(&summary, &suite.compare);
+    let inputs = Inputs { program: "0.0.0 <hash>".to_owned(), seeds: vec![1], iterations: 12, ..Inputs::default() };
+    let mut provenance = Provenance::new(EngineKind::Simulated, inputs);
+    (provenance.commit, provenance.dirty) = (Some("abc".to_owned()), Some(true));
+    let page = html::Page { suite: &suite, summary: &summary, table: &table, provenance: &provenance };
+    check_golden("report.html", &page.render("<svg></svg>"));
+}
+
+#[test]
+fn trained_runs_show_losses() {
+    let summary = summary(&MockEngine::of(EngineKind::Measured));
+    let table = TextTable::new(&summary, &[]);
+    assert_eq!(table.header[6..], ["online", "peak", "loss", "simulated"]);
+    assert_eq!(table.rows[0][6..], ["0.00%", "2.0 GB", "2.375", ""]);
+}

@@ -1,0 +1,82 @@
+//! The folder of a run: what is refused, joined, replaced and left behind.
+
+use std::fs;
+use std::io::Write;
+
+use anyhow::bail;
+use harness::engines::{Engine, Extent};
+use harness::runs::prepare::{self, PreparedRun};
+use harness::runs::provenance::{Inputs, Provenance};
+use harness::runs::records::RunRecord;
+use harness::runs::store::{Store, write_atomically, write_figure, write_text};
+use workloads::EngineKind;
+
+use super::engine::{MockEngine, suite, trace};
+use crate::support::Folder;
+
+fn provenance(suite: &str) -> Provenance {
+    Provenance::new(EngineKind::Simulated, Inputs { suite: suite.to_owned(), ..Inputs::default() })
+}
+
+#[test]
+fn a_folder_of_another_run_is_refused_until_it_may_go() {
+    let folder = Folder::new();
+    let store = Store::open(folder.path(), &provenance("one"), false).unwrap();
+    store.write_text("tables/summary.tex", "one").unwrap();
+    // The same run may go on, another may not.
+    Store::open(folder.path(), &provenance("one"), false).unwrap();
+    let refused = Store::open(folder.path(), &provenance("two"), false).err().unwrap().to_string();
+    assert!(refused.contains("holds another run"), "{refused}");
+    assert!(store.path("tables/summary.tex").exists());
+    Store::open(folder.path(), &provenance("two"), true).unwrap();
+    assert!(!store.path("tables/summary.tex").exists());
+}
+
+#[test]
+fn cases_are_joined_in_the_order_asked_for_and_read_back() {
+    let folder = Folder::new();
+    let store = Store::open(folder.path(), &provenance("one"), false).unwrap();
+    let (trace, engine) = (trace(), MockEngine::default());
+    let cases = prepare::cases("test", &suite(), &trace).unwrap();
+    let extent = Extent { iterations: suite().iterations, timelines: false };
+    for case in cases.iter().rev() {
+        let record = |run: &PreparedRun| {
+            let outcome = engine.run(run, run.plan().unwrap().plan, extent, &|| ()).unwrap();
+            RunRecord::new(run, engine.kind, outcome)
+        };
+        assert!(!store.has_case(&case.id()));
+        store.write_case(&case.id(), &case.runs.iter().map(record).collect::<Vec<_>>()).unwrap();
+        assert!(store.has_case(&case.id()));
+    }
+    assert!(store.finished().unwrap().is_none());
+    let ids: Vec<String> = cases.iter().map(|case| case.id()).collect();
+    let joined = store.join(&ids).unwrap();
+    assert_eq!(joined, engine.rows(&suite()));
+    assert_eq!(store.finished().unwrap(), Some(joined));
+    assert!(!store.path("cases").exists());
+}
+
+#[test]
+fn a_figure_keeps_the_dots_of_its_name_and_leaves_no_temporary_file() {
+    let folder = Folder::new();
+    let figure = chart::GroupedBars::default().draw().unwrap();
+    write_figure(&folder.path().join("capacity-1.2"), &figure).unwrap();
+    let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    assert_eq!(names, ["capacity-1.2.pdf", "capacity-1.2.svg"]);
+}
+
+#[test]
+fn a_write_that_fails_leaves_the_older_file() {
+    let folder = Folder::new();
+    let path = folder.path().join("file");
+    write_text(&path, "old").unwrap();
+    let error = write_atomically(&path, |file| {
+        file.write_all(b"new")?;
+        bail!("on purpose")
+    });
+    assert_eq!(format!("{:#}", error.unwrap_err()), format!("{}: cannot be written: on purpose", path.display()));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
