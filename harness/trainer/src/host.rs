@@ -21,6 +21,11 @@ pub(crate) fn to_host<T: Element + Copy>(tensor: &Tensor) -> Result<Vec<T>, Trai
     Vec::try_from(flat).map_err(|error: TchError| mismatch(error.to_string()))
 }
 
+/// A tensor of the host on a device. The host does not wait for what the device still has to do.
+pub(crate) fn to_device(tensor: &Tensor, device: Device) -> Tensor {
+    tensor.to_device_(device, tensor.kind(), true, false)
+}
+
 /// The only element of a tensor.
 ///
 /// # Errors

@@ -14,12 +14,15 @@
 //! | time, measured or virtual | [`clock`] |
 //! | messages between ranks | [`comm`] |
 //! | GPUs beyond what libtorch's bindings reach | [`cuda`] |
+//! | kernels of our own for GPUs | [`kernels`] |
+//! | an MoE layer alone, timed | [`bench`] |
 //! | the gate's choices as a trace | [`record`] |
 //! | a run that goes on where it was interrupted | [`checkpoint`] |
 //!
 //! libtorch's calls panic when they fail. Whatever a user can get wrong is refused before the first call; what is left
 //! (memory that runs out, a defect) ends the rank's thread, and [`world`] reports the panic's message.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod clock;
 pub mod comm;
@@ -29,6 +32,7 @@ mod error;
 mod files;
 mod hash;
 mod host;
+pub mod kernels;
 pub mod layer;
 pub mod model;
 pub mod processes;

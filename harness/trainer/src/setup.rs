@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use systems::plan::PlanError;
-use systems::plan::memory::{STATE_BYTES_PER_PARAMETER, StageParameters};
+use systems::plan::memory::StageParameters;
 use systems::plan::routing::JobRouting;
 use systems::{CostModel, Job, Plan, System};
 use tch::{Device, Kind};
@@ -95,8 +95,8 @@ pub fn vocabulary(job: &Job) -> Result<usize, SetupError> {
 /// # Errors
 /// The bytes needed and those available.
 pub fn fits(job: &Job, plan: &Plan, kind: Kind, ranks: usize, available: f64) -> Result<(), SetupError> {
-    // In single precision, the weights are their own master weights.
-    let bytes = if kind == Kind::Float { 16.0 } else { STATE_BYTES_PER_PARAMETER };
+    // Master weights, two moments and gradients, all in single precision; half-precision weights are kept beside them.
+    let bytes = if kind == Kind::Float { 16.0 } else { 18.0 };
     let parameters = |stage| StageParameters::new(job, plan, stage).total();
     let largest = (0..plan.pp).map(parameters).fold(0.0, f64::max);
     let sum: f64 = (0..plan.pp).map(parameters).sum::<f64>() * plan.stage_ranks() as f64;

@@ -91,6 +91,24 @@ impl Gpu {
         Ok(Memory { used: (total - free) as u64, total: total as u64 })
     }
 
+    /// Major and minor version of what its code may use.
+    pub fn compute_capability(&self) -> Result<[i64; 2], CudaError> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let major = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        Ok([major, self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?])
+    }
+
+    pub fn multiprocessors(&self) -> Result<i64, CudaError> {
+        self.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+    }
+
+    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<i64, CudaError> {
+        let device = driver("cuDeviceGet", result::device::get(self.ordinal as c_int))?;
+        // SAFETY: the device exists.
+        let value = unsafe { result::device::get_attribute(device, attribute) };
+        driver("cuDeviceGetAttribute", value).map(i64::from)
+    }
+
     /// Waits for the work of all its streams.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.enter()?;

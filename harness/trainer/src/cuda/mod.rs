@@ -32,6 +32,11 @@ pub enum CudaError {
     NoGpu { path: PathBuf, driver: String },
     #[error("GPU {ordinal}: there are {devices}")]
     NoDevice { ordinal: usize, devices: usize },
+    #[error("the run-time compiler of CUDA, libnvrtc, is not found: searched {}; it comes with PyTorch with CUDA", paths(.searched))]
+    NoCompiler { searched: Vec<PathBuf> },
+    /// The run-time compiler refuses one of our kernels: a defect, or a GPU that is too old.
+    #[error("{file}: the run-time compiler of CUDA fails with status {status}: {log}")]
+    NotCompiled { file: &'static str, status: i32, log: String },
     #[error("{call}: {reason}")]
     Driver { call: &'static str, reason: String },
 }

@@ -3,25 +3,91 @@
 //! An expert's parameters are one row of a flat bucket, `[W1: width x inner, b1: inner, W2: inner x width, b2: width]`, so
 //! that weights, gradient or optimizer state of an expert travel as one tensor.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 use workloads::model::Moe;
 
+use crate::host::to_device;
+use crate::kernels::{self, Kernels};
 use crate::model::parameters::{Bucket, Initial, initial};
 
 pub struct Experts {
-    /// Weights, gradients and optimizer state, `[slots * parameters of an expert]`.
+    /// Weights, gradients and optimizer state, `[slots * parameters of an expert]`; a parameter is all of an expert.
     pub bucket: Bucket,
     moe: Moe,
 }
 
-/// Saved for backward.
+/// Saved for backward, by one expert or by several together.
 pub struct Saved {
     input: Tensor,
     inner: Tensor,
     active: Tensor,
+    /// Of several experts together.
+    grouping: Option<Grouping>,
 }
 
-/// An expert's parameters, or their gradients.
+/// Rows of several experts that run together, in the order in which they arrived and by expert.
+pub struct Grouping {
+    /// `[experts]`: the row after each expert's last, by expert.
+    ends: Tensor,
+    /// Where the orders differ: the place of arrival of each row by expert, and the reverse.
+    orders: Option<[Tensor; 2]>,
+}
+
+impl Grouping {
+    /// `arrived` `[call][source][slot]`: rows in the order of arrival. The calls' slots follow one another.
+    pub fn new(arrived: &[&[Vec<usize>]], device: Device) -> Self {
+        let upload = |values: &[i32]| to_device(&Tensor::from_slice(values), device);
+        let pieces = by_slot(arrived);
+        let end = |end: &mut usize, of_slot: &Vec<Range<usize>>| {
+            *end += of_slot.iter().map(ExactSizeIterator::len).sum::<usize>();
+            Some(*end as i32)
+        };
+        let ends: Vec<i32> = pieces.iter().scan(0, end).collect();
+        let filled = || pieces.iter().flatten().filter(|piece| !piece.is_empty());
+        let sorted = filled().zip(filled().skip(1)).all(|(piece, next)| piece.end == next.start);
+        let orders = (!sorted).then(|| {
+            let order: Vec<i32> = filled().cloned().flatten().map(|row| row as i32).collect();
+            let mut back = vec![0; order.len()];
+            order.iter().enumerate().for_each(|(row, &arrival)| back[arrival as usize] = row as i32);
+            [upload(&order), upload(&back)]
+        });
+        Self { ends: upload(&ends), orders }
+    }
+
+    fn by_expert(&self, kernels: &Kernels, rows: Tensor) -> Tensor {
+        match &self.orders {
+            Some([order, _]) => kernels.gather(&rows, order, 1),
+            None => rows,
+        }
+    }
+
+    fn by_arrival(&self, kernels: &Kernels, rows: Tensor) -> Tensor {
+        match &self.orders {
+            Some([_, back]) => kernels.gather(&rows, back, 1),
+            None => rows,
+        }
+    }
+}
+
+/// `[slot][source]`: the places of arrival of its rows.
+fn by_slot(arrived: &[&[Vec<usize>]]) -> Vec<Vec<Range<usize>>> {
+    let (mut next, mut all) = (0, Vec::new());
+    for call in arrived {
+        let mut pieces: Vec<Vec<Range<usize>>> = vec![Vec::new(); call.first().map_or(0, Vec::len)];
+        for source in *call {
+            for (pieces, &rows) in pieces.iter_mut().zip(source) {
+                pieces.push(next..next + rows);
+                next += rows;
+            }
+        }
+        all.extend(pieces);
+    }
+    all
+}
+
+/// The parameters of an expert or, with one more dimension, of several; or their gradients.
 pub struct Views {
     first: Tensor,
     first_bias: Tensor,
@@ -49,7 +115,8 @@ impl Experts {
         let (width, inner) = (moe.width as i64, moe.inner as i64);
         let one = |&expert: &usize| {
             let part = |what: &str, shape: &[i64], values| {
-                initial(seed, &format!("layer {layer} expert {expert} {what}"), shape, values).reshape([-1])
+                let name = format!("layer {layer} expert {expert} {what}");
+                initial(seed, &name, shape, values, device).reshape([-1])
             };
             Tensor::cat(
                 &[
@@ -75,8 +142,79 @@ impl Experts {
         Views::new(&self.row(&self.bucket.weights, slot), &self.moe)
     }
 
+    /// Gradients of a slot, to be added to.
     pub fn gradients(&self, slot: usize) -> Views {
-        Views::new(&self.row(&self.bucket.gradients, slot), &self.moe)
+        Views::new(&self.gradient(slot), &self.moe)
+    }
+
+    /// The flat gradient of a slot, to be added to.
+    pub fn gradient(&self, slot: usize) -> Tensor {
+        self.row(self.bucket.gradients_of(slot), slot)
+    }
+
+    /// The kernels by which experts run together, where they can: on a GPU, by products whose rows are aligned.
+    pub(super) fn kernels(&self) -> Option<&'static Kernels> {
+        let aligned = self.moe.width.is_multiple_of(8) && self.moe.inner.is_multiple_of(8);
+        kernels::on(&self.bucket.weights).filter(|_| aligned)
+    }
+
+    /// The experts of these slots in one of the bucket's tensors, `[slots, ...]`, with gaps between them.
+    fn together(&self, of: &Tensor, slots: &Range<usize>) -> Views {
+        let (size, count) = (self.moe.expert_parameters() as i64, slots.len() as i64);
+        let (width, inner) = (self.moe.width as i64, self.moe.inner as i64);
+        let matrix = width * inner;
+        let flat = of.narrow(0, slots.start as i64 * size, count * size).view([count, size]);
+        Views {
+            first: flat.narrow(1, 0, matrix).view([count, width, inner]),
+            first_bias: flat.narrow(1, matrix, inner),
+            second: flat.narrow(1, matrix + inner, matrix).view([count, inner, width]),
+            second_bias: flat.narrow(1, 2 * matrix + inner, width),
+        }
+    }
+
+    /// [`forward`] of the experts in `slots` together, on the rows that arrived for them.
+    pub(super) fn forward_together(
+        &self,
+        kernels: &Kernels,
+        slots: &Range<usize>,
+        grouping: Grouping,
+        rows: Tensor,
+    ) -> (Tensor, Saved) {
+        let (weights, ends) = (self.together(&self.bucket.weights, slots), &grouping.ends);
+        let stride = self.moe.expert_parameters() as i64;
+        let input = grouping.by_expert(kernels, rows);
+        let inner = grouped_product(&input, &weights.first, ends);
+        let active = kernels.activate(&inner, &weights.first_bias, stride, ends);
+        let output = grouped_product(&active, &weights.second, ends);
+        kernels.add_bias(&output, &weights.second_bias, stride, ends);
+        (grouping.by_arrival(kernels, output), Saved { input, inner, active, grouping: Some(grouping) })
+    }
+
+    /// [`backward`] of the experts in `slots` together, from what they saved together. Adds to the bucket's gradients.
+    pub(super) fn backward_together(
+        &self,
+        kernels: &Kernels,
+        slots: &Range<usize>,
+        saved: Saved,
+        gradient: Tensor,
+    ) -> Tensor {
+        let grouping = saved.grouping.as_ref().expect("the forward pass ran these experts together");
+        let (gradients, fresh) = self.bucket.open(slots.clone());
+        let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(gradients, slots));
+        let (ends, stride) = (&grouping.ends, self.moe.expert_parameters() as i64);
+        let gradient = grouping.by_expert(kernels, gradient);
+        kernels.finish(&kernels.column_sums(&gradient, ends), &gradients.second_bias, stride, fresh);
+        let accumulate = |rows: [&Tensor; 2], to: &Tensor| {
+            if !kernels.weight_product(rows, ends, to, (stride, fresh)) {
+                kernels.accumulate(&grouped_product(&rows[0].tr(), rows[1], ends), to, stride, fresh);
+            }
+        };
+        accumulate([&saved.active, &gradient], &gradients.second);
+        let of_inner = grouped_product(&gradient, &weights.second.transpose(1, 2), ends);
+        let sums = kernels.deactivate(&saved.inner, &of_inner, ends);
+        kernels.finish(&sums, &gradients.first_bias, stride, fresh);
+        accumulate([&saved.input, &of_inner], &gradients.first);
+        grouping.by_arrival(kernels, grouped_product(&of_inner, &weights.first.transpose(1, 2), ends))
     }
 
     pub fn moe(&self) -> &Moe {
@@ -84,20 +222,34 @@ impl Experts {
     }
 }
 
+/// One product for each group: `[rows, a] x [groups, a, b]` with rows by group, or `[a, rows] x [rows, b]`, which gives
+/// `[groups, a, b]`.
+fn grouped_product(first: &Tensor, second: &Tensor, ends: &Tensor) -> Tensor {
+    first.internal_grouped_mm(second, Some(ends), None, None)
+}
+
+/// Adds a product to `to`, which may be of a more precise kind.
+fn add_product(to: &mut Tensor, first: &Tensor, second: &Tensor) {
+    let _ = match to.kind() == first.kind() {
+        true => to.addmm_(first, second),
+        false => to.g_add_(&first.mm_dtype(second, to.kind())),
+    };
+}
+
 /// `gelu(x W1 + b1) W2 + b2` on rows `[n, width]`.
 pub fn forward(weights: &Views, input: Tensor) -> (Tensor, Saved) {
     let inner = weights.first_bias.addmm(&input, &weights.first);
     let active = inner.gelu("none");
     let output = weights.second_bias.addmm(&active, &weights.second);
-    (output, Saved { input, inner, active })
+    (output, Saved { input, inner, active, grouping: None })
 }
 
 /// The gradient of the input; those of the parameters are added to `gradients`.
 pub fn backward(weights: &Views, gradients: &mut Views, saved: Saved, gradient: &Tensor) -> Tensor {
-    let _ = gradients.second.addmm_(&saved.active.tr(), gradient);
+    add_product(&mut gradients.second, &saved.active.tr(), gradient);
     let _ = gradients.second_bias.g_add_(&gradient.sum_dim_intlist([0i64].as_slice(), false, gradient.kind()));
     let inner = saved.inner.gelu_backward(&gradient.matmul(&weights.second.tr()), "none");
-    let _ = gradients.first.addmm_(&saved.input.tr(), &inner);
+    add_product(&mut gradients.first, &saved.input.tr(), &inner);
     let _ = gradients.first_bias.g_add_(&inner.sum_dim_intlist([0i64].as_slice(), false, inner.kind()));
     inner.matmul(&weights.first.tr())
 }
@@ -111,7 +263,9 @@ mod tests {
     fn gradients_agree_with_finite_differences() {
         let moe = Moe { tokens: 1, width: 3, inner: 5, experts: 1 };
         let size = moe.expert_parameters() as i64;
-        let draw = |name: &str, shape: &[i64]| initial(5, name, shape, Initial::Normal(40.0)).to_kind(Kind::Double);
+        let draw = |name: &str, shape: &[i64]| {
+            initial(5, name, shape, Initial::Normal(40.0), Device::Cpu).to_kind(Kind::Double)
+        };
         let (flat, input, weight) = (draw("flat", &[size]), draw("input", &[4, 3]), draw("weight", &[4, 3]));
         let value = |flat: &Tensor, input: &Tensor| {
             let (output, _) = forward(&Views::new(flat, &moe), input.shallow_clone());
@@ -137,5 +291,57 @@ mod tests {
         };
         check(&found, &flat, &|flat| value(flat, &input));
         check(&of_input, &input, &|input| value(&flat, input));
+    }
+
+    #[test]
+    fn rows_are_ordered_by_slot_then_source() {
+        let order = |arrived: &[&[Vec<usize>]]| by_slot(arrived).concat().into_iter().flatten().collect::<Vec<_>>();
+        assert_eq!(order(&[&[vec![2, 1], vec![0, 2], vec![1, 0]]]), [0, 1, 5, 2, 3, 4]);
+        assert_eq!(order(&[&[vec![2], vec![1]], &[vec![0], vec![2]]]), [0, 1, 2, 3, 4]);
+        let grouping = |arrived: &[&[Vec<usize>]]| Grouping::new(arrived, Device::Cpu);
+        assert!(grouping(&[&[vec![2], vec![1]], &[vec![0], vec![2]]]).orders.is_none());
+        let [order, back] = grouping(&[&[vec![1, 1], vec![1, 2]]]).orders.unwrap();
+        assert_eq!(Vec::<i32>::try_from(order).unwrap(), [0, 2, 1, 3, 4]);
+        assert_eq!(Vec::<i32>::try_from(back).unwrap(), [0, 2, 1, 3, 4]);
+        let ends = grouping(&[&[vec![2], vec![1]], &[vec![0], vec![2]]]).ends;
+        assert_eq!(Vec::<i32>::try_from(ends).unwrap(), [3, 5]);
+    }
+
+    /// Against one expert after the other, with rows from three sources, an expert without rows, and gradients added twice.
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn experts_together_do_what_they_do_alone() {
+        use crate::kernels::tests::{HALF, error, gpu, half};
+        let (kernels, device) = (gpu(), Device::Cuda(0));
+        let moe = Moe { tokens: 1, width: 64, inner: 200, experts: 5 };
+        let new = || {
+            let experts = Experts::new(3, 0, &[0, 1, 2, 3, 4], moe, 1, Kind::BFloat16, device);
+            let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(5.0);
+            experts.bucket.clear();
+            experts
+        };
+        let (together, alone) = (new(), new());
+        let arrived = [vec![3, 40], vec![0, 0], vec![5, 77]].map(|of| [of.clone(), vec![0], of].concat());
+        let grouping = || Grouping::new(&[&arrived], device);
+        let order: Vec<i64> = by_slot(&[&arrived]).concat().into_iter().flatten().map(|row| row as i64).collect();
+        let index = Tensor::from_slice(&order).to_device(device);
+        let rows = half(&[order.len() as i64, 64]);
+        let sizes: Vec<i64> = (0..5).map(|slot| arrived.iter().map(|of| of[slot] as i64).sum()).collect();
+        let apart = |rows: &Tensor| rows.index_select(0, &index).split_with_sizes(sizes.as_slice(), 0);
+        for _ in 0..2 {
+            let gradient = half(&rows.size());
+            let (output, saved) = together.forward_together(kernels, &(0..5), grouping(), rows.shallow_clone());
+            let of_rows = together.backward_together(kernels, &(0..5), saved, gradient.shallow_clone());
+            let pieces = apart(&rows).into_iter().zip(apart(&gradient)).enumerate().map(|(slot, (rows, gradient))| {
+                let (output, saved) = forward(&alone.weights(slot), rows);
+                let of_rows = backward(&alone.weights(slot), &mut alone.gradients(slot), saved, &gradient);
+                (output, of_rows)
+            });
+            let (outputs, gradients): (Vec<Tensor>, Vec<Tensor>) = pieces.unzip();
+            let joined = |rows: &Tensor| Tensor::cat(&apart(rows), 0);
+            assert!(error(&joined(&output), &Tensor::cat(&outputs, 0)) < 2.0 * HALF);
+            assert!(error(&joined(&of_rows), &Tensor::cat(&gradients, 0)) < 2.0 * HALF);
+            assert!(error(together.bucket.gradients(), alone.bucket.gradients()) < 2.0 * HALF);
+        }
     }
 }

@@ -28,7 +28,7 @@ pub enum Choice<'a> {
     /// By the best scores; gates with noise draw it from the stream.
     Learned(&'a Gate, &'a mut ChaCha8Rng),
     /// As given, `[tokens * k]`.
-    Given(Vec<usize>),
+    Given(&'a [usize]),
 }
 
 impl Scored {

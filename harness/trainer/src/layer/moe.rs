@@ -20,7 +20,7 @@ use crate::layer::execute::execute;
 use crate::layer::experts::Experts;
 use crate::layer::gate::{self, Choice, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
-use crate::layer::permute::Permutation;
+use crate::layer::routing::{self, Choices, GpuChoices, Routing};
 use crate::layer::splits::Splits;
 use crate::model::parameters::{Bucket, stream};
 
@@ -72,10 +72,9 @@ pub struct LayerStats {
 
 /// Saved for backward.
 pub struct Saved {
-    scored: Scored,
     program: LayerProgram,
     splits: Splits,
-    permutation: Permutation,
+    routing: Routing,
     /// `[rows, width]`: the experts' outputs, in the order of this rank's rows.
     outputs: Tensor,
     experts: SlotsSaved,
@@ -86,9 +85,7 @@ pub struct Saved {
 
 /// Where the tokens of a micro-batch go.
 struct Routed {
-    scored: Scored,
-    /// `[tokens * k]`: the expert of every choice; none where it was dropped.
-    choices: Vec<Option<usize>>,
+    choices: Choices,
     /// Entries of all ranks of the group.
     counts: RoutingCounts,
     stats: LayerStats,
@@ -101,17 +98,17 @@ impl Layer {
     /// A peer that died, a program that cannot be executed.
     pub fn forward(&self, site: &MoeSite, tokens: &Tensor) -> Result<(Tensor, Saved, LayerStats), TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Routed { scored, choices, counts, mut stats } = self.route(site, &timer, tokens)?;
+        let Routed { choices, counts, mut stats } = self.route(site, &timer, tokens)?;
         let program =
             timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
         let splits = Splits::new(&program, &counts, &self.placement, &site.place.nodes, site.group.rank());
-        let permutation = Permutation::new(&splits, &choices, &scored.weights, program.layout);
+        let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout);
 
         let kernel = Forward::new(&splits, self.placement.slots_per_rank());
-        let mut pass = Pass::new(self.local(site, &splits), kernel, permutation.permute(tokens), Shadow::none(&splits));
+        let mut pass = Pass::new(self.local(site, &splits), kernel, routing.permute(tokens), Shadow::none(&splits));
         execute(&program.forward, &mut pass, &timer)?;
         let (outputs, Forward { saved }, shadows) = pass.finish()?;
-        let result = permutation.unpermute(&outputs, &scored.weights);
+        let result = routing.unpermute(&outputs);
 
         let times = timer.stop();
         let price = self.price(site, &program, &counts, tokens.size()[0] as usize);
@@ -119,7 +116,7 @@ impl Layer {
             times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
         }
         stats.shadowed = program.shadowed.len();
-        Ok((result, Saved { scored, program, splits, permutation, outputs, experts: saved, shadows, price }, stats))
+        Ok((result, Saved { program, splits, routing, outputs, experts: saved, shadows, price }, stats))
     }
 
     /// The gradient of the tokens from that of the outputs. Adds to the gradients of the experts and the gate.
@@ -128,14 +125,13 @@ impl Layer {
     /// As for [`Self::forward`].
     pub fn backward(&self, site: &MoeSite, saved: Saved, gradient: &Tensor) -> Result<Tensor, TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Saved { scored, program, splits, permutation, outputs, experts, shadows, price } = saved;
-        let of_rows = permutation.unpermute_backward(gradient, &scored.weights);
-        let of_weights = permutation.weights_backward(gradient, &outputs);
+        let Saved { program, splits, routing, outputs, experts, shadows, price } = saved;
+        let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
         let mut pass = Pass::new(self.local(site, &splits), Backward { saved: experts }, of_rows, shadows);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
-        let of_tokens = permutation.permute_backward(&of_rows) + scored.backward(site.gates, &of_weights, site.balance);
+        let of_tokens = routing.permute_backward(self.gate_on(site), &of_rows, &of_weights, site.balance);
 
         let times = timer.stop();
         if let Some(price) = &price {
@@ -148,35 +144,32 @@ impl Layer {
     /// system's restriction ask.
     fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
         let (me, experts) = (site.group.rank(), self.experts.moe().experts);
-        let (mut scored, mut choices) = self.choose(site, tokens, site.replay.clone())?;
-        let chosen = gate::count(scored.experts.iter().copied(), experts);
-        let balance = scored.balance_loss()?;
-        let own = gate::count(choices.iter().flatten().copied(), experts);
-        let mut counts = timer.wait(Op::Counts, || gather(site.group, &own, tokens.device()))?;
-        if let Gate::Switch { .. } = site.gate
+        let mut choices = self.choose(site, tokens, site.replay.as_deref())?;
+        let mut counts = timer.wait(Op::Counts, || self.counts(site, &mut choices, tokens.device()))?;
+        let chosen = choices.chosen(experts).unwrap_or_else(|| counts.row(me).to_vec());
+        let balance = choices.balance_loss()?;
+        if let (Gate::Switch { .. }, Choices::Host { choices, .. }) = (site.gate, &mut choices)
             && let Some(capacity) = site.gate.capacity(tokens.size()[0] as usize, site.top_k, experts)
         {
             gate::limit_at_owner(&mut counts, capacity);
-            gate::limit(&mut choices, counts.row(me));
+            gate::limit(choices, counts.row(me));
         }
         let before = counts.row(me).to_vec();
         site.policy.restrict(&mut counts, &site.place.nodes);
         if counts.row(me) != before {
-            gate::redirect(&mut choices, counts.row(me));
-            let experts = choices.iter().zip(&scored.experts).map(|(new, old)| new.unwrap_or(*old)).collect();
-            (scored, _) = self.choose(site, tokens, Some(experts))?;
+            choices = self.redirect(site, tokens, choices, counts.row(me))?;
         }
         let stats = LayerStats { chosen, entries: counts.row(me).to_vec(), shadowed: 0, balance };
-        Ok(Routed { scored, choices, counts, stats })
+        Ok(Routed { choices, counts, stats })
     }
 
     /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
-    fn choose(
-        &self,
-        site: &MoeSite,
-        tokens: &Tensor,
-        given: Option<Vec<usize>>,
-    ) -> Result<(Scored, Vec<Option<usize>>), TrainError> {
+    fn choose(&self, site: &MoeSite, tokens: &Tensor, given: Option<&[usize]>) -> Result<Choices, TrainError> {
+        if let Gate::NoDrop = site.gate
+            && let Some(choices) = GpuChoices::new(self.gate_on(site), tokens, site.top_k, given)
+        {
+            return Ok(Choices::Gpu(choices));
+        }
         let mut rng = stream(site.random.0, &site.random.1);
         let choice = match given {
             Some(experts) => Choice::Given(experts),
@@ -184,7 +177,45 @@ impl Layer {
         };
         let scored = Scored::new(site.gates, self.gate, tokens, site.top_k, choice)?;
         let choices = scored.admit(site.gate, self.experts.moe().experts, &mut rng)?;
-        Ok((scored, choices))
+        Ok(Choices::Host { scored, choices })
+    }
+
+    /// The entries of all ranks of the group.
+    fn counts(&self, site: &MoeSite, choices: &mut Choices, device: Device) -> Result<RoutingCounts, TrainError> {
+        let experts = self.experts.moe().experts;
+        if let (1, Choices::Gpu(choices)) = (site.group.size(), &mut *choices)
+            && let Some(counts) = choices.wait_for_counts()
+        {
+            return Ok(RoutingCounts::new(experts, counts));
+        }
+        gather(site.group, &choices.counts(experts, device))
+    }
+
+    /// Moves choices so that every expert has `wanted[expert]`, and scores them again.
+    fn redirect(
+        &self,
+        site: &MoeSite,
+        tokens: &Tensor,
+        choices: Choices,
+        wanted: &[u32],
+    ) -> Result<Choices, TrainError> {
+        let (mut moved, before) = match choices {
+            Choices::Host { scored, choices } => (choices, scored.experts),
+            Choices::Gpu(choices) => {
+                let chosen: Vec<usize> = to_host::<i32>(choices.chosen())?.into_iter().map(|e| e as usize).collect();
+                (chosen.iter().copied().map(Some).collect(), chosen)
+            }
+        };
+        gate::redirect(&mut moved, wanted);
+        let experts: Vec<usize> = moved.iter().zip(before).map(|(new, old)| new.unwrap_or(old)).collect();
+        Ok(match self.choose(site, tokens, Some(&experts))? {
+            Choices::Host { scored, .. } => Choices::Host { scored, choices: moved },
+            choices => choices,
+        })
+    }
+
+    fn gate_on<'a>(&self, site: &MoeSite<'a>) -> routing::Gate<'a> {
+        routing::Gate { bucket: site.gates, parameters: self.gate }
     }
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits) -> Local<'a> {
@@ -204,12 +235,11 @@ impl Layer {
     }
 }
 
-/// The counts of every rank of the group.
-fn gather(group: &dyn Communicator, own: &[u32], device: Device) -> Result<RoutingCounts, TrainError> {
-    let row: Vec<i64> = own.iter().map(|&count| i64::from(count)).collect();
-    let all = group.all_gather(&Tensor::from_slice(&row).to_device(device))?.wait()?;
+/// The counts of every rank of the group, from this rank's.
+fn gather(group: &dyn Communicator, own: &Tensor) -> Result<RoutingCounts, TrainError> {
+    let all = group.all_gather(own)?.wait()?;
     let all = to_host::<i64>(&all)?.into_iter().map(|count| count as u32).collect();
-    Ok(RoutingCounts::new(own.len(), all))
+    Ok(RoutingCounts::new(own.numel(), all))
 }
 
 #[cfg(test)]
@@ -236,7 +266,7 @@ mod tests {
     impl Small {
         fn new() -> Self {
             let moe = Moe { tokens: 6, width: 4, inner: 5, experts: 4 };
-            let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale));
+            let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale), Device::Cpu);
             let gate = [draw("gate", &[4, 4], 60.0), draw("gate bias", &[4], 20.0)];
             let experts = Experts::new(11, 0, &[0, 1, 2, 3], moe, 1, Kind::Float, Device::Cpu);
             // Far from the initial values, whose outputs are too small to difference.
@@ -282,8 +312,8 @@ mod tests {
             let of_tokens = self.run(gate, true).1.unwrap();
             let pairs = [
                 (&self.tokens, of_tokens),
-                (&self.gates.weights, self.gates.gradients.copy()),
-                (&self.layer.experts.bucket.weights, self.layer.experts.bucket.gradients.copy()),
+                (&self.gates.weights, self.gates.gradients().copy()),
+                (&self.layer.experts.bucket.weights, self.layer.experts.bucket.gradients().copy()),
             ];
             let _guard = tch::no_grad_guard();
             let step = 1e-2;

@@ -3,6 +3,8 @@
 //! Both passes move rows to experts and back in the same way; forward the rows are tokens, backward they are gradients. A
 //! [`Kernel`] says what the experts do with them.
 
+use std::ops::Range;
+
 use systems::plan::placement::Placement;
 use systems::program::Op;
 use tch::Tensor;
@@ -11,13 +13,24 @@ use workloads::model::Moe;
 use crate::clock::timer::synchronize;
 use crate::comm::{Communicator, Pending};
 use crate::error::TrainError;
-use crate::layer::experts::{self, Experts, Views};
+use crate::kernels::Kernels;
+use crate::layer::experts::{self, Experts, Grouping, Views};
 use crate::layer::splits::{Split, Splits};
 
 /// What the experts of a pass compute.
 pub(super) trait Kernel {
     /// Runs the expert in a slot on the rows that arrived for it in a step.
     fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError>;
+
+    /// Runs all experts of a step together, on the rows of all its calls.
+    fn together(
+        &mut self,
+        experts: &Experts,
+        kernels: &Kernels,
+        step: usize,
+        calls: &[Split],
+        rows: Tensor,
+    ) -> Result<Tensor, TrainError>;
 
     /// Runs a shadowed expert on this rank's own rows; returns their outputs and what the expert is afterwards.
     fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError>;
@@ -93,8 +106,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     pub(super) fn finish(self) -> Result<(Tensor, K, Vec<Shadow>), TrainError> {
         let pieces: Option<Vec<Tensor>> = self.outputs.into_iter().collect();
         let outputs = match pieces {
-            Some(mut pieces) if pieces.len() == 1 => pieces.remove(0),
-            Some(pieces) => Tensor::cat(&pieces, 0),
+            Some(pieces) => joined(pieces),
             None => return Err(TrainError::Program("rows that never come back".to_owned())),
         };
         Ok((outputs, self.kernel, self.shadows))
@@ -150,7 +162,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             }
             Op::ReduceGrad { expert } => {
                 if let (Some(slot), Some(sum)) = (slot_on(placement, group.rank(), expert), tensors.pop()) {
-                    let _ = experts.row(&experts.bucket.gradients, slot).g_add_(&sum);
+                    let _ = experts.gradient(slot).g_add_(&sum);
                 }
             }
             Op::Gate | Op::Counts | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {}
@@ -167,9 +179,10 @@ impl<'a, K: Kernel> Pass<'a, K> {
         match op {
             Op::Experts { step } => {
                 let arrived = std::mem::take(&mut self.arrived[step]);
-                let kernel = &mut self.kernel;
-                let run = |slot, rows| kernel.expert(experts, At { step, slot }, rows);
-                self.computed[step] = each_slot(&splits.steps[step], arrived, run)?;
+                if splits.steps[step].len() != arrived.len() {
+                    return Err(TrainError::Program("experts that run before their rows have arrived".to_owned()));
+                }
+                self.computed[step] = self.experts(step, arrived)?;
             }
             Op::Shadow { expert } => {
                 let index = self.shadow_index(expert)?;
@@ -192,18 +205,53 @@ impl<'a, K: Kernel> Pass<'a, K> {
         Ok(())
     }
 
-    /// The host waits for the device.
+    /// The host waits for the device, so that what it was told of an exchange is there. Alone, there is no exchange.
     pub(super) fn synchronize(&self) {
-        synchronize(self.rows.device());
+        if !self.is_alone() {
+            synchronize(self.rows.device());
+        }
+    }
+
+    /// Whether rows need not move: all experts are on this rank and run together.
+    fn is_alone(&self) -> bool {
+        self.local.group.size() == 1 && self.local.experts.kernels().is_some()
+    }
+
+    /// Runs the experts of a step; returns their outputs, `[call]`.
+    fn experts(&mut self, step: usize, arrived: Vec<Tensor>) -> Result<Vec<Tensor>, TrainError> {
+        let Local { experts, splits, .. } = self.local;
+        let (calls, alone) = (&splits.steps[step], self.is_alone());
+        let kernel = &mut self.kernel;
+        let sizes: Vec<i64> = arrived.iter().map(|rows| rows.size()[0]).collect();
+        let kernels = experts.kernels().filter(|_| slots_of(calls).len() > 1 && sizes.iter().any(|&rows| rows > 0));
+        let Some(kernels) = kernels else {
+            let run = |(call, rows)| run_call(kernel, experts, step, call, rows);
+            return calls.iter().zip(arrived).map(run).collect();
+        };
+        if alone {
+            let rows = self.rows.narrow(0, calls[0].first as i64, sizes.iter().sum());
+            let outputs = kernel.together(experts, kernels, step, calls, rows)?;
+            // All outputs as the first call's: what is not cut need not be joined.
+            let none = outputs.narrow(0, 0, 0);
+            let rest = calls[1..].iter().map(|_| none.shallow_clone());
+            return Ok(std::iter::once(outputs).chain(rest).collect());
+        }
+        let rows = if let [rows] = &arrived[..] { rows.shallow_clone() } else { Tensor::cat(&arrived, 0) };
+        let outputs = kernel.together(experts, kernels, step, calls, rows)?;
+        Ok(outputs.split_with_sizes(sizes.as_slice(), 0))
     }
 
     /// Sends the rows of a step to the ranks of their experts.
     fn dispatch(&self, step: usize) -> Result<Vec<Pending>, TrainError> {
         let Local { group, splits, .. } = self.local;
         let calls = &splits.steps[step];
+        if self.is_alone() {
+            let piece = |call: &Split| self.rows.narrow(0, call.first as i64, call.input[0] as i64);
+            return Ok(calls.iter().map(|call| ready(piece(call))).collect());
+        }
         if let (Some(hierarchical), [_]) = (&splits.hierarchical, &calls[..]) {
             let arrived = hierarchical.dispatch(group, &self.rows)?;
-            return Ok(vec![Pending::new(move || Ok(arrived))]);
+            return Ok(vec![ready(arrived)]);
         }
         let send = |call: &Split| {
             let length: usize = call.input.iter().sum();
@@ -220,9 +268,12 @@ impl<'a, K: Kernel> Pass<'a, K> {
         if calls.len() != outputs.len() {
             return Err(TrainError::Program("a combine before its experts have run".to_owned()));
         }
+        if self.is_alone() {
+            return Ok(outputs.iter().map(|outputs| ready(outputs.shallow_clone())).collect());
+        }
         if let (Some(hierarchical), [outputs]) = (&splits.hierarchical, &outputs[..]) {
             let back = hierarchical.combine(group, outputs)?;
-            return Ok(vec![Pending::new(move || Ok(back))]);
+            return Ok(vec![ready(back)]);
         }
         let send = |(call, rows): (&Split, &Tensor)| Ok(group.all_to_all(rows, &call.output, &call.input)?);
         calls.iter().zip(outputs).map(send).collect()
@@ -252,6 +303,21 @@ impl Kernel for Forward {
         Ok(output)
     }
 
+    fn together(
+        &mut self,
+        experts: &Experts,
+        kernels: &Kernels,
+        step: usize,
+        calls: &[Split],
+        rows: Tensor,
+    ) -> Result<Tensor, TrainError> {
+        let arrived: Vec<&[Vec<usize>]> = calls.iter().map(|call| &call.by_slot[..]).collect();
+        let (slots, grouping) = (slots_of(calls), Grouping::new(&arrived, rows.device()));
+        let (output, saved) = experts.forward_together(kernels, &slots, grouping, rows);
+        self.saved[step][slots.start] = Some(saved);
+        Ok(output)
+    }
+
     fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError> {
         let Shadow::Weights(weights) = shadow else {
             return Err(TrainError::Program("a shadowed expert that runs before its broadcast".to_owned()));
@@ -269,11 +335,30 @@ pub(super) struct Backward {
     pub(super) saved: SlotsSaved,
 }
 
+impl Backward {
+    fn take(&mut self, at: At) -> Result<experts::Saved, TrainError> {
+        let saved = self.saved[at.step][at.slot].take();
+        saved.ok_or_else(|| TrainError::Program(format!("slot {} that runs backward twice", at.slot)))
+    }
+}
+
 impl Kernel for Backward {
     fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError> {
-        let saved = self.saved[at.step][at.slot].take();
-        let saved = saved.ok_or_else(|| TrainError::Program(format!("slot {} that runs backward twice", at.slot)))?;
+        let saved = self.take(at)?;
         Ok(experts::backward(&experts.weights(at.slot), &mut experts.gradients(at.slot), saved, &rows))
+    }
+
+    fn together(
+        &mut self,
+        experts: &Experts,
+        kernels: &Kernels,
+        step: usize,
+        calls: &[Split],
+        rows: Tensor,
+    ) -> Result<Tensor, TrainError> {
+        let slots = slots_of(calls);
+        let saved = self.take(At { step, slot: slots.start })?;
+        Ok(experts.backward_together(kernels, &slots, saved, rows))
     }
 
     fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError> {
@@ -305,34 +390,63 @@ fn first_piece(splits: &Splits, step: usize) -> usize {
     splits.steps[..step].iter().map(Vec::len).sum()
 }
 
-/// Runs `expert(slot, rows)` on the rows that arrived in a step; returns outputs in the order of arrival, `[call]`.
-fn each_slot(
-    calls: &[Split],
-    arrived: Vec<Tensor>,
-    mut expert: impl FnMut(usize, Tensor) -> Result<Tensor, TrainError>,
-) -> Result<Vec<Tensor>, TrainError> {
-    if calls.len() != arrived.len() {
-        return Err(TrainError::Program("experts that run before their rows have arrived".to_owned()));
+/// What has arrived.
+fn ready(rows: Tensor) -> Pending {
+    Pending::new(move || Ok(rows))
+}
+
+/// The slots that all calls of a step serve together.
+fn slots_of(calls: &[Split]) -> Range<usize> {
+    match calls {
+        [first, .., last] => first.slots.start..last.slots.end,
+        [only] => only.slots.clone(),
+        [] => 0..0,
     }
-    let run = |(call, rows): (&Split, Tensor)| -> Result<Tensor, TrainError> {
-        if call.slots.len() == 1 {
-            let slot = call.slots.start;
-            return if call.received(slot) == 0 { Ok(rows) } else { expert(slot, rows) };
-        }
-        // Rows arrive by source, then slot; an expert runs on all of its rows at once.
-        let sizes: Vec<i64> = call.by_slot.iter().flatten().map(|&rows| rows as i64).collect();
-        let parts = rows.split_with_sizes(sizes.as_slice(), 0);
-        let (sources, slots) = (call.by_slot.len(), call.slots.len());
-        let mut outputs: Vec<Vec<Tensor>> = Vec::with_capacity(slots);
-        for slot in 0..slots {
-            let own: Vec<&Tensor> = (0..sources).map(|source| &parts[source * slots + slot]).collect();
-            let rows = Tensor::cat(&own, 0);
-            let output = if rows.size()[0] == 0 { rows } else { expert(call.slots.start + slot, rows)? };
-            let sizes: Vec<i64> = call.by_slot.iter().map(|of| of[slot] as i64).collect();
-            outputs.push(output.split_with_sizes(sizes.as_slice(), 0));
-        }
-        let back: Vec<&Tensor> = (0..sources).flat_map(|source| outputs.iter().map(move |of| &of[source])).collect();
-        Ok(Tensor::cat(&back, 0))
-    };
-    calls.iter().zip(arrived).map(run).collect()
+}
+
+/// Pieces one after the other; not copied where only one has rows.
+fn joined(mut pieces: Vec<Tensor>) -> Tensor {
+    let filled = pieces.iter().filter(|piece| piece.size()[0] > 0).count();
+    match (filled, pieces.iter().position(|piece| piece.size()[0] > 0)) {
+        (1, Some(index)) => pieces.swap_remove(index),
+        _ if pieces.len() == 1 => pieces.remove(0),
+        _ => Tensor::cat(&pieces, 0),
+    }
+}
+
+/// Runs the experts of a call on the rows that arrived; returns outputs in the order of arrival.
+fn run_call(
+    kernel: &mut impl Kernel,
+    experts: &Experts,
+    step: usize,
+    call: &Split,
+    rows: Tensor,
+) -> Result<Tensor, TrainError> {
+    match call.slots.len() {
+        _ if rows.size()[0] == 0 => Ok(rows),
+        1 => kernel.expert(experts, At { step, slot: call.slots.start }, rows),
+        _ => one_by_one(call, &rows, |slot, rows| kernel.expert(experts, At { step, slot }, rows)),
+    }
+}
+
+/// Runs `expert(slot, rows)` for every slot of a call that has rows.
+fn one_by_one(
+    call: &Split,
+    rows: &Tensor,
+    mut expert: impl FnMut(usize, Tensor) -> Result<Tensor, TrainError>,
+) -> Result<Tensor, TrainError> {
+    // Rows arrive by source, then slot; an expert runs on all of its rows at once.
+    let sizes: Vec<i64> = call.by_slot.iter().flatten().map(|&rows| rows as i64).collect();
+    let parts = rows.split_with_sizes(sizes.as_slice(), 0);
+    let (sources, slots) = (call.by_slot.len(), call.slots.len());
+    let mut outputs: Vec<Vec<Tensor>> = Vec::with_capacity(slots);
+    for slot in 0..slots {
+        let own: Vec<&Tensor> = (0..sources).map(|source| &parts[source * slots + slot]).collect();
+        let rows = Tensor::cat(&own, 0);
+        let output = if rows.size()[0] == 0 { rows } else { expert(call.slots.start + slot, rows)? };
+        let sizes: Vec<i64> = call.by_slot.iter().map(|of| of[slot] as i64).collect();
+        outputs.push(output.split_with_sizes(sizes.as_slice(), 0));
+    }
+    let back: Vec<&Tensor> = (0..sources).flat_map(|source| outputs.iter().map(move |of| &of[source])).collect();
+    Ok(Tensor::cat(&back, 0))
 }

@@ -60,6 +60,13 @@ impl Permutation {
         Self { row_of, kept, rows, tokens, k, form }
     }
 
+    /// By products with one-hot matrices. `row_of` `[tokens * k]`: the row of every choice.
+    pub(super) fn by_products(row_of: Tensor, weights: &Tensor, rows: usize) -> Self {
+        let (tokens, k) = (weights.size()[0], weights.size()[1]);
+        let form = one_hot(&row_of.view([-1, k]), None, weights, rows as i64);
+        Self { row_of, kept: None, rows: rows as i64, tokens, k, form }
+    }
+
     /// Every entry's token at its row, zeros elsewhere.
     pub(super) fn permute(&self, tokens: &Tensor) -> Tensor {
         match &self.form {

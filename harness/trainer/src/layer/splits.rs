@@ -24,13 +24,6 @@ pub(super) struct Split {
     pub(super) by_slot: Vec<Vec<usize>>,
 }
 
-impl Split {
-    /// Rows received for one slot.
-    pub(super) fn received(&self, slot: usize) -> usize {
-        self.by_slot.iter().map(|of| of[slot - self.slots.start]).sum()
-    }
-}
-
 /// This rank's own rows of a shadowed expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ShadowRows {
@@ -55,6 +48,17 @@ pub(super) struct Splits {
 }
 
 impl Splits {
+    /// Whether rows lie expert after expert in the order of numbers, without gaps, where this rank has `own[expert]` entries.
+    pub(super) fn follow_experts(&self, own: &[u32]) -> bool {
+        let mut next = 0;
+        let follows = |(&base, &entries): (&usize, &u32)| {
+            let first = next;
+            next += entries as usize;
+            first == base
+        };
+        self.base.iter().zip(own).all(follows) && next == self.rows
+    }
+
     /// The splits of rank `me` of the group; `nodes[rank]` ascend.
     pub(super) fn new(
         program: &LayerProgram,

@@ -4,8 +4,10 @@ use systems::iteration::timeline::Activity;
 use tch::Tensor;
 
 use crate::error::TrainError;
+use crate::kernels::{Kernels, Normed};
 use crate::model::Gpt;
 use crate::model::dense::Builder;
+use crate::model::fused::{self, Heads, HeadsSaved, Norm};
 use crate::model::parameters::Initial;
 use crate::model::site::Site;
 use crate::model::tape::{Tape, layer_norm};
@@ -22,10 +24,20 @@ pub struct Attention {
 }
 
 /// Saved for backward.
-pub struct AttentionSaved {
-    norm: Tape,
-    products: Tape,
-    residual: Tape,
+pub enum AttentionSaved {
+    Taped { norm: Tape, products: Tape, residual: Tape },
+    Fused(Box<FusedSaved>),
+}
+
+/// Saved for backward by the kernels of a GPU.
+pub struct FusedSaved {
+    input: Tensor,
+    /// Of the normalisation before attention.
+    statistics: Tensor,
+    heads: HeadsSaved,
+    stream: Tensor,
+    /// Of the normalisation after attention.
+    second_statistics: Tensor,
 }
 
 impl Attention {
@@ -59,6 +71,9 @@ impl Attention {
     /// # Errors
     /// A peer that died.
     pub fn forward(&self, site: &Site, input: &Tensor) -> Result<([Tensor; 2], AttentionSaved), TrainError> {
+        if let Some(kernels) = fused::kernels(input) {
+            return self.forward_fused(kernels, site, input);
+        }
         let Site { dense, timer, .. } = site;
         let (partial, norm, products) = timer.compute(Activity::Block, || {
             let ([normed], norm) = Tape::record(&dense.replicated, &self.norm, &[input], |x, p| [layer_norm(&x[0], p)]);
@@ -76,7 +91,7 @@ impl Attention {
                 [stream, normed]
             })
         });
-        Ok((outputs, AttentionSaved { norm, products, residual }))
+        Ok((outputs, AttentionSaved::Taped { norm, products, residual }))
     }
 
     /// The gradient of the input, from those of the two outputs.
@@ -85,14 +100,67 @@ impl Attention {
     /// A peer that died.
     pub fn backward(&self, site: &Site, saved: AttentionSaved, gradients: [&Tensor; 2]) -> Result<Tensor, TrainError> {
         let Site { dense, timer, .. } = site;
+        let (norm, products, residual) = match saved {
+            AttentionSaved::Taped { norm, products, residual } => (norm, products, residual),
+            AttentionSaved::Fused(saved) => return self.backward_fused(site, *saved, gradients),
+        };
         let (of_stream, of_normed) = timer.compute(Activity::Block, || {
-            let mut of_residual = saved.residual.backward(&dense.replicated, &gradients);
+            let mut of_residual = residual.backward(&dense.replicated, &gradients);
             let of_sum = of_residual.remove(1);
-            (of_residual.remove(0), saved.products.backward(&dense.sharded, &[&of_sum]).remove(0))
+            (of_residual.remove(0), products.backward(&dense.sharded, &[&of_sum]).remove(0))
         });
         let of_normed = site.all_reduce(of_normed)?;
-        Ok(timer
-            .compute(Activity::Block, || of_stream + saved.norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
+        Ok(timer.compute(Activity::Block, || of_stream + norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
+    }
+
+    fn forward_fused(
+        &self,
+        kernels: &Kernels,
+        site: &Site,
+        input: &Tensor,
+    ) -> Result<([Tensor; 2], AttentionSaved), TrainError> {
+        let Site { dense, timer, .. } = site;
+        let [first, second] = self.norms();
+        let (partial, statistics, heads) = timer.compute(Activity::Block, || {
+            let Normed { normed, statistics, .. } = first.forward(kernels, dense, input, None);
+            let (partial, heads) = self.fused().forward(&dense.sharded, normed);
+            (partial, statistics, heads)
+        });
+        let summed = site.all_reduce(partial)?;
+        let forward = || second.forward(kernels, dense, input, Some((&summed, self.output_bias)));
+        let Normed { stream, normed, statistics: second_statistics } = timer.compute(Activity::Block, forward);
+        let outputs = [stream.shallow_clone(), normed];
+        let saved = FusedSaved { input: input.shallow_clone(), statistics, heads, stream, second_statistics };
+        Ok((outputs, AttentionSaved::Fused(Box::new(saved))))
+    }
+
+    fn backward_fused(
+        &self,
+        site: &Site,
+        saved: FusedSaved,
+        [of_stream, of_normed]: [&Tensor; 2],
+    ) -> Result<Tensor, TrainError> {
+        let Site { dense, timer, .. } = site;
+        let kernels = fused::kernels(&saved.input).expect("the forward pass ran by kernels");
+        let [first, second] = self.norms();
+        let FusedSaved { input, statistics, heads, stream, second_statistics } = saved;
+        let (of_sum, of_first) = timer.compute(Activity::Block, || {
+            let beside = (Some(of_stream), Some(self.output_bias));
+            let of_sum = second.backward(kernels, dense, [&stream, &second_statistics], of_normed, beside);
+            let of_first = self.fused().backward(kernels, &dense.sharded, heads, &of_sum);
+            (of_sum, of_first)
+        });
+        let of_first = site.all_reduce(of_first)?;
+        let backward = || first.backward(kernels, dense, [&input, &statistics], &of_first, (Some(&of_sum), None));
+        Ok(timer.compute(Activity::Block, backward))
+    }
+
+    fn norms(&self) -> [Norm; 2] {
+        [self.norm, self.second_norm].map(|parameters| Norm { parameters })
+    }
+
+    fn fused(&self) -> Heads {
+        Heads { heads: self.heads, seq_len: self.seq_len, query: self.query, output: self.output }
     }
 
     /// Causal attention of this rank's heads, and their part of the output product.

@@ -7,6 +7,7 @@ use crate::model::parameters::{Bucket, Initial, initial};
 /// Collects the dense parameters of a rank at their initial values.
 pub struct Builder {
     seed: u64,
+    device: Device,
     /// Tensor-parallel rank, and how many there are.
     tp: (i64, i64),
     sharded: Vec<Tensor>,
@@ -37,8 +38,9 @@ type Parameter<'a> = (&'a str, &'a [i64], Initial);
 
 impl Builder {
     /// `tp`: the tensor-parallel rank, and how many there are.
-    pub fn new(seed: u64, tp: (usize, usize)) -> Self {
-        Self { seed, tp: (tp.0 as i64, tp.1 as i64), sharded: Vec::new(), replicated: Vec::new(), named: Vec::new() }
+    pub fn new(seed: u64, device: Device, tp: (usize, usize)) -> Self {
+        let tp = (tp.0 as i64, tp.1 as i64);
+        Self { seed, device, tp, sharded: Vec::new(), replicated: Vec::new(), named: Vec::new() }
     }
 
     pub(super) fn tensor_parallel_size(&self) -> i64 {
@@ -48,7 +50,7 @@ impl Builder {
     /// Adds a parameter that every tensor-parallel rank holds; returns its index.
     pub(super) fn whole(&mut self, (name, shape, values): Parameter) -> usize {
         let index = self.replicated.len();
-        self.replicated.push(initial(self.seed, name, shape, values));
+        self.replicated.push(initial(self.seed, name, shape, values, self.device));
         self.named.push(Named { name: name.to_owned(), index, cut: None });
         index
     }
@@ -56,7 +58,7 @@ impl Builder {
     /// Adds this rank's part of a parameter that is cut along `dim`, in `pieces` that are each cut on their own; returns its
     /// index.
     pub(super) fn cut(&mut self, (name, shape, values): Parameter, dim: i64, pieces: i64) -> usize {
-        let whole = initial(self.seed, name, shape, values);
+        let whole = initial(self.seed, name, shape, values, self.device);
         let (rank, size) = self.tp;
         let part = |piece: Tensor| piece.chunk(size, dim).remove(rank as usize);
         let parts: Vec<Tensor> = whole.chunk(pieces, dim).into_iter().map(part).collect();
@@ -69,11 +71,11 @@ impl Builder {
     /// This rank's part along `dim` of a parameter that is kept elsewhere.
     pub(super) fn shard(&self, name: &str, shape: &[i64], dim: i64) -> Tensor {
         let (rank, size) = self.tp;
-        initial(self.seed, name, shape, Initial::Normal(1.0)).chunk(size, dim).remove(rank as usize)
+        initial(self.seed, name, shape, Initial::Normal(1.0), self.device).chunk(size, dim).remove(rank as usize)
     }
 
-    pub fn finish(self, kind: Kind, device: Device) -> Dense {
-        let bucket = |parameters: &[Tensor]| Bucket::new(parameters, kind, device);
+    pub fn finish(self, kind: Kind) -> Dense {
+        let bucket = |parameters: &[Tensor]| Bucket::new(parameters, kind, self.device);
         Dense { sharded: bucket(&self.sharded), replicated: bucket(&self.replicated), named: self.named }
     }
 }

@@ -4,9 +4,10 @@ use systems::iteration::timeline::Activity;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
-use crate::host::to_scalar;
+use crate::kernels::Kernels;
 use crate::model::Gpt;
 use crate::model::dense::Builder;
+use crate::model::fused::{self, CrossEntropySaved, Norm};
 use crate::model::parameters::Initial;
 use crate::model::site::Site;
 use crate::model::tape::{Tape, layer_norm};
@@ -18,11 +19,13 @@ pub struct Head {
 }
 
 /// Saved for backward.
-pub struct HeadSaved {
-    norm: Tape,
-    product: Tape,
-    of_logits: Tensor,
+pub enum HeadSaved {
+    Taped { norm: Tape, product: Tape, of_logits: Tensor },
+    Fused(Box<FusedSaved>),
 }
+
+/// Saved for backward by the kernels of a GPU.
+pub struct FusedSaved(CrossEntropySaved);
 
 impl Head {
     pub fn new(builder: &mut Builder, gpt: &Gpt) -> Self {
@@ -34,7 +37,8 @@ impl Head {
         Self { norm, vocabulary: gpt.vocabulary as i64 }
     }
 
-    /// The sum of the cross-entropies of `targets` `[tokens]`; its gradient is multiplied by `scale`.
+    /// The sum of the cross-entropies of `targets` `[tokens]`, one number on their device; its gradient is multiplied by
+    /// `scale`.
     ///
     /// # Errors
     /// A peer that died.
@@ -44,7 +48,12 @@ impl Head {
         input: &Tensor,
         targets: &Tensor,
         scale: f64,
-    ) -> Result<(f64, HeadSaved), TrainError> {
+    ) -> Result<(Tensor, HeadSaved), TrainError> {
+        if let Some(kernels) = self.kernels(site, input) {
+            let what = (targets, self.vocabulary, scale);
+            let (loss, saved) = fused::cross_entropy(kernels, site, self.fused_norm(), input, what)?;
+            return Ok((loss, HeadSaved::Fused(Box::new(FusedSaved(saved)))));
+        }
         let Site { dense, embedding_weight, group, timer, .. } = site;
         let (norm, product, logits, local) = timer.compute(Activity::Edge, || {
             let ([normed], norm) = Tape::record(&dense.replicated, &self.norm, &[input], |x, p| [layer_norm(&x[0], p)]);
@@ -73,8 +82,7 @@ impl Head {
             let _ = gradient.scatter_add_(1, &target.unsqueeze(-1), &minus);
             (loss, gradient.g_mul_scalar_(scale))
         });
-        let saved = HeadSaved { norm, product, of_logits: gradient.to_kind(input.kind()) };
-        Ok((f64::from(to_scalar::<f32>(&loss)?), saved))
+        Ok((loss, HeadSaved::Taped { norm, product, of_logits: gradient.to_kind(input.kind()) }))
     }
 
     /// The gradient of the input.
@@ -83,9 +91,25 @@ impl Head {
     /// A peer that died.
     pub fn backward(&self, site: &Site, saved: HeadSaved) -> Result<Tensor, TrainError> {
         let Site { dense, embedding_weight, timer, .. } = site;
-        let HeadSaved { norm, product, of_logits } = saved;
+        let (norm, product, of_logits) = match saved {
+            HeadSaved::Taped { norm, product, of_logits } => (norm, product, of_logits),
+            HeadSaved::Fused(saved) => {
+                let kernels = fused::kernels(saved.0.stream()).expect("the forward pass ran by kernels");
+                return fused::cross_entropy_backward(kernels, site, self.fused_norm(), saved.0);
+            }
+        };
         let of_normed = timer.compute(Activity::Edge, || product.backward(embedding_weight, &[&of_logits]).remove(0));
         let of_normed = site.all_reduce(of_normed)?;
         Ok(timer.compute(Activity::Edge, || norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
+    }
+
+    /// The kernels that serve: the words of a rank fill whole accesses.
+    fn kernels(&self, site: &Site, input: &Tensor) -> Option<&'static Kernels> {
+        let words = self.vocabulary / site.group.size() as i64;
+        fused::kernels(input).filter(|_| words % 8 == 0)
+    }
+
+    fn fused_norm(&self) -> Norm {
+        Norm { parameters: self.norm }
     }
 }

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod dense;
 pub mod embedding;
+mod fused;
 pub mod head;
 pub mod mlp;
 pub mod optimizer;

@@ -1,15 +1,74 @@
 //! Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019), on single-precision master weights.
 
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 use workloads::Training;
 
+use crate::error::TrainError;
+use crate::host::to_scalar;
+use crate::kernels::{self, AdamStep};
 use crate::model::parameters::Bucket;
 
 /// Parameters updated at a time, so that temporary memory stays small.
 const CHUNK: i64 = 1 << 26;
 
+/// What gradients are multiplied by.
+pub enum Factor {
+    Host(f64),
+    /// One number in single precision on a GPU: the host never waits for it.
+    Gpu(Tensor),
+}
+
+impl Factor {
+    /// Gradients as they are.
+    pub fn one(device: Device) -> Self {
+        match kernels::at(device) {
+            Some(_) => Self::Gpu(Tensor::ones([1], (Kind::Float, device))),
+            None => Self::Host(1.0),
+        }
+    }
+
+    /// Clips a gradient whose squared norm over the whole model is `square` to the norm `most`.
+    ///
+    /// # Errors
+    /// A norm of another kind than double precision.
+    pub fn clip(square: &Tensor, most: f64) -> Result<Self, TrainError> {
+        if kernels::at(square.device()).is_some() {
+            let factor = (square.sqrt().reciprocal() * most).clamp_max(1.0);
+            return Ok(Self::Gpu(factor.to_kind(Kind::Float)));
+        }
+        let norm = to_scalar::<f64>(square)?.sqrt();
+        Ok(Self::Host(if norm > most { most / norm } else { 1.0 }))
+    }
+}
+
 /// One step: step number `t` (from 1), gradients multiplied by `factor`. Clears the gradients.
-pub fn step(training: &Training, bucket: &Bucket, t: usize, factor: f64) {
+pub fn step(training: &Training, bucket: &Bucket, t: usize, factor: &Factor) {
+    match (kernels::on(&bucket.weights), factor) {
+        (Some(kernels), Factor::Gpu(factor)) => {
+            let state = [&bucket.master, &bucket.first, &bucket.second];
+            kernels.adam(numbers(training, t), state, bucket.gradients(), &bucket.weights, factor);
+        }
+        (_, factor) => step_by_parts(training, bucket, t, factor),
+    }
+    bucket.clear();
+}
+
+/// The numbers of step `t` as the kernel wants them.
+fn numbers(training: &Training, t: usize) -> AdamStep {
+    let Training { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *training;
+    let correction = |beta: f64| 1.0 - beta.powi(t as i32);
+    AdamStep {
+        beta1,
+        beta2,
+        rate: learning_rate / correction(beta1),
+        of_second: 1.0 / correction(beta2),
+        epsilon,
+        keep: 1.0 - learning_rate * weight_decay,
+    }
+}
+
+/// The step by libtorch's operations.
+fn step_by_parts(training: &Training, bucket: &Bucket, t: usize, factor: &Factor) {
     let Training { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *training;
     let correction = |beta: f64| 1.0 - beta.powi(t as i32);
     let (of_first, of_second) = (correction(beta1), correction(beta2));
@@ -17,7 +76,10 @@ pub fn step(training: &Training, bucket: &Bucket, t: usize, factor: f64) {
     while start < bucket.len() {
         let length = CHUNK.min(bucket.len() - start);
         let part = |of: &tch::Tensor| of.narrow(0, start, length);
-        let gradient = part(&bucket.gradients).to_kind(Kind::Float) * factor;
+        let gradient = match factor {
+            Factor::Host(factor) => part(bucket.gradients()) * *factor,
+            Factor::Gpu(factor) => part(bucket.gradients()) * factor,
+        };
         let (mut first, mut second) = (part(&bucket.first), part(&bucket.second));
         let _ = first.lerp_(&gradient, 1.0 - beta1);
         let _ = second.lerp_(&gradient.square(), 1.0 - beta2);
@@ -32,13 +94,11 @@ pub fn step(training: &Training, bucket: &Bucket, t: usize, factor: f64) {
         }
         start += length;
     }
-    let _ = bucket.gradients.shallow_clone().zero_();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Tensor};
 
     /// Three steps of the published algorithm, written out.
     #[test]
@@ -49,7 +109,7 @@ mod tests {
         let mut expected = [(1.0f64, 0.0f64, 0.0f64), (-2.0, 0.0, 0.0)];
         for (t, gradient) in (1..).zip(gradients) {
             bucket.accumulate(0, &Tensor::from_slice(&[gradient[0] as f32, gradient[1] as f32]));
-            step(&training, &bucket, t, 2.0);
+            step(&training, &bucket, t, &Factor::Host(2.0));
             for ((weight, m, v), g) in expected.iter_mut().zip(gradient) {
                 let g = 2.0 * g;
                 *m = training.beta1 * *m + (1.0 - training.beta1) * g;
@@ -63,6 +123,30 @@ mod tests {
         for (found, expected) in found.iter().zip(expected) {
             assert!((f64::from(*found) - expected.0).abs() < 1e-5, "{found} {expected:?}");
         }
-        assert_eq!(f64::try_from(bucket.gradients.abs().sum(Kind::Float)).unwrap(), 0.0);
+        assert_eq!(f64::try_from(bucket.gradients().abs().sum(Kind::Float)).unwrap(), 0.0);
+    }
+
+    /// The kernel does what the operations do, on a bucket whose length is no multiple of anything.
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn a_gpu_takes_the_same_steps() {
+        use crate::kernels::tests::{error, gpu, normal};
+        gpu();
+        let training = Training { learning_rate: 0.01, weight_decay: 0.1, ..Training::default() };
+        let initial = normal(&[1_000_003]);
+        let bucket = |kind| Bucket::new(&[initial.copy()], kind, Device::Cuda(0));
+        let (found, expected) = (bucket(Kind::BFloat16), bucket(Kind::Float));
+        let factor = Factor::clip(&Tensor::from(16.0f64).to_device(Device::Cuda(0)), 2.0).unwrap();
+        for t in 1..=3 {
+            let gradient = normal(&[1_000_003]);
+            for bucket in [&found, &expected] {
+                bucket.accumulate(0, &gradient);
+                step(&training, bucket, t, &factor);
+            }
+        }
+        assert!(error(&found.master, &expected.master) < 1e-6);
+        assert!(error(&found.first, &expected.first) < 1e-6 && error(&found.second, &expected.second) < 1e-6);
+        assert!(found.weights.equal(&found.master.to_kind(Kind::BFloat16)));
+        assert_eq!(f64::try_from(found.gradients().abs().sum(Kind::Float)).unwrap(), 0.0);
     }
 }

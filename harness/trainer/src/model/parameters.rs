@@ -4,12 +4,16 @@
 //! synchronisation is one collective and an optimizer step a handful of kernels. Initial values follow from the seed and
 //! the parameter's name alone: every plan starts from the same model.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::hash::fnv1a;
+use crate::kernels;
 
 /// Standard deviation of initial weights, as in GPT-2 (Radford et al. 2019) and Megatron-LM.
 pub const DEVIATION: f64 = 0.02;
@@ -18,8 +22,8 @@ pub const DEVIATION: f64 = 0.02;
 pub struct Bucket {
     /// `[n]`, in the kind that products use.
     pub weights: Tensor,
-    /// `[n]`, in the same kind.
-    pub gradients: Tensor,
+    /// `[n]`, single precision. Complete after [`Self::settle`].
+    gradients: Tensor,
     /// `[n]`, single precision; the weights themselves where these are in single precision.
     pub master: Tensor,
     /// `[n]`: Adam's running mean of gradients.
@@ -30,6 +34,9 @@ pub struct Bucket {
     leaves: Vec<Tensor>,
     /// Their gradients, sharing `gradients`.
     slots: Vec<Tensor>,
+    /// `[parameter]`: whether its gradient is zero, whatever is in its memory. On a GPU, writing the first product of an
+    /// iteration is cheaper than clearing the memory and adding to it.
+    cleared: RefCell<Vec<bool>>,
 }
 
 impl Bucket {
@@ -41,7 +48,7 @@ impl Bucket {
             false => Tensor::cat(&flat, 0).to_kind(Kind::Float).to_device(device),
         };
         let weights = if kind == Kind::Float { master.shallow_clone() } else { master.to_kind(kind) };
-        let gradients = weights.zeros_like();
+        let gradients = Tensor::zeros([weights.numel() as i64], (Kind::Float, device));
         let (mut leaves, mut slots, mut offset) = (Vec::new(), Vec::new(), 0);
         for parameter in parameters {
             let (shape, length) = (parameter.size(), parameter.numel() as i64);
@@ -51,7 +58,8 @@ impl Bucket {
             offset += length;
         }
         let (first, second) = (master.zeros_like(), master.zeros_like());
-        Self { weights, gradients, master, first, second, leaves, slots }
+        let cleared = RefCell::new(vec![false; leaves.len()]);
+        Self { weights, gradients, master, first, second, leaves, slots, cleared }
     }
 
     /// Parameter `index` as a leaf of autograd.
@@ -68,7 +76,69 @@ impl Bucket {
 
     /// Adds to the gradient of a parameter.
     pub fn accumulate(&self, index: usize, gradient: &Tensor) {
-        let _ = self.slots[index].shallow_clone().g_add_(gradient);
+        let mut slot = self.slots[index].shallow_clone();
+        if self.begin(index..index + 1) {
+            slot.copy_(&gradient.view_as(&slot));
+        } else {
+            let _ = slot.g_add_(gradient);
+        }
+    }
+
+    /// Adds the product of two half-precision matrices on a GPU to the gradient of a parameter, unrounded.
+    pub fn accumulate_product(&self, index: usize, first: &Tensor, second: &Tensor) {
+        let mut slot = self.slots[index].shallow_clone();
+        if self.begin(index..index + 1) {
+            let _ = first.mm_dtype_out(&slot, second, Kind::Float);
+        } else {
+            let _ = slot.g_add_(&first.mm_dtype(second, Kind::Float));
+        }
+    }
+
+    /// All gradients, `[n]`, with those that nothing was added to.
+    pub fn gradients(&self) -> &Tensor {
+        self.settle(0..self.slots.len());
+        &self.gradients
+    }
+
+    /// The gradients of some parameters, to be added to by kernels, and whether they hold nothing yet: what is in their
+    /// memory is then to be overwritten.
+    pub fn open(&self, parameters: Range<usize>) -> (&Tensor, bool) {
+        let fresh = self.begin(parameters);
+        (&self.gradients, fresh)
+    }
+
+    /// All gradients, to be added to that of one parameter.
+    pub fn gradients_of(&self, index: usize) -> &Tensor {
+        self.settle(index..index + 1);
+        &self.gradients
+    }
+
+    /// Whether all of these gradients are cleared; from here on none is.
+    fn begin(&self, parameters: Range<usize>) -> bool {
+        let all = self.cleared.borrow()[parameters.clone()].iter().all(|&cleared| cleared);
+        if all {
+            self.cleared.borrow_mut()[parameters].fill(false);
+        } else {
+            self.settle(parameters);
+        }
+        all
+    }
+
+    /// Writes the zeros of cleared gradients.
+    fn settle(&self, parameters: Range<usize>) {
+        for index in parameters {
+            if std::mem::take(&mut self.cleared.borrow_mut()[index]) {
+                let _ = self.slots[index].shallow_clone().zero_();
+            }
+        }
+    }
+
+    /// Clears all gradients.
+    pub fn clear(&self) {
+        match self.weights.device() {
+            Device::Cuda(_) => self.cleared.borrow_mut().fill(true),
+            _ => drop(self.gradients.shallow_clone().zero_()),
+        }
     }
 
     /// How many numbers its parameters have together.
@@ -81,16 +151,17 @@ impl Bucket {
     }
 }
 
-/// Initial values of one parameter, in single precision on the CPU.
-pub fn initial(seed: u64, name: &str, shape: &[i64], values: Initial) -> Tensor {
-    match values {
-        Initial::Zeros => Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
-        Initial::Ones => Tensor::ones(shape, (Kind::Float, Device::Cpu)),
-        Initial::Normal(scale) => {
+/// Initial values of one parameter, in single precision: drawn where they are needed, the same everywhere up to rounding.
+pub fn initial(seed: u64, name: &str, shape: &[i64], values: Initial, device: Device) -> Tensor {
+    match (values, kernels::at(device)) {
+        (Initial::Zeros, _) => Tensor::zeros(shape, (Kind::Float, device)),
+        (Initial::Ones, _) => Tensor::ones(shape, (Kind::Float, device)),
+        (Initial::Normal(scale), Some(kernels)) => kernels.normal(&stream(seed, name), shape, DEVIATION * scale),
+        (Initial::Normal(scale), None) => {
             let count = shape.iter().product::<i64>() as usize;
             let deviation = (DEVIATION * scale) as f32;
             let values: Vec<f32> = normal(stream(seed, name), count).into_iter().map(|x| x * deviation).collect();
-            Tensor::from_slice(&values).view(shape)
+            Tensor::from_slice(&values).view(shape).to_device(device)
         }
     }
 }
@@ -141,7 +212,7 @@ mod tests {
 
     #[test]
     fn values_depend_on_seed_and_name_and_are_normal() {
-        let draw = |seed, name| initial(seed, name, &[100, 100], Initial::Normal(1.0));
+        let draw = |seed, name| initial(seed, name, &[100, 100], Initial::Normal(1.0), Device::Cpu);
         assert!(draw(1, "a").equal(&draw(1, "a")));
         assert!(!draw(1, "a").equal(&draw(1, "b")) && !draw(1, "a").equal(&draw(2, "a")));
         let values = draw(3, "c") / DEVIATION;
@@ -177,6 +248,37 @@ mod tests {
         let _ = bucket.weights.shallow_clone().fill_(5.0);
         assert_eq!(f64::try_from(bucket.leaf(1).sum(Kind::Float)).unwrap(), 15.0);
         bucket.accumulate(0, &Tensor::ones([2, 2], (Kind::Float, Device::Cpu)));
-        assert_eq!(f64::try_from(bucket.gradients.sum(Kind::Float)).unwrap(), 4.0);
+        assert_eq!(f64::try_from(bucket.gradients().sum(Kind::Float)).unwrap(), 4.0);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn a_gpu_draws_what_the_cpu_draws() {
+        let gpu = kernels::tests::gpu();
+        for count in [1, 7, 8, 100_003] {
+            let drawn = gpu.normal(&stream(7, "a"), &[count], DEVIATION);
+            let expected = initial(7, "a", &[count], Initial::Normal(1.0), Device::Cpu);
+            let distance = (drawn.to_device(Device::Cpu) - &expected).abs().max();
+            assert!(f64::try_from(distance).unwrap() < 1e-7);
+        }
+    }
+
+    /// Cleared gradients are zero, whether or not something is added to them, in whatever way.
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn cleared_gradients_are_zero() {
+        let device = Device::Cuda(0);
+        kernels::tests::gpu();
+        let parameter = || Tensor::ones([8, 8], (Kind::Float, device));
+        let bucket = Bucket::new(&[parameter(), parameter(), parameter()], Kind::BFloat16, device);
+        let _ = bucket.gradients().shallow_clone().fill_(7.0);
+        bucket.clear();
+        let half = parameter().to_kind(Kind::BFloat16);
+        for sum in [1.0, 2.0] {
+            bucket.accumulate(0, &half);
+            bucket.accumulate_product(1, &half, &half);
+            let sums = bucket.gradients().view([3, 64]).mean_dim(1, false, Kind::Float);
+            assert_eq!(Vec::<f32>::try_from(sums.to_device(Device::Cpu)).unwrap(), [sum, 8.0 * sum, 0.0]);
+        }
     }
 }

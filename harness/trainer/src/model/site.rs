@@ -65,6 +65,15 @@ impl Site<'_> {
         self.timer.collective(Activity::TensorParallel, self.group, price)
     }
 
+    /// Token ids as this rank numbers its part of the vocabulary, -1 for those of other ranks.
+    pub(super) fn local_targets(&self, vocabulary: i64, ids: &Tensor) -> Tensor {
+        if self.group.size() == 1 {
+            return ids.shallow_clone();
+        }
+        let (local, own) = self.local_ids(vocabulary, ids);
+        local - own.logical_not().to_kind(Kind::Int64)
+    }
+
     /// Token ids as this rank numbers its part of the vocabulary, 0 for those of other ranks; and which are its own.
     pub(super) fn local_ids(&self, vocabulary: i64, ids: &Tensor) -> (Tensor, Tensor) {
         let share = vocabulary / self.group.size() as i64;

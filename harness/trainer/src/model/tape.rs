@@ -45,7 +45,7 @@ impl Tape {
     }
 }
 
-const NORM_EPSILON: f64 = 1e-5;
+pub(super) const NORM_EPSILON: f64 = 1e-5;
 
 /// Layer normalisation by weight and bias.
 pub(super) fn layer_norm(input: &Tensor, parameters: &[&Tensor]) -> Tensor {
@@ -75,6 +75,6 @@ mod tests {
         let gradient = first.backward(&bucket, &[&gradient]).remove(0);
         // d/dx (x w^2)^2 = 2 x w^4; d/dw = 4 x^2 w^3.
         assert_eq!(Vec::<f32>::try_from(gradient).unwrap(), [160.0, 1134.0]);
-        assert_eq!(Vec::<f32>::try_from(&bucket.gradients).unwrap(), [800.0, 5292.0]);
+        assert_eq!(Vec::<f32>::try_from(bucket.gradients()).unwrap(), [800.0, 5292.0]);
     }
 }

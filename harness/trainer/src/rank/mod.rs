@@ -17,8 +17,9 @@ use systems::price::GroupPlace;
 use tch::{Device, Tensor};
 
 use crate::clock::timer::Timer;
-use crate::comm::{CommError, Communicator};
+use crate::comm::Communicator;
 use crate::error::TrainError;
+use crate::kernels;
 use crate::layer::migrate::migrate;
 use crate::layer::moe::Layer;
 use crate::model::dense::Cut;
@@ -47,13 +48,16 @@ pub struct Rank<'a> {
 
 impl<'a> Rank<'a> {
     /// # Errors
-    /// A peer that died.
+    /// A peer that died; kernels that cannot be compiled for the GPU.
     pub fn new(
         setup: &'a Setup<'a>,
         world: Box<dyn Communicator>,
         device: Device,
         timer: Timer,
-    ) -> Result<Self, CommError> {
+    ) -> Result<Self, TrainError> {
+        if let Device::Cuda(ordinal) = device {
+            kernels::load(ordinal)?;
+        }
         let plan = &setup.plan;
         let (stage_number, position) = (world.rank() / plan.stage_ranks(), world.rank() % plan.stage_ranks());
         let ranks = plan.expert_group(stage_number, position / plan.ep);
@@ -85,10 +89,10 @@ impl<'a> Rank<'a> {
         self.timer.start();
         let mut report = Report::default();
         self.place(&mut report)?;
-        let stats = self.pipeline(&mut report)?;
+        let ran = self.pipeline()?;
         self.reduce_gradients()?;
         self.update()?;
-        self.complete(&stats, &mut report)?;
+        self.complete(&ran, &mut report)?;
         self.iteration += 1;
         Ok(report)
     }

@@ -1,5 +1,6 @@
 //! All micro-batches of an iteration through the stage, forward and backward, in 1F1B order.
 
+use rayon::prelude::*;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::Activity;
 use tch::{Kind, Tensor};
@@ -8,7 +9,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::comm::Pending;
 use crate::error::TrainError;
-use crate::host::to_scalar;
+use crate::host::{to_device, to_scalar};
 use crate::layer::gate;
 use crate::layer::moe::{self, Layer, LayerStats, MoeSite};
 use crate::model::attention::AttentionSaved;
@@ -16,7 +17,6 @@ use crate::model::head::HeadSaved;
 use crate::model::site::Site;
 use crate::model::tape::Tape;
 use crate::rank::Rank;
-use crate::rank::report::Report;
 use crate::rank::stage::{Block, FeedForward};
 
 /// Saved for the backward pass of a micro-batch.
@@ -37,6 +37,14 @@ enum FeedForwardSaved {
     Moe(Box<moe::Saved>),
 }
 
+/// What an iteration's micro-batches did.
+pub(super) struct Ran {
+    /// `[micro-batch][layer of the stage]`.
+    pub(super) stats: Vec<Vec<LayerStats>>,
+    /// Of every micro-batch, on the device, where this rank reports them.
+    pub(super) losses: Vec<Tensor>,
+}
+
 /// The direction of a pipeline message.
 #[derive(Clone, Copy)]
 enum To {
@@ -45,22 +53,22 @@ enum To {
 }
 
 impl Rank<'_> {
-    /// Runs all micro-batches; returns what their MoE layers did, `[micro-batch][layer of the stage]`.
+    /// Runs all micro-batches.
     ///
     /// # Errors
     /// A peer that died; a program that cannot be executed.
-    pub(super) fn pipeline(&mut self, report: &mut Report) -> Result<Vec<Vec<LayerStats>>, TrainError> {
+    pub(super) fn pipeline(&self) -> Result<Ran, TrainError> {
         let (pp, micro_batches) = (self.setup.plan.pp, self.setup.plan.micro_batches(self.setup.job));
         let mut saved: Vec<Option<Saved>> = (0..micro_batches).map(|_| None).collect();
         let mut stats: Vec<Vec<LayerStats>> = vec![Vec::new(); micro_batches];
-        let mut sends = Vec::new();
+        let (mut sends, mut losses) = (Vec::new(), Vec::new());
         for work in one_forward_one_backward(pp, self.stage_number, micro_batches) {
             match work {
                 Work::Forward(m) => {
                     let (of_batch, loss);
                     (of_batch, stats[m], loss) = self.forward(m, &mut sends)?;
                     saved[m] = Some(of_batch);
-                    report.loss += loss;
+                    losses.extend(loss);
                 }
                 Work::Backward(m) => {
                     let of_batch = saved[m].take().expect("a schedule runs a micro-batch forward, then backward, once");
@@ -72,11 +80,15 @@ impl Rank<'_> {
         for send in sends {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
-        Ok(stats)
+        Ok(Ran { stats, losses })
     }
 
-    /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss that this rank reports.
-    fn forward(&self, m: usize, sends: &mut Vec<Pending>) -> Result<(Saved, Vec<LayerStats>, f64), TrainError> {
+    /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss, if this rank reports it.
+    fn forward(
+        &self,
+        m: usize,
+        sends: &mut Vec<Pending>,
+    ) -> Result<(Saved, Vec<LayerStats>, Option<Tensor>), TrainError> {
         let (work, stage) = (Some(Work::Forward(m)), &self.stage);
         self.timer.enter(work, None);
         let data = (stage.embedding.is_some() || stage.head.is_some()).then(|| self.read(m));
@@ -103,11 +115,11 @@ impl Rank<'_> {
             (Some(head), Some((_, targets))) => {
                 let scale = 1.0 / (self.setup.job.global_batch * self.setup.gpt.seq_len) as f64;
                 let (loss, saved) = head.forward(&site, &stream, targets, scale)?;
-                (Some(saved), if self.position.is_multiple_of(self.setup.plan.tp) { loss } else { 0.0 })
+                (Some(saved), self.position.is_multiple_of(self.setup.plan.tp).then_some(loss))
             }
             _ => {
                 self.send(&stream, To::NextStage, sends)?;
-                (None, 0.0)
+                (None, None)
             }
         };
         Ok((Saved { embedding, blocks, head }, stats, loss))
@@ -187,11 +199,17 @@ impl Rank<'_> {
         let setup = self.setup;
         self.timer.compute(Activity::Host, || {
             let samples = setup.plan.samples(setup.job, self.position, m);
-            let samples: Vec<Vec<i64>> = samples.map(|index| setup.samples.sample(self.iteration, index)).collect();
+            let (source, iteration) = (setup.samples, self.iteration);
+            let sample = |index| source.sample(iteration, index);
+            let samples: Vec<Vec<i64>> = match self.timer.is_virtual() {
+                // Ranks share the host, and the time of this thread is what counts.
+                true => samples.map(sample).collect(),
+                false => samples.collect::<Vec<_>>().into_par_iter().map(sample).collect(),
+            };
             let read = |shift: usize| {
                 let window = shift..shift + setup.gpt.seq_len;
                 let flat: Vec<i64> = samples.iter().flat_map(|sample| &sample[window.clone()]).copied().collect();
-                Tensor::from_slice(&flat).to_device(self.device)
+                to_device(&Tensor::from_slice(&flat), self.device)
             };
             (read(0), read(1))
         })

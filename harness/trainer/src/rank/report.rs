@@ -7,9 +7,10 @@ use tch::Tensor;
 use workloads::{Bytes, Seconds};
 
 use crate::error::TrainError;
-use crate::host::to_host;
+use crate::host::{to_host, to_scalar};
 use crate::layer::moe::LayerStats;
 use crate::rank::Rank;
+use crate::rank::pipeline::Ran;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -50,12 +51,12 @@ fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 }
 
 impl Rank<'_> {
-    /// Completes the report by times and by what the layers did, `[micro-batch][layer of the stage]`; adds the stage's
-    /// loads to the history.
+    /// Completes the report by times and by what the micro-batches did; adds the stage's loads to the history.
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn complete(&mut self, stats: &[Vec<LayerStats>], report: &mut Report) -> Result<(), TrainError> {
+    pub(super) fn complete(&mut self, ran: &Ran, report: &mut Report) -> Result<(), TrainError> {
+        let stats = &ran.stats;
         // What follows is bookkeeping and not part of the iteration.
         self.timer.synchronize();
         report.step = self.timer.now();
@@ -63,6 +64,9 @@ impl Rank<'_> {
         report.ledger = ledger;
         if self.setup.record_spans {
             report.spans = spans;
+        }
+        for loss in &ran.losses {
+            report.loss += f64::from(to_scalar::<f32>(loss)?);
         }
         let all = stats.iter().flatten();
         report.balance = all.clone().map(|of| of.balance).sum::<f64>() / all.clone().count().max(1) as f64;

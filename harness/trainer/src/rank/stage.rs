@@ -40,7 +40,7 @@ impl Stage {
     /// Stage `stage` of the plan at `position` in it, at its initial values.
     pub(super) fn new(setup: &Setup, stage: usize, position: usize, device: Device) -> Self {
         let (plan, job) = (&setup.plan, setup.job);
-        let mut builder = Builder::new(setup.seed, (position % plan.tp, plan.tp));
+        let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp));
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
         let mut gates = Vec::new();
@@ -50,7 +50,7 @@ impl Stage {
             let feed_forward = match (block.moe(), inner(block)) {
                 (Some(_), _) => {
                     let layer = moe_layer(setup, number, position, gates.len(), device);
-                    gates.extend(gate(setup, &layer));
+                    gates.extend(gate(setup, &layer, device));
                     FeedForward::Moe(Box::new(layer))
                 }
                 (None, inner) => {
@@ -65,7 +65,7 @@ impl Stage {
         let tied: Vec<_> = (first || last).then(|| embedding_weight(&builder, &setup.gpt)).into_iter().collect();
         let embedding_weight = Bucket::new(&tied, setup.kind, device);
         let gates = Bucket::new(&gates, setup.kind, device);
-        Self { dense: builder.finish(setup.kind, device), gates, embedding_weight, embedding, blocks, head }
+        Self { dense: builder.finish(setup.kind), gates, embedding_weight, embedding, blocks, head }
     }
 
     /// All buckets, experts last.
@@ -101,12 +101,12 @@ fn moe_layer(setup: &Setup, block: usize, position: usize, gates: usize, device:
 }
 
 /// Initial weight and bias of a layer's gate.
-fn gate(setup: &Setup, layer: &Layer) -> [tch::Tensor; 2] {
+fn gate(setup: &Setup, layer: &Layer, device: Device) -> [tch::Tensor; 2] {
     let moe = layer.experts.moe();
     let shape = [moe.experts as i64, moe.width as i64];
     let name = format!("layer {} gate", layer.number);
     [
-        initial(setup.seed, &name, &shape, Initial::Normal(1.0)),
-        initial(setup.seed, &format!("{name} bias"), &shape[..1], Initial::Zeros),
+        initial(setup.seed, &name, &shape, Initial::Normal(1.0), device),
+        initial(setup.seed, &format!("{name} bias"), &shape[..1], Initial::Zeros, device),
     ]
 }

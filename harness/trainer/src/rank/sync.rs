@@ -9,8 +9,8 @@ use workloads::model::HALF;
 
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
-use crate::host::to_scalar;
-use crate::model::optimizer;
+use crate::kernels;
+use crate::model::optimizer::{self, Factor};
 use crate::model::parameters::Bucket;
 use crate::rank::Rank;
 use crate::rank::stage::Stage;
@@ -55,10 +55,10 @@ impl Rank<'_> {
         self.timer.wait(activity, || {
             let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
             let pending: Vec<(&&Bucket, Pending)> = filled
-                .map(|bucket| Ok((bucket, group.all_reduce(&bucket.gradients)?)))
+                .map(|bucket| Ok((bucket, group.all_reduce(bucket.gradients())?)))
                 .collect::<Result<_, CommError>>()?;
             for (bucket, sum) in pending {
-                bucket.gradients.shallow_clone().copy_(&sum.wait()?);
+                bucket.gradients().shallow_clone().copy_(&sum.wait()?);
             }
             Ok::<(), CommError>(())
         })?;
@@ -72,18 +72,15 @@ impl Rank<'_> {
     /// A peer that died.
     pub(super) fn update(&self) -> Result<(), TrainError> {
         let training = &self.setup.training;
-        let mut factor = 1.0;
+        let mut factor = Factor::one(self.device);
         if training.clip_norm > 0.0 {
             let squares = || squares(&self.setup.plan, &self.stage, self.stage_number, self.device);
             let own = self.timer.compute(Activity::Optimizer, squares);
-            let norm = to_scalar::<f64>(&self.groups.world.all_reduce(&own)?.wait()?)?.sqrt();
-            if norm > training.clip_norm {
-                factor = training.clip_norm / norm;
-            }
+            factor = Factor::clip(&self.groups.world.all_reduce(&own)?.wait()?, training.clip_norm)?;
         }
         let t = self.iteration + 1;
         self.timer.compute(Activity::Optimizer, || {
-            self.stage.buckets().for_each(|bucket| optimizer::step(training, bucket, t, factor));
+            self.stage.buckets().for_each(|bucket| optimizer::step(training, bucket, t, &factor));
         });
         Ok(())
     }
@@ -93,8 +90,12 @@ impl Rank<'_> {
 /// parameter of the model counts once.
 fn squares(plan: &Plan, stage: &Stage, number: usize, device: Device) -> Tensor {
     let sum = |bucket: &Bucket, copies: usize| {
-        let gradient = bucket.gradients.to_kind(Kind::Float);
-        gradient.square().sum(Kind::Double) / copies as f64
+        let gradient = bucket.gradients();
+        let square = match kernels::at(device) {
+            Some(kernels) => kernels.square_sum(gradient),
+            None => gradient.square().sum(Kind::Double),
+        };
+        square / copies as f64
     };
     let mut total = sum(&stage.dense.sharded, plan.dp)
         + sum(&stage.dense.replicated, plan.dp * plan.tp)
