@@ -105,7 +105,7 @@ fn unknown_names() {
         &[],
         &["--systems", "unknown system `fastmoe`", "expert-only"],
     );
-    check("run smoke --systems smartmoe,smartmoe --out out", &[], &["--systems", "`smartmoe` stands twice"]);
+    check("run smoke --systems smartmoe,smartmoe --out out", &[], &["--systems", "`smartmoe` is given twice"]);
     let plan = "--gpus 8 --global-batch-size 64 --trace trace.parquet";
     check(&format!("plan --model gpt --cluster inky {plan}"), &[], &["unknown model `gpt`", "gpt-tiny"]);
     check(&format!("plan --model gpt-tiny --cluster inkl {plan}"), &[], &["unknown cluster `inkl`", "inky, pinky"]);

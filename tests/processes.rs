@@ -6,12 +6,20 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Folder, Ran};
+use crate::support::{Folder, Ran, small_trace};
 
-const MODEL: &str = "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 1 --warmup 1 --timeline";
+const MODEL: &str = "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 1 --warmup 1 --timeline \
+                     --trace trace.parquet";
 
 /// How long a rank waits for another, s. Longer than any pause of a busy machine.
 const TIMEOUT: u64 = 120;
+
+/// With a trace that is read faster than the default is made.
+fn folder() -> Folder {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder
+}
 
 /// A port of one test alone: below those that the system gives to connections, another one in every process and call.
 fn free_port() -> u16 {
@@ -28,7 +36,8 @@ fn free_port() -> u16 {
 fn start(folder: &Folder, rank: usize, port: u16, arguments: &str) -> Child {
     let mut command = folder.command(arguments);
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1");
-    command.env("MASTER_PORT", port.to_string());
+    // As torchrun does: ranks share the cores.
+    command.env("MASTER_PORT", port.to_string()).env("OMP_NUM_THREADS", "1");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -54,7 +63,7 @@ fn errors(ran: &Ran) -> Vec<&str> {
 
 #[test]
 fn processes_train_the_same_as_threads() {
-    let folder = Folder::new();
+    let folder = folder();
     for plan in ["--pipeline-model-parallel-size 2", "--system smartmoe --placement-every 2"] {
         let arguments = format!("{MODEL} {plan} --iterations 6 --overwrite");
         folder.succeed(&format!("{arguments} --out threads"));
@@ -69,22 +78,22 @@ fn processes_train_the_same_as_threads() {
 
 #[test]
 fn a_suite_is_run_in_the_order_that_rank_0_calls() {
-    let folder = Folder::new();
+    let folder = folder();
     let case = "[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\nglobal_batch = 4\nmicro_batch = 1\n";
     let head = "name = \"test\"\ndescription = \"for tests\"\nengine = \"train\"\nbaseline = \"expert-only\"\n\
                 systems = [\"expert-only\", \"fastermoe\"]\niterations = 3\nwarmup = 1\nseeds = [1, 2]\n";
     folder.write("suite.toml", &format!("{head}{case}gate = \"no-drop\"\n{case}gate = \"capacity 1.2\"\n"));
-    let [first, second] = start_both(&folder, "run ./suite.toml --out out").map(end);
+    let [first, second] = start_both(&folder, "run ./suite.toml --trace trace.parquet --out out").map(end);
     assert_eq!((first.status, second.status), (Some(0), Some(0)), "{}\n{}", first.stderr, second.stderr);
     assert_eq!(losses(&folder, "out").len(), 2 * 2 * 2 * 3);
     // Everything is there: nothing is called.
-    let again = start_both(&folder, "run ./suite.toml --out out").map(end);
+    let again = start_both(&folder, "run ./suite.toml --trace trace.parquet --out out").map(end);
     assert!(again.iter().all(|ran| ran.status == Some(0)), "{}\n{}", again[0].stderr, again[1].stderr);
 }
 
 #[test]
 fn a_killed_process_ends_the_others_and_a_checkpoint_goes_on() {
-    let folder = Folder::new();
+    let folder = folder();
     let arguments = format!("{MODEL} --expert-model-parallel-size 2 --checkpoint kept --checkpoint-every 5");
     let [mut first, mut second] =
         start_both(&folder, &format!("{arguments} --iterations 100000 --timeout {TIMEOUT} --out out"));
@@ -131,7 +140,7 @@ fn reached(folder: &Path) -> Option<usize> {
 
 #[test]
 fn processes_that_do_not_fit_are_refused_before_any_work() {
-    let folder = Folder::new();
+    let folder = folder();
     let alone = |arguments: &str| end(start(&folder, 0, free_port(), arguments));
     let ran = alone("train --model gpt-micro --gpus 4 --global-batch-size 4 --out out");
     assert_eq!(ran.status, Some(2), "{}", ran.stderr);
@@ -149,5 +158,5 @@ fn processes_that_do_not_fit_are_refused_before_any_work() {
         assert_eq!(ran.status, Some(1), "{}", ran.stderr);
         assert!(ran.stderr.contains("was asked for another run"), "{}", ran.stderr);
     }
-    assert_eq!(folder.files(), [""; 0], "nothing is written");
+    assert_eq!(folder.files(), ["trace.parquet"], "nothing is written");
 }

@@ -60,28 +60,31 @@ pub struct RunArgs {
 /// Bad input before anything runs; after that, what cannot be written.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let file = prepare::suite_file(&args.suite).or_input()?;
-    let trace = traces::load(args.trace.as_deref()).or_input()?;
     let out = |name: &str| args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(name));
     match file {
         SuiteFile::Suite(suite) => {
-            let out = out(&suite.name);
+            let (out, suite) = (out(&suite.name), adjusted(args, suite).or_input()?);
+            let stated = stated_routing(args, &args.suite, &suite).or_input()?;
+            let trace = stated.map_or_else(|| traces::load(args.trace.as_deref()), Ok).or_input()?;
             run_suite(args, &args.suite, suite, &trace, out)
         }
-        SuiteFile::Collection(collection) => run_collection(args, &collection, &trace, out(&collection.name)),
+        SuiteFile::Collection(collection) => run_collection(args, &collection, out(&collection.name)),
     }
 }
 
 /// Every suite of a collection in a folder of its own, and a page that shows them all.
-fn run_collection(args: &RunArgs, collection: &Collection, trace: &RoutingTrace, out: PathBuf) -> Result<(), Failure> {
+fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Result<(), Failure> {
     if args.systems.is_some() {
         let name = &collection.name;
         return Err(Failure::Input(anyhow!("--systems: {name} is a collection: its suites have systems of their own")));
     }
     let suites = collection.suites.iter().map(|name| Suite::named(&collection.name, name));
-    let suites: Vec<Suite> = suites.collect::<Result<_, _>>().or_input()?;
+    let suites: Vec<Suite> = suites.map(|suite| adjusted(args, suite?)).collect::<Result<_>>().or_input()?;
+    let trace = traces::load(args.trace.as_deref()).or_input()?;
     for suite in &suites {
         eprintln!("{}: {}", suite.name, suite.description);
-        run_suite(args, &suite.name, suite.clone(), trace, out.join(&suite.name))?;
+        let stated = stated_routing(args, &suite.name, suite).or_input()?;
+        run_suite(args, &suite.name, suite.clone(), stated.as_ref().unwrap_or(&trace), out.join(&suite.name))?;
     }
     if !args.dry_run {
         let path = out.join("README.md");
@@ -91,11 +94,13 @@ fn run_collection(args: &RunArgs, collection: &Collection, trace: &RoutingTrace,
     Ok(())
 }
 
+/// The routing that a suite states, unless the command line names a trace.
+fn stated_routing(args: &RunArgs, file: &str, suite: &Suite) -> Result<Option<RoutingTrace>> {
+    if args.trace.is_some() { Ok(None) } else { prepare::routing(file, suite) }
+}
+
 /// `file` is what errors call the suite.
 fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, out: PathBuf) -> Result<(), Failure> {
-    let suite = adjusted(args, suite).or_input()?;
-    let stated = if args.trace.is_none() { prepare::routing(file, &suite).or_input()? } else { None };
-    let trace = stated.as_ref().unwrap_or(trace);
     if args.dry_run {
         return dry_run(file, &suite, trace);
     }
@@ -119,7 +124,7 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
             prepare::system("--systems", name)?;
         }
         if let Some(system) = repeated(systems) {
-            bail!("--systems: `{system}` stands twice: expected every system once");
+            bail!("--systems: `{system}` is given twice: expected every system once");
         }
         suite.systems = systems.clone();
         if !systems.contains(&suite.baseline) {

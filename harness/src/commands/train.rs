@@ -86,8 +86,8 @@ pub struct TrainArgs {
 /// Bad input before anything runs; after that, a run that did not end well, or what cannot be written.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let suite = suite(args).or_input()?;
-    let trace = traces::load(args.trace.as_deref()).or_input()?;
     let session = Session::open(suite.engine, &args.training, &suite).or_input()?;
+    let trace = traces::load(args.trace.as_deref()).or_input()?;
     pipeline::execute(&RunRequest {
         file: suite.name.clone(),
         suite,
