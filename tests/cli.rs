@@ -28,7 +28,7 @@ fn the_smoke_suite_ends_in_samples_summary_and_figure() {
     assert_eq!(iterations.height(), 3 * 3 * 30);
     let summary = CsvReader::new(File::open(folder.join("out/summary.csv")).unwrap()).finish().unwrap();
     assert_eq!(summary.height(), 3 * 3);
-    let speedups: Vec<f64> = summary.column("speedup").unwrap().f64().unwrap().iter().flatten().collect();
+    let speedups: Vec<f64> = summary.column("speedup_by_totals").unwrap().f64().unwrap().iter().flatten().collect();
     assert_eq!(speedups.len(), 9);
     let svg = folder.text("out/figures/end_to_end.svg");
     for system in ["expert-only", "fastermoe", "smartmoe"] {

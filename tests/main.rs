@@ -8,6 +8,8 @@ mod added;
 mod arithmetic;
 // Everything around an engine, with one of known times.
 mod mock;
+// Medians, speedups and their spread, errors of predictions, least squares.
+mod statistics;
 // The house itself: layers, circles, sizes, and that ARCHITECTURE.md is true.
 mod house;
 // The same bytes whatever the threads, the order of cases or an interruption.

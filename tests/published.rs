@@ -138,7 +138,7 @@ fn measured(csv: &str) -> BTreeMap<(usize, String, String), f64> {
         let key = (fields[gpus].parse().unwrap(), gate, fields[system].to_owned());
         steps.entry(key).or_default().push(fields[time].parse::<f64>().unwrap() / 1e3);
     }
-    steps.into_iter().map(|(key, steps)| (key, statistics::median(&steps).unwrap().value)).collect()
+    steps.into_iter().map(|(key, steps)| (key, statistics::median(&steps).unwrap())).collect()
 }
 
 /// Simulated medians of a case, s, in the order of the suite's systems.
@@ -147,7 +147,7 @@ fn predicted(prepared: &prepare::PreparedCase, iterations: usize, warmup: usize)
     let median = |run: &prepare::PreparedRun| {
         let outcome = Simulator.run(run, run.plan().unwrap().plan, extent, &|| ()).unwrap();
         let steps: Vec<f64> = outcome.iterations[warmup..].iter().map(|iteration| iteration.timing.step.0).collect();
-        statistics::median(&steps).unwrap().value
+        statistics::median(&steps).unwrap()
     };
     prepared.runs.iter().map(median).collect()
 }
@@ -187,7 +187,7 @@ fn published_measurements_are_what_a_suite_predicts() {
             assert!(predicted[1] > predicted[2], "{}: SmartMoE is measured faster", label(&prepared.case));
         }
     }
-    let median = statistics::median(&errors).unwrap().value;
+    let median = statistics::median(&errors).unwrap();
     assert_eq!(errors.len(), 24);
     let shown = model_error::of_clusters().unwrap();
     let shown = shown.iter().find(|error| error.cluster == "inky").unwrap();

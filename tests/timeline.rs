@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use harness::runs::timeline::{Timeline, write};
 use systems::iteration::run::Run;
-use systems::iteration::timeline::Span;
+use systems::iteration::schedule::Work;
+use systems::iteration::timeline::{Activity, Span};
 use systems::price::ledger::Phase;
-use systems::program::Stream;
+use systems::program::{Op, Stream};
 use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
 use workloads::model::Edge;
-use workloads::{Bytes, Flops};
+use workloads::{Bytes, EngineKind, Flops, Seconds};
 
 use crate::support::{Folder, batch, close, cluster, job, model, plan, small_trace, suite_toml};
 
@@ -154,4 +156,37 @@ fn last_step(folder: &Folder, system: &str) -> f64 {
     let steps = frame.column("step_s").unwrap().f64().unwrap();
     let mut own = systems.iter().zip(steps.iter()).filter(|(name, _)| *name == Some(system));
     (own.next_back().unwrap().1.unwrap() * 1e6).round()
+}
+
+fn span(rank: usize, activity: Activity, start: f64, end: f64) -> Span {
+    let work = Some(Work::Backward(3));
+    Span { rank, activity, block: Some(5), work, start: Seconds(start), end: Seconds(end) }
+}
+
+#[test]
+fn two_engines_stand_side_by_side() {
+    let simulated = [span(1, Activity::Op(Op::Dispatch { step: 2 }), 0.5, 0.75)];
+    let measured = [span(0, Activity::Block, 0.0, 1.0), span(1, Activity::Block, 0.0, 0.5)];
+    let timelines = [(EngineKind::Simulated, &simulated[..]), (EngineKind::Measured, &measured[..])]
+        .map(|(engine, spans)| Timeline { engine, spans });
+    let mut text = Vec::new();
+    write(&timelines, &mut text).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let events = document["traceEvents"].as_array().unwrap();
+    let names: Vec<(u64, &str)> = events
+        .iter()
+        .filter(|event| event["name"] == "process_name")
+        .map(|event| (event["pid"].as_u64().unwrap(), event["args"]["name"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        names,
+        [(0, "rank 0 (simulated)"), (2, "rank 1 (simulated)"), (1, "rank 0 (measured)"), (3, "rank 1 (measured)")]
+    );
+    let complete: Vec<_> = events.iter().filter(|event| event["ph"] == "X").collect();
+    assert_eq!(complete.len(), 3);
+    let expected = serde_json::json!({
+        "ph": "X", "pid": 2, "tid": 2, "name": "dispatch", "cat": "dispatch", "ts": 500000.0, "dur": 250000.0,
+        "args": {"pass": "backward", "micro_batch": 3, "layer": 5, "step": 2}
+    });
+    assert_eq!(*complete[0], expected);
 }

@@ -197,7 +197,7 @@ fn the_simulator_predicts_emulated_iterations() {
 fn error_of_a_run(job: &Job, system: &'static dyn System, plan: Plan) -> f64 {
     let run = train(job, system, plan, 7, true);
     let steps = |of: &[Iteration]| of[1..].iter().map(|iteration| iteration.timing.step.0).collect::<Vec<_>>();
-    let [emulated, simulated] = [&run.iterations, &run.simulated].map(|of| median(&steps(of)).unwrap().value);
+    let [emulated, simulated] = [&run.iterations, &run.simulated].map(|of| median(&steps(of)).unwrap());
     let error = simulated / emulated - 1.0;
     let (name, percent) = (system.name(), error * 100.0);
     println!("{name}: emulated {:.1} ms, simulated {:.1} ms: {percent:+.1}%", emulated * 1e3, simulated * 1e3);

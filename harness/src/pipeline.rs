@@ -178,7 +178,7 @@ impl Shown<'_> {
     fn print(&self, timelines: bool) -> Result<()> {
         let mut out = output::stdout();
         writeln!(out, "{}", self.table.to_table()).context("standard output")?;
-        for line in report::differences(&self.suite.cases).iter().chain(&report::failures(&self.summary)) {
+        for line in report::notes(&self.suite.cases, &self.summary) {
             writeln!(out, "{line}")?;
         }
         let path = |name: &str| self.store.path(name).display().to_string();

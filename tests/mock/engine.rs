@@ -17,7 +17,7 @@ use harness::runs::prepare::{self, PreparedCase, PreparedRun};
 use harness::runs::records::{Outcome, Row, RunFailure, RunRecord, Status};
 
 /// Takes 4 s an iteration under expert parallelism, 2 s under FasterMoE and 1 s under SmartMoE, of which 1/8 s are decisions;
-/// the first two iterations take ten times as long.
+/// the first two iterations take ten times as long, and every placement after them 3 s.
 #[derive(Default)]
 pub(crate) struct MockEngine {
     pub(crate) kind: EngineKind,
@@ -47,14 +47,17 @@ impl MockEngine {
         Self { fails: Some((system, status)), ..Self::default() }
     }
 
-    fn iteration(&self, system: &str, t: usize) -> Iteration {
+    fn iteration(&self, system: &str, plan: &Plan, t: usize) -> Iteration {
         let warm = if t < 2 { 10.0 } else { 1.0 };
-        let step = Seconds(step_of(system) * warm);
+        let places = t >= 2 && plan.placement_every > 0 && t.is_multiple_of(plan.placement_every);
+        let migration = Seconds(if places { 3.0 } else { 0.0 });
+        let step = Seconds(step_of(system) * warm) + migration;
         let mut phases = Ledger::default();
         phases.add(Phase::Dense, step);
         let peak = Peak { rank: 3, bytes: Bytes(2e9) };
         Iteration {
             timing: Timing { step, phases: vec![phases], peak, entries: 64, ..Timing::default() },
+            migration,
             decision: Seconds(if system == "smartmoe" { 0.125 } else { 0.0 }),
             moved: usize::from(system == "smartmoe" && t == 4),
             loss: self.kind.trains().then_some(5.0 - t as f64 / 4.0),
@@ -84,7 +87,7 @@ impl Engine for MockEngine {
         "mock".to_owned()
     }
 
-    fn run(&self, run: &PreparedRun, _plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {
+    fn run(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {
         self.runs.fetch_add(1, Ordering::Relaxed);
         self.at_once.fetch_max(self.running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         let system = run.system.name();
@@ -95,7 +98,7 @@ impl Engine for MockEngine {
         std::thread::sleep(Duration::from_millis(2));
         self.running.fetch_sub(1, Ordering::Relaxed);
         Ok(Outcome {
-            iterations: (0..reached).map(|t| self.iteration(system, t)).collect(),
+            iterations: (0..reached).map(|t| self.iteration(system, &plan, t)).collect(),
             failure: failing.map(|status| RunFailure { status, reason: "on purpose".to_owned() }),
             timelines: Vec::new(),
         })

@@ -24,7 +24,14 @@ fn svg(engine: &MockEngine, figure: FigureKind) -> String {
 #[test]
 fn bars_show_speedups_failures_and_where_numbers_come_from() {
     let shown = svg(&MockEngine::failing("fastermoe", Status::Timeout), FigureKind::Speedups);
-    for text in ["4.00", "TIMEOUT", "simulated, routing: a.parquet, max/mean 2; made up", "Speedup over Expert-only"] {
+    for text in [
+        "4.00",
+        "TIMEOUT",
+        "by medians",
+        "spread over iterations",
+        "simulated, routing: a.parquet, max/mean 2; made up",
+        "Speedup over Expert-only",
+    ] {
         assert!(shown.contains(text), "no {text} in {shown}");
     }
     assert!(!shown.contains("2.00"), "a failed run has no bar");

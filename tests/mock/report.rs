@@ -20,11 +20,11 @@ fn failing() -> MockEngine {
 fn a_suite_picks_the_columns_of_comparison() {
     let summary = summary(&MockEngine::default());
     let header = |compare: &[String]| TextTable::new(&summary, compare).header.join("|");
-    let last = "|online|peak|published|model error";
-    assert_eq!(header(&[]), format!("case|system|plan|median|± 95%|over expert-only{last}"));
+    let first = "case|system|plan|mean|median|totals over expert-only|spread over iterations|medians over expert-only";
+    assert_eq!(header(&[]), format!("{first}|online|peak|published medians|model error"));
     let table = TextTable::new(&summary, &suite().compare);
-    assert_eq!(table.header[5..7], ["over expert-only", "over fastermoe"]);
-    assert_eq!(table.rows[2][3..7], ["1000 ms", "0.0%", "4.00x", "2.00x"]);
+    assert_eq!(table.header[8], "totals over fastermoe");
+    assert_eq!(table.rows[2][3..9], ["1000 ms", "1000 ms", "4.00x", "4.00 to 4.00", "4.00x", "2.00x"]);
 }
 
 #[test]
@@ -47,6 +47,19 @@ fn the_html_page_is_the_golden_one() {
 fn trained_runs_show_losses() {
     let summary = summary(&MockEngine::of(EngineKind::Measured));
     let table = TextTable::new(&summary, &[]);
-    assert_eq!(table.header[6..], ["online", "peak", "loss", "simulated"]);
-    assert_eq!(table.rows[0][6..], ["0.00%", "2.0 GB", "2.375", ""]);
+    assert_eq!(table.header[8..], ["online", "peak", "loss", "simulated"]);
+    assert_eq!(table.rows[0][8..], ["0.00%", "2.0 GB", "2.375", ""]);
+}
+
+#[test]
+fn cells_are_escaped_and_cases_set_apart() {
+    let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
+    let table = TextTable {
+        header: cells(["case", "± 5%"]),
+        rows: vec![cells(["a_1", "2%"]), cells(["", "±4%"]), cells(["b&c", "x"])],
+        text_columns: 1,
+    };
+    let text = latex::render(&table);
+    assert!(text.contains("\\begin{tabular}{lr}\n\\toprule\ncase & $\\pm$ 5\\% \\\\\n\\midrule\n"), "{text}");
+    assert!(text.contains("a\\_1 & 2\\% \\\\\n & $\\pm$4\\% \\\\\n\\addlinespace\nb\\&c & x \\\\\n\\bottomrule"));
 }

@@ -1,9 +1,9 @@
-//! Medians and speedups of known times.
+//! Times and speedups of known times.
 
 use harness::runs::records::{RowsByRun, Status};
-use harness::summary::Summary;
 use harness::summary::model_error::{ClusterError, Part};
-use workloads::{EngineKind, Published};
+use harness::summary::{StepTime, Summary, SummaryRow};
+use workloads::{EngineKind, Published, Suite};
 
 use super::engine::{MockEngine, suite};
 
@@ -19,30 +19,73 @@ fn speedups_are_those_of_the_known_times() {
     assert_eq!(summary.rows.len(), 6);
     for (system, expected) in [("expert-only", 1.0), ("fastermoe", 2.0), ("smartmoe", 4.0)] {
         let row = summary.row(CASE, system).unwrap();
-        let speedup = row.speedup.unwrap();
-        assert_eq!([speedup.low, speedup.value, speedup.high], [expected; 3], "{system}");
+        let speedup = row.speedup.clone().unwrap();
+        assert_eq!((speedup.by_totals, speedup.spread), (expected, Some([expected; 2])), "{system}");
+        let step = 4.0 / expected;
+        assert_eq!(row.step, Some(StepTime { mean: step, median: step, counted: 10 }), "{system}");
         // Two iterations of ten times, and ten.
-        assert_eq!((row.step.unwrap().value, row.sum), (4.0 / expected, 30.0 * 4.0 / expected), "{system}");
-        assert_eq!(row.speedup_by_sums, Some(expected));
+        assert_eq!((row.sum, row.speedup_with_warmup), (30.0 * step, Some(expected)), "{system}");
         assert_eq!(row.peak_bytes, Some(2e9));
     }
     assert_eq!(summary.row(CASE, "smartmoe").unwrap().online_share, 12.0 * 0.125 / 30.0);
     assert!(!summary.is_trained() && summary.rows.iter().all(|row| row.loss.is_none()));
 }
 
-/// Two of twelve iterations are slow: the median is a fast one, but its interval reaches the slow ones.
+/// Two of twelve iterations take ten times as long.
 #[test]
-fn warm_up_is_left_out_of_medians() {
+fn warm_up_is_left_out_of_means() {
     let row = summary(&MockEngine::default(), 0).row(CASE, "smartmoe").unwrap().clone();
-    let step = row.step.unwrap();
-    assert_eq!((step.low, step.value, step.high, row.sum), (1.0, 1.0, 10.0, 30.0));
+    assert_eq!((row.step, row.sum), (Some(StepTime { mean: 2.5, median: 1.0, counted: 12 }), 30.0));
+}
+
+/// SmartMoE's row where it places every `every` iterations, of `iterations` in all.
+fn placing(every: usize, iterations: usize) -> SummaryRow {
+    let mut suite = suite();
+    suite.iterations = iterations;
+    suite.cases[0].plans.get_mut("smartmoe").unwrap().placement_every = every;
+    let rows = MockEngine::default().rows(&suite);
+    Summary::new(&RowsByRun::new(&rows), "expert-only", 2).row(CASE, "smartmoe").unwrap().clone()
+}
+
+/// One iteration in five takes 1 + 3 s, the others 1 s: 4 * 5 over 8, and 4 over 1.
+#[test]
+fn migrations_count_in_the_headline() {
+    // Ten iterations after warm-up, and thirteen, of which the last three are no whole period.
+    for iterations in [12, 15] {
+        let row = placing(5, iterations);
+        let speedup = row.speedup.unwrap();
+        assert_eq!((speedup.by_totals, speedup.by_medians), (2.5, 4.0));
+        assert_eq!((speedup.spread, speedup.unreached_period), (Some([2.5; 2]), None));
+        assert_eq!(row.step, Some(StepTime { mean: 1.6, median: 1.0, counted: 10 }));
+    }
+}
+
+/// The one migration in ten iterations counts, although it is to last for twelve.
+#[test]
+fn a_run_shorter_than_a_period_counts_whole() {
+    let row = placing(11, 12);
+    let speedup = row.speedup.unwrap();
+    assert_eq!((speedup.by_totals, speedup.spread, speedup.unreached_period), (40.0 / 13.0, None, Some(11)));
+    assert_eq!(row.step.unwrap().counted, 10);
+}
+
+#[test]
+fn the_spread_of_several_seeds_is_said_to_be_theirs() {
+    let mut two = suite();
+    two.seeds = vec![1, 2];
+    let of = |suite: &Suite| {
+        let rows = MockEngine::default().rows(suite);
+        Summary::new(&RowsByRun::new(&rows), "expert-only", 2)
+    };
+    assert_eq!([of(&suite()).spread_over(), of(&two).spread_over()], ["iterations", "2 seeds"]);
+    assert_eq!(of(&two).row(CASE, "smartmoe").unwrap().step.unwrap().counted, 20);
 }
 
 #[test]
 fn a_failed_run_has_a_reason_and_no_speedup() {
     let summary = summary(&MockEngine::failing("fastermoe", Status::Crash), 2);
     let row = summary.row(CASE, "fastermoe").unwrap();
-    assert_eq!((row.status(), row.step, row.speedup), (Status::Crash, None, None));
+    assert_eq!((row.status(), row.step, &row.speedup), (Status::Crash, None, &None));
     assert_eq!(row.failure.as_ref().unwrap().to_string(), "crash: on purpose");
     assert!(summary.row(CASE, "smartmoe").unwrap().speedup.is_some());
     let frame = summary.frame().unwrap();

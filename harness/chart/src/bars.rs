@@ -28,6 +28,8 @@ pub struct GroupedBars {
     pub panels: Vec<Panel>,
     /// A dashed line across all panels, such as 1.0 for speedups.
     pub reference: Option<f64>,
+    /// What the legend calls the lines across bars.
+    pub second_label: String,
 }
 
 /// One bar, and what is printed with it.
@@ -35,6 +37,8 @@ pub struct GroupedBars {
 pub struct Bar {
     /// Its height, or why it has none.
     pub value: BarValue,
+    /// Another statistic of the same samples, drawn as a line across the bar.
+    pub second: Option<f64>,
     /// The value that the paper reports, drawn as a hollow diamond.
     pub published: Option<f64>,
     /// Printed above the bar, such as "1.88×".
@@ -86,10 +90,14 @@ impl Bar {
         self.published.filter(|p| Spacing::Linear.accepts(*p))
     }
 
+    fn second(&self) -> Option<f64> {
+        self.second.filter(|s| Spacing::Linear.accepts(*s))
+    }
+
     /// The highest thing drawn for this bar, on which its texts stand; zero for a text alone.
     fn peak(&self) -> f64 {
         let highest = self.drawn().map_or(0.0, |(y, _, high)| y.max(high).max(0.0));
-        self.published().map_or(highest, |published| highest.max(published))
+        self.published().into_iter().chain(self.second()).fold(highest, f64::max)
     }
 }
 
@@ -116,8 +124,8 @@ impl GroupedBars {
     /// From zero, or below it, to the highest bar times `headroom`.
     fn range(&self, headroom: f64) -> (f64, f64) {
         let drawn = bars(&self.panels).filter_map(Bar::drawn).flat_map(|(y, low, high)| [y, low, high]);
-        let published = bars(&self.panels).filter_map(Bar::published);
-        let all = drawn.chain(published).chain(self.reference).chain([0.0]);
+        let marks = bars(&self.panels).flat_map(|bar| bar.published().into_iter().chain(bar.second()));
+        let all = drawn.chain(marks).chain(self.reference).chain([0.0]);
         let (low, high) = extent(all, Spacing::Linear).unwrap_or((0.0, 1.0));
         let low = low * 1.08;
         (low, if high > low { low + (high - low) * headroom } else { low + 1.0 })
@@ -142,6 +150,9 @@ impl GroupedBars {
                 plot.draw(&marks::interval([(middle, low), (middle, high)], (slot * 0.22).min(2.4)))?;
             }
         }
+        if let Some(second) = bar.second() {
+            plot.draw(&marks::rule([(left, second), (right, second)]))?;
+        }
         match bar.published() {
             Some(published) => plot.draw(&marks::published((middle, published), mark_reach(slot))),
             None => Ok(()),
@@ -156,8 +167,10 @@ impl Chart for GroupedBars {
 
     fn legend(&self) -> Vec<legend::Entry> {
         let series = self.series.iter().map(|s| (Swatch::Fill(s.ink), s.name.as_str()));
+        let second = bars(&self.panels).any(|b| b.second().is_some());
         let published = bars(&self.panels).any(|b| b.published().is_some());
-        legend::entries(series.chain(published.then_some((Swatch::Published, "published"))))
+        let second = second.then_some((Swatch::Rule, self.second_label.as_str()));
+        legend::entries(series.chain(second).chain(published.then_some((Swatch::Published, "published"))))
     }
 
     fn height(&self) -> f64 {
@@ -267,6 +280,7 @@ mod tests {
             label: Some("1.88×".into()),
             aside: Some("(+6%)".into()),
             published: Some(1.7),
+            second: Some(1.97),
             ..Bar::interval(1.88, 1.8, 1.95)
         };
         GroupedBars {
@@ -285,15 +299,25 @@ mod tests {
                 Panel { title: "pinky (V100)".into(), groups: vec![] },
             ],
             reference: Some(1.0),
+            second_label: "by medians".into(),
         }
     }
 
     #[test]
     fn every_label_is_in_the_picture() -> Result<(), FigureError> {
         let svg = sample().draw()?.svg;
-        for label in
-            ["FastMoE", "SmartMoE", "published", "inky (A100)", "pinky (V100)", "16/1.2", "16/inf", "1.88×", "(+6%)"]
-        {
+        for label in [
+            "FastMoE",
+            "SmartMoE",
+            "published",
+            "by medians",
+            "inky (A100)",
+            "pinky (V100)",
+            "16/1.2",
+            "16/inf",
+            "1.88×",
+            "(+6%)",
+        ] {
             assert!(svg.contains(&format!(">{label}<")), "{label} is not in the picture");
         }
         assert!(svg.contains("Speedup &lt;over&gt; FastMoE") && svg.contains("simulated; model error 6 % median"));
@@ -321,7 +345,7 @@ mod tests {
         let needed = texts.label.width("1.88×") + texts.label.width("(+6%)");
         let (low, high) = chart.range_with_room(100.0, &texts);
         assert_eq!(low, 0.0);
-        assert!(1.95 / high * 100.0 + needed + LABEL_GAP + ASIDE_GAP <= 100.0);
+        assert!(1.97 / high * 100.0 + needed + LABEL_GAP + ASIDE_GAP <= 100.0);
     }
 
     #[test]

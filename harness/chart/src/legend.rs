@@ -14,6 +14,7 @@ pub(crate) enum Swatch {
     LineWithPoints(usize),
     Point(usize),
     Star,
+    Rule,
     Published,
 }
 
@@ -94,6 +95,7 @@ impl Swatch {
             }
             Self::Point(index) => page.draw(&marks::marker(middle, ink(index), 2.4)),
             Self::Star => page.draw(&marks::star(middle, TEXT, 3.8)),
+            Self::Rule => page.draw(&marks::rule([(area.left, middle.1), (area.right, middle.1)])),
             Self::Published => page.draw(&marks::published(middle, 2.7)),
         }
     }

@@ -114,6 +114,12 @@ pub(crate) fn published<C>(at: C, reach: f64) -> Mark<C, 1, impl Fn([BackendCoor
     Mark { points: [at], draw }
 }
 
+/// A line across a bar: a second statistic, wider than an interval's caps.
+pub(crate) fn rule<C>(ends: [C; 2]) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
+    let draw = |ends: [BackendCoord; 2], canvas: &mut Canvas<'_>| canvas.line(ends.to_vec(), pen(BLACK, 0.9));
+    Mark { points: ends, draw }
+}
+
 /// A vertical interval between its two ends, with caps that reach `cap` points to each side.
 pub(crate) fn interval<C>(ends: [C; 2], cap: f64) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
     let draw = move |ends: [BackendCoord; 2], canvas: &mut Canvas<'_>| {

@@ -154,33 +154,3 @@ fn solve(mut matrix: Vec<f64>, mut right: Vec<f64>) -> Option<Vec<f64>> {
     }
     Some(right)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Rosenbrock's valley, as residuals.
-    #[test]
-    fn finds_the_end_of_a_curved_valley() {
-        let valley = |x: &[f64]| Ok(vec![10.0 * (x[1] - x[0] * x[0]), 1.0 - x[0]]);
-        let solution = minimise(&valley, vec![-1.2, 1.0]).unwrap();
-        assert!((solution.x[0] - 1.0).abs() < 1e-2 && (solution.x[1] - 1.0).abs() < 2e-2, "{:?}", solution.x);
-    }
-
-    /// A line through points with known scatter: the textbook's standard error.
-    #[test]
-    fn covariance_is_the_textbooks() {
-        let noise = [0.1, -0.1, -0.1, 0.1];
-        let line = |x: &[f64]| Ok((0..4).map(|i| x[0] + x[1] * i as f64 - (i as f64 + noise[i])).collect());
-        let solution = minimise(&line, vec![0.0, 0.0]).unwrap();
-        // s^2 = 0.04 / 2, variance of the slope s^2 / 5.
-        assert!((solution.covariance[3] - 0.02 / 5.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_parameter_without_effect_is_unknown() {
-        let solution = minimise(&|x| Ok(vec![x[0] - 1.0, x[0] - 1.2]), vec![0.0, 3.0]).unwrap();
-        assert_eq!(solution.covariance[3], f64::INFINITY);
-        assert!((solution.x[0] - 1.1).abs() < 1e-6);
-    }
-}

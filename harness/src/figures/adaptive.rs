@@ -4,7 +4,7 @@
 use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
 use workloads::{Case, Suite};
 
-use super::{error_notes, title};
+use super::{error_notes, title, unreached_periods};
 use crate::measurements::series::{MeasuredStep, PredictedStep};
 use crate::runs::records::{Row, RowsByRun};
 use crate::summary::Summary;
@@ -61,7 +61,10 @@ pub fn of_run(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) 
         frame: Frame {
             footnote: format!(
                 "{origin}; time of the layer alone{means}; what deciding and moving experts takes is in the gain; placements \
-                 follow the iterations before them (the paper's followed the very iteration that they served){}",
+                 follow the iterations before them (the paper's followed the very iteration that they served); gain: by totals \
+                 over whole placement periods after {} iterations of warm-up (published: by sums over all){}{}",
+                suite.warmup,
+                unreached_periods(summary),
                 error_notes(summary)
             ),
             ..Frame::default()
@@ -98,12 +101,9 @@ fn panel_title(suite: &Suite, case: &Case, summary: &Summary) -> String {
             title += &format!(", placed every {every} iterations");
         }
         let row = summary.row(&case.id(), system);
-        if let Some(gain) = row.and_then(|row| row.speedup_by_sums) {
-            title += &format!(": gain {gain:.2}");
-        }
-        if let Some(gain) = row.and_then(|row| row.published.speedup_by_sums) {
-            title += &format!(" (published {gain:.2})");
-        }
+        let Some((row, gain)) = row.and_then(|row| Some((row, row.speedup.as_ref()?))) else { continue };
+        let published = row.published.speedup_by_sums.map_or(String::new(), |gain| format!(", published {gain:.2}"));
+        title += &format!(": gain {:.2} (by medians {:.2}{published})", gain.by_totals, gain.by_medians);
     }
     title
 }

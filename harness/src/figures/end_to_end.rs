@@ -1,11 +1,12 @@
 //! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster, a group per GPUs and capacity factor, a bar
-//! per system: speedup over the baseline, with its confidence interval; a run that died is marked with how.
+//! per system: speedup over the baseline by totals, with its spread, and a line where it is by medians; a run that died is
+//! marked with how.
 
 use std::collections::BTreeSet;
 
 use workloads::{Case, Suite};
 
-use super::{error_notes, title};
+use super::{error_notes, statistic_note, title};
 use crate::summary::{ModelError, Summary, SummaryRow};
 use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
@@ -30,8 +31,8 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
     GroupedBars {
         frame: Frame {
             footnote: format!(
-                "{origin}; medians of iterations after {} of warm-up, 95% confidence intervals{}{}",
-                suite.warmup,
+                "{origin}; {}{}{}",
+                statistic_note(suite, summary),
                 error_notes(summary),
                 if marked.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" }
             ),
@@ -42,6 +43,7 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
         series: Series::numbered(suite.systems.iter().map(series)),
         panels: panels.collect(),
         reference: Some(1.0),
+        second_label: "by medians".to_owned(),
     }
     .draw()
 }
@@ -54,19 +56,23 @@ fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
     Group { label: case.label(), bars: bars.collect() }
 }
 
-/// A speedup with its interval, the published one, and the model's error beside it.
+/// A speedup with its spread, the published one, and the model's error beside it.
 pub(super) fn bar(row: &SummaryRow) -> Bar {
     if row.failure.is_some() {
-        return Bar { published: row.published.speedup, ..Bar::failed(row.status().name().to_uppercase()) };
+        return Bar { published: row.published.speedup_by_medians, ..Bar::failed(row.status().name().to_uppercase()) };
     }
     let error = row.model_error.as_ref().map(ModelError::label);
-    match row.speedup {
-        Some(speedup) => Bar {
-            label: Some(format!("{:.2}", speedup.value)),
-            aside: error.map(|error| format!("({error})")),
-            published: row.published.speedup,
-            ..Bar::interval(speedup.value, speedup.low, speedup.high)
-        },
+    match &row.speedup {
+        Some(speedup) => {
+            let [low, high] = speedup.spread.unwrap_or([speedup.by_totals; 2]);
+            Bar {
+                label: Some(format!("{:.2}", speedup.by_totals)),
+                aside: error.map(|error| format!("({error})")),
+                second: Some(speedup.by_medians),
+                published: row.published.speedup_by_medians,
+                ..Bar::interval(speedup.by_totals, low, high)
+            }
+        }
         // Without the baseline there is no ratio; the table still has the time.
         None => Bar::default(),
     }

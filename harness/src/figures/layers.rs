@@ -3,8 +3,8 @@
 
 use workloads::{Case, Suite};
 
-use super::{end_to_end, error_notes, title};
-use crate::summary::{Summary, SummaryRow};
+use super::{end_to_end, error_notes, statistic_note, title};
+use crate::summary::Summary;
 use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
 /// Draws the figure of a suite of layers.
@@ -23,9 +23,8 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
     GroupedBars {
         frame: Frame {
             footnote: format!(
-                "{origin}; one layer, forward and backward, deciding and moving experts included; medians of iterations \
-                 after {} of warm-up, 95% confidence intervals{}; online placement {}",
-                suite.warmup,
+                "{origin}; one layer, forward and backward, deciding and moving experts included; {}{}; {}",
+                statistic_note(suite, summary),
                 error_notes(summary),
                 whole_gain(&others, suite, summary),
             ),
@@ -36,6 +35,7 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
         series: others.iter().map(|name| Series::new(title(name), ink(suite, name))).collect(),
         panels,
         reference: Some(1.0),
+        second_label: "by medians".to_owned(),
     }
     .draw()
 }
@@ -59,12 +59,19 @@ fn ink(suite: &Suite, system: &str) -> usize {
     suite.systems.iter().position(|name| name == system).unwrap_or(0)
 }
 
-/// Speedup of all layers together, by sums, which medians of single layers do not show.
+/// Speedup of all layers together: the ratio of their mean times, added up.
 fn whole_gain(others: &[&String], suite: &Suite, summary: &Summary) -> String {
-    let sum = |system: &str| -> f64 {
-        let rows = summary.rows.iter().filter(|row: &&SummaryRow| row.key.system == system && row.step.is_some());
-        rows.map(|row| row.sum).sum()
+    let gain = |system: &str| {
+        let (mut reference, mut own) = (0.0, 0.0);
+        for row in summary.rows.iter().filter(|row| row.key.system == system) {
+            let baseline = summary.row(&row.key.case, &suite.baseline).and_then(|row| row.step);
+            if let Some((baseline, step)) = baseline.zip(row.step) {
+                reference += baseline.mean;
+                own += step.mean;
+            }
+        }
+        format!("{} {:.2}", title(system), reference / own)
     };
-    let gains = others.iter().map(|name| format!("{} {:.2}", title(name), sum(&suite.baseline) / sum(name)));
-    format!("over all layers and iterations, by sums: {}", gains.collect::<Vec<_>>().join(", "))
+    let gains: Vec<String> = others.iter().map(|name| gain(name)).collect();
+    format!("all layers together, by totals: {}", gains.join(", "))
 }

@@ -11,6 +11,7 @@ use workloads::suite::FigureKind;
 use workloads::trace::{Balance, RoutingTrace};
 use workloads::{EngineKind, Suite};
 
+use crate::report;
 use crate::runs::prepare::PreparedCase;
 use crate::runs::records::RowsByRun;
 use crate::summary::{ModelError, Summary};
@@ -80,6 +81,29 @@ pub fn trace_name(trace: &str) -> &str {
 /// A system's name in figures.
 fn title(name: &str) -> String {
     systems::by_name(name).map_or(name, |system| system.title()).to_owned()
+}
+
+/// What bars, whiskers and lines across bars are, for a footnote.
+fn statistic_note(suite: &Suite, summary: &Summary) -> String {
+    let spread = match summary.spread_over() {
+        iterations if iterations == "iterations" => "spread over iterations (block bootstrap)".to_owned(),
+        seeds => format!("smallest and largest of {seeds}"),
+    };
+    let medians = if summary.rows.iter().any(|row| row.published.speedup_by_medians.is_some()) {
+        "; published: by medians"
+    } else {
+        ""
+    };
+    format!(
+        "bars: ratios of total times over whole placement periods after {} iterations of warm-up; whiskers: {spread}{medians}{}",
+        suite.warmup,
+        unreached_periods(summary)
+    )
+}
+
+/// Which runs were shorter than a placement period, for a footnote.
+fn unreached_periods(summary: &Summary) -> String {
+    report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
 }
 
 /// What the errors beside bars are, for a footnote: one sentence for the runs' own, one for each cluster's.

@@ -50,7 +50,7 @@ pub fn moe_layer(settings: &[LayerErrors]) -> Scatter {
 /// The searches of a suite: a panel per cluster and number of GPUs, a series per system that chose its plan.
 pub fn searches(suite: &Suite, summary: &Summary, origin: &str) -> Scatter {
     let pair = |row: &SummaryRow| {
-        row.key.expected.zip(row.step).map(|(predicted, m)| Pair { predicted: predicted.0, measured: m.value })
+        row.key.expected.zip(row.step).map(|(predicted, step)| Pair { predicted: predicted.0, measured: step.mean })
     };
     let chosen: Vec<(&SummaryRow, Pair)> = summary.rows.iter().filter_map(|row| Some((row, pair(row)?))).collect();
     let mut settings: Vec<(&str, u32)> =
@@ -72,8 +72,8 @@ pub fn searches(suite: &Suite, summary: &Summary, origin: &str) -> Scatter {
         frame: Frame {
             footnote: format!(
                 "{origin}; a point per case: what a system's search expected of the plan that it picked (from four profiled \
-                 iterations, or an even routing where the estimate is uniform), and the median of the simulated run; band: \
-                 within 10% of the run"
+                 iterations, or an even routing where the estimate is uniform), and the mean of the simulated run over \
+                 whole placement periods after warm-up; band: within 10% of the run"
             ),
             ..Frame::default()
         },

@@ -80,39 +80,3 @@ pub fn correlation(pairs: &[Pair]) -> Option<f64> {
     let spread = sum(&|pair| (pair.predicted - p).powi(2)) * sum(&|pair| (pair.measured - m).powi(2));
     (spread > 0.0).then(|| product / spread.sqrt())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pairs(values: &[(f64, f64)]) -> Vec<Pair> {
-        values.iter().map(|&(predicted, measured)| Pair { predicted, measured }).collect()
-    }
-
-    #[test]
-    fn errors_of_known_pairs() {
-        let e = Errors::new(&pairs(&[(1.1, 1.0), (1.8, 2.0), (4.0, 4.0)])).unwrap();
-        assert_eq!(e.count, 3);
-        assert!((e.mean - 0.2 / 3.0).abs() < 1e-12);
-        assert!((e.median - 0.1).abs() < 1e-12 && (e.max - 0.1).abs() < 1e-12);
-        assert!(e.bias.abs() < 1e-12);
-        // Mean 7/3: total 42/9, left 0.05.
-        assert!((e.r_squared.unwrap() - (1.0 - 0.05 * 9.0 / 42.0)).abs() < 1e-12);
-        assert_eq!(Errors::new(&[]), None);
-        assert_eq!(Errors::new(&pairs(&[(1.0, 2.0)])).unwrap().r_squared, None);
-    }
-
-    #[test]
-    fn quantiles_are_interpolated() {
-        assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.5), Some(2.0));
-        assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.75), Some(3.0));
-        assert_eq!(quantile(&[], 0.5), None);
-    }
-
-    #[test]
-    fn correlation_does_not_see_scale() {
-        let c = correlation(&pairs(&[(10.0, 1.0), (20.0, 2.0), (30.0, 3.0)]));
-        assert!((c.unwrap() - 1.0).abs() < 1e-12);
-        assert_eq!(correlation(&pairs(&[(1.0, 1.0), (1.0, 2.0)])), None);
-    }
-}

@@ -232,7 +232,7 @@ fn settled(times: impl Iterator<Item = (usize, f64)>) -> Option<f64> {
     let (later, first): (Vec<_>, Vec<_>) = times.partition(|(iteration, _)| *iteration > WARMUP);
     let times = if later.is_empty() { first } else { later };
     let times: Vec<f64> = times.into_iter().map(|(_, time)| time).collect();
-    median(&times).map(|median| median.value)
+    median(&times)
 }
 
 impl Configuration {

@@ -31,7 +31,7 @@ impl Page<'_> {
         );
         page += "<h2>Summary</h2>\n";
         page += &rows(self.table);
-        let notes = [report::differences(&self.suite.cases), report::failures(self.summary)].concat();
+        let notes = report::notes(&self.suite.cases, self.summary);
         if !notes.is_empty() {
             let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escape_xml(note))).collect();
             page += &format!("<h2>Not like the others</h2>\n<ul>\n{items}</ul>\n");

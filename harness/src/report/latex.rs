@@ -40,21 +40,3 @@ fn escaped(text: &str) -> String {
     }
     out
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_are_escaped_and_cases_set_apart() {
-        let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
-        let table = TextTable {
-            header: cells(["case", "± 95%"]),
-            rows: vec![cells(["a_1", "2%"]), cells(["", "±4%"]), cells(["b&c", "x"])],
-            text_columns: 1,
-        };
-        let text = render(&table);
-        assert!(text.contains("\\begin{tabular}{lr}\n\\toprule\ncase & $\\pm$ 95\\% \\\\\n\\midrule\n"), "{text}");
-        assert!(text.contains("a\\_1 & 2\\% \\\\\n & $\\pm$4\\% \\\\\n\\addlinespace\nb\\&c & x \\\\\n\\bottomrule"));
-    }
-}

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use workloads::Case;
 
-use crate::summary::statistics::Median;
+use crate::runs::records::RunKey;
 use crate::summary::{ModelError, Summary, SummaryRow};
 
 /// A table without borders, the given columns aligned to the right.
@@ -33,11 +33,15 @@ pub struct TextTable {
 }
 
 impl TextTable {
-    /// Per case and system: plan, median iteration time, speedup over the baseline and over each of `compare`, what was
-    /// published for the former, and the model's error (`+6%`: of this run's time; `±4%`: the cluster's median).
+    /// Per case and system: plan, mean and median iteration time, speedup over the baseline by totals, with its spread, and
+    /// by medians, by totals over each of `compare`, what was published, and the model's error (`+6%`: of this run's time;
+    /// `±4%`: the cluster's median).
     pub fn new(summary: &Summary, compare: &[String]) -> Self {
-        let mut header = ["case", "system", "plan", "median", "± 95%"].map(str::to_owned).to_vec();
-        header.extend(std::iter::once(&summary.baseline).chain(compare).map(|name| format!("over {name}")));
+        let mut header = ["case", "system", "plan", "mean", "median"].map(str::to_owned).to_vec();
+        let (baseline, spread_over) = (&summary.baseline, summary.spread_over());
+        header.extend([format!("totals over {baseline}"), format!("spread over {spread_over}")]);
+        header.push(format!("medians over {baseline}"));
+        header.extend(compare.iter().map(|name| format!("totals over {name}")));
         let last_columns = if summary.is_trained() { TRAINED } else { SIMULATED };
         header.extend(last_columns.iter().map(|&name| name.to_owned()));
         let mut last = "";
@@ -69,7 +73,7 @@ impl TextTable {
 }
 
 /// What is known of a simulated run besides its time, and of a trained one.
-const SIMULATED: &[&str] = &["online", "peak", "published", "model error"];
+const SIMULATED: &[&str] = &["online", "peak", "published medians", "model error"];
 const TRAINED: &[&str] = &["online", "peak", "loss", "simulated"];
 
 fn name_cells(row: &SummaryRow, case: &str) -> Vec<String> {
@@ -77,21 +81,25 @@ fn name_cells(row: &SummaryRow, case: &str) -> Vec<String> {
     vec![case.to_owned(), row.key.system.clone(), plan]
 }
 
-/// Median and relative half-width of its interval, or how the run failed.
+/// Mean and median, or how the run failed.
 fn time_cells(row: &SummaryRow) -> Vec<String> {
     match row.step {
-        Some(Median { value, low, high }) => {
-            vec![format!("{:.0} ms", value * 1e3), format!("{:.1}%", (high - low) / 2.0 / value * 100.0)]
-        }
+        Some(step) => [step.mean, step.median].map(|time| format!("{:.0} ms", time * 1e3)).to_vec(),
         None => vec![row.status().name().to_uppercase(), String::new()],
     }
 }
 
 fn speedup_cells(row: &SummaryRow, over: &[Option<&SummaryRow>]) -> Vec<String> {
-    let median = |row: &SummaryRow| row.step.map(|step| step.value);
-    let over_others = over.iter().map(|other| Some(other.and_then(median)? / median(row)?));
-    let ratios = std::iter::once(row.speedup.map(|speedup| speedup.value)).chain(over_others);
-    ratios.map(|ratio| ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x"))).collect()
+    let text = |ratio: Option<f64>| ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x"));
+    let speedup = row.speedup.as_ref();
+    let spread = speedup.and_then(|speedup| speedup.spread);
+    let mut cells = vec![
+        text(speedup.map(|speedup| speedup.by_totals)),
+        spread.map_or(String::new(), |[low, high]| format!("{low:.2} to {high:.2}")),
+        text(speedup.map(|speedup| speedup.by_medians)),
+    ];
+    cells.extend(over.iter().map(|other| text(other.and_then(|other| Some(row.over(other)?.by_totals)))));
+    cells
 }
 
 /// Of the columns that simulated and trained runs share.
@@ -102,7 +110,7 @@ fn shared_cells(row: &SummaryRow) -> Vec<String> {
 
 fn simulated_cells(row: &SummaryRow) -> Vec<String> {
     let mut cells = shared_cells(row);
-    cells.push(row.published.speedup.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
+    cells.push(row.published.speedup_by_medians.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
     cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
     cells
 }
@@ -111,7 +119,7 @@ fn trained_cells(row: &SummaryRow) -> Vec<String> {
     let mut cells = shared_cells(row);
     cells.push(row.loss.map_or(String::new(), |loss| format!("{loss:.3}")));
     cells.extend(row.predicted.zip(row.step).map(|(predicted, step)| {
-        format!("{:.0} ms ({:+.0}%)", predicted * 1e3, (predicted / step.value - 1.0) * 100.0)
+        format!("{:.0} ms ({:+.0}%)", predicted * 1e3, (predicted / step.median - 1.0) * 100.0)
     }));
     cells
 }
@@ -125,8 +133,23 @@ pub fn differences<'a>(cases: impl IntoIterator<Item = &'a Case>) -> Vec<String>
         .collect()
 }
 
+/// What is not as in the other rows, one line each.
+pub fn notes(cases: &[Case], summary: &Summary) -> Vec<String> {
+    [differences(cases), unreached_periods(summary), failures(summary)].concat()
+}
+
+/// Which runs were shorter than a placement period, one line each.
+pub fn unreached_periods(summary: &Summary) -> Vec<String> {
+    let unreached = |row: &SummaryRow| {
+        let (period, step) = row.speedup.as_ref()?.unreached_period.zip(row.step)?;
+        let RunKey { case, system, .. } = &*row.key;
+        Some(format!("{case} {system}: no whole placement period of {period}: all {} iterations count", step.counted))
+    };
+    summary.rows.iter().filter_map(unreached).collect()
+}
+
 /// Why runs ended early, one line each.
-pub fn failures(summary: &Summary) -> Vec<String> {
+fn failures(summary: &Summary) -> Vec<String> {
     let failed = summary.rows.iter().filter_map(|row| Some((&row.key, row.failure.as_ref()?)));
     failed.map(|(key, failure)| format!("{} {}: {failure}", key.case, key.system)).collect()
 }

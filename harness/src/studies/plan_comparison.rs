@@ -101,7 +101,7 @@ fn rated(prepared: &PreparedRun, costs: &CostModel, plan: Plan, warmup: usize, i
         plan: plan.to_string(),
         state_bytes: parameters.fold(0.0, f64::max) * STATE_BYTES_PER_PARAMETER,
         estimate_s: estimate.ok().map(|estimate| estimate.step.0),
-        run_s: median(&steps).map(|median| median.value),
+        run_s: median(&steps),
         peak_bytes: peak,
         failure,
     }

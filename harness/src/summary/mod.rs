@@ -1,7 +1,8 @@
-//! Summaries: medians and speedups per case and system, derived from the rows of a run alone, and beside them what was
+//! Summaries: times and speedups per case and system, derived from the rows of a run alone, and beside them what was
 //! published and how far the model is from measurements.
 
 pub mod model_error;
+pub mod speedup;
 pub mod statistics;
 
 use std::sync::Arc;
@@ -11,9 +12,10 @@ use polars::prelude::DataFrame;
 use workloads::published::{PublishedRun, Quantity};
 use workloads::{EngineKind, Published};
 
+use crate::measurements::errors::mean;
 use crate::runs::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, column};
 use crate::summary::model_error::{ClusterError, Part};
-use crate::summary::statistics::Median;
+use crate::summary::speedup::{Series, Speedup};
 
 /// One case under one system.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,14 +24,16 @@ pub struct SummaryRow {
     pub key: Arc<RunKey>,
     /// Why it ended before its last iteration.
     pub failure: Option<RunFailure>,
-    /// Time of an iteration after warm-up, s; absent where a run failed.
-    pub step: Option<Median>,
+    /// Iterations after warm-up, seed by seed.
+    pub series: Vec<Series>,
+    /// Time of an iteration after warm-up; absent where a run failed.
+    pub step: Option<StepTime>,
     /// Sum over all iterations, warm-up included, s: the published convention.
     pub sum: f64,
-    /// Ratio of the baseline's median to this one.
-    pub speedup: Option<Median>,
-    /// Ratio of the baseline's sum to this one.
-    pub speedup_by_sums: Option<f64>,
+    /// Over the baseline.
+    pub speedup: Option<Speedup>,
+    /// Ratio of the baseline's sum to this one, warm-up included.
+    pub speedup_with_warmup: Option<f64>,
     /// Part of the time that online decisions and migrations took.
     pub online_share: f64,
     /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
@@ -44,6 +48,25 @@ pub struct SummaryRow {
     pub model_error: Option<ModelError>,
 }
 
+/// Time of an iteration, s.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTime {
+    /// Over whole placement periods; over all iterations where there is no whole period.
+    pub mean: f64,
+    /// Of all iterations.
+    pub median: f64,
+    /// How many iterations the mean is of, over all seeds.
+    pub counted: usize,
+}
+
+impl StepTime {
+    fn new(series: &[Series]) -> Option<Self> {
+        let counted: Vec<f64> = series.iter().flat_map(Series::counted).copied().collect();
+        let all: Vec<f64> = series.iter().flat_map(|series| &series.steps).copied().collect();
+        Some(Self { mean: mean(&counted)?, median: statistics::median(&all)?, counted: counted.len() })
+    }
+}
+
 /// What was published; nothing where no number is held.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PublishedRow {
@@ -52,8 +75,8 @@ pub struct PublishedRow {
     /// Sum over all iterations, s.
     pub sum: Option<f64>,
     /// Ratio of the baseline's median to this one.
-    pub speedup: Option<f64>,
-    /// Ratio of the baseline's sum to this one.
+    pub speedup_by_medians: Option<f64>,
+    /// Ratio of the baseline's sum to this one, warm-up included.
     pub speedup_by_sums: Option<f64>,
 }
 
@@ -105,17 +128,16 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Leaves the first `warmup` iterations out of medians.
+    /// Leaves the first `warmup` iterations out of all but sums.
     pub fn new(rows: &RowsByRun, baseline: &str, warmup: usize) -> Self {
         let mut rows: Vec<SummaryRow> = rows.iter().filter_map(|of_run| SummaryRow::new(of_run, warmup)).collect();
         for index in 0..rows.len() {
             let case = &rows[index].key.case;
             let reference = rows.iter().find(|other| other.key.case == *case && other.key.system == baseline);
-            let reference = reference.and_then(|other| Some((other.step?, other.sum)));
-            if let (Some((median, sum)), Some(own)) = (reference, rows[index].step) {
-                rows[index].speedup = Some(statistics::speedup(&median, &own));
-                rows[index].speedup_by_sums = Some(sum / rows[index].sum);
-            }
+            let Some(reference) = reference else { continue };
+            let (speedup, sum) = (rows[index].over(reference), reference.sum);
+            rows[index].speedup_with_warmup = speedup.as_ref().map(|_| sum / rows[index].sum);
+            rows[index].speedup = speedup;
         }
         Self { baseline: baseline.to_owned(), rows }
     }
@@ -123,6 +145,14 @@ impl Summary {
     /// The row of a case and system.
     pub fn row(&self, case: &str, system: &str) -> Option<&SummaryRow> {
         self.rows.iter().find(|row| row.key.case == case && row.key.system == system)
+    }
+
+    /// Over what the spread of speedups is.
+    pub fn spread_over(&self) -> String {
+        match self.rows.iter().map(|row| row.series.len()).max() {
+            Some(seeds) if seeds > 1 => format!("{seeds} seeds"),
+            _ => "iterations".to_owned(),
+        }
     }
 
     /// How the numbers were obtained: one engine runs a suite.
@@ -163,11 +193,11 @@ impl Summary {
         let held = PublishedRow {
             step: value(row, Quantity::MedianStep),
             sum: value(row, Quantity::Sum),
-            speedup: ratio(Quantity::MedianStep),
+            speedup_by_medians: ratio(Quantity::MedianStep),
             speedup_by_sums: ratio(Quantity::Sum).or(under_same_plan(Quantity::SpeedupBySums).map(|n| n.value)),
         };
         let measured = under_same_plan(Quantity::MedianStep);
-        let of_run = measured.zip(row.step).map(|(number, step)| ModelError::Run(step.value / number.value - 1.0));
+        let of_run = measured.zip(row.step).map(|(number, step)| ModelError::Run(step.median / number.value - 1.0));
         let part = if row.key.layer.is_some() { Part::Layer } else { Part::Iteration };
         let of_cluster = clusters.iter().find(|error| error.cluster == row.key.cluster && error.part == part);
         let of_cluster = of_cluster.filter(|_| row.step.is_some()).cloned().map(ModelError::Cluster);
@@ -179,7 +209,8 @@ impl Summary {
     /// # Errors
     /// What Polars says.
     pub fn frame(&self) -> Result<DataFrame> {
-        let rows = &self.rows;
+        let (rows, spread_over) = (&self.rows, self.spread_over());
+        let speedup = |row: &SummaryRow, of: fn(&Speedup) -> Option<f64>| row.speedup.as_ref().and_then(of);
         let columns = vec![
             column("case", rows, |row| row.key.case.as_str()),
             column("model", rows, |row| row.key.model.as_str()),
@@ -194,14 +225,16 @@ impl Summary {
             column("status", rows, |row| row.status().name()),
             column("reason", rows, |row| row.failure.as_ref().map_or("", |failure| failure.reason.as_str())),
             column("expected_step_s", rows, |row| row.key.expected.map(|time| time.0)),
-            column("median_step_s", rows, |row| row.step.map(|m| m.value)),
-            column("median_step_low_s", rows, |row| row.step.map(|m| m.low)),
-            column("median_step_high_s", rows, |row| row.step.map(|m| m.high)),
-            column("sum_s", rows, |row| row.step.map(|_| row.sum)),
-            column("speedup", rows, |row| row.speedup.map(|m| m.value)),
-            column("speedup_low", rows, |row| row.speedup.map(|m| m.low)),
-            column("speedup_high", rows, |row| row.speedup.map(|m| m.high)),
-            column("speedup_by_sums", rows, |row| row.speedup_by_sums),
+            column("mean_step_s", rows, |row| row.step.map(|step| step.mean)),
+            column("counted_iterations", rows, |row| row.step.map(|step| step.counted as u32)),
+            column("median_step_s", rows, |row| row.step.map(|step| step.median)),
+            column("sum_with_warmup_s", rows, |row| row.step.map(|_| row.sum)),
+            column("speedup_by_totals", rows, |row| speedup(row, |s| Some(s.by_totals))),
+            column("speedup_by_totals_low", rows, |row| speedup(row, |s| Some(s.spread?[0]))),
+            column("speedup_by_totals_high", rows, |row| speedup(row, |s| Some(s.spread?[1]))),
+            column("spread_over", rows, |_| spread_over.as_str()),
+            column("speedup_by_medians", rows, |row| speedup(row, |s| Some(s.by_medians))),
+            column("speedup_with_warmup", rows, |row| row.speedup_with_warmup),
             column("speedup_over", rows, |_| self.baseline.as_str()),
             column("online_share", rows, |row| row.step.map(|_| row.online_share)),
             column("final_loss", rows, |row| row.loss),
@@ -209,7 +242,7 @@ impl Summary {
             column("peak_bytes", rows, |row| row.peak_bytes.filter(|_| row.step.is_some())),
             column("published_step_s", rows, |row| row.published.step),
             column("published_sum_s", rows, |row| row.published.sum),
-            column("published_speedup", rows, |row| row.published.speedup),
+            column("published_speedup_by_medians", rows, |row| row.published.speedup_by_medians),
             column("published_speedup_by_sums", rows, |row| row.published.speedup_by_sums),
             column("model_error", rows, |row| row.model_error.as_ref().map(ModelError::value)),
             column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
@@ -223,10 +256,10 @@ impl SummaryRow {
     fn new(rows: &[&Row], warmup: usize) -> Option<Self> {
         let samples: Vec<(u32, &Sample)> =
             rows.iter().filter_map(|row| Some((row.iteration, row.sample.as_ref().ok()?))).collect();
-        let warm = || samples.iter().filter(|(iteration, _)| *iteration as usize > warmup).map(|(_, sample)| *sample);
+        let warm = samples.iter().filter(|(iteration, _)| *iteration as usize > warmup).map(|(_, sample)| *sample);
         let failure = rows.iter().rev().find_map(|row| row.sample.as_ref().err()).cloned();
-        let steps: Vec<f64> = warm().map(|sample| sample.step.0).collect();
-        let predicted: Vec<f64> = warm().filter_map(|sample| Some(sample.predicted?.0)).collect();
+        let series = series(rows, warmup);
+        let predicted: Vec<f64> = warm.filter_map(|sample| Some(sample.predicted?.0)).collect();
         let losses: Vec<f64> = samples.iter().filter_map(|(_, sample)| sample.loss).collect();
         let (mut sum, mut online) = (0.0, 0.0);
         for (_, sample) in &samples {
@@ -235,14 +268,15 @@ impl SummaryRow {
         }
         Some(Self {
             key: rows.first()?.key.clone(),
-            step: statistics::median(&steps).filter(|_| failure.is_none()),
+            step: StepTime::new(&series).filter(|_| failure.is_none()),
+            series,
             failure,
             sum,
             speedup: None,
-            speedup_by_sums: None,
+            speedup_with_warmup: None,
             online_share: if sum > 0.0 { online / sum } else { 0.0 },
             loss: final_loss(&losses),
-            predicted: statistics::median(&predicted).map(|median| median.value),
+            predicted: statistics::median(&predicted),
             peak_bytes: samples.iter().filter_map(|(_, sample)| Some(sample.peak?.bytes.0)).reduce(f64::max),
             published: PublishedRow::default(),
             model_error: None,
@@ -251,6 +285,11 @@ impl SummaryRow {
 
     pub fn status(&self) -> Status {
         self.failure.as_ref().map_or(Status::Ok, |failure| failure.status)
+    }
+
+    /// How much faster than `reference`; none where either failed.
+    pub fn over(&self, reference: &SummaryRow) -> Option<Speedup> {
+        (self.step.is_some() && reference.step.is_some()).then(|| Speedup::new(&reference.series, &self.series))?
     }
 
     /// The run as published numbers know it.
@@ -265,8 +304,18 @@ impl SummaryRow {
     }
 }
 
+/// The iterations after warm-up; rows of a seed stand together.
+fn series(rows: &[&Row], warmup: usize) -> Vec<Series> {
+    let of_seed = |rows: &[&Row]| {
+        let warm = rows.iter().filter(|row| row.iteration as usize > warmup);
+        let steps = warm.filter_map(|row| Some(row.sample.as_ref().ok()?.step.0)).collect();
+        let key = &rows[0].key;
+        Series { seed: key.seed, period: key.plan.map_or(1, |plan| plan.placement_every.max(1)), steps }
+    };
+    rows.chunk_by(|a, b| a.key.seed == b.key.seed).map(of_seed).collect()
+}
+
 /// The mean of the last tenth, at least one.
 fn final_loss(losses: &[f64]) -> Option<f64> {
-    let last = &losses[losses.len() - losses.len().div_ceil(10)..];
-    (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
+    mean(&losses[losses.len() - losses.len().div_ceil(10)..])
 }

@@ -1,65 +1,57 @@
-//! Statistics of samples: medians with distribution-free confidence intervals.
+//! Statistics of samples: the median, and how far a ratio of totals spreads.
 //!
-//! The interval of a median comes from order statistics (Conover 1999, section 3.2): ranks `n/2 ∓ 0.98 sqrt(n)` bound the
-//! median with 95% confidence, whatever the distribution. No sample is dropped as an outlier.
+//! The iterations of a run are not independent: routing drifts, and experts move on one iteration in so many. So the spread
+//! is that of a moving-block bootstrap (Kuensch 1989): blocks of successive iterations are drawn, with replacement, until
+//! they are as many as the run's. Both systems' times of an iteration are drawn together, because they had the same routing.
+//! This is the spread over the iterations of one run; what another trace would give, only another trace shows.
 
-/// A median and its 95% confidence interval.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Median {
-    pub value: f64,
-    pub low: f64,
-    pub high: f64,
-}
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// The median of the samples, or none of no samples.
-pub fn median(samples: &[f64]) -> Option<Median> {
+pub fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let n = sorted.len();
-    let last = n.checked_sub(1)?;
-    let half_width = 0.98 * (n as f64).sqrt();
-    let low = (n as f64 / 2.0 - half_width).floor().max(0.0) as usize;
-    let high = ((n as f64 / 2.0 + half_width).ceil() as usize).min(last);
-    Some(Median { value: (sorted[last / 2] + sorted[n / 2]) / 2.0, low: sorted[low.min(last)], high: sorted[high] })
+    let last = sorted.len().checked_sub(1)?;
+    Some((sorted[last / 2] + sorted[sorted.len() / 2]) / 2.0)
 }
 
-/// How much faster than `reference`: the ratio of medians, with the extremes that the two intervals allow.
-pub fn speedup(reference: &Median, system: &Median) -> Median {
-    Median {
-        value: reference.value / system.value,
-        low: reference.low / system.high,
-        high: reference.high / system.low,
+const RESAMPLES: usize = 2000;
+/// Resamples left out at either end: 2.5%.
+const TAIL: usize = RESAMPLES / 40;
+
+/// Ends of the middle 95% of the ratios of totals (first over second of each pair) in resamples of blocks of `block` pairs;
+/// none of fewer than two blocks. The same pairs give the same ends.
+pub fn block_bootstrap(pairs: &[[f64; 2]], block: usize) -> Option<[f64; 2]> {
+    if block == 0 || pairs.len() < 2 * block {
+        return None;
     }
+    // Totals of the pairs before each place: those of a block are a difference.
+    let mut before = vec![[0.0; 2]];
+    before.extend(pairs.iter().scan([0.0; 2], |total, pair| {
+        *total = [total[0] + pair[0], total[1] + pair[1]];
+        Some(*total)
+    }));
+    let mut draws = ChaCha8Rng::seed_from_u64(0);
+    let resample = |_| {
+        let [mut first, mut second] = [0.0; 2];
+        for (start, length) in blocks(&mut draws, pairs.len(), block) {
+            first += before[start + length][0] - before[start][0];
+            second += before[start + length][1] - before[start][1];
+        }
+        first / second
+    };
+    let mut ratios: Vec<f64> = (0..RESAMPLES).map(resample).collect();
+    ratios.sort_by(f64::total_cmp);
+    Some([ratios[TAIL], ratios[RESAMPLES - 1 - TAIL]])
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn medians_of_known_samples() {
-        let check = |samples: &[f64], expected: f64| {
-            assert_eq!(median(samples).map(|m| m.value), Some(expected));
-        };
-        check(&[3.0], 3.0);
-        check(&[4.0, 1.0], 2.5);
-        check(&[5.0, 1.0, 3.0], 3.0);
-        assert_eq!(median(&[]), None);
-    }
-
-    /// For 100 samples the ranks are 40 and 60.
-    #[test]
-    fn intervals_are_order_statistics() {
-        let samples: Vec<f64> = (0..100).map(f64::from).collect();
-        let m = median(&samples).unwrap();
-        assert_eq!((m.low, m.value, m.high), (40.0, 49.5, 60.0));
-    }
-
-    #[test]
-    fn speedups_carry_both_uncertainties() {
-        let slow = Median { value: 4.0, low: 3.0, high: 5.0 };
-        let fast = Median { value: 2.0, low: 1.0, high: 2.5 };
-        let s = speedup(&slow, &fast);
-        assert_eq!((s.value, s.low, s.high), (2.0, 1.2, 5.0));
-    }
+/// Start and length of the blocks of one resample of `count` pairs; the last block is cut.
+fn blocks(draws: &mut ChaCha8Rng, count: usize, block: usize) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (count - block + 1) as u128;
+    (0..count).step_by(block).map(move |filled| {
+        // The upper bits of a product: uniform to within 2^-64 of the number of starts.
+        let start = (u128::from(draws.next_u64()) * starts) >> 64;
+        (start as usize, block.min(count - filled))
+    })
 }

@@ -87,6 +87,7 @@ fn bar_charts(frame: &Frame, name: &str, values: &[f64]) -> [GroupedBars; 2] {
         series: Series::numbered(names()),
         panels: vec![Panel { title: name.to_owned(), groups }, Panel::default()],
         reference,
+        ..GroupedBars::default()
     };
     [
         chart(vec![group(bars.clone())], values.first().copied()),

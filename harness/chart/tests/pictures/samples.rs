@@ -46,6 +46,7 @@ pub(crate) fn grouped_bars() -> GroupedBars {
             Panel { title: "blinky".into(), groups: Vec::new() },
         ],
         reference: Some(1.0),
+        ..GroupedBars::default()
     }
 }
 
