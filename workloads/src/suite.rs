@@ -28,7 +28,7 @@ pub struct Suite {
     pub compare: Vec<String>,
     /// Training iterations per run, warm-up included.
     pub iterations: usize,
-    /// First iterations that medians leave out.
+    /// First iterations that means, medians and speedups leave out.
     pub warmup: usize,
     /// One run per seed.
     #[serde(default = "one_seed")]

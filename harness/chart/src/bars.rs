@@ -1,6 +1,6 @@
 //! Grouped bars in named panels: one panel a cluster, one group a case, one bar a system.
 //!
-//! After Figure 8 of the SmartMoE paper (USENIX ATC'23), with what it leaves out: confidence intervals, the published
+//! After Figure 8 of the SmartMoE paper (USENIX ATC'23), with what it leaves out: intervals, a second statistic, the published
 //! value beside ours, and why a bar is absent.
 
 use crate::axis::{Axis, Spacing, extent};

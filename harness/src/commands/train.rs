@@ -54,7 +54,7 @@ pub struct TrainArgs {
     /// Training iterations
     #[arg(long, default_value_t = 100)]
     iterations: usize,
-    /// First iterations that medians leave out
+    /// First iterations that means and medians leave out
     #[arg(long, default_value_t = 5)]
     warmup: usize,
     /// Seed of initial values and data
