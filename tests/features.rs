@@ -277,7 +277,7 @@ fn the_future_changes_no_past_iteration() {
     for system in systems::ALL {
         let placed = Plan { placement_every: 4, ..plan(1, 8, 8) };
         let [one, other] = futures.each_ref().map(|future| {
-            let mut run = Run::new(&job, &costs, *system, placed.clone());
+            let mut run = Run::new(&job, &costs, *system, placed);
             let past: Vec<Iteration> = (0..4).map(|_| run.step(&past)).collect();
             (past, run.step(future))
         });

@@ -115,10 +115,9 @@ impl RunRequest<'_> {
 /// The rows of a finished run, or of one that is run now as far as it is missing.
 fn samples(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store: &Store) -> Result<Vec<Row>> {
     let ids: Vec<String> = cases.iter().map(PreparedCase::id).collect();
-    if !request.timelines || ids.iter().all(|id| store.has_timelines(id)) {
-        if let Some(rows) = store.finished()? {
-            return Ok(rows);
-        }
+    let enough = !request.timelines || ids.iter().all(|id| store.has_timelines(id));
+    if enough && let Some(rows) = store.finished()? {
+        return Ok(rows);
     }
     let runs: usize = cases.iter().map(|case| case.runs.len()).sum();
     let progress = progress_bar((runs * request.suite.iterations) as u64);

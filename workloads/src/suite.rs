@@ -82,7 +82,7 @@ pub struct Collection {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SuiteFile {
     /// A suite.
-    Suite(Suite),
+    Suite(Box<Suite>),
     /// Several.
     Collection(Collection),
 }
@@ -92,7 +92,7 @@ impl SuiteFile {
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let table: toml::Table = error::parse(file, text)?;
         if !table.contains_key("suites") {
-            return Suite::parse(file, text).map(Self::Suite);
+            return Suite::parse(file, text).map(|suite| Self::Suite(Box::new(suite)));
         }
         let collection: Collection = error::parse(file, text)?;
         match repeated(&collection.suites) {
@@ -314,7 +314,7 @@ impl Suite {
         let mut suites = Vec::new();
         for name in SuiteFile::names() {
             if let SuiteFile::Suite(suite) = SuiteFile::named("moebench", name)? {
-                suites.push(suite);
+                suites.push(*suite);
             }
         }
         Ok(suites)
@@ -437,7 +437,7 @@ mod tests {
             let suites = match SuiteFile::named("test", name).unwrap() {
                 SuiteFile::Suite(suite) => {
                     assert_eq!(suite.name, name);
-                    vec![suite]
+                    vec![*suite]
                 }
                 SuiteFile::Collection(all) => {
                     assert_eq!(all.name, name);

@@ -63,7 +63,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let out = |name: &str| args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(name));
     match file {
         SuiteFile::Suite(suite) => {
-            let (out, suite) = (out(&suite.name), adjusted(args, suite).or_input()?);
+            let (out, suite) = (out(&suite.name), adjusted(args, *suite).or_input()?);
             let stated = stated_routing(args, &args.suite, &suite).or_input()?;
             let trace = stated.map_or_else(|| traces::load(args.trace.as_deref()), Ok).or_input()?;
             run_suite(args, &args.suite, suite, &trace, out)

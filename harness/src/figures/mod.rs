@@ -62,8 +62,7 @@ pub fn imbalance(cases: &[PreparedCase], iterations: usize) -> String {
     };
     let all: Vec<Balance> = cases.iter().filter_map(of_case).collect();
     let range = |field: fn(&Balance) -> f64| {
-        let ends = all.iter().map(field).fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)));
-        ends
+        all.iter().map(field).fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
     };
     let text = |(low, high): (f64, f64), digits: usize| match format!("{low:.digits$}") {
         low if low == format!("{high:.digits$}") => low,

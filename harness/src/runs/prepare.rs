@@ -93,7 +93,7 @@ pub fn suite_file(name: &str) -> Result<SuiteFile> {
 /// As for [`suite_file`], and a collection, with the suites that it holds.
 pub fn suite(name: &str) -> Result<Suite> {
     match suite_file(name)? {
-        SuiteFile::Suite(suite) => Ok(suite),
+        SuiteFile::Suite(suite) => Ok(*suite),
         SuiteFile::Collection(all) => {
             bail!("{name}: a collection of suites: expected one of them: {}", all.suites.join(", "))
         }

@@ -25,7 +25,8 @@ pub struct Attention {
 
 /// Saved for backward.
 pub enum AttentionSaved {
-    Taped { norm: Tape, products: Tape, residual: Tape },
+    /// Of the normalisation before attention, of attention, and of the residual stream.
+    Taped(Box<[Tape; 3]>),
     Fused(Box<FusedSaved>),
 }
 
@@ -91,7 +92,7 @@ impl Attention {
                 [stream, normed]
             })
         });
-        Ok((outputs, AttentionSaved::Taped { norm, products, residual }))
+        Ok((outputs, AttentionSaved::Taped(Box::new([norm, products, residual]))))
     }
 
     /// The gradient of the input, from those of the two outputs.
@@ -100,8 +101,8 @@ impl Attention {
     /// A peer that died.
     pub fn backward(&self, site: &Site, saved: AttentionSaved, gradients: [&Tensor; 2]) -> Result<Tensor, TrainError> {
         let Site { dense, timer, .. } = site;
-        let (norm, products, residual) = match saved {
-            AttentionSaved::Taped { norm, products, residual } => (norm, products, residual),
+        let [norm, products, residual] = match saved {
+            AttentionSaved::Taped(tapes) => *tapes,
             AttentionSaved::Fused(saved) => return self.backward_fused(site, *saved, gradients),
         };
         let (of_stream, of_normed) = timer.compute(Activity::Block, || {
