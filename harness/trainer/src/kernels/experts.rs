@@ -5,65 +5,64 @@ use tch::{Kind, Tensor};
 use super::Kernels;
 use super::launch::{Arguments, Shape};
 
+/// Rows of a block, as in the source.
+const TILE: i64 = 128;
+
 impl Kernels {
     /// Adds to every row of `inner` the bias of its expert; returns the GELU of the sum. Biases begin at `bias` and lie
     /// `stride` apart.
     pub(crate) fn activate(&self, inner: &Tensor, bias: &Tensor, stride: i64, ends: &Tensor) -> Tensor {
         let active = self.empty(&inner.size(), Kind::BFloat16);
-        let (shape, width) = (self.by_expert(inner, ends), inner.size()[1]);
-        let arguments =
-            Arguments::new().tensor(inner).start_of(bias).long(stride).tensor(ends).int(width).tensor(&active);
-        self.launch("activate", shape, arguments);
+        let arguments = Arguments::new().tensor(inner).start_of(bias).long(stride);
+        self.launch("activate", tiles(inner), of_experts(arguments, ends, inner).tensor(&active));
         active
     }
 
     /// Adds to every row the bias of its expert.
     pub(crate) fn add_bias(&self, rows: &Tensor, bias: &Tensor, stride: i64, ends: &Tensor) {
-        let arguments = Arguments::new().tensor(rows).start_of(bias).long(stride).tensor(ends).int(rows.size()[1]);
-        self.launch("add_bias", self.by_expert(rows, ends), arguments);
+        let arguments = Arguments::new().tensor(rows).start_of(bias).long(stride);
+        self.launch("add_bias", tiles(rows), of_experts(arguments, ends, rows));
     }
 
     /// The gradient of `gelu(inner)` becomes that of `inner`; returns partial sums of its columns.
     pub(crate) fn deactivate(&self, inner: &Tensor, gradient: &Tensor, ends: &Tensor) -> Tensor {
-        let (shape, partial) = self.with_partial(inner, ends);
-        let arguments =
-            Arguments::new().tensor(inner).tensor(gradient).tensor(ends).int(inner.size()[1]).tensor(&partial);
-        self.launch("deactivate", shape, arguments);
+        let partial = self.partial(inner, ends);
+        let arguments = Arguments::new().tensor(inner).tensor(gradient);
+        self.launch("deactivate", tiles(inner), of_experts(arguments, ends, inner).tensor(&partial));
         partial
     }
 
     /// Partial sums of the columns of each expert's rows.
     pub(crate) fn column_sums(&self, rows: &Tensor, ends: &Tensor) -> Tensor {
-        let (shape, partial) = self.with_partial(rows, ends);
-        let arguments = Arguments::new().tensor(rows).tensor(ends).int(rows.size()[1]).tensor(&partial);
-        self.launch("column_sums", shape, arguments);
+        let partial = self.partial(rows, ends);
+        let arguments = of_experts(Arguments::new().tensor(rows), ends, rows).tensor(&partial);
+        self.launch("column_sums", tiles(rows), arguments);
         partial
     }
 
-    /// Adds up partial sums `[parts, experts, width]` into rows that begin at `to` and lie `stride` apart; unless these are
-    /// `fresh`, adds to what is there.
-    pub(crate) fn finish(&self, partial: &Tensor, to: &Tensor, stride: i64, fresh: bool) {
-        let size = partial.size();
-        let (parts, experts, width) = (size[0], size[1], size[2]);
+    /// Adds up partial sums into rows that begin at `to` and lie `stride` apart; unless these are `fresh`, adds to what is
+    /// there.
+    pub(crate) fn finish(&self, partial: &Tensor, ends: &Tensor, to: &Tensor, (stride, fresh): (i64, bool)) {
+        let (width, experts) = (partial.size()[1], ends.numel() as i64);
         let shape = Shape { blocks: [(width + 31) / 32, experts, 1], threads: [32, 32], shared: 0 };
         let arguments =
-            Arguments::new().tensor(partial).int(parts).int(width).start_of(to).long(stride).int(i64::from(fresh));
+            Arguments::new().tensor(partial).tensor(ends).int(width).start_of(to).long(stride).int(i64::from(fresh));
         self.launch("finish", shape, arguments);
     }
 
-    fn by_expert(&self, rows: &Tensor, ends: &Tensor) -> Shape {
-        let (chunks, experts) = ((rows.size()[1] + 255) / 256, ends.numel() as i64);
-        // A warp that gets at least four rows of an even share.
-        let most = rows.size()[0] / (experts * 32).max(1) + 1;
-        let parts = (self.multiprocessors * 16 / (chunks * experts).max(1)).clamp(1, most);
-        Shape::grid([chunks, experts, parts], 256)
+    /// Room for what every tile has of every expert.
+    fn partial(&self, rows: &Tensor, ends: &Tensor) -> Tensor {
+        let pieces = tiles(rows).blocks[1] + ends.numel() as i64;
+        self.empty(&[pieces, rows.size()[1]], Kind::Float)
     }
+}
 
-    fn with_partial(&self, rows: &Tensor, ends: &Tensor) -> (Shape, Tensor) {
-        let shape = self.by_expert(rows, ends);
-        let partial = self.empty(&[shape.blocks[2], ends.numel() as i64, rows.size()[1]], Kind::Float);
-        (shape, partial)
-    }
+fn tiles(rows: &Tensor) -> Shape {
+    Shape::grid([(rows.size()[1] + 255) / 256, (rows.size()[0] + TILE - 1) / TILE, 1], 256)
+}
+
+fn of_experts(arguments: Arguments, ends: &Tensor, rows: &Tensor) -> Arguments {
+    arguments.tensor(ends).int(ends.numel() as i64).int(rows.size()[1])
 }
 
 #[cfg(test)]
@@ -109,10 +108,10 @@ mod tests {
             let zeros = Tensor::zeros([5, WIDTH], (Kind::Double, gpu().device()));
             zeros.index_add(0, &of, &rows.to_kind(Kind::Double))
         };
-        gpu().finish(&partial, &to, STRIDE, false);
+        gpu().finish(&partial, &ends, &to, (STRIDE, false));
         let first = |tensor: &Tensor| tensor.narrow(1, 0, WIDTH);
         assert!(error(&(first(&to) - first(&before)), &sums(&gradient)) < SINGLE);
-        gpu().finish(&gpu().column_sums(&inner, &ends), &to, STRIDE, true);
+        gpu().finish(&gpu().column_sums(&inner, &ends), &ends, &to, (STRIDE, true));
         assert!(error(&first(&to), &sums(&inner)) < SINGLE);
         assert_eq!(error(&to.narrow(1, WIDTH, 24), &before.narrow(1, WIDTH, 24)), 0.0);
     }

@@ -2,13 +2,17 @@
 // added in single precision to what is there.
 //
 // A block computes tiles of 128 x 256 one after the other. Its first warp group loads: the bulk copy engine brings 64 rows of
-// both matrices into one of four stages of shared memory, as boxes of 64 columns. The two others multiply 64 x 256 each by
-// Hopper's matrix instruction, straight from the stages. Rows of the next expert in an expert's last box are cleared.
+// both matrices into one of three stages of shared memory, as boxes of 64 columns. The two others multiply 64 x 256 each by
+// Hopper's matrix instruction, straight from the stages. Rows of the next expert in an expert's last box are cleared. Results
+// go to shared memory, from where the copy engine puts or adds them while the next tile is under way.
 
-constexpr int TILE_M = 128, TILE_N = 256, TILE_K = 64, STAGES = 4;
+constexpr int TILE_M = 128, TILE_N = 256, TILE_K = 64, STAGES = 3;
 // A box: 64 rows of 64 numbers, 128 bytes each, in the copy engine's 128-byte swizzle.
 constexpr int BOX = TILE_K * 128;
 constexpr int STAGE = BOX * (TILE_M + TILE_N) / 64;
+
+// Half of a warp group's results: four boxes of 64 rows and 32 numbers, in the same swizzle.
+constexpr int RESULT_BOX = 64 * 128, RESULT = 4 * RESULT_BOX;
 
 // A tensor map as the driver encodes it.
 struct __align__(64) Map {
@@ -41,6 +45,17 @@ __device__ __forceinline__ void copy(u32 to, const Map &map, int column, int row
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
                  "l"(&map), "r"(barrier), "r"(column), "r"(row)
                  : "memory");
+}
+
+__device__ __forceinline__ void put(const Map &map, int column, int row, int group, u32 from, int fresh) {
+    if (fresh)
+        asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map), "r"(from), "r"(column), "r"(row),
+                     "r"(group)
+                     : "memory");
+    else
+        asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map), "r"(from),
+                     "r"(column), "r"(row), "r"(group)
+                     : "memory");
 }
 
 // A stage's boxes for the matrix instruction: columns contiguous, eight rows 1024 bytes, 64 columns a box apart.
@@ -82,14 +97,11 @@ __device__ __forceinline__ void multiply(float (&d)[128], u64 first, u64 second,
 }
 
 struct Tile {
-    int first, end, m, n;
-    float *to;
+    int group, first, end, m, n;
 };
 
 struct Product {
     const int *ends;
-    float *to;
-    long stride;
     int groups, m, n, fresh;
 
     __device__ __forceinline__ int tiles() const { return groups * (m / TILE_M) * (n / TILE_N); }
@@ -97,12 +109,13 @@ struct Product {
     __device__ __forceinline__ Tile tile(int number) const {
         const int rows = m / TILE_M, each = rows * (n / TILE_N);
         const int group = number / each, rest = number % each;
-        return {group ? ends[group - 1] : 0, ends[group], rest % rows * TILE_M, rest / rows * TILE_N, to + group * stride};
+        return {group, group ? ends[group - 1] : 0, ends[group], rest % rows * TILE_M, rest / rows * TILE_N};
     }
 };
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    weight_product(const __grid_constant__ Map first, const __grid_constant__ Map second, const __grid_constant__ Product product) {
+    weight_product(const __grid_constant__ Map first, const __grid_constant__ Map second, const __grid_constant__ Map to,
+                   const __grid_constant__ Product product) {
     extern __shared__ __align__(1024) unsigned char stages[];
     __shared__ __align__(8) u64 barriers[2 * STAGES];
     const u32 base = (shared_address(stages) + 1023) & ~1023u;
@@ -170,24 +183,32 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             }
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             if (before >= 0 && thread == 0) arrive(empty + 8 * before);
-            const int row = tile.m + own * 64 + thread / 32 * 16 + thread % 32 / 4;
-            float *to = tile.to + static_cast<long>(row) * product.n + tile.n + thread % 4 * 2;
-            const long below = 8l * product.n;
+            // The results, 128 columns at a time: a thread has pairs of neighbours in two rows.
+            const u32 results = base + STAGES * STAGE + own * RESULT;
+            const int row = thread / 32 * 16 + thread % 32 / 4, column = thread % 4 * 2;
 #pragma unroll
-            for (int i = 0; i < 128; i += 32) {
-                float2 sums[16];
+            for (int half = 0; half < 2; half++) {
+                if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+                asm volatile("bar.sync %0, 128;" ::"r"(1 + own) : "memory");
 #pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    float *at = to + 2 * i + 8 * j;
-                    sums[2 * j] = product.fresh ? float2{} : *reinterpret_cast<const float2 *>(at);
-                    sums[2 * j + 1] = product.fresh ? float2{} : *reinterpret_cast<const float2 *>(at + below);
+                for (int i = 0; i < 16; i++) {
+                    const int at = 8 * i + column;
+                    // Sixteen bytes of a row change places by the row's number.
+                    const u32 there = results + at / 32 * RESULT_BOX + row * 128 + ((at % 32 / 4) ^ (row % 8)) * 16 + at % 4 * 4;
+                    const int from = 64 * half + 4 * i;
+                    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(d[from]), "f"(d[from + 1]) : "memory");
+                    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(there + 8 * 128), "f"(d[from + 2]), "f"(d[from + 3]) : "memory");
                 }
+                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+                asm volatile("bar.sync %0, 128;" ::"r"(1 + own) : "memory");
+                if (thread == 0) {
 #pragma unroll
-                for (int j = 0; j < 16; j++) {
-                    float2 *at = reinterpret_cast<float2 *>(to + 2 * i + j / 2 * 8 + (j % 2 ? below : 0));
-                    *at = make_float2(sums[j].x + d[i + 2 * j], sums[j].y + d[i + 2 * j + 1]);
+                    for (int box = 0; box < 4; box++)
+                        put(to, tile.n + 128 * half + 32 * box, tile.m + 64 * own, tile.group, results + box * RESULT_BOX, product.fresh);
+                    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
                 }
             }
         }
+        if (threadIdx.x % 128 == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
 }

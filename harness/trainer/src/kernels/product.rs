@@ -10,8 +10,8 @@ use super::launch::{Arguments, Shape};
 const TILE_M: i64 = 128;
 const TILE_N: i64 = 256;
 const TILE_K: u32 = 64;
-/// Dynamic shared memory of a block: four stages, and room to align them.
-pub(super) const SHARED: i64 = 4 * 128 * (TILE_M + TILE_N) + 1024;
+/// Dynamic shared memory of a block: three stages, results of two warp groups, and room to align them.
+pub(super) const SHARED: i64 = 3 * 128 * (TILE_M + TILE_N) + 2 * 4 * 64 * 128 + 1024;
 
 impl Kernels {
     /// For every expert, the product of the transposed rows `first` `[rows, m]` with the rows `second` `[rows, n]`, in single
@@ -29,9 +29,9 @@ impl Kernels {
             return false;
         }
         let pair = |low: i64, high: i64| low as u64 | (high as u64) << 32;
-        let product =
-            [ends.data_ptr() as u64, to.data_ptr() as u64, stride as u64, pair(experts, m), pair(n, i64::from(fresh))];
-        let arguments = Arguments::new().words(&map(first)).words(&map(second)).words(&product);
+        let product = [ends.data_ptr() as u64, pair(experts, m), pair(n, i64::from(fresh))];
+        let results = results(to, [experts, m, n], stride);
+        let arguments = Arguments::new().words(&rows(first)).words(&rows(second)).words(&results).words(&product);
         let tiles = experts * (m / TILE_M) * (n / TILE_N);
         let shape = Shape { shared: SHARED, ..Shape::new(tiles.min(self.multiprocessors), 384) };
         self.launch("weight_product", shape, arguments);
@@ -39,23 +39,43 @@ impl Kernels {
     }
 }
 
-/// The boxes of 64 rows and 64 columns that the copy engine brings.
-fn map(rows: &Tensor) -> [u64; 16] {
+/// Rows as the copy engine brings them: boxes of 64 rows and 64 columns.
+fn rows(rows: &Tensor) -> [u64; 16] {
     assert!(rows.is_contiguous() && rows.kind() == Kind::BFloat16, "a product of half-precision rows without gaps");
     let (count, width) = (rows.size()[0] as u64, rows.size()[1] as u64);
+    let kind = sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    map(rows, kind, [width, count], [width * 2], [64, TILE_K])
+}
+
+/// Matrices as the copy engine writes them: boxes of 64 rows and 32 columns of one.
+fn results(to: &Tensor, [experts, m, n]: [i64; 3], stride: i64) -> [u64; 16] {
+    assert!(to.kind() == Kind::Float, "sums in single precision");
+    let kind = sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    let sizes = [n, m, experts].map(|size| size as u64);
+    map(to, kind, sizes, [n, stride].map(|stride| stride as u64 * 4), [32, 64, 1])
+}
+
+/// A tensor map: sizes from the innermost dimension, strides in bytes of all others, and the box that is copied at a time.
+fn map<const N: usize, const M: usize>(
+    tensor: &Tensor,
+    kind: sys::CUtensorMapDataType,
+    sizes: [u64; N],
+    strides: [u64; M],
+    part: [u32; N],
+) -> [u64; 16] {
+    const { assert!(M + 1 == N, "the innermost dimension has no gaps") };
     let mut map = sys::CUtensorMap { opaque: [0; 16] };
-    let (sizes, strides) = ([width, count], [width * 2]);
-    let (boxes, steps) = ([64u32, TILE_K], [1u32, 1]);
-    // SAFETY: every array has as many numbers as two dimensions ask for.
+    let steps = [1u32; N];
+    // SAFETY: every array has as many numbers as the dimensions ask for.
     let status = unsafe {
         sys::cuTensorMapEncodeTiled(
             &raw mut map,
-            sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            2,
-            rows.data_ptr(),
+            kind,
+            N as u32,
+            tensor.data_ptr(),
             sizes.as_ptr(),
             strides.as_ptr(),
-            boxes.as_ptr(),
+            part.as_ptr(),
             steps.as_ptr(),
             sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
             sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
@@ -63,7 +83,7 @@ fn map(rows: &Tensor) -> [u64; 16] {
             sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     };
-    assert!(status == sys::CUresult::CUDA_SUCCESS, "a tensor map of {:?}: {status:?}", rows.size());
+    assert!(status == sys::CUresult::CUDA_SUCCESS, "a tensor map of {sizes:?}: {status:?}");
     map.opaque
 }
 

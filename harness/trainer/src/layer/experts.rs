@@ -203,7 +203,7 @@ impl Experts {
         let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(gradients, slots));
         let (ends, stride) = (&grouping.ends, self.moe.expert_parameters() as i64);
         let gradient = grouping.by_expert(kernels, gradient);
-        kernels.finish(&kernels.column_sums(&gradient, ends), &gradients.second_bias, stride, fresh);
+        kernels.finish(&kernels.column_sums(&gradient, ends), ends, &gradients.second_bias, (stride, fresh));
         let accumulate = |rows: [&Tensor; 2], to: &Tensor| {
             if !kernels.weight_product(rows, ends, to, (stride, fresh)) {
                 kernels.accumulate(&grouped_product(&rows[0].tr(), rows[1], ends), to, stride, fresh);
@@ -212,7 +212,7 @@ impl Experts {
         accumulate([&saved.active, &gradient], &gradients.second);
         let of_inner = grouped_product(&gradient, &weights.second.transpose(1, 2), ends);
         let sums = kernels.deactivate(&saved.inner, &of_inner, ends);
-        kernels.finish(&sums, &gradients.first_bias, stride, fresh);
+        kernels.finish(&sums, ends, &gradients.first_bias, (stride, fresh));
         accumulate([&saved.input, &of_inner], &gradients.first);
         grouping.by_arrival(kernels, grouped_product(&of_inner, &weights.first.transpose(1, 2), ends))
     }
