@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use systems::Plain;
 use systems::plan::placement::Placement;
 use systems::price::GroupPlace;
@@ -15,7 +16,7 @@ use workloads::model::Moe;
 use workloads::{Cluster, Gate, Seconds};
 
 use crate::clock::timer::{Timer, synchronize};
-use crate::comm::threads;
+use crate::comm::{Communicator, threads};
 use crate::cuda::{self, Event, Gpu, Stream};
 use crate::error::TrainError;
 use crate::host::{to_host, to_scalar};
@@ -38,6 +39,14 @@ pub struct LayerShape {
 }
 
 impl LayerShape {
+    /// Of `WIDTHxINNERxEXPERTSxTOKENS`; none if that is not what it says, or there are fewer than `top_k` experts.
+    pub fn parse(text: &str, top_k: usize, skew: f64) -> Option<Self> {
+        let numbers: Vec<usize> = text.split('x').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [width, inner, experts, tokens] = <[usize; 4]>::try_from(numbers).ok()?;
+        let fits = [width, inner, experts, tokens, top_k].iter().all(|&number| number > 0) && top_k <= experts;
+        fits.then_some(Self { tokens, width, inner, experts, top_k, skew })
+    }
+
     /// Floating-point operations of the experts' products, forward and backward.
     pub fn flops(&self) -> f64 {
         // Three products of each size: output, gradient of the input, gradient of the matrix.
@@ -55,6 +64,99 @@ pub struct LayerTimes {
     pub errors: [f64; 3],
     /// Entries of the busiest expert over the mean.
     pub busiest: f64,
+}
+
+/// A layer and its times.
+pub type Measured = (LayerShape, LayerTimes);
+
+/// Every repeat, a line each.
+pub fn csv(measured: &[Measured]) -> String {
+    let mut text = "width,inner,experts,tokens,top_k,skew,repeat,forward_ms,forward_and_backward_ms\n".to_owned();
+    for (shape, times) in measured {
+        let LayerShape { tokens, width, inner, experts, top_k, skew } = shape;
+        for (repeat, (forward, both)) in times.forward.iter().zip(&times.forward_and_backward).enumerate() {
+            let (forward, both) = (forward.0 * 1e3, both.0 * 1e3);
+            text += &format!("{width},{inner},{experts},{tokens},{top_k},{skew},{repeat},{forward},{both}\n");
+        }
+    }
+    text
+}
+
+/// The columns of [`rows`].
+pub const HEADER: [&str; 13] = [
+    "layer",
+    "tokens",
+    "skew",
+    "busiest",
+    "forward ms",
+    "both ms",
+    "least",
+    "most",
+    "TFLOP/s",
+    "of peak",
+    "outputs",
+    "gradients",
+    "others, both ms",
+];
+
+/// A row per layer: medians of its times, its rate, its distance from single precision, and what other programs took.
+pub fn rows(measured: &[Measured], peers: &[Value], peak: f64) -> Vec<Vec<String>> {
+    let row = |(shape, times): &Measured| {
+        let ([_, forward, _], [least, both, most]) = (spread(&times.forward), spread(&times.forward_and_backward));
+        let rate = shape.flops() / (both * 1e-3);
+        let [outputs, tokens, experts] = times.errors;
+        vec![
+            format!("{}x{}x{}", shape.width, shape.inner, shape.experts),
+            shape.tokens.to_string(),
+            shape.skew.to_string(),
+            format!("{:.2}", times.busiest),
+            format!("{forward:.3}"),
+            format!("{both:.3}"),
+            format!("{least:.3}"),
+            format!("{most:.3}"),
+            format!("{:.0}", rate / 1e12),
+            format!("{:.0}%", rate / peak * 100.0),
+            format!("{outputs:.1e}"),
+            format!("{:.1e}", tokens.max(experts)),
+            times_of_peers(peers, shape),
+        ]
+    };
+    measured.iter().map(row).collect()
+}
+
+/// What the columns of [`rows`] say.
+pub fn legend(peak: f64, device: Device) -> String {
+    let clock = if device.is_cuda() { "by events on the GPU" } else { "by the host's clock" };
+    let (size, peak) = (peak_size(device), peak / 1e12);
+    format!(
+        "times      medians {clock}, from the first kernel to the last\n\
+         TFLOP/s    12 x tokens x top-k x width x inner / time: the experts' six products alone\n\
+         peak       {peak:.1} TFLOP/s, a product of {size} x {size} matrices on this device\n\
+         outputs    |x - exact| / |exact|, exact being the same layer in single precision; of gradients, the larger of the\n\
+         {:11}tokens' and the experts'\n",
+        ""
+    )
+}
+
+/// Least, median and largest, in milliseconds.
+fn spread(times: &[Seconds]) -> [f64; 3] {
+    let mut sorted: Vec<f64> = times.iter().map(|time| time.0 * 1e3).collect();
+    sorted.sort_by(f64::total_cmp);
+    [sorted.first(), sorted.get(sorted.len() / 2), sorted.last()].map(|time| time.copied().unwrap_or(f64::NAN))
+}
+
+/// What other programs took for both passes of the layer in milliseconds, by name: of their lines, objects of H, D, E, T and
+/// skew (width, inner width, experts, tokens), those that hold a number `fb_ms`.
+fn times_of_peers(lines: &[Value], shape: &LayerShape) -> String {
+    let number = |value: &Value, key: &str| value.get(key).and_then(Value::as_f64);
+    let sizes = [("H", shape.width), ("D", shape.inner), ("E", shape.experts), ("T", shape.tokens)];
+    let same = |line: &&Value| {
+        sizes.iter().all(|&(key, size)| number(line, key) == Some(size as f64))
+            && number(line, "skew") == Some(shape.skew)
+    };
+    let times = lines.iter().filter(same).filter_map(Value::as_object).flatten();
+    let shown = times.filter_map(|(name, of)| Some(format!("{name} {:.2}", number(of, "fb_ms")?)));
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// Outputs, gradient of the tokens, gradients of the experts.
@@ -91,6 +193,27 @@ pub fn layer(shape: LayerShape, device: Device, warmup: usize, repeats: usize) -
     Ok(times)
 }
 
+/// Rows and columns of the product that gives the peak.
+pub fn peak_size(device: Device) -> i64 {
+    if device.is_cuda() { 8192 } else { 1024 }
+}
+
+/// Floating-point operations a second of a square product in the kind that the trainer uses on the device: the median of ten.
+///
+/// # Errors
+/// A GPU that cannot be used.
+pub fn peak(device: Device) -> Result<f64, TrainError> {
+    let size = peak_size(device);
+    let draw = |name| initial(1, name, &[size, size], Initial::Normal(1.0), device).to_kind(kind_on(device));
+    let (first, second) = (draw("first"), draw("second"));
+    let mut times = Vec::new();
+    for _ in 0..10 {
+        times.push(timed(device, || first.matmul(&second))?.1.0);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(2.0 * (size as f64).powi(3) / times[times.len() / 2])
+}
+
 struct LayerBench {
     shape: LayerShape,
     device: Device,
@@ -98,6 +221,9 @@ struct LayerBench {
     gates: Bucket,
     tokens: Tensor,
     gradient: Tensor,
+    group: Box<dyn Communicator>,
+    timer: Timer,
+    costs: CostModel,
 }
 
 impl LayerBench {
@@ -123,25 +249,26 @@ impl LayerBench {
             gates: Bucket::new(&gate, kind, device),
             tokens: draw("tokens", &[tokens, width], 1.0).to_kind(kind),
             gradient: draw("gradient", &[tokens, width], 1.0).to_kind(kind),
+            group: Box::new(threads::world(1, Duration::from_secs(10)).remove(0)),
+            timer: Timer::new(0, None),
+            costs: CostModel::new(&Cluster::named("bench", "inky").expect("the cluster is built in")),
         }
     }
 
     /// One pass, or both: then with their results. `given`: the experts of choices.
     fn run(&self, given: Option<Vec<usize>>, backward: bool) -> Result<Option<Results>, TrainError> {
-        let cluster = Cluster::named("bench", "inky").expect("the cluster is built in");
-        let costs = CostModel::new(&cluster);
-        let place = GroupPlace { group: costs.group(0..1, 1), nodes: vec![0] };
-        let group = threads::world(1, Duration::from_secs(10)).remove(0);
-        let timer = Timer::new(0, None);
+        // The host's spans of the last repeat.
+        self.timer.start();
+        let place = GroupPlace { group: self.costs.group(0..1, 1), nodes: vec![0] };
         let site = MoeSite {
-            timer: &timer,
-            group: &group,
+            timer: &self.timer,
+            group: &*self.group,
             policy: &Plain,
             gate: &Gate::NoDrop,
             top_k: self.shape.top_k,
             balance: 0.0,
             place: &place,
-            costs: &costs,
+            costs: &self.costs,
             gates: &self.gates,
             random: (1, "bench".to_owned()),
             replay: given,
@@ -221,6 +348,15 @@ mod tests {
         assert!(times.forward.iter().all(|time| time.0 > 0.0) && times.busiest >= 1.0);
         assert!(times.errors.iter().all(|&error| error < 1e-5), "{:?}", times.errors);
         assert_eq!(shape.flops(), 12.0 * 64.0 * 16.0 * 24.0);
+    }
+
+    #[test]
+    fn shapes_are_read() {
+        let shape = LayerShape::parse("16x24x4x32", 2, 1.5).unwrap();
+        assert_eq!([shape.width, shape.inner, shape.experts, shape.tokens], [16, 24, 4, 32]);
+        for text in ["16x24x4", "16x24x4x32x1", "16x0x4x32", "16x24x1x32", "axbxcxd", ""] {
+            assert!(LayerShape::parse(text, 2, 0.0).is_none(), "{text}");
+        }
     }
 
     #[test]
