@@ -173,8 +173,9 @@ fn a_recorded_trace_replays_what_was_chosen() {
 
 /// Measures this machine, then emulates 8 ranks under three systems and simulates the same. Emulation and simulation
 /// share prices of exchanges, so what differs is what measured segments take against their formulas. Other programs
-/// disturb what is measured: what is too far off may be measured again.
+/// disturb what is measured, tests beside it first of all: it runs alone, and what is too far off may be measured again.
 #[test]
+#[ignore = "needs the machine to itself: scripts/test runs it last"]
 fn the_simulator_predicts_emulated_iterations() {
     let (base, model) = (Cluster::named("test", "inky").unwrap(), model(256, 4));
     let cases: [(&'static dyn System, Plan); 3] = [
