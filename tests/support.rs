@@ -266,7 +266,7 @@ pub(crate) fn small_trace(folder: &Folder) {
         samples: 12,
         ..SynthSpec::default()
     };
-    harness::traces::write_parquet(&spec.generate().unwrap(), &folder.join("trace.parquet")).unwrap();
+    harness::traces::parquet::write(&spec.generate().unwrap(), &folder.join("trace.parquet")).unwrap();
 }
 
 /// A suite of the tiny model: expert parallelism, FasterMoE and SmartMoE on `(gpus, gate)` cases of inky.

@@ -174,7 +174,7 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
 }
 
 fn write(trace: &RoutingTrace, to: &Path) -> Result<(), Failure> {
-    traces::write_parquet(trace, to).or_run()?;
+    traces::parquet::write(trace, to).or_run()?;
     output::print(format!("{}: {}", to.display(), describe(trace))).or_run()?;
     let balance = TraceStats::new(trace, 1).or_run()?.balance;
     balance.map_or(Ok(()), |balance| output::print(format!("experts: {balance}"))).or_run()?;

@@ -263,19 +263,26 @@ pub fn to_frame(rows: &[Row]) -> Result<DataFrame> {
     Ok(DataFrame::new(rows.len(), columns)?)
 }
 
+/// The case of each row, and the system that ran it.
+pub fn case_columns<'r, R>(rows: &'r [R], key: impl Fn(&'r R) -> &'r RunKey) -> Vec<Column> {
+    vec![
+        column("case", rows, |row| key(row).case.as_str()),
+        column("model", rows, |row| key(row).model.as_str()),
+        column("cluster", rows, |row| key(row).cluster.as_str()),
+        column("gpus", rows, |row| key(row).gpus),
+        column("gate", rows, |row| key(row).gate.kind()),
+        column("capacity_factor", rows, |row| key(row).gate.capacity_factor()),
+        column("layer", rows, |row| key(row).layer),
+        column("system", rows, |row| key(row).system.as_str()),
+    ]
+}
+
 fn key_columns(rows: &[Row]) -> Vec<Column> {
     fn degree(name: &str, rows: &[Row], of: impl Fn(&Plan) -> usize) -> Column {
         column(name, rows, |row| row.key.plan.as_ref().map(|plan| of(plan) as u32))
     }
-    vec![
-        column("case", rows, |row| row.key.case.as_str()),
-        column("model", rows, |row| row.key.model.as_str()),
-        column("cluster", rows, |row| row.key.cluster.as_str()),
-        column("gpus", rows, |row| row.key.gpus),
-        column("gate", rows, |row| row.key.gate.kind()),
-        column("capacity_factor", rows, |row| row.key.gate.capacity_factor()),
-        column("layer", rows, |row| row.key.layer),
-        column("system", rows, |row| row.key.system.as_str()),
+    let mut columns = case_columns(rows, |row| &row.key);
+    columns.extend([
         column("seed", rows, |row| row.key.seed),
         column("engine", rows, |row| row.key.engine.name()),
         column("plan", rows, |row| row.key.plan.map(|plan| plan.to_string())),
@@ -287,7 +294,8 @@ fn key_columns(rows: &[Row]) -> Vec<Column> {
         degree("micro_batch", rows, |plan| plan.micro_batch),
         degree("placement_every", rows, |plan| plan.placement_every),
         column("expected_step_s", rows, |row| row.key.expected.map(|time| time.0)),
-    ]
+    ]);
+    columns
 }
 
 fn sample_columns(rows: &[Row]) -> Vec<Column> {

@@ -13,7 +13,7 @@ use workloads::published::{PublishedRun, Quantity};
 use workloads::{EngineKind, Published};
 
 use crate::measurements::errors::mean;
-use crate::runs::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, column};
+use crate::runs::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, case_columns, column};
 use crate::summary::model_error::{ClusterError, Part};
 use crate::summary::speedup::{Series, Speedup};
 
@@ -211,15 +211,8 @@ impl Summary {
     pub fn frame(&self) -> Result<DataFrame> {
         let (rows, spread_over) = (&self.rows, self.spread_over());
         let speedup = |row: &SummaryRow, of: fn(&Speedup) -> Option<f64>| row.speedup.as_ref().and_then(of);
-        let columns = vec![
-            column("case", rows, |row| row.key.case.as_str()),
-            column("model", rows, |row| row.key.model.as_str()),
-            column("cluster", rows, |row| row.key.cluster.as_str()),
-            column("gpus", rows, |row| row.key.gpus),
-            column("gate", rows, |row| row.key.gate.kind()),
-            column("capacity_factor", rows, |row| row.key.gate.capacity_factor()),
-            column("layer", rows, |row| row.key.layer),
-            column("system", rows, |row| row.key.system.as_str()),
+        let mut columns = case_columns(rows, |row| &row.key);
+        columns.extend([
             column("engine", rows, |row| row.key.engine.name()),
             column("plan", rows, |row| row.key.plan.map(|plan| plan.to_string())),
             column("status", rows, |row| row.status().name()),
@@ -246,7 +239,7 @@ impl Summary {
             column("published_speedup_by_sums", rows, |row| row.published.speedup_by_sums),
             column("model_error", rows, |row| row.model_error.as_ref().map(ModelError::value)),
             column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
-        ];
+        ]);
         Ok(DataFrame::new(rows.len(), columns)?)
     }
 }

@@ -82,6 +82,11 @@ impl Placement {
         &self.expert_in[rank * self.slots_per_rank..(rank + 1) * self.slots_per_rank]
     }
 
+    /// The slot in which a rank holds an expert, counted on that rank; none where another rank does.
+    pub fn slot_on(&self, rank: usize, expert: usize) -> Option<usize> {
+        (self.rank_of(expert) == rank).then(|| self.slot_of[expert] % self.slots_per_rank)
+    }
+
     /// The expert in each slot of the group, rank by rank.
     pub fn experts_in_slots(&self) -> &[usize] {
         &self.expert_in
@@ -104,6 +109,17 @@ impl Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_on_a_rank_are_where_its_experts_stand() {
+        let placement = Placement::new(vec![2, 0, 3, 1], 2).unwrap();
+        for rank in 0..2 {
+            for expert in 0..4 {
+                let stands = placement.experts_of(rank).iter().position(|&other| other == expert);
+                assert_eq!(placement.slot_on(rank, expert), stands);
+            }
+        }
+    }
 
     #[test]
     fn moves_are_the_experts_that_change_rank() {

@@ -174,7 +174,7 @@ impl Trainer {
             let (collected, ended) = self.collect(setup, tick);
             // Of a run without an iteration there is no trace; in a process that is not rank 0, all are.
             if let (Some(path), false) = (self.options.trace_path(run), collected.iterations.is_empty()) {
-                traces::write_parquet(&recorded(&run.case_id, setup, &collected.reports)?, &path)?;
+                traces::parquet::write(&recorded(&run.case_id, setup, &collected.reports)?, &path)?;
             }
             let timelines = [(self.kind(), collected.spans), (EngineKind::Simulated, collected.simulated)];
             Ok(Outcome {

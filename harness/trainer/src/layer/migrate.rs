@@ -34,12 +34,11 @@ pub fn migrate(
             state.push(&bucket.master);
         }
     }
-    let slot_in = |placement: &Placement, expert: usize| placement.experts_of(me).iter().position(|&e| e == expert);
     let row = |of: &Tensor, slot: usize| layer.experts.row(of, slot);
     let mut staged: Vec<(usize, Vec<Tensor>)> = Vec::new();
     for expert in 0..next.experts() {
         let (from, to) = (layer.placement.rank_of(expert), next.rank_of(expert));
-        let (old, new) = (slot_in(&layer.placement, expert), slot_in(next, expert));
+        let (old, new) = (layer.placement.slot_on(me, expert), next.slot_on(me, expert));
         let held = |slot: usize| state.iter().map(|of| row(of, slot).copy()).collect::<Vec<_>>();
         match (old, new) {
             (Some(old), Some(new)) if old != new => staged.push((new, held(old))),

@@ -123,7 +123,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             Op::Combine { step } => self.combine(step),
             Op::Broadcast { expert } => {
                 // What ranks other than the owner pass states the shape alone.
-                let slot = slot_on(placement, group.rank(), expert).unwrap_or(0);
+                let slot = placement.slot_on(group.rank(), expert).unwrap_or(0);
                 let weights = experts.row(&experts.bucket.weights, slot);
                 Ok(vec![group.broadcast(&weights, placement.rank_of(expert))?])
             }
@@ -161,7 +161,10 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 self.shadows[index] = tensors.pop().map_or(Shadow::Absent, Shadow::Weights);
             }
             Op::ReduceGrad { expert } => {
-                if let (Some(slot), Some(sum)) = (slot_on(placement, group.rank(), expert), tensors.pop()) {
+                if let Some(slot) = placement.slot_on(group.rank(), expert) {
+                    let sum = tensors.pop().ok_or_else(|| {
+                        TrainError::Program(format!("a reduction that brings expert {expert} no gradient"))
+                    })?;
                     let _ = experts.gradient(slot).g_add_(&sum);
                 }
             }
@@ -378,11 +381,6 @@ impl Kernel for Backward {
             }
         }
     }
-}
-
-/// The slot of an expert on a rank, if the rank owns it.
-fn slot_on(placement: &Placement, rank: usize, expert: usize) -> Option<usize> {
-    placement.experts_of(rank).iter().position(|&other| other == expert)
 }
 
 /// The first piece of outputs of a step.

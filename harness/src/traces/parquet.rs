@@ -1,102 +1,23 @@
-//! Routing traces as files: what [`Importer`] reads, in files and folders, and the native Parquet (`iteration, rank, layer,
-//! micro_batch, expert, entries`, one row per count; choices per token and notes in its metadata).
+//! Traces as Parquet: the native format (`iteration, rank, layer, micro_batch, expert, entries`, one row per count; choices per
+//! token and notes in its metadata), and the rows of any other file for an [`Importer`].
 
-use std::fs::{self, File};
 use std::io::Cursor;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use polars::prelude::{
     Column, DataFrame, DataType, KeyValueMetadata, ParquetReader, ParquetWriter, PolarsError, PolarsResult, SerReader,
     Series,
 };
 use polars_parquet::parquet::metadata::SchemaDescriptor;
 use polars_parquet::parquet::schema::types::{IntegerType, ParquetType, PrimitiveConvertedType, PrimitiveLogicalType};
-use workloads::trace::import::{Cell, ImportError, ImportOptions, Importer};
-use workloads::trace::{self, RoutingTrace, SynthSpec};
+use workloads::trace::RoutingTrace;
+use workloads::trace::import::{Cell, ImportError, Importer};
 
 use crate::runs::store;
-
-/// The trace at `path`, or the synthetic default.
-///
-/// # Errors
-/// What is wrong with the files, where.
-pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
-    match path {
-        Some(path) => import(path, ImportOptions::default()),
-        None => Ok(SynthSpec::default().generate()?),
-    }
-}
-
-/// The trace in a file or a folder, of any kind that an [`Importer`] reads.
-///
-/// # Errors
-/// What is wrong with the files, where.
-pub fn import(path: &Path, options: ImportOptions) -> Result<RoutingTrace> {
-    let name = path.display().to_string();
-    let mut importer = Importer::new(&name, options, read_parquet);
-    if path.is_dir() {
-        add_folder(&mut importer, &name, path)?;
-        return Ok(importer.finish()?);
-    }
-    let mut file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
-    if name.ends_with(".tar.xz") {
-        return Ok(trace::read_tar_xz(&name, file)?);
-    }
-    importer.add(&name, &mut file)?;
-    Ok(importer.finish()?)
-}
-
-/// Endings of files that are read in folders; others, such as notes, are passed over.
-const ENDINGS: [&str; 8] = [".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".zip"];
-
-/// The artifact's logs of a folder; where there are none, everything that could hold loads, at any depth.
-fn add_folder(importer: &mut Importer, name: &str, folder: &Path) -> Result<()> {
-    let mut files = Vec::new();
-    list(folder, &mut files)?;
-    let relative = |file: &Path| file.strip_prefix(folder).unwrap_or(file).to_string_lossy().into_owned();
-    let is_log = |file: &PathBuf| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        file.parent() == Some(folder) && name.starts_with("table_iter")
-    };
-    let has_ending = |file: &PathBuf| {
-        let name = relative(file).to_ascii_lowercase();
-        let name = name.strip_suffix(".gz").unwrap_or(&name);
-        ENDINGS.iter().any(|ending| name.ends_with(ending))
-    };
-    let logs = files.iter().any(is_log);
-    let chosen: Vec<&PathBuf> =
-        files.iter().filter(|file| if logs { is_log(file) } else { has_ending(file) }).collect();
-    if chosen.is_empty() {
-        bail!("{name}: none of {} files is named table_iter<N>_rank<R>.log or *{}", files.len(), ENDINGS.join(", *"));
-    }
-    for file in chosen {
-        let path = relative(file);
-        let mut file = File::open(file).with_context(|| format!("{name}/{path}: cannot be opened"))?;
-        importer.add(&path, &mut file).with_context(|| name.to_owned())?;
-    }
-    Ok(())
-}
-
-/// Files at any depth, in order of their paths.
-fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let context = || format!("{}: cannot be listed", folder.display());
-    let entries = fs::read_dir(folder).with_context(context)?.collect::<std::io::Result<Vec<_>>>();
-    let mut paths: Vec<PathBuf> = entries.with_context(context)?.iter().map(fs::DirEntry::path).collect();
-    paths.sort();
-    for path in paths {
-        // Links to folders are not followed: they could lead round in circles.
-        if path.is_dir() && !path.is_symlink() {
-            list(&path, files)?;
-        } else if path.is_file() {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
 
 const COLUMNS: [&str; 6] = ["iteration", "rank", "layer", "micro_batch", "expert", "entries"];
 
@@ -108,7 +29,7 @@ const NOTES: &str = "moebench.notes";
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_parquet(trace: &RoutingTrace, path: &Path) -> Result<()> {
+pub fn write(trace: &RoutingTrace, path: &Path) -> Result<()> {
     let shape = trace.shape();
     let mut columns: [Vec<u32>; 6] = std::array::from_fn(|_| Vec::with_capacity(trace.counts().len()));
     for (index, &iteration) in trace.iterations().iter().enumerate() {
@@ -142,7 +63,7 @@ const ROWS: usize = 1 << 20;
 
 /// Hands a Parquet file's rows to an importer. Where a file is damaged, Polars may panic; that is the file's fault, not the
 /// program's.
-fn read_parquet(importer: &mut Importer, path: &str, bytes: Vec<u8>) -> Result<(), ImportError> {
+pub(super) fn read(importer: &mut Importer, path: &str, bytes: Vec<u8>) -> Result<(), ImportError> {
     static QUIET: AtomicBool = AtomicBool::new(false);
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -303,6 +224,11 @@ fn numbers(series: &Series) -> PolarsResult<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use workloads::trace::SynthSpec;
+    use workloads::trace::import::ImportOptions;
+
     use super::*;
 
     /// A number from 0 to `below`, by a linear congruence.
@@ -318,11 +244,11 @@ mod tests {
         let spec = SynthSpec { layers: 2, samples: 2, ranks: 1, experts: 4, entries: 16, ..SynthSpec::default() };
         let folder = std::env::temp_dir().join(format!("moebench-mutated-{}", std::process::id()));
         let path = folder.join("t.parquet");
-        write_parquet(&spec.generate().unwrap(), &path).unwrap();
+        write(&spec.generate().unwrap(), &path).unwrap();
         let whole = fs::read(&path).unwrap();
         fs::remove_dir_all(&folder).unwrap();
         let import = |bytes: &[u8]| {
-            let mut importer = Importer::new("t", ImportOptions::default(), read_parquet);
+            let mut importer = Importer::new("t", ImportOptions::default(), read);
             importer.add("t.parquet", &mut &bytes[..])?;
             importer.finish()
         };

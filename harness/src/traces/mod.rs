@@ -1,0 +1,88 @@
+//! Routing traces as files: what [`Importer`] reads, in files and folders. [`parquet`] has the format that moebench writes.
+
+pub mod parquet;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use workloads::trace::import::{ImportOptions, Importer};
+use workloads::trace::{self, RoutingTrace, SynthSpec};
+
+/// The trace at `path`, or the synthetic default.
+///
+/// # Errors
+/// What is wrong with the files, where.
+pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
+    match path {
+        Some(path) => import(path, ImportOptions::default()),
+        None => Ok(SynthSpec::default().generate()?),
+    }
+}
+
+/// The trace in a file or a folder, of any kind that an [`Importer`] reads.
+///
+/// # Errors
+/// What is wrong with the files, where.
+pub fn import(path: &Path, options: ImportOptions) -> Result<RoutingTrace> {
+    let name = path.display().to_string();
+    let mut importer = Importer::new(&name, options, parquet::read);
+    if path.is_dir() {
+        add_folder(&mut importer, &name, path)?;
+        return Ok(importer.finish()?);
+    }
+    let mut file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
+    if name.ends_with(".tar.xz") {
+        return Ok(trace::read_tar_xz(&name, file)?);
+    }
+    importer.add(&name, &mut file)?;
+    Ok(importer.finish()?)
+}
+
+/// Endings of files that are read in folders; others, such as notes, are passed over.
+const ENDINGS: [&str; 8] = [".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".zip"];
+
+/// The artifact's logs of a folder; where there are none, everything that could hold loads, at any depth.
+fn add_folder(importer: &mut Importer, name: &str, folder: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    list(folder, &mut files)?;
+    let relative = |file: &Path| file.strip_prefix(folder).unwrap_or(file).to_string_lossy().into_owned();
+    let is_log = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        file.parent() == Some(folder) && name.starts_with("table_iter")
+    };
+    let has_ending = |file: &PathBuf| {
+        let name = relative(file).to_ascii_lowercase();
+        let name = name.strip_suffix(".gz").unwrap_or(&name);
+        ENDINGS.iter().any(|ending| name.ends_with(ending))
+    };
+    let logs = files.iter().any(is_log);
+    let chosen: Vec<&PathBuf> =
+        files.iter().filter(|file| if logs { is_log(file) } else { has_ending(file) }).collect();
+    if chosen.is_empty() {
+        bail!("{name}: none of {} files is named table_iter<N>_rank<R>.log or *{}", files.len(), ENDINGS.join(", *"));
+    }
+    for file in chosen {
+        let path = relative(file);
+        let mut file = File::open(file).with_context(|| format!("{name}/{path}: cannot be opened"))?;
+        importer.add(&path, &mut file).with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Files at any depth, in order of their paths.
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let context = || format!("{}: cannot be listed", folder.display());
+    let entries = fs::read_dir(folder).with_context(context)?.collect::<std::io::Result<Vec<_>>>();
+    let mut paths: Vec<PathBuf> = entries.with_context(context)?.iter().map(fs::DirEntry::path).collect();
+    paths.sort();
+    for path in paths {
+        // Links to folders are not followed: they could lead round in circles.
+        if path.is_dir() && !path.is_symlink() {
+            list(&path, files)?;
+        } else if path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
