@@ -96,14 +96,19 @@ pub struct Views {
 }
 
 impl Views {
+    /// Of `[.., parameters]`.
     pub fn new(flat: &Tensor, moe: &Moe) -> Self {
-        let (width, inner) = (moe.width as i64, moe.inner as i64);
+        let (width, inner, sizes) = (moe.width as i64, moe.inner as i64, flat.size());
         let matrix = width * inner;
+        let leading = &sizes[..sizes.len() - 1];
+        let part = |start: i64, shape: &[i64]| {
+            flat.narrow(-1, start, shape.iter().product()).view([leading, shape].concat().as_slice())
+        };
         Self {
-            first: flat.narrow(0, 0, matrix).view([width, inner]),
-            first_bias: flat.narrow(0, matrix, inner),
-            second: flat.narrow(0, matrix + inner, matrix).view([inner, width]),
-            second_bias: flat.narrow(0, 2 * matrix + inner, width),
+            first: part(0, &[width, inner]),
+            first_bias: part(matrix, &[inner]),
+            second: part(matrix + inner, &[inner, width]),
+            second_bias: part(2 * matrix + inner, &[width]),
         }
     }
 }
@@ -161,15 +166,7 @@ impl Experts {
     /// The experts of these slots in one of the bucket's tensors, `[slots, ...]`, with gaps between them.
     fn together(&self, of: &Tensor, slots: &Range<usize>) -> Views {
         let (size, count) = (self.moe.expert_parameters() as i64, slots.len() as i64);
-        let (width, inner) = (self.moe.width as i64, self.moe.inner as i64);
-        let matrix = width * inner;
-        let flat = of.narrow(0, slots.start as i64 * size, count * size).view([count, size]);
-        Views {
-            first: flat.narrow(1, 0, matrix).view([count, width, inner]),
-            first_bias: flat.narrow(1, matrix, inner),
-            second: flat.narrow(1, matrix + inner, matrix).view([count, inner, width]),
-            second_bias: flat.narrow(1, 2 * matrix + inner, width),
-        }
+        Views::new(&of.narrow(0, slots.start as i64 * size, count * size).view([count, size]), &self.moe)
     }
 
     /// [`forward`] of the experts in `slots` together, on the rows that arrived for them.
