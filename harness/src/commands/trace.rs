@@ -280,7 +280,8 @@ fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
     };
     let routing = Routing::new(&trace, spec).context("moebench trace rescale")?;
     let rescaled = routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?;
-    Ok(rescaled.with_notes(trace.notes().to_vec()))
+    // A note such as a checksum is of the trace that was rescaled.
+    Ok(rescaled.with_notes(trace.notes().iter().map(|note| format!("before rescaling: {note}")).collect()))
 }
 
 fn show(traces: &[RoutingTrace], stats: &[TraceStats], expert_parallel: usize) -> Result<()> {

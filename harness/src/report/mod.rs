@@ -143,7 +143,10 @@ pub fn unreached_periods(summary: &Summary) -> Vec<String> {
     let unreached = |row: &SummaryRow| {
         let (period, step) = row.speedup.as_ref()?.unreached_period.zip(row.step)?;
         let RunKey { case, system, .. } = &*row.key;
-        Some(format!("{case} {system}: no whole placement period of {period}: all {} iterations count", step.counted))
+        Some(format!(
+            "{case} {system}: no whole placement period of {period}: every iteration counts ({})",
+            step.counted
+        ))
     };
     summary.rows.iter().filter_map(unreached).collect()
 }
