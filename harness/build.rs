@@ -1,7 +1,6 @@
 //! With the feature `train`: the program finds at run time the libtorch that it was linked to. `LD_LIBRARY_PATH` goes first.
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     if std::env::var_os("CARGO_FEATURE_TRAIN").is_none() {
         return;

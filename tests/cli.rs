@@ -129,7 +129,7 @@ fn a_trace_survives_every_conversion() {
         "trace synth a.parquet --layers 3 --experts 8 --ranks 2 --micro-batches 2 --entries 64 --iterations 4 --seed 5",
     );
     // As the artifact writes it: a file per iteration and rank, a line per layer.
-    let trace = harness::traces::load(Some(&folder.join("a.parquet"))).unwrap();
+    let trace = runs::traces::load(Some(&folder.join("a.parquet"))).unwrap();
     let shape = *trace.shape();
     assert_eq!((shape.layers, shape.experts, shape.ranks, shape.micro_batches, shape.entries), (3, 8, 2, 2, 64));
     for (index, iteration) in trace.iterations().iter().enumerate() {
@@ -282,13 +282,13 @@ fn a_recorded_trace_is_replayed() {
     folder.succeed(&format!(
         "{train} --system expert-only --trace first.parquet --replay --record-trace again.parquet --out again"
     ));
-    let trace = |name: &str| harness::traces::load(Some(&folder.join(name))).unwrap();
+    let trace = |name: &str| runs::traces::load(Some(&folder.join(name))).unwrap();
     let (first, again) = (trace("first.parquet"), trace("again.parquet"));
     let suite = "name = \"test\"\ndescription = \"\"\nsystems = [\"expert-only\"]\nbaseline = \"expert-only\"\niterations = 3\n\
                  warmup = 1\n[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\ngate = \"no-drop\"\n\
                  global_batch = 4\nmicro_batch = 2\n";
     let suite = workloads::Suite::parse("test", suite).unwrap();
-    let (_, routing) = harness::runs::prepare::job("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
+    let (_, routing) = runs::prepare::job("test", &suite.cases[0], TraceUse::default(), &first, 1).unwrap();
     assert_eq!((first.iterations(), again.iterations()), ([1, 2, 3].as_slice(), [1, 2, 3].as_slice()));
     for iteration in 0..3 {
         let simulated = routing.iteration(iteration);

@@ -108,7 +108,7 @@ fn a_resumed_run_keeps_its_finished_cases() {
         let doubled = rows.column(column).unwrap() * 2.0;
         rows.with_column(doubled).unwrap();
         let path = folder.join(&format!("part/cases/{id}.seed1.{name}.parquet"));
-        harness::runs::store::write_atomically(&path, |file| {
+        runs::store::write_atomically(&path, |file| {
             polars::prelude::ParquetWriter::new(file).finish(&mut rows)?;
             Ok(())
         })

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use harness::engines::simulate::Simulator;
-use harness::engines::{Engine, Extent};
-use harness::measurements::{iterations, layer::LayerShape, layers};
-use harness::studies::{self, Inputs, Unsaid, claims::Claim};
-use harness::summary::model_error;
-use harness::{runs::prepare, summary::statistics, traces};
+use runs::engines::simulate::Simulator;
+use runs::engines::{Engine, Extent};
+use runs::summary::model_error;
+use runs::{prepare, summary::statistics, traces};
+use studies::measurements::{iterations, layer::LayerShape, layers};
+use studies::{Inputs, Unsaid, claims::Claim};
 use workloads::published::Quantity;
 use workloads::{Case, Published, Suite};
 

@@ -1,12 +1,12 @@
 //! Medians, speedups and their spread, errors of predictions and least squares: against values by hand, a plain bootstrap and
 //! runs of a known truth.
 
-use harness::calibrate::levenberg::minimise;
-use harness::measurements::errors::{Errors, Pair, correlation, quantile};
-use harness::summary::speedup::{Series, Speedup};
-use harness::summary::statistics::{block_bootstrap, median};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use runs::summary::errors::{Errors, Pair, correlation, quantile};
+use runs::summary::speedup::{Series, Speedup};
+use runs::summary::statistics::{block_bootstrap, median};
+use studies::calibrate::levenberg::minimise;
 
 #[test]
 fn medians_of_known_samples() {

@@ -47,7 +47,7 @@ impl Folder {
     }
 
     pub(crate) fn frame(&self, name: &str) -> DataFrame {
-        harness::runs::store::read_parquet(&self.join(name)).unwrap()
+        runs::store::read_parquet(&self.join(name)).unwrap()
     }
 
     /// Paths of all files below, sorted.
@@ -266,7 +266,7 @@ pub(crate) fn small_trace(folder: &Folder) {
         samples: 12,
         ..SynthSpec::default()
     };
-    harness::traces::parquet::write(&spec.generate().unwrap(), &folder.join("trace.parquet")).unwrap();
+    runs::traces::parquet::write(&spec.generate().unwrap(), &folder.join("trace.parquet")).unwrap();
 }
 
 /// A suite of the tiny model: expert parallelism, FasterMoE and SmartMoE on `(gpus, gate)` cases of inky.

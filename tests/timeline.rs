@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use harness::runs::timeline::{Timeline, write};
+use runs::timeline::{Timeline, write};
 use systems::iteration::run::Run;
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Span};

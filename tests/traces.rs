@@ -38,7 +38,7 @@ fn import(rows: &[[i64; 6]], options: &str) -> (RoutingTrace, String) {
     let folder = Folder::new();
     parquet(&folder.join("in.parquet"), NAMES, rows);
     let said = folder.succeed(&format!("trace import in.parquet out.parquet {options}"));
-    (harness::traces::load(Some(&folder.join("out.parquet"))).unwrap(), said)
+    (runs::traces::load(Some(&folder.join("out.parquet"))).unwrap(), said)
 }
 
 fn refuse(rows: &[[i64; 6]], expected: &[&str]) {
@@ -68,10 +68,10 @@ fn the_gate_stands_in_the_file() {
         ));
         folder.succeed("trace import a.parquet b.parquet");
         assert_eq!(folder.bytes("a.parquet"), folder.bytes("b.parquet"));
-        let trace = harness::traces::load(Some(&folder.join("b.parquet"))).unwrap();
+        let trace = runs::traces::load(Some(&folder.join("b.parquet"))).unwrap();
         assert_eq!(trace.shape().top_k, top_k);
         folder.succeed("trace rescale b.parquet c.parquet --experts 6");
-        let rescaled = harness::traces::load(Some(&folder.join("c.parquet"))).unwrap();
+        let rescaled = runs::traces::load(Some(&folder.join("c.parquet"))).unwrap();
         assert!(rescaled.counts().iter().all(|&count| count <= 72 / top_k), "top-{top_k}");
     }
 }
@@ -179,7 +179,7 @@ fn tokens_in_folders() {
     }
     let said = folder.succeed("trace import actives out.parquet --tokens-per-micro-batch 2");
     assert!(said.contains("numbered from 0: layers 2, 3"), "{said}");
-    let trace = harness::traces::load(Some(&folder.join("out.parquet"))).unwrap();
+    let trace = runs::traces::load(Some(&folder.join("out.parquet"))).unwrap();
     assert_eq!((trace.iterations(), trace.shape().top_k, trace.shape().micro_batches), (&[100, 200][..], 2, 2));
     assert_eq!((trace.row(0, 0, 0, 0), trace.row(1, 1, 1, 0)), (&[2, 1, 1, 0][..], &[1, 1, 1, 1][..]));
 }
@@ -192,7 +192,7 @@ fn lists_of_counts() {
     let mut frame = DataFrame::new(1, columns).unwrap();
     ParquetWriter::new(File::create(folder.join("a.parquet")).unwrap()).finish(&mut frame).unwrap();
     folder.succeed("trace import a.parquet out.parquet");
-    assert_eq!(harness::traces::load(Some(&folder.join("out.parquet"))).unwrap().counts(), [1, 2, 3]);
+    assert_eq!(runs::traces::load(Some(&folder.join("out.parquet"))).unwrap().counts(), [1, 2, 3]);
 }
 
 /// Text with a byte-order mark, in the artifact's logs.

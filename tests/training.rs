@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::runs::records::Status;
+use runs::records::Status;
 use systems::iteration::run::Iteration;
 use systems::program::{Exchange, Layout};
 use systems::{
@@ -416,7 +416,7 @@ fn check_failure(system: &'static Faulty, timeout: f64, status: Status, fragment
         assert!(text.contains(fragment), "{text}");
     }
     assert!(!text.contains('\n') && !text.contains("Exception raised"), "{text}");
-    assert_eq!(harness::engines::train::status(&error), status, "{text}");
+    assert_eq!(runs::engines::train::status(&error), status, "{text}");
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use harness::calibrate::device::Measurement;
-use harness::calibrate::segments;
-use harness::engines::train::Replay;
-use harness::runs::timeline::{self, Timeline};
-use harness::summary::statistics::median;
+use runs::engines::train::Replay;
+use runs::summary::statistics::median;
+use runs::timeline::{self, Timeline};
+use studies::calibrate::device::Measurement;
+use studies::calibrate::segments;
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::{Activity, Span};
 use systems::plan::routing::JobRouting;

@@ -10,17 +10,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use workloads::trace::RoutingTrace;
 use workloads::{Published, Suite};
 
-use crate::engines::{Engine, Extent, Session};
 use crate::failure::{Failure, OrFail};
-use crate::figures;
 use crate::output;
-use crate::report::{self, TextTable, html, latex};
-use crate::runs::prepare::{self, PreparedCase};
-use crate::runs::provenance::{self, Inputs, Provenance};
-use crate::runs::records::{Row, RowsByRun};
-use crate::runs::runner::Runner;
-use crate::runs::store::Store;
-use crate::summary::{Summary, model_error};
+use runs::engines::{Engine, Extent, Session};
+use runs::figures;
+use runs::prepare::{self, PreparedCase};
+use runs::provenance::{self, Inputs, Provenance};
+use runs::records::{Row, RowsByRun};
+use runs::report::{self, TextTable, html, latex};
+use runs::runner::Runner;
+use runs::store::Store;
+use runs::summary::{Summary, model_error};
 
 /// What a command asks for, its arguments checked.
 pub struct RunRequest<'a> {

@@ -12,9 +12,9 @@ use systems::price::ledger::{Ledger, Phase};
 use workloads::trace::{RoutingTrace, SynthSpec};
 use workloads::{Bytes, EngineKind, Seconds, Suite};
 
-use harness::engines::{Engine, Extent};
-use harness::runs::prepare::{self, PreparedCase, PreparedRun};
-use harness::runs::records::{Outcome, Row, RunFailure, RunRecord, Status};
+use runs::engines::{Engine, Extent};
+use runs::prepare::{self, PreparedCase, PreparedRun};
+use runs::records::{Outcome, Row, RunFailure, RunRecord, Status};
 
 /// Takes 4 s an iteration under expert parallelism, 2 s under FasterMoE and 1 s under SmartMoE, of which 1/8 s are decisions;
 /// the first two iterations take ten times as long, and every placement after them 3 s.

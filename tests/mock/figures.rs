@@ -1,8 +1,8 @@
 //! What figures show of a run of known times.
 
-use harness::figures::{draw, loss, origin};
-use harness::runs::records::{RowsByRun, Status};
-use harness::summary::Summary;
+use runs::figures::{draw, loss, origin};
+use runs::records::{RowsByRun, Status};
+use runs::summary::Summary;
 use workloads::EngineKind;
 use workloads::suite::FigureKind;
 use workloads::trace::{RoutingTrace, TraceShape};

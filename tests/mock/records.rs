@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use harness::runs::records::{Row, RowsByRun, RunFailure, RunKey, Status, from_frame, to_frame};
 use polars::prelude::Column;
+use runs::records::{Row, RowsByRun, RunFailure, RunKey, Status, from_frame, to_frame};
 use workloads::{EngineKind, Seconds};
 
 use super::engine::{MockEngine, suite};

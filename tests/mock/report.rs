@@ -1,9 +1,9 @@
 //! Tables and the page of a run of known times; LaTeX and HTML are held to golden files.
 
-use harness::report::{TextTable, html, latex};
-use harness::runs::provenance::{Inputs, Provenance};
-use harness::runs::records::{RowsByRun, Status};
-use harness::summary::Summary;
+use runs::provenance::{Inputs, Provenance};
+use runs::records::{RowsByRun, Status};
+use runs::report::{TextTable, html, latex};
+use runs::summary::Summary;
 use workloads::EngineKind;
 
 use super::engine::{MockEngine, check_golden, suite};

@@ -3,13 +3,13 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use harness::engines::Extent;
-use harness::runs::prepare::{self, PreparedCase};
-use harness::runs::provenance::{Inputs, Provenance};
-use harness::runs::records::{Row, RowsByRun, Status};
-use harness::runs::runner::Runner;
-use harness::runs::store::Store;
 use indicatif::ProgressBar;
+use runs::engines::Extent;
+use runs::prepare::{self, PreparedCase};
+use runs::provenance::{Inputs, Provenance};
+use runs::records::{Row, RowsByRun, Status};
+use runs::runner::Runner;
+use runs::store::Store;
 use workloads::EngineKind;
 
 use super::engine::{MockEngine, suite, trace, with_cases};

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::Write;
 
 use anyhow::bail;
-use harness::engines::{Engine, Extent};
-use harness::runs::prepare::{self, PreparedRun};
-use harness::runs::provenance::{Inputs, Provenance};
-use harness::runs::records::RunRecord;
-use harness::runs::store::{Store, write_atomically, write_figure, write_text};
+use runs::engines::{Engine, Extent};
+use runs::prepare::{self, PreparedRun};
+use runs::provenance::{Inputs, Provenance};
+use runs::records::RunRecord;
+use runs::store::{Store, write_atomically, write_figure, write_text};
 use workloads::EngineKind;
 
 use super::engine::{MockEngine, suite, trace};

@@ -1,8 +1,8 @@
 //! Times and speedups of known times.
 
-use harness::runs::records::{RowsByRun, Status};
-use harness::summary::model_error::{ClusterError, Part};
-use harness::summary::{StepTime, Summary, SummaryRow};
+use runs::records::{RowsByRun, Status};
+use runs::summary::model_error::{ClusterError, Part};
+use runs::summary::{StepTime, Summary, SummaryRow};
 use workloads::{EngineKind, Published, Suite};
 
 use super::engine::{MockEngine, suite};

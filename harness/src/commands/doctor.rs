@@ -1,9 +1,9 @@
 //! `moebench doctor`: what this machine has, what it lacks, and what cannot be done without it.
 
-use crate::engines::train;
 use crate::failure::{Failure, OrFail};
-use crate::machine::{Finding, Memory};
 use crate::output;
+use runs::engines::train;
+use runs::machine::{Finding, Memory};
 
 /// Prints what is found. Nothing that is missing is an error: the simulator needs none of it.
 ///

@@ -6,7 +6,8 @@ use workloads::suite::SuiteFile;
 use workloads::{Cluster, Model};
 
 use crate::failure::{Failure, OrFail};
-use crate::{output, report};
+use crate::output;
+use runs::report;
 
 /// `moebench list`.
 #[derive(Args)]

@@ -11,7 +11,8 @@ use workloads::Case;
 use workloads::suite::TraceUse;
 
 use crate::failure::{Failure, OrFail};
-use crate::{output, report, runs::prepare, traces};
+use crate::output;
+use runs::{prepare, report, traces};
 
 /// `moebench plan`.
 #[derive(Args)]

@@ -8,13 +8,13 @@ use workloads::suite::{Collection, SuiteFile, repeated};
 use workloads::trace::RoutingTrace;
 use workloads::{EngineKind, Suite};
 
-use crate::engines::Session;
-use crate::engines::args::TrainingArgs;
 use crate::failure::{Failure, OrFail};
+use crate::output;
 use crate::pipeline::{self, RunRequest};
-use crate::report::{self, page};
-use crate::runs::{prepare, store};
-use crate::{output, traces};
+use runs::engines::Session;
+use runs::engines::args::TrainingArgs;
+use runs::report::{self, page};
+use runs::{prepare, store, traces};
 
 /// `moebench run`.
 #[derive(Args)]

@@ -12,7 +12,8 @@ use workloads::trace::{
 };
 
 use crate::failure::{Failure, OrFail};
-use crate::{output, report, traces};
+use crate::output;
+use runs::{report, traces};
 
 /// `moebench trace`.
 #[derive(Subcommand)]

@@ -8,12 +8,12 @@ use clap::Args;
 use workloads::suite::{ForcedPlan, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
-use crate::engines::Session;
-use crate::engines::args::TrainingArgs;
 use crate::failure::{Failure, OrFail};
 use crate::pipeline::{self, RunRequest};
-use crate::runs::prepare;
-use crate::traces;
+use runs::engines::Session;
+use runs::engines::args::TrainingArgs;
+use runs::prepare;
+use runs::traces;
 
 /// `moebench train`.
 #[derive(Args)]

@@ -9,18 +9,20 @@ use workloads::Cluster;
 use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
 
-use crate::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitted, LAYER_CONSTANTS, Point};
-use crate::calibrate::targets::Targets;
-use crate::calibrate::{self, write};
 use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
-use crate::measurements::errors::quantile;
-use crate::measurements::iterations::{self, Configuration};
-use crate::measurements::layer::LayerShape;
-use crate::measurements::layers::{self, Hundreds, MeasuredLayer};
-use crate::measurements::series::{self, Series, SeriesSetup};
-use crate::studies::tables::constants_table;
-use crate::{measurements, output, runs::prepare, runs::store, traces};
+use crate::output;
+use runs::summary::errors::quantile;
+use runs::{prepare, store, traces};
+use studies::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitted, LAYER_CONSTANTS, Point};
+use studies::calibrate::targets::Targets;
+use studies::calibrate::{self, write};
+use studies::measurements;
+use studies::measurements::iterations::{self, Configuration};
+use studies::measurements::layer::LayerShape;
+use studies::measurements::layers::{self, Hundreds, MeasuredLayer};
+use studies::measurements::series::{self, Series, SeriesSetup};
+use studies::tables::constants_table;
 
 /// `moebench calibrate fit`.
 #[derive(Args)]

@@ -55,15 +55,16 @@ mod with_torch {
     use workloads::cluster::Constant;
 
     use super::MeasureArgs;
-    use crate::calibrate::constants::Fitted;
-    use crate::calibrate::device::{Measurement, synchronisation};
-    use crate::calibrate::segments::{self, MeasuredRun, SegmentTimes};
-    use crate::calibrate::write;
     use crate::commands::at_least_one;
-    use crate::engines::train as training;
     use crate::failure::{Failure, OrFail};
-    use crate::studies::tables::constants_table;
-    use crate::{output, report, runs::prepare, runs::store};
+    use crate::output;
+    use runs::engines::train as training;
+    use runs::{prepare, report, store};
+    use studies::calibrate::constants::Fitted;
+    use studies::calibrate::device::{Measurement, synchronisation};
+    use studies::calibrate::segments::{self, MeasuredRun, SegmentTimes};
+    use studies::calibrate::write;
+    use studies::tables::constants_table;
     use trainer::cuda;
 
     /// Measures, fits, writes and shows.

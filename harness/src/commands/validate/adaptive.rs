@@ -6,12 +6,12 @@ use clap::Args;
 use super::{Common, ErrorRow};
 use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
-use crate::figures::adaptive as figure;
-use crate::measurements::errors::Pair;
-use crate::measurements::layer::LayerShape;
-use crate::measurements::series::{self, MeasuredStep, PredictedStep, Rhythm, SeriesErrors, SeriesSetup};
-use crate::studies::tables::{percent, series_table};
-use crate::{runs::prepare, traces};
+use runs::summary::errors::Pair;
+use runs::{prepare, traces};
+use studies::figures::adaptive as figure;
+use studies::measurements::layer::LayerShape;
+use studies::measurements::series::{self, MeasuredStep, PredictedStep, Rhythm, SeriesErrors, SeriesSetup};
+use studies::tables::{percent, series_table};
 
 /// `moebench validate adaptive`.
 #[derive(Args)]

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::failure::{Failure, OrFail};
-use crate::studies::page::{self, Section};
-use crate::studies::{self, Inputs, Unsaid};
-use crate::summary::model_error::{self, ClusterError};
-use crate::{output, runs::store};
+use crate::output;
+use runs::store;
+use runs::summary::model_error::{self, ClusterError};
+use studies::page::{self, Section};
+use studies::{Inputs, Unsaid};
 
 /// `moebench validate all`.
 #[derive(Args)]

@@ -7,13 +7,13 @@ use workloads::gate::GateStatistics;
 use super::{Common, ErrorRow};
 use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
-use crate::figures::performance_model;
-use crate::measurements::iterations;
-use crate::measurements::order::{IterationErrors, ORDER_TOLERANCE};
-use crate::studies::Study;
-use crate::studies::end_to_end::EndToEnd;
-use crate::studies::tables::{lines_table, statistics_table};
-use crate::{runs::prepare, traces};
+use runs::{prepare, traces};
+use studies::Study;
+use studies::end_to_end::EndToEnd;
+use studies::figures::performance_model;
+use studies::measurements::iterations;
+use studies::measurements::order::{IterationErrors, ORDER_TOLERANCE};
+use studies::tables::{lines_table, statistics_table};
 
 /// `moebench validate end-to-end`.
 #[derive(Args)]

@@ -15,8 +15,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::measurements::errors::Pair;
-use crate::{output, runs::store};
+use crate::output;
+use runs::store;
+use runs::summary::errors::Pair;
 
 /// `moebench validate`.
 #[derive(Subcommand)]

@@ -7,12 +7,12 @@ use clap::Args;
 
 use super::{Common, ErrorRow};
 use crate::failure::{Failure, OrFail};
-use crate::figures::performance_model;
-use crate::measurements::layer::LayerShape;
-use crate::measurements::layers::{self, Hundreds, LayerErrors};
-use crate::studies::moe_layer::{LayerOutcome, LayerTest};
-use crate::studies::tables::{constants_table, settings_table};
-use crate::{runs::prepare, traces};
+use runs::{prepare, traces};
+use studies::figures::performance_model;
+use studies::measurements::layer::LayerShape;
+use studies::measurements::layers::{self, Hundreds, LayerErrors};
+use studies::moe_layer::{LayerOutcome, LayerTest};
+use studies::tables::{constants_table, settings_table};
 
 /// `moebench validate moe-layer`.
 #[derive(Args)]

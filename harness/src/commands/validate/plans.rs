@@ -7,11 +7,12 @@ use clap::Args;
 
 use crate::commands::at_least_one;
 use crate::failure::{Failure, OrFail};
-use crate::studies::Study;
-use crate::studies::plan_comparison::PlanComparison;
-use crate::studies::plans::{PLANS_ITERATIONS, Plans};
-use crate::studies::tables::plans_table;
-use crate::{output, runs::prepare, traces};
+use crate::output;
+use runs::{prepare, traces};
+use studies::Study;
+use studies::plan_comparison::PlanComparison;
+use studies::plans::{PLANS_ITERATIONS, Plans};
+use studies::tables::plans_table;
 
 /// `moebench validate plans`.
 #[derive(Args)]

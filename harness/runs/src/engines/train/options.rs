@@ -1,0 +1,147 @@
+//! How models are trained, checked: from the words of the command line and the launcher's variables to values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::Device;
+use trainer::comm::launch::{Flags, Launch};
+use trainer::data::{Language, Samples, TokenFile, TokenKind};
+use workloads::{EngineKind, Suite, Training};
+
+use crate::engines::args::{Backend, TrainingArgs};
+use crate::prepare::PreparedRun;
+
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) kind: EngineKind,
+    /// Optimizer and loss.
+    pub(super) training: Training,
+    /// How many processes there are, where each is a rank.
+    pub(super) processes: Option<usize>,
+    /// Where the tensors of this process are.
+    pub(super) device: Device,
+    /// How long a rank waits for another.
+    pub(super) timeout: Duration,
+    /// A file of tokens; the synthetic language when absent.
+    pub(super) data: Option<(PathBuf, TokenKind)>,
+    /// Whether the routing trace drives the gate.
+    pub(super) replay: bool,
+    /// Where the gate's choices are written as a routing trace.
+    pub(super) record_trace: Option<PathBuf>,
+    /// Whether the suite has several systems, and several cases or seeds: so many traces are recorded.
+    several: [bool; 2],
+    /// Where checkpoints are, and after how many iterations each is written.
+    pub(super) checkpoint: Option<(PathBuf, usize)>,
+}
+
+impl Options {
+    pub(super) fn new(kind: EngineKind, args: &TrainingArgs, launch: Option<&Launch>, suite: &Suite) -> Result<Self> {
+        check_backend(kind, args, launch)?;
+        let device = device(&args.device, launch)?;
+        ensure!(args.timeout > 0.0, "--timeout {}: expected more than 0", args.timeout);
+        ensure!(args.checkpoint_every > 0, "--checkpoint-every 0: expected at least 1");
+        let tokens = TokenKind::named(&args.data_type)
+            .with_context(|| format!("--data-type {}: expected `uint16` or `int32`", args.data_type))?;
+        Ok(Self {
+            kind,
+            training: suite.training,
+            processes: launch.map(|launch| launch.size),
+            device,
+            timeout: Duration::from_secs_f64(args.timeout),
+            data: args.data.clone().map(|path| (path, tokens)),
+            replay: args.replay,
+            record_trace: args.record_trace.clone(),
+            several: [suite.systems.len() > 1, suite.cases.len() * suite.seeds.len() > 1],
+            checkpoint: args.checkpoint.clone().map(|path| (path, args.checkpoint_every)),
+        })
+    }
+
+    /// All that the numbers depend on, the same in every process.
+    pub(super) fn describe(&self) -> String {
+        let device = if self.device.is_cuda() { Device::Cuda(0) } else { self.device };
+        format!("{:?}", Self { device, ..self.clone() })
+    }
+
+    /// Whether ranks share the device under a virtual clock.
+    pub(super) fn virtual_clock(&self) -> bool {
+        self.kind == EngineKind::Emulated
+    }
+
+    /// What a model reads.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds ids past the vocabulary.
+    pub(super) fn samples(&self, vocabulary: usize, seq_len: usize, seed: u64) -> Result<Box<dyn Samples>> {
+        Ok(match &self.data {
+            Some((path, kind)) => Box::new(TokenFile::open(path, *kind, vocabulary, seq_len, seed)?),
+            // A larger vocabulary keeps its size; the language uses its first words.
+            None => Box::new(Language::new(vocabulary.min(Language::LARGEST), seq_len, seed)?),
+        })
+    }
+
+    /// Where the trace of a run is recorded: the path itself, or files beside it where several runs are recorded.
+    pub(super) fn trace_path(&self, run: &PreparedRun) -> Option<PathBuf> {
+        let path = self.record_trace.as_ref()?;
+        Some(match self.several {
+            [false, false] => path.clone(),
+            [true, false] => path.with_extension(format!("{}.parquet", run.system.name())),
+            [_, true] => path.with_extension(format!("{}.parquet", run.id())),
+        })
+    }
+}
+
+/// Who this process is, by flags and environment.
+pub(super) fn launch(args: &TrainingArgs) -> Result<Option<Launch>> {
+    let flags = Flags {
+        rank: args.rank,
+        world_size: args.world_size,
+        local_rank: args.local_rank,
+        master_address: args.master_addr.clone(),
+        master_port: args.master_port,
+    };
+    // Who asks for threads runs alone, whatever a launcher further out has left in the environment.
+    if args.backend == Some(Backend::Threads) {
+        let expected = "--backend threads: ranks are threads of this process: expected no --rank or the like";
+        ensure!(flags == Flags::default(), expected);
+        return Ok(None);
+    }
+    Ok(Launch::from(&flags, &|variable| std::env::var(variable).ok())?)
+}
+
+/// Whether ranks can reach each other as asked. How they do follows from launcher and device.
+fn check_backend(kind: EngineKind, args: &TrainingArgs, launch: Option<&Launch>) -> Result<()> {
+    let (name, device) = match (args.backend, launch) {
+        (Some(Backend::Threads), _) | (None, None) => return Ok(()),
+        (Some(Backend::Nccl), _) => ("nccl", "cuda"),
+        (Some(Backend::Tcp), _) => ("tcp", "cpu"),
+        (None, Some(_)) if args.device == "cuda" => ("nccl", "cuda"),
+        (None, Some(_)) => ("tcp", "cpu"),
+    };
+    ensure!(
+        launch.is_some(),
+        "--backend {name}: a process per rank: start them with torchrun, srun or mpirun, or set RANK and WORLD_SIZE"
+    );
+    ensure!(args.device == device, "--backend {name}: expected --device {device}, found {}", args.device);
+    ensure!(
+        kind == EngineKind::Measured,
+        "--clock virtual: ranks take turns on one device as threads of one process: expected --backend threads, found {name}"
+    );
+    Ok(())
+}
+
+/// The device of a name on the command line, in a process that a launcher may have started beside others.
+///
+/// # Errors
+/// A device that is not there.
+pub fn device(name: &str, launch: Option<&Launch>) -> Result<Device> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => {
+            trainer::cuda::load().context("--device cuda")?;
+            let own = launch.map(|launch| launch.device(trainer::cuda::device_names().len())).transpose()?;
+            Ok(Device::Cuda(own.unwrap_or(0)))
+        }
+        other => bail!("--device {other}: expected `cpu` or `cuda`"),
+    }
+}

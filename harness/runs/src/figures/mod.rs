@@ -1,0 +1,136 @@
+//! The study's figures, each derived from summaries or records and drawn by [`chart`].
+
+pub mod adaptive;
+pub mod end_to_end;
+pub mod layers;
+pub mod loss;
+pub mod performance_model;
+
+use chart::{Figure, FigureError};
+use workloads::suite::FigureKind;
+use workloads::trace::{Balance, RoutingTrace};
+use workloads::{EngineKind, Suite};
+
+use crate::prepare::PreparedCase;
+use crate::records::RowsByRun;
+use crate::report;
+use crate::summary::{ModelError, Summary};
+
+/// The name of a suite's figure, and of its files.
+pub fn name(kind: FigureKind) -> &'static str {
+    match kind {
+        FigureKind::Speedups => "end_to_end",
+        FigureKind::PerformanceModel => "performance_model",
+        FigureKind::Layers => "layers",
+        FigureKind::Series => "adaptive",
+    }
+}
+
+/// A suite's figure; its footnote says how the numbers were obtained and on which routing.
+///
+/// # Errors
+/// When the font or the drawing library fails.
+pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) -> Result<Figure, FigureError> {
+    match suite.figure {
+        FigureKind::Speedups => end_to_end::draw(suite, summary, origin),
+        FigureKind::PerformanceModel => performance_model::searches(suite, summary, origin).draw(),
+        FigureKind::Layers => layers::draw(suite, summary, origin),
+        FigureKind::Series => adaptive::draw(suite, summary, rows, origin),
+    }
+}
+
+/// How the numbers were obtained, and on which routing: its name, how imbalanced it was in the cases that were run, and what
+/// its makers note.
+pub fn origin(summary: &Summary, trace: &RoutingTrace, imbalance: &str) -> String {
+    let engine = summary.engine().map_or("", EngineKind::label);
+    if summary.is_trained() {
+        return format!("{engine}, routing by the trained gate");
+    }
+    let notes: String = trace.notes().iter().map(|note| format!("; {note}")).collect();
+    format!("{engine}, routing: {}, {imbalance}{notes}", trace_name(trace.name()))
+}
+
+/// Imbalance of what the gates of all cases choose, before any capacity: medians over layers and three iterations.
+pub fn imbalance(cases: &[PreparedCase], iterations: usize) -> String {
+    let of_case = |case: &PreparedCase| {
+        let routing = &case.runs.first()?.routing;
+        let loads = [0, iterations / 2, iterations.saturating_sub(1)].map(|t| {
+            let batch = routing.iteration(t);
+            (0..batch.layers()).map(|layer| batch.loads(layer)).collect::<Vec<_>>()
+        });
+        Balance::of_loads(loads.into_iter().flatten())
+    };
+    let all: Vec<Balance> = cases.iter().filter_map(of_case).collect();
+    let range = |field: fn(&Balance) -> f64| {
+        all.iter().map(field).fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
+    };
+    let text = |(low, high): (f64, f64), digits: usize| match format!("{low:.digits$}") {
+        low if low == format!("{high:.digits$}") => low,
+        low => format!("{low} to {high:.digits$}"),
+    };
+    let (most, gini) = (range(|balance| balance.max_over_mean[0]), range(|balance| balance.gini[0]));
+    format!("expert load max/mean {}, Gini {}", text(most, 1), text(gini, 2))
+}
+
+/// A trace's name without its folders.
+pub fn trace_name(trace: &str) -> &str {
+    trace.rsplit('/').next().unwrap_or(trace)
+}
+
+/// A system's name in figures.
+fn title(name: &str) -> String {
+    systems::by_name(name).map_or(name, |system| system.title()).to_owned()
+}
+
+/// What bars, whiskers and lines across bars are, for a footnote.
+fn statistic_note(suite: &Suite, summary: &Summary) -> String {
+    let spread = match summary.spread_over() {
+        iterations if iterations == "iterations" => "spread over iterations (block bootstrap)".to_owned(),
+        seeds => format!("smallest and largest of {seeds}"),
+    };
+    let medians = if summary.rows.iter().any(|row| row.published.speedup_by_medians.is_some()) {
+        "; published: by medians"
+    } else {
+        ""
+    };
+    format!(
+        "bars: ratios of total times over whole placement periods after {} iterations of warm-up; whiskers: {spread}{medians}{}",
+        suite.warmup,
+        unreached_periods(summary)
+    )
+}
+
+/// Which runs were shorter than a placement period, for a footnote.
+fn unreached_periods(summary: &Summary) -> String {
+    report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
+}
+
+/// What the errors beside bars are, for a footnote: one sentence for the runs' own, one for each cluster's.
+fn error_notes(summary: &Summary) -> String {
+    let mut notes: Vec<String> = Vec::new();
+    let mut unknown: Vec<&str> = Vec::new();
+    for row in summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains()) {
+        let note = match &row.model_error {
+            Some(ModelError::Run(_)) => "+n%: simulated over published time of this very run".to_owned(),
+            Some(ModelError::Cluster(e)) => {
+                let share = e.median * 100.0;
+                format!(
+                    "±{share:.1}%: median error of {} measured {} on {}",
+                    e.measurements,
+                    e.part.plural(),
+                    e.cluster
+                )
+            }
+            None if unknown.contains(&row.key.cluster.as_str()) => continue,
+            None => {
+                unknown.push(&row.key.cluster);
+                continue;
+            }
+        };
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    notes.extend(unknown.iter().map(|cluster| format!("{cluster}: no such measurement held, model error unknown")));
+    notes.iter().map(|note| format!("; {note}")).collect()
+}

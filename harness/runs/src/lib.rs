@@ -1,0 +1,17 @@
+//! Comparisons of training systems: prepared from a suite, run by an engine case by case, stored, and shown.
+//!
+//! [`prepare`] turns a suite into runs, an [`engines::Engine`] runs them, [`runner`] goes from case to case, [`store`] keeps
+//! the samples, [`summary`], [`figures`] and [`report`] show them. [`traces`] opens the routing that runs read.
+
+pub mod engines;
+pub mod figures;
+pub mod machine;
+pub mod prepare;
+pub mod provenance;
+pub mod records;
+pub mod report;
+pub mod runner;
+pub mod store;
+pub mod summary;
+pub mod timeline;
+pub mod traces;

@@ -1,0 +1,94 @@
+//! `run.json`: what was run, from which inputs, by which program, on which machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use workloads::EngineKind;
+use workloads::trace::RoutingTrace;
+
+use crate::records::SCHEMA_VERSION;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Version of the records' columns.
+    pub schema_version: u32,
+    pub engine: EngineKind,
+    pub command: Vec<String>,
+    /// All that the numbers depend on; two runs with equal inputs have equal records.
+    pub inputs: Inputs,
+    pub version: String,
+    /// Commit of the checkout that the program ran in, and whether it had changes.
+    pub commit: Option<String>,
+    /// Whether that checkout had uncommitted changes.
+    pub dirty: Option<bool>,
+    pub host: String,
+    pub cores: usize,
+}
+
+/// What the records follow from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// Version of this program and hash of its executable.
+    pub program: String,
+    pub suite: String,
+    /// Systems, in order.
+    pub systems: Vec<String>,
+    pub iterations: usize,
+    pub seeds: Vec<u64>,
+    pub trace: String,
+    /// SHA-256 of suite, models, clusters and trace.
+    pub hashes: BTreeMap<String, String>,
+}
+
+impl Provenance {
+    /// Of a run of this program, now.
+    pub fn new(engine: EngineKind, inputs: Inputs) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            engine,
+            command: std::env::args().collect(),
+            inputs,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: git(&["rev-parse", "HEAD"]),
+            dirty: git(&["status", "--porcelain"]).map(|changes| !changes.is_empty()),
+            host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// SHA-256 of bytes, as hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of a trace's shape, labels and counts.
+pub fn trace_hash(trace: &RoutingTrace) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{:?}{:?}", trace.shape(), trace.iterations()));
+    let mut bytes = Vec::with_capacity(1 << 16);
+    for counts in trace.counts().chunks(1 << 14) {
+        bytes.clear();
+        bytes.extend(counts.iter().flat_map(|count| count.to_le_bytes()));
+        hasher.update(&bytes);
+    }
+    hex(&hasher.finalize())
+}
+
+/// Version and hash of the running executable.
+pub fn program() -> String {
+    let hash = std::env::current_exe().and_then(fs::read).map_or("unknown".to_owned(), |bytes| sha256(&bytes));
+    format!("{} {}", env!("CARGO_PKG_VERSION"), &hash[..hash.len().min(16)])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

@@ -1,0 +1,75 @@
+//! Runs every case of a suite under every system, and hands each finished case to the store.
+//!
+//! All systems of a case see the same routing, iteration by iteration, unless the case says that one trains another model
+//! or gate. Cases do not depend on each other, so neither the number of threads nor the order in which they end changes a
+//! record. A run that fails is a row with a reason; the others go on.
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use systems::{Plan, PlanError};
+use workloads::EngineKind;
+
+use crate::engines::{Engine, Extent};
+use crate::prepare::{PreparedCase, PreparedRun};
+use crate::records::{Outcome, RunRecord, Status};
+use crate::store::Store;
+
+/// What runs, how long, and where it goes.
+pub struct Runner<'a> {
+    pub engine: &'a dyn Engine,
+    pub extent: Extent,
+    pub store: &'a Store,
+    pub progress: &'a ProgressBar,
+}
+
+impl Runner<'_> {
+    /// Runs what the store does not hold yet: simulations side by side, and alone what is timed.
+    ///
+    /// # Errors
+    /// A finished case that cannot be stored, or what the engine cannot write.
+    pub fn run(&self, cases: &[PreparedCase]) -> Result<()> {
+        match self.engine.kind() {
+            EngineKind::Simulated => cases.par_iter().try_for_each(|case| self.case(case)),
+            EngineKind::Measured | EngineKind::Emulated => cases.iter().try_for_each(|case| self.case(case)),
+        }
+    }
+
+    fn case(&self, case: &PreparedCase) -> Result<()> {
+        let id = case.id();
+        if self.store.has_case(&id) && (!self.extent.timelines || self.store.has_timelines(&id)) {
+            return Ok(());
+        }
+        let records = self.records(case)?;
+        if self.extent.timelines {
+            // Before the frames, which mark a case as finished.
+            self.store.write_timelines(&id, &records)?;
+        }
+        self.store.write_case(&id, &records)?;
+        if self.progress.is_hidden() {
+            eprintln!("{id}: done");
+        }
+        Ok(())
+    }
+
+    /// A record of every run of a case; one without a plan is not run.
+    fn records(&self, case: &PreparedCase) -> Result<Vec<RunRecord>> {
+        let planned: Vec<(&PreparedRun, Plan)> =
+            case.runs.iter().filter_map(|run| Some((run, run.plan().ok()?.plan))).collect();
+        let mut outcomes = self.engine.run_side_by_side(&planned, self.extent, &|| self.progress.inc(1))?.into_iter();
+        let outcome = |run: &PreparedRun| match run.plan() {
+            Ok(_) => outcomes.next().expect("an engine gives an outcome for every run"),
+            Err(error) => Outcome::failed(status_of(error), error.to_string()),
+        };
+        let outcomes: Vec<Outcome> = case.runs.iter().map(outcome).collect();
+        let record = |(run, outcome)| RunRecord::new(run, self.engine.kind(), outcome);
+        Ok(case.runs.iter().zip(outcomes).map(record).collect())
+    }
+}
+
+fn status_of(error: &PlanError) -> Status {
+    match error {
+        PlanError::Memory { .. } => Status::Oom,
+        _ => Status::Skipped,
+    }
+}

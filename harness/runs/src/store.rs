@@ -1,0 +1,241 @@
+//! The folder of a run: what is in it, and how it is written so that nothing is lost and nothing is half-written.
+//!
+//! Every finished case is written to `cases/` at once, by temporary file and rename. When all are there they are joined, in
+//! the suite's order, into `iterations.parquet` and `spans.parquet`, and `cases/` goes. A run that was interrupted finds its
+//! finished cases and ends with the same bytes; one that had ended finds its frames. `run.json` states what was run; a
+//! folder of another run is refused.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use chart::Figure;
+use polars::prelude::{CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
+
+use crate::provenance::Provenance;
+use crate::records::{self, Row, RunRecord};
+use crate::timeline::{self, Timeline};
+
+/// A run's folder.
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens or makes a run's folder.
+    ///
+    /// # Errors
+    /// When it holds another run and `overwrite` is not set, or cannot be written.
+    pub fn open(root: &Path, provenance: &Provenance, overwrite: bool) -> Result<Self> {
+        let store = Self { root: root.to_owned() };
+        let stated = store.path("run.json");
+        let same = fs::read_to_string(&stated)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Provenance>(&text).ok())
+            .is_some_and(|old| old.inputs == provenance.inputs);
+        let used = ["run.json", "cases", "iterations.parquet", "spans.parquet"].map(|name| store.path(name).exists());
+        if used.contains(&true) && !same && !overwrite {
+            bail!(
+                "{}: holds another run (no run.json that states these inputs): choose another --out, or --overwrite",
+                root.display()
+            );
+        }
+        if overwrite || !same {
+            store.clear()?;
+        }
+        store.write_text("run.json", &(serde_json::to_string_pretty(provenance)? + "\n"))?;
+        Ok(store)
+    }
+
+    /// A path inside the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Writes a figure as SVG and PDF into `figures/`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_figure(&self, name: &str, figure: &Figure) -> Result<()> {
+        write_figure(&self.path("figures").join(name), figure)
+    }
+
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
+        write_text(&self.path(name), text)
+    }
+
+    /// Writes a table of comma-separated values.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_csv(&self, name: &str, frame: &mut DataFrame) -> Result<()> {
+        write_atomically(&self.path(name), |file| Ok(CsvWriter::new(file).finish(frame)?))
+    }
+
+    /// Whether a case was finished by this or an earlier attempt.
+    pub fn has_case(&self, id: &str) -> bool {
+        self.case_path(id, "spans").exists()
+    }
+
+    /// Writes a finished case; the spans last, because they mark it as finished.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_case(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
+        let rows: Vec<Row> = runs.iter().flat_map(RunRecord::rows).collect();
+        write_parquet(&self.case_path(id, "iterations"), &mut records::to_frame(&rows)?)?;
+        write_parquet(&self.case_path(id, "spans"), &mut records::spans_frame(runs)?)
+    }
+
+    /// Whether a case's timelines were written; they lie before its frames do.
+    pub fn has_timelines(&self, id: &str) -> bool {
+        self.timelines_path(id).exists()
+    }
+
+    /// Writes a case's timelines, a file per system that reached its last iteration, engines side by side:
+    /// `timelines/CASE/SYSTEM.json`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_timelines(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
+        let folder = self.timelines_path(id);
+        fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+        for run in runs.iter().filter(|run| !run.outcome.timelines.is_empty()) {
+            let of_engines = run.outcome.timelines.iter().map(|(engine, spans)| Timeline { engine: *engine, spans });
+            let of_engines: Vec<Timeline> = of_engines.collect();
+            write_atomically(&folder.join(format!("{}.json", run.key.system)), |file| {
+                let mut out = BufWriter::new(file);
+                timeline::write(&of_engines, &mut out)?;
+                Ok(out.flush()?)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The run's rows, if an earlier attempt joined them.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn finished(&self) -> Result<Option<Vec<Row>>> {
+        // The spans are joined last.
+        if !self.path("spans.parquet").exists() {
+            return Ok(None);
+        }
+        let path = self.path("iterations.parquet");
+        let rows = records::from_frame(&read_parquet(&path)?).with_context(|| format!("{}", path.display()))?;
+        Ok(Some(rows))
+    }
+
+    /// Joins the cases, in the given order, into the run's two files; returns the rows of the iterations.
+    ///
+    /// # Errors
+    /// When a case cannot be read or a file cannot be written.
+    pub fn join(&self, ids: &[String]) -> Result<Vec<Row>> {
+        let mut iterations = self.join_kind(ids, "iterations")?;
+        write_parquet(&self.path("iterations.parquet"), &mut iterations)?;
+        write_parquet(&self.path("spans.parquet"), &mut self.join_kind(ids, "spans")?)?;
+        fs::remove_dir_all(self.path("cases"))?;
+        records::from_frame(&iterations)
+    }
+
+    fn join_kind(&self, ids: &[String], kind: &str) -> Result<DataFrame> {
+        let mut all: Option<DataFrame> = None;
+        for id in ids {
+            let frame = read_parquet(&self.case_path(id, kind))?;
+            match &mut all {
+                None => all = Some(frame),
+                Some(all) => {
+                    all.vstack_mut_owned(frame)?;
+                }
+            }
+        }
+        let mut all = all.context("a run without cases")?;
+        all.rechunk_mut();
+        Ok(all)
+    }
+
+    /// Removes what an earlier run left, and nothing else.
+    fn clear(&self) -> Result<()> {
+        for folder in ["cases", "figures", "tables", "timelines"] {
+            let path = self.path(folder);
+            if path.exists() {
+                fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
+            }
+        }
+        for file in ["run.json", "iterations.parquet", "spans.parquet", "summary.csv", "report.html"] {
+            let path = self.path(file);
+            if path.exists() {
+                fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn timelines_path(&self, id: &str) -> PathBuf {
+        self.root.join("timelines").join(id)
+    }
+
+    fn case_path(&self, id: &str, kind: &str) -> PathBuf {
+        self.root.join("cases").join(format!("{id}.{kind}.parquet"))
+    }
+}
+
+/// Reads a Parquet file.
+///
+/// # Errors
+/// When it cannot be opened or is no Parquet.
+pub fn read_parquet(path: &Path) -> Result<DataFrame> {
+    let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
+    ParquetReader::new(file).finish().with_context(|| format!("{}: not readable as Parquet", path.display()))
+}
+
+fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<()> {
+    write_atomically(path, |file| {
+        ParquetWriter::new(file).finish(frame)?;
+        Ok(())
+    })
+}
+
+/// Writes a text by [`write_atomically`].
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomically(path, |file| Ok(file.write_all(text.as_bytes())?))
+}
+
+/// Writes a figure as `STEM.svg` and `STEM.pdf`; a stem may hold dots.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_figure(stem: &Path, figure: &Figure) -> Result<()> {
+    let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", stem.display()));
+    write_text(&path("svg"), &figure.svg)?;
+    write_atomically(&path("pdf"), |file| Ok(file.write_all(&figure.pdf)?))
+}
+
+/// Writes a file under a temporary name beside its own and renames it, making the folder if need be.
+///
+/// # Errors
+/// When `write` fails or the file system does; the temporary file is removed.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let name = || format!("{}: cannot be written", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(name)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let mut file = File::create(&temporary).with_context(name)?;
+    let written = write(&mut file).and_then(|()| Ok(file.sync_all()?));
+    if let Err(error) = written {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+        return Err(error).with_context(name);
+    }
+    fs::rename(&temporary, path).with_context(name)
+}

@@ -1,0 +1,315 @@
+//! Summaries: times and speedups per case and system, derived from the rows of a run alone, and beside them what was
+//! published and how far the model is from measurements.
+
+pub mod errors;
+pub mod model_error;
+pub mod speedup;
+pub mod statistics;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use polars::prelude::DataFrame;
+use workloads::published::{PublishedRun, Quantity};
+use workloads::{EngineKind, Published};
+
+use crate::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, case_columns, column};
+use crate::summary::errors::mean;
+use crate::summary::model_error::{ClusterError, Part};
+use crate::summary::speedup::{Series, Speedup};
+
+/// One case under one system.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SummaryRow {
+    /// Of the first seed.
+    pub key: Arc<RunKey>,
+    /// Why it ended before its last iteration.
+    pub failure: Option<RunFailure>,
+    /// Iterations after warm-up, seed by seed.
+    pub series: Vec<Series>,
+    /// Time of an iteration after warm-up; absent where a run failed.
+    pub step: Option<StepTime>,
+    /// Sum over all iterations, warm-up included, s: the published convention.
+    pub sum: f64,
+    /// Over the baseline.
+    pub speedup: Option<Speedup>,
+    /// Ratio of the baseline's sum to this one, warm-up included.
+    pub speedup_with_warmup: Option<f64>,
+    /// Part of the time that online decisions and migrations took.
+    pub online_share: f64,
+    /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
+    pub loss: Option<f64>,
+    /// Median after warm-up of what the simulator says of the same iterations, s, where it followed an emulated run.
+    pub predicted: Option<f64>,
+    /// Largest peak of any rank, B; nothing where memory was not followed.
+    pub peak_bytes: Option<f64>,
+    /// What was published for this system on this case.
+    pub published: PublishedRow,
+    /// How far the model is from measurements here.
+    pub model_error: Option<ModelError>,
+}
+
+/// Time of an iteration, s.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTime {
+    /// Over whole placement periods; over all iterations where there is no whole period.
+    pub mean: f64,
+    /// Of all iterations.
+    pub median: f64,
+    /// How many iterations the mean is of, over all seeds.
+    pub counted: usize,
+}
+
+impl StepTime {
+    fn new(series: &[Series]) -> Option<Self> {
+        let counted: Vec<f64> = series.iter().flat_map(Series::counted).copied().collect();
+        let all: Vec<f64> = series.iter().flat_map(|series| &series.steps).copied().collect();
+        Some(Self { mean: mean(&counted)?, median: statistics::median(&all)?, counted: counted.len() })
+    }
+}
+
+/// What was published; nothing where no number is held.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PublishedRow {
+    /// Median time of an iteration, s.
+    pub step: Option<f64>,
+    /// Sum over all iterations, s.
+    pub sum: Option<f64>,
+    /// Ratio of the baseline's median to this one.
+    pub speedup_by_medians: Option<f64>,
+    /// Ratio of the baseline's sum to this one, warm-up included.
+    pub speedup_by_sums: Option<f64>,
+}
+
+/// How far a simulated time is from measurements.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelError {
+    /// Of this very run: simulated over measured, less 1.
+    Run(f64),
+    /// Of the cluster's other runs or layers.
+    Cluster(ClusterError),
+}
+
+impl ModelError {
+    /// The error: signed for a run, the absolute median for a cluster.
+    pub fn value(&self) -> f64 {
+        match self {
+            Self::Run(error) => *error,
+            Self::Cluster(error) => error.median,
+        }
+    }
+
+    /// Of what it is the error, for records.
+    pub fn of(&self) -> String {
+        match self {
+            Self::Run(_) => "this run, signed".to_owned(),
+            Self::Cluster(e) => {
+                format!("median of {} {} {} on {}, absolute", e.measurements, e.measured, e.part.plural(), e.cluster)
+            }
+        }
+    }
+
+    /// `+6%` of a run, `±4%` of a cluster.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Run(error) if error.abs() < 0.005 => "0%".to_owned(),
+            Self::Run(error) => format!("{:+.0}%", error * 100.0),
+            Self::Cluster(error) => format!("±{:.0}%", error.median * 100.0),
+        }
+    }
+}
+
+/// A run, case by case and system by system.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// System that speedups are over.
+    pub baseline: String,
+    /// In the order of the records.
+    pub rows: Vec<SummaryRow>,
+}
+
+impl Summary {
+    /// Leaves the first `warmup` iterations out of all but sums.
+    pub fn new(rows: &RowsByRun, baseline: &str, warmup: usize) -> Self {
+        let mut rows: Vec<SummaryRow> = rows.iter().filter_map(|of_run| SummaryRow::new(of_run, warmup)).collect();
+        for index in 0..rows.len() {
+            let case = &rows[index].key.case;
+            let reference = rows.iter().find(|other| other.key.case == *case && other.key.system == baseline);
+            let Some(reference) = reference else { continue };
+            let (speedup, sum) = (rows[index].over(reference), reference.sum);
+            rows[index].speedup_with_warmup = speedup.as_ref().map(|_| sum / rows[index].sum);
+            rows[index].speedup = speedup;
+        }
+        Self { baseline: baseline.to_owned(), rows }
+    }
+
+    /// The row of a case and system.
+    pub fn row(&self, case: &str, system: &str) -> Option<&SummaryRow> {
+        self.rows.iter().find(|row| row.key.case == case && row.key.system == system)
+    }
+
+    /// Over what the spread of speedups is.
+    pub fn spread_over(&self) -> String {
+        match self.rows.iter().map(|row| row.series.len()).max() {
+            Some(seeds) if seeds > 1 => format!("{seeds} seeds"),
+            _ => "iterations".to_owned(),
+        }
+    }
+
+    /// How the numbers were obtained: one engine runs a suite.
+    pub fn engine(&self) -> Option<EngineKind> {
+        self.rows.first().map(|row| row.key.engine)
+    }
+
+    /// Whether the rows are of models that were really trained.
+    pub fn is_trained(&self) -> bool {
+        self.engine().is_some_and(EngineKind::trains)
+    }
+
+    /// Adds what was published, and the model's error: against the measurement of the same run under the same plan where one
+    /// is held, else that of the cluster.
+    pub fn hold_against(&mut self, published: &Published, clusters: &[ClusterError]) {
+        let held: Vec<_> = self.rows.iter().map(|row| self.held_against(row, published, clusters)).collect();
+        for (row, (published, error)) in self.rows.iter_mut().zip(held) {
+            row.published = published;
+            row.model_error = error;
+        }
+    }
+
+    fn held_against(
+        &self,
+        row: &SummaryRow,
+        published: &Published,
+        clusters: &[ClusterError],
+    ) -> (PublishedRow, Option<ModelError>) {
+        if row.key.engine.trains() {
+            return (PublishedRow::default(), None);
+        }
+        let of = |row: &SummaryRow, quantity| published.of(&row.published_run(), quantity);
+        let value = |row: &SummaryRow, quantity| of(row, quantity).map(|number| number.value);
+        let plan = row.key.plan.map(|plan| plan.to_string());
+        let under_same_plan = |quantity| of(row, quantity).filter(|number| plan.as_ref() == Some(&number.plan));
+        let baseline = self.row(&row.key.case, &self.baseline);
+        let ratio = |quantity| Some(value(baseline?, quantity)? / value(row, quantity)?);
+        let held = PublishedRow {
+            step: value(row, Quantity::MedianStep),
+            sum: value(row, Quantity::Sum),
+            speedup_by_medians: ratio(Quantity::MedianStep),
+            speedup_by_sums: ratio(Quantity::Sum).or(under_same_plan(Quantity::SpeedupBySums).map(|n| n.value)),
+        };
+        let measured = under_same_plan(Quantity::MedianStep);
+        let of_run = measured.zip(row.step).map(|(number, step)| ModelError::Run(step.median / number.value - 1.0));
+        let part = if row.key.layer.is_some() { Part::Layer } else { Part::Iteration };
+        let of_cluster = clusters.iter().find(|error| error.cluster == row.key.cluster && error.part == part);
+        let of_cluster = of_cluster.filter(|_| row.step.is_some()).cloned().map(ModelError::Cluster);
+        (held, of_run.or(of_cluster))
+    }
+
+    /// The frame of `summary.csv`.
+    ///
+    /// # Errors
+    /// What Polars says.
+    pub fn frame(&self) -> Result<DataFrame> {
+        let (rows, spread_over) = (&self.rows, self.spread_over());
+        let speedup = |row: &SummaryRow, of: fn(&Speedup) -> Option<f64>| row.speedup.as_ref().and_then(of);
+        let mut columns = case_columns(rows, |row| &row.key);
+        columns.extend([
+            column("engine", rows, |row| row.key.engine.name()),
+            column("plan", rows, |row| row.key.plan.map(|plan| plan.to_string())),
+            column("status", rows, |row| row.status().name()),
+            column("reason", rows, |row| row.failure.as_ref().map_or("", |failure| failure.reason.as_str())),
+            column("expected_step_s", rows, |row| row.key.expected.map(|time| time.0)),
+            column("mean_step_s", rows, |row| row.step.map(|step| step.mean)),
+            column("counted_iterations", rows, |row| row.step.map(|step| step.counted as u32)),
+            column("median_step_s", rows, |row| row.step.map(|step| step.median)),
+            column("sum_with_warmup_s", rows, |row| row.step.map(|_| row.sum)),
+            column("speedup_by_totals", rows, |row| speedup(row, |s| Some(s.by_totals))),
+            column("speedup_by_totals_low", rows, |row| speedup(row, |s| Some(s.spread?[0]))),
+            column("speedup_by_totals_high", rows, |row| speedup(row, |s| Some(s.spread?[1]))),
+            column("spread_over", rows, |_| spread_over.as_str()),
+            column("speedup_by_medians", rows, |row| speedup(row, |s| Some(s.by_medians))),
+            column("speedup_with_warmup", rows, |row| row.speedup_with_warmup),
+            column("speedup_over", rows, |_| self.baseline.as_str()),
+            column("online_share", rows, |row| row.step.map(|_| row.online_share)),
+            column("final_loss", rows, |row| row.loss),
+            column("predicted_step_s", rows, |row| row.predicted),
+            column("peak_bytes", rows, |row| row.peak_bytes.filter(|_| row.step.is_some())),
+            column("published_step_s", rows, |row| row.published.step),
+            column("published_sum_s", rows, |row| row.published.sum),
+            column("published_speedup_by_medians", rows, |row| row.published.speedup_by_medians),
+            column("published_speedup_by_sums", rows, |row| row.published.speedup_by_sums),
+            column("model_error", rows, |row| row.model_error.as_ref().map(ModelError::value)),
+            column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
+        ]);
+        Ok(DataFrame::new(rows.len(), columns)?)
+    }
+}
+
+impl SummaryRow {
+    /// Of the rows of one case and system; none of no rows.
+    fn new(rows: &[&Row], warmup: usize) -> Option<Self> {
+        let samples: Vec<(u32, &Sample)> =
+            rows.iter().filter_map(|row| Some((row.iteration, row.sample.as_ref().ok()?))).collect();
+        let warm = samples.iter().filter(|(iteration, _)| *iteration as usize > warmup).map(|(_, sample)| *sample);
+        let failure = rows.iter().rev().find_map(|row| row.sample.as_ref().err()).cloned();
+        let series = series(rows, warmup);
+        let predicted: Vec<f64> = warm.filter_map(|sample| Some(sample.predicted?.0)).collect();
+        let losses: Vec<f64> = samples.iter().filter_map(|(_, sample)| sample.loss).collect();
+        let (mut sum, mut online) = (0.0, 0.0);
+        for (_, sample) in &samples {
+            sum += sample.step.0;
+            online += sample.decision.0 + sample.migration.0;
+        }
+        Some(Self {
+            key: rows.first()?.key.clone(),
+            step: StepTime::new(&series).filter(|_| failure.is_none()),
+            series,
+            failure,
+            sum,
+            speedup: None,
+            speedup_with_warmup: None,
+            online_share: if sum > 0.0 { online / sum } else { 0.0 },
+            loss: final_loss(&losses),
+            predicted: statistics::median(&predicted),
+            peak_bytes: samples.iter().filter_map(|(_, sample)| Some(sample.peak?.bytes.0)).reduce(f64::max),
+            published: PublishedRow::default(),
+            model_error: None,
+        })
+    }
+
+    pub fn status(&self) -> Status {
+        self.failure.as_ref().map_or(Status::Ok, |failure| failure.status)
+    }
+
+    /// How much faster than `reference`; none where either failed.
+    pub fn over(&self, reference: &SummaryRow) -> Option<Speedup> {
+        (self.step.is_some() && reference.step.is_some()).then(|| Speedup::new(&reference.series, &self.series))?
+    }
+
+    /// The run as published numbers know it.
+    fn published_run(&self) -> PublishedRun {
+        PublishedRun {
+            model: self.key.model.clone(),
+            cluster: self.key.cluster.clone(),
+            gpus: self.key.gpus as usize,
+            gate: self.key.gate,
+            system: self.key.system.clone(),
+        }
+    }
+}
+
+/// The iterations after warm-up; rows of a seed stand together.
+fn series(rows: &[&Row], warmup: usize) -> Vec<Series> {
+    let of_seed = |rows: &[&Row]| {
+        let warm = rows.iter().filter(|row| row.iteration as usize > warmup);
+        let steps = warm.filter_map(|row| Some(row.sample.as_ref().ok()?.step.0)).collect();
+        let key = &rows[0].key;
+        Series { seed: key.seed, period: key.plan.map_or(1, |plan| plan.placement_every.max(1)), steps }
+    };
+    rows.chunk_by(|a, b| a.key.seed == b.key.seed).map(of_seed).collect()
+}
+
+/// The mean of the last tenth, at least one.
+fn final_loss(losses: &[f64]) -> Option<f64> {
+    mean(&losses[losses.len() - losses.len().div_ceil(10)..])
+}

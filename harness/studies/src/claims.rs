@@ -1,0 +1,131 @@
+//! What the simulator should be good at: every claim of the page with its threshold, in the order of the page. A claim is
+//! made wherever its measurements are, met or not.
+
+use super::plan_comparison::PlanComparison;
+use super::tables::{percent, share};
+use crate::measurements::layers::LayerErrors;
+use crate::measurements::order::{IterationErrors, ORDER_TOLERANCE};
+use crate::measurements::series::SeriesErrors;
+use runs::summary::errors::{Errors, Pair};
+
+/// Something that the simulator should be good at.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub what: String,
+    /// What was asked for.
+    pub wanted: String,
+    pub found: String,
+    pub met: bool,
+}
+
+/// Single layers of one setting, whose constants were fitted to others.
+pub(super) fn layers(setting: &LayerErrors) -> Claim {
+    let (errors, r) = (&setting.errors, setting.errors.r_squared.unwrap_or(0.0));
+    let paper = setting.paper.map_or(String::new(), |paper| {
+        let r = paper.r_squared.map_or(String::new(), |r| format!(", R² {r:.2}"));
+        format!(" (the paper's model: {}{r})", share(paper.mean))
+    });
+    Claim {
+        what: format!("single layers, {} GPUs, micro-batch {}, rows held out", setting.gpus, setting.micro_batch),
+        wanted: "mean error at most 3%, R² at least 0.95".to_owned(),
+        found: format!("{}, R² {r:.3}{paper}", share(errors.mean)),
+        met: errors.mean <= 0.03 && r >= 0.95,
+    }
+}
+
+/// Medians of whole iterations.
+pub(super) fn iterations(errors: &Errors) -> Claim {
+    Claim {
+        what: format!("whole iterations, {} configurations, one calibration", errors.count),
+        wanted: "median at most 10%, 90th percentile at most 25%".to_owned(),
+        found: format!("{}, {} (largest {})", share(errors.median), share(errors.p90), share(errors.max)),
+        met: errors.median <= 0.10 && errors.p90 <= 0.25,
+    }
+}
+
+/// Which of two systems is faster.
+pub(super) fn order(result: &IterationErrors) -> Claim {
+    Claim {
+        what: format!("order of systems, pairs measured more than {:.0}% apart", ORDER_TOLERANCE * 100.0),
+        wanted: "all".to_owned(),
+        found: format!("{} of {}", result.ordered_right, result.ordered_pairs),
+        met: result.ordered_wrong.is_empty(),
+    }
+}
+
+/// The paper's headline on one number of GPUs.
+pub(super) fn headline(gpus: usize, speedup: &Pair) -> Claim {
+    let Pair { predicted, measured } = speedup;
+    Claim {
+        what: format!("SmartMoE over FasterMoE, {gpus} GPUs, no-drop, by sums"),
+        wanted: "within 10%".to_owned(),
+        found: format!("{predicted:.2} for {measured:.2} measured ({})", percent(speedup.error())),
+        met: speedup.error().abs() <= 0.10,
+    }
+}
+
+/// Whole iterations, whose constants were fitted to one number of GPUs, on the others.
+pub(super) fn other_gpus(gpus: usize, others: &Errors) -> Claim {
+    Claim {
+        what: format!("whole iterations, constants fitted to {gpus} GPUs, tested on the others"),
+        wanted: "median at most 15%".to_owned(),
+        found: format!(
+            "{} (90th percentile {}, largest {})",
+            share(others.median),
+            share(others.p90),
+            share(others.max)
+        ),
+        met: others.median <= 0.15,
+    }
+}
+
+/// What placing experts online gains.
+pub(super) fn gain(every: usize, series: &SeriesErrors) -> Claim {
+    let gain = Pair { predicted: series.predicted_gain, measured: series.measured_gain };
+    Claim {
+        what: format!("mean gain of online placement every {every} iterations"),
+        wanted: "within 5%".to_owned(),
+        found: format!("{:.3} for {:.3} measured ({})", gain.predicted, gain.measured, percent(gain.error())),
+        met: gain.error().abs() <= 0.05,
+    }
+}
+
+/// Whether a layer's time goes up and down as measured, experts in order.
+pub(super) fn correlation(series: &SeriesErrors) -> Claim {
+    let correlation = series.static_correlation.unwrap_or(0.0);
+    Claim {
+        what: "correlation of its static series".to_owned(),
+        wanted: "at least 0.8".to_owned(),
+        found: format!("{correlation:.3}"),
+        met: correlation >= 0.8,
+    }
+}
+
+/// Whether the offline search finds what the authors ran, or better.
+pub(super) fn search(compared: &[PlanComparison]) -> Claim {
+    let both = compared.iter().filter(|comparison| comparison.both_agree()).count();
+    Claim {
+        what:
+            "offline search picks the authors' plan, or one that its estimate and a simulated run rate at least as fast"
+                .to_owned(),
+        wanted: "all cases".to_owned(),
+        found: format!("{both} of {}", compared.len()),
+        met: both == compared.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both numbers of GPUs have their row, whatever was found.
+    #[test]
+    fn a_claim_that_is_not_met_says_its_number() {
+        let near = headline(16, &Pair { predicted: 1.99, measured: 1.88 });
+        assert_eq!((near.found.as_str(), near.met), ("1.99 for 1.88 measured (+5.9%)", true));
+        let far = headline(32, &Pair { predicted: 2.12, measured: 1.77 });
+        assert_eq!((far.found.as_str(), far.met), ("2.12 for 1.77 measured (+19.8%)", false));
+        assert_eq!(far.wanted, near.wanted);
+        assert_eq!(far.what.replace("32", "16"), near.what);
+    }
+}

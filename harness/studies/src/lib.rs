@@ -1,0 +1,154 @@
+//! The studies behind `moebench validate`: published measurements, the simulator held against them, and what a page says of
+//! the outcome.
+//!
+//! A study reads its measurements from a folder, predicts, and writes a section; the commands and the tests share all
+//! three steps. What a section claims does not depend on what was found: [`claims`] states every one with its threshold,
+//! and a claim that is not met is a row that says so. Saving files is left to the command.
+
+pub mod calibrate;
+pub mod claims;
+pub mod end_to_end;
+pub mod figures;
+pub mod held_out;
+pub mod measurements;
+pub mod moe_layer;
+pub mod page;
+pub mod placement;
+pub mod plan_comparison;
+pub mod plans;
+pub mod tables;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::Deserialize;
+use workloads::Cluster;
+use workloads::trace::RoutingTrace;
+
+use measurements::{layer::LayerShape, series::SeriesSetup};
+use page::Section;
+use runs::{prepare, traces};
+
+/// Measurements of one kind, and the simulator held against them.
+pub trait Study<'a>: Sized {
+    /// What was found.
+    type Outcome;
+
+    /// The study's measurements; none where the folder does not hold its file.
+    ///
+    /// # Errors
+    /// What is wrong with a file.
+    fn read(inputs: &'a Inputs) -> Result<Option<Self>>;
+
+    /// Predicts what was measured.
+    ///
+    /// # Errors
+    /// A trace that does not fit what was measured, or a fit that fails.
+    fn predict(&self) -> Result<Self::Outcome>;
+
+    /// Says what was found.
+    ///
+    /// # Errors
+    /// A figure that cannot be drawn.
+    fn section(&self, outcome: &Self::Outcome) -> Result<Section>;
+}
+
+/// The sections of all studies that the folder holds measurements for, in the order of the page.
+///
+/// # Errors
+/// As for [`Study`].
+pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
+    let sections = [
+        section::<moe_layer::MoeLayers>(inputs)?,
+        section::<end_to_end::EndToEnd>(inputs)?,
+        section::<held_out::HeldOut>(inputs)?,
+        section::<placement::Placements>(inputs)?,
+        section::<plans::Plans>(inputs)?,
+    ];
+    Ok(sections.into_iter().flatten().collect())
+}
+
+fn section<'a, S: Study<'a>>(inputs: &'a Inputs) -> Result<Option<Section>> {
+    let Some(study) = S::read(inputs)? else { return Ok(None) };
+    study.section(&study.predict()?).map(Some)
+}
+
+/// What the files of a folder leave unsaid; SmartMoE's authors' studies where nothing else is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Unsaid {
+    /// Cluster of the single layers, by name or path
+    #[arg(long, default_value_t = Self::default().layer_cluster)]
+    pub layer_cluster: String,
+    #[command(flatten)]
+    pub shape: LayerShape,
+    /// The layer that experts are placed for over time
+    #[command(flatten)]
+    pub setup: SeriesSetup,
+    /// Suite whose cases state the plans that SmartMoE's authors ran, by name or path
+    #[arg(long, default_value_t = Self::default().suite)]
+    pub suite: String,
+}
+
+impl Default for Unsaid {
+    fn default() -> Self {
+        Self {
+            layer_cluster: "nico".to_owned(),
+            shape: LayerShape::default(),
+            setup: SeriesSetup::default(),
+            suite: "paper-gpt-authors".to_owned(),
+        }
+    }
+}
+
+/// What all studies read.
+pub struct Inputs {
+    /// Holds any of end_to_end.csv, moe_layer.csv and adaptive_everyN.csv.
+    folder: PathBuf,
+    trace_file: PathBuf,
+    trace: RoutingTrace,
+    unsaid: Unsaid,
+    layer_cluster: Cluster,
+    explanations: Vec<Explanation>,
+}
+
+/// What people know of a configuration that is far off.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Explanation {
+    configuration: String,
+    explanation: String,
+}
+
+impl Inputs {
+    /// Of a folder of measurements. The trace is the folder's moe_trace.tar.xz unless given, `explanations` a CSV that need
+    /// not exist.
+    ///
+    /// # Errors
+    /// What is wrong with the trace, the cluster or the explanations.
+    pub fn read(folder: &Path, trace: Option<&Path>, unsaid: Unsaid, explanations: &Path) -> Result<Self> {
+        let trace_file = trace.map_or_else(|| folder.join("moe_trace.tar.xz"), Path::to_owned);
+        Ok(Self {
+            folder: folder.to_owned(),
+            trace: traces::load(Some(&trace_file))?,
+            trace_file,
+            layer_cluster: prepare::cluster("--layer-cluster", &unsaid.layer_cluster)?,
+            unsaid,
+            explanations: match explanations.exists() {
+                true => measurements::open(explanations)?.read()?,
+                false => Vec::new(),
+            },
+        })
+    }
+
+    /// A file of the folder, if it is there.
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        Some(self.folder.join(name)).filter(|path| path.exists())
+    }
+
+    /// The trace and the measurements.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = vec![self.trace_file.clone()];
+        files.extend(["end_to_end.csv", "moe_layer.csv"].into_iter().filter_map(|name| self.file(name)));
+        files.extend(placement::files(&self.folder)?.into_iter().map(|(_, path)| path));
+        Ok(files)
+    }
+}

@@ -1,0 +1,94 @@
+//! The page of validation: claims with what was wanted and found, then a section per study.
+
+use anyhow::Result;
+use chart::Figure;
+use comfy_table::{Table, presets};
+
+use super::Inputs;
+use super::claims::Claim;
+use crate::measurements;
+use runs::summary::model_error::ClusterError;
+
+#[derive(Default)]
+pub struct Section {
+    pub title: String,
+    /// Markdown below the heading.
+    pub text: String,
+    pub claims: Vec<Claim>,
+    /// Figures that the text shows, by the name of their file.
+    pub figures: Vec<(String, Figure)>,
+    /// What it says about a cluster's simulation.
+    pub errors: Vec<ClusterError>,
+}
+
+impl Section {
+    /// A section with nothing below its heading yet.
+    pub fn new(title: &str) -> Self {
+        Self { title: title.to_owned(), ..Self::default() }
+    }
+
+    pub fn add(&mut self, paragraph: impl std::fmt::Display) {
+        self.text += &format!("{}\n\n", paragraph.to_string().trim_end());
+    }
+
+    pub fn table(&mut self, mut table: Table) {
+        table.load_preset(presets::ASCII_MARKDOWN);
+        self.add(table.trim_fmt());
+    }
+
+    /// Adds a figure, to be saved beside the page.
+    pub fn picture(&mut self, name: &str, what: &str, figure: Figure) {
+        self.add(format!("![{what}]({name}.svg)"));
+        self.figures.push((name.to_owned(), figure));
+    }
+}
+
+/// The page in Markdown.
+///
+/// # Errors
+/// A file of measurements that cannot be read.
+pub fn markdown(inputs: &Inputs, sections: &[Section]) -> Result<String> {
+    Ok(assembled(&introduction(inputs)?, sections))
+}
+
+fn introduction(inputs: &Inputs) -> Result<String> {
+    let mut files = Vec::new();
+    for path in inputs.files()?.iter().filter(|path| path.is_file()) {
+        let (name, hash) = measurements::named(path)?;
+        files.push(format!("`{name}` (sha256 {hash})"));
+    }
+    Ok(format!(include_str!("prose/introduction.md"), files = files.join(", ")))
+}
+
+fn assembled(introduction: &str, sections: &[Section]) -> String {
+    let introduction = introduction.trim_end();
+    let mut page = format!("# Validation\n\n{introduction}\n\n| | wanted | found | |\n|---|---|---|---|\n");
+    for claim in sections.iter().flat_map(|section| &section.claims) {
+        let met = if claim.met { "met" } else { "**not met**" };
+        page += &format!("| {} | {} | {} | {met} |\n", claim.what, claim.wanted, claim.found);
+    }
+    for section in sections {
+        page += &format!("\n## {}\n\n{}", section.title, section.text);
+    }
+    page.trim_end().to_owned() + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_stand_before_sections() {
+        let claim = |what: &str, met| {
+            let [what, wanted, found] = [what, "at most 3%", "2.4%"].map(str::to_owned);
+            Claim { what, wanted, found, met }
+        };
+        let mut section = Section::new("Layers");
+        section.claims = vec![claim("mean error", true), claim("largest error", false)];
+        section.add("Text.");
+        let page = assembled("What this is.\n", &[section]);
+        let places = ["What this is.", "| mean error | at most 3% | 2.4% | met |", "**not met**", "## Layers", "Text."]
+            .map(|part| page.find(part).unwrap_or(usize::MAX));
+        assert!(places.is_sorted() && places[4] < usize::MAX, "{page}");
+    }
+}
