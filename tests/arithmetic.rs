@@ -7,7 +7,7 @@ use systems::program::Op;
 use systems::zoo::expert_only::ExpertOnly;
 use systems::zoo::smartmoe::place_experts;
 use systems::{CostModel, Job, LayerProgram, Placement, Plain, Plan, RoutingCounts};
-use workloads::model::{Edge, Ffn, Moe};
+use workloads::model::{Attention, Edge, Ffn, Mlp, Moe};
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Cluster, Flops};
 
@@ -98,7 +98,7 @@ fn one_layer_on_two_ranks() {
 /// The dispatch of a layer on 4 ranks, two on each node.
 fn dispatch(cluster: &Cluster, experts: usize, counts: &[u32]) -> f64 {
     let costs = CostModel::new(cluster);
-    let moe = Moe { tokens: 100, width: 50, inner: 100, experts };
+    let moe = Moe::plain(100, 50, 100, experts);
     let counts = RoutingCounts::new(experts, counts.to_vec());
     let placement = Placement::identity(experts, 4);
     let program = LayerProgram::expert_parallel();
@@ -176,9 +176,9 @@ fn tensor_parallel_ranks_reduce_attention_and_gather_experts() {
         let starts = [("intra_bandwidth", 1e3), ("call_start", 10.0)];
         let batch = batch(1, 1, |_| vec![50, 50]);
         let mut model = model(1, 100, 10, 2);
-        model.blocks[0].heads = 2;
+        model.blocks[0].attention = Attention::plain(2, 10, 100);
         if !experts {
-            model.blocks[0].ffn = Ffn::Dense { inner: 20 };
+            model.blocks[0].ffn = Ffn::Dense(Mlp::plain(20));
         }
         let job = job(model, cluster(8, &starts), 2, &batch);
         let placements = if experts { vec![Placement::identity(2, 2)] } else { Vec::new() };
@@ -197,7 +197,7 @@ fn a_pipeline_of_equal_stages_idles_as_the_textbook_says() {
         let free = [("intra_bandwidth", 1e30), ("memory_bandwidth", 1e30)];
         let batch = batch(1, micro_batches, |_| vec![64]);
         let mut model = model(8, 64, 32, 1);
-        model.blocks.iter_mut().for_each(|block| block.ffn = Ffn::Dense { inner: 64 });
+        model.blocks.iter_mut().for_each(|block| block.ffn = Ffn::Dense(Mlp::plain(64)));
         let job = job(model, cluster(8, &free), pp, &batch);
         let timing = evaluate(&job, &plan(pp, 1, 1), &batch, &[]);
         let idle = (pp - 1) as f64 / (micro_batches + pp - 1) as f64;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use polars::prelude::DataFrame;
 use systems::iteration::run::{Iteration, Run};
 use systems::{CostModel, Job, Plan, System};
-use workloads::model::{Block, Edge, Ffn, Model, Moe};
+use workloads::gate::Router;
+use workloads::model::{Attention, Block, Edge, Ffn, Model, Moe, Norm};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec, TraceShape};
 use workloads::{Cluster, Flops, Gate};
 
@@ -176,11 +177,12 @@ pub(crate) fn model(blocks: usize, tokens: usize, width: usize, experts: usize) 
     let block = Block {
         tokens,
         hidden: width,
-        heads: 1,
-        attended: tokens,
+        attention: Attention::plain(1, width, tokens),
+        norm: Norm::default(),
+        dropout: true,
         extra_parameters: 0,
         extra_flops: Flops::ZERO,
-        ffn: Ffn::Moe(Moe { tokens, width, inner: 2 * width, experts }),
+        ffn: Ffn::Moe(Moe::plain(tokens, width, 2 * width, experts)),
     };
     Model {
         name: "test".into(),
@@ -191,6 +193,7 @@ pub(crate) fn model(blocks: usize, tokens: usize, width: usize, experts: usize) 
         tied_parameters: 0,
         top_k: 1,
         vocabulary: None,
+        router: Router::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use systems::iteration::timeline::{Activity, Span};
 use systems::price::ledger::Phase;
 use systems::program::{Op, Stream};
 use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
-use workloads::model::Edge;
+use workloads::model::{Attention, Edge};
 use workloads::{Bytes, EngineKind, Flops, Seconds};
 
 use crate::support::{Folder, batch, close, cluster, job, model, plan, small_trace, suite_toml};
@@ -23,7 +23,7 @@ fn busy_job() -> Job {
     model.input = Edge { parameters: 300, flops: Flops(5e5), activations: Bytes(700.0) };
     model.output = Edge { parameters: 200, flops: Flops(9e5), activations: Bytes(300.0) };
     model.tied_parameters = 400;
-    model.blocks.iter_mut().for_each(|block| block.heads = 2);
+    model.blocks.iter_mut().for_each(|block| block.attention = Attention::plain(2, 64, 100));
     job(model, cluster(4, &changes), 8, &batch)
 }
 

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
+use crate::error::ConfigError;
+
 /// Share of second choices that GShard's random routing keeps: a second choice with weight `p2` (of the two, so at most
 /// 1/2) is kept with probability `2 p2`. Fitted by `moebench calibrate fit` to the artifact's end-to-end
 /// times on inky, one value for all cases (standard error 0.12).
@@ -29,6 +31,107 @@ pub struct GateStatistics {
 impl Default for GateStatistics {
     fn default() -> Self {
         Self { second_choice_kept: SECOND_CHOICE_KEPT, balance_loss_flattening: BALANCE_LOSS_FLATTENING }
+    }
+}
+
+/// How a token's scores become choices and weights, for each expert `i` of logit `z_i`.
+///
+/// Expert choice (experts that choose tokens) is left out: it looks at tokens to come, so a language model cannot use it to
+/// generate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    /// From logits to scores.
+    pub score: Score,
+    /// A number per expert.
+    pub bias: RouterBias,
+    /// Whether the weights of a token's choices are divided by their sum. With softmax this is the same as softmax over the
+    /// chosen logits alone.
+    pub renormalise: bool,
+    /// Limits a token's choices to some groups of experts.
+    pub groups: Option<Groups>,
+    /// Factor of the weights.
+    pub scale: f64,
+    /// Factor of the balance loss in the whole loss; 0 for none.
+    pub auxiliary_loss: f64,
+}
+
+/// From logits to scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Score {
+    /// Over all experts.
+    #[default]
+    Softmax,
+    /// Each expert on its own.
+    Sigmoid,
+}
+
+/// What the number per expert does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterBias {
+    /// There is none.
+    None,
+    /// It is learned and added to the logit.
+    Logit,
+    /// It is added to the score for the choice and not for the weight; after each step it moves against the expert's load
+    /// (balancing without an auxiliary loss, Wang et al. 2024, arXiv 2408.15664).
+    Selection,
+}
+
+/// Group-limited choice (DeepSeek-V3, arXiv 2412.19437): equal groups of experts in order, of which a token keeps those whose two
+/// best scores have the largest sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of experts.
+    pub number: usize,
+    /// Of these, those that a token chooses from.
+    pub kept: usize,
+}
+
+impl Default for Router {
+    /// GShard's: softmax over the chosen logits, which have a bias; the balance loss is the gate's.
+    fn default() -> Self {
+        Self {
+            score: Score::Softmax,
+            bias: RouterBias::Logit,
+            renormalise: true,
+            groups: None,
+            scale: 1.0,
+            auxiliary_loss: 0.0,
+        }
+    }
+}
+
+impl Router {
+    /// Whether its numbers fit `experts` experts and `top_k` choices; `table` names it in errors.
+    pub(crate) fn check(&self, file: &str, table: &str, experts: usize, top_k: usize) -> Result<(), ConfigError> {
+        let wrong = |field: &str, value: String, expected: String| {
+            Err(ConfigError::value(file, format!("{table}.{field}"), value, expected))
+        };
+        if let Some(Groups { number, kept }) = self.groups {
+            if number == 0 || !experts.is_multiple_of(number) {
+                return wrong("groups", number.to_string(), format!("a divisor of {experts}, the number of experts"));
+            }
+            let room = experts / number;
+            if kept == 0 || kept > number || kept * room < top_k {
+                let least = top_k.div_ceil(room);
+                return wrong(
+                    "kept_groups",
+                    kept.to_string(),
+                    format!("{least} to {number}: room for {top_k} choices"),
+                );
+            }
+        }
+        for (field, value, least) in
+            [("scale", self.scale, f64::MIN_POSITIVE), ("auxiliary_loss", self.auxiliary_loss, 0.0)]
+        {
+            if !(value.is_finite() && value >= least) {
+                let expected = if least > 0.0 { "a number above 0" } else { "a number of at least 0" };
+                return wrong(field, value.to_string(), expected.to_owned());
+            }
+        }
+        Ok(())
     }
 }
 

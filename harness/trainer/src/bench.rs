@@ -236,7 +236,7 @@ impl LayerBench {
         let gate =
             [draw("gate", &[experts, width], 1.0 / (width as f64).sqrt()), draw("gate bias", &[experts], shape.skew)];
         let all: Vec<usize> = (0..experts).collect();
-        let moe = Moe { tokens, width, inner, experts };
+        let moe = Moe::plain(tokens, width, inner, experts);
         Self {
             shape,
             device,

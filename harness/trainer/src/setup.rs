@@ -7,7 +7,10 @@ use systems::plan::memory::StageParameters;
 use systems::plan::routing::JobRouting;
 use systems::{CostModel, Job, Plan, System};
 use tch::{Device, Kind};
-use workloads::Training;
+use workloads::gate::Router;
+use workloads::model::attention::{Projections, QkNorm};
+use workloads::model::{Ffn, Mlp, Norm};
+use workloads::{Model, Training};
 
 use crate::data::Samples;
 use crate::model::{Gpt, inner};
@@ -43,6 +46,8 @@ pub struct Setup<'a> {
 pub enum SetupError {
     #[error("model {model}: not a language model: only models with a table [gpt] can be trained")]
     NotALanguageModel { model: String },
+    #[error("model {model}: {field}: the trainer has {expected} alone; simulations know the rest")]
+    NotTrained { model: String, field: &'static str, expected: &'static str },
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error("model {model}, plan {plan}: {what} = {whole} is not a multiple of {part}")]
@@ -62,10 +67,16 @@ pub enum SetupError {
 pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
     let model = &job.model;
     let vocabulary = vocabulary(job)?;
+    trained(model)?;
     plan.check(job)?;
     let block = &model.blocks[0];
-    let gpt =
-        Gpt { depth: model.blocks.len(), hidden: block.hidden, heads: block.heads, seq_len: block.tokens, vocabulary };
+    let gpt = Gpt {
+        depth: model.blocks.len(),
+        hidden: block.hidden,
+        heads: block.attention.heads,
+        seq_len: block.tokens,
+        vocabulary,
+    };
     let multiple = |what: &'static str, whole: usize, part: usize| {
         if whole.is_multiple_of(part) {
             return Ok(());
@@ -79,6 +90,40 @@ pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
         multiple("inner width (tp)", inner, plan.tp)?;
     }
     Ok(gpt)
+}
+
+/// Whether the trainer knows everything that the model has.
+fn trained(model: &Model) -> Result<(), SetupError> {
+    let require = |holds: bool, field, expected| {
+        if holds { Ok(()) } else { Err(SetupError::NotTrained { model: model.name.clone(), field, expected }) }
+    };
+    for block in &model.blocks {
+        let attention = &block.attention;
+        let heads = Projections::Grouped { kv_heads: attention.heads, head_width: block.hidden / attention.heads };
+        require(attention.projections == heads, "gpt.kv_heads, gpt.head_dim, gpt.latent", "heads of hidden / heads")?;
+        require(attention.window.is_none(), "gpt.window", "attention to all tokens before")?;
+        require(attention.qk_norm == QkNorm::None, "gpt.qk_norm", "queries and keys as they are")?;
+        require(!attention.sinks, "gpt.sinks", "softmax over keys")?;
+        require(attention.rotary.is_none(), "gpt.positions", "learned positions")?;
+        require(attention.qkv_bias && attention.output_bias, "gpt.bias", "linear maps with biases")?;
+        require(block.norm == Norm::default(), "gpt.norm, gpt.norm_epsilon", "LayerNorm with 1e-5")?;
+        require(block.extra_parameters == 0, "gpt.mtp_layers", "the next token's loss")?;
+        let mlp = match block.ffn {
+            Ffn::Dense(mlp) => mlp,
+            Ffn::Moe(moe) => {
+                require(moe.shared.is_none(), "gpt.shared_experts", "experts that the gate chooses")?;
+                moe.expert
+            }
+        };
+        let plain = mlp == Mlp::plain(mlp.inner);
+        require(
+            plain,
+            "gpt.expert_gated, gpt.dense_gated, gpt.activation, gpt.mlp_bias",
+            "two matrices with biases and GELU",
+        )?;
+    }
+    require(model.tied_parameters > 0, "gpt.tied", "a head that shares the embedding")?;
+    require(model.router == Router::default(), "gpt.router", "softmax over the chosen experts' logits with a bias")
 }
 
 /// The size of the vocabulary of the job's model.

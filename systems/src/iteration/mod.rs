@@ -292,7 +292,7 @@ mod tests {
     /// All prices are linear: the rows of the fullest rank, and what its port receives, decide.
     #[test]
     fn the_fullest_rank_decides_a_layer() {
-        let moe = Moe { tokens: 64, width: 256, inner: 512, experts: 4 };
+        let moe = Moe::plain(64, 256, 512, 4);
         let cluster = Cluster::named("test", "nico").unwrap();
         let bandwidth = BytesPerSecond(cluster.network.intra_bandwidth.value);
         let whole = Job::new(Model::of_layer(moe, 2), cluster, 2, Gate::NoDrop, 2);

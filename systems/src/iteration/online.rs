@@ -105,7 +105,7 @@ impl Migration {
 mod tests {
     use super::*;
 
-    const MOE: Moe = Moe { tokens: 8, width: 4, inner: 8, experts: 4 };
+    const MOE: Moe = Moe::plain(8, 4, 8, 4);
 
     /// Places as told, before every iteration but the first.
     struct Told(Placement);

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn few_activations_are_less_than_the_update_takes() {
-        let moe = Moe { tokens: 1, width: 10, inner: 20, experts: 1 };
+        let moe = Moe::plain(1, 10, 20, 1);
         let mut experts = ExpertMemory::default();
         experts.add(&moe, &HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3 });
         let rows = moe.entry_activations().0 * 3.0 + exchange_buffers(&moe, 5.0, 3.0).0;

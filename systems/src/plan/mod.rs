@@ -160,7 +160,7 @@ impl Plan {
         division("ep", self.ep, "tp", self.tp)?;
         division("global batch", job.global_batch, "dp * micro_batch", self.dp * self.micro_batch)?;
         for block in &job.model.blocks {
-            division("heads", block.heads, "tp", self.tp)?;
+            division("heads", block.attention.heads, "tp", self.tp)?;
             if let Some(moe) = block.moe() {
                 division("experts", moe.experts, "ep", self.ep)?;
             }

@@ -241,7 +241,7 @@ mod tests {
     fn one_hot_products_are_the_formula() {
         let cluster = Cluster::named("test", "inky").unwrap();
         let costs = CostModel::new(&cluster);
-        let moe = Moe { tokens: 1, width: 64, inner: 1, experts: 8 };
+        let moe = Moe::plain(1, 64, 1, 8);
         let elements = 100.0 * 8.0 * 10.0;
         let expected = |products: f64, bytes: f64| {
             products * 2.0 * elements * 64.0 / cluster.gpu.gemm_rate.value

@@ -144,7 +144,7 @@ struct ShadowCosts {
 impl ShadowCosts {
     /// `charge`: bytes for every weight of one matrix of a shadowed expert.
     fn new(moe: &Moe, rates: Rates, charge: f64) -> Self {
-        let weights = (moe.width * moe.inner) as f64;
+        let weights = (moe.width * moe.expert.inner) as f64;
         Self {
             // Forward, and twice that backward.
             compute: (moe.entry_flops() * 3.0 / rates.products).0,

@@ -136,7 +136,7 @@ mod tests {
     fn chosen(ranks: usize, inner: usize, rows: u32) -> LayerProgram {
         let cluster = Cluster::named("test", "inky").unwrap();
         let costs = CostModel::new(&cluster);
-        let moe = Moe { tokens: 1024, width: 1024, inner, experts: ranks };
+        let moe = Moe::plain(1024, 1024, inner, ranks);
         let nodes = (0..ranks).map(|rank| rank / cluster.gpus_per_node).collect();
         let place = GroupPlace { group: costs.group(0..ranks, 1), nodes };
         let layers = vec![Layer { moe, tokens: 1024, capacity: None }];

@@ -77,7 +77,7 @@ impl Measurement<'_> {
     fn variants(&self) -> Result<Vec<Variant>> {
         let block = self.model.blocks.first().context("the model has no blocks")?;
         let hidden = block.hidden;
-        let other = if hidden.is_multiple_of(2 * block.heads) { hidden / 2 } else { 2 * hidden };
+        let other = if hidden.is_multiple_of(2 * block.attention.heads) { hidden / 2 } else { 2 * hidden };
         let variants: [(usize, usize, &'static dyn System); 4] = [
             (hidden, self.micro_batch, &smartmoe::SMARTMOE),
             (hidden, 2 * self.micro_batch, &smartmoe::SMARTMOE),
@@ -169,9 +169,9 @@ fn shallow(model: &Model, hidden: usize) -> Result<Model> {
         model.name,
         model.name,
         2 * (moe_block + 1),
-        block.heads,
+        block.attention.heads,
         block.tokens,
-        (moe.inner / moe.width).max(1),
+        (moe.expert.inner / moe.width).max(1),
         moe.experts,
         moe_block + 1,
         model.top_k

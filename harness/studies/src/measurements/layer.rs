@@ -33,7 +33,7 @@ impl Default for LayerShape {
 impl LayerShape {
     /// The layer with that many experts.
     pub fn moe(&self, experts: usize) -> Moe {
-        Moe { tokens: self.seq_len, width: self.hidden, inner: 2 * self.hidden, experts }
+        Moe::plain(self.seq_len, self.hidden, 2 * self.hidden, experts)
     }
 }
 

@@ -98,7 +98,7 @@ pub struct Views {
 impl Views {
     /// Of `[.., parameters]`.
     pub fn new(flat: &Tensor, moe: &Moe) -> Self {
-        let (width, inner, sizes) = (moe.width as i64, moe.inner as i64, flat.size());
+        let (width, inner, sizes) = (moe.width as i64, moe.expert.inner as i64, flat.size());
         let matrix = width * inner;
         let leading = &sizes[..sizes.len() - 1];
         let part = |start: i64, shape: &[i64]| {
@@ -117,7 +117,7 @@ impl Experts {
     /// The experts `experts` of MoE layer `layer` at their initial values, in slot order. `depth` blocks scale the second
     /// matrix as in GPT-2.
     pub fn new(seed: u64, layer: usize, experts: &[usize], moe: Moe, depth: usize, kind: Kind, device: Device) -> Self {
-        let (width, inner) = (moe.width as i64, moe.inner as i64);
+        let (width, inner) = (moe.width as i64, moe.expert.inner as i64);
         let one = |&expert: &usize| {
             let part = |what: &str, shape: &[i64], values| {
                 let name = format!("layer {layer} expert {expert} {what}");
@@ -159,7 +159,7 @@ impl Experts {
 
     /// The kernels by which experts run together, where they can: on a GPU, by products whose rows are aligned.
     pub(super) fn kernels(&self) -> Option<&'static Kernels> {
-        let aligned = self.moe.width.is_multiple_of(8) && self.moe.inner.is_multiple_of(8);
+        let aligned = self.moe.width.is_multiple_of(8) && self.moe.expert.inner.is_multiple_of(8);
         kernels::on(&self.bucket.weights).filter(|_| aligned)
     }
 
@@ -258,7 +258,7 @@ mod tests {
     /// Against finite differences of a weighted sum of the outputs, in double precision.
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let moe = Moe { tokens: 1, width: 3, inner: 5, experts: 1 };
+        let moe = Moe::plain(1, 3, 5, 1);
         let size = moe.expert_parameters() as i64;
         let draw = |name: &str, shape: &[i64]| {
             initial(5, name, shape, Initial::Normal(40.0), Device::Cpu).to_kind(Kind::Double)
@@ -310,7 +310,7 @@ mod tests {
     fn experts_together_do_what_they_do_alone() {
         use crate::kernels::tests::{HALF, error, gpu, half};
         let (kernels, device) = (gpu(), Device::Cuda(0));
-        let moe = Moe { tokens: 1, width: 64, inner: 200, experts: 5 };
+        let moe = Moe::plain(1, 64, 200, 5);
         let new = || {
             let experts = Experts::new(3, 0, &[0, 1, 2, 3, 4], moe, 1, Kind::BFloat16, device);
             let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(5.0);

@@ -265,7 +265,7 @@ mod tests {
 
     impl Small {
         fn new() -> Self {
-            let moe = Moe { tokens: 6, width: 4, inner: 5, experts: 4 };
+            let moe = Moe::plain(6, 4, 5, 4);
             let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale), Device::Cpu);
             let gate = [draw("gate", &[4, 4], 60.0), draw("gate bias", &[4], 20.0)];
             let experts = Experts::new(11, 0, &[0, 1, 2, 3], moe, 1, Kind::Float, Device::Cpu);

@@ -35,7 +35,7 @@ pub struct Gpt {
 /// The inner width of a block's dense MLP; none for an MoE block.
 pub fn inner(block: &Block) -> Option<usize> {
     match block.ffn {
-        Ffn::Dense { inner } => Some(inner),
+        Ffn::Dense(mlp) => Some(mlp.inner),
         Ffn::Moe(_) => None,
     }
 }
