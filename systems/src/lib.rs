@@ -11,12 +11,14 @@
 //! | one system | [`zoo`], the file of its paper |
 //! | degrees of parallelism, placements, what moves | [`plan`], [`plan::placement`] |
 //! | which plans are possible, ranked | [`plan::search`] |
+//! | how load is spread over ranks: copies, quotas, layouts | [`balance`] |
 //! | what a rank's memory holds | [`plan::memory`] |
 //! | what a layer does, op by op, and on which rows | [`program`] |
 //! | what an op costs | [`price`], [`price::cost`], [`price::traffic`] |
 //! | how an iteration is put together (1F1B, gradient synchronisation, optimizer) | [`iteration`] |
 //! | what time goes to, and who does what when | [`price::ledger`], [`iteration::timeline`] |
 
+pub mod balance;
 pub mod iteration;
 pub mod plan;
 pub mod price;

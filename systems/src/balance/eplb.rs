@@ -1,0 +1,203 @@
+//! EPLB, the expert-parallel load balancer (DeepSeek-AI 2025, public code): hot experts get copies, copies are packed onto
+//! ranks so that all are equally full.
+//!
+//! Entries of an expert are taken to be split evenly between its copies. A rank may get two copies of one expert, as in the
+//! public code: it then takes two parts.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+
+use crate::balance::Slots;
+
+/// Parts that an entry is divided into, so that even splits are whole numbers.
+pub const SHARE: u64 = 1 << 16;
+
+/// What a copy of an expert of `load` entries takes, in parts of an entry.
+#[inline]
+pub fn share(load: u64, copies: u32) -> u64 {
+    load * SHARE / u64::from(copies.max(1))
+}
+
+/// The ranks to pack onto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Ranks.
+    pub ranks: usize,
+    /// Slots of a rank.
+    pub slots: usize,
+    /// Nodes that the ranks are on, in order and equally many on each.
+    pub nodes: usize,
+}
+
+/// Replicates experts and packs the copies, over all ranks alike. `loads`: `[expert]` entries, of at most as many experts as
+/// slots.
+pub fn global(loads: &[u64], shape: Shape) -> Slots {
+    let experts: Vec<usize> = (0..loads.len()).collect();
+    place(loads, &experts, shape.ranks, shape.slots)
+}
+
+/// As [`global`], with `groups` of consecutive experts kept on one node each: for gates that limit the nodes of a token. Where
+/// groups cannot be dealt evenly to nodes, this is [`global`], as in the public code.
+pub fn hierarchical(loads: &[u64], shape: Shape, groups: usize) -> Slots {
+    let Shape { ranks, slots, nodes } = shape;
+    let even = groups > 0 && groups.is_multiple_of(nodes) && loads.len().is_multiple_of(groups);
+    if !even || !ranks.is_multiple_of(nodes) {
+        return global(loads, shape);
+    }
+    // Step 1: pack groups of experts onto nodes.
+    let size = loads.len() / groups;
+    let of_groups: Vec<u64> = loads.chunks_exact(size).map(|group| group.iter().sum()).collect();
+    let node_of = pack(&of_groups, nodes);
+    // Steps 2 and 3 within each node.
+    let within = |node| {
+        let here = (0..loads.len()).filter(|expert| node_of[expert / size] == node);
+        let (experts, own): (Vec<usize>, Vec<u64>) = here.map(|expert| (expert, loads[expert])).unzip();
+        place(&own, &experts, ranks / nodes, slots)
+    };
+    (0..nodes).flat_map(within).collect()
+}
+
+/// Step 2: replicate; step 3: pack the copies onto ranks. `loads` are those of `experts`.
+fn place(loads: &[u64], experts: &[usize], ranks: usize, slots: usize) -> Slots {
+    let copies = replicate(loads, ranks * slots, usize::MAX);
+    let of_expert = |i: usize| std::iter::repeat_n((experts[i], share(loads[i], copies[i])), copies[i] as usize);
+    let (owner, shares): (Vec<usize>, Vec<u64>) = (0..experts.len()).flat_map(of_expert).unzip();
+    let mut placed = vec![None; ranks * slots];
+    let mut taken = vec![0; ranks];
+    for (expert, rank) in owner.into_iter().zip(pack(&shares, ranks)) {
+        placed[rank * slots + taken[rank]] = Some(expert);
+        taken[rank] += 1;
+    }
+    placed
+}
+
+/// How many copies each expert gets so that `slots` are filled, of no expert more than `most`: every slot that is left goes to
+/// the expert whose copies are the most loaded. `[expert]`.
+pub fn replicate(loads: &[u64], slots: usize, most: usize) -> Vec<u32> {
+    let mut copies = vec![1; loads.len()];
+    let by_share = |expert: usize, copies: u32| (share(loads[expert], copies), Reverse(expert));
+    let mut heap: BinaryHeap<_> = (0..loads.len()).map(|expert| by_share(expert, 1)).collect();
+    for _ in loads.len()..slots {
+        let Some(mut top) = heap.peek_mut().filter(|_| most > 1) else { break };
+        let Reverse(expert) = top.1;
+        copies[expert] += 1;
+        if (copies[expert] as usize) < most {
+            *top = by_share(expert, copies[expert]);
+        } else {
+            PeekMut::pop(top);
+        }
+    }
+    copies
+}
+
+/// Items to packs of equally many: by falling weight, each to the lightest pack that is not full. Returns each item's pack.
+pub fn pack(weights: &[u64], packs: usize) -> Vec<usize> {
+    const FULL: u64 = u64::MAX;
+    let room = weights.len().div_ceil(packs);
+    let mut order: Vec<(Reverse<u64>, usize)> =
+        weights.iter().enumerate().map(|(item, &weight)| (Reverse(weight), item)).collect();
+    order.sort_unstable();
+    let (mut load, mut taken, mut pack_of) = (vec![0; packs], vec![0; packs], vec![0; weights.len()]);
+    for (Reverse(weight), item) in order {
+        let pack = least(&load);
+        pack_of[item] = pack;
+        taken[pack] += 1;
+        load[pack] = if taken[pack] == room { FULL } else { load[pack] + weight };
+    }
+    pack_of
+}
+
+/// The first of the least values.
+fn least(values: &[u64]) -> usize {
+    let mut first = 0;
+    for (index, &value) in values.iter().enumerate() {
+        if value < values[first] {
+            first = index;
+        }
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::fullest;
+    use crate::balance::tests::{loads, random};
+
+    /// The public code's steps, read plainly: the most loaded copy gets another, `slots - experts` times; then copies by
+    /// falling load to the lightest rank with room, be it one that has the expert or not.
+    fn reference(loads: &[u64], ranks: usize, slots: usize) -> Vec<u64> {
+        let mut copies = vec![1u32; loads.len()];
+        for _ in loads.len()..ranks * slots {
+            let hottest = (0..loads.len()).max_by_key(|&e| (share(loads[e], copies[e]), Reverse(e))).unwrap();
+            copies[hottest] += 1;
+        }
+        let mut all: Vec<u64> =
+            (0..loads.len()).flat_map(|e| vec![share(loads[e], copies[e]); copies[e] as usize]).collect();
+        all.sort_by_key(|&share| Reverse(share));
+        let mut of_rank = vec![(0u64, 0usize); ranks];
+        for share in all {
+            let (load, taken) =
+                of_rank.iter_mut().filter(|(_, taken)| *taken < slots).min_by_key(|(load, _)| *load).unwrap();
+            *load += share;
+            *taken += 1;
+        }
+        of_rank.into_iter().map(|(load, _)| load).collect()
+    }
+
+    #[test]
+    fn loads_are_as_even_as_the_public_codes() {
+        let mut random = random(1);
+        for (experts, ranks, slots) in [(8, 4, 3), (32, 16, 3), (64, 8, 9), (256, 64, 5), (60, 12, 6)] {
+            for _ in 0..20 {
+                let loads = loads(&mut random, experts);
+                let placed = global(&loads, Shape { ranks, slots, nodes: 1 });
+                let public = reference(&loads, ranks, slots).into_iter().max().unwrap();
+                assert_eq!(fullest(&loads, &placed, ranks), public, "{loads:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_expert_stands_and_every_slot_is_filled() {
+        let mut random = random(2);
+        for (experts, ranks, slots, nodes, groups) in [
+            (8, 4, 3, 2, 4),
+            (32, 16, 3, 2, 8),
+            (256, 64, 5, 8, 8),
+            (6, 3, 2, 1, 1),
+            (5, 5, 3, 1, 1),
+            (64, 16, 5, 4, 3),
+        ] {
+            for _ in 0..20 {
+                let loads = loads(&mut random, experts);
+                let shape = Shape { ranks, slots, nodes };
+                for placed in [global(&loads, shape), hierarchical(&loads, shape, groups)] {
+                    assert_eq!(placed.len(), ranks * slots);
+                    assert!(placed.iter().all(Option::is_some));
+                    assert!((0..experts).all(|expert| placed.contains(&Some(expert))));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_stay_on_their_node() {
+        let loads: Vec<u64> = (0..16).map(|e| 100 + 37 * e % 50).collect();
+        let placed = hierarchical(&loads, Shape { ranks: 8, slots: 3, nodes: 2 }, 4);
+        for group in 0..4 {
+            let nodes: Vec<usize> =
+                (0..24).filter(|&s| placed[s].is_some_and(|e| e / 4 == group)).map(|s| s / 12).collect();
+            assert!(nodes.iter().all(|node| *node == nodes[0]), "group {group} is on {nodes:?}");
+        }
+    }
+
+    /// The hottest expert of two ranks with two slots each and 100, 10, 10 entries: two copies of 50, then 10 each.
+    #[test]
+    fn the_hottest_expert_is_split() {
+        let placed = global(&[100, 10, 10], Shape { ranks: 2, slots: 2, nodes: 1 });
+        assert_eq!(placed, [Some(0), Some(1), Some(0), Some(2)]);
+        assert_eq!(fullest(&[100, 10, 10], &placed, 2), 60 * SHARE);
+    }
+}
