@@ -44,6 +44,8 @@ pub enum NormKind {
     /// LayerNorm: weight and bias.
     #[default]
     Layer,
+    /// LayerNorm with a weight alone.
+    LayerNoBias,
     /// RMSNorm: a weight.
     Rms,
 }
@@ -59,7 +61,7 @@ impl Norm {
     pub fn parameters(&self, width: usize) -> u64 {
         match self.kind {
             NormKind::Layer => 2 * width as u64,
-            NormKind::Rms => width as u64,
+            NormKind::LayerNoBias | NormKind::Rms => width as u64,
         }
     }
 }

@@ -176,23 +176,23 @@ impl Gpt {
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        for (field, value, largest) in [
-            ("layers", self.layers, 1 << 11),
-            ("hidden", self.hidden, 1 << 18),
-            ("heads", self.heads, 1 << 12),
-            ("seq_len", self.seq_len, 1 << 24),
-            ("vocabulary", self.vocabulary, 1 << 24),
-            ("experts", self.experts, 1 << 14),
-            ("moe_every", self.moe_every, 1 << 11),
-            ("dense_inner", self.dense_inner.unwrap_or(1), 1 << 20),
-            ("shared_inner", self.shared_inner.unwrap_or(1), 1 << 20),
-            ("kv_heads", self.kv_heads.unwrap_or(1), 1 << 12),
-            ("head_dim", self.head_dim.unwrap_or(1), 1 << 12),
-            ("window", self.window.unwrap_or(1), 1 << 24),
-            ("shared_experts + 1", self.shared_experts.saturating_add(1), 1 << 10),
-            ("mtp_layers + 1", self.mtp_layers.saturating_add(1), 1 << 5),
+        for (field, value, allowed) in [
+            ("layers", self.layers, 1..=1 << 11),
+            ("hidden", self.hidden, 1..=1 << 18),
+            ("heads", self.heads, 1..=1 << 12),
+            ("seq_len", self.seq_len, 1..=1 << 24),
+            ("vocabulary", self.vocabulary, 1..=1 << 24),
+            ("experts", self.experts, 1..=1 << 14),
+            ("moe_every", self.moe_every, 1..=1 << 11),
+            ("dense_inner", self.dense_inner.unwrap_or(1), 1..=1 << 20),
+            ("shared_inner", self.shared_inner.unwrap_or(1), 1..=1 << 20),
+            ("kv_heads", self.kv_heads.unwrap_or(1), 1..=1 << 12),
+            ("head_dim", self.head_dim.unwrap_or(1), 1..=1 << 12),
+            ("window", self.window.unwrap_or(1), 1..=1 << 24),
+            ("shared_experts", self.shared_experts, 0..=1 << 10),
+            ("mtp_layers", self.mtp_layers, 0..=1 << 5),
         ] {
-            check_extent(file, &format!("gpt.{field}"), value, largest)?;
+            check_extent(file, &format!("gpt.{field}"), value, allowed)?;
         }
         top_k_within(file, "gpt.top_k", self.top_k, self.experts)?;
         self.check_layers(file)?;
@@ -240,7 +240,7 @@ impl Gpt {
     fn expert_inner(&self, file: &str) -> Result<usize, ConfigError> {
         let largest = 1 << 18;
         match (self.expert_inner, self.expert_ratio) {
-            (Some(inner), None) => check_extent(file, "gpt.expert_inner", inner, largest).map(|()| inner),
+            (Some(inner), None) => check_extent(file, "gpt.expert_inner", inner, 1..=largest).map(|()| inner),
             (None, Some(ratio)) => {
                 let inner = ratio * self.hidden as f64;
                 if inner.fract() == 0.0 && inner >= 1.0 && inner <= largest as f64 {
@@ -315,7 +315,7 @@ impl Gpt {
                 ("rope", latent.rope),
                 ("value", latent.value),
             ] {
-                check_extent(file, &format!("gpt.latent.{field}"), value, 1 << 18)?;
+                check_extent(file, &format!("gpt.latent.{field}"), value, 1..=1 << 18)?;
             }
             let others = [
                 ("kv_heads", self.kv_heads.is_some()),

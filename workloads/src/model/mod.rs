@@ -11,11 +11,15 @@ pub mod attention;
 pub mod block;
 pub mod feed_forward;
 mod gpt;
+mod presets;
 mod swin;
+
+use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 
 use self::gpt::Gpt;
+use self::presets::MODELS;
 use self::swin::Swin;
 use crate::error::{self, ConfigError};
 use crate::gate::Router;
@@ -168,11 +172,11 @@ struct ModelSpec {
 }
 
 /// An extent that has a meaning, and no product of extents that is beyond 64 bits.
-fn check_extent(file: &str, field: &str, value: usize, largest: usize) -> Result<(), ConfigError> {
-    if (1..=largest).contains(&value) {
+fn check_extent(file: &str, field: &str, value: usize, allowed: RangeInclusive<usize>) -> Result<(), ConfigError> {
+    if allowed.contains(&value) {
         return Ok(());
     }
-    Err(ConfigError::value(file, field, value, format!("1 to {largest}")))
+    Err(ConfigError::value(file, field, value, format!("{} to {}", allowed.start(), allowed.end())))
 }
 
 fn top_k_within(file: &str, field: &str, top_k: usize, experts: usize) -> Result<(), ConfigError> {
@@ -181,27 +185,6 @@ fn top_k_within(file: &str, field: &str, top_k: usize, experts: usize) -> Result
     }
     Ok(())
 }
-
-macro_rules! embedded {
-    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../models/", $name, ".toml")))),*] };
-}
-
-/// Every model in `workloads/models/`.
-const MODELS: &[(&str, &str)] = embedded![
-    "gpt-l16-h2560-e16",
-    "gpt-l16-h2560-e32",
-    "gpt-l24-h1024-e32",
-    "gpt-l8-h2048-e32",
-    "gpt-l16-h1536-e64",
-    "gpt-deepspeed-l16-h2560-e16",
-    "gpt-deepspeed-l16-h2560-e32",
-    "gpt-tiny",
-    "gpt-micro",
-    "swin-moe-b-e16",
-    "swin-moe-b-e32",
-    "swin-moe-b-tutel-e16",
-    "swin-moe-b-tutel-e32",
-];
 
 #[cfg(test)]
 mod tests {
@@ -285,6 +268,55 @@ mod tests {
         assert!((gpt.training_flops().0 / expected - 1.0).abs() < 1e-12);
     }
 
+    /// The fields that are absent mean what they meant before there were such fields.
+    #[test]
+    fn absent_fields_are_gpt_2() {
+        let plain =
+            "name='x'\nsource='s'\n[gpt]\nlayers=3\nhidden=8\nheads=2\nseq_len=4\nvocabulary=9\nexperts=4\ntop_k=2\n";
+        let read = |more: &str| Model::parse("m.toml", &format!("{plain}{more}")).unwrap();
+        let spelled = read(
+            "expert_inner=16\nexpert_gated=false\ndense_gated=false\nactivation='gelu'\ndense_inner=32\nshared_experts=0\n\
+             moe_every=2\nfirst_dense=0\nkv_heads=2\nhead_dim=4\nqk_norm='none'\nfused_attention=false\nbias=true\n\
+             norm='layer'\nnorm_epsilon=1e-5\npositions='learned'\ntied=true\ndropout=true\nmtp_layers=0\n[gpt.router]\n\
+             score='softmax'\nbias='logit'\nrenormalise=true\nscale=1.0\nauxiliary_loss=0.0\n",
+        );
+        assert_eq!(read("expert_ratio=2\nmoe_every=2\n"), spelled);
+        assert_eq!(spelled.moe_blocks(), [1]);
+        assert_eq!(read("expert_ratio=0.5\n").moe_layers().next().unwrap().expert.inner, 4);
+        assert_eq!(read("expert_inner=5\nfirst_dense=1\n").moe_blocks(), [1, 2]);
+        assert_eq!(read("expert_inner=5\ndense_layers=[1]\n").moe_blocks(), [0, 2]);
+    }
+
+    /// MTP of DeepSeek-V3: one block more, a projection of two vectors to one, three norms: 11.61e9 parameters.
+    #[test]
+    fn multi_token_prediction_is_a_block_more() {
+        let text = error::find("model", "test", "deepseek-v3", MODELS).unwrap();
+        let with = Model::parse("v3", &text.replace("[gpt]\n", "[gpt]\nmtp_layers = 1\n")).unwrap();
+        let without = model("deepseek-v3");
+        let more = with.parameters() - without.parameters();
+        assert!((more as f64 / 11.61e9 - 1.0).abs() < 0.005, "{more}");
+        let per_token = with.training_flops().0 / 4096.0 / 1e9;
+        assert!((per_token / 260.7 - 1.0).abs() < 0.005, "{per_token}");
+    }
+
+    /// What recomputation keeps: less the more is recomputed, and for attention that stores its scores what the paper says.
+    #[test]
+    fn recomputation_keeps_less() {
+        for name in Model::names() {
+            for block in model(name).blocks {
+                let kept = [Recompute::None, Recompute::Selective, Recompute::Full].map(|what| block.kept(what).0);
+                assert!(kept[0] > kept[1] && kept[1] > kept[2] && kept[2] > 0.0, "{name}: {kept:?}");
+                assert_eq!(block.recomputed_flops(Recompute::None), Flops::ZERO);
+                assert!(block.recomputed_flops(Recompute::Selective) < block.recomputed_flops(Recompute::Full));
+            }
+        }
+        // 5 a s of scores, two normalised inputs and GELU's result a token.
+        let block = Block { ffn: Ffn::Dense(Mlp::plain(256)), ..model("gpt-micro").blocks[0] };
+        let dropped = block.kept(Recompute::None) - block.kept(Recompute::Selective);
+        assert_eq!(dropped.0, 32.0 * (5.0 * 4.0 * 32.0 + 2.0 * 2.0 * 64.0 + 2.0 * 256.0));
+        assert_eq!(block.recomputed_flops(Recompute::Selective).0, 32.0 * 4.0 * 32.0 * 64.0);
+    }
+
     #[test]
     fn bad_models_name_the_field() {
         let check = |text: &str, expected: &str| {
@@ -296,6 +328,24 @@ mod tests {
         let gpt = "name='x'\nsource='s'\n[gpt]\nlayers=1\nhidden=8\nheads=2\nseq_len=4\nvocabulary=9\nexpert_ratio=2\nexperts=4\nmoe_every=1\n";
         check(&format!("{gpt}top_k=5"), "gpt.top_k = 5: expected 1 to 4, the number of experts");
         check(&format!("{gpt}top_k=2\ntop=3"), "unknown field `top`, expected one of");
+        let check = |more: &str, expected: &str| check(&format!("{gpt}top_k=2\n{more}"), expected);
+        check("expert_inner=8", "gpt.expert_inner, gpt.expert_ratio = both: expected exactly one of the two");
+        check("kv_heads=3", "gpt.kv_heads = 3: expected a divisor of 2, the number of heads");
+        check("kv_heads=0", "gpt.kv_heads = 0: expected 1 to 4096");
+        check("first_dense=2", "gpt.first_dense = 2: expected at most 1, the number of layers");
+        check("dense_layers=[1]", "gpt.dense_layers = 1: expected layers below 1, counted from 0");
+        check("windowed_layers=[0]", "gpt.windowed_layers = given: expected gpt.window beside it");
+        check("rope_theta=1e4", "gpt.positions = learned: expected \"rotary\" beside rope_theta");
+        check("norm_epsilon=nan", "gpt.norm_epsilon = NaN: expected a number above 0");
+        check("shared_experts=18446744073709551615", "gpt.shared_experts = 18446744073709551615: expected 0 to 1024");
+        check("kv_heads=1\nlatent={kv_rank=4,nope=2,rope=2,value=2}", "gpt.kv_heads = given: expected nothing of that");
+        check("[gpt.router]\ngroups=3\nkept_groups=1", "gpt.router.groups = 3: expected a divisor of 4");
+        check(
+            "[gpt.router]\ngroups=4\nkept_groups=1",
+            "gpt.router.kept_groups = 1: expected 2 to 4: room for 2 choices",
+        );
+        check("[gpt.router]\nscale=inf", "gpt.router.scale = inf: expected a number above 0");
+        check("[gpt.router]\nscore='tanh'", "unknown variant `tanh`, expected `softmax` or `sigmoid`");
         assert!(Model::named("--model", "gpt-5").unwrap_err().to_string().contains("known: gpt-l16-h2560-e16"));
     }
 }

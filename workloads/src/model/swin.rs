@@ -65,21 +65,21 @@ impl Swin {
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        for (field, value, largest) in [
-            ("image", self.image, 1 << 14),
-            ("patch", self.patch, 1 << 10),
-            ("window", self.window, 1 << 10),
-            ("width", self.width, 1 << 12),
-            ("classes", self.classes, 1 << 24),
-            ("experts", self.experts, 1 << 14),
-            ("merged_tokens", self.merged_tokens, 1 << 6),
-            ("expert_ratio", self.expert_ratio, 1 << 6),
-            ("depths (its length)", self.depths.len(), 1 << 3),
+        for (field, value, allowed) in [
+            ("image", self.image, 1..=1 << 14),
+            ("patch", self.patch, 1..=1 << 10),
+            ("window", self.window, 1..=1 << 10),
+            ("width", self.width, 1..=1 << 12),
+            ("classes", self.classes, 1..=1 << 24),
+            ("experts", self.experts, 1..=1 << 14),
+            ("merged_tokens", self.merged_tokens, 1..=1 << 6),
+            ("expert_ratio", self.expert_ratio, 1..=1 << 6),
+            ("depths (its length)", self.depths.len(), 1..=1 << 3),
         ] {
-            check_extent(file, &format!("swin.{field}"), value, largest)?;
+            check_extent(file, &format!("swin.{field}"), value, allowed)?;
         }
         for (stage, &depth) in self.depths.iter().enumerate() {
-            check_extent(file, &format!("swin.depths[{stage}]"), depth, 1 << 10)?;
+            check_extent(file, &format!("swin.depths[{stage}]"), depth, 1..=1 << 10)?;
         }
         top_k_within(file, "swin.top_k", self.top_k, self.experts)?;
         for (field, length) in [("heads", self.heads.len()), ("moe_blocks", self.moe_blocks.len())] {
