@@ -38,6 +38,9 @@ mod training;
 // A virtual clock: emulated iterations against simulated ones, and clocks whose parts add up.
 #[cfg(feature = "train")]
 mod virtual_clock;
+// Kinds of fault that users of such programs report.
+#[cfg(feature = "train")]
+mod faults;
 // Ranks as processes, and their ends.
 #[cfg(feature = "train")]
 mod processes;

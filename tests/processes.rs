@@ -144,7 +144,7 @@ fn processes_that_do_not_fit_are_refused_before_any_work() {
     let alone = |arguments: &str| end(start(&folder, 0, free_port(), arguments));
     let ran = alone("train --model gpt-micro --gpus 4 --global-batch-size 4 --out out");
     assert_eq!(ran.status, Some(2), "{}", ran.stderr);
-    assert!(ran.stderr.contains("4 ranks, and 2 processes (WORLD_SIZE)"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("4 ranks, and WORLD_SIZE=2 processes by torchrun"), "{}", ran.stderr);
     let ran = alone(&format!("{MODEL} --out out --clock virtual"));
     assert_eq!(ran.status, Some(2), "{}", ran.stderr);
     assert!(ran.stderr.contains("--clock virtual: "), "{}", ran.stderr);

@@ -99,14 +99,18 @@ impl Cluster {
     /// Reads a cluster's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let cluster: Self = error::parse(file, text)?;
-        if cluster.gpus_per_node == 0 {
-            return Err(ConfigError::value(file, "gpus_per_node", 0, "at least 1"));
-        }
+        ConfigError::check_extent(file, "gpus_per_node", cluster.gpus_per_node)?;
         for (field, constant, may_be_zero) in cluster.constants() {
             let sane = constant.value.is_finite() && (constant.value > 0.0 || may_be_zero && constant.value == 0.0);
             if !sane {
                 let expected = if may_be_zero { "a number of at least 0" } else { "a number above 0" };
                 return Err(ConfigError::value(file, format!("{field}.value"), constant.value, expected));
+            }
+            for (part, value) in [("uncertainty", constant.uncertainty), ("peak", constant.peak)] {
+                if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+                    let field = format!("{field}.{part}");
+                    return Err(ConfigError::value(file, field, value, "a number of at least 0"));
+                }
             }
             if let Some(peak) = constant.peak.filter(|&peak| constant.value > peak) {
                 let expected = format!("at most its peak, {peak:e}");
@@ -227,10 +231,13 @@ mod tests {
             let message = Cluster::parse("c.toml", &good.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
-        check("gpus_per_node = 8", "gpus_per_node = 0", "gpus_per_node = 0");
+        check("gpus_per_node = 8", "gpus_per_node = 0", "gpus_per_node = 0: expected at least 1");
+        check("gpus_per_node = 8", "gpus_per_node = 1000000000000", "expected 1 to 1048576");
         check("gpus_per_node = 8", "gpus_per_nod = 8", "unknown field `gpus_per_nod`");
         check("gemm_rate = { value = ", "gemm_rate = { value = -", "gpu.gemm_rate.value = -");
         check("gemm_rate = { value = ", "gemm_rate = { value = nan, unit = ", "unknown field `unit`");
         check("gemm_rate = { value = 1", "gemm_rate = { value = 9", "expected at most its peak, 3.12e14");
+        check("gemm_rate = { value = 1.814e14", "gemm_rate = { value = inf", "gpu.gemm_rate.value = inf");
+        check("peak = 312e12", "peak = nan", "gpu.gemm_rate.peak = NaN: expected a number of at least 0");
     }
 }

@@ -3,6 +3,9 @@
 //! An error names file, line, column and cell. That is why rows are not typed by the `csv` crate itself: what a type's own
 //! rule refuses (`TryFrom`), it reports without the column. A cell is empty or a value; only an `Option` may be empty, or its
 //! column absent. Columns that a row's type does not name are left alone unless it denies them.
+//!
+//! Cells end at commas, semicolons or tabs, whichever the header has most of. Where commas are not needed for that, numbers may
+//! have a decimal comma.
 
 use std::fmt::Display;
 
@@ -12,7 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, Expected, IntoDeserializer, MapAccess, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use crate::error::ConfigError;
+use crate::error::{ConfigError, MOST_EXTENT};
 
 /// A CSV file, read but not yet typed.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct CsvFile {
     name: String,
     columns: StringRecord,
     rows: Vec<StringRecord>,
+    /// Whether a comma in a number stands for a point.
+    decimal_comma: bool,
 }
 
 /// One row of a file.
@@ -36,13 +41,14 @@ impl CsvFile {
     /// No header, or a row with more or fewer cells than the header.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
         let broken = |reason| ConfigError::Csv { file: name.to_owned(), reason };
-        let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(bytes);
+        let delimiter = delimiter(bytes);
+        let mut reader = ReaderBuilder::new().trim(Trim::All).delimiter(delimiter).from_reader(bytes);
         let columns = reader.headers().map_err(broken)?.clone();
         if columns.iter().all(str::is_empty) {
             return Err(ConfigError::Row { file: name.to_owned(), line: 1, reason: "expected a header".to_owned() });
         }
         let rows = reader.records().collect::<Result<_, _>>().map_err(broken)?;
-        Ok(Self { name: name.to_owned(), columns, rows })
+        Ok(Self { name: name.to_owned(), columns, rows, decimal_comma: delimiter != b',' })
     }
 
     /// What errors call the file.
@@ -95,7 +101,18 @@ impl<'a> CsvRow<'a> {
     }
 }
 
-/// A whole number of at least 1.
+/// What separates the cells of the first line that is no comment: a tab, a semicolon or a comma, whichever it has most of.
+pub(crate) fn delimiter(head: &[u8]) -> u8 {
+    let line = head.split(|&byte| byte == b'\n').find(|line| !line.is_empty() && line[0] != b'#').unwrap_or_default();
+    let times = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
+    [b'\t', b';', b',']
+        .into_iter()
+        .reduce(|best, other| if times(other) > times(best) { other } else { best })
+        .filter(|&best| times(best) > 0)
+        .unwrap_or(b',')
+}
+
+/// A whole number from 1 to [`MOST_EXTENT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "usize")]
 pub struct Count(
@@ -107,7 +124,11 @@ impl TryFrom<usize> for Count {
     type Error = &'static str;
 
     fn try_from(value: usize) -> Result<Self, Self::Error> {
-        if value > 0 { Ok(Self(value)) } else { Err("expected a whole number of at least 1") }
+        match value {
+            0 => Err("expected a whole number of at least 1"),
+            1..=MOST_EXTENT => Ok(Self(value)),
+            _ => Err("expected a whole number of at most 2^20"),
+        }
     }
 }
 
@@ -172,16 +193,20 @@ impl<'de> MapAccess<'de> for Cells<'de> {
         let (column, cell) = (&self.row.file.columns[self.next], &self.row.cells[self.next]);
         self.next += 1;
         let found = if cell.is_empty() { "nothing" } else { cell };
-        seed.deserialize(Cell(cell)).map_err(|refusal| Refusal::Cell(format!("{column} = {found}: {refusal}")))
+        let cell = Cell { text: cell, decimal_comma: self.row.file.decimal_comma };
+        seed.deserialize(cell).map_err(|refusal| Refusal::Cell(format!("{column} = {found}: {refusal}")))
     }
 }
 
 /// One cell, read as whatever its column's type asks for.
-struct Cell<'a>(&'a str);
+struct Cell<'a> {
+    text: &'a str,
+    decimal_comma: bool,
+}
 
 impl Cell<'_> {
-    fn parsed<T: std::str::FromStr>(&self, expected: &str) -> Result<T, Refusal> {
-        self.0.parse().map_err(|_| Refusal::Cell(format!("expected {expected}")))
+    fn parsed<T: std::str::FromStr>(text: &str, expected: &str) -> Result<T, Refusal> {
+        text.parse().map_err(|_| Refusal::Cell(format!("expected {expected}")))
     }
 }
 
@@ -189,22 +214,26 @@ impl<'de> Deserializer<'de> for Cell<'de> {
     type Error = Refusal;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        match self.0 {
+        match self.text {
             "" => Err(Refusal::Cell("expected a value".to_owned())),
             text => visitor.visit_borrowed_str(text),
         }
     }
 
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        visitor.visit_u64(self.parsed("a whole number of at least 0")?)
+        visitor.visit_u64(Self::parsed(self.text, "a whole number from 0 to 2^64 - 1")?)
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        visitor.visit_f64(self.parsed("a number")?)
+        let number = match self.text.split_once(',') {
+            Some((whole, part)) if self.decimal_comma => Self::parsed(&format!("{whole}.{part}"), "a number"),
+            _ => Self::parsed(self.text, "a number"),
+        };
+        visitor.visit_f64(number?)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        if self.0.is_empty() { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.text.is_empty() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
@@ -217,7 +246,7 @@ impl<'de> Deserializer<'de> for Cell<'de> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Refusal> {
-        visitor.visit_enum(self.0.into_deserializer())
+        visitor.visit_enum(self.text.into_deserializer())
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
@@ -267,14 +296,29 @@ mod tests {
         assert_eq!(rows[1], Layer { layer: 3, gpus: Count(4), gate, pass: None, ms: None, note: None });
     }
 
+    /// As spreadsheets write where a comma is the decimal point; and tabs.
+    #[test]
+    fn cells_end_as_the_header_says() {
+        let expected = read("layer,gpus,gate,ms\n0,8,capacity 1.2,1234.5\n").unwrap();
+        assert_eq!(read("layer;gpus;gate;ms\r\n0;8;capacity 1.2;1234,5\r\n").unwrap(), expected);
+        assert_eq!(read("\u{feff}layer\tgpus\tgate\tms\n0\t8\tcapacity 1.2\t1234.5\n").unwrap(), expected);
+        let error = read("layer;gpus;gate;ms\n0;8;no-drop;1,234,5\n").unwrap_err();
+        assert_eq!(error, "m.csv: line 2: ms = 1,234,5: expected a number");
+    }
+
     #[test]
     fn errors_name_file_line_column_and_cell() {
         let check = |row: &str, expected: &str| {
             assert_eq!(read(&format!("layer,gpus,gate,pass,ms\n0,1,no-drop,,\n{row}\n")).unwrap_err(), expected);
         };
-        check("-1,1,no-drop,,", "m.csv: line 3: layer = -1: expected a whole number of at least 0");
+        check("-1,1,no-drop,,", "m.csv: line 3: layer = -1: expected a whole number from 0 to 2^64 - 1");
         check("0,0,no-drop,,", "m.csv: line 3: gpus = 0: expected a whole number of at least 1");
-        check("0,,no-drop,,", "m.csv: line 3: gpus = nothing: expected a whole number of at least 0");
+        check("0,1048577,no-drop,,", "m.csv: line 3: gpus = 1048577: expected a whole number of at most 2^20");
+        check(
+            "99999999999999999999,1,no-drop,,",
+            "m.csv: line 3: layer = 99999999999999999999: expected a whole number from 0 to 2^64 - 1",
+        );
+        check("0,,no-drop,,", "m.csv: line 3: gpus = nothing: expected a whole number from 0 to 2^64 - 1");
         check("0,1,,,", "m.csv: line 3: gate = nothing: expected a value");
         check("0,1,no-drop,up,", "m.csv: line 3: pass = up: expected forward or backward");
         check("0,1,no-drop,,NaN", "m.csv: line 3: ms = NaN: expected a number above 0");

@@ -2,6 +2,10 @@
 
 use thiserror::Error;
 
+/// No extent that a description states (layers, widths, GPUs, samples, iterations) may be larger: products of three fit 64
+/// bits, and nothing is made for more of them than memory holds.
+pub const MOST_EXTENT: usize = 1 << 20;
+
 /// A description or a table that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -61,6 +65,15 @@ impl ConfigError {
     /// A [`ConfigError::Value`] from displayable parts.
     pub fn value(file: &str, field: impl Into<String>, value: impl ToString, expected: impl Into<String>) -> Self {
         Self::Value { file: file.to_owned(), field: field.into(), value: value.to_string(), expected: expected.into() }
+    }
+
+    /// Whether an extent is from 1 to [`MOST_EXTENT`].
+    pub(crate) fn check_extent(file: &str, field: &str, value: usize) -> Result<(), Self> {
+        if (1..=MOST_EXTENT).contains(&value) {
+            return Ok(());
+        }
+        let least = if value == 0 { "at least 1".to_owned() } else { format!("1 to {MOST_EXTENT}") };
+        Err(Self::value(file, field, value, least))
     }
 }
 

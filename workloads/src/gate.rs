@@ -185,9 +185,14 @@ impl Gate {
         }
     }
 
-    /// Most entries of one source rank at one expert in one micro-batch: `floor(ceil(factor * tokens) * top_k / experts)`.
+    /// Most entries of one source rank at one expert in one micro-batch: `floor(ceil(factor * tokens) * top_k / experts)`,
+    /// and never more than `tokens`, as a token's choices differ.
     pub fn capacity(&self, tokens: usize, top_k: usize, experts: usize) -> Option<u32> {
-        self.capacity_factor().map(|factor| ((factor * tokens as f64).ceil() as usize * top_k / experts) as u32)
+        self.capacity_factor().map(|factor| {
+            // The float saturates at 64 bits, so the product fits 128.
+            let slots = u128::from((factor * tokens as f64).ceil() as u64) * top_k as u128 / experts.max(1) as u128;
+            u32::try_from(slots.min(tokens as u128)).unwrap_or(u32::MAX)
+        })
     }
 
     /// What a gate of this kind chooses where one without a balance loss chose `counts[expert]`: the same number of choices,
@@ -302,6 +307,18 @@ mod tests {
         }
         check(1.2, 1024, 32, 76);
         check(1.2, 1024, 64, 38);
+    }
+
+    /// A larger factor never admits less, however large it is.
+    #[test]
+    fn a_factor_without_bound_is_no_limit() {
+        let capacity = |factor: f64| Gate::Capacity { factor }.capacity(2048, 2, 8).unwrap();
+        let factors = (-40..400).map(|power| 2_f64.powi(power)).chain([f64::MAX]);
+        let capacities: Vec<u32> = factors.map(capacity).collect();
+        assert!(capacities.is_sorted(), "{capacities:?}");
+        assert_eq!((capacities[0], capacities[40], capacities[42]), (0, 512, 2048));
+        assert_eq!(capacities.last(), Some(&2048));
+        assert_eq!(Gate::Switch { factor: 1e30 }.capacity(usize::MAX, 1, 1), Some(u32::MAX));
     }
 
     #[test]

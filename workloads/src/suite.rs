@@ -1,12 +1,12 @@
 //! Suites: which cases are run under which systems, how often and on which routing; and collections of suites.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineKind;
-use crate::error::{self, ConfigError};
+use crate::error::{self, ConfigError, MOST_EXTENT};
 use crate::gate::Gate;
 use crate::trace::{ImbalanceSpec, RoutingTrace, Skew, SkewSpec, TraceError, TraceShape, Workload};
 use crate::training::Training;
@@ -209,6 +209,9 @@ pub struct Case {
     /// The layer that is run alone.
     #[serde(skip)]
     pub layer: Option<usize>,
+    /// What tells the case apart from others of its suite that differ in batches alone; part of the id.
+    #[serde(skip)]
+    pub batch: Option<String>,
 }
 
 /// Where one system's run differs from its case. What is absent is the case's.
@@ -267,12 +270,14 @@ impl Case {
         case
     }
 
-    /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE[.layerN][.NAME]`.
+    /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE[.layerN][.BATCH][.NAME]`.
     pub fn id(&self) -> String {
         let layer = self.layer.map_or(String::new(), |layer| format!(".layer{layer}"));
-        let name = self.name.as_ref().map_or(String::new(), |name| format!(".{name}"));
+        let dotted = |part: &Option<String>| part.as_ref().map_or(String::new(), |part| format!(".{part}"));
+        let (batch, name) = (dotted(&self.batch), dotted(&self.name));
         // Models and clusters may be paths.
-        format!("{}.{}.{}.{}{layer}{name}", self.model, self.cluster, self.gpus, self.gate).replace(['/', ' '], "-")
+        format!("{}.{}.{}.{}{layer}{batch}{name}", self.model, self.cluster, self.gpus, self.gate)
+            .replace(['/', ' '], "-")
     }
 
     /// A case per layer that is run alone, or the case itself.
@@ -297,6 +302,7 @@ impl Suite {
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let mut suite: Self = error::parse(file, text)?;
         suite.cases = suite.cases.into_iter().flat_map(Case::of_layers).collect();
+        tell_batches_apart(&mut suite.cases);
         suite.check(file)?;
         Ok(suite)
     }
@@ -334,9 +340,17 @@ impl Suite {
         if let Some(other) = self.compare.iter().find(|name| !self.systems.contains(name)) {
             return refuse("compare", other.clone(), &self.one_of_systems());
         }
+        if !is_file_name(&self.name) {
+            return refuse("name", format!("{:?}", self.name), FILE_NAME);
+        }
+        ConfigError::check_extent(file, "iterations", self.iterations)?;
+        if self.trace.profile > MOST_EXTENT {
+            return refuse("trace.profile", self.trace.profile.to_string(), &format!("at most {MOST_EXTENT}"));
+        }
         if self.warmup >= self.iterations {
             return refuse("warmup", self.warmup.to_string(), &format!("fewer than iterations = {}", self.iterations));
         }
+        self.training.check(file, "training.")?;
         if let Some(seed) = repeated(&self.seeds) {
             return refuse("seeds", seed.to_string(), "every seed once");
         }
@@ -353,7 +367,7 @@ impl Suite {
         for (index, case) in self.cases.iter().enumerate() {
             self.check_case(file, index, case)?;
             if let Some(first) = seen.insert(case.id(), index) {
-                let expected = format!("a case unlike cases[{first}], which is the same");
+                let expected = format!("an id unlike that of cases[{first}]: give one of them a `name`");
                 return refuse(&format!("cases[{index}]"), case.id(), &expected);
             }
         }
@@ -367,9 +381,10 @@ impl Suite {
         for (name, value) in
             [("gpus", case.gpus), ("global_batch", case.global_batch), ("micro_batch", case.micro_batch.unwrap_or(1))]
         {
-            if value == 0 {
-                return refuse(name, "0".into(), "at least 1");
-            }
+            ConfigError::check_extent(file, &format!("cases[{index}].{name}"), value)?;
+        }
+        if let Some(name) = case.name.as_ref().filter(|name| !is_file_name(name)) {
+            return refuse("name", format!("{name:?}"), FILE_NAME);
         }
         for (name, systems) in
             [("plans", Vec::from_iter(case.plans.keys())), ("differs", case.differs.keys().collect())]
@@ -396,6 +411,33 @@ impl Suite {
     fn one_of_systems(&self) -> String {
         format!("one of systems: {}", self.systems.join(", "))
     }
+}
+
+/// Cases of one id that differ in batches get these as a part of it: `batch256`, `batch256x4` with a micro-batch.
+fn tell_batches_apart(cases: &mut [Case]) {
+    let mut of_id: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    cases.iter().enumerate().for_each(|(index, case)| of_id.entry(case.id()).or_default().push(index));
+    for alike in of_id.into_values().filter(|alike| alike.len() > 1) {
+        let batches = |&index: &usize| (cases[index].global_batch, cases[index].micro_batch);
+        if alike.iter().map(batches).collect::<BTreeSet<_>>().len() == 1 {
+            continue;
+        }
+        for index in alike {
+            let case = &mut cases[index];
+            let micro_batch = case.micro_batch.map_or(String::new(), |size| format!("x{size}"));
+            case.batch = Some(format!("batch{}{micro_batch}", case.global_batch));
+        }
+    }
+}
+
+/// What [`is_file_name`] asks for.
+const FILE_NAME: &str = "1 to 100 bytes without `/`, `\\` and control characters, not beginning with `.`";
+
+/// Whether a text can be the name of a folder, or a part of a file's name.
+fn is_file_name(text: &str) -> bool {
+    (1..=100).contains(&text.len())
+        && !text.starts_with('.')
+        && !text.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'))
 }
 
 /// The first item that stands twice.
@@ -472,6 +514,11 @@ mod tests {
         };
         check("warmup", "warm_up", "unknown field `warm_up`");
         check("gpus = 8", "gpus = 0", "cases[0].gpus = 0: expected at least 1");
+        check("gpus = 8", "gpus = 1000000000000", "cases[0].gpus = 1000000000000: expected 1 to 1048576");
+        check("gpus = 8", "gpus = 8\nname = \"a\\nb\"", "cases[0].name = \"a\\nb\": expected 1 to 100 bytes without");
+        check("name = \"smoke\"", "name = \"../smoke\"", "name = \"../smoke\": expected 1 to 100 bytes without");
+        check("warmup = 10", "warmup = 10\n[training]\nlearning_rate = nan\n[trace]", "training.learning_rate = NaN");
+        check("warmup = 10", "warmup = 10\ntrace = { profile = 9223372036854775807 }", "expected at most 1048576");
         check("baseline = \"expert-only\"", "baseline = \"none\"", "baseline = none: expected one of systems");
         check("compare = [\"fastermoe\"]", "compare = [\"alpa\"]", "compare = alpa: expected one of systems");
         check("warmup = 10", "warmup = 10\nengine = \"guess\"", "unknown engine `guess`: expected `simulate`");
@@ -483,6 +530,29 @@ mod tests {
             "cases[0].differs = alpa: expected one of systems",
         );
         check("gpus = 8", &differs("{ smartmoe = {} }"), "cases[0].differs.smartmoe = {  }: expected another model");
+    }
+
+    #[test]
+    fn cases_that_differ_in_batches_are_different_cases() {
+        let head = "name = \"sweep\"\ndescription = \"d\"\nsystems = [\"tutel\"]\nbaseline = \"tutel\"\niterations = 4\nwarmup = 1\n";
+        let case = |batches: &str| {
+            format!("[[cases]]\nmodel = \"gpt-tiny\"\ncluster = \"inky\"\ngpus = 8\ngate = \"no-drop\"\n{batches}\n")
+        };
+        let ids = |batches: &[&str]| {
+            let text = batches.iter().fold(head.to_owned(), |text, batches| text + &case(batches));
+            let ids = |suite: Suite| suite.cases.iter().map(Case::id).collect::<Vec<_>>();
+            Suite::parse("s.toml", &text).map(ids).map_err(|error| error.to_string())
+        };
+        let one = "global_batch = 64\nmicro_batch = 1";
+        assert_eq!(ids(&[one]).unwrap(), ["gpt-tiny.inky.8.no-drop"]);
+        assert_eq!(
+            ids(&[one, "global_batch = 64\nmicro_batch = 2", "global_batch = 128"]).unwrap(),
+            ["batch64x1", "batch64x2", "batch128"].map(|batch| format!("gpt-tiny.inky.8.no-drop.{batch}"))
+        );
+        let same = ids(&[one, one]).unwrap_err();
+        assert!(same.contains("cases[1] = gpt-tiny.inky.8.no-drop: expected an id unlike that of cases[0]"), "{same}");
+        assert!(same.contains("give one of them a `name`"), "{same}");
+        assert_eq!(ids(&[one, &format!("{one}\nname = \"again\"")]).unwrap()[1], "gpt-tiny.inky.8.no-drop.again");
     }
 
     #[test]

@@ -46,6 +46,11 @@ pub struct PreparedRun<'a> {
     plan: OnceLock<Result<Chosen, PlanError>>,
 }
 
+/// The name of a run of a system on a case under a seed.
+pub fn run_id(case: &str, seed: u64, system: &str) -> String {
+    format!("{case}.seed{seed}.{system}")
+}
+
 /// The plan of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Chosen {
@@ -57,7 +62,7 @@ pub struct Chosen {
 impl PreparedRun<'_> {
     /// The run in names of files and in messages.
     pub fn id(&self) -> String {
-        format!("{}.seed{}.{}", self.case_id, self.seed, self.system.name())
+        run_id(&self.case_id, self.seed, self.system.name())
     }
 
     /// The suite's plan, or the system's own choice, which is searched for once.

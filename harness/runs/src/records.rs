@@ -38,15 +38,18 @@ pub enum Status {
     CommError,
     /// A rank died.
     Crash,
+    /// The loss is no number any more.
+    Diverged,
 }
 
 /// A word that is no status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown status `{0}`: expected ok, oom, skipped, timeout, comm_error or crash")]
+#[error("unknown status `{0}`: expected ok, oom, skipped, timeout, comm_error, crash or diverged")]
 pub struct UnknownStatus(String);
 
 impl Status {
-    const ALL: [Self; 6] = [Self::Ok, Self::Oom, Self::Skipped, Self::Timeout, Self::CommError, Self::Crash];
+    const ALL: [Self; 7] =
+        [Self::Ok, Self::Oom, Self::Skipped, Self::Timeout, Self::CommError, Self::Crash, Self::Diverged];
 
     /// The word in records.
     pub fn name(self) -> &'static str {
@@ -57,12 +60,13 @@ impl Status {
             Self::Timeout => "timeout",
             Self::CommError => "comm_error",
             Self::Crash => "crash",
+            Self::Diverged => "diverged",
         }
     }
 
     /// Whether something broke. Too little memory, or no plan that fits, is a finding about the system.
     pub fn is_breakdown(self) -> bool {
-        matches!(self, Self::Timeout | Self::CommError | Self::Crash)
+        matches!(self, Self::Timeout | Self::CommError | Self::Crash | Self::Diverged)
     }
 }
 

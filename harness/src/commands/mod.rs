@@ -9,11 +9,14 @@ pub mod trace;
 pub mod train;
 pub mod validate;
 
-/// Refuses a count of none.
+use workloads::error::MOST_EXTENT;
+
+/// Refuses a count of none, and one that nothing has so many of.
 ///
 /// # Errors
-/// A value of 0.
-fn at_least_one(flag: &str, value: usize) -> anyhow::Result<()> {
+/// A value of 0, or above the bound of descriptions.
+fn check_extent(flag: &str, value: usize) -> anyhow::Result<()> {
     anyhow::ensure!(value > 0, "{flag} 0: expected at least 1");
+    anyhow::ensure!(value <= MOST_EXTENT, "{flag} {value}: expected 1 to {MOST_EXTENT}");
     Ok(())
 }

@@ -10,6 +10,7 @@ use systems::{Candidate, CostModel};
 use workloads::Case;
 use workloads::suite::TraceUse;
 
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::{prepare, report, traces};
@@ -61,6 +62,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         name: None,
         layers: Vec::new(),
         layer: None,
+        batch: None,
         differs: Default::default(),
     };
     for (option, value) in [
@@ -68,9 +70,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         ("--global-batch-size", args.global_batch_size),
         ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
     ] {
-        if value == 0 {
-            return Err(Failure::Input(anyhow::anyhow!("{option} 0: expected at least 1")));
-        }
+        check_extent(option, value).or_input()?;
     }
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let (job, _) = prepare::job("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;

@@ -8,6 +8,7 @@ use clap::Args;
 use workloads::suite::{ForcedPlan, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
@@ -109,7 +110,10 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
         ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
         ("--iterations", args.iterations),
     ] {
-        ensure!(value > 0, "{flag} 0: expected at least 1");
+        check_extent(flag, value)?;
+    }
+    for (flag, value) in [("--learning-rate", args.learning_rate), ("--clip-norm", args.clip_norm)] {
+        ensure!(value.is_finite() && value >= 0.0, "{flag} {value}: expected a finite number of at least 0");
     }
     let mut plans = BTreeMap::new();
     if let Some(plan) = plan(args)? {
@@ -141,6 +145,7 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
             differs: BTreeMap::new(),
             layers: Vec::new(),
             layer: None,
+            batch: None,
         }],
     })
 }
@@ -153,11 +158,11 @@ fn plan(args: &TrainArgs) -> Result<Option<ForcedPlan>> {
     }
     let [pp, tp, ep] = degrees;
     let (pp, tp) = (pp.unwrap_or(1), tp.unwrap_or(1));
+    let together = pp.saturating_mul(tp);
     ensure!(
-        pp > 0 && tp > 0 && args.gpus.is_multiple_of(pp * tp),
-        "--gpus {}: expected a multiple of {} = pipeline {pp} x tensor {tp}",
-        args.gpus,
-        pp * tp
+        together > 0 && args.gpus.is_multiple_of(together),
+        "--gpus {}: expected a multiple of {together} = pipeline {pp} x tensor {tp}",
+        args.gpus
     );
     let stage = args.gpus / pp;
     let ep = ep.unwrap_or(stage);

@@ -39,6 +39,9 @@ pub enum TrainError {
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The loss of an iteration, counted from 1, is infinite or no number.
+    #[error("the loss of iteration {iteration} is {loss}: training goes nowhere from there")]
+    Diverged { iteration: usize, loss: f64 },
     /// A report cannot be encoded or decoded.
     #[error("a rank's report: {0}")]
     Report(#[from] serde_json::Error),

@@ -171,6 +171,11 @@ fn train<T>(
             report.memory = Bytes(Gpu::open(ordinal)?.memory()?.used as f64);
         }
         let reports = gather(&*rank.groups.world, &report, device)?;
+        // All ranks have all reports and stop at the same iteration, before it is kept.
+        let loss = loss(setup, &reports);
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { iteration: rank.iteration, loss });
+        }
         if let Some(checkpoints) = &mut checkpoints {
             checkpoints.after(&rank, &reports)?;
         }
@@ -210,6 +215,12 @@ fn gather(world: &dyn Communicator, report: &Report, device: Device) -> Result<V
     all.chunks_exact(longest).zip(&lengths).map(parse).collect()
 }
 
+/// The mean loss of an iteration, nats per token.
+fn loss(setup: &Setup, reports: &[Report]) -> f64 {
+    let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
+    reports.iter().map(|report| report.loss).sum::<f64>() / tokens
+}
+
 /// The record of an iteration, from the reports of all ranks.
 pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     let size = setup.plan.stage_ranks();
@@ -225,7 +236,6 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let fullest = reports.iter().enumerate().max_by(|(_, a), (_, b)| a.memory.0.total_cmp(&b.memory.0));
     let peak = fullest.map_or_else(Peak::default, |(rank, report)| Peak { rank, bytes: report.memory });
-    let tokens = (setup.job.global_batch * setup.gpt.seq_len) as f64;
     Iteration {
         timing: Timing {
             step,
@@ -240,7 +250,7 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
         migration: most(|report| report.migration),
         moved: sum(|report| report.moved) as usize,
         failure: None,
-        loss: Some(reports.iter().map(|report| report.loss).sum::<f64>() / tokens),
+        loss: Some(loss(setup, reports)),
         predicted: None,
     }
 }

@@ -155,10 +155,12 @@ impl Plan {
                 Err(PlanError::Division { plan: *self, whole, whole_value, part, part_value })
             }
         };
-        product("pp * dp * tp", self.pp * self.dp * self.tp, "gpus", job.gpus)?;
-        product("ep * expert_dp", self.ep * self.expert_dp, "dp * tp", self.dp * self.tp)?;
+        // Degrees are whatever someone wrote.
+        let times = usize::saturating_mul;
+        product("pp * dp * tp", times(times(self.pp, self.dp), self.tp), "gpus", job.gpus)?;
+        product("ep * expert_dp", times(self.ep, self.expert_dp), "dp * tp", times(self.dp, self.tp))?;
         division("ep", self.ep, "tp", self.tp)?;
-        division("global batch", job.global_batch, "dp * micro_batch", self.dp * self.micro_batch)?;
+        division("global batch", job.global_batch, "dp * micro_batch", times(self.dp, self.micro_batch))?;
         for block in &job.model.blocks {
             division("heads", block.attention.heads, "tp", self.tp)?;
             if let Some(moe) = block.moe() {

@@ -54,10 +54,11 @@ impl System for DeepSpeed {
     }
 }
 
-/// `C = max(4, ceil(S k f / E))`.
+/// `C = max(4, ceil(S k f / E))`. No expert gets a token twice, so that more than `S` rows are never laid out.
 fn capacity(factor: f64, tokens: usize, top_k: usize, experts: usize) -> u32 {
     const LEAST: f64 = 4.0;
-    ((tokens * top_k) as f64 / experts as f64 * factor).ceil().max(LEAST) as u32
+    let rows = ((tokens * top_k) as f64 / experts as f64 * factor).ceil();
+    rows.min(tokens as f64).max(LEAST) as u32
 }
 
 struct Dense {
@@ -90,6 +91,7 @@ mod tests {
         assert_eq!(capacity(1.2, 4096, 2, 16), 615);
         assert_eq!(capacity(1.2, 2048, 1, 32), 77);
         assert_eq!(capacity(1.0, 8, 1, 64), 4);
+        assert_eq!(capacity(1e30, 2048, 1, 32), 2048);
     }
 
     #[test]

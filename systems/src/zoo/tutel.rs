@@ -47,9 +47,10 @@ impl System for Tutel {
     }
 }
 
-/// `C = k floor(f ceil(S / E))`.
+/// `C = k floor(f ceil(S / E))`. No expert gets a token twice, so that more than `S` rows are never laid out.
 fn capacity(factor: f64, tokens: usize, top_k: usize, experts: usize) -> u32 {
-    top_k as u32 * (factor * tokens.div_ceil(experts) as f64) as u32
+    let rows = ((factor * tokens.div_ceil(experts) as f64) as usize).saturating_mul(top_k);
+    rows.min(tokens).try_into().unwrap_or(u32::MAX)
 }
 
 struct Adaptive {
@@ -130,6 +131,7 @@ mod tests {
     fn capacity_is_the_formula() {
         assert_eq!(capacity(1.2, 4096, 2, 16), 614);
         assert_eq!(capacity(4.8, 576, 2, 32), 2 * 86);
+        assert_eq!(capacity(1e30, 576, 2, 32), 576);
     }
 
     /// The program for one expert a rank of inky and `rows` entries of every rank at every expert.

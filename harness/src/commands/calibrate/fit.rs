@@ -9,7 +9,7 @@ use workloads::Cluster;
 use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
 
-use crate::commands::at_least_one;
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::summary::errors::quantile;
@@ -129,7 +129,7 @@ impl FitArgs {
 }
 
 fn configurations(args: &FitArgs, cluster: &Cluster) -> Result<Vec<Configuration>> {
-    at_least_one("--iterations", args.iterations)?;
+    check_extent("--iterations", args.iterations)?;
     let Some(path) = &args.measured_end_to_end else { return Ok(Vec::new()) };
     let mut all = iterations::read(path, &|_| Ok(cluster.clone()))?;
     all.retain(|configuration| configuration.missing().is_none() && configuration.measured().is_some());

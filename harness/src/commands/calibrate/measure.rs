@@ -55,7 +55,7 @@ mod with_torch {
     use workloads::cluster::Constant;
 
     use super::MeasureArgs;
-    use crate::commands::at_least_one;
+    use crate::commands::check_extent;
     use crate::failure::{Failure, OrFail};
     use crate::output;
     use runs::engines::train as training;
@@ -81,8 +81,8 @@ mod with_torch {
         }
         let model = prepare::model("--model", &args.model).or_input()?;
         let device = training::device(&args.device, None).or_input()?;
-        at_least_one("--micro-batch-size", args.micro_batch_size).or_input()?;
-        at_least_one("--ranks", args.ranks).or_input()?;
+        check_extent("--micro-batch-size", args.micro_batch_size).or_input()?;
+        check_extent("--ranks", args.ranks).or_input()?;
         let (micro_batch, ranks) = (args.micro_batch_size, args.ranks);
         let measurement = Measurement { model: &model, cluster: &base, micro_batch, ranks, device };
         measurement.check(Some(training::memory(device).or_input()?)).or_input()?;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{Common, ErrorRow};
-use crate::commands::at_least_one;
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use runs::summary::errors::Pair;
 use runs::{prepare, traces};
@@ -34,7 +34,7 @@ pub struct AdaptiveArgs {
 /// # Errors
 /// Bad input, or what cannot be written.
 pub fn run(args: &AdaptiveArgs) -> Result<(), Failure> {
-    at_least_one("--every", args.rhythm.every).or_input()?;
+    check_extent("--every", args.rhythm.every).or_input()?;
     let cluster = prepare::cluster("--cluster", &args.cluster).or_input()?;
     let trace = traces::load(Some(&args.common.trace)).or_input()?;
     let series = series::read(&args.common.measured, &trace, args.shape, args.setup).or_input()?;

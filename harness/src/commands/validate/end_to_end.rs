@@ -5,7 +5,7 @@ use clap::Args;
 use workloads::gate::GateStatistics;
 
 use super::{Common, ErrorRow};
-use crate::commands::at_least_one;
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use runs::{prepare, traces};
 use studies::Study;
@@ -39,7 +39,7 @@ pub struct EndToEndArgs {
 /// # Errors
 /// Bad input, or what cannot be written.
 pub fn run(args: &EndToEndArgs) -> Result<(), Failure> {
-    args.iterations.map_or(Ok(()), |number| at_least_one("--iterations", number)).or_input()?;
+    args.iterations.map_or(Ok(()), |number| check_extent("--iterations", number)).or_input()?;
     let cluster = |file: &str| match &args.cluster {
         Some(name) => prepare::cluster("--cluster", name),
         None if file.is_empty() => bail!("no cluster: expected a column `cluster`, or --cluster"),

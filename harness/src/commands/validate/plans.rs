@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::commands::at_least_one;
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::{prepare, traces};
@@ -39,7 +39,7 @@ pub struct PlansArgs {
 /// # Errors
 /// Bad input, or what cannot be written.
 pub fn run(args: &PlansArgs) -> Result<(), Failure> {
-    at_least_one("--iterations", args.iterations).or_input()?;
+    check_extent("--iterations", args.iterations).or_input()?;
     let suite = prepare::suite(&args.suite).or_input()?;
     let trace = &traces::load(args.trace.as_deref()).or_input()?;
     let (file, cluster, iterations) = (args.suite.clone(), args.cluster.clone(), args.iterations);

@@ -13,7 +13,7 @@ use crate::files::write_atomically;
 use crate::setup::Setup;
 
 /// Version of the files; raised whenever their content changes its meaning.
-const SCHEMA_VERSION: u32 = 2;
+const SCHEMA_VERSION: u32 = 3;
 /// The file without which a checkpoint does not exist.
 const MARK: &str = "checkpoint.json";
 
@@ -35,26 +35,64 @@ pub fn found(setup: &Setup) -> Result<usize, CheckpointError> {
     let Some((folder, _)) = &setup.checkpoint else { return Ok(0) };
     let Some(last) = last(folder)? else { return Ok(0) };
     let path = last.join(MARK);
-    let mark: Mark = fs::read(&path)
-        .map_err(|error| CheckpointError::file(&path, error))
-        .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| CheckpointError::file(&path, error)))?;
-    let other = |field: &str, found: &str, expected: &str| {
-        let (field, found, expected) = (field.to_owned(), found.to_owned(), expected.to_owned());
-        CheckpointError::Other { path: path.clone(), field, found, expected }
-    };
-    if mark.schema_version != SCHEMA_VERSION {
-        return Err(other("schema_version", &mark.schema_version.to_string(), &SCHEMA_VERSION.to_string()));
-    }
-    for (field, expected) in &trained(setup) {
-        let found = mark.trained.get(field).map_or("", String::as_str);
-        if found != expected {
-            return Err(other(field, found, expected));
-        }
+    let mark = Mark::read(&path)?;
+    if let Some(error) = mark.difference(&path, setup) {
+        return Err(error);
     }
     if mark.iteration > setup.iterations {
         return Err(CheckpointError::Beyond { path, found: mark.iteration, asked: setup.iterations });
     }
     Ok(mark.iteration)
+}
+
+/// Refuses to begin a run anew in a folder of other runs' checkpoints: whoever asks for that means to go on from one of them.
+/// `own` are the names of the runs that were asked for together.
+///
+/// # Errors
+/// A checkpoint of none of them, with the first field in which it differs.
+pub fn refuse_others(setup: &Setup, own: &[String]) -> Result<(), CheckpointError> {
+    let Some((folder, _)) = &setup.checkpoint else { return Ok(()) };
+    let Some(all) = folder.parent().filter(|all| all.exists() && !folder.exists()) else { return Ok(()) };
+    let failed = |error| CheckpointError::file(all, error);
+    let mut others: Vec<PathBuf> = Vec::new();
+    for entry in fs::read_dir(all).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !own.contains(&entry.file_name().to_string_lossy().into_owned()) && entry.path().is_dir() {
+            others.push(entry.path());
+        }
+    }
+    others.sort();
+    for other in others {
+        let Some(last) = last(&other)? else { continue };
+        let path = last.join(MARK);
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (found, expected) = (name(&other), name(folder));
+        let by_name = CheckpointError::Other { path: path.clone(), field: "run".to_owned(), found, expected };
+        return Err(Mark::read(&path)?.difference(&path, setup).unwrap_or(by_name));
+    }
+    Ok(())
+}
+
+impl Mark {
+    fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let bytes = fs::read(path).map_err(|error| CheckpointError::file(path, error))?;
+        serde_json::from_slice(&bytes).map_err(|error| CheckpointError::file(path, error))
+    }
+
+    /// The first field in which what was trained is not what is to be trained.
+    fn difference(&self, path: &Path, setup: &Setup) -> Option<CheckpointError> {
+        let other = |field: &str, found: &str, expected: &str| {
+            let (field, found, expected) = (field.to_owned(), found.to_owned(), expected.to_owned());
+            CheckpointError::Other { path: path.to_owned(), field, found, expected }
+        };
+        if self.schema_version != SCHEMA_VERSION {
+            return Some(other("schema_version", &self.schema_version.to_string(), &SCHEMA_VERSION.to_string()));
+        }
+        trained(setup).iter().find_map(|(field, expected)| {
+            let found = self.trained.get(field).map_or("", String::as_str);
+            (found != expected).then(|| other(field, found, expected))
+        })
+    }
 }
 
 /// Makes the checkpoint in `folder` whole.
@@ -75,6 +113,7 @@ fn trained(setup: &Setup) -> BTreeMap<String, String> {
     };
     let mut fields: BTreeMap<String, String> = [
         ("system", setup.system.name().to_owned()),
+        ("gpus", job.gpus.to_string()),
         ("plan", setup.plan.to_string()),
         ("seed", setup.seed.to_string()),
         ("model", job.model.name.clone()),

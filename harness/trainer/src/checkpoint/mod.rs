@@ -32,7 +32,7 @@ use crate::rank::report::Report;
 use crate::rank::stage::Stage;
 use crate::setup::Setup;
 
-pub use mark::found;
+pub use mark::{found, refuse_others};
 
 const REPORTS: &str = "reports.jsonl";
 

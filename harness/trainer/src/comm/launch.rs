@@ -3,6 +3,9 @@
 //!
 //! All variables are read from the first launcher whose rank variable is set: a launcher inside another (torchrun started
 //! by srun) leaves the outer one's variables in place, which count other processes.
+//!
+//! Slurm sets a rank and a number of tasks also where there is one process: in a batch script, and in an interactive shell. Only
+//! a step of several tasks, which `srun` makes, is several processes.
 
 use std::time::Duration;
 
@@ -32,6 +35,8 @@ pub struct Launch {
     pub master_address: String,
     pub master_port: u16,
     pub launcher: &'static str,
+    /// The flag or variable that `size` comes from.
+    pub size_variable: &'static str,
 }
 
 /// Why flags and variables do not say which rank this process is.
@@ -40,10 +45,14 @@ pub enum LaunchError {
     #[error("{variable}={value}: expected {expected}")]
     Value { variable: &'static str, value: String, expected: String },
     /// Of two variables that belong together, one is missing.
-    #[error("{present} is set ({launcher}) but {absent} is not: set {absent}, or unset {present} to run alone")]
+    #[error(
+        "{present} is set ({launcher}) but {absent} is not: set {absent}; or run all ranks in this process with --backend threads"
+    )]
     Incomplete { launcher: &'static str, present: String, absent: &'static str },
     /// The address of rank 0 is unknown.
-    #[error("{size} ranks ({launcher}) on several machines: set MASTER_ADDR or --master-addr to the machine of rank 0")]
+    #[error(
+        "{size} ranks ({launcher}) on several machines: set MASTER_ADDR or --master-addr to the machine of rank 0; or run all ranks in this process with --backend threads"
+    )]
     NoMaster { launcher: &'static str, size: usize },
     /// This machine has too few GPUs.
     #[error(
@@ -56,36 +65,45 @@ pub enum LaunchError {
 struct Launcher {
     name: &'static str,
     rank: &'static str,
-    size: &'static str,
+    /// The first that is set counts.
+    sizes: &'static [&'static str],
     local_rank: &'static str,
     local_size: &'static str,
 }
+
+const SRUN: &str = "srun";
 
 /// In the order in which they are asked.
 const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: "torchrun",
         rank: "RANK",
-        size: "WORLD_SIZE",
+        sizes: &["WORLD_SIZE"],
         local_rank: "LOCAL_RANK",
         local_size: "LOCAL_WORLD_SIZE",
     },
     Launcher {
         name: "mpirun of Open MPI",
         rank: "OMPI_COMM_WORLD_RANK",
-        size: "OMPI_COMM_WORLD_SIZE",
+        sizes: &["OMPI_COMM_WORLD_SIZE"],
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
     },
     Launcher {
         name: "mpirun of MPICH or Intel MPI",
         rank: "PMI_RANK",
-        size: "PMI_SIZE",
+        sizes: &["PMI_SIZE"],
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
     },
     // Slurm states tasks per node as a list of nodes, so there is no local size here.
-    Launcher { name: "srun", rank: "SLURM_PROCID", size: "SLURM_NTASKS", local_rank: "SLURM_LOCALID", local_size: "" },
+    Launcher {
+        name: SRUN,
+        rank: "SLURM_PROCID",
+        sizes: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"],
+        local_rank: "SLURM_LOCALID",
+        local_size: "",
+    },
 ];
 
 impl Launch {
@@ -98,7 +116,7 @@ impl Launch {
         let Some(claim) = Claim::read(flags, &read)? else {
             return Ok(None);
         };
-        let Claim { launcher, rank, size, local_rank, local_size } = claim;
+        let Claim { launcher, rank, size: (size, size_variable), local_rank, local_size } = claim;
         check_below("the rank", rank.0, rank.1, size)?;
         if let Some((local, name)) = local_rank {
             let bound = local_size.unwrap_or(size).min(size);
@@ -113,11 +131,12 @@ impl Launch {
             (None, None) => DEFAULT_PORT,
         };
         let master_address = match flags.master_address.clone().or_else(|| read.text("MASTER_ADDR")) {
-            Some(address) => address,
+            // IPv6 addresses stand in brackets where a port follows.
+            Some(address) => address.trim().trim_start_matches('[').trim_end_matches(']').to_owned(),
             None => default_master(launcher, size, local_size, &read)?,
         };
         let local_rank = local_rank.map(|(local, _)| local);
-        Ok(Some(Self { rank: rank.0, size, local_rank, master_address, master_port, launcher }))
+        Ok(Some(Self { rank: rank.0, size, local_rank, master_address, master_port, launcher, size_variable }))
     }
 
     /// Joins the other processes.
@@ -150,7 +169,7 @@ impl Launch {
 struct Claim {
     launcher: &'static str,
     rank: (usize, &'static str),
-    size: usize,
+    size: (usize, &'static str),
     local_rank: Option<(usize, &'static str)>,
     /// Processes on this machine.
     local_size: Option<usize>,
@@ -162,7 +181,7 @@ impl Claim {
         let incomplete = |launcher, present: String, absent| LaunchError::Incomplete { launcher, present, absent };
         match (flags.rank, flags.world_size) {
             (Some(rank), Some(size)) => {
-                let (launcher, rank) = ("flags", (rank, "--rank"));
+                let (launcher, rank, size) = ("flags", (rank, "--rank"), (size, "--world-size"));
                 return Ok(Some(Self { launcher, rank, size, local_rank: local_flag, local_size: None }));
             }
             (Some(rank), None) => return Err(incomplete("flags", format!("--rank {rank}"), "--world-size")),
@@ -173,9 +192,12 @@ impl Claim {
             let Some(rank) = read.number(launcher.rank)? else {
                 continue;
             };
-            let Some(size) = read.number(launcher.size)? else {
-                return Err(incomplete(launcher.name, format!("{}={rank}", launcher.rank), launcher.size));
+            let Some(size) = read.first(launcher.sizes)? else {
+                return Err(incomplete(launcher.name, format!("{}={rank}", launcher.rank), launcher.sizes[0]));
             };
+            if launcher.name == SRUN && (size.0 == 1 || !in_step(read)) {
+                return Ok(None);
+            }
             let local = read.number(launcher.local_rank)?.map(|rank| (rank, launcher.local_rank));
             return Ok(Some(Self {
                 launcher: launcher.name,
@@ -197,6 +219,16 @@ impl Claim {
     }
 }
 
+/// Whether Slurm started this process as a task of a step. Ids near the largest are those of batch scripts and interactive
+/// shells, written as such or as negative numbers.
+fn in_step(read: &Reader<'_>) -> bool {
+    const SPECIAL: u32 = 0xffff_fff0;
+    match read.text("SLURM_STEP_ID") {
+        Some(id) => id.trim().parse().is_ok_and(|id: u32| id < SPECIAL),
+        None => read.text("SLURM_STEP_NUM_TASKS").is_some() || read.text("SLURM_STEP_NODELIST").is_some(),
+    }
+}
+
 /// Variables as text and as numbers; an empty one counts as unset.
 struct Reader<'a> {
     environment: &'a dyn Fn(&str) -> Option<String>,
@@ -205,6 +237,16 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn text(&self, variable: &str) -> Option<String> {
         (self.environment)(variable).filter(|value| !value.trim().is_empty())
+    }
+
+    /// The first of some variables that is set, and which one that is.
+    fn first(&self, variables: &[&'static str]) -> Result<Option<(usize, &'static str)>, LaunchError> {
+        for &variable in variables {
+            if let Some(number) = self.number(variable)? {
+                return Ok(Some((number, variable)));
+            }
+        }
+        Ok(None)
     }
 
     fn number(&self, variable: &'static str) -> Result<Option<usize>, LaunchError> {
@@ -235,7 +277,7 @@ fn default_master(
     local_size: Option<usize>,
     read: &Reader<'_>,
 ) -> Result<String, LaunchError> {
-    if launcher == "srun" {
+    if launcher == SRUN {
         let list = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"];
         let first = list.iter().find_map(|variable| read.text(variable)).map(|nodes| first_node(&nodes));
         // The node that srun was called on is a guess: it may be a login node.
@@ -285,12 +327,13 @@ mod tests {
         launch(&Flags::default(), variables).unwrap().unwrap()
     }
 
-    const SLURM: [(&str, &str); 5] = [
+    const SLURM: [(&str, &str); 6] = [
         ("SLURM_PROCID", "5"),
-        ("SLURM_NTASKS", "16"),
+        ("SLURM_STEP_NUM_TASKS", "16"),
         ("SLURM_LOCALID", "1"),
         ("SLURM_STEP_NODELIST", "gpu[007-010,12]"),
         ("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1"),
+        ("SLURM_STEP_ID", "0"),
     ];
 
     #[test]
@@ -324,6 +367,7 @@ mod tests {
             master_address: "head".to_owned(),
             master_port: 1234,
             launcher: "torchrun",
+            size_variable: "WORLD_SIZE",
         };
         assert_eq!(of(&all), expected);
         let found = of(&[&mpirun[..], &pmi, &SLURM].concat());
@@ -349,6 +393,33 @@ mod tests {
         assert_eq!(first("single"), "single");
     }
 
+    /// What a batch script, a shell by `srun --pty` and one by `salloc` find in their environment.
+    #[test]
+    fn one_task_or_no_step_of_slurm_is_alone() {
+        let alone = |variables: &[(&str, &str)]| assert_eq!(launch(&Flags::default(), variables), Ok(None));
+        let first = [("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_JOB_NODELIST", "gpu[1-2]")];
+        let with = |more: &[(&'static str, &'static str)]| [&first[..], more].concat();
+        alone(&with(&[("SLURM_NTASKS", "1")]));
+        alone(&with(&[("SLURM_NTASKS", "8"), ("SLURM_JOB_ID", "17")]));
+        alone(&with(&[("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", "3"), ("SLURM_STEP_NUM_TASKS", "1")]));
+        for special in ["4294967291", "4294967290", "-5", "-6"] {
+            alone(&with(&[("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", special), ("SLURM_STEP_NUM_TASKS", "8")]));
+        }
+        let found = of(&with(&[("SLURM_NPROCS", "8"), ("SLURM_STEP_ID", "3")]));
+        assert_eq!((found.rank, found.size, found.size_variable), (0, 8, "SLURM_NPROCS"));
+        // The step is what was started, not the job.
+        let found = of(&with(&[("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", "3"), ("SLURM_STEP_NUM_TASKS", "4")]));
+        assert_eq!((found.size, found.size_variable), (4, "SLURM_STEP_NUM_TASKS"));
+    }
+
+    #[test]
+    fn an_address_may_stand_in_brackets() {
+        let ranks = [("RANK", "0"), ("WORLD_SIZE", "2")];
+        assert_eq!(of(&[&ranks[..], &[("MASTER_ADDR", "[::1]")]].concat()).master_address, "::1");
+        let flags = Flags { master_address: Some("[fe80::2]".to_owned()), ..Flags::default() };
+        assert_eq!(launch(&flags, &ranks).unwrap().unwrap().master_address, "fe80::2");
+    }
+
     #[test]
     fn torchruns_own_store_keeps_its_port() {
         let ranks = [("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_USE_AGENT_STORE", "True")];
@@ -365,13 +436,18 @@ mod tests {
         check(&[("RANK", "two"), ("WORLD_SIZE", "4")], "RANK=two: expected a whole number of at least 0");
         check(&[("RANK", "4"), ("WORLD_SIZE", "4")], "RANK=4: expected the rank, a number below 4");
         check(&[("RANK", "1")], "RANK=1 is set (torchrun) but WORLD_SIZE is not");
-        check(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "0")], "SLURM_PROCID=0");
+        check(&[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "0")], "SLURM_PROCID=0");
+        check(
+            &[("SLURM_PROCID", "0")],
+            "set SLURM_STEP_NUM_TASKS; or run all ranks in this process with --backend threads",
+        );
         check(&[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "2")], "LOCAL_RANK=2: expected at most the rank, 1");
         let local = [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "2")];
         check(&local, "LOCAL_RANK=2: expected the local rank, a number below 2");
         check(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "70000")], "MASTER_PORT=70000: expected a port");
         check(&[("PMIX_RANK", "1")], "PMIX_RANK=1 is set (PMIx) but --rank and --world-size");
-        check(&[("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")], "2 ranks (srun) on several machines: set MASTER_ADDR");
+        let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")];
+        check(&step, "2 ranks (srun) on several machines: set MASTER_ADDR");
         let apart = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")];
         check(&apart, "4 ranks (mpirun of Open MPI) on several machines");
         let flags = Flags { rank: Some(1), ..Flags::default() };

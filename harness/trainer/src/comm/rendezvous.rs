@@ -20,11 +20,21 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, thiserror::Error)]
 pub enum RendezvousError {
     #[error(
-        "rank 0 cannot listen at {address}: {source}; set MASTER_ADDR to an address of its machine and MASTER_PORT to a free port"
+        "rank 0 cannot listen at {address}: {reason}; set MASTER_ADDR (--master-addr) to an address of its machine and MASTER_PORT (--master-port) to a free port, or run all ranks in one process with --backend threads"
     )]
-    Listen { address: String, source: io::Error },
+    Listen { address: String, reason: io::Error },
+    /// The host of rank 0 has no address.
+    #[error(
+        "rank {rank}: `{host}`, the host of rank 0, is not known here ({reason}): set MASTER_ADDR (--master-addr) to a name or an address of its machine, or run all ranks in one process with --backend threads"
+    )]
+    Host { rank: usize, host: String, reason: io::Error },
     #[error("rank {rank}: rank 0 was not reached at {address} within {waited:?}: {last}")]
     Unreachable { rank: usize, address: String, waited: Duration, last: String },
+    /// What listens there is not rank 0, or not any more.
+    #[error(
+        "rank {rank}: what listens at {address} does not answer as rank 0 does ({reason}): either rank 0 ended, and its output says why, or another program has the port: then set MASTER_PORT (--master-port) to a free one"
+    )]
+    Foreign { rank: usize, address: String, reason: String },
     #[error("rank {rank}: of {size} ranks, {} did not come to {address} within {waited:?}", list(.missing))]
     Missing { rank: usize, size: usize, missing: Vec<usize>, address: String, waited: Duration },
     /// Ranks contradict each other.
@@ -56,9 +66,21 @@ impl Rendezvous<'_> {
         self.timeout.saturating_sub(self.started.elapsed()).max(Duration::from_millis(1))
     }
 
+    fn check_host(&self) -> Result<(), RendezvousError> {
+        let found = self.address.to_socket_addrs().map(|addresses| addresses.count());
+        let reason = match found {
+            Ok(0) => io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
+            Ok(_) => return Ok(()),
+            Err(reason) => reason,
+        };
+        Err(RendezvousError::Host { rank: self.rank, host: self.address.0.to_owned(), reason })
+    }
+
     fn serve(&self, port: u16) -> Result<Vec<SocketAddr>, RendezvousError> {
         let mut peers: Vec<Option<(TcpStream, u16)>> = (0..self.size).map(|_| None).collect();
         if self.size > 1 {
+            // Rank 0 listens at all addresses, but the others look for this one.
+            self.check_host()?;
             let listener = self.listen()?;
             while peers.iter().skip(1).any(Option::is_none) {
                 if self.started.elapsed() >= self.timeout {
@@ -67,7 +89,7 @@ impl Rendezvous<'_> {
                 match listener.accept() {
                     Ok((stream, _)) => self.accept(stream, &mut peers)?,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-                    Err(source) => return Err(RendezvousError::Listen { address: self.place(), source }),
+                    Err(reason) => return Err(RendezvousError::Listen { address: self.place(), reason }),
                 }
             }
         }
@@ -126,7 +148,7 @@ impl Rendezvous<'_> {
     }
 
     fn listen(&self) -> Result<TcpListener, RendezvousError> {
-        let error = |source| RendezvousError::Listen { address: self.place(), source };
+        let error = |reason| RendezvousError::Listen { address: self.place(), reason };
         let (host, port) = self.address;
         // On its own machine, a host's name may resolve to a loopback address, which other machines cannot reach: unless
         // loopback was asked for, rank 0 listens at all addresses.
@@ -145,7 +167,7 @@ impl Rendezvous<'_> {
             .set_read_timeout(Some(patience))
             .and_then(|()| introduce(&mut stream, self.rank, self.size, port))
             .and_then(|()| read_reply(&mut stream, self.size))
-            .map_err(|error| self.peer_error(0, &error))?;
+            .map_err(|error| self.foreign(&error))?;
         let host = stream.peer_addr().map_err(|error| self.peer_error(0, &error))?.ip();
         match reply {
             Reply::Table(entries) => Ok(entries.into_iter().map(|entry| resolve(entry, host)).collect()),
@@ -162,11 +184,21 @@ impl Rendezvous<'_> {
                 Err(error) => error.to_string(),
             };
             if self.started.elapsed() >= self.timeout {
+                self.check_host()?;
                 let (rank, address, waited) = (self.rank, self.place(), self.timeout);
                 return Err(RendezvousError::Unreachable { rank, address, waited, last });
             }
             thread::sleep(PAUSE);
         }
+    }
+
+    fn foreign(&self, error: &io::Error) -> RendezvousError {
+        let reason = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it sends nothing".to_owned(),
+            io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+            _ => error.to_string(),
+        };
+        RendezvousError::Foreign { rank: self.rank, address: self.place(), reason }
     }
 
     pub(super) fn peer_error(&self, peer: usize, error: &io::Error) -> RendezvousError {

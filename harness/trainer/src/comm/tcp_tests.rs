@@ -175,6 +175,38 @@ fn contradictions_are_refused_and_strangers_ignored() {
     assert!(error.to_string().contains("rank 0 cannot listen at 127.0.0.1:"), "{error}");
 }
 
+#[test]
+fn a_host_without_an_address_is_said_at_once() {
+    let unknown = "no-such-host.invalid";
+    let started = Instant::now();
+    let error = tcp::world(0, 2, (unknown, free_port()), PATIENCE).map(drop).unwrap_err().to_string();
+    assert!(started.elapsed() < PATIENCE, "said after the timeout alone");
+    assert!(error.starts_with("rank 0: `no-such-host.invalid`, the host of rank 0, is not known here"), "{error}");
+    assert!(error.contains("MASTER_ADDR") && error.contains("--backend threads"), "{error}");
+    // The others may be asked before their name service knows rank 0.
+    let error = tcp::world(1, 2, (unknown, 1), Duration::from_millis(50)).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("rank 1: `no-such-host.invalid`"), "{error}");
+}
+
+/// Another program has the port: one that says nothing, one that hangs up, one that speaks another language.
+#[test]
+fn a_port_that_another_program_has_is_said_by_every_rank() {
+    let check = |answer: fn(TcpStream), expected: &str| {
+        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = join(0, 2, port, PATIENCE).map(drop).unwrap_err().to_string();
+        assert_eq!(error.matches("Address already in use").count(), 1, "{error}");
+        assert!(error.contains("MASTER_PORT") && error.contains("--backend threads"), "{error}");
+        thread::spawn(move || answer(taken.accept().unwrap().0));
+        let error = join(1, 2, port, Duration::from_millis(200)).map(drop).unwrap_err().to_string();
+        let start = format!("rank 1: what listens at 127.0.0.1:{port} does not answer as rank 0 does");
+        assert!(error.starts_with(&start) && error.contains(expected), "{error}");
+    };
+    check(|_stream| thread::sleep(Duration::from_secs(4)), "it sends nothing");
+    check(drop, "(");
+    check(|mut stream| stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap(), "an answer of unknown kind");
+}
+
 const CHILD_PORT: &str = "MOEBENCH_TEST_CHILD_PORT";
 const CHILD: &str = "comm::tcp_tests::child_that_waits_to_be_killed";
 

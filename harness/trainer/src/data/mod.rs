@@ -49,6 +49,10 @@ pub enum DataError {
         "{path}: token {position} (counted from 0) is {id}: expected 0 to {last}, the model's vocabulary; or the file does not hold {kind} ids"
     )]
     Id { path: PathBuf, position: usize, id: i64, last: usize, kind: TokenKind },
+    #[error(
+        "{path}: every second of its first {looked_at} {kind} ids is {most} or less, as in a file of wider ids: expected {kind} ids; {advice}"
+    )]
+    Wider { path: PathBuf, kind: TokenKind, looked_at: usize, most: i64, advice: &'static str },
     #[error("synthetic language: {field} = {value}: expected {expected}")]
     Language { field: &'static str, value: usize, expected: &'static str },
 }

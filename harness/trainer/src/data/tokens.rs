@@ -80,7 +80,27 @@ impl TokenFile {
             let last = vocabulary.saturating_sub(1);
             return Err(DataError::Id { path: path.to_owned(), position, id, last, kind });
         }
-        Ok(file)
+        match file.upper_halves(tokens) {
+            Some(most) => {
+                let advice = match kind {
+                    TokenKind::Uint16 => "is it --data-type int32?",
+                    TokenKind::Int32 => "int64 is not read",
+                };
+                Err(DataError::Wider { path: path.to_owned(), kind, looked_at: tokens, most, advice })
+            }
+            None => Ok(file),
+        }
+    }
+
+    /// The largest of the ids at even or at odd positions, where these look like the upper halves of ids twice as wide: all
+    /// almost 0, and the others not.
+    fn upper_halves(&self, tokens: usize) -> Option<i64> {
+        let mut most = [0, 0];
+        (0..tokens).for_each(|at| most[at % 2] = self.id(at).max(most[at % 2]));
+        let [least, other] = [most[0].min(most[1]), most[0].max(most[1])];
+        // Vocabularies of up to 2^20 words have upper halves of up to 15.
+        let looks_so = tokens >= 16 && (least == 0 && other > 0 || least < 16 && other >= 1024);
+        looks_so.then_some(least)
     }
 
     /// Tokens in the file.
@@ -168,6 +188,12 @@ mod tests {
         let negative = [99i32, 5, 7, -1].map(i32::to_le_bytes).concat();
         check("negative", &negative, TokenKind::Int32, "token 3 (counted from 0) is -1: expected 0 to 99");
         check("odd", &[1, 2, 3], TokenKind::Uint16, "3 bytes are no whole number of uint16 ids");
+        let wider: Vec<u8> = (0..40).flat_map(|id: i32| id.to_le_bytes()).collect();
+        check("wider", &wider, TokenKind::Uint16, "every second of its first 80 uint16 ids is 0 or less");
+        let wider: Vec<u8> = (0..40).flat_map(|id: i64| id.to_be_bytes()).collect();
+        check("widest", &wider, TokenKind::Int32, "the file does not hold int32 ids");
+        let wider: Vec<u8> = (0..40).flat_map(|id: i64| id.to_le_bytes()).collect();
+        check("widest", &wider, TokenKind::Int32, "every second of its first 80 int32 ids is 0 or less");
         check("short", &[1, 0, 2, 0], TokenKind::Uint16, "2 tokens: expected at least 3");
         check("empty", &[], TokenKind::Int32, "0 tokens: expected at least 3");
         let error = TokenFile::open(Path::new("/no/such/file"), TokenKind::Int32, 1, 1, 1).unwrap_err().to_string();

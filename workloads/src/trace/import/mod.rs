@@ -30,10 +30,11 @@ pub use table::{Cell, ColumnNames, Table};
 
 use super::artifact::{self, ArtifactReader};
 use super::{BOM, RoutingTrace, TraceError};
+use crate::error;
 use tally::Tally;
 
 /// Layers, experts, ranks and micro-batches have numbers below this.
-pub const MOST_EXTENT: u64 = 1 << 20;
+pub const MOST_EXTENT: u64 = error::MOST_EXTENT as u64;
 
 /// Counts above this are refused: up to it, a float is exact.
 pub const MOST_COUNT: u64 = 1 << 53;

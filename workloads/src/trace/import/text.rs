@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 
 use super::table::{Cell, Table, parse};
 use super::{ImportError, Importer};
+use crate::csv_file::delimiter;
 
 pub(super) fn read<R: Read>(importer: &mut Importer, path: &str, input: &mut BufReader<R>) -> Result<(), ImportError> {
     super::skip_bom(path, input)?;
@@ -77,15 +78,4 @@ fn check_width(path: &str, line: u64, found: usize, expected: usize) -> Result<(
         return Ok(());
     }
     Err(ImportError::file(path, format!("{found} fields in line {line}"), format!("{expected}, as in the first line")))
-}
-
-/// What stands most often in the first line.
-fn delimiter(head: &[u8]) -> u8 {
-    let line = head.split(|&byte| byte == b'\n').find(|line| !line.is_empty() && line[0] != b'#').unwrap_or_default();
-    let times = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
-    [b'\t', b';', b',']
-        .into_iter()
-        .reduce(|best, other| if times(other) > times(best) { other } else { best })
-        .filter(|&best| times(best) > 0)
-        .unwrap_or(b',')
 }

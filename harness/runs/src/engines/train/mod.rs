@@ -61,11 +61,11 @@ impl Engine for Trainer {
 
     /// Models, plans, memory, data, checkpoints.
     fn check(&self, run: &PreparedRun, extent: Extent) -> Result<()> {
-        if let Some(size) = self.options.processes {
-            let (gpus, id) = (run.job.gpus, &run.case_id);
+        if let Some(launch) = &self.launch {
+            let (gpus, id, Launch { size, launcher, size_variable, .. }) = (run.job.gpus, &run.case_id, launch);
             ensure!(
-                gpus == size,
-                "{id}: {gpus} ranks, and {size} processes (WORLD_SIZE): expected one process per rank"
+                gpus == *size,
+                "{id}: {gpus} ranks, and {size_variable}={size} processes by {launcher}: expected one process per rank; or run all ranks in this process with --backend threads"
             );
         }
         self.check_run(run, extent).with_context(|| format!("{} {}", run.case_id, run.system.name()))
@@ -79,6 +79,7 @@ impl Engine for Trainer {
         if let Some(processes) = self.processes.get() {
             processes.call(run.seed, run.number);
         }
+        self.say_start(run, plan, extent)?;
         self.train(run, plan, extent, tick)
     }
 
@@ -136,7 +137,27 @@ impl Trainer {
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
         setup::fits(&run.job, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
         let costs = CostModel::new(&run.job.cluster);
-        self.with_setup(run, chosen.plan, extent, &costs, |setup| Ok(checkpoint::found(setup)?)).map(drop)
+        self.with_setup(run, chosen.plan, extent, &costs, |setup| {
+            checkpoint::refuse_others(setup, &self.options.run_ids)?;
+            Ok(checkpoint::found(setup).map(drop)?)
+        })
+    }
+
+    /// Says where a run that keeps checkpoints begins.
+    fn say_start(&self, run: &PreparedRun, plan: Plan, extent: Extent) -> Result<()> {
+        if self.options.checkpoint.is_none() {
+            return Ok(());
+        }
+        let costs = CostModel::new(&run.job.cluster);
+        self.with_setup(run, plan, extent, &costs, |setup| {
+            let Some((folder, _)) = &setup.checkpoint else { return Ok(()) };
+            let (id, folder) = (run.id(), folder.display());
+            match checkpoint::found(setup)? {
+                0 => eprintln!("{id}: begins at iteration 1, as there is no checkpoint in {folder}"),
+                done => eprintln!("{id}: goes on after iteration {done}, from the checkpoint in {folder}"),
+            }
+            Ok(())
+        })
     }
 
     /// Describes the run to `then`.
@@ -239,6 +260,7 @@ pub fn status(error: &TrainError) -> Status {
         TrainError::Comm(CommError { reason: CommFailure::Late { .. }, .. }) => Status::Timeout,
         TrainError::Comm(CommError { reason: CommFailure::Died { how, .. }, .. }) => status_of_last_words(how),
         TrainError::Comm(_) | TrainError::Rendezvous(_) | TrainError::Check(_) => Status::CommError,
+        TrainError::Diverged { .. } => Status::Diverged,
         TrainError::Panic { message, .. } => status_of_last_words(message),
         _ => Status::Crash,
     }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::Device;
 use trainer::comm::launch::{Flags, Launch};
 use trainer::data::{Language, Samples, TokenFile, TokenKind};
-use workloads::{EngineKind, Suite, Training};
+use workloads::{Case, EngineKind, Suite, Training};
 
 use crate::engines::args::{Backend, TrainingArgs};
-use crate::prepare::PreparedRun;
+use crate::prepare::{PreparedRun, run_id};
 
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -33,13 +33,19 @@ pub(super) struct Options {
     several: [bool; 2],
     /// Where checkpoints are, and after how many iterations each is written.
     pub(super) checkpoint: Option<(PathBuf, usize)>,
+    /// The names of all runs that are asked for, which checkpoints are kept under.
+    pub(super) run_ids: Vec<String>,
 }
+
+/// The longest timeout, s: a year.
+const LONGEST: f64 = 365.0 * 86400.0;
 
 impl Options {
     pub(super) fn new(kind: EngineKind, args: &TrainingArgs, launch: Option<&Launch>, suite: &Suite) -> Result<Self> {
         check_backend(kind, args, launch)?;
         let device = device(&args.device, launch)?;
-        ensure!(args.timeout > 0.0, "--timeout {}: expected more than 0", args.timeout);
+        let seconds = args.timeout;
+        ensure!(seconds > 0.0 && seconds <= LONGEST, "--timeout {seconds}: expected more than 0 and at most {LONGEST}");
         ensure!(args.checkpoint_every > 0, "--checkpoint-every 0: expected at least 1");
         let tokens = TokenKind::named(&args.data_type)
             .with_context(|| format!("--data-type {}: expected `uint16` or `int32`", args.data_type))?;
@@ -48,12 +54,13 @@ impl Options {
             training: suite.training,
             processes: launch.map(|launch| launch.size),
             device,
-            timeout: Duration::from_secs_f64(args.timeout),
+            timeout: Duration::from_secs_f64(seconds),
             data: args.data.clone().map(|path| (path, tokens)),
             replay: args.replay,
             record_trace: args.record_trace.clone(),
             several: [suite.systems.len() > 1, suite.cases.len() * suite.seeds.len() > 1],
             checkpoint: args.checkpoint.clone().map(|path| (path, args.checkpoint_every)),
+            run_ids: run_ids(suite),
         })
     }
 
@@ -91,6 +98,15 @@ impl Options {
     }
 }
 
+fn run_ids(suite: &Suite) -> Vec<String> {
+    let of_case = |case: &Case| {
+        let all = suite.seeds.iter().flat_map(|&seed| suite.systems.iter().map(move |system| (seed, system)));
+        let id = case.id();
+        all.map(|(seed, system)| run_id(&id, seed, system)).collect::<Vec<_>>()
+    };
+    suite.cases.iter().flat_map(of_case).collect()
+}
+
 /// Who this process is, by flags and environment.
 pub(super) fn launch(args: &TrainingArgs) -> Result<Option<Launch>> {
     let flags = Flags {
@@ -120,7 +136,7 @@ fn check_backend(kind: EngineKind, args: &TrainingArgs, launch: Option<&Launch>)
     };
     ensure!(
         launch.is_some(),
-        "--backend {name}: a process per rank: start them with torchrun, srun or mpirun, or set RANK and WORLD_SIZE"
+        "--backend {name}: a process per rank: start them with torchrun, srun or mpirun, or set RANK and WORLD_SIZE; --backend threads runs all ranks in this process"
     );
     ensure!(args.device == device, "--backend {name}: expected --device {device}, found {}", args.device);
     ensure!(
