@@ -11,7 +11,7 @@ systems::zoo! { reversed::{Reversed} }
 fn a_system_is_one_file_and_one_line() {
     let batch = batch(2, 8, |_| vec![40, 30, 20, 10]);
     let job = job(model(2, 100, 64, 4), cluster(4, &[]), 4, &batch);
-    let costs = CostModel::new(&job.cluster);
+    let costs = CostModel::new(&job.cluster, job.gpus);
     let [system] = *ALL else { panic!("one system is listed") };
     assert_eq!((system.name(), system.title()), ("reversed", "Reversed"));
     let plan = system.plan(&job, &costs).unwrap();

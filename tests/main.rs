@@ -2,6 +2,8 @@
 
 // What a switched-off feature and a changed constant do to simulated times.
 mod features;
+// Random jobs on random clusters: results move the right way.
+mod properties;
 // A system that is no part of moebench, added as one.
 mod added;
 // Tiny cases against arithmetic done by hand, and against every possible placement.

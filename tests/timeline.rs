@@ -31,7 +31,7 @@ fn busy_job() -> Job {
 fn last_iteration(system: &dyn System, plan: Plan) -> (Job, Vec<Span>, systems::iteration::run::Iteration) {
     let job = busy_job();
     plan.check(&job).unwrap();
-    let costs = CostModel::new(&job.cluster);
+    let costs = CostModel::new(&job.cluster, job.gpus);
     let mut run = Run::new(&job, &costs, system, plan);
     let seen = &job.profile[0];
     for _ in 0..2 {

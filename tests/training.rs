@@ -94,7 +94,7 @@ impl Asked {
     fn observe(&self, iterations: &mut Vec<Iteration>) -> Result<Vec<Weights>, TrainError> {
         let plan = self.plan;
         let job = job(&plan, self.gate);
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         let samples = Language::new(64, 16, 7).unwrap();
         let setup = Setup {
             job: &job,
@@ -261,6 +261,10 @@ impl System for Rotating {
 }
 
 impl Policy for Rotating {
+    fn placement_due(&self, _iteration: usize) -> bool {
+        true
+    }
+
     fn place(&mut self, iteration: usize, _layer: usize, _past: &LoadHistory, now: &Placement) -> Decision {
         let experts = now.experts();
         // Three slots on: with two a rank, every expert changes rank, and some a slot.
@@ -381,11 +385,15 @@ struct OneFaulty {
 }
 
 impl Policy for OneFaulty {
+    fn placement_due(&self, _iteration: usize) -> bool {
+        true
+    }
+
     fn place(&mut self, iteration: usize, _layer: usize, _past: &LoadHistory, _now: &Placement) -> Decision {
         if let (2, Some(fault)) = (iteration, self.fault) {
             fault();
         }
-        Decision::NotDue
+        Decision::Stay
     }
 
     fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {

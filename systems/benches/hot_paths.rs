@@ -56,7 +56,7 @@ fn pool_search(c: &mut Criterion) {
     let trace = trace();
     for gpus in [16, 64, 256, 1024] {
         let (job, _) = job(&trace, gpus, 8, 1);
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         group.bench_function(BenchmarkId::from_parameter(gpus), |b| {
             b.iter(|| smartmoe::SMARTMOE.candidates(black_box(&job), &costs));
         });
@@ -82,7 +82,7 @@ fn simulated_iteration(c: &mut Criterion) {
 
 /// Four stages, groups of four ranks with 16 experts each: many small groups are the slowest shape to simulate.
 fn iteration(group: &mut BenchmarkGroup<WallTime>, name: &str, (job, batch): (Job, BatchCounts)) {
-    let costs = CostModel::new(&job.cluster);
+    let costs = CostModel::new(&job.cluster, job.gpus);
     let (pp, ep) = (4, 4);
     let dp = job.gpus / pp;
     let plan = Plan { pp, dp, tp: 1, ep, expert_dp: dp / ep, micro_batch: 1, placement_every: 0 };

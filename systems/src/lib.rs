@@ -94,9 +94,16 @@ pub trait System: Sync {
 
 /// What a system does online, in one run.
 pub trait Policy: Send {
-    /// Before an iteration: whether and how the experts of one MoE layer move. `past` holds earlier iterations alone.
+    /// Whether experts are placed before an iteration. The loads of the iterations since the last time are gathered first,
+    /// which takes time.
+    fn placement_due(&self, _iteration: usize) -> bool {
+        false
+    }
+
+    /// Before an iteration for which it is due: whether and how the experts of one MoE layer move. `past` holds earlier
+    /// iterations alone.
     fn place(&mut self, _iteration: usize, _layer: usize, _past: &LoadHistory, _now: &Placement) -> Decision {
-        Decision::NotDue
+        Decision::Stay
     }
 
     /// Changes what the gate chose, where a system restricts the gate. `counts` are of one micro-batch in one
@@ -130,11 +137,9 @@ impl Policy for Plain {}
 /// What [`Policy::place`] decided.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
-    /// No decision was due.
-    NotDue,
-    /// A decision was made: the placement stays.
+    /// The placement stays.
     Stay,
-    /// A decision was made: the experts move to this placement.
+    /// The experts move to this placement.
     Move(Placement),
 }
 

@@ -22,10 +22,11 @@ impl System for Reversed {
 struct Once;
 
 impl Policy for Once {
-    fn place(&mut self, iteration: usize, _layer: usize, _past: &LoadHistory, now: &Placement) -> Decision {
-        if iteration != 1 {
-            return Decision::NotDue;
-        }
+    fn placement_due(&self, iteration: usize) -> bool {
+        iteration == 1
+    }
+
+    fn place(&mut self, _iteration: usize, _layer: usize, _past: &LoadHistory, now: &Placement) -> Decision {
         let reversed = (0..now.experts()).rev().collect();
         Decision::Move(Placement::new(reversed, now.ranks()).unwrap())
     }

@@ -4,6 +4,8 @@
 //! measurement, or a fit to named measurements with its uncertainty). Where the datasheet bounds it, it says so (`peak`),
 //! and neither a file nor a fit may go beyond. Code has no default for any of them.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 
 use crate::error::{self, ConfigError};
@@ -47,7 +49,7 @@ pub struct Gpu {
     pub expert_start: Constant,
 }
 
-/// Bandwidths in each direction and start-up times.
+/// Bandwidths in each direction and start-up times. A node is the first tier; larger units of nodes may follow.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
@@ -65,6 +67,31 @@ pub struct Network {
     pub peer_start: Constant,
     /// Start-up of one send between two ranks, s.
     pub send_start: Constant,
+    /// Units of several nodes whose links to each other may be fewer than their nodes', smallest first. Without any, every
+    /// node reaches every other at its full rate.
+    #[serde(default)]
+    pub tiers: Vec<Tier>,
+}
+
+/// Nodes that share links to the rest of the cluster: a pod, a rack, a rail group.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tier {
+    /// What such a unit is called.
+    pub name: String,
+    /// Consecutive nodes of a unit.
+    pub nodes: usize,
+    /// What a unit's nodes could send to other units together, were its links not oversubscribed, B/s each way.
+    pub bandwidth: Constant,
+    /// How many times more its nodes may send than its links carry; 1 for a tier that is no bottleneck by itself.
+    pub oversubscription: Constant,
+}
+
+impl Tier {
+    /// A whole unit's bandwidth to other units, B/s each way.
+    pub fn uplink(&self) -> f64 {
+        self.bandwidth.value / self.oversubscription.value
+    }
 }
 
 /// Work of the host that the GPU waits for.
@@ -125,7 +152,26 @@ impl Cluster {
                 return Err(ConfigError::value(file, format!("{field}.source"), "\"\"", "where the value comes from"));
             }
         }
+        cluster.check_tiers(file)?;
         Ok(cluster)
+    }
+
+    /// Every tier's units are made of whole units of the tier before, and no tier carries more than its bandwidth.
+    fn check_tiers(&self, file: &str) -> Result<(), ConfigError> {
+        let mut before = 1;
+        for tier in &self.network.tiers {
+            let field = |name: &str| format!("network.tiers.{}.{name}", tier.name);
+            if tier.nodes <= before || !tier.nodes.is_multiple_of(before) {
+                let expected = format!("a multiple of {before}, the nodes of the tier before, and more than that");
+                return Err(ConfigError::value(file, field("nodes"), tier.nodes, expected));
+            }
+            let factor = tier.oversubscription.value;
+            if factor < 1.0 {
+                return Err(ConfigError::value(file, field("oversubscription.value"), factor, "at least 1"));
+            }
+            before = tier.nodes;
+        }
+        Ok(())
     }
 
     /// A cluster that comes with moebench.
@@ -143,10 +189,10 @@ impl Cluster {
         CLUSTERS.iter().map(|(name, _)| *name)
     }
 
-    /// Every constant with its field's path and whether it may be zero.
-    pub fn constants(&self) -> [(&'static str, &Constant, bool); 17] {
+    /// Every constant with its field's path and whether it may be zero. A tier's constants are `network.tiers.NAME.FIELD`.
+    pub fn constants(&self) -> Vec<(Cow<'static, str>, &Constant, bool)> {
         let (gpu, network, host) = (&self.gpu, &self.network, &self.host);
-        [
+        let fixed = [
             ("gpu.memory", &gpu.memory, false),
             ("gpu.memory_reserved", &gpu.memory_reserved, true),
             ("gpu.memory_bandwidth", &gpu.memory_bandwidth, false),
@@ -164,14 +210,19 @@ impl Cluster {
             ("host.block", &host.block, true),
             ("host.synchronisation", &host.synchronisation, true),
             ("host.decision_step", &host.decision_step, true),
-        ]
+        ];
+        let of_tiers = network.tiers.iter().flat_map(|tier| {
+            [("bandwidth", &tier.bandwidth), ("oversubscription", &tier.oversubscription)]
+                .map(|(field, constant)| (Cow::Owned(format!("network.tiers.{}.{field}", tier.name)), constant, false))
+        });
+        fixed.into_iter().map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero)).chain(of_tiers).collect()
     }
 
     /// Every constant with its field's path, to change.
-    pub fn constants_mut(&mut self) -> [(&'static str, &mut Constant); 17] {
-        let paths = self.constants().map(|(path, ..)| path);
+    pub fn constants_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Constant)> {
+        let paths: Vec<Cow<'static, str>> = self.constants().into_iter().map(|(path, ..)| path).collect();
         let (gpu, network, host) = (&mut self.gpu, &mut self.network, &mut self.host);
-        let constants = [
+        let fixed = [
             &mut gpu.memory,
             &mut gpu.memory_reserved,
             &mut gpu.memory_bandwidth,
@@ -190,8 +241,8 @@ impl Cluster {
             &mut host.synchronisation,
             &mut host.decision_step,
         ];
-        let mut paths = paths.into_iter();
-        constants.map(|constant| (paths.next().unwrap_or_default(), constant))
+        let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
+        paths.into_iter().zip(fixed.into_iter().chain(of_tiers)).collect()
     }
 }
 
@@ -216,11 +267,39 @@ mod tests {
 
     #[test]
     fn constants_to_change_are_those_to_read() {
-        let mut cluster = Cluster::named("test", "inky").unwrap();
+        let mut cluster = Cluster::parse("tiers", &with_tiers(&[(2, 4.0), (8, 1.0)])).unwrap();
         for (path, constant) in cluster.constants_mut() {
-            constant.source = path.to_owned();
+            constant.source = path.into_owned();
         }
+        assert_eq!(cluster.constants().len(), 17 + 4);
         assert!(cluster.constants().iter().all(|(path, constant, _)| constant.source == *path));
+    }
+
+    /// inky with tiers of that many nodes and that oversubscription.
+    fn with_tiers(tiers: &[(usize, f64)]) -> String {
+        let mut text = CLUSTERS[0].1.to_owned();
+        for (nodes, factor) in tiers {
+            text += &format!(
+                "\n[[network.tiers]]\nname = \"of{nodes}\"\nnodes = {nodes}\n\
+                 bandwidth = {{ value = 5e10, source = \"a test\" }}\n\
+                 oversubscription = {{ value = {factor:?}, source = \"a test\" }}\n"
+            );
+        }
+        text
+    }
+
+    #[test]
+    fn tiers_hold_whole_tiers_and_carry_no_more_than_their_bandwidth() {
+        let cluster = Cluster::parse("tiers", &with_tiers(&[(2, 4.0), (8, 1.0)])).unwrap();
+        assert_eq!(cluster.network.tiers.iter().map(Tier::uplink).collect::<Vec<_>>(), [1.25e10, 5e10]);
+        let check = |tiers: &[(usize, f64)], expected: &str| {
+            let message = Cluster::parse("c.toml", &with_tiers(tiers)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        check(&[(1, 1.0)], "network.tiers.of1.nodes = 1: expected a multiple of 1");
+        check(&[(4, 1.0), (6, 1.0)], "network.tiers.of6.nodes = 6: expected a multiple of 4");
+        check(&[(4, 0.5)], "network.tiers.of4.oversubscription.value = 0.5: expected at least 1");
+        check(&[(4, -1.0)], "network.tiers.of4.oversubscription.value = -1");
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl PreparedRun<'_> {
         let choose = || match self.forced {
             Some(plan) => Ok(Chosen { plan, expected: None }),
             None => {
-                let (plan, estimate) = self.system.best(&self.job, &CostModel::new(&self.job.cluster))?;
+                let (plan, estimate) =
+                    self.system.best(&self.job, &CostModel::new(&self.job.cluster, self.job.gpus))?;
                 Ok(Chosen { plan, expected: Some(estimate.step) })
             }
         };

@@ -104,7 +104,12 @@ fn constants() -> Table {
     for cluster in all_clusters() {
         for (field, constant, _) in cluster.constants() {
             let spread = constant.uncertainty.map_or(String::new(), |sigma| format!(" ± {sigma:.1e}"));
-            table.add_row([&cluster.name, field, &format!("{:.3e}{spread}", constant.value), &constant.source]);
+            table.add_row([
+                cluster.name.as_str(),
+                &field,
+                &format!("{:.3e}{spread}", constant.value),
+                &constant.source,
+            ]);
         }
     }
     table

@@ -74,7 +74,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     }
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let (job, _) = prepare::job("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;
-    let candidates = system.candidates(&job, &CostModel::new(&job.cluster));
+    let candidates = system.candidates(&job, &CostModel::new(&job.cluster, job.gpus));
     if candidates.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!(
             "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",

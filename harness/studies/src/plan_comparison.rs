@@ -56,7 +56,7 @@ pub struct Rated {
 pub fn compare(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<PlanComparison> {
     let id = case.case.id();
     let prepared = case.runs.first().with_context(|| format!("{id}: no system"))?;
-    let costs = CostModel::new(&prepared.job.cluster);
+    let costs = CostModel::new(&prepared.job.cluster, prepared.job.gpus);
     let candidates = SMARTMOE.candidates(&prepared.job, &costs);
     let pick =
         candidates.iter().find(|candidate| candidate.outcome.is_ok()).with_context(|| format!("{id}: no plan"))?;

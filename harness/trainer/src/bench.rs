@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use systems::Plain;
 use systems::plan::placement::Placement;
-use systems::price::GroupPlace;
 use systems::price::cost::CostModel;
 use tch::{Device, Kind, Tensor};
 use workloads::model::Moe;
@@ -251,7 +250,7 @@ impl LayerBench {
             gradient: draw("gradient", &[tokens, width], 1.0).to_kind(kind),
             group: Box::new(threads::world(1, Duration::from_secs(10)).remove(0)),
             timer: Timer::new(0, None),
-            costs: CostModel::new(&Cluster::named("bench", "inky").expect("the cluster is built in")),
+            costs: CostModel::new(&Cluster::named("bench", "inky").expect("the cluster is built in"), 1),
         }
     }
 
@@ -259,7 +258,7 @@ impl LayerBench {
     fn run(&self, given: Option<Vec<usize>>, backward: bool) -> Result<Option<Results>, TrainError> {
         // The host's spans of the last repeat.
         self.timer.start();
-        let place = GroupPlace { group: self.costs.group(0..1, 1), nodes: vec![0] };
+        let place = self.costs.group(0..1, 1);
         let site = MoeSite {
             timer: &self.timer,
             group: &*self.group,

@@ -12,8 +12,9 @@ use crate::iteration::{Evaluation, Peak};
 use crate::plan::job::{Job, Scope};
 use crate::plan::memory::{ExpertMemory, HeldRows, StageMemory};
 use crate::price::ledger::{Ledger, Phase};
+use crate::price::network::Group;
 use crate::price::streams::{Streams, TimedPass};
-use crate::price::{GroupPlace, LayerPrice, Scratch, Setting};
+use crate::price::{LayerPrice, Scratch, Setting};
 use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, LayerProgram};
 
@@ -51,7 +52,7 @@ struct StageRun<'a> {
     /// MoE layers of the stages before.
     first_layer: usize,
     ranks: Range<usize>,
-    place: GroupPlace,
+    place: Group,
     order: Vec<Work>,
     next: usize,
     /// The pass that it is in, and the block.
@@ -168,10 +169,9 @@ impl<'a> StageRun<'a> {
     ) -> Self {
         let Evaluation { job, plan, costs, .. } = *evaluation;
         let ranks = plan.expert_group(stage, group);
-        let global_nodes = job.nodes(ranks.clone());
-        let nodes = global_nodes.iter().map(|node| node - global_nodes[0]).collect();
         let charge = evaluation.charges[stage];
-        let decided = recorder.together(ranks.clone(), Activity::Decision, Seconds::ZERO, charge.decision);
+        let gathered = recorder.together(ranks.clone(), Activity::Gathering, Seconds::ZERO, charge.gathering);
+        let decided = recorder.together(ranks.clone(), Activity::Decision, gathered, charge.decision);
         let migrated = recorder.together(ranks.clone(), Activity::Migration, decided, charge.migration);
         let mut inputs = vec![None; micro_batches];
         if stage == 0 {
@@ -184,7 +184,7 @@ impl<'a> StageRun<'a> {
             group,
             first_layer: job.model.blocks[..blocks.start].iter().filter_map(Block::moe).count(),
             blocks,
-            place: GroupPlace { group: costs.group(ranks.clone(), 1), nodes },
+            place: costs.group(ranks.clone(), 1),
             ranks,
             order: one_forward_one_backward(plan.pp, stage, micro_batches),
             next: 0,
@@ -268,8 +268,9 @@ impl<'a> StageRun<'a> {
         routed.dropped += chosen.saturating_sub(priced.entries);
         routed.shadowed += program.shadowed.len() as u64;
         let rows = priced.laid_out_rows.iter().zip(&priced.computed_rows);
-        for (experts, (&sent, &received)) in self.experts.iter_mut().zip(rows) {
-            experts.add(moe, &HeldRows { tokens: setting.tokens, layout: program.layout, sent, received });
+        for (rank, (experts, (&sent, &received))) in self.experts.iter_mut().zip(rows).enumerate() {
+            let copies = program.shadowed.iter().filter(|&&expert| placement.rank_of(expert) != rank).count();
+            experts.add(moe, &HeldRows { tokens: setting.tokens, layout: program.layout, sent, received, copies });
         }
         self.pass(&priced.pass(&program, Direction::Forward), streams);
         self.layers[m].push((program, priced));
@@ -293,7 +294,7 @@ impl<'a> StageRun<'a> {
             }
             job.gate.admit(row, tokens, job.top_k(), &job.gate_statistics);
         }
-        policy.restrict(counts, &self.place.nodes);
+        policy.restrict(counts, self.place.nodes());
     }
 
     fn backward(&mut self, m: usize, workspace: &mut Workspace) {

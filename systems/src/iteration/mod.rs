@@ -49,6 +49,8 @@ const STEADY_MICRO_BATCHES: usize = 3;
 /// Time charged to a stage before its first micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Charge {
+    /// Gathering the loads that online decisions look at.
+    pub gathering: Seconds,
     /// Online decisions.
     pub decision: Seconds,
     /// Experts changing ranks.
@@ -177,7 +179,7 @@ impl Evaluation<'_> {
         for (index, stage) in stages.iter().enumerate() {
             let mut ledger = Ledger::default();
             ledger.merge(&stage.ledger, scale);
-            ledger.add(Phase::Decision, self.charges[index].decision);
+            ledger.add(Phase::Decision, self.charges[index].gathering + self.charges[index].decision);
             ledger.add(Phase::Migration, self.charges[index].migration);
             let end = match self.job.scope {
                 Scope::Iteration => self.update(index, stages, &mut ledger, recorder),
@@ -297,7 +299,7 @@ mod tests {
         let bandwidth = BytesPerSecond(cluster.network.intra_bandwidth.value);
         let whole = Job::new(Model::of_layer(moe, 2), cluster, 2, Gate::NoDrop, 2);
         let job = whole.layer_alone(0).unwrap();
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         let plan = Plan { pp: 1, dp: 2, tp: 1, ep: 2, expert_dp: 1, micro_batch: 1, placement_every: 0 };
         let layer = |counts: [u32; 8]| {
             let timing = Evaluation {

@@ -1,13 +1,13 @@
-//! Between iterations, the same for every engine: the policy decides about a layer from past loads alone, its answer is
-//! checked, and what moves follows from it. The simulator charges what is returned at the cluster's prices; a trainer does
+//! Between iterations, the same for every engine: where a decision is due, the loads of a stage are gathered; the policy
+//! decides about a layer from past loads alone, its answer is checked, and what moves follows from it. The simulator charges what is returned at the cluster's prices; a trainer does
 //! it and measures.
 
 use thiserror::Error;
-use workloads::model::Moe;
+use workloads::model::{Block, Moe};
 use workloads::{Bytes, Seconds};
 
 use crate::plan::placement::Move;
-use crate::{CostModel, Decision, LoadHistory, Placement, Policy};
+use crate::{CostModel, Decision, Job, LoadHistory, Placement, Plan, Policy};
 
 /// A policy and all that it may see.
 pub struct Online {
@@ -75,8 +75,10 @@ impl Online {
     /// # Errors
     /// A placement of other experts or ranks.
     pub fn decide(&mut self, layer: usize, moe: &Moe, now: &Placement) -> Result<Option<Decided>, WrongPlacement> {
+        if !self.policy.placement_due(self.history.len()) {
+            return Ok(None);
+        }
         let placement = match self.policy.place(self.history.len(), layer, &self.history, now) {
-            Decision::NotDue => return Ok(None),
             Decision::Stay => None,
             Decision::Move(next) => Some(next),
         };
@@ -88,6 +90,15 @@ impl Online {
         let migration = |placement| Migration { moves: now.moves_to(&placement), placement, expert_bytes };
         Ok(Some(Decided { steps: (now.experts() * now.ranks()) as u64, migration: placement.map(migration) }))
     }
+}
+
+/// What it takes the ranks of a stage to sum up the loads of its MoE layers in that many iterations: 8 bytes for every
+/// expert, all in one all-reduce.
+pub fn gathering(job: &Job, plan: &Plan, stage: usize, iterations: usize, costs: &CostModel) -> Seconds {
+    let layers = job.model.blocks[plan.stage_blocks(job, stage)].iter().filter_map(Block::moe);
+    let loads = layers.map(|moe| moe.experts).sum::<usize>() * iterations;
+    let first = stage * plan.stage_ranks();
+    costs.all_reduce(&costs.group(first..first + plan.stage_ranks(), 1), Bytes(8.0 * loads as f64))
 }
 
 impl Migration {
@@ -111,10 +122,14 @@ mod tests {
     struct Told(Placement);
 
     impl Policy for Told {
+        fn placement_due(&self, iteration: usize) -> bool {
+            iteration > 0
+        }
+
         fn place(&mut self, iteration: usize, _layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
             assert_eq!(iteration, past.len());
             match iteration {
-                0 => Decision::NotDue,
+                0 => panic!("asked before it is due"),
                 _ if self.0 == *now => Decision::Stay,
                 _ => Decision::Move(self.0.clone()),
             }

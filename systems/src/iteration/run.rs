@@ -7,7 +7,7 @@ use thiserror::Error;
 use workloads::Seconds;
 use workloads::trace::BatchCounts;
 
-use crate::iteration::online::{Online, WrongPlacement};
+use crate::iteration::online::{self, Online, WrongPlacement};
 use crate::iteration::timeline::{Recorder, Span};
 use crate::iteration::{Charge, Coverage, Evaluation, Timing};
 use crate::plan::search;
@@ -21,6 +21,8 @@ pub struct Run<'a> {
     online: Online,
     /// `[moe layer]`.
     placements: Vec<Placement>,
+    /// Iterations whose loads were gathered.
+    gathered: usize,
 }
 
 /// What one iteration did.
@@ -28,7 +30,7 @@ pub struct Run<'a> {
 pub struct Iteration {
     /// Its timing.
     pub timing: Timing,
-    /// Time of online decisions on the slowest stage.
+    /// Time of online decisions on the slowest stage, and of gathering the loads for them.
     pub decision: Seconds,
     /// Time of migrations on the slowest stage.
     pub migration: Seconds,
@@ -64,7 +66,7 @@ impl<'a> Run<'a> {
     /// A run at its start, experts in order.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan) -> Self {
         let online = Online::new(system.policy(job, &plan));
-        Self { job, costs, plan, online, placements: plan.experts_in_order(job) }
+        Self { job, costs, plan, online, placements: plan.experts_in_order(job), gathered: 0 }
     }
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
@@ -98,7 +100,7 @@ impl<'a> Run<'a> {
         self.online.remember(std::mem::take(&mut timing.loads));
         let most = |of: fn(&Charge) -> Seconds| charges.iter().map(of).fold(Seconds::ZERO, Seconds::max);
         Iteration {
-            decision: most(|charge| charge.decision),
+            decision: most(|charge| charge.gathering + charge.decision),
             migration: most(|charge| charge.migration),
             moved,
             failure: search::fits(self.job, &self.plan, timing.peak).err().map(Failure::from),
@@ -113,6 +115,14 @@ impl<'a> Run<'a> {
     fn place(&mut self) -> Result<Placed, WrongPlacement> {
         let (job, plan) = (self.job, &self.plan);
         let mut placed = Placed { charges: vec![Charge::default(); plan.pp], moved: 0 };
+        let seen = self.online.history().len();
+        if !self.online.policy().placement_due(seen) {
+            return Ok(placed);
+        }
+        for (stage, charge) in placed.charges.iter_mut().enumerate() {
+            charge.gathering = online::gathering(job, plan, stage, seen - self.gathered, self.costs);
+        }
+        self.gathered = seen;
         let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers());
         for (layer, ((block, moe), placement)) in layers.zip(&mut self.placements).enumerate() {
             let Some(decided) = self.online.decide(layer, moe, placement)? else { continue };

@@ -29,6 +29,8 @@ pub enum Activity {
     GradientSync(Gradients),
     /// The optimizer step.
     Optimizer,
+    /// The loads that online decisions look at, summed over a stage.
+    Gathering,
     /// Online decisions of an iteration.
     Decision,
     /// Experts changing ranks.
@@ -79,7 +81,7 @@ impl Activity {
             Activity::Boundary => Phase::Boundary,
             Activity::GradientSync(_) => Phase::GradientSync,
             Activity::Optimizer => Phase::Optimizer,
-            Activity::Decision => Phase::Decision,
+            Activity::Gathering | Activity::Decision => Phase::Decision,
             Activity::Migration => Phase::Migration,
             Activity::Host => Phase::Host,
         }
@@ -100,9 +102,11 @@ impl Activity {
             Activity::Block | Activity::Edge | Activity::Optimizer | Activity::Decision | Activity::Host => {
                 Stream::Compute
             }
-            Activity::TensorParallel | Activity::Boundary | Activity::GradientSync(_) | Activity::Migration => {
-                Stream::Communication
-            }
+            Activity::TensorParallel
+            | Activity::Boundary
+            | Activity::GradientSync(_)
+            | Activity::Gathering
+            | Activity::Migration => Stream::Communication,
         }
     }
 
@@ -120,6 +124,7 @@ impl Activity {
             Activity::GradientSync(Gradients::Tied) => "all-reduce tied",
             Activity::GradientSync(Gradients::TiedStages) => "all-reduce tied between stages",
             Activity::Optimizer => "optimizer",
+            Activity::Gathering => "gather loads",
             Activity::Decision => "decision",
             Activity::Migration => "migration",
             Activity::Host => "host",

@@ -95,14 +95,20 @@ pub struct HeldRows {
     pub sent: u64,
     /// Rows that it receives.
     pub received: u64,
+    /// Experts of other ranks whose weights it has for this micro-batch.
+    pub copies: usize,
 }
 
 impl ExpertMemory {
     /// Adds one layer and micro-batch.
     pub fn add(&mut self, moe: &Moe, held: &HeldRows) {
-        let &HeldRows { tokens, layout, sent, received } = held;
+        let &HeldRows { tokens, layout, sent, received, copies } = held;
         let mut stored = moe.entry_activations() * received as f64;
         let mut buffers = exchange_buffers(moe, sent as f64, received as f64);
+        // Weights stay until the backward pass, which makes gradients of as many bytes to send home.
+        let copied = Bytes(copies as f64 * moe.expert_parameters() as f64 * HALF);
+        stored += copied;
+        buffers += copied;
         if let Layout::OneHot { rows } = layout {
             stored += one_hot_stored(moe, tokens, rows);
             buffers += one_hot_buffers(moe, tokens, rows);
@@ -205,8 +211,9 @@ mod tests {
     fn few_activations_are_less_than_the_update_takes() {
         let moe = Moe::plain(1, 10, 20, 1);
         let mut experts = ExpertMemory::default();
-        experts.add(&moe, &HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3 });
-        let rows = moe.entry_activations().0 * 3.0 + exchange_buffers(&moe, 5.0, 3.0).0;
+        experts.add(&moe, &HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3, copies: 2 });
+        // Two copies of 430 parameters, and their gradients.
+        let rows = moe.entry_activations().0 * 3.0 + exchange_buffers(&moe, 5.0, 3.0).0 + 2.0 * 2.0 * 430.0 * 2.0;
         let peak = |parameters| {
             let stage = StageMemory { parameters, dense: Bytes(7.0), held: 1.0, recomputes: false };
             stage.peak(&experts, 1).0

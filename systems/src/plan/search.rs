@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_search_without_a_profile_is_refused() {
         let job = job();
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         let refused = crate::zoo::expert_only::ExpertOnly.plan(&job, &costs).unwrap_err();
         assert!(matches!(refused, PlanError::NoProfile { .. }), "{refused}");
     }

@@ -2,7 +2,8 @@
 //!
 //! Every price follows from amounts (rows, bytes, FLOP) and the cluster's constants. There is no constant per system, per
 //! case or per op. An exchange lasts until its busiest port is done: the busiest GPU on the links of its node, or the
-//! busiest node on its share of the network, plus a start-up per message; rings are priced by their slowest link.
+//! busiest node (or larger unit of the network) on the group's part of its uplink, plus a start-up per message; rings are
+//! priced by their slowest link. Every collective starts up once: a ring's steps are one kernel.
 
 use std::ops::Range;
 
@@ -11,6 +12,7 @@ use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 
 use crate::plan::memory;
 use crate::plan::placement::Move;
+use crate::price::network::{Group, Network};
 use crate::price::traffic::Traffic;
 use crate::program::Direction;
 
@@ -23,28 +25,11 @@ const ONE_HOT_TRAFFIC_FORWARD: f64 = 22.0;
 /// (2 + 4) and is read for the weights' gradients (4).
 const ONE_HOT_TRAFFIC_BACKWARD: f64 = 16.0;
 
-/// A ring's hop as a share of the start-up of a call: a ring's steps are one kernel, so a hop takes less than a launch. Not
-/// sourced: no measurement at hand tells hops from bytes. All hops of an iteration together are below 0.1% of it in every
-/// case of `paper-gpt` and `paper-gpt-authors`, so twice or none of it changes nothing that is shown.
-const RING_HOP: f64 = 0.1;
-
-/// The prices of a cluster.
+/// The prices of a cluster for a job on its first ranks.
 #[derive(Clone, Debug)]
 pub struct CostModel {
     cluster: Cluster,
-    /// Whether concurrent groups share a node's network.
-    contention: bool,
-}
-
-/// Ranks that communicate, as the network sees them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Group {
-    /// Number of ranks.
-    pub size: usize,
-    /// Number of nodes that they are on.
-    pub nodes: usize,
-    /// The part of a node's network bandwidth that is theirs.
-    pub share: f64,
+    network: Network,
 }
 
 /// What an expert takes in one pass.
@@ -65,26 +50,14 @@ impl ExpertPrice {
 }
 
 impl CostModel {
-    /// The prices of a cluster.
-    pub fn new(cluster: &Cluster) -> Self {
-        Self { cluster: cluster.clone(), contention: true }
+    /// The prices of a cluster for a job on its first `gpus` ranks.
+    pub fn new(cluster: &Cluster, gpus: usize) -> Self {
+        Self { cluster: cluster.clone(), network: Network::new(cluster, gpus) }
     }
 
-    /// Prices as if concurrent groups did not share a node's network: for sensitivity tests alone.
-    pub fn without_contention(mut self) -> Self {
-        self.contention = false;
-        self
-    }
-
-    /// `ranks`, spaced `stride` apart, of a job that fills its nodes.
+    /// `ranks`, spaced `stride` apart.
     pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
-        let size = ranks.len().div_ceil(stride);
-        let last = ranks.start + (size.max(1) - 1) * stride;
-        let nodes = last / self.cluster.gpus_per_node - ranks.start / self.cluster.gpus_per_node + 1;
-        let nodes = nodes.min(size.max(1));
-        let per_node = size.div_ceil(nodes).min(self.cluster.gpus_per_node);
-        let share = if self.contention { per_node as f64 / self.cluster.gpus_per_node as f64 } else { 1.0 };
-        Group { size, nodes, share }
+        self.network.group(ranks, stride)
     }
 
     /// Matrix products with that arithmetic in all.
@@ -142,46 +115,48 @@ impl CostModel {
 
     /// One grouped call of an exchange of entries of `entry` bytes: each rank of `group` sends to and receives from all.
     pub fn exchange(&self, group: &Group, traffic: &Traffic, entry: Bytes) -> Seconds {
-        if group.size < 2 {
+        if group.size() < 2 {
             return Seconds::ZERO;
         }
         let intra = entry * traffic.intra as f64 / self.intra();
-        let inter = (entry * traffic.inter as f64 / BytesPerSecond(self.cluster.network.port_bandwidth.value))
-            .max(entry * traffic.node as f64 / self.inter(group));
+        let inter = (entry * traffic.inter as f64 / self.port()).max(entry * traffic.uplink / self.node());
         self.call_start() + Seconds(self.cluster.network.peer_start.value) * traffic.peers as f64 + intra.max(inter)
     }
 
     /// A ring all-reduce of `bytes` on every rank.
     pub fn all_reduce(&self, group: &Group, bytes: Bytes) -> Seconds {
-        let steps = 2.0 * (group.size as f64 - 1.0);
-        if group.size < 2 || bytes == Bytes::ZERO {
-            return Seconds::ZERO;
-        }
-        let hops = self.call_start() * (RING_HOP * steps);
-        bytes * (steps / group.size as f64) / self.ring(group) + hops
+        self.ring(group, bytes * 2.0)
     }
 
-    /// A ring all-gather that leaves `bytes` on every rank: half of an all-reduce.
+    /// A ring all-gather that leaves `bytes` on every rank, or a reduce-scatter of as much.
     pub fn all_gather(&self, group: &Group, bytes: Bytes) -> Seconds {
-        self.all_reduce(group, bytes) * 0.5
+        self.ring(group, bytes)
+    }
+
+    /// `bytes` once around a ring, but for the part that a rank has.
+    fn ring(&self, group: &Group, bytes: Bytes) -> Seconds {
+        let size = group.size() as f64;
+        if group.size() < 2 || bytes == Bytes::ZERO {
+            return Seconds::ZERO;
+        }
+        bytes * ((size - 1.0) / size) / self.slowest_link(group) + self.call_start()
     }
 
     /// One rank's `bytes` to the whole group, or the group's sum to one rank.
     pub fn broadcast(&self, group: &Group, bytes: Bytes) -> Seconds {
-        if group.size < 2 {
+        if group.size() < 2 {
             return Seconds::ZERO;
         }
-        let rate =
-            if group.nodes > 1 { BytesPerSecond(self.cluster.network.rooted_bandwidth.value) } else { self.intra() };
+        let rooted = BytesPerSecond(self.cluster.network.rooted_bandwidth.value);
+        let rate = if group.one_node() { self.intra() } else { rooted.min(self.slowest_link(group)) };
         bytes / rate + self.call_start()
     }
 
-    /// `bytes` from one rank to another while the other ranks of its node do the same.
+    /// `bytes` from one rank to another while the other ranks of their nodes do the same.
     pub fn send(&self, from: usize, to: usize, bytes: Bytes) -> Seconds {
-        let rate = if from / self.cluster.gpus_per_node == to / self.cluster.gpus_per_node {
-            self.intra()
-        } else {
-            self.inter(&self.group(from..from + 1, 1)).min(BytesPerSecond(self.cluster.network.port_bandwidth.value))
+        let rate = match self.network.between(from, to) {
+            None => self.intra(),
+            Some(weight) => (self.node() / weight).min(self.port()),
         };
         bytes / rate + Seconds(self.cluster.network.send_start.value)
     }
@@ -222,13 +197,18 @@ impl CostModel {
         BytesPerSecond(self.cluster.network.intra_bandwidth.value)
     }
 
-    /// A group's part of a node's network.
-    fn inter(&self, group: &Group) -> BytesPerSecond {
-        BytesPerSecond(self.cluster.network.inter_bandwidth.value) * group.share
+    /// A whole node's bandwidth to others.
+    fn node(&self) -> BytesPerSecond {
+        BytesPerSecond(self.cluster.network.inter_bandwidth.value)
     }
 
-    fn ring(&self, group: &Group) -> BytesPerSecond {
-        if group.nodes > 1 { self.inter(group).min(self.intra()) } else { self.intra() }
+    /// One GPU's bandwidth to other nodes.
+    fn port(&self) -> BytesPerSecond {
+        BytesPerSecond(self.cluster.network.port_bandwidth.value)
+    }
+
+    fn slowest_link(&self, group: &Group) -> BytesPerSecond {
+        group.uplink(self.node()).map_or(self.intra(), |uplink| uplink.min(self.intra()))
     }
 }
 
@@ -240,7 +220,7 @@ mod tests {
     #[test]
     fn one_hot_products_are_the_formula() {
         let cluster = Cluster::named("test", "inky").unwrap();
-        let costs = CostModel::new(&cluster);
+        let costs = CostModel::new(&cluster, 1);
         let moe = Moe::plain(1, 64, 1, 8);
         let elements = 100.0 * 8.0 * 10.0;
         let expected = |products: f64, bytes: f64| {

@@ -34,7 +34,7 @@ pub enum Phase {
     GradientSync,
     /// Optimizer step.
     Optimizer,
-    /// Online decisions.
+    /// Online decisions, and gathering the loads for them.
     Decision,
     /// Experts changing ranks.
     Migration,

@@ -5,6 +5,7 @@
 
 pub mod cost;
 pub mod ledger;
+pub mod network;
 pub mod streams;
 pub mod traffic;
 
@@ -12,20 +13,12 @@ use workloads::model::Moe;
 use workloads::{Bytes, Flops, Seconds};
 
 use crate::plan::placement::Placement;
-use crate::price::cost::{CostModel, Group};
+use crate::price::cost::CostModel;
+use crate::price::network::Group;
 use crate::price::streams::TimedPass;
 use crate::price::traffic::{Table, Traffic};
 use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, LayerProgram, Layout, Op, Rows, Task};
-
-/// Where a group's ranks are.
-#[derive(Clone, Debug)]
-pub struct GroupPlace {
-    /// How the network sees them.
-    pub group: Group,
-    /// The node of each rank, counted from the group's first.
-    pub nodes: Vec<usize>,
-}
 
 /// Durations of a program's tasks on each rank.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +54,7 @@ pub struct Setting<'a> {
     /// Tokens of each rank.
     pub tokens: usize,
     /// The ranks.
-    pub place: &'a GroupPlace,
+    pub place: &'a Group,
     /// The cluster.
     pub costs: &'a CostModel,
 }
@@ -99,7 +92,7 @@ impl Setting<'_> {
     ) -> LayerPrice {
         let mut priced = scratch.spare.pop().unwrap_or_default();
         let rows = Rows::new(program, counts, placement);
-        scratch.table.fill(program, &rows, &self.place.nodes);
+        scratch.table.fill(program, &rows, self.place);
         scratch.exchanges.clear();
         scratch.exchanges.extend((0..program.steps).map(|step| self.exchange(&scratch.table, step)));
         let entries_of = |rank| counts.row(rank).iter().map(|&count| u64::from(count)).sum::<u64>();
@@ -119,8 +112,7 @@ impl Setting<'_> {
     /// One step of an exchange: the same there and back, forward and backward.
     fn exchange(&self, table: &Table, step: usize) -> Seconds {
         let calls = table.calls(step).iter();
-        let sent: Seconds =
-            calls.map(|traffic| self.costs.exchange(&self.place.group, traffic, self.moe.entry_bytes())).sum();
+        let sent: Seconds = calls.map(|traffic| self.costs.exchange(self.place, traffic, self.moe.entry_bytes())).sum();
         // Before either call of a hierarchical exchange, rows are read and written in its order.
         let reordered = self.moe.entry_bytes() * (4.0 * table.reordered(step) as f64);
         sent + self.costs.elementwise(reordered)
@@ -166,17 +158,16 @@ impl Pricer<'_> {
             Op::Gate => self.gate(direction),
             Op::Counts => {
                 let bytes = Bytes(8.0 * moe.experts as f64);
-                let own_node = place.group.size.div_ceil(place.group.nodes);
-                let outside = u64::from(place.group.nodes > 1);
-                let one = Traffic { intra: 1, inter: outside, node: outside, peers: self.rows.ranks() - own_node };
-                costs.exchange(&place.group, &one, bytes)
+                costs.exchange(place, &Traffic::one_each(place), bytes)
             }
+            // A rank alone exchanges nothing that it could wait for.
+            Op::Sync if self.rows.ranks() == 1 => Seconds::ZERO,
             Op::Sync => costs.synchronisation(),
             Op::Decide { steps } => costs.decision(steps),
             Op::Dispatch { step } | Op::Combine { step } => self.scratch.exchanges[step],
             Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
                 let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
-                costs.broadcast(&place.group, bytes)
+                costs.broadcast(place, bytes)
             }
             Op::Experts { .. } | Op::Shadow { .. } => Seconds::ZERO,
         }

@@ -1,21 +1,40 @@
-//! What a step of an exchange puts on each port: how many rows arrive where, and what the busiest GPU and node send or
-//! receive in each grouped call.
+//! What a step of an exchange puts on each port: how many rows arrive where, and what the busiest GPU and the busiest uplink
+//! send or receive in each grouped call.
 
 use std::ops::Range;
 
+use crate::price::network::Group;
 use crate::program::{Exchange, LayerProgram, Rows};
 
 /// What one grouped call of an exchange puts on the busiest ports, in rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
     /// Sent to, or received from, its own node by the busiest GPU.
     pub intra: u64,
     /// Sent to, or received from, other nodes by the busiest GPU.
     pub inter: u64,
-    /// Sent to, or received from, other nodes by the busiest node.
-    pub node: u64,
+    /// Sent to, or received from, other units by the busiest node or larger unit, as many as would take a node's whole network
+    /// as long as they take the group's part of the unit's uplink.
+    pub uplink: f64,
     /// Peers on other nodes of the GPU that has most of them.
     pub peers: usize,
+}
+
+impl Traffic {
+    /// One row in all from every rank of `group`, spread evenly over the ranks.
+    pub fn one_each(group: &Group) -> Self {
+        let ranks = group.size();
+        let mut uplink = 0.0f64;
+        for (units, weights) in group.tiers() {
+            for unit in units.chunk_by(|a, b| a == b) {
+                let leaving = unit.len() as f64 * (ranks - unit.len()) as f64 / ranks as f64;
+                uplink = uplink.max(leaving * weights[unit[0]]);
+            }
+        }
+        let on_a_node = group.nodes().chunk_by(|a, b| a == b).map(<[usize]>::len);
+        let peers = ranks - on_a_node.min().unwrap_or(ranks);
+        Self { intra: 1, inter: u64::from(!group.one_node()), uplink, peers }
+    }
 }
 
 /// Rows and traffic of a program's steps, in physical order. A table can be filled again, which needs no new memory.
@@ -36,25 +55,28 @@ pub struct Table {
     row: Vec<u32>,
 }
 
-/// Rows of every GPU in every grouped call, to or from its own node and others: `[sent, received]`, `[rank][call]` each.
-/// A group's rows of one micro-batch fit 32 bits.
+/// Rows of every GPU in every grouped call: `[sent, received]`, `[rank][call]` each. A group's rows of one micro-batch fit 32
+/// bits.
 #[derive(Default)]
 struct Ports {
     calls: usize,
+    /// To or from its own node.
     intra: [Vec<u32>; 2],
-    inter: [Vec<u32>; 2],
-    /// The maxima of each call.
+    /// `[tier]`: to or from other nodes, then other units of each larger tier.
+    outside: Vec<[Vec<u32>; 2]>,
+    /// The maxima of each call over GPUs, and the sums of one unit.
     most: Vec<u32>,
+    /// `[call]`: the maxima over uplinks.
+    uplinks: Vec<f64>,
 }
 
 impl Table {
-    /// The traffic of `program` between ranks on `nodes`, which ascend, in place of what the table held.
-    pub fn fill(&mut self, program: &LayerProgram, rows: &Rows, nodes: &[usize]) {
-        let one_node = nodes.first() == nodes.last();
+    /// The traffic of `program` between the ranks of `group`, in place of what the table held.
+    pub fn fill(&mut self, program: &LayerProgram, rows: &Rows, group: &Group) {
         match program.exchange {
-            Exchange::PerExpert => self.direct(program.steps, rows.slots_per_rank(), rows, nodes),
-            Exchange::Hierarchical if !one_node => self.hierarchical(rows, nodes),
-            Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, rows, nodes),
+            Exchange::PerExpert => self.direct(program.steps, rows.slots_per_rank(), rows, group),
+            Exchange::Hierarchical if !group.one_node() => self.hierarchical(rows, group),
+            Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, rows, group),
         }
     }
 
@@ -75,13 +97,13 @@ impl Table {
     }
 
     /// Every row goes from its source straight to its owner, in `calls` grouped calls: one per slot, or one for all.
-    fn direct(&mut self, steps: usize, calls: usize, rows: &Rows, nodes: &[usize]) {
+    fn direct(&mut self, steps: usize, calls: usize, rows: &Rows, place: &Group) {
         let (ranks, slots) = (rows.ranks(), rows.slots_per_rank());
         let group = ranks / steps;
         (self.ranks, self.slots, self.calls, self.reordered) = (ranks, slots, calls, 0);
         clear(&mut self.arrived, steps * ranks * slots);
         clear(&mut self.row, ranks * slots);
-        self.ports.clear(steps * ranks, calls);
+        self.ports.clear(steps * ranks, calls, place);
         for source in 0..ranks {
             rows.to_slots(source, &mut self.row);
             for (owners, sent) in self.row.chunks_exact(group * slots).enumerate() {
@@ -90,24 +112,24 @@ impl Table {
                     let to = step * ranks + owner;
                     add(&mut self.arrived[to * slots..(to + 1) * slots], sent);
                     if owner != source {
-                        self.ports.add(step * ranks + source, to, nodes[source] == nodes[owner], sent);
+                        self.ports.add(step * ranks + source, to, place.crossed(source, owner), sent);
                     }
                 }
             }
         }
         self.traffic.clear();
         for step in 0..steps {
-            let peers = most_peers(step, steps, nodes);
-            self.ports.busiest(step * ranks..(step + 1) * ranks, nodes, peers, &mut self.traffic);
+            let peers = most_peers(step, steps, place.nodes());
+            self.ports.busiest(step * ranks..(step + 1) * ranks, place, peers, &mut self.traffic);
         }
     }
 
     /// Rows for another node go to the rank of the own node with the owner's local number first. One step.
-    fn hierarchical(&mut self, rows: &Rows, nodes: &[usize]) {
-        let ranks = rows.ranks();
-        self.direct(1, 1, rows, nodes);
+    fn hierarchical(&mut self, rows: &Rows, place: &Group) {
+        let (ranks, nodes) = (rows.ranks(), place.nodes());
+        self.direct(1, 1, rows, place);
         // `[call][rank]`.
-        self.ports.clear(2 * ranks, 1);
+        self.ports.clear(2 * ranks, 1, place);
         for source in 0..ranks {
             let mut reordered = 0;
             for owner in (0..ranks).filter(|&owner| owner != source) {
@@ -116,7 +138,7 @@ impl Table {
                 reordered += u64::from(entries);
                 for (call, from, to) in [(0, source, relay), (ranks, relay, owner)] {
                     if from != to {
-                        self.ports.add(call + from, call + to, nodes[from] == nodes[to], &[entries]);
+                        self.ports.add(call + from, call + to, place.crossed(from, to), &[entries]);
                     }
                 }
             }
@@ -126,56 +148,67 @@ impl Table {
         let other_nodes = nodes[ranks - 1];
         self.calls = 2;
         self.traffic.clear();
-        self.ports.busiest(0..ranks, nodes, 0, &mut self.traffic);
-        self.ports.busiest(ranks..2 * ranks, nodes, other_nodes, &mut self.traffic);
+        self.ports.busiest(0..ranks, place, 0, &mut self.traffic);
+        self.ports.busiest(ranks..2 * ranks, place, other_nodes, &mut self.traffic);
     }
 }
 
 impl Ports {
-    fn clear(&mut self, ranks: usize, calls: usize) {
+    fn clear(&mut self, ranks: usize, calls: usize, group: &Group) {
         self.calls = calls;
-        self.intra.iter_mut().chain(&mut self.inter).for_each(|rows| clear(rows, ranks * calls));
+        self.outside.resize_with(group.tiers().count(), Default::default);
+        self.intra.iter_mut().chain(self.outside.iter_mut().flatten()).for_each(|rows| clear(rows, ranks * calls));
     }
 
-    /// Rows `[slot]` from one rank to another, each in the call of its slot, or all in one.
+    /// Rows `[slot]` from one rank to another, each in the call of its slot, or all in one; they cross that many tiers.
     #[inline(always)]
-    fn add(&mut self, from: usize, to: usize, same_node: bool, rows: &[u32]) {
-        let [sent, received] = if same_node { &mut self.intra } else { &mut self.inter };
-        add(&mut sent[from * self.calls..(from + 1) * self.calls], rows);
-        add(&mut received[to * self.calls..(to + 1) * self.calls], rows);
+    fn add(&mut self, from: usize, to: usize, crossed: usize, rows: &[u32]) {
+        let calls = self.calls;
+        let book = |[sent, received]: &mut [Vec<u32>; 2]| {
+            add(&mut sent[from * calls..(from + 1) * calls], rows);
+            add(&mut received[to * calls..(to + 1) * calls], rows);
+        };
+        match crossed {
+            0 => book(&mut self.intra),
+            crossed => self.outside[..crossed].iter_mut().for_each(book),
+        }
     }
 
-    /// Appends the traffic of each call between `ranks`, which are on `nodes`.
-    fn busiest(&mut self, ranks: Range<usize>, nodes: &[usize], peers: usize, traffic: &mut Vec<Traffic>) {
+    /// Appends the traffic of each call between `ranks`, which are those of `group`.
+    fn busiest(&mut self, ranks: Range<usize>, group: &Group, peers: usize, traffic: &mut Vec<Traffic>) {
         let calls = self.calls;
-        let one_node = nodes.first() == nodes.last();
-        clear(&mut self.most, 4 * calls);
+        clear(&mut self.most, 3 * calls);
+        self.uplinks.clear();
+        self.uplinks.resize(calls, 0.0);
         let (intra, rest) = self.most.split_at_mut(calls);
-        let (inter, rest) = rest.split_at_mut(calls);
-        let (node, on_node) = rest.split_at_mut(calls);
+        let (inter, on_unit) = rest.split_at_mut(calls);
         let own = ranks.start * calls..ranks.end * calls;
-        for (of_intra, of_inter) in self.intra.iter().zip(&self.inter) {
-            of_intra[own.clone()].chunks_exact(calls).for_each(|rows| raise(intra, rows));
-            if one_node {
-                continue;
-            }
-            // Ranks of a node follow each other.
-            let mut last = usize::MAX;
-            for (rows, &on) in of_inter[own.clone()].chunks_exact(calls).zip(nodes) {
-                if on != last {
-                    on_node.fill(0);
-                    last = on;
+        for rows in self.intra.iter().flat_map(|of_intra| of_intra[own.clone()].chunks_exact(calls)) {
+            raise(intra, rows);
+        }
+        for (tier, ((units, weights), directions)) in group.tiers().zip(&self.outside).enumerate() {
+            for of_ranks in directions.iter().map(|rows| &rows[own.clone()]) {
+                if tier == 0 {
+                    of_ranks.chunks_exact(calls).for_each(|rows| raise(inter, rows));
                 }
-                add(on_node, rows);
-                raise(inter, rows);
-                raise(node, on_node);
+                // Ranks of a unit follow each other.
+                let mut first = 0;
+                for unit in units.chunk_by(|a, b| a == b) {
+                    let end = first + unit.len();
+                    on_unit.fill(0);
+                    of_ranks[first * calls..end * calls].chunks_exact(calls).for_each(|rows| add(on_unit, rows));
+                    for (most, &rows) in self.uplinks.iter_mut().zip(on_unit.iter()) {
+                        *most = most.max(f64::from(rows) * weights[unit[0]]);
+                    }
+                    first = end;
+                }
             }
         }
-        let most = intra.iter().zip(inter.iter()).zip(node.iter());
-        traffic.extend(most.map(|((&intra, &inter), &node)| Traffic {
+        let most = intra.iter().zip(inter.iter()).zip(&self.uplinks);
+        traffic.extend(most.map(|((&intra, &inter), &uplink)| Traffic {
             intra: intra.into(),
             inter: inter.into(),
-            node: node.into(),
+            uplink,
             peers,
         }));
     }
@@ -232,12 +265,13 @@ pub fn relay(source: usize, owner: usize, nodes: &[usize]) -> usize {
 mod tests {
     use super::*;
     use crate::plan::placement::Placement;
+    use crate::price::network::Network;
     use crate::program::Layout;
     use crate::program::routing::RoutingCounts;
 
-    fn filled(program: &LayerProgram, rows: &Rows, nodes: &[usize]) -> Table {
+    fn filled(program: &LayerProgram, rows: &Rows, group: &Group) -> Table {
         let mut table = Table::default();
-        table.fill(program, rows, nodes);
+        table.fill(program, rows, group);
         table
     }
 
@@ -246,35 +280,56 @@ mod tests {
         let counts = RoutingCounts::new(4, vec![0; 16]);
         let placement = Placement::identity(4, 4);
         let program = LayerProgram::padded(Layout::Padded { rows: 1 }, exchange, false);
-        filled(&program, &Rows::new(&program, &counts, &placement), &[0, 0, 1, 1])
+        let group = Network::of_tiers(4, &[(2, 1.0)]).group(0..4, 1);
+        filled(&program, &Rows::new(&program, &counts, &placement), &group)
     }
 
-    /// Row by row, as the words say it: what every call puts on every rank, `[step][call]`.
-    fn plain(program: &LayerProgram, rows: &Rows, calls: usize, nodes: &[usize]) -> Vec<Traffic> {
-        let ranks = rows.ranks();
-        let mut all = Vec::new();
-        for (step, call) in (0..program.steps).flat_map(|step| (0..calls).map(move |call| (step, call))) {
-            let sum = |chosen: &dyn Fn(usize, usize) -> bool| -> u64 {
-                let pairs = (0..ranks).flat_map(|source| (0..ranks).map(move |owner| (source, owner)));
-                let pairs = pairs.filter(|&(s, o)| s != o && rows.step(s, o) == step && chosen(s, o));
-                let slots = |owner| rows.experts_of(owner).iter().enumerate().filter(|(slot, _)| slot % calls == call);
-                pairs.flat_map(|(s, o)| slots(o).map(move |(_, &e)| u64::from(rows.sent(s, e)))).sum()
+    /// A group inside a job: `ranks` from `first` on, of `gpus`, over tiers of `(ranks, slowness)`.
+    struct Inside {
+        first: usize,
+        ranks: usize,
+        gpus: usize,
+        tiers: [(usize, f64); 2],
+    }
+
+    impl Inside {
+        /// Row by row, as the words say it: what every call puts on every rank, `[step][call]`.
+        fn plain(&self, program: &LayerProgram, rows: &Rows, calls: usize) -> Vec<Traffic> {
+            let ranks = self.ranks;
+            let unit = |size: usize, rank: usize| (self.first + rank) / size;
+            let of_call = |(step, call): (usize, usize)| {
+                let sum = |chosen: &dyn Fn(usize, usize) -> bool| -> u64 {
+                    let pairs = (0..ranks).flat_map(|source| (0..ranks).map(move |owner| (source, owner)));
+                    let pairs = pairs.filter(|&(s, o)| s != o && rows.step(s, o) == step && chosen(s, o));
+                    let slots =
+                        |owner| rows.experts_of(owner).iter().enumerate().filter(|(slot, _)| slot % calls == call);
+                    pairs.flat_map(|(s, o)| slots(o).map(move |(_, &e)| u64::from(rows.sent(s, e)))).sum()
+                };
+                let most = |of: &dyn Fn(usize) -> u64| (0..ranks).map(of).max().unwrap();
+                let same = |size: usize, a: usize, b: usize| unit(size, a) == unit(size, b);
+                let both = |on: &dyn Fn(usize) -> bool, size: usize, inside: bool| {
+                    let sent = sum(&|s, o| on(s) && same(size, s, o) == inside);
+                    sent.max(sum(&|s, o| on(o) && same(size, s, o) == inside))
+                };
+                let node = self.tiers[0].0;
+                let uplinks = self.tiers.iter().flat_map(|&(size, slowness)| {
+                    (0..ranks).map(move |rank| {
+                        let here = |r: &usize| *r / size == unit(size, rank);
+                        let own = (self.first..self.first + ranks).filter(here).count();
+                        let job = (0..self.gpus).filter(here).count();
+                        both(&|r| same(size, r, rank), size, false) as f64 * (slowness * (job as f64 / own as f64))
+                    })
+                });
+                let peers = |s: usize| (0..ranks).filter(|&o| rows.step(s, o) == step && !same(node, s, o)).count();
+                Traffic {
+                    intra: most(&|rank| both(&|r| r == rank, node, true)),
+                    inter: most(&|rank| both(&|r| r == rank, node, false)),
+                    uplink: uplinks.fold(0.0, f64::max),
+                    peers: (0..ranks).map(peers).max().unwrap(),
+                }
             };
-            let most = |of: &dyn Fn(usize) -> u64| (0..ranks).map(of).max().unwrap();
-            let same = |a: usize, b: usize| nodes[a] == nodes[b];
-            let both = |on: &dyn Fn(usize) -> bool, inside: bool| {
-                let sent = sum(&|s, o| on(s) && same(s, o) == inside);
-                sent.max(sum(&|s, o| on(o) && same(s, o) == inside))
-            };
-            let peers = |s: usize| (0..ranks).filter(|&o| rows.step(s, o) == step && !same(s, o)).count();
-            all.push(Traffic {
-                intra: most(&|rank| both(&|r| r == rank, true)),
-                inter: most(&|rank| both(&|r| r == rank, false)),
-                node: most(&|rank| both(&|r| same(r, rank), false)),
-                peers: (0..ranks).map(peers).max().unwrap(),
-            });
+            (0..program.steps).flat_map(|step| (0..calls).map(move |call| (step, call))).map(of_call).collect()
         }
-        all
     }
 
     #[test]
@@ -298,10 +353,14 @@ mod tests {
                         let program =
                             LayerProgram { steps, shadowed, layout, exchange, ..LayerProgram::expert_parallel() };
                         let rows = Rows::new(&program, &counts, &placement);
-                        let nodes: Vec<usize> = (0..ranks).map(|rank| rank / per_node).collect();
-                        let table = filled(&program, &rows, &nodes);
+                        let first = draw(9) as usize;
+                        let gpus = first + ranks + draw(5) as usize;
+                        let tiers = [(per_node, 1.0), (2 * per_node, 1.0 + draw(3) as f64)];
+                        let group = Network::of_tiers(gpus, &tiers).group(first..first + ranks, 1);
+                        let table = filled(&program, &rows, &group);
                         let calls = if exchange == Exchange::Whole { 1 } else { slots };
-                        assert_eq!(table.traffic, plain(&program, &rows, calls, &nodes));
+                        let inside = Inside { first, ranks, gpus, tiers };
+                        assert_eq!(table.traffic, inside.plain(&program, &rows, calls));
                         for step in 0..steps {
                             for (owner, arrived) in table.arrived(step).enumerate() {
                                 for (&expert, &arrived) in rows.experts_of(owner).iter().zip(arrived) {
@@ -325,12 +384,12 @@ mod tests {
     #[test]
     fn a_direct_exchange_has_more_peers_than_a_hierarchical_one() {
         let direct = table(Exchange::Whole);
-        assert_eq!(direct.traffic, [Traffic { intra: 1, inter: 2, node: 4, peers: 2 }]);
+        assert_eq!(direct.traffic, [Traffic { intra: 1, inter: 2, uplink: 4.0, peers: 2 }]);
         assert_eq!(direct.reordered, 0);
         // First, two rows to the neighbour: its own and those that it passes on; then two rows to one peer.
         let hierarchical = table(Exchange::Hierarchical);
-        let within = Traffic { intra: 2, inter: 0, node: 0, peers: 0 };
-        assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, inter: 2, node: 4, peers: 1 }]);
+        let within = Traffic { intra: 2, inter: 0, uplink: 0.0, peers: 0 };
+        assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, inter: 2, uplink: 4.0, peers: 1 }]);
         assert_eq!(hierarchical.reordered, 3);
     }
 

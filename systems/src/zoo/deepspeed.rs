@@ -120,7 +120,7 @@ mod tests {
         let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, gate, 16)
             .with_micro_batch(1)
             .with_profile(vec![Routing::new(&trace, spec).unwrap().iteration(0)]);
-        system.candidates(&job, &CostModel::new(&job.cluster)).remove(0).outcome.unwrap()
+        system.candidates(&job, &CostModel::new(&job.cluster, job.gpus)).remove(0).outcome.unwrap()
     }
 
     #[test]

@@ -202,6 +202,9 @@ impl Policy for FasterPolicy {
 /// per rank; here they are the load of the owner, which is the same there and also holds for more.
 fn shadow(counts: &RoutingCounts, placement: &Placement, costs: &ShadowCosts) -> (Vec<usize>, u64) {
     let (ranks, experts) = (counts.ranks(), counts.experts());
+    if ranks == 1 {
+        return (Vec::new(), 0);
+    }
     let loads = counts.loads();
     let mut by_load: Vec<usize> = (0..experts).collect();
     by_load.sort_by_key(|&e| (std::cmp::Reverse(loads[e]), e));
@@ -243,7 +246,8 @@ fn shadow(counts: &RoutingCounts, placement: &Placement, costs: &ShadowCosts) ->
 
 /// The smart schedule. Communication stream, forward: dispatches, broadcasts, combines; compute stream: each step's experts,
 /// then the shadows. Backward: dispatches, gradient reductions, combines; shadows come first there, so that their
-/// reductions can start.
+/// reductions can start. The host waits as often as in expert parallelism alone, which this is when nothing is cut or
+/// shadowed: for the first rows before their experts, and for the last that come back.
 fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     let mut forward = Pass::default();
     let gate = forward.start(Op::Gate);
@@ -254,10 +258,11 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     };
     let dispatched: Vec<usize> = (0..steps).map(|step| forward.then(Op::Dispatch { step }, ready)).collect();
     let broadcast: Vec<usize> = shadowed.iter().map(|&expert| forward.then(Op::Broadcast { expert }, ready)).collect();
-    experts_and_back(&mut forward, &dispatched);
+    let last = experts_and_back(&mut forward, &dispatched);
     for (&expert, &there) in shadowed.iter().zip(&broadcast) {
         forward.then(Op::Shadow { expert }, there);
     }
+    forward.then(Op::Sync, last);
 
     let mut backward = Pass::default();
     let dispatched: Vec<usize> = (0..steps).map(|step| backward.start(Op::Dispatch { step })).collect();
@@ -266,7 +271,8 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
         backward.then(Op::ReduceGrad { expert }, shadow);
     }
     let last = experts_and_back(&mut backward, &dispatched);
-    backward.then(Op::Gate, last);
+    let back = backward.then(Op::Sync, last);
+    backward.then(Op::Gate, back);
     LayerProgram {
         steps,
         shadowed,
@@ -279,6 +285,7 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
 
 /// Each step's experts after its dispatch, each combine after its experts; returns the last combine.
 fn experts_and_back(pass: &mut Pass, dispatched: &[usize]) -> usize {
+    pass.then(Op::Sync, dispatched[0]);
     let computed: Vec<usize> =
         dispatched.iter().enumerate().map(|(step, &there)| pass.then(Op::Experts { step }, there)).collect();
     let combined = computed.iter().enumerate().map(|(step, &done)| pass.then(Op::Combine { step }, done));

@@ -158,10 +158,11 @@ struct OnlinePlacement {
 }
 
 impl Policy for OnlinePlacement {
-    fn place(&mut self, iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
-        if self.every == 0 || iteration == 0 || !iteration.is_multiple_of(self.every) {
-            return Decision::NotDue;
-        }
+    fn placement_due(&self, iteration: usize) -> bool {
+        self.every > 0 && iteration > 0 && iteration.is_multiple_of(self.every)
+    }
+
+    fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         let loads = sum(now.experts(), past.recent(layer, HISTORY));
         better_placement(&loads, now).map_or(Decision::Stay, Decision::Move)
     }

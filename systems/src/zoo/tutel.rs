@@ -13,7 +13,8 @@ use workloads::Seconds;
 use workloads::model::Moe;
 
 use crate::plan::search;
-use crate::price::{GroupPlace, Setting};
+use crate::price::Setting;
+use crate::price::network::Group;
 use crate::program::{Exchange, Layout, Op, Pass};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
@@ -34,9 +35,8 @@ impl System for Tutel {
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        let costs = CostModel::new(&job.cluster);
-        let ranks = plan.expert_group(0, 0);
-        let place = GroupPlace { group: costs.group(ranks.clone(), 1), nodes: job.nodes(ranks) };
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let place = costs.group(plan.expert_group(0, 0), 1);
         let factor = job.gate.capacity_factor();
         let layer = |moe: &Moe| {
             let tokens = plan.tokens(moe);
@@ -55,7 +55,7 @@ fn capacity(factor: f64, tokens: usize, top_k: usize, experts: usize) -> u32 {
 
 struct Adaptive {
     costs: CostModel,
-    place: GroupPlace,
+    place: Group,
     /// `[moe layer]`.
     layers: Vec<Layer>,
 }
@@ -137,10 +137,9 @@ mod tests {
     /// The program for one expert a rank of inky and `rows` entries of every rank at every expert.
     fn chosen(ranks: usize, inner: usize, rows: u32) -> LayerProgram {
         let cluster = Cluster::named("test", "inky").unwrap();
-        let costs = CostModel::new(&cluster);
+        let costs = CostModel::new(&cluster, ranks);
         let moe = Moe::plain(1024, 1024, inner, ranks);
-        let nodes = (0..ranks).map(|rank| rank / cluster.gpus_per_node).collect();
-        let place = GroupPlace { group: costs.group(0..ranks, 1), nodes };
+        let place = costs.group(0..ranks, 1);
         let layers = vec![Layer { moe, tokens: 1024, capacity: None }];
         let counts = RoutingCounts::new(ranks, vec![rows; ranks * ranks]);
         Adaptive { costs, place, layers }.program(0, &counts, &Placement::identity(ranks, ranks))

@@ -36,7 +36,8 @@ impl Engine for Simulator {
         extent: Extent,
         tick: &(dyn Fn() + Sync),
     ) -> Result<Vec<Outcome>> {
-        let costs: Vec<CostModel> = runs.iter().map(|(run, _)| CostModel::new(&run.job.cluster)).collect();
+        let costs: Vec<CostModel> =
+            runs.iter().map(|(run, _)| CostModel::new(&run.job.cluster, run.job.gpus)).collect();
         let mut simulations: Vec<Simulation> =
             runs.iter().zip(&costs).map(|((run, plan), costs)| Simulation::new(run, *plan, costs)).collect();
         for t in 0..extent.iterations {

@@ -110,7 +110,7 @@ impl Measurement<'_> {
     fn run(&self, job: &Job, plan: Plan, system: &'static dyn System) -> Result<(BatchCounts, Vec<Times>)> {
         let gpt = setup::gpt(job, &plan)?;
         let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         let setup = Setup {
             job,
             plan,

@@ -133,7 +133,7 @@ pub struct MeasuredRun {
 impl MeasuredRun {
     /// What the simulator says of the same run on `cluster`. Policies see the cluster of the measured run.
     pub fn predict(&self, cluster: &Cluster) -> BTreeMap<SegmentPlace, Seconds> {
-        let costs = CostModel::new(cluster);
+        let costs = CostModel::new(cluster, self.job.gpus);
         let mut run = Run::new(&self.job, &costs, self.system, self.plan);
         for _ in 0..self.warmup {
             run.step(&self.batch);

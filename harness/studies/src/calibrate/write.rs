@@ -1,8 +1,8 @@
 //! A cluster's TOML with other constants: what changes is written, with its uncertainty and source; comments, order and all
 //! else stay as they are in the file.
 
-use anyhow::{Context, Result};
-use toml_edit::{DocumentMut, Item, TableLike, Value};
+use anyhow::{Context, Result, bail};
+use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
 use workloads::Cluster;
 use workloads::cluster::Constant;
 
@@ -48,7 +48,7 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
     }
     for ((path, from, _), (_, to, _)) in before.constants().into_iter().zip(after.constants()) {
         if from != to {
-            let (table, key) = place(&mut document, path)?;
+            let (table, key) = place(&mut document, &path)?;
             let constant = table.get_mut(key).with_context(|| format!("no {path}"))?;
             write(constant, to).with_context(|| format!("{path} is not a table"))?;
         }
@@ -58,8 +58,19 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
 
 /// The table that holds the last part of `path`, and that part.
 fn place<'a, 'p>(document: &'a mut DocumentMut, path: &'p str) -> Result<(&'a mut dyn TableLike, &'p str)> {
-    let Some((section, key)) = path.split_once('.') else { return Ok((document.as_table_mut(), path)) };
-    let table = document.get_mut(section).and_then(Item::as_table_like_mut);
+    let parts: Vec<&str> = path.split('.').collect();
+    let (table, section, key) = match parts[..] {
+        [key] => return Ok((document.as_table_mut(), key)),
+        [section, key] => (document.get_mut(section).and_then(Item::as_table_like_mut), section, key),
+        [section, list, name, key] => {
+            let tables =
+                document.get_mut(section).and_then(|item| item.get_mut(list)).and_then(Item::as_array_of_tables_mut);
+            let of_name = |table: &&mut Table| table.get("name").and_then(Item::as_str) == Some(name);
+            let table = tables.and_then(|tables| tables.iter_mut().find(of_name));
+            (table.map(|table| table as &mut dyn TableLike), name, key)
+        }
+        _ => bail!("no constant {path}"),
+    };
     Ok((table.with_context(|| format!("no table [{section}]"))?, key))
 }
 

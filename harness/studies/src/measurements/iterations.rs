@@ -292,7 +292,7 @@ impl Configuration {
             job.cluster = cluster.clone();
         }
         let routing = JobRouting::new(&job, TraceUse::default(), trace, 0).with_context(|| self.label())?;
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         let mut run = Run::new(&job, &costs, subject.system, self.plan);
         let mut prediction = Prediction::default();
         for &iteration in iterations {

@@ -117,7 +117,7 @@ impl LayerReader<'_> {
         let evaluation = Evaluation {
             job: &job,
             plan: &plan,
-            costs: &CostModel::new(cluster),
+            costs: &CostModel::new(cluster, ranks),
             policy: &Plain,
             placements: std::slice::from_ref(placement),
             batch: &batch.in_first_samples(micro_batch),
@@ -158,7 +158,7 @@ mod tests {
         let plan = Plan { pp: 1, dp: gpus, tp: 1, ep: gpus, expert_dp: 1, micro_batch, placement_every: 1 };
         let job = whole.layer_alone(layer).unwrap();
         plan.check(&job).unwrap();
-        let costs = CostModel::new(&job.cluster);
+        let costs = CostModel::new(&job.cluster, job.gpus);
         let mut run = Run::new(&job, &costs, &smartmoe::SMARTMOE, plan);
         let first = run.step(&batch);
         assert_eq!((first.timing.step, first.moved), (expected, 0));

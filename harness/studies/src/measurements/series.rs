@@ -165,6 +165,10 @@ impl Series<'_> {
 struct OfLastLoads;
 
 impl Policy for OfLastLoads {
+    fn placement_due(&self, _iteration: usize) -> bool {
+        true
+    }
+
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         let better = past.recent(layer, 1).next().and_then(|loads| smartmoe::better_placement(loads, now));
         better.map_or(Decision::Stay, Decision::Move)

@@ -117,7 +117,7 @@ impl<'a> Checkpoints<'a> {
     ///
     /// # Errors
     /// A file that cannot be written; a peer that died.
-    pub fn after(&mut self, rank: &Rank, reports: &[Report]) -> Result<(), TrainError> {
+    pub fn after(&mut self, rank: &mut Rank, reports: &[Report]) -> Result<(), TrainError> {
         let first = rank.groups.world.rank() == 0;
         if first {
             self.reports.push(reports.to_vec());
@@ -125,6 +125,9 @@ impl<'a> Checkpoints<'a> {
         if !rank.iteration.is_multiple_of(self.every) && rank.iteration < self.setup.iterations {
             return Ok(());
         }
+        // Of all iterations so far; those that no decision has asked for yet among them.
+        let sums = rank.sum_loads()?;
+        rank.remember_loads(sums);
         self.write_rank(rank)?;
         // Once all have written.
         rank.groups.world.barrier()?;

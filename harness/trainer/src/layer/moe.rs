@@ -5,7 +5,8 @@
 
 use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
-use systems::price::{GroupPlace, LayerPrice, Setting};
+use systems::price::network::Group;
+use systems::price::{LayerPrice, Setting};
 use systems::program::{LayerProgram, Op};
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Tensor};
@@ -46,7 +47,7 @@ pub struct MoeSite<'a> {
     /// Factor of the balance loss in the whole loss, for one micro-batch of one rank.
     pub balance: f64,
     /// Where the ranks of the group are.
-    pub place: &'a GroupPlace,
+    pub place: &'a Group,
     /// Prices of exchanges under a virtual clock.
     pub costs: &'a CostModel,
     /// Parameters of all gates.
@@ -101,7 +102,7 @@ impl Layer {
         let Routed { choices, counts, mut stats } = self.route(site, &timer, tokens)?;
         let program =
             timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
-        let splits = Splits::new(&program, &counts, &self.placement, &site.place.nodes, site.group.rank());
+        let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout);
 
         let kernel = Forward::new(&splits, self.placement.slots_per_rank());
@@ -155,7 +156,7 @@ impl Layer {
             gate::limit(choices, counts.row(me));
         }
         let before = counts.row(me).to_vec();
-        site.policy.restrict(&mut counts, &site.place.nodes);
+        site.policy.restrict(&mut counts, site.place.nodes());
         if counts.row(me) != before {
             choices = self.redirect(site, tokens, choices, counts.row(me))?;
         }
@@ -284,8 +285,8 @@ mod tests {
         fn run(&self, gate: &Gate, backward: bool) -> (f64, Option<Tensor>) {
             let _guard = tch::no_grad_guard();
             let cluster = Cluster::named("test", "inky").unwrap();
-            let costs = CostModel::new(&cluster);
-            let place = GroupPlace { group: costs.group(0..1, 1), nodes: vec![0] };
+            let costs = CostModel::new(&cluster, 1);
+            let place = costs.group(0..1, 1);
             let world = threads::world(1, Duration::from_secs(10)).remove(0);
             let timer = Timer::new(0, None);
             let site = MoeSite {

@@ -1,10 +1,11 @@
 //! Where a dense part runs one micro-batch: parameters, tensor-parallel group, clock.
 
 use systems::iteration::timeline::Activity;
-use systems::price::cost::{CostModel, Group};
+use systems::price::cost::CostModel;
+use systems::price::network::Group;
 use tch::{Kind, Tensor};
-use workloads::Bytes;
 use workloads::model::HALF;
+use workloads::{Bytes, Seconds};
 
 use crate::clock::timer::Timer;
 use crate::comm::Communicator;
@@ -36,7 +37,7 @@ impl Site<'_> {
             return Ok(tensor);
         }
         let sum = self.timer.wait(Activity::TensorParallel, || self.group.all_reduce(&tensor)?.wait())?;
-        self.charge(&tensor)?;
+        self.charge(self.costs.all_reduce(&self.place, bytes(&tensor)))?;
         Ok(sum)
     }
 
@@ -56,12 +57,11 @@ impl Site<'_> {
             return Ok(part);
         }
         let all = self.timer.wait(Activity::TensorParallel, || self.group.all_gather(&part)?.wait())?;
-        self.charge(&all)?;
+        self.charge(self.costs.all_gather(&self.place, bytes(&all)))?;
         Ok(all.view([-1, part.size()[1]]))
     }
 
-    fn charge(&self, exchanged: &Tensor) -> Result<(), TrainError> {
-        let price = self.costs.all_reduce(&self.place, Bytes(exchanged.numel() as f64 * HALF));
+    fn charge(&self, price: Seconds) -> Result<(), TrainError> {
         self.timer.collective(Activity::TensorParallel, self.group, price)
     }
 
@@ -81,4 +81,9 @@ impl Site<'_> {
         let own = local.ge(0).logical_and(&local.lt(share));
         (local * own.to_kind(Kind::Int64), own)
     }
+}
+
+/// What a tensor takes in half precision, which prices are of.
+fn bytes(tensor: &Tensor) -> Bytes {
+    Bytes(tensor.numel() as f64 * HALF)
 }

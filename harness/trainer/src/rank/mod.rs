@@ -11,9 +11,9 @@ mod sync;
 
 use std::ops::Range;
 
-use systems::iteration::online::Online;
+use systems::iteration::online::{self, Online};
 use systems::iteration::timeline::Activity;
-use systems::price::GroupPlace;
+use systems::price::network::Group;
 use tch::{Device, Tensor};
 
 use crate::clock::timer::Timer;
@@ -42,7 +42,9 @@ pub struct Rank<'a> {
     /// Its number among the ranks of its stage.
     position: usize,
     /// Where the ranks of its expert-parallel group are.
-    place: GroupPlace,
+    place: Group,
+    /// `[iteration][layer of the stage][expert]`: its own entries in the iterations whose loads are not gathered yet.
+    own_loads: Vec<Vec<Vec<i64>>>,
     timer: Timer,
 }
 
@@ -61,11 +63,6 @@ impl<'a> Rank<'a> {
         let plan = &setup.plan;
         let (stage_number, position) = (world.rank() / plan.stage_ranks(), world.rank() % plan.stage_ranks());
         let ranks = plan.expert_group(stage_number, position / plan.ep);
-        let nodes = setup.job.nodes(ranks.clone());
-        let place = GroupPlace {
-            group: setup.costs.group(ranks, 1),
-            nodes: nodes.iter().map(|node| node - nodes[0]).collect(),
-        };
         Ok(Self {
             groups: Groups::new(world, plan)?,
             stage: Stage::new(setup, stage_number, position, device),
@@ -75,7 +72,8 @@ impl<'a> Rank<'a> {
             device,
             stage_number,
             position,
-            place,
+            place: setup.costs.group(ranks, 1),
+            own_loads: Vec::new(),
             timer,
         })
     }
@@ -97,8 +95,12 @@ impl<'a> Rank<'a> {
         Ok(report)
     }
 
-    /// Online placement: decisions, and the migrations that follow.
+    /// Online placement, where it is due: loads are gathered, then come decisions and the migrations that follow.
     fn place(&mut self, report: &mut Report) -> Result<(), TrainError> {
+        if !self.online.policy().placement_due(self.iteration) {
+            return Ok(());
+        }
+        self.timed_gathering(report)?;
         let first = self.expert_group(self.stage_number).start;
         let bytes = self.online.policy().migrated_bytes_per_parameter();
         for block in &mut self.stage.blocks {
@@ -121,6 +123,17 @@ impl<'a> Rank<'a> {
             }
             layer.placement = migration.placement;
         }
+        Ok(())
+    }
+
+    fn timed_gathering(&mut self, report: &mut Report) -> Result<(), TrainError> {
+        let (before, iterations) = (self.timer.now(), self.own_loads.len());
+        let sums = self.timer.wait(Activity::Gathering, || self.sum_loads())?;
+        self.remember_loads(sums);
+        let Setup { job, plan, costs, .. } = self.setup;
+        let price = online::gathering(job, plan, self.stage_number, iterations, costs);
+        self.timer.collective(Activity::Gathering, &*self.groups.stage, price)?;
+        report.decision += self.timer.now() - before;
         Ok(())
     }
 

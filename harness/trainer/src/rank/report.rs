@@ -8,7 +8,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::error::TrainError;
 use crate::host::{to_host, to_scalar};
-use crate::layer::moe::LayerStats;
+use crate::layer::moe::{Layer, LayerStats};
 use crate::rank::Rank;
 use crate::rank::pipeline::Ran;
 
@@ -33,7 +33,7 @@ pub struct Report {
     /// Memory in use on its GPU at the end, if it does not share the GPU. libtorch returns nothing while it trains, so this
     /// is also the peak.
     pub memory: Bytes,
-    /// Time of online decisions.
+    /// Time of online decisions, and of gathering the loads for them.
     pub decision: Seconds,
     /// Time of migrations.
     pub migration: Seconds,
@@ -51,7 +51,7 @@ fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 }
 
 impl Rank<'_> {
-    /// Completes the report by times and by what the micro-batches did; adds the stage's loads to the history.
+    /// Completes the report by times and by what the micro-batches did; keeps its own loads until they are gathered.
     ///
     /// # Errors
     /// A peer that died.
@@ -82,25 +82,45 @@ impl Rank<'_> {
             let of_layer = |layer: usize| stats.iter().map(|layers| layers[layer].chosen.clone()).collect();
             report.chosen = (0..self.stage.layers().count()).map(of_layer).collect();
         }
-        let loads = self.loads(stats)?;
-        self.online.remember(loads);
+        self.own_loads.push(self.loads(stats));
         Ok(())
     }
 
-    /// `[layer of the model][expert]`: entries of the whole stage; 0 for layers of other stages.
-    fn loads(&self, stats: &[Vec<LayerStats>]) -> Result<Vec<Vec<u64>>, TrainError> {
-        let moe = self.setup.job.model.moe_layers();
-        let mut loads: Vec<Vec<u64>> = moe.map(|moe| vec![0; moe.experts]).collect();
-        for (index, layer) in self.stage.layers().enumerate() {
+    /// `[layer of the stage][expert]`: its entries of the iteration.
+    fn loads(&self, stats: &[Vec<LayerStats>]) -> Vec<Vec<i64>> {
+        let of_layer = |(index, layer): (usize, &Layer)| {
             let mut own = vec![0i64; layer.experts.moe().experts];
             for of in stats.iter().map(|layers| &layers[index]) {
                 own.iter_mut().zip(&of.entries).for_each(|(sum, &entries)| *sum += i64::from(entries));
             }
-            let own = Tensor::from_slice(&own).to_device(self.device);
-            let sum: Vec<i64> = to_host(&self.groups.stage.all_reduce(&own)?.wait()?)?;
-            loads[layer.number] = sum.into_iter().map(|load| load as u64).collect();
+            own
+        };
+        self.stage.layers().enumerate().map(of_layer).collect()
+    }
+
+    /// Its own loads that are not gathered yet, summed over the ranks of the stage.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(crate) fn sum_loads(&self) -> Result<Vec<i64>, TrainError> {
+        let own: Vec<i64> = self.own_loads.iter().flatten().flatten().copied().collect();
+        if own.is_empty() {
+            return Ok(own);
         }
-        Ok(loads)
+        to_host(&self.groups.stage.all_reduce(&Tensor::from_slice(&own).to_device(self.device))?.wait()?)
+    }
+
+    /// Adds those sums to the history; 0 for layers of other stages.
+    pub(crate) fn remember_loads(&mut self, sums: Vec<i64>) {
+        let mut sums = sums.into_iter().map(|load| load as u64);
+        for _ in std::mem::take(&mut self.own_loads) {
+            let moe = self.setup.job.model.moe_layers();
+            let mut loads: Vec<Vec<u64>> = moe.map(|moe| vec![0; moe.experts]).collect();
+            for layer in self.stage.layers() {
+                loads[layer.number].iter_mut().zip(&mut sums).for_each(|(load, sum)| *load = sum);
+            }
+            self.online.remember(loads);
+        }
     }
 }
 

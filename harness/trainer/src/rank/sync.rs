@@ -2,7 +2,7 @@
 
 use systems::Plan;
 use systems::iteration::timeline::{Activity, Gradients};
-use systems::price::cost::Group;
+use systems::price::network::Group;
 use tch::{Device, Kind, Tensor};
 use workloads::Bytes;
 use workloads::model::HALF;

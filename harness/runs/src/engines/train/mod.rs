@@ -136,7 +136,7 @@ impl Trainer {
         setup::gpt(&run.job, &chosen.plan)?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
         setup::fits(&run.job, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
-        let costs = CostModel::new(&run.job.cluster);
+        let costs = CostModel::new(&run.job.cluster, run.job.gpus);
         self.with_setup(run, chosen.plan, extent, &costs, |setup| {
             checkpoint::refuse_others(setup, &self.options.run_ids)?;
             Ok(checkpoint::found(setup).map(drop)?)
@@ -148,7 +148,7 @@ impl Trainer {
         if self.options.checkpoint.is_none() {
             return Ok(());
         }
-        let costs = CostModel::new(&run.job.cluster);
+        let costs = CostModel::new(&run.job.cluster, run.job.gpus);
         self.with_setup(run, plan, extent, &costs, |setup| {
             let Some((folder, _)) = &setup.checkpoint else { return Ok(()) };
             let (id, folder) = (run.id(), folder.display());
@@ -190,7 +190,7 @@ impl Trainer {
     }
 
     fn train(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {
-        let costs = CostModel::new(&run.job.cluster);
+        let costs = CostModel::new(&run.job.cluster, run.job.gpus);
         self.with_setup(run, plan, extent, &costs, |setup| {
             let (collected, ended) = self.collect(setup, tick);
             // Of a run without an iteration there is no trace; in a process that is not rank 0, all are.
