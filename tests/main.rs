@@ -24,6 +24,8 @@ mod timeline;
 mod cli;
 // Recordings of other tools, workloads and skews as traces.
 mod traces;
+// Models and clusters by files, and routing as an axis of a suite.
+mod names;
 // Suites of single layers, and collections of suites.
 mod layers;
 // Measurements of other shapes and spellings, and the page of all studies.

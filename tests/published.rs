@@ -164,11 +164,11 @@ fn published_measurements_are_what_a_suite_predicts() {
     let measured = measured(&fs::read_to_string(shared_data("end_to_end.csv")).unwrap());
     let trace = traces::load(Some(&shared_data("moe_trace.tar.xz"))).unwrap();
     let mut suite = Suite::named("test", "paper-gpt-authors").unwrap();
-    suite.cases.retain(|case| case.cluster == "inky");
+    suite.cases.retain(|case| case.cluster.name == "inky");
     assert_eq!(suite.cases.len(), 8);
     // Every fifth of the 200 measured iterations.
     suite.trace.stride = 5;
-    let cases = prepare::cases("test", &suite, &trace).unwrap();
+    let cases = prepare::cases("test", &suite, |_| &trace).unwrap();
 
     let mut errors = Vec::new();
     for prepared in &cases {

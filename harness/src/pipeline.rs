@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use workloads::trace::RoutingTrace;
 use workloads::{Published, Suite};
 
 use crate::failure::{Failure, OrFail};
@@ -21,13 +20,15 @@ use runs::report::{self, TextTable, html, latex};
 use runs::runner::Runner;
 use runs::store::Store;
 use runs::summary::{Summary, model_error};
+use runs::traces::CaseTraces;
 
 /// What a command asks for, its arguments checked.
 pub struct RunRequest<'a> {
     pub suite: Suite,
     /// What errors call the suite: its file, or its name.
     pub file: String,
-    pub trace: &'a RoutingTrace,
+    /// What the gates of each case choose.
+    pub traces: &'a CaseTraces,
     /// The engine, and this process's part in the run.
     pub session: Session,
     /// Folder of the results.
@@ -43,7 +44,7 @@ pub struct RunRequest<'a> {
 /// # Errors
 /// Bad input before anything runs; after that, a run that broke down, or what cannot be written.
 pub fn execute(request: &RunRequest) -> Result<(), Failure> {
-    let cases = prepare::cases(&request.file, &request.suite, request.trace).or_input()?;
+    let cases = prepare::cases(&request.file, &request.suite, |case| request.traces.of(case)).or_input()?;
     let (engine, extent) = (request.session.engine(), request.extent());
     cases.iter().flat_map(|case| &case.runs).try_for_each(|run| engine.check(run, extent)).or_input()?;
     let inputs = request.inputs(&cases);
@@ -69,7 +70,7 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
     let summary = summarise(&request.suite, &rows).or_run()?;
     let shown = Shown {
         suite: &request.suite,
-        origin: figures::origin(&summary, request.trace, &figures::imbalance(cases, request.suite.iterations)),
+        origin: figures::origin(&summary, request.traces, &figures::imbalance(cases, request.suite.iterations)),
         table: TextTable::new(&summary, &request.suite.compare),
         summary,
         store: &store,
@@ -89,7 +90,7 @@ impl RunRequest<'_> {
     }
 
     fn inputs(&self, cases: &[PreparedCase]) -> Inputs {
-        let (suite, trace) = (&self.suite, self.trace);
+        let (suite, traces) = (&self.suite, self.traces);
         let mut texts = BTreeMap::new();
         texts.insert(format!("suite {}", suite.name), format!("{suite:?}"));
         texts.insert("engine".to_owned(), self.session.engine().inputs());
@@ -99,14 +100,20 @@ impl RunRequest<'_> {
         }
         let hashes = texts.into_iter().map(|(name, text)| (name, provenance::sha256(text.as_bytes())));
         let mut hashes: BTreeMap<String, String> = hashes.collect();
-        hashes.insert(format!("trace {}", trace.name()), provenance::trace_hash(trace));
+        for trace in traces.all() {
+            let hash = provenance::trace_hash(trace);
+            // Several may have one name.
+            let name = format!("trace {}", trace.name());
+            let taken = hashes.contains_key(&name);
+            hashes.insert(if taken { format!("{name} {hash}") } else { name }, hash);
+        }
         Inputs {
             program: provenance::program(),
             suite: suite.name.clone(),
             systems: suite.systems.clone(),
             iterations: suite.iterations,
             seeds: suite.seeds.clone(),
-            trace: trace.name().to_owned(),
+            trace: traces.name(),
             hashes,
         }
     }

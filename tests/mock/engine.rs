@@ -68,7 +68,7 @@ impl MockEngine {
     /// The rows of a suite's runs.
     pub(crate) fn rows(&self, suite: &Suite) -> Vec<Row> {
         let trace = trace();
-        let cases = prepare::cases("test", suite, &trace).unwrap();
+        let cases = prepare::cases("test", suite, |_| &trace).unwrap();
         let extent = Extent { iterations: suite.iterations, timelines: false };
         let record = |run: &PreparedRun| {
             let outcome = self.run(run, run.plan().unwrap().plan, extent, &|| ()).unwrap();
@@ -134,7 +134,7 @@ pub(crate) fn trace() -> RoutingTrace {
 /// Prepares [`suite`] and hands it to `then`.
 pub(crate) fn with_cases<T>(then: impl FnOnce(&[PreparedCase]) -> T) -> T {
     let trace = trace();
-    then(&prepare::cases("test", &suite(), &trace).unwrap())
+    then(&prepare::cases("test", &suite(), |_| &trace).unwrap())
 }
 
 /// Compares with `tests/golden/NAME`; what was found instead is left beside the test's other files.

@@ -64,7 +64,7 @@ fn neither_threads_nor_the_order_of_cases_change_a_byte() {
         let folder = Folder::new();
         let store = store(&folder);
         let trace = trace();
-        let mut cases = prepare::cases("test", &suite(), &trace).unwrap();
+        let mut cases = prepare::cases("test", &suite(), |_| &trace).unwrap();
         let ids: Vec<String> = cases.iter().map(PreparedCase::id).collect();
         if reversed {
             cases.reverse();

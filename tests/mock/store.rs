@@ -37,7 +37,7 @@ fn cases_are_joined_in_the_order_asked_for_and_read_back() {
     let folder = Folder::new();
     let store = Store::open(folder.path(), &provenance("one"), false).unwrap();
     let (trace, engine) = (trace(), MockEngine::default());
-    let cases = prepare::cases("test", &suite(), &trace).unwrap();
+    let cases = prepare::cases("test", &suite(), |_| &trace).unwrap();
     let extent = Extent { iterations: suite().iterations, timelines: false };
     for case in cases.iter().rev() {
         let record = |run: &PreparedRun| {

@@ -115,8 +115,7 @@ impl SuiteFile {
     }
 }
 
-/// Routing of a stated imbalance: one of the workloads W0 to W7, or a skew; with the experts and choices of the first
-/// case's model.
+/// Routing of a stated imbalance: one of the workloads W0 to W7, or a skew; with the experts and choices of each case's model.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuiteRouting {
@@ -134,6 +133,31 @@ pub struct SuiteRouting {
 }
 
 impl SuiteRouting {
+    /// The targets, where it is a skew.
+    fn skew(&self) -> Skew {
+        Skew { max_over_mean: self.max_over_mean, gini: self.gini, half_life: self.half_life }
+    }
+
+    /// `W1`, `max4-gini0.5-half50` or `balanced`, and the seed where it is not 0.
+    pub fn label(&self) -> String {
+        let parts = [("max", self.max_over_mean), ("gini", self.gini), ("half", self.half_life)];
+        let stated = parts.iter().filter_map(|(name, value)| value.map(|value| format!("{name}{value}")));
+        let mut parts: Vec<String> = match self.workload {
+            Some(workload) => vec![workload.short_name().to_owned()],
+            None if self.skew() == Skew::default() => vec!["balanced".to_owned()],
+            None => stated.collect(),
+        };
+        parts.extend((self.seed != 0).then(|| format!("seed{}", self.seed)));
+        parts.join("-")
+    }
+
+    fn check(&self, file: &str, field: &str) -> Result<(), ConfigError> {
+        if self.workload.is_some() && self.skew() != Skew::default() {
+            return Err(ConfigError::value(file, field, "a workload and a skew", "one of them"));
+        }
+        Ok(())
+    }
+
     /// The trace for a model's MoE layers of so many experts and choices a token, over `iterations`.
     ///
     /// # Errors
@@ -152,7 +176,7 @@ impl SuiteRouting {
             let spec = ImbalanceSpec { workload, experts, top_k: top_k as usize, tokens, seed: self.seed };
             return spec.trace(iterations, layers, 1, 1);
         }
-        let skew = Skew { max_over_mean: self.max_over_mean, gini: self.gini, half_life: self.half_life };
+        let skew = self.skew();
         let entries = TOKENS * top_k;
         let shape = TraceShape { layers, micro_batches: 1, ranks: 4, experts, entries, top_k };
         SkewSpec { shape, samples: iterations, step: 1, seed: self.seed, skew }.generate()
@@ -178,16 +202,60 @@ impl Default for TraceUse {
     }
 }
 
+/// A model or a cluster: one that comes with moebench, or one that a file describes.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub struct Described {
+    /// What records, figures and files call it. As it was written, until whoever opens the file knows better.
+    pub name: String,
+    /// The file.
+    pub file: Option<String>,
+}
+
+impl Described {
+    /// Where its description is: the file, or the name of one that comes with moebench.
+    pub fn place(&self) -> &str {
+        self.file.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// With a slash or the ending of a TOML, it is a path.
+impl From<String> for Described {
+    fn from(text: String) -> Self {
+        let file = (text.ends_with(".toml") || text.contains('/')).then(|| text.clone());
+        Self { name: text, file }
+    }
+}
+
+impl From<&str> for Described {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl fmt::Display for Described {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// By its name alone: a suite is the same wherever its files are.
+impl fmt::Debug for Described {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.name, f)
+    }
+}
+
 /// One group of bars: a model on a cluster under a gate.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
     /// Tells apart cases that differ in their plans alone; part of the id.
     pub name: Option<String>,
-    /// Name of a model.
-    pub model: String,
-    /// Name of a cluster.
-    pub cluster: String,
+    /// The model, by name, or by a path that is relative to the suite's folder.
+    pub model: Described,
+    /// The cluster, likewise.
+    pub cluster: Described,
     /// GPUs used, from the cluster's first node on.
     pub gpus: usize,
     /// The gate.
@@ -203,6 +271,9 @@ pub struct Case {
     /// else equal.
     #[serde(default)]
     pub differs: BTreeMap<String, Difference>,
+    /// Routing made for the case, instead of the suite's; each becomes a case of its own.
+    #[serde(default)]
+    pub routing: Vec<SuiteRouting>,
     /// MoE layers to run alone, forward and backward, instead of whole iterations; each becomes a case of its own.
     #[serde(default)]
     pub layers: Vec<usize>,
@@ -218,8 +289,8 @@ pub struct Case {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Difference {
-    /// Name of another model.
-    pub model: Option<String>,
+    /// Another model.
+    pub model: Option<Described>,
     /// Another gate.
     pub gate: Option<Gate>,
     /// Another micro-batch.
@@ -270,30 +341,38 @@ impl Case {
         case
     }
 
-    /// A name that is unique in its suite and fit for a file: `MODEL.CLUSTER.GPUS.GATE[.layerN][.BATCH][.NAME]`.
+    /// A name that is unique in its suite and fit for a file:
+    /// `MODEL.CLUSTER.GPUS.GATE[.layerN][.ROUTING][.BATCH][.NAME]`.
     pub fn id(&self) -> String {
-        let layer = self.layer.map_or(String::new(), |layer| format!(".layer{layer}"));
-        let dotted = |part: &Option<String>| part.as_ref().map_or(String::new(), |part| format!(".{part}"));
-        let (batch, name) = (dotted(&self.batch), dotted(&self.name));
-        // Models and clusters may be paths.
-        format!("{}.{}.{}.{}{layer}{batch}{name}", self.model, self.cluster, self.gpus, self.gate)
-            .replace(['/', ' '], "-")
+        let layer = self.layer.map(|layer| format!("layer{layer}"));
+        let routing = self.routing.first().map(SuiteRouting::label);
+        let more = [layer, routing, self.batch.clone(), self.name.clone()];
+        let more: String = more.into_iter().flatten().map(|part| format!(".{part}")).collect();
+        format!("{}.{}.{}.{}{more}", self.model, self.cluster, self.gpus, self.gate).replace(['/', '\\', ' '], "-")
     }
 
-    /// A case per layer that is run alone, or the case itself.
-    fn of_layers(self) -> Vec<Self> {
-        if self.layers.is_empty() {
-            return vec![self];
-        }
-        self.layers.iter().map(|&layer| Self { layers: Vec::new(), layer: Some(layer), ..self.clone() }).collect()
+    /// A case per layer that is run alone and per routing, or the case itself.
+    fn of_each(self) -> Vec<Self> {
+        let of_layers: Vec<Self> = match self.layers.is_empty() {
+            true => vec![self],
+            false => {
+                let alone = |&layer: &usize| Self { layers: Vec::new(), layer: Some(layer), ..self.clone() };
+                self.layers.iter().map(alone).collect()
+            }
+        };
+        let of_routings = |case: Self| match case.routing.len() {
+            0 | 1 => vec![case],
+            _ => case.routing.iter().map(|&routing| Self { routing: vec![routing], ..case.clone() }).collect(),
+        };
+        of_layers.into_iter().flat_map(of_routings).collect()
     }
 
-    /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8.
+    /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8, and the routing where it is the
+    /// case's own.
     pub fn label(&self) -> String {
-        match self.gate.capacity_factor() {
-            Some(factor) => format!("{}/{factor}", self.gpus),
-            None => format!("{}/∞", self.gpus),
-        }
+        let factor = self.gate.capacity_factor().map_or("∞".to_owned(), |factor| factor.to_string());
+        let routing = self.routing.first().map_or(String::new(), |routing| format!(", {}", routing.label()));
+        format!("{}/{factor}{routing}", self.gpus)
     }
 }
 
@@ -301,10 +380,18 @@ impl Suite {
     /// Reads a suite's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let mut suite: Self = error::parse(file, text)?;
-        suite.cases = suite.cases.into_iter().flat_map(Case::of_layers).collect();
-        tell_batches_apart(&mut suite.cases);
-        suite.check(file)?;
+        suite.cases = suite.cases.into_iter().flat_map(Case::of_each).collect();
+        suite.settle(file)?;
         Ok(suite)
+    }
+
+    /// Tells cases apart that differ in batches alone, and checks all; again after models and clusters were given names.
+    ///
+    /// # Errors
+    /// A field that cannot be, or two cases of one id.
+    pub fn settle(&mut self, file: &str) -> Result<(), ConfigError> {
+        tell_batches_apart(&mut self.cases);
+        self.check(file)
     }
 
     /// A suite that comes with moebench.
@@ -340,8 +427,9 @@ impl Suite {
         if let Some(other) = self.compare.iter().find(|name| !self.systems.contains(name)) {
             return refuse("compare", other.clone(), &self.one_of_systems());
         }
-        if !is_file_name(&self.name) {
-            return refuse("name", format!("{:?}", self.name), FILE_NAME);
+        if !is_folder_name(&self.name) {
+            let expected = format!("{LABEL}, without slashes, not beginning with `.`");
+            return refuse("name", format!("{:?}", self.name), &expected);
         }
         ConfigError::check_extent(file, "iterations", self.iterations)?;
         if self.trace.profile > MOST_EXTENT {
@@ -354,12 +442,7 @@ impl Suite {
         if let Some(seed) = repeated(&self.seeds) {
             return refuse("seeds", seed.to_string(), "every seed once");
         }
-        if self
-            .routing
-            .is_some_and(|r| r.workload.is_some() && (r.max_over_mean, r.gini, r.half_life) != (None, None, None))
-        {
-            return refuse("routing", "a workload and a skew".into(), "one of them");
-        }
+        self.routing.map_or(Ok(()), |routing| routing.check(file, "routing"))?;
         if self.trace.stride == 0 {
             return refuse("trace.stride", "0".into(), "at least 1");
         }
@@ -383,9 +466,10 @@ impl Suite {
         {
             ConfigError::check_extent(file, &format!("cases[{index}].{name}"), value)?;
         }
-        if let Some(name) = case.name.as_ref().filter(|name| !is_file_name(name)) {
-            return refuse("name", format!("{name:?}"), FILE_NAME);
+        if let Some(name) = case.name.as_ref().filter(|name| !is_label(name)) {
+            return refuse("name", format!("{name:?}"), LABEL);
         }
+        case.routing.iter().try_for_each(|routing| routing.check(file, &format!("cases[{index}].routing")))?;
         for (name, systems) in
             [("plans", Vec::from_iter(case.plans.keys())), ("differs", case.differs.keys().collect())]
         {
@@ -415,6 +499,7 @@ impl Suite {
 
 /// Cases of one id that differ in batches get these as a part of it: `batch256`, `batch256x4` with a micro-batch.
 fn tell_batches_apart(cases: &mut [Case]) {
+    cases.iter_mut().for_each(|case| case.batch = None);
     let mut of_id: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     cases.iter().enumerate().for_each(|(index, case)| of_id.entry(case.id()).or_default().push(index));
     for alike in of_id.into_values().filter(|alike| alike.len() > 1) {
@@ -430,14 +515,17 @@ fn tell_batches_apart(cases: &mut [Case]) {
     }
 }
 
-/// What [`is_file_name`] asks for.
-const FILE_NAME: &str = "1 to 100 bytes without `/`, `\\` and control characters, not beginning with `.`";
+/// What [`is_label`] asks for.
+pub const LABEL: &str = "1 to 100 bytes without line breaks and other control characters";
 
-/// Whether a text can be the name of a folder, or a part of a file's name.
-fn is_file_name(text: &str) -> bool {
-    (1..=100).contains(&text.len())
-        && !text.starts_with('.')
-        && !text.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'))
+/// Whether a text can be a name in tables and figures, and a part of a file's name once slashes are replaced.
+pub fn is_label(text: &str) -> bool {
+    (1..=100).contains(&text.len()) && !text.contains(char::is_control)
+}
+
+/// Whether a text can be the name of a folder.
+fn is_folder_name(text: &str) -> bool {
+    is_label(text) && !text.starts_with('.') && !text.contains(['/', '\\'])
 }
 
 /// The first item that stands twice.
@@ -488,9 +576,9 @@ mod tests {
             };
             for case in suites.iter().flat_map(|suite| &suite.cases) {
                 for system in &suites[0].systems {
-                    Model::named(name, &case.as_run_by(system).model).unwrap();
+                    Model::named(name, case.as_run_by(system).model.place()).unwrap();
                 }
-                Cluster::named(name, &case.cluster).unwrap();
+                Cluster::named(name, case.cluster.place()).unwrap();
             }
         }
     }

@@ -6,6 +6,7 @@
 pub mod engines;
 pub mod figures;
 pub mod machine;
+pub mod named;
 pub mod prepare;
 pub mod provenance;
 pub mod records;

@@ -5,12 +5,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use systems::plan::routing::JobRouting;
 use systems::{CostModel, Job, Plan, PlanError, System};
 use workloads::suite::{SuiteFile, TraceUse};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, Cluster, Model, Seconds, Suite};
+
+use crate::named;
+use crate::traces::CaseTraces;
 
 /// A case under one seed: what its systems run.
 pub struct PreparedCase<'a> {
@@ -87,10 +90,14 @@ impl PreparedRun<'_> {
 /// # Errors
 /// An unknown name, an unreadable file, or whatever is wrong with its text.
 pub fn suite_file(name: &str) -> Result<SuiteFile> {
-    if is_path(name) {
-        return Ok(SuiteFile::parse(name, &read(name)?)?);
+    if !is_path(name) {
+        return Ok(SuiteFile::named("moebench run", name)?);
     }
-    Ok(SuiteFile::named("moebench run", name)?)
+    let mut file = SuiteFile::parse(name, &read(name)?)?;
+    if let SuiteFile::Suite(suite) = &mut file {
+        named::suite(name, suite, Path::new(name).parent().unwrap_or(Path::new("")))?;
+    }
+    Ok(file)
 }
 
 /// Reads one suite, a name or a path.
@@ -144,21 +151,31 @@ pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
     systems::by_name(name).map_err(|error| anyhow::anyhow!("{context}: {error}"))
 }
 
-/// The routing that a suite states, for the MoE layers of its first case's model.
+/// The routing of every case: what the case or its suite states, made for the MoE layers of its model; `other` where nothing is
+/// stated.
 ///
 /// # Errors
 /// An unknown model, or an imbalance that its layers cannot have.
-pub fn routing(file: &str, suite: &Suite) -> Result<Option<RoutingTrace>> {
-    let (Some(stated), [case, ..]) = (suite.routing, suite.cases.as_slice()) else {
-        return Ok(None);
-    };
-    let model = model(&format!("{file}: cases[0].model"), &case.model)?;
-    let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(1);
-    let top_k = case.gate.top_k(model.top_k) as u32;
-    // As many as the profiling run sees; past the end, a trace begins again.
-    let iterations = suite.iterations.max(suite.trace.profile + 1);
-    let trace = stated.trace(model.moe_layers().count(), experts, top_k, iterations);
-    Ok(Some(trace.with_context(|| format!("{file}: routing"))?))
+pub fn stated_routing(file: &str, suite: &Suite, other: &dyn Fn() -> Result<Arc<RoutingTrace>>) -> Result<CaseTraces> {
+    let mut traces = CaseTraces::default();
+    for (index, case) in suite.cases.iter().enumerate() {
+        let Some(stated) = case.routing.first().copied().or(suite.routing) else {
+            traces.push(None, other)?;
+            continue;
+        };
+        let model = model(&format!("{file}: cases[{index}].model"), case.model.place())?;
+        let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(1);
+        let (layers, top_k) = (model.moe_layers().count(), case.gate.top_k(model.top_k) as u32);
+        // As many as the profiling run sees; past the end, a trace begins again.
+        let iterations = suite.iterations.max(suite.trace.profile + 1);
+        let make = || {
+            let trace = stated.trace(layers, experts, top_k, iterations);
+            let of_case = if case.routing.is_empty() { String::new() } else { format!("cases[{index}].") };
+            Ok(Arc::new(trace.with_context(|| format!("{file}: {of_case}routing"))?))
+        };
+        traces.push(Some(format!("{stated:?} {layers} {experts} {top_k}")), &make)?;
+    }
+    Ok(traces)
 }
 
 fn is_path(name: &str) -> bool {
@@ -169,20 +186,27 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(Path::new(path)).with_context(|| format!("{path}: cannot be read"))
 }
 
-/// Prepares every case of a suite under every seed, in the suite's order.
+/// Prepares every case of a suite under every seed, in the suite's order, each with the trace of its number.
 ///
 /// # Errors
 /// The first case that cannot run, with its number and field.
-pub fn cases<'a>(file: &str, suite: &Suite, trace: &'a RoutingTrace) -> Result<Vec<PreparedCase<'a>>> {
+pub fn cases<'a>(
+    file: &str,
+    suite: &Suite,
+    trace_of: impl Fn(usize) -> &'a RoutingTrace,
+) -> Result<Vec<PreparedCase<'a>>> {
     let mut cases = Vec::new();
     for &seed in &suite.seeds {
         for (index, case) in suite.cases.iter().enumerate() {
             let number = cases.len() * suite.systems.len();
-            cases.push(Preparation { file, suite, trace, seed, index }.case(case, number)?);
+            cases.push(Preparation { file, suite, trace: trace_of(index), seed, index }.case(case, number)?);
         }
     }
     Ok(cases)
 }
+
+/// Longest id of a case. With seed, system and ending it names files, of at most 255 bytes.
+const LONGEST_ID: usize = 180;
 
 /// Where a case stands.
 struct Preparation<'s, 'a> {
@@ -196,6 +220,12 @@ struct Preparation<'s, 'a> {
 impl<'a> Preparation<'_, 'a> {
     fn case(&self, case: &Case, first: usize) -> Result<PreparedCase<'a>> {
         let context = format!("{}: cases[{}]", self.file, self.index);
+        let length = case.id().len();
+        ensure!(
+            length <= LONGEST_ID,
+            "{context}: {} names its files: {length} bytes, expected at most {LONGEST_ID}: give its model, its cluster or the case a shorter `name`",
+            case.id()
+        );
         let shared = self.job(&context, case)?;
         let mut runs = Vec::new();
         for (name, number) in self.suite.systems.iter().zip(first..) {
@@ -254,8 +284,8 @@ pub fn job<'a>(
     trace: &'a RoutingTrace,
     seed: u64,
 ) -> Result<(Job, JobRouting<'a>)> {
-    let model = model(&format!("{context}.model"), &case.model)?;
-    let cluster = cluster(&format!("{context}.cluster"), &case.cluster)?;
+    let model = model(&format!("{context}.model"), case.model.place())?;
+    let cluster = cluster(&format!("{context}.cluster"), case.cluster.place())?;
     if model.moe_layers().next().is_none() {
         bail!("{context}.model: {} has no MoE layer", case.model);
     }
@@ -291,7 +321,7 @@ mod tests {
         let difference = Difference { gate: Some(Gate::BalancedNoDrop), micro_batch: Some(1), model: None };
         suite.cases[0].differs.insert("fastermoe".to_owned(), difference);
         let trace = SynthSpec { samples: 1, ..SynthSpec::default() }.generate().unwrap();
-        let prepared = cases("test", &suite, &trace).unwrap().remove(0);
+        let prepared = cases("test", &suite, |_| &trace).unwrap().remove(0);
         let run = |system: &str| prepared.runs.iter().find(|run| run.system.name() == system).unwrap();
         assert_eq!((run("fastermoe").job.micro_batch, run("smartmoe").job.micro_batch), (Some(1), Some(2)));
         // The flattened routing has a lower maximum and as many entries.
@@ -306,7 +336,7 @@ mod tests {
         suite.cases.truncate(2);
         suite.seeds = vec![1, 2];
         let trace = SynthSpec { samples: 1, ..SynthSpec::default() }.generate().unwrap();
-        let prepared = cases("test", &suite, &trace).unwrap();
+        let prepared = cases("test", &suite, |_| &trace).unwrap();
         let runs: Vec<_> = prepared.iter().flat_map(|case| &case.runs).collect();
         assert_eq!(runs.len(), 2 * 2 * 3);
         assert!(runs.iter().enumerate().all(|(index, run)| run.number == index));

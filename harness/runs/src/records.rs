@@ -162,8 +162,8 @@ impl RunKey {
         let chosen = run.plan().ok();
         Self {
             case: run.case_id.clone(),
-            model: run.case.model.clone(),
-            cluster: run.case.cluster.clone(),
+            model: run.case.model.name.clone(),
+            cluster: run.case.cluster.name.clone(),
             gpus: run.case.gpus as u32,
             gate: run.case.gate,
             layer: run.case.layer.map(|layer| layer as u32),

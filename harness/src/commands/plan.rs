@@ -13,7 +13,7 @@ use workloads::suite::TraceUse;
 use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::output;
-use runs::{prepare, report, traces};
+use runs::{named, prepare, report, traces};
 
 /// `moebench plan`.
 #[derive(Args)]
@@ -42,6 +42,9 @@ pub struct PlanArgs {
     /// Routing trace, as for `run`
     #[arg(long, value_name = "PATH")]
     pub trace: Option<PathBuf>,
+    /// Iteration of the trace that the profiled iterations follow [default: its first]
+    #[arg(long, value_name = "LABEL")]
+    pub trace_start: Option<u32>,
     /// Rows shown
     #[arg(long, default_value_t = 20)]
     pub top: usize,
@@ -51,15 +54,16 @@ pub struct PlanArgs {
 /// Bad input.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let system = prepare::system("--system", &args.system).or_input()?;
-    let case = Case {
-        model: args.model.clone(),
-        cluster: args.cluster.clone(),
+    let mut case = Case {
+        model: args.model.clone().into(),
+        cluster: args.cluster.clone().into(),
         gpus: args.gpus,
         gate: args.gate,
         global_batch: args.global_batch_size,
         micro_batch: args.micro_batch_size,
         plans: Default::default(),
         name: None,
+        routing: Vec::new(),
         layers: Vec::new(),
         layer: None,
         batch: None,
@@ -72,8 +76,10 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     ] {
         check_extent(option, value).or_input()?;
     }
+    named::case("moebench plan", &mut case).or_input()?;
     let trace = traces::load(args.trace.as_deref()).or_input()?;
-    let (job, _) = prepare::job("moebench plan", &case, TraceUse::default(), &trace, 0).or_input()?;
+    let part = TraceUse { start: args.trace_start, ..TraceUse::default() };
+    let (job, _) = prepare::job("moebench plan", &case, part, &trace, 0).or_input()?;
     let candidates = system.candidates(&job, &CostModel::new(&job.cluster, job.gpus));
     if candidates.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!(
@@ -81,21 +87,21 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
             args.gpus,
             args.global_batch_size,
             system.name(),
-            args.model,
+            case.model,
             job.model.blocks.len()
         )));
     }
-    show(args, system.name(), trace.name(), &candidates).or_run()
+    show(args, &case, system.name(), trace.name(), &candidates).or_run()
 }
 
-fn show(args: &PlanArgs, system: &str, trace: &str, candidates: &[Candidate]) -> Result<()> {
+fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[Candidate]) -> Result<()> {
     let mut out = output::stdout();
     writeln!(
         out,
         "{} on {} GPUs of {}, {} gate, global batch {}: {} plans by {}; simulated times, routing of {}\n",
-        args.model,
+        case.model,
         args.gpus,
-        args.cluster,
+        case.cluster,
         args.gate,
         args.global_batch_size,
         candidates.len(),

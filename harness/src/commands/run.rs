@@ -1,6 +1,8 @@
 //! `moebench run`: a suite, or a collection of them, from its file to its figures.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::Args;
@@ -8,12 +10,14 @@ use workloads::suite::{Collection, SuiteFile, repeated};
 use workloads::trace::RoutingTrace;
 use workloads::{EngineKind, Suite};
 
+use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::args::TrainingArgs;
 use runs::report::{self, page};
+use runs::traces::CaseTraces;
 use runs::{prepare, store, traces};
 
 /// `moebench run`.
@@ -30,6 +34,9 @@ pub struct RunArgs {
     /// Routing trace, of any kind that `trace import` reads [default: the suite's routing, or a synthetic one]
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
+    /// Iteration of the trace that training begins at, instead of the suite's
+    #[arg(long, value_name = "LABEL")]
+    trace_start: Option<u32>,
     /// One seed instead of the suite's
     #[arg(long)]
     seed: Option<u64>,
@@ -64,9 +71,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     match file {
         SuiteFile::Suite(suite) => {
             let (out, suite) = (out(&suite.name), adjusted(args, *suite).or_input()?);
-            let stated = stated_routing(args, &args.suite, &suite).or_input()?;
-            let trace = stated.map_or_else(|| traces::load(args.trace.as_deref()), Ok).or_input()?;
-            run_suite(args, &args.suite, suite, &trace, out)
+            let traces = case_traces(args, &args.suite, &suite, &load(args)).or_input()?;
+            run_suite(args, &args.suite, suite, &traces, out)
         }
         SuiteFile::Collection(collection) => run_collection(args, &collection, out(&collection.name)),
     }
@@ -80,35 +86,56 @@ fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Resu
     }
     let suites = collection.suites.iter().map(|name| Suite::named(&collection.name, name));
     let suites: Vec<Suite> = suites.map(|suite| adjusted(args, suite?)).collect::<Result<_>>().or_input()?;
-    let trace = traces::load(args.trace.as_deref()).or_input()?;
+    // Loaded once for all suites.
+    let load = load(args);
+    let mut names: Vec<String> = Vec::new();
     for suite in &suites {
         eprintln!("{}: {}", suite.name, suite.description);
-        let stated = stated_routing(args, &suite.name, suite).or_input()?;
-        run_suite(args, &suite.name, suite.clone(), stated.as_ref().unwrap_or(&trace), out.join(&suite.name))?;
+        let traces = case_traces(args, &suite.name, suite, &load).or_input()?;
+        names.extend((!names.contains(&traces.name())).then(|| traces.name()));
+        run_suite(args, &suite.name, suite.clone(), &traces, out.join(&suite.name))?;
     }
     if !args.dry_run {
         let path = out.join("README.md");
-        store::write_text(&path, &page::of_collection(collection, &suites, trace.name())).or_run()?;
+        store::write_text(&path, &page::of_collection(collection, &suites, &names.join("; "))).or_run()?;
         output::print(format!("\nall figures  {}", path.display())).or_run()?;
     }
     Ok(())
 }
 
-/// The routing that a suite states, unless the command line names a trace.
-fn stated_routing(args: &RunArgs, file: &str, suite: &Suite) -> Result<Option<RoutingTrace>> {
-    if args.trace.is_some() { Ok(None) } else { prepare::routing(file, suite) }
+/// Loads the trace of the command line, or the default, once.
+fn load(args: &RunArgs) -> impl Fn() -> Result<Arc<RoutingTrace>> {
+    let loaded = OnceCell::new();
+    let path = args.trace.clone();
+    move || {
+        if let Some(trace) = loaded.get() {
+            return Ok(Arc::clone(trace));
+        }
+        let trace = Arc::new(traces::load(path.as_deref())?);
+        Ok(Arc::clone(loaded.get_or_init(|| trace)))
+    }
+}
+
+/// The routing of every case: a trace that the command line names goes before what suite and cases state.
+fn case_traces(
+    args: &RunArgs,
+    file: &str,
+    suite: &Suite,
+    load: &dyn Fn() -> Result<Arc<RoutingTrace>>,
+) -> Result<CaseTraces> {
+    if args.trace.is_some() { Ok(load()?.into()) } else { prepare::stated_routing(file, suite, load) }
 }
 
 /// `file` is what errors call the suite.
-fn run_suite(args: &RunArgs, file: &str, suite: Suite, trace: &RoutingTrace, out: PathBuf) -> Result<(), Failure> {
+fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out: PathBuf) -> Result<(), Failure> {
     if args.dry_run {
-        return dry_run(file, &suite, trace);
+        return dry_run(file, &suite, traces);
     }
     let session = Session::open(args.engine.unwrap_or(suite.engine), &args.training, &suite).or_input()?;
     pipeline::execute(&RunRequest {
         suite,
         file: file.to_owned(),
-        trace,
+        traces,
         session,
         out,
         overwrite: args.overwrite,
@@ -139,19 +166,20 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
     if let Some(seed) = args.seed {
         suite.seeds = vec![seed];
     }
+    suite.trace.start = args.trace_start.or(suite.trace.start);
     if let Some(iterations) = args.iterations {
         suite.iterations = iterations;
         suite.warmup = suite.warmup.min(iterations.saturating_sub(1));
     }
-    ensure!(suite.iterations > 0, "--iterations 0: expected at least 1");
+    check_extent("--iterations", suite.iterations)?;
     ensure!(args.threads != Some(0), "--threads 0: expected at least 1");
     Ok(suite)
 }
 
 /// Shows the plans that would run.
-fn dry_run(file: &str, suite: &Suite, trace: &RoutingTrace) -> Result<(), Failure> {
+fn dry_run(file: &str, suite: &Suite, traces: &CaseTraces) -> Result<(), Failure> {
     let mut table = report::table(&["case", "seed", "system", "plan"], &[]);
-    for case in prepare::cases(file, suite, trace).or_input()? {
+    for case in prepare::cases(file, suite, |case| traces.of(case)).or_input()? {
         for run in &case.runs {
             let plan = match run.plan() {
                 Ok(chosen) if chosen.expected.is_none() => format!("{} (given)", chosen.plan),

@@ -1,7 +1,7 @@
 //! `moebench train`: one model, one system, really trained.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -13,8 +13,8 @@ use crate::failure::{Failure, OrFail};
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::args::TrainingArgs;
-use runs::prepare;
-use runs::traces;
+use runs::traces::CaseTraces;
+use runs::{named, prepare, traces};
 
 /// `moebench train`.
 #[derive(Args)]
@@ -70,6 +70,9 @@ pub struct TrainArgs {
     /// Routing trace that offline searches see, and that drives the gate with --replay
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
+    /// Iteration of the trace that training begins at [default: its first]
+    #[arg(long, value_name = "LABEL")]
+    trace_start: Option<u32>,
     /// Folder for the results
     #[arg(long, value_name = "DIR", default_value = "results/train")]
     out: PathBuf,
@@ -88,11 +91,11 @@ pub struct TrainArgs {
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let suite = suite(args).or_input()?;
     let session = Session::open(suite.engine, &args.training, &suite).or_input()?;
-    let trace = traces::load(args.trace.as_deref()).or_input()?;
+    let traces = CaseTraces::from(traces::load(args.trace.as_deref()).or_input()?);
     pipeline::execute(&RunRequest {
         file: suite.name.clone(),
         suite,
-        trace: &trace,
+        traces: &traces,
         session,
         out: args.out.clone(),
         overwrite: args.overwrite,
@@ -119,9 +122,9 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
     if let Some(plan) = plan(args)? {
         plans.insert(args.system.clone(), plan);
     }
-    Ok(Suite {
+    let mut suite = Suite {
         name: "train".to_owned(),
-        description: format!("{} under {}", args.model, args.system),
+        description: String::new(),
         systems: vec![args.system.clone()],
         baseline: args.system.clone(),
         compare: Vec::new(),
@@ -129,13 +132,13 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
         warmup: args.warmup.min(args.iterations - 1),
         seeds: vec![args.seed],
         routing: None,
-        trace: TraceUse::default(),
+        trace: TraceUse { start: args.trace_start, ..TraceUse::default() },
         engine: EngineKind::Measured,
         training: Training { learning_rate: args.learning_rate, clip_norm: args.clip_norm, ..Training::default() },
         figure: Default::default(),
         cases: vec![Case {
-            model: args.model.clone(),
-            cluster: args.cluster.clone(),
+            model: args.model.clone().into(),
+            cluster: args.cluster.clone().into(),
             gpus: args.gpus,
             gate: args.gate,
             global_batch: args.global_batch_size,
@@ -143,11 +146,15 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
             plans,
             name: None,
             differs: BTreeMap::new(),
+            routing: Vec::new(),
             layers: Vec::new(),
             layer: None,
             batch: None,
         }],
-    })
+    };
+    named::suite("moebench train", &mut suite, Path::new(""))?;
+    suite.description = format!("{} under {}", suite.cases[0].model, args.system);
+    Ok(suite)
 }
 
 /// The plan of the flags, if there is one.

@@ -38,13 +38,13 @@ impl<'a> Study<'a> for Plans<'a> {
 
     fn predict(&self) -> Result<Vec<PlanComparison>> {
         let (name, file, mut suite) = (SMARTMOE.name(), &self.file, self.suite.clone());
-        let on_cluster = |case: &Case| self.cluster.as_ref().is_none_or(|cluster| case.cluster == *cluster);
+        let on_cluster = |case: &Case| self.cluster.as_ref().is_none_or(|cluster| case.cluster.name == *cluster);
         suite.cases.retain(|case| case.plans.contains_key(name) && on_cluster(case));
         let place = self.cluster.as_ref().map_or(String::new(), |cluster| format!(" on {cluster}"));
         ensure!(!suite.cases.is_empty(), "{file}: no case{place} states a plan of {name}");
         suite.systems = vec![name.to_owned()];
         suite.seeds.truncate(1);
-        let prepared = prepare::cases(file, &suite, self.trace)?;
+        let prepared = prepare::cases(file, &suite, |_| self.trace)?;
         prepared.par_iter().map(|case| plan_comparison::compare(case, suite.warmup, self.iterations)).collect()
     }
 

@@ -65,6 +65,11 @@ impl Workload {
             Self::Burst => "W7_burst",
         }
     }
+
+    /// `W0` to `W7`.
+    pub fn short_name(self) -> &'static str {
+        &self.name()[..2]
+    }
 }
 
 impl fmt::Display for Workload {
@@ -78,8 +83,7 @@ impl FromStr for Workload {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let is = |workload: &Self| {
-            let name = workload.name();
-            text.eq_ignore_ascii_case(name) || text.eq_ignore_ascii_case(&name[..2])
+            [workload.name(), workload.short_name()].into_iter().any(|name| text.eq_ignore_ascii_case(name))
         };
         Self::ALL.into_iter().find(is).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");

@@ -15,14 +15,14 @@ use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 /// # Errors
 /// When the font or the drawing library fails.
 pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, FigureError> {
-    let mut clusters: Vec<&str> = suite.cases.iter().map(|case| case.cluster.as_str()).collect();
+    let mut clusters: Vec<&str> = suite.cases.iter().map(|case| case.cluster.name.as_str()).collect();
     clusters.dedup();
     let panels = clusters.into_iter().map(|cluster| Panel {
         title: cluster.to_owned(),
         groups: suite
             .cases
             .iter()
-            .filter(|case| case.cluster == cluster)
+            .filter(|case| case.cluster.name == cluster)
             .map(|case| group(suite, case, summary))
             .collect(),
     });

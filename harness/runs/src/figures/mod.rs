@@ -8,13 +8,14 @@ pub mod performance_model;
 
 use chart::{Figure, FigureError};
 use workloads::suite::FigureKind;
-use workloads::trace::{Balance, RoutingTrace};
+use workloads::trace::Balance;
 use workloads::{EngineKind, Suite};
 
 use crate::prepare::PreparedCase;
 use crate::records::RowsByRun;
 use crate::report;
 use crate::summary::{ModelError, Summary};
+use crate::traces::CaseTraces;
 
 /// The name of a suite's figure, and of its files.
 pub fn name(kind: FigureKind) -> &'static str {
@@ -41,13 +42,16 @@ pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) ->
 
 /// How the numbers were obtained, and on which routing: its name, how imbalanced it was in the cases that were run, and what
 /// its makers note.
-pub fn origin(summary: &Summary, trace: &RoutingTrace, imbalance: &str) -> String {
+pub fn origin(summary: &Summary, traces: &CaseTraces, imbalance: &str) -> String {
     let engine = summary.engine().map_or("", EngineKind::label);
     if summary.is_trained() {
         return format!("{engine}, routing by the trained gate");
     }
-    let notes: String = trace.notes().iter().map(|note| format!("; {note}")).collect();
-    format!("{engine}, routing: {}, {imbalance}{notes}", trace_name(trace.name()))
+    let mut names: Vec<&str> = traces.all().map(|trace| trace_name(trace.name())).collect();
+    names.dedup();
+    let mut notes: Vec<String> = traces.all().flat_map(|trace| trace.notes()).map(|note| format!("; {note}")).collect();
+    notes.dedup();
+    format!("{engine}, routing: {}, {imbalance}{}", names.join("; "), notes.concat())
 }
 
 /// Imbalance of what the gates of all cases choose, before any capacity: medians over layers and three iterations.

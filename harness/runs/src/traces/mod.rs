@@ -4,10 +4,64 @@ pub mod parquet;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use workloads::trace::import::{ImportOptions, Importer};
 use workloads::trace::{self, RoutingTrace, SynthSpec};
+
+/// The routing trace of every case of a suite; cases share what is the same.
+#[derive(Default)]
+pub struct CaseTraces {
+    /// Each with what it was made from, if it was made for the suite.
+    all: Vec<(Option<String>, Arc<RoutingTrace>)>,
+    /// `[case]` its place in `all`; the first where nothing stands.
+    of_case: Vec<usize>,
+}
+
+impl CaseTraces {
+    /// The trace of a case, by its number in the suite.
+    pub fn of(&self, case: usize) -> &RoutingTrace {
+        let index = self.of_case.get(case).copied().unwrap_or(0);
+        &self.all[index].1
+    }
+
+    /// Every trace once.
+    pub fn all(&self) -> impl Iterator<Item = &RoutingTrace> {
+        self.all.iter().map(|(_, trace)| &**trace)
+    }
+
+    /// The names of all, each once.
+    pub fn name(&self) -> String {
+        let mut names: Vec<&str> = self.all().map(RoutingTrace::name).collect();
+        names.dedup();
+        names.join("; ")
+    }
+
+    /// The trace of the next case: the one that was made from the same before, or a new one.
+    pub(crate) fn push(&mut self, from: Option<String>, make: &dyn Fn() -> Result<Arc<RoutingTrace>>) -> Result<()> {
+        let known = self.all.iter().position(|(other, _)| *other == from);
+        let index = known.unwrap_or(self.all.len());
+        if known.is_none() {
+            self.all.push((from, make()?));
+        }
+        self.of_case.push(index);
+        Ok(())
+    }
+}
+
+/// One trace for all cases.
+impl From<Arc<RoutingTrace>> for CaseTraces {
+    fn from(trace: Arc<RoutingTrace>) -> Self {
+        Self { all: vec![(None, trace)], of_case: Vec::new() }
+    }
+}
+
+impl From<RoutingTrace> for CaseTraces {
+    fn from(trace: RoutingTrace) -> Self {
+        Arc::new(trace).into()
+    }
+}
 
 /// The trace at `path`, or the synthetic default.
 ///

@@ -1,0 +1,97 @@
+//! What models and clusters that files describe are called in records, figures and file names: by their own names, wherever
+//! the files are. Two descriptions of one name are told apart by a hash of what they say.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use workloads::suite::{Described, LABEL, is_label};
+use workloads::{Case, Cluster, Model, Suite};
+
+use crate::prepare;
+use crate::provenance::sha256;
+
+/// Finds the files of a suite's cases, whose paths are relative to `folder`, and gives them their names.
+///
+/// # Errors
+/// A file that cannot be read or used, or a name that no table can show.
+pub fn suite(file: &str, suite: &mut Suite, folder: &Path) -> Result<()> {
+    let mut names = Names { folder, ..Names::default() };
+    for (index, case) in suite.cases.iter_mut().enumerate() {
+        names.case(&format!("{file}: cases[{index}]"), case)?;
+    }
+    Ok(suite.settle(file)?)
+}
+
+/// The same for a case alone, with paths relative to the current folder.
+///
+/// # Errors
+/// As for [`suite`].
+pub fn case(context: &str, case: &mut Case) -> Result<()> {
+    Names::default().case(context, case)
+}
+
+/// The names given so far, each with what it stands for.
+struct Names<'a> {
+    folder: &'a Path,
+    models: BTreeMap<String, String>,
+    clusters: BTreeMap<String, String>,
+}
+
+impl Default for Names<'_> {
+    fn default() -> Self {
+        Self { folder: Path::new(""), models: BTreeMap::new(), clusters: BTreeMap::new() }
+    }
+}
+
+impl Names<'_> {
+    fn case(&mut self, context: &str, case: &mut Case) -> Result<()> {
+        self.model(&format!("{context}.model"), &mut case.model)?;
+        for (system, difference) in &mut case.differs {
+            if let Some(model) = &mut difference.model {
+                self.model(&format!("{context}.differs.{system}.model"), model)?;
+            }
+        }
+        let context = format!("{context}.cluster");
+        let Some(place) = self.place(&mut case.cluster) else { return Ok(()) };
+        let read = prepare::cluster(&context, &place).with_context(|| context.clone())?;
+        let own = Cluster::named(&context, &read.name).ok().map(|own| format!("{own:?}"));
+        case.cluster.name = unlike(&context, &mut self.clusters, &read.name, format!("{read:?}"), own)?;
+        Ok(())
+    }
+
+    fn model(&mut self, context: &str, model: &mut Described) -> Result<()> {
+        let Some(place) = self.place(model) else { return Ok(()) };
+        let read = prepare::model(context, &place).with_context(|| context.to_owned())?;
+        let own = Model::named(context, &read.name).ok().map(|own| format!("{own:?}"));
+        model.name = unlike(context, &mut self.models, &read.name, format!("{read:?}"), own)?;
+        Ok(())
+    }
+
+    /// The path of a file, now relative to the current folder.
+    fn place(&self, described: &mut Described) -> Option<String> {
+        let file = described.file.as_mut()?;
+        *file = self.folder.join(&*file).display().to_string();
+        Some(file.clone())
+    }
+}
+
+/// `name`, or that and a hash where it stands for something else already: in the suite, or among what comes with moebench (`own`).
+fn unlike(
+    context: &str,
+    known: &mut BTreeMap<String, String>,
+    name: &str,
+    content: String,
+    own: Option<String>,
+) -> Result<String> {
+    if !is_label(name) {
+        bail!("{context}: name = {name:?}: expected {LABEL}");
+    }
+    let taken = known.get(name).or(own.as_ref());
+    let name = match taken {
+        Some(other) if *other != content => format!("{name}-{}", &sha256(content.as_bytes())[..8]),
+        _ => name.to_owned(),
+    };
+    known.insert(name.clone(), content);
+    Ok(name)
+}

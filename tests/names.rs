@@ -1,0 +1,135 @@
+//! Models and clusters by files: what they are called, where their files are looked for, and routing as an axis of a suite.
+
+use crate::support::{Folder, cluster_toml, small_trace, suite_toml};
+
+/// The tiny model under another name, with another number of experts.
+fn model_toml(name: &str, experts: usize) -> String {
+    format!(
+        "name = \"{name}\"\nsource = \"a test\"\n[gpt]\nlayers = 2\nhidden = 64\nheads = 4\nseq_len = 32\nvocabulary = 128\n\
+         expert_ratio = 2\nexperts = {experts}\nmoe_every = 1\ntop_k = 2\n"
+    )
+}
+
+fn cases(folder: &Folder, out: &str) -> Vec<String> {
+    let frame = folder.frame(&format!("{out}/iterations.parquet"));
+    let mut cases: Vec<String> =
+        frame.column("case").unwrap().str().unwrap().iter().flatten().map(str::to_owned).collect();
+    cases.dedup();
+    cases
+}
+
+/// However long the path, and wherever the program is started: paths are relative to the suite.
+#[test]
+fn a_file_is_called_by_its_name_and_found_beside_its_suite() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let deep = format!("{}/{}", "a".repeat(120), "b".repeat(120));
+    folder.write(&format!("{deep}/models/m.toml"), &model_toml("own model/1", 8));
+    folder.write(&format!("{deep}/c.toml"), &cluster_toml(8, &[]));
+    let suite = suite_toml(&[(4, "no-drop")]).replace("\"gpt-tiny\"", "\"models/m.toml\"");
+    folder.write(&format!("{deep}/suite.toml"), &suite.replace("\"inky\"", "\"./c.toml\""));
+    let shown = folder.succeed(&format!("run {deep}/suite.toml --trace trace.parquet --out out"));
+    assert_eq!(cases(&folder, "out"), ["own-model-1.test.4.no-drop"]);
+    for (name, holds) in [("out/summary.csv", "own model/1,test"), ("out/report.html", "own-model-1.test.4.no-drop")] {
+        let text = folder.text(name);
+        assert!(text.contains(holds), "no {holds} in {name}: {text}");
+        assert!(!text.contains("bbbb") || name.ends_with("html"), "a path in {name}: {text}");
+    }
+    assert!(!shown.contains(".toml"), "{shown}");
+    assert!(!folder.text("out/figures/end_to_end.svg").contains(".toml"));
+    folder.write(&format!("{deep}/lost.toml"), &suite);
+    folder.write(&format!("{deep}/lost.toml"), &suite.replace("models/m.toml", "./none.toml"));
+    folder.refuse(&format!("run {deep}/lost.toml"), &["cases[0].model", "bbb/./none.toml: cannot be read"]);
+}
+
+#[test]
+fn names_that_no_file_can_have_are_refused_before_work() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let refuse = |name: &str, expected: &[&str]| {
+        folder.write("m.toml", &model_toml(name, 8));
+        folder.write("s.toml", &suite_toml(&[(4, "no-drop")]).replace("\"gpt-tiny\"", "\"m.toml\""));
+        folder.refuse("run s.toml --trace trace.parquet --out out", expected);
+        folder.refuse("plan --model ./m.toml --cluster inky --gpus 4 --global-batch-size 8", expected);
+    };
+    refuse(&"x".repeat(101), &["model: name = ", "expected 1 to 100 bytes"]);
+    refuse("a\\nb", &["model: name = \"a\\nb\"", "expected 1 to 100 bytes without line breaks"]);
+    refuse("", &["model: name = \"\""]);
+    let long = "y".repeat(100);
+    folder.write("m.toml", &model_toml(&long, 8));
+    let suite = suite_toml(&[(4, "no-drop")]).replace("\"gpt-tiny\"", &format!("\"m.toml\"\nname = \"{long}\""));
+    folder.write("s.toml", &suite);
+    folder
+        .refuse("run s.toml --trace trace.parquet --out out", &["cases[0]", "expected at most 180", "shorter `name`"]);
+    assert!(!folder.join("out").exists());
+}
+
+/// Two models of one name, and one with the name of a model that comes with moebench.
+#[test]
+fn equal_names_of_unlike_models_are_told_apart() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    for (file, name, experts) in [("a/m.toml", "mine", 8), ("b/m.toml", "mine", 16), ("c/m.toml", "gpt-tiny", 4)] {
+        folder.write(file, &model_toml(name, experts));
+    }
+    let one = suite_toml(&[(4, "no-drop"), (4, "no-drop"), (4, "no-drop"), (4, "no-drop")]);
+    let mut files = ["a/m.toml", "b/m.toml", "c/m.toml", "gpt-tiny"].into_iter();
+    let suite = one.split("\"gpt-tiny\"").collect::<Vec<_>>();
+    let suite =
+        suite[1..].iter().fold(suite[0].to_owned(), |text, part| format!("{text}\"{}\"{part}", files.next().unwrap()));
+    folder.write("s.toml", &suite);
+    folder.succeed("run s.toml --trace trace.parquet --out out");
+    let cases = cases(&folder, "out");
+    assert_eq!(cases.len(), 4, "{cases:?}");
+    assert_eq!((cases[0].as_str(), cases[3].as_str()), ("mine.inky.4.no-drop", "gpt-tiny.inky.4.no-drop"));
+    let hashed = |case: &str, name: &str| {
+        let hash = case.strip_prefix(name).and_then(|rest| rest.strip_suffix(".inky.4.no-drop")).unwrap_or_default();
+        hash.len() == 9 && hash.starts_with('-')
+    };
+    assert!(hashed(&cases[1], "mine") && hashed(&cases[2], "gpt-tiny"), "{cases:?}");
+}
+
+/// Skew as the axis of a suite: each routing is a case with the imbalance that it states, for the experts of its own model.
+#[test]
+fn routing_is_an_axis() {
+    let folder = Folder::new();
+    folder.write("m.toml", &model_toml("wide", 32));
+    let axis = "routing = [{ max_over_mean = 1.5 }, { max_over_mean = 3.0, half_life = 50 }, { workload = \"W0\" }]\n";
+    let suite = suite_toml(&[(4, "no-drop"), (8, "no-drop")]).replacen("\"gpt-tiny\"", "\"m.toml\"", 1);
+    let suite = suite.replacen("\n\n[[cases]]", &format!("\n\n[[cases]]\n{axis}"), 1).replacen(
+        "[[cases]]\nm",
+        &format!("[[cases]]\n{axis}m"),
+        2,
+    );
+    folder.write("s.toml", &suite);
+    let shown = folder.succeed("run s.toml --iterations 3 --out out");
+    let cases = cases(&folder, "out");
+    let expected = ["max1.5", "max3-half50", "W0"];
+    let of = |model: &str, gpus| expected.map(|routing| format!("{model}.inky.{gpus}.no-drop.{routing}"));
+    assert_eq!(cases, [of("wide", 4), of("gpt-tiny", 8)].concat());
+    // The footers of figure and text say what was run: from balance to the strongest skew.
+    for said in [shown, folder.text("out/figures/end_to_end.svg")] {
+        assert!(
+            said.contains("expert load max/mean 1.0 to 3.") || said.contains("expert load max/mean 1.0 to 2.9"),
+            "{said}"
+        );
+    }
+    let svg = folder.text("out/figures/end_to_end.svg");
+    assert!(svg.contains("max1.5") && svg.contains("W0"), "a group says its routing");
+    folder.write("far.toml", &suite.replace("max_over_mean = 1.5", "max_over_mean = 99"));
+    folder.refuse("run far.toml --out x", &["far.toml: cases[0].routing", "max_over_mean is 99"]);
+    folder.write("both.toml", &suite.replace("{ workload = \"W0\" }", "{ workload = \"W0\", gini = 0.1 }"));
+    folder.refuse("run both.toml --out x", &["both.toml: cases[2].routing", "one of them"]);
+}
+
+#[test]
+fn a_trace_begins_where_it_is_told_to() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let plan = "plan --model gpt-tiny --cluster inky --gpus 8 --global-batch-size 64 --trace trace.parquet";
+    folder.succeed(plan);
+    folder.succeed(&format!("{plan} --trace-start 21"));
+    for command in [plan.to_owned(), "run smoke --trace trace.parquet --out x".to_owned()] {
+        folder.refuse(&format!("{command} --trace-start 5000"), &["start is 5000: expected 1 to 111"]);
+    }
+}
