@@ -22,6 +22,8 @@ mod bad_input;
 mod timeline;
 // Every command from its arguments to its files.
 mod cli;
+// Models that people train: configs, fields, and what the trainer has not learned.
+mod models;
 // Recordings of other tools, workloads and skews as traces.
 mod traces;
 // Models and clusters by files, and routing as an axis of a suite.

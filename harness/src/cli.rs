@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{calibrate, doctor, list, plan, run, trace, train, validate};
+use crate::commands::{calibrate, doctor, import_model, list, plan, run, trace, train, validate};
 use crate::failure::Failure;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
@@ -32,6 +32,8 @@ enum Command {
     /// Find a cluster's constants
     #[command(subcommand)]
     Calibrate(calibrate::CalibrateCommand),
+    /// Make a model of a Hugging Face config.json
+    ImportModel(import_model::ImportModelArgs),
     /// List suites, systems, models or clusters
     List(list::ListArgs),
     /// Say what this machine has and lacks: libtorch, GPUs, NCCL, launcher
@@ -47,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Trace(command) => trace::run(&command),
         Command::Validate(command) => validate::run(&command),
         Command::Calibrate(command) => calibrate::run(&command),
+        Command::ImportModel(args) => import_model::run(&args),
         Command::List(args) => list::run(&args),
         Command::Doctor => doctor::run(),
     };

@@ -251,7 +251,8 @@ macro_rules! embedded {
 }
 
 /// Every cluster in `workloads/clusters/`.
-const CLUSTERS: &[(&str, &str)] = embedded!["inky", "pinky", "nico", "a100x8", "h100x8", "h200x8", "b200x8", "gb200x72"];
+const CLUSTERS: &[(&str, &str)] =
+    embedded!["inky", "pinky", "nico", "a100x8", "h100x8", "h200x8", "b200x8", "gb200x72"];
 
 #[cfg(test)]
 mod tests {

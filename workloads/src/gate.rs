@@ -79,14 +79,16 @@ pub enum RouterBias {
     Selection,
 }
 
-/// Group-limited choice (DeepSeek-V3, arXiv 2412.19437): equal groups of experts in order, of which a token keeps those whose two
-/// best scores have the largest sum.
+/// Group-limited choice (DeepSeek-V2 and V3): equal groups of experts in order, of which a token keeps those whose best scores
+/// have the largest sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
     /// Groups of experts.
     pub number: usize,
     /// Of these, those that a token chooses from.
     pub kept: usize,
+    /// Scores of a group that are summed: 1 in V2, 2 in V3.
+    pub best: usize,
 }
 
 impl Default for Router {
@@ -109,7 +111,7 @@ impl Router {
         let wrong = |field: &str, value: String, expected: String| {
             Err(ConfigError::value(file, format!("{table}.{field}"), value, expected))
         };
-        if let Some(Groups { number, kept }) = self.groups {
+        if let Some(Groups { number, kept, best }) = self.groups {
             if number == 0 || !experts.is_multiple_of(number) {
                 return wrong("groups", number.to_string(), format!("a divisor of {experts}, the number of experts"));
             }
@@ -121,6 +123,9 @@ impl Router {
                     kept.to_string(),
                     format!("{least} to {number}: room for {top_k} choices"),
                 );
+            }
+            if best == 0 || best > room {
+                return wrong("group_best", best.to_string(), format!("1 to {room}, the experts of a group"));
             }
         }
         for (field, value, least) in

@@ -73,8 +73,8 @@ fn systems() -> Table {
 }
 
 fn models() -> Table {
-    let header = ["model", "blocks", "MoE", "experts", "parameters", "TFLOP per sample", "source"];
-    let mut table = report::table(&header, &[1, 2, 3, 4, 5]);
+    let header = ["model", "blocks", "MoE", "experts", "top-k", "parameters", "active", "TFLOP per sample", "source"];
+    let mut table = report::table(&header, &[1, 2, 3, 4, 5, 6, 7]);
     for model in Model::names().filter_map(|name| Model::named("list", name).ok()) {
         let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(0);
         table.add_row([
@@ -82,8 +82,10 @@ fn models() -> Table {
             model.blocks.len().to_string(),
             model.moe_blocks().len().to_string(),
             experts.to_string(),
-            format!("{:.2}e9", model.parameters_per_rank(experts) as f64 / 1e9),
-            format!("{:.1}", model.training_flops().0 / 1e12),
+            model.top_k.to_string(),
+            format!("{:.3}e9", model.parameters() as f64 / 1e9),
+            format!("{:.3}e9", model.active_parameters() as f64 / 1e9),
+            format!("{:.3}", model.training_flops().0 / 1e12),
             model.source,
         ]);
     }

@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod doctor;
+pub mod import_model;
 pub mod list;
 pub mod plan;
 pub mod run;

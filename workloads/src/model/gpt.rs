@@ -121,6 +121,7 @@ struct RouterSpec {
     renormalise: Option<bool>,
     groups: Option<usize>,
     kept_groups: Option<usize>,
+    group_best: Option<usize>,
     scale: Option<f64>,
     #[serde(default)]
     auxiliary_loss: f64,
@@ -263,23 +264,24 @@ impl Gpt {
             score: spec.score,
             bias: spec.bias.unwrap_or(with_bias),
             renormalise: spec.renormalise.unwrap_or(true),
-            groups: match (spec.groups, spec.kept_groups) {
-                (None, None) => None,
-                (Some(number), Some(kept)) => Some(Groups { number, kept }),
-                _ => {
-                    return Err(ConfigError::value(
-                        file,
-                        "gpt.router.groups, gpt.router.kept_groups",
-                        "one of them",
-                        "both or none",
-                    ));
-                }
-            },
+            groups: self.groups(file)?,
             scale: spec.scale.unwrap_or(1.0),
             auxiliary_loss: spec.auxiliary_loss,
         };
         router.check(file, "gpt.router", self.experts, self.top_k)?;
         Ok(router)
+    }
+
+    fn groups(&self, file: &str) -> Result<Option<Groups>, ConfigError> {
+        let RouterSpec { groups, kept_groups, group_best, .. } = self.router;
+        match (groups, kept_groups) {
+            (Some(number), Some(kept)) => Ok(Some(Groups { number, kept, best: group_best.unwrap_or(2) })),
+            (None, None) if group_best.is_none() => Ok(None),
+            _ => {
+                let fields = "gpt.router.groups, gpt.router.kept_groups";
+                Err(ConfigError::value(file, fields, "not both given", "both, or no groups"))
+            }
+        }
     }
 
     fn norm(&self) -> Norm {

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod block;
 pub mod feed_forward;
 mod gpt;
+pub mod hugging_face;
 mod presets;
 mod swin;
 
