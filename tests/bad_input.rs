@@ -252,6 +252,10 @@ mod training {
         refused(&folder, "--model gpt-micro --expert-model-parallel-size 3", &["parallel-size 3", "divisor of the 8"]);
         refused(&folder, "--model gpt-micro --pipeline-model-parallel-size 8", &["8 pipeline stages", "2 blocks"]);
         refused(&folder, "--model gpt-micro --tensor-model-parallel-size 8", &["heads = 4", "multiple of tp = 8"]);
+        let overlapping = "--model gpt-micro --tensor-model-parallel-size 4 --expert-model-parallel-size 2";
+        refused(&folder, overlapping, &["ep = 2 is simulated only", "a multiple of tp"]);
+        let selective = "--model gpt-micro --recompute-granularity selective";
+        refused(&folder, selective, &["recompute = selective is simulated only", "none or full"]);
     }
 
     #[test]

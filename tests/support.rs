@@ -235,7 +235,7 @@ pub(crate) fn simulate(
 
 /// A plan without tensor parallelism, of micro-batches of one sample, that never places.
 pub(crate) fn plan(pp: usize, dp: usize, ep: usize) -> Plan {
-    Plan { pp, dp, tp: 1, ep, expert_dp: dp / ep, micro_batch: 1, placement_every: 0 }
+    Plan { pp, dp, ep, expert_dp: dp / ep, ..Plan::default() }
 }
 
 /// The sum of all iterations, s.

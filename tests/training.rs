@@ -42,7 +42,7 @@ top_k = 2
 
 /// `pp, dp, tp, ep, expert_dp`, micro-batches of one sample.
 fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5]) -> Plan {
-    Plan { pp, dp, tp, ep, expert_dp, micro_batch: 1, placement_every: 1 }
+    Plan { pp, dp, tp, ep, expert_dp, placement_every: 1, ..Plan::default() }
 }
 
 fn job(plan: &Plan, gate: Gate) -> Job {

@@ -40,7 +40,7 @@ fn job(model: Model, cluster: Cluster, global_batch: usize) -> Job {
 }
 
 fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5], placement_every: usize) -> Plan {
-    Plan { pp, dp, tp, ep, expert_dp, micro_batch: 1, placement_every }
+    Plan { pp, dp, tp, ep, expert_dp, placement_every, ..Plan::default() }
 }
 
 /// Reports of every rank, what the gate chose, and the simulator beside it, iteration by iteration.

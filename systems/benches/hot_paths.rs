@@ -85,7 +85,7 @@ fn iteration(group: &mut BenchmarkGroup<WallTime>, name: &str, (job, batch): (Jo
     let costs = CostModel::new(&job.cluster, job.gpus);
     let (pp, ep) = (4, 4);
     let dp = job.gpus / pp;
-    let plan = Plan { pp, dp, tp: 1, ep, expert_dp: dp / ep, micro_batch: 1, placement_every: 0 };
+    let plan = Plan { pp, dp, ep, expert_dp: dp / ep, ..Plan::default() };
     let placements = vec![Placement::identity(64, ep); job.model.blocks.len()];
     let charges = vec![Charge::default(); pp];
     // Ranks x layers of a stage x micro-batches of a rank.

@@ -28,7 +28,7 @@ pub mod zoo;
 pub use plan::job::Job;
 pub use plan::placement::{Move, Placement};
 pub use plan::search::{Candidate, Estimate};
-pub use plan::{Plan, PlanError};
+pub use plan::{Plan, PlanError, Recompute, Zero};
 pub use price::cost::CostModel;
 pub use program::LayerProgram;
 pub use program::routing::{LoadHistory, RoutingCounts};
@@ -116,10 +116,15 @@ pub trait Policy: Send {
         LayerProgram::expert_parallel()
     }
 
-    /// Whether only the inputs of blocks are kept in the forward pass, and a block's forward pass, exchanges included, is
-    /// run again before its backward pass.
-    fn recomputes(&self) -> bool {
-        false
+    /// What the backward pass computes again: what the plan says, unless the system has its own way. A full recomputation
+    /// includes the exchanges of MoE layers.
+    fn recompute(&self, plan: &Plan) -> Recompute {
+        plan.recompute
+    }
+
+    /// What runs beside computation.
+    fn overlap(&self) -> Overlap {
+        Overlap::default()
     }
 
     /// Bytes that travel for each parameter of an expert that moves. Half-precision weight, single-precision master
@@ -127,6 +132,17 @@ pub trait Policy: Send {
     fn migrated_bytes_per_parameter(&self) -> f64 {
         plan::memory::MIGRATED_BYTES_PER_PARAMETER
     }
+}
+
+/// Communication that a system runs beside computation; none unless it says so, as in the systems of SmartMoE's study.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overlap {
+    /// What is done with model state once an iteration: gradients are reduced beside the last backward pass, and weights whose
+    /// optimizer state is sharded are gathered beside the first forward pass.
+    pub state: bool,
+    /// Exchanges of one micro-batch run beside the computation of another, where the schedule has both: one forward pass more
+    /// is then in flight.
+    pub exchanges: bool,
 }
 
 /// The policy of expert parallelism alone: experts stay, and every layer is one dispatch, the local experts, one combine.

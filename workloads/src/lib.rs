@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod gate;
 pub mod model;
+pub mod plan;
 pub mod published;
 #[cfg(test)]
 #[path = "../../tests/shared_data.rs"]

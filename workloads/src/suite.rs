@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::EngineKind;
 use crate::error::{self, ConfigError, MOST_EXTENT};
 use crate::gate::Gate;
+pub use crate::plan::ForcedPlan;
 use crate::trace::{ImbalanceSpec, RoutingTrace, Skew, SkewSpec, TraceError, TraceShape, Workload};
 use crate::training::Training;
 
@@ -305,27 +306,6 @@ impl fmt::Display for Difference {
         let parts: Vec<String> = [model, gate, micro_batch].into_iter().flatten().collect();
         f.write_str(&parts.join(", "))
     }
-}
-
-/// Degrees of a plan as written down; whether they fit together is for `systems` to say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct ForcedPlan {
-    /// Pipeline stages.
-    pub pp: usize,
-    /// Data-parallel replicas.
-    pub dp: usize,
-    /// Tensor-parallel ranks.
-    pub tp: usize,
-    /// Ranks that share one set of experts.
-    pub ep: usize,
-    /// Replicas of that set within a stage.
-    pub expert_dp: usize,
-    /// Samples per rank and micro-batch.
-    pub micro_batch: usize,
-    /// Iterations between online placements; 0 for none.
-    #[serde(default)]
-    pub placement_every: usize,
 }
 
 impl Case {

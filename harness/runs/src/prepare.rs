@@ -263,13 +263,10 @@ fn check_forced(case: &Case, job: &Job, forced: Option<Plan>) -> Result<()> {
 fn forced_plan(case: &Case, system: &str) -> Option<Plan> {
     let given = case.plans.get(system).map(|plan| Plan::from(*plan));
     given.or(case.layer.and(case.micro_batch).map(|micro_batch| Plan {
-        pp: 1,
         dp: case.gpus,
-        tp: 1,
         ep: case.gpus,
-        expert_dp: 1,
         micro_batch,
-        placement_every: 0,
+        ..Plan::default()
     }))
 }
 

@@ -386,19 +386,7 @@ impl<'a> Cells<'a> {
     }
 
     fn plan(&self) -> Result<Option<Plan>> {
-        if self.u32("pp")?.is_none() {
-            return Ok(None);
-        }
-        let degree = |name| Ok::<_, anyhow::Error>(self.need(name, self.u32(name)?)? as usize);
-        Ok(Some(Plan {
-            pp: degree("pp")?,
-            dp: degree("dp")?,
-            tp: degree("tp")?,
-            ep: degree("ep")?,
-            expert_dp: degree("expert_dp")?,
-            micro_batch: degree("micro_batch")?,
-            placement_every: degree("placement_every")?,
-        }))
+        Ok(self.frame.column("plan")?.str()?.get(self.row).map(str::parse).transpose()?)
     }
 
     fn sample(&self) -> Result<Sample> {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use workloads::model::Recompute;
+use workloads::plan::Zero;
 use workloads::suite::{ForcedPlan, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
@@ -40,7 +42,7 @@ pub struct TrainArgs {
     /// Training system
     #[arg(long, default_value = "smartmoe")]
     system: String,
-    /// Pipeline stages; with this or one of the next three, the plan is yours instead of the system's
+    /// Pipeline stages; with this or one of the next four, the plan is yours instead of the system's
     #[arg(long, value_name = "N", help_heading = "Plan")]
     pipeline_model_parallel_size: Option<usize>,
     /// Ranks that share dense parameters
@@ -49,6 +51,9 @@ pub struct TrainArgs {
     /// Ranks that share one set of experts
     #[arg(long, value_name = "N", help_heading = "Plan")]
     expert_model_parallel_size: Option<usize>,
+    /// What the backward pass computes again: `none` or `full`
+    #[arg(long, value_name = "KIND", default_value = "none", help_heading = "Plan")]
+    recompute_granularity: Recompute,
     /// Iterations between online placements
     #[arg(long, value_name = "N", help_heading = "Plan")]
     placement_every: Option<usize>,
@@ -160,7 +165,8 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
 /// The plan of the flags, if there is one.
 fn plan(args: &TrainArgs) -> Result<Option<ForcedPlan>> {
     let degrees = [args.pipeline_model_parallel_size, args.tensor_model_parallel_size, args.expert_model_parallel_size];
-    if degrees.iter().all(Option::is_none) && args.placement_every.is_none() {
+    let searched = degrees.iter().all(Option::is_none) && args.placement_every.is_none();
+    if searched && args.recompute_granularity == Recompute::None {
         return Ok(None);
     }
     let [pp, tp, ep] = degrees;
@@ -184,6 +190,9 @@ fn plan(args: &TrainArgs) -> Result<Option<ForcedPlan>> {
         ep,
         expert_dp: stage / ep,
         micro_batch: args.micro_batch_size.unwrap_or(1),
+        vp: 1,
+        zero: Zero::Off,
+        recompute: args.recompute_granularity,
         placement_every: args.placement_every.unwrap_or(0),
     }))
 }

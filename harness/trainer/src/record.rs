@@ -68,6 +68,6 @@ fn chosen<'a>(setup: &Setup, reports: &'a [Report], layer: usize, m: usize, posi
     let (job, plan) = (setup.job, &setup.plan);
     let blocks = job.model.moe_blocks();
     let stage = plan.stage_of(job, blocks[layer]);
-    let before = blocks.partition_point(|&block| block < plan.stage_blocks(job, stage).start);
+    let before = blocks.partition_point(|&block| block < plan.chunk_blocks(job, stage).start);
     reports[stage * plan.stage_ranks() + position].chosen.get(layer - before)?.get(m)
 }

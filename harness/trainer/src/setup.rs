@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use systems::plan::PlanError;
 use systems::plan::memory::StageParameters;
 use systems::plan::routing::JobRouting;
-use systems::{CostModel, Job, Plan, System};
+use systems::{CostModel, Job, Plan, Recompute, System, Zero};
 use tch::{Device, Kind};
 use workloads::gate::Router;
 use workloads::model::attention::{Projections, QkNorm};
@@ -50,14 +50,16 @@ pub enum SetupError {
     NotTrained { model: String, field: &'static str, expected: &'static str },
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("plan {plan}: {field} = {value} is simulated only: expected {expected}")]
+    NotExecuted { plan: Box<Plan>, field: &'static str, value: String, expected: &'static str },
     #[error("model {model}, plan {plan}: {what} = {whole} is not a multiple of {part}")]
-    NotAMultiple { model: String, plan: Plan, what: &'static str, whole: usize, part: usize },
+    NotAMultiple { model: String, plan: Box<Plan>, what: &'static str, whole: usize, part: usize },
     #[error(
         "model {model}, plan {plan}: weights, gradients and optimizer state of {ranks} need {:.1} GB of {:.1} GB available",
         .need / 1e9,
         .available / 1e9
     )]
-    Memory { model: String, plan: Plan, ranks: String, need: f64, available: f64 },
+    Memory { model: String, plan: Box<Plan>, ranks: String, need: f64, available: f64 },
 }
 
 /// The shape of the job's model.
@@ -69,6 +71,7 @@ pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
     let vocabulary = vocabulary(job)?;
     trained(model)?;
     plan.check(job)?;
+    executed(plan)?;
     let block = &model.blocks[0];
     let gpt = Gpt {
         depth: model.blocks.len(),
@@ -81,7 +84,7 @@ pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
         if whole.is_multiple_of(part) {
             return Ok(());
         }
-        Err(SetupError::NotAMultiple { model: model.name.clone(), plan: *plan, what, whole, part })
+        Err(SetupError::NotAMultiple { model: model.name.clone(), plan: Box::new(*plan), what, whole, part })
     };
     multiple("hidden (heads of equal width)", gpt.hidden, gpt.heads)?;
     multiple("vocabulary (tp)", gpt.vocabulary, plan.tp)?;
@@ -90,6 +93,18 @@ pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
         multiple("inner width (tp)", inner, plan.tp)?;
     }
     Ok(gpt)
+}
+
+/// Whether the trainer executes everything that the plan says.
+fn executed(plan: &Plan) -> Result<(), SetupError> {
+    let require = |holds: bool, field, value: String, expected| {
+        if holds { Ok(()) } else { Err(SetupError::NotExecuted { plan: Box::new(*plan), field, value, expected }) }
+    };
+    require(plan.vp == 1, "vp", plan.vp.to_string(), "1")?;
+    require(plan.zero == Zero::Off, "zero", (plan.zero as u8).to_string(), "0")?;
+    let recompute = plan.recompute;
+    require(recompute != Recompute::Selective, "recompute", recompute.name().to_owned(), "none or full")?;
+    require(plan.ep.is_multiple_of(plan.tp), "ep", plan.ep.to_string(), "a multiple of tp")
 }
 
 /// Whether the trainer knows everything that the model has.
@@ -150,7 +165,7 @@ pub fn fits(job: &Job, plan: &Plan, kind: Kind, ranks: usize, available: f64) ->
         return Ok(());
     }
     let ranks = if ranks > 1 { format!("{ranks} ranks on one device") } else { "a rank".to_owned() };
-    Err(SetupError::Memory { model: job.model.name.clone(), plan: *plan, ranks, need, available })
+    Err(SetupError::Memory { model: job.model.name.clone(), plan: Box::new(*plan), ranks, need, available })
 }
 
 /// The kind of weights and activations on a device: half precision where there is hardware for it.

@@ -1,4 +1,4 @@
-//! One expert-parallel group's pipeline, stage by stage under 1F1B: when each rank's passes run, what they are made of, and
+//! One expert-parallel group's pipeline, stage by stage under 1F1B, interleaved or not: when each rank's passes run, what they are made of, and
 //! what its memory holds at the most.
 
 use std::ops::Range;
@@ -6,17 +6,20 @@ use std::ops::Range;
 use workloads::model::{Block, Edge, HALF, Moe};
 use workloads::{Bytes, Seconds};
 
-use crate::iteration::schedule::{Work, one_forward_one_backward};
+use crate::iteration::schedule::{Position, Turn, Work};
+use crate::iteration::state::{StateTraffic, exposed};
 use crate::iteration::timeline::{Activity, Recorder, Span};
 use crate::iteration::{Evaluation, Peak};
 use crate::plan::job::{Job, Scope};
-use crate::plan::memory::{ExpertMemory, HeldRows, StageMemory};
+use crate::plan::memory::{ExpertMemory, HeldRows, StageMemory, StageParameters};
+use crate::plan::placement::Placement;
+use crate::plan::{Recompute, Zero};
 use crate::price::ledger::{Ledger, Phase};
 use crate::price::network::Group;
 use crate::price::streams::{Streams, TimedPass};
 use crate::price::{LayerPrice, Scratch, Setting};
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, LayerProgram};
+use crate::program::{Direction, LayerProgram, Op, Stream, Task};
 
 /// One lane: the group with the same number on every stage.
 pub(super) struct Lane<'a> {
@@ -43,30 +46,59 @@ pub(super) struct Routed {
     pub(super) loads: Vec<Vec<u64>>,
 }
 
-/// One stage of a lane while it runs.
+/// What a stage of a lane came to.
+pub(super) struct StageResult<'l> {
+    /// `[rank]`: when it is done.
+    pub(super) clock: &'l [Seconds],
+    /// What its ranks' time went to.
+    pub(super) ledger: &'l Ledger,
+    /// `[direction]`: what a rank computes in one micro-batch.
+    pub(super) computation: [Seconds; 2],
+    /// Blocks of the stage.
+    pub(super) blocks: usize,
+}
+
+/// Consecutive blocks that a micro-batch passes on a stage.
+struct Chunk {
+    /// Among the chunks of all stages.
+    number: usize,
+    blocks: Range<usize>,
+    /// MoE layers of the chunks before.
+    first_layer: usize,
+    /// `[direction]`: what accompanies a pass where gradients or weights are sharded.
+    state: [Seconds; 2],
+}
+
+/// One stage of a lane while it runs. A pass is one micro-batch in one chunk: number `chunk * micro-batches + micro-batch`.
 struct StageRun<'a> {
     evaluation: &'a Evaluation<'a>,
-    stage: usize,
     group: usize,
-    blocks: Range<usize>,
-    /// MoE layers of the stages before.
-    first_layer: usize,
+    micro_batches: usize,
+    chunks: Vec<Chunk>,
     ranks: Range<usize>,
     place: Group,
-    order: Vec<Work>,
+    order: Vec<Turn>,
     next: usize,
     /// The pass that it is in, and the block.
-    work: Option<Work>,
+    turn: Option<Turn>,
     block: Option<usize>,
+    recompute: Recompute,
+    /// Whether exchanges of one pass run beside the computation of another.
+    hides_exchanges: bool,
     /// `[rank]`.
     clock: Vec<Seconds>,
     ledger: Ledger,
-    /// `[micro-batch][rank]`: when the input is there.
+    /// `[direction]`: what the ranks have computed, summed over them.
+    computed: [Seconds; 2],
+    /// `[pass][rank]`: when the input is there.
     inputs: Vec<Option<Vec<Seconds>>>,
-    /// `[micro-batch][rank]`: when the gradient of the output is there.
+    /// `[pass][rank]`: when the gradient of the output is there.
     gradients: Vec<Option<Vec<Seconds>>>,
-    /// `[micro-batch][moe layer of the stage]`: kept from the forward pass for the backward pass.
+    /// `[pass][moe layer of the chunk]`: kept from the forward pass for the backward pass.
     layers: Vec<Vec<(LayerProgram, LayerPrice)>>,
+    memory: StageMemory,
+    /// What all ranks keep alike of the passes in flight.
+    kept: Bytes,
     /// `[rank]`.
     experts: Vec<ExpertMemory>,
     recorder: Recorder,
@@ -105,31 +137,45 @@ impl<'a> Lane<'a> {
 
     /// Runs a stage's next pass and hands its result to the stage that waits for it.
     fn step(&mut self, index: usize, workspace: &mut Workspace) {
-        let last = index + 1 == self.stages.len();
+        let pp = self.stages.len();
         let stage = &mut self.stages[index];
-        match stage.start_next() {
-            Work::Forward(m) if last => {
-                stage.forward(m, workspace);
-                stage.gradients[m] = Some(stage.clock.clone());
-            }
+        let Turn { chunk, work, .. } = stage.start_next();
+        let number = stage.chunks[chunk].number;
+        match work {
             Work::Forward(m) => {
-                stage.forward(m, workspace);
-                let arrivals = stage.send_to(index + 1);
-                self.stages[index + 1].inputs[m] = Some(arrivals);
+                stage.forward(chunk, m, workspace);
+                let next = number + 1;
+                if next == self.evaluation.plan.chunks() {
+                    let pass = stage.pass_of(chunk, m);
+                    stage.gradients[pass] = Some(stage.clock.clone());
+                } else {
+                    let arrivals = stage.send_to(chunk, next);
+                    let pass = self.stages[next % pp].pass_of(next / pp, m);
+                    self.stages[next % pp].inputs[pass] = Some(arrivals);
+                }
             }
             Work::Backward(m) => {
-                stage.backward(m, workspace);
-                if index > 0 {
-                    let arrivals = stage.send_to(index - 1);
-                    self.stages[index - 1].gradients[m] = Some(arrivals);
+                stage.backward(chunk, m, workspace);
+                if let Some(before) = number.checked_sub(1) {
+                    let arrivals = stage.send_to(chunk, before);
+                    let pass = self.stages[before % pp].pass_of(before / pp, m);
+                    self.stages[before % pp].gradients[pass] = Some(arrivals);
                 }
             }
         }
     }
 
-    /// Each stage's clocks, `[rank]`, and what its ranks' time went to.
-    pub(super) fn stages(&self) -> impl Iterator<Item = (&[Seconds], &Ledger)> {
-        self.stages.iter().map(|stage| (stage.clock.as_slice(), &stage.ledger))
+    /// What each stage came to.
+    pub(super) fn stages(&self) -> impl Iterator<Item = StageResult<'_>> {
+        self.stages.iter().map(|stage| {
+            let passes = (stage.ranks.len() * self.micro_batches) as f64;
+            StageResult {
+                clock: &stage.clock,
+                ledger: &stage.ledger,
+                computation: stage.computed.map(|time| time / passes),
+                blocks: stage.chunks.iter().map(|chunk| chunk.blocks.len()).sum(),
+            }
+        })
     }
 
     /// Time between micro-batches: that of the stage which is busy longest.
@@ -141,11 +187,9 @@ impl<'a> Lane<'a> {
 
     /// Raises `peak` to that of the lane's fullest rank.
     pub(super) fn raise(&self, peak: &mut Peak) {
-        let e = self.evaluation;
         for stage in &self.stages {
-            let memory = StageMemory::new(e.job, e.plan, stage.stage, e.policy.recomputes());
             for (rank, experts) in stage.ranks.clone().zip(&stage.experts) {
-                let bytes = memory.peak(experts, self.micro_batches);
+                let bytes = stage.memory.peak(experts);
                 if bytes > peak.bytes {
                     *peak = Peak { rank, bytes };
                 }
@@ -167,113 +211,182 @@ impl<'a> StageRun<'a> {
         micro_batches: usize,
         mut recorder: Recorder,
     ) -> Self {
-        let Evaluation { job, plan, costs, .. } = *evaluation;
+        let Evaluation { job, plan, costs, policy, .. } = *evaluation;
         let ranks = plan.expert_group(stage, group);
         let charge = evaluation.charges[stage];
         let gathered = recorder.together(ranks.clone(), Activity::Gathering, Seconds::ZERO, charge.gathering);
         let decided = recorder.together(ranks.clone(), Activity::Decision, gathered, charge.decision);
         let migrated = recorder.together(ranks.clone(), Activity::Migration, decided, charge.migration);
-        let mut inputs = vec![None; micro_batches];
+        let passes = plan.vp * micro_batches;
+        let mut inputs = vec![None; passes];
         if stage == 0 {
-            inputs.fill(Some(vec![Seconds::ZERO; plan.ep]));
+            inputs[..micro_batches].fill(Some(vec![Seconds::ZERO; plan.ep]));
         }
-        let blocks = plan.stage_blocks(job, stage);
+        let hides_exchanges = policy.overlap().exchanges;
+        let recompute = policy.recompute(plan);
+        let position = Position { pp: plan.pp, vp: plan.vp, stage };
         Self {
             evaluation,
-            stage,
             group,
-            first_layer: job.model.blocks[..blocks.start].iter().filter_map(Block::moe).count(),
-            blocks,
+            micro_batches,
+            chunks: plan.chunks_of(stage).map(|number| Chunk::new(evaluation, stage, number)).collect(),
             place: costs.group(ranks.clone(), 1),
             ranks,
-            order: one_forward_one_backward(plan.pp, stage, micro_batches),
+            order: position.turns(micro_batches, usize::from(hides_exchanges)),
             next: 0,
-            work: None,
+            turn: None,
             block: None,
+            recompute,
+            hides_exchanges,
             clock: vec![migrated; plan.ep],
             ledger: Ledger::default(),
+            computed: [Seconds::ZERO; 2],
             inputs,
-            gradients: vec![None; micro_batches],
-            layers: vec![Vec::new(); micro_batches],
+            gradients: vec![None; passes],
+            layers: vec![Vec::new(); passes],
+            memory: StageMemory::new(job, plan, stage, recompute),
+            kept: Bytes::ZERO,
             experts: vec![ExpertMemory::default(); plan.ep],
             recorder,
         }
     }
 
+    /// The number of a pass.
+    fn pass_of(&self, chunk: usize, m: usize) -> usize {
+        chunk * self.micro_batches + m
+    }
+
     /// When the ranks have what a pass starts from, if they have it.
-    fn ready(&mut self, work: Work) -> &mut Option<Vec<Seconds>> {
-        match work {
-            Work::Forward(m) => &mut self.inputs[m],
-            Work::Backward(m) => &mut self.gradients[m],
+    fn ready(&mut self, turn: Turn) -> &mut Option<Vec<Seconds>> {
+        match turn.work {
+            Work::Forward(m) => {
+                let pass = self.pass_of(turn.chunk, m);
+                &mut self.inputs[pass]
+            }
+            Work::Backward(m) => {
+                let pass = self.pass_of(turn.chunk, m);
+                &mut self.gradients[pass]
+            }
         }
     }
 
     fn can_run(&mut self) -> bool {
-        self.order.get(self.next).copied().is_some_and(|work| self.ready(work).is_some())
+        self.order.get(self.next).copied().is_some_and(|turn| self.ready(turn).is_some())
     }
 
     /// Moves on to the next pass, and the clocks to when its ranks have what it starts from.
-    fn start_next(&mut self) -> Work {
-        let work = self.order[self.next];
+    fn start_next(&mut self) -> Turn {
+        let turn = self.order[self.next];
         self.next += 1;
-        self.work = Some(work);
-        let ready = self.ready(work).take().expect("a pass is started once it can run");
+        self.turn = Some(turn);
+        let ready = self.ready(turn).take().expect("a pass is started once it can run");
         for (clock, ready) in self.clock.iter_mut().zip(ready) {
             if ready > *clock {
                 self.ledger.add(Phase::Bubble, ready - *clock);
                 *clock = ready;
             }
         }
-        work
+        turn
     }
 
-    /// Sends what each rank has now to its peer on another stage; returns when it is there. Sends block.
-    fn send_to(&mut self, stage: usize) -> Vec<Seconds> {
+    /// Sends what each rank has of a chunk now to its peer that has another one next; returns when it is there. Sends block.
+    fn send_to(&mut self, chunk: usize, number: usize) -> Vec<Seconds> {
         let Evaluation { job, plan, costs, .. } = *self.evaluation;
-        let boundary = plan.stage_blocks(job, self.stage.max(stage)).start;
+        let boundary = plan.chunk_blocks(job, self.chunks[chunk].number.max(number)).start;
         let bytes = job.model.blocks[boundary].boundary_bytes() * (plan.micro_batch as f64 / plan.tp as f64);
-        let peers = self.ranks.clone().zip(plan.expert_group(stage, self.group));
+        let peers = self.ranks.clone().zip(plan.expert_group(number % plan.pp, self.group));
         let slowest = peers.map(|(from, to)| costs.send(from, to, bytes)).fold(Seconds::ZERO, Seconds::max);
         self.advance(Activity::Boundary, [slowest]);
         self.clock.clone()
     }
 
-    fn forward(&mut self, m: usize, workspace: &mut Workspace) {
+    fn forward(&mut self, chunk: usize, m: usize, workspace: &mut Workspace) {
         let e = self.evaluation;
-        let mut layer = self.first_layer;
-        for b in self.blocks.clone() {
+        let before = self.computation();
+        let mut layer = self.chunks[chunk].first_layer;
+        for b in self.chunks[chunk].blocks.clone() {
             let block = &e.job.model.blocks[b];
             self.block = Some(b);
             self.dense(block, Direction::Forward);
-            if let Some(moe) = block.moe() {
-                self.moe_forward(m, moe, layer, workspace);
+            if block.moe().is_some() {
+                self.moe_forward(self.pass_of(chunk, m), m, block, layer, workspace);
                 layer += 1;
             }
         }
         self.block = None;
-        self.edges(Direction::Forward);
+        self.edges(chunk, Direction::Forward);
+        self.kept += self.memory.kept(chunk);
+        self.experts.iter_mut().for_each(|rank| rank.mark(self.kept));
+        self.finish_pass(chunk, Direction::Forward, before);
     }
 
-    fn moe_forward(&mut self, m: usize, moe: &Moe, layer: usize, workspace: &mut Workspace) {
+    /// What the ranks have computed, summed over them.
+    fn computation(&self) -> Seconds {
+        [Phase::Dense, Phase::Gate, Phase::Experts].map(|phase| self.ledger.of(phase)).into_iter().sum()
+    }
+
+    /// Counts what a pass computed, and shows what of the transfers beside it sticks out.
+    fn finish_pass(&mut self, chunk: usize, direction: Direction, before: Seconds) {
+        let computed = self.computation() - before;
+        self.computed[direction as usize] += computed;
+        if self.evaluation.plan.zero >= Zero::Gradients {
+            let Chunk { state, blocks, .. } = &self.chunks[chunk];
+            let computed = computed / self.ranks.len() as f64;
+            let shown = exposed(state[direction as usize], computed, blocks.len());
+            self.advance(Activity::ShardedState, [shown]);
+        }
+    }
+
+    fn moe_forward(&mut self, pass: usize, m: usize, block: &Block, layer: usize, workspace: &mut Workspace) {
         let e = self.evaluation;
+        let Some(moe) = block.moe() else { return };
         let Workspace { routed, counts, scratch, streams } = workspace;
         self.count(m, moe, layer, counts);
         let placement = &e.placements[layer];
         let program = e.policy.program(layer, counts, placement);
         let setting = Setting { moe, tokens: e.plan.tokens(moe), place: &self.place, costs: e.costs };
-        let priced = setting.price_in(scratch, &program, counts, placement);
+        let mut priced = setting.price_in(scratch, &program, counts, placement);
         counts.add_loads(&mut routed.loads[layer]);
         let chosen = (setting.tokens * e.job.top_k() * counts.ranks()) as u64;
         routed.entries += priced.entries;
         routed.dropped += chosen.saturating_sub(priced.entries);
         routed.shadowed += program.shadowed.len() as u64;
-        let rows = priced.laid_out_rows.iter().zip(&priced.computed_rows);
-        for (rank, (experts, (&sent, &received))) in self.experts.iter_mut().zip(rows).enumerate() {
-            let copies = program.shadowed.iter().filter(|&&expert| placement.rank_of(expert) != rank).count();
-            experts.add(moe, &HeldRows { tokens: setting.tokens, layout: program.layout, sent, received, copies });
+        for (rank, experts) in self.experts.iter_mut().enumerate() {
+            experts.forward(moe, &held_rows(setting.tokens, &program, &priced, placement, rank), self.recompute);
         }
+        self.hide_exchanges(block, &program, &mut priced, Direction::Forward);
         self.pass(&priced.pass(&program, Direction::Forward), streams);
-        self.layers[m].push((program, priced));
+        self.layers[pass].push((program, priced));
+    }
+
+    /// In a pair of passes, a layer's exchanges run beside what the other pass computes in a block like this one: they take
+    /// what that leaves of them.
+    fn hide_exchanges(&self, block: &Block, program: &LayerProgram, priced: &mut LayerPrice, direction: Direction) {
+        if !(self.hides_exchanges && self.turn.is_some_and(|turn| turn.paired)) {
+            return;
+        }
+        let (other, tasks, durations, beside) = match direction {
+            Direction::Forward => (Direction::Backward, &program.forward, &mut priced.forward, &priced.backward),
+            Direction::Backward => (Direction::Forward, &program.backward, &mut priced.backward, &priced.forward),
+        };
+        let others = match other {
+            Direction::Forward => &program.forward,
+            Direction::Backward => &program.backward,
+        };
+        let ranks = self.ranks.len();
+        let computes = |task: &Task| task.op.stream() == Stream::Compute && task.op != Op::Sync;
+        let total = |tasks: &[Task], durations: &[Seconds], wanted: &dyn Fn(&Task) -> bool| {
+            let of_task = tasks.iter().zip(durations.chunks_exact(ranks)).filter(|(task, _)| wanted(task));
+            of_task.flat_map(|(_, durations)| durations).copied().sum::<Seconds>() / ranks as f64
+        };
+        let exchanges = |task: &Task| task.op.stream() == Stream::Communication;
+        let exchanged = total(tasks, durations, &exchanges);
+        let [start, products] = self.dense_time(block, other);
+        let computed = total(others, beside, &computes) + start + products;
+        let left = 1.0 - (computed / exchanged).min(1.0);
+        for (_, durations) in tasks.iter().zip(durations.chunks_exact_mut(ranks)).filter(|(task, _)| exchanges(task)) {
+            durations.iter_mut().for_each(|time| *time = *time * left);
+        }
     }
 
     /// Entries of one micro-batch, after the gate's capacity and the system's restriction.
@@ -297,31 +410,48 @@ impl<'a> StageRun<'a> {
         policy.restrict(counts, self.place.nodes());
     }
 
-    fn backward(&mut self, m: usize, workspace: &mut Workspace) {
+    fn backward(&mut self, chunk: usize, m: usize, workspace: &mut Workspace) {
         let e = self.evaluation;
-        self.edges(Direction::Backward);
-        for b in self.blocks.clone().rev() {
+        let before = self.computation();
+        let pass = self.pass_of(chunk, m);
+        self.edges(chunk, Direction::Backward);
+        let mut layer = self.chunks[chunk].first_layer + self.layers[pass].len();
+        for b in self.chunks[chunk].blocks.clone().rev() {
             let block = &e.job.model.blocks[b];
             self.block = Some(b);
-            let layer = block.moe().map(|_| self.layers[m].pop().expect("the forward pass has priced it"));
-            if e.policy.recomputes() {
+            let priced = block.moe().map(|moe| (moe, self.layers[pass].pop().expect("the forward pass has priced it")));
+            if self.recompute == Recompute::Full {
                 self.dense(block, Direction::Forward);
-                if let Some((program, priced)) = &layer {
+                if let Some((_, (program, priced))) = &priced {
                     self.pass(&priced.pass(program, Direction::Forward), &mut workspace.streams);
                 }
+            } else if self.recompute == Recompute::Selective {
+                self.dense_again(block);
+                if let Some((moe, (_, priced))) = &priced {
+                    self.experts_again(moe, priced);
+                }
             }
-            if let Some((program, priced)) = layer {
+            if let Some((moe, (program, mut priced))) = priced {
+                layer -= 1;
+                self.hide_exchanges(block, &program, &mut priced, Direction::Backward);
                 self.pass(&priced.pass(&program, Direction::Backward), &mut workspace.streams);
+                let (tokens, placement) = (e.plan.tokens(moe), &e.placements[layer]);
+                for (rank, experts) in self.experts.iter_mut().enumerate() {
+                    let held = held_rows(tokens, &program, &priced, placement, rank);
+                    experts.backward(moe, &held, self.recompute);
+                }
                 workspace.scratch.reuse(priced);
             }
             self.dense(block, Direction::Backward);
         }
         self.block = None;
+        self.kept = self.kept - self.memory.kept(chunk);
+        self.finish_pass(chunk, Direction::Backward, before);
     }
 
     /// All ranks do the same, in parts one after the other.
     fn advance<const PARTS: usize>(&mut self, activity: Activity, parts: [Seconds; PARTS]) {
-        let (block, work) = (self.block, self.work);
+        let (block, work) = (self.block, self.turn.map(|turn| turn.work));
         for (rank, clock) in self.ranks.clone().zip(&mut self.clock) {
             let start = *clock;
             parts.iter().for_each(|&part| *clock += part);
@@ -334,8 +464,8 @@ impl<'a> StageRun<'a> {
 
     /// One pass of a layer program.
     fn pass(&mut self, pass: &TimedPass, streams: &mut Streams) {
-        let Self { ranks, block, work, clock, ledger, recorder, .. } = self;
-        let (first, block, work) = (ranks.start, *block, *work);
+        let Self { ranks, block, turn, clock, ledger, recorder, .. } = self;
+        let (first, block, work) = (ranks.start, *block, turn.map(|turn| turn.work));
         streams.run(pass, clock, ledger, |op, starts, ends| {
             if recorder.is_on() {
                 for (position, (&start, &end)) in starts.iter().zip(ends).enumerate() {
@@ -352,11 +482,11 @@ impl<'a> StageRun<'a> {
         });
     }
 
-    /// Everything of a block but its MoE layer.
-    fn dense(&mut self, block: &Block, direction: Direction) {
+    /// Everything of a block but its MoE layer: launches and gradients of weights; and what grows with the batch.
+    fn dense_time(&self, block: &Block, direction: Direction) -> [Seconds; 2] {
         let Evaluation { job, plan, costs, .. } = *self.evaluation;
         if job.scope == Scope::Layer {
-            return;
+            return [Seconds::ZERO; 2];
         }
         let part = plan.micro_batch as f64 / plan.tp as f64;
         let weights = Bytes(block.dense_parameters() as f64 * HALF / plan.tp as f64);
@@ -367,9 +497,40 @@ impl<'a> StageRun<'a> {
             Direction::Forward => Seconds::ZERO,
             Direction::Backward => costs.elementwise(weights * 2.0),
         };
-        self.advance(Activity::Block, [gradients + costs.block(), time * direction.products()]);
+        [gradients + costs.block(), time * direction.products()]
+    }
+
+    /// What a selective recomputation does again of a block's experts: results of activation functions.
+    fn experts_again(&mut self, moe: &Moe, priced: &LayerPrice) {
+        let again = moe.entry_activations() - moe.entry_kept(self.recompute);
+        let (block, work, costs) = (self.block, self.turn.map(|turn| turn.work), self.evaluation.costs);
+        for ((rank, clock), &rows) in self.ranks.clone().zip(&mut self.clock).zip(&priced.computed_rows) {
+            let (start, time) = (*clock, costs.elementwise(again * (2.0 * rows as f64)));
+            *clock += time;
+            self.ledger.add(Phase::Experts, time);
+            self.recorder.record(Span { rank, activity: Activity::Block, block, work, start, end: *clock });
+        }
+    }
+
+    /// What a selective recomputation does again of a block outside its experts.
+    fn dense_again(&mut self, block: &Block) {
+        let Evaluation { plan, costs, .. } = *self.evaluation;
+        let part = plan.micro_batch as f64 / plan.tp as f64;
+        let again = block.dense_activations() - block.kept(self.recompute);
+        let time =
+            costs.matrix(block.recomputed_flops(self.recompute) * part) + costs.elementwise(again * (2.0 * part));
+        self.advance(Activity::Block, [time]);
+    }
+
+    /// Everything of a block but its MoE layer.
+    fn dense(&mut self, block: &Block, direction: Direction) {
+        let Evaluation { job, plan, costs, .. } = *self.evaluation;
+        if job.scope == Scope::Layer {
+            return;
+        }
+        self.advance(Activity::Block, self.dense_time(block, direction));
         if plan.tp > 1 {
-            let group = costs.group(self.ranks.start..self.ranks.start + plan.tp, 1);
+            let group = costs.group(self.tensor_group(), 1);
             let bytes = block.boundary_bytes() * plan.micro_batch as f64;
             // One all-reduce a pass for attention (of its output, or of its input's gradient) and one for a dense network
             // (Shoeybi et al. 2019). Around experts each rank takes its slice of the tokens instead: their outputs are
@@ -380,13 +541,21 @@ impl<'a> StageRun<'a> {
         }
     }
 
-    /// Embedding on the first stage, head and loss on the last.
-    fn edges(&mut self, direction: Direction) {
+    /// The tensor-parallel ranks that the lane's first rank is one of.
+    fn tensor_group(&self) -> Range<usize> {
+        let tp = self.evaluation.plan.tp;
+        let first = self.ranks.start / tp * tp;
+        first..first + tp
+    }
+
+    /// Embedding before the first chunk, head and loss after the last.
+    fn edges(&mut self, chunk: usize, direction: Direction) {
         let Evaluation { job, plan, costs, .. } = *self.evaluation;
         let model = &job.model;
         let part = plan.micro_batch as f64 / plan.tp as f64;
         let edge = |edge: &Edge| costs.matrix(edge.flops * part) + costs.elementwise(edge.activations * (2.0 * part));
-        let (first, last) = (self.blocks.start == 0, self.blocks.end == model.blocks.len());
+        let blocks = &self.chunks[chunk].blocks;
+        let (first, last) = (blocks.start == 0, blocks.end == model.blocks.len());
         let mut time = Seconds::ZERO;
         if first {
             time += edge(&model.input);
@@ -402,11 +571,39 @@ impl<'a> StageRun<'a> {
             Direction::Backward => last,
         };
         if plan.tp > 1 && sums && model.vocabulary.is_some() {
-            let group = costs.group(self.ranks.start..self.ranks.start + plan.tp, 1);
+            let group = costs.group(self.tensor_group(), 1);
             let bytes = model.blocks[0].boundary_bytes() * plan.micro_batch as f64;
             self.advance(Activity::TensorParallel, [costs.all_reduce(&group, bytes)]);
         }
     }
+}
+
+impl Chunk {
+    fn new(evaluation: &Evaluation, stage: usize, number: usize) -> Self {
+        let Evaluation { job, plan, costs, .. } = *evaluation;
+        let blocks = plan.chunk_blocks(job, number);
+        let first_layer = job.model.blocks[..blocks.start].iter().filter_map(Block::moe).count();
+        let mut state = [Seconds::ZERO; 2];
+        if plan.zero >= Zero::Gradients {
+            let (ranks, parameters) = (evaluation.stage_ranks(stage), StageParameters::of_chunk(job, plan, number));
+            let traffic = StateTraffic { costs, plan, ranks, parameters };
+            state = [Direction::Forward, Direction::Backward].map(|direction| traffic.of_pass(direction));
+        }
+        Self { number, blocks, first_layer, state }
+    }
+}
+
+/// What a rank holds of a priced layer.
+fn held_rows(
+    tokens: usize,
+    program: &LayerProgram,
+    priced: &LayerPrice,
+    placement: &Placement,
+    rank: usize,
+) -> HeldRows {
+    let (sent, received) = (priced.laid_out_rows[rank], priced.computed_rows[rank]);
+    let copies = program.shadowed.iter().filter(|&&expert| placement.rank_of(expert) != rank).count();
+    HeldRows { tokens, layout: program.layout, sent, received, copies }
 }
 
 /// The part of a row of counts that falls to tensor-parallel rank `index` of `tp`; the parts add up to the row.

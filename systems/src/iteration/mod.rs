@@ -3,13 +3,14 @@
 //!
 //! Expert-parallel groups do not talk to each other before the gradients do, so each group's pipeline (a *lane*: the
 //! group with the same number on every stage) is run on its own, in `lane.rs`. Every rank has a clock; a collective starts
-//! when the last participant has arrived. What the evaluator leaves out: overlap of gradient synchronisation with the
-//! backward pass (the systems studied have none), and jitter.
+//! when the last participant has arrived. Where a tensor-parallel group spans several expert-parallel groups (`ep < tp`), its
+//! collectives take their time on each, and nobody waits for the others. What the evaluator leaves out: jitter.
 
 mod lane;
 pub mod online;
 pub mod run;
 pub mod schedule;
+mod state;
 pub mod timeline;
 
 use std::ops::Range;
@@ -18,15 +19,16 @@ use workloads::model::HALF;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
-use crate::Policy;
-use crate::iteration::lane::{Lane, Workspace};
+use crate::iteration::lane::{Lane, StageResult, Workspace};
+use crate::iteration::state::{StateTraffic, exposed};
 use crate::iteration::timeline::{Activity, Gradients, Recorder, Span};
-use crate::plan::Plan;
 use crate::plan::job::{Job, Scope};
 use crate::plan::memory::StageParameters;
 use crate::plan::placement::Placement;
 use crate::price::cost::CostModel;
 use crate::price::ledger::{Ledger, Phase};
+use crate::program::Direction;
+use crate::{Plan, Policy, Zero};
 
 /// How much of an iteration is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub enum Coverage {
 /// where they are large.
 const SAMPLED_RANKS: usize = 16;
 
-/// Micro-batches of a sample beyond one for each stage: with the pipeline full, a few more show its pace. Not sourced: the more,
+/// Micro-batches of a sample beyond one for each stage, where stages are not interleaved: with the pipeline full, a few more show its pace. Not sourced: the more,
 /// the closer a sample comes to the whole iteration and the longer a search takes.
 const STEADY_MICRO_BATCHES: usize = 3;
 
@@ -137,8 +139,8 @@ impl Evaluation<'_> {
             let mut lane = Lane::new(self, group, micro_batches, recorder.is_on());
             lane.run(&mut workspace);
             let rest = lane.pace() * (all - micro_batches) as f64;
-            for (sum, (clock, ledger)) in stages.iter_mut().zip(lane.stages()) {
-                sum.add(clock, ledger, rest);
+            for (sum, stage) in stages.iter_mut().zip(lane.stages()) {
+                sum.add(&stage, lanes, rest);
             }
             if self.job.scope == Scope::Iteration {
                 lane.raise(&mut peak);
@@ -166,7 +168,9 @@ impl Evaluation<'_> {
         match self.coverage {
             Coverage::Full => (lanes, all),
             Coverage::Sample => {
-                ((SAMPLED_RANKS / self.plan.ep).clamp(1, lanes), all.min(self.plan.pp + STEADY_MICRO_BATCHES))
+                let Plan { pp, vp, .. } = *self.plan;
+                let steady = if vp == 1 { pp + STEADY_MICRO_BATCHES } else { 2 * pp };
+                ((SAMPLED_RANKS / self.plan.ep).clamp(1, lanes), all.min(steady))
             }
         }
     }
@@ -202,15 +206,24 @@ impl Evaluation<'_> {
 
     /// Gradient synchronisation, optimizer and host of one stage; returns when they are done.
     fn update(&self, index: usize, stages: &[StageSum], ledger: &mut Ledger, recorder: &mut Recorder) -> Seconds {
-        let parameters = StageParameters::new(self.job, self.plan, index);
-        let mut spans = StageSpans { ranks: self.stage_ranks(index), recorder };
-        let synchronised = self.synchronise(index, &parameters, stages, &mut spans);
-        let (optimizer, host) = (self.costs.optimizer(parameters.total()), self.costs.iteration());
-        ledger.add(Phase::GradientSync, synchronised - stages[index].end);
+        let (costs, plan, ranks) = (self.costs, self.plan, self.stage_ranks(index));
+        let parameters = StageParameters::new(self.job, plan, index);
+        let traffic = StateTraffic { costs, plan, ranks: ranks.clone(), parameters };
+        let mut spans = StageSpans { ranks, recorder };
+        let synchronised = self.synchronise(&traffic, index, stages, &mut spans);
+        let (optimizer, host) = (costs.optimizer(parameters.updated(plan).total()), costs.iteration());
+        let updated = spans.show(Activity::Optimizer, synchronised, optimizer);
+        let gathered = match plan.zero {
+            Zero::Optimizer | Zero::Gradients => {
+                let shown = self.shown(traffic.gathers().collect(), &stages[index], Direction::Forward);
+                shown.into_iter().fold(updated, |done, (of, time)| spans.show(Activity::WeightGather(of), done, time))
+            }
+            Zero::Off | Zero::Weights => updated,
+        };
+        ledger.add(Phase::GradientSync, (synchronised - stages[index].end) + (gathered - updated));
         ledger.add(Phase::Optimizer, optimizer);
         ledger.add(Phase::Host, host);
-        let updated = spans.show(Activity::Optimizer, synchronised, optimizer);
-        spans.show(Activity::Host, updated, host)
+        spans.show(Activity::Host, gathered, host)
     }
 
     fn stage_ranks(&self, stage: usize) -> Range<usize> {
@@ -218,38 +231,46 @@ impl Evaluation<'_> {
         first..first + self.plan.stage_ranks()
     }
 
+    /// What shows of transfers that are done once an iteration, beside a pass in `direction` where the system overlaps them.
+    fn shown(
+        &self,
+        mut transfers: Vec<(Gradients, Seconds)>,
+        stage: &StageSum,
+        direction: Direction,
+    ) -> Vec<(Gradients, Seconds)> {
+        if self.policy.overlap().state {
+            let all: Seconds = transfers.iter().map(|&(_, time)| time).sum();
+            let beside = exposed(all, stage.computation[direction as usize], stage.blocks);
+            let part = if all > Seconds::ZERO { beside / all } else { 0.0 };
+            transfers.iter_mut().for_each(|(_, time)| *time = *time * part);
+        }
+        transfers
+    }
+
     /// When the gradients of a stage are synchronised.
     fn synchronise(
         &self,
+        traffic: &StateTraffic,
         index: usize,
-        parameters: &StageParameters,
         stages: &[StageSum],
         spans: &mut StageSpans,
     ) -> Seconds {
         let plan = self.plan;
-        let all_reduce = |stride, count: f64| {
-            let group = self.costs.group(self.stage_ranks(index), stride);
-            self.costs.all_reduce(&group, Bytes(count * HALF))
-        };
         let mut done = stages[index].end;
-        for (gradients, stride, count) in [
-            (Gradients::Dense, plan.tp, parameters.dense),
-            (Gradients::Gate, 1, parameters.gate),
-            (Gradients::Experts, plan.ep, parameters.experts),
-        ] {
-            done = spans.show(Activity::GradientSync(gradients), done, all_reduce(stride, count));
-        }
-        if parameters.tied > 0.0 {
-            let tied = all_reduce(plan.tp, parameters.tied);
-            done = spans.show(Activity::GradientSync(Gradients::Tied), done, tied);
-            if plan.pp > 1 {
-                // The two copies of the embedding are summed between the first and the last stage.
-                let both = stages[0].end.max(stages[plan.pp - 1].end) + tied;
-                let span = plan.stage_ranks() * (plan.pp - 1) + 1;
-                let group = self.costs.group(0..span, span - 1);
-                let between = self.costs.all_reduce(&group, Bytes(parameters.tied * HALF));
-                done = spans.show(Activity::GradientSync(Gradients::TiedStages), done.max(both), between);
+        let mut tied = Seconds::ZERO;
+        if plan.zero < Zero::Gradients {
+            for (gradients, time) in self.shown(traffic.reductions().collect(), &stages[index], Direction::Backward) {
+                done = spans.show(Activity::GradientSync(gradients), done, time);
+                tied = time;
             }
+        }
+        if traffic.parameters.tied > 0.0 && plan.pp > 1 {
+            // The two copies of the embedding are summed between the first and the last stage.
+            let both = stages[0].end.max(stages[plan.pp - 1].end) + tied;
+            let span = plan.stage_ranks() * (plan.pp - 1) + 1;
+            let group = self.costs.group(0..span, span - 1);
+            let between = self.costs.all_reduce(&group, Bytes(traffic.parameters.tied * HALF));
+            done = spans.show(Activity::GradientSync(Gradients::TiedStages), done.max(both), between);
         }
         done
     }
@@ -273,13 +294,20 @@ impl StageSpans<'_> {
 struct StageSum {
     ledger: Ledger,
     end: Seconds,
+    /// `[direction]`: what a rank computes in one micro-batch, mean over lanes.
+    computation: [Seconds; 2],
+    blocks: usize,
 }
 
 impl StageSum {
-    /// Adds a lane, whose micro-batches that are not evaluated take `rest`. `clock`: `[rank]`.
-    fn add(&mut self, clock: &[Seconds], ledger: &Ledger, rest: Seconds) {
-        self.ledger.merge(ledger, 1.0);
-        self.end = clock.iter().map(|&clock| clock + rest).fold(self.end, Seconds::max);
+    /// Adds one of `lanes` lanes, whose micro-batches that are not evaluated take `rest`.
+    fn add(&mut self, lane: &StageResult, lanes: usize, rest: Seconds) {
+        self.ledger.merge(lane.ledger, 1.0);
+        self.end = lane.clock.iter().map(|&clock| clock + rest).fold(self.end, Seconds::max);
+        for (sum, time) in self.computation.iter_mut().zip(lane.computation) {
+            *sum += time * (1.0 / lanes as f64);
+        }
+        self.blocks = lane.blocks;
     }
 }
 
@@ -287,7 +315,6 @@ impl StageSum {
 mod tests {
     use super::*;
     use crate::Plain;
-    use crate::program::Direction;
     use workloads::model::Moe;
     use workloads::{BytesPerSecond, Cluster, Gate, Model};
 
@@ -300,7 +327,7 @@ mod tests {
         let whole = Job::new(Model::of_layer(moe, 2), cluster, 2, Gate::NoDrop, 2);
         let job = whole.layer_alone(0).unwrap();
         let costs = CostModel::new(&job.cluster, job.gpus);
-        let plan = Plan { pp: 1, dp: 2, tp: 1, ep: 2, expert_dp: 1, micro_batch: 1, placement_every: 0 };
+        let plan = Plan { pp: 1, dp: 2, tp: 1, ep: 2, ..Plan::default() };
         let layer = |counts: [u32; 8]| {
             let timing = Evaluation {
                 job: &job,

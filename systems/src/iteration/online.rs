@@ -95,7 +95,7 @@ impl Online {
 /// What it takes the ranks of a stage to sum up the loads of its MoE layers in that many iterations: 8 bytes for every
 /// expert, all in one all-reduce.
 pub fn gathering(job: &Job, plan: &Plan, stage: usize, iterations: usize, costs: &CostModel) -> Seconds {
-    let layers = job.model.blocks[plan.stage_blocks(job, stage)].iter().filter_map(Block::moe);
+    let layers = plan.stage_blocks(job, stage).filter_map(Block::moe);
     let loads = layers.map(|moe| moe.experts).sum::<usize>() * iterations;
     let first = stage * plan.stage_ranks();
     costs.all_reduce(&costs.group(first..first + plan.stage_ranks(), 1), Bytes(8.0 * loads as f64))

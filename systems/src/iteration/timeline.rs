@@ -25,8 +25,12 @@ pub enum Activity {
     TensorParallel,
     /// Activations to the next stage, or their gradients to the one before.
     Boundary,
-    /// An all-reduce of these gradients.
+    /// A reduction of these gradients.
     GradientSync(Gradients),
+    /// The gathering of these parameters' weights.
+    WeightGather(Gradients),
+    /// What accompanies a pass where gradients or weights are sharded, as far as it shows.
+    ShardedState,
     /// The optimizer step.
     Optimizer,
     /// The loads that online decisions look at, summed over a stage.
@@ -39,7 +43,7 @@ pub enum Activity {
     Host,
 }
 
-/// Gradients that are reduced together.
+/// Gradients, or their parameters, that are reduced or gathered together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Gradients {
     /// Of everything that data-parallel ranks share.
@@ -79,7 +83,7 @@ impl Activity {
             Activity::Block | Activity::Edge => Phase::Dense,
             Activity::TensorParallel => Phase::TensorParallel,
             Activity::Boundary => Phase::Boundary,
-            Activity::GradientSync(_) => Phase::GradientSync,
+            Activity::GradientSync(_) | Activity::WeightGather(_) | Activity::ShardedState => Phase::GradientSync,
             Activity::Optimizer => Phase::Optimizer,
             Activity::Gathering | Activity::Decision => Phase::Decision,
             Activity::Migration => Phase::Migration,
@@ -106,6 +110,8 @@ impl Activity {
             | Activity::Boundary
             | Activity::GradientSync(_)
             | Activity::Gathering
+            | Activity::WeightGather(_)
+            | Activity::ShardedState
             | Activity::Migration => Stream::Communication,
         }
     }
@@ -123,6 +129,11 @@ impl Activity {
             Activity::GradientSync(Gradients::Experts) => "all-reduce experts",
             Activity::GradientSync(Gradients::Tied) => "all-reduce tied",
             Activity::GradientSync(Gradients::TiedStages) => "all-reduce tied between stages",
+            Activity::WeightGather(Gradients::Dense) => "all-gather dense",
+            Activity::WeightGather(Gradients::Gate) => "all-gather gate",
+            Activity::WeightGather(Gradients::Experts) => "all-gather experts",
+            Activity::WeightGather(Gradients::Tied | Gradients::TiedStages) => "all-gather tied",
+            Activity::ShardedState => "sharded state",
             Activity::Optimizer => "optimizer",
             Activity::Gathering => "gather loads",
             Activity::Decision => "decision",

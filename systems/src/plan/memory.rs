@@ -1,24 +1,33 @@
-//! What a rank's memory holds: weights, gradients and optimizer state of its stage, activations of the micro-batches in
-//! flight under the rows that really arrived, and exchange buffers.
+//! What a rank's memory holds: weights, gradients and optimizer state of its stage, activations of the passes in flight under
+//! the rows that really arrived, and exchange buffers.
 //!
-//! Mixed precision with Adam, no sharding of optimizer state. A rank is fullest at the height of its pipeline or, when its
-//! parameters are many and its activations few, while the optimizer steps.
+//! Mixed precision with Adam. What is sharded over replicas follows the plan's ZeRO stage. A rank is fullest at the height of
+//! its pipeline or, when its parameters are many and its activations few, while the optimizer steps.
 
 use std::ops::Range;
 
 use workloads::Bytes;
-use workloads::model::{HALF, Moe};
+use workloads::model::{Block, HALF, Moe};
 
-use crate::plan::Plan;
 use crate::plan::job::Job;
+use crate::plan::{Plan, Recompute, Zero};
 use crate::program::Layout;
 
-/// Half-precision weight and gradient, single-precision master weight and two Adam moments.
-pub const STATE_BYTES_PER_PARAMETER: f64 = 2.0 + 2.0 + 4.0 + 8.0;
+/// A weight in half precision.
+const WEIGHT_BYTES: f64 = 2.0;
 
-/// While the optimizer steps, every gradient is held in single precision, too; activations are gone by then (Megatron-LM's
-/// mixed-precision optimizer).
-pub const UPDATE_BYTES_PER_PARAMETER: f64 = STATE_BYTES_PER_PARAMETER + 4.0;
+/// A gradient in half precision.
+const GRADIENT_BYTES: f64 = 2.0;
+
+/// Master weight and two Adam moments in single precision.
+const OPTIMIZER_BYTES: f64 = 4.0 + 8.0;
+
+/// Half-precision weight and gradient, single-precision master weight and two Adam moments.
+pub const STATE_BYTES_PER_PARAMETER: f64 = WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES;
+
+/// While the optimizer steps, every gradient that it reads is held in single precision, too; activations are gone by then
+/// (Megatron-LM's mixed-precision optimizer).
+const UPDATE_BYTES: f64 = 4.0;
 
 /// What must move with an expert for training to go on unchanged: all of the above but the gradient.
 pub const MIGRATED_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0 + 8.0;
@@ -43,16 +52,26 @@ pub struct StageParameters {
 impl StageParameters {
     /// The parameters of `stage` on each of its ranks.
     pub fn new(job: &Job, plan: &Plan, stage: usize) -> Self {
+        let mut sum = Self::default();
+        for chunk in plan.chunks_of(stage) {
+            let of_chunk = Self::of_chunk(job, plan, chunk);
+            sum.dense += of_chunk.dense;
+            sum.gate += of_chunk.gate;
+            sum.experts += of_chunk.experts;
+            // With one stage and several chunks, there would be one copy; such plans do not exist.
+            sum.tied += of_chunk.tied;
+        }
+        sum
+    }
+
+    /// The parameters of a chunk on each rank of its stage.
+    pub fn of_chunk(job: &Job, plan: &Plan, chunk: usize) -> Self {
         let model = &job.model;
         let mut sum = Self::default();
-        for block in &model.blocks[plan.stage_blocks(job, stage)] {
-            sum.dense += block.dense_parameters() as f64;
-            if let Some(moe) = block.moe() {
-                sum.gate += moe.gate_parameters() as f64;
-                sum.experts += (moe.experts / plan.ep) as f64 * moe.expert_parameters() as f64;
-            }
+        for block in &model.blocks[plan.chunk_blocks(job, chunk)] {
+            sum.add(plan, block);
         }
-        let (first, last) = (stage == 0, stage + 1 == plan.pp);
+        let (first, last) = (chunk == 0, chunk + 1 == plan.chunks());
         if first {
             sum.dense += model.input.parameters as f64;
         }
@@ -67,18 +86,85 @@ impl StageParameters {
         sum
     }
 
+    /// Adds a block, before tensor parallelism cuts dense parameters.
+    fn add(&mut self, plan: &Plan, block: &Block) {
+        self.dense += block.dense_parameters() as f64;
+        if let Some(moe) = block.moe() {
+            self.gate += moe.gate_parameters() as f64;
+            self.experts += (moe.experts / plan.ep) as f64 * moe.expert_parameters() as f64;
+        }
+    }
+
+    /// What each of the ranks that hold the same parameters keeps of what they shard.
+    #[must_use]
+    pub fn share(&self, plan: &Plan) -> Self {
+        Self {
+            dense: self.dense / plan.dp as f64,
+            gate: self.gate / plan.stage_ranks() as f64,
+            experts: self.experts / plan.expert_dp as f64,
+            tied: self.tied / plan.dp as f64,
+        }
+    }
+
+    /// What a rank's optimizer updates.
+    #[must_use]
+    pub fn updated(&self, plan: &Plan) -> Self {
+        if plan.zero >= Zero::Optimizer { self.share(plan) } else { *self }
+    }
+
     /// All of them.
     pub fn total(&self) -> f64 {
         self.dense + self.gate + self.experts + self.tied
     }
 }
 
-/// What the MoE layers of a stage make one of its ranks hold.
+/// Weights, gradients and optimizer state of a rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct StateMemory {
+    /// While micro-batches run.
+    training: Bytes,
+    /// While the optimizer steps.
+    update: Bytes,
+}
+
+impl StateMemory {
+    fn new(job: &Job, plan: &Plan, stage: usize) -> Self {
+        let parameters = StageParameters::new(job, plan, stage);
+        let held = |from| if plan.zero >= from { parameters.share(plan) } else { parameters }.total();
+        let mut training = held(Zero::Weights) * WEIGHT_BYTES
+            + held(Zero::Gradients) * GRADIENT_BYTES
+            + held(Zero::Optimizer) * OPTIMIZER_BYTES;
+        let block = largest_block_parameters(job, plan, stage);
+        if plan.zero >= Zero::Gradients {
+            // The gradient of a block is whole until it is reduced.
+            training += block * GRADIENT_BYTES;
+        }
+        if plan.zero >= Zero::Weights {
+            // The block that runs, and the next one, whose weights are gathered meanwhile.
+            training += 2.0 * block * WEIGHT_BYTES;
+        }
+        let update = training + held(Zero::Optimizer) * UPDATE_BYTES;
+        Self { training: Bytes(training), update: Bytes(update) }
+    }
+}
+
+fn largest_block_parameters(job: &Job, plan: &Plan, stage: usize) -> f64 {
+    let of_block = |block: &Block| {
+        let mut one = StageParameters::default();
+        one.add(plan, block);
+        one.dense / plan.tp as f64 + one.gate + one.experts
+    };
+    plan.stage_blocks(job, stage).map(of_block).fold(0.0, f64::max)
+}
+
+/// What the passes in flight make one rank of a stage hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ExpertMemory {
-    /// Activations, summed over layers and micro-batches.
-    stored: Bytes,
-    /// Activations of the layer and micro-batch that has most.
+    /// Experts' activations that are kept now.
+    kept: Bytes,
+    /// The most that was kept at once, with what all ranks of the stage keep alike.
+    most: Bytes,
+    /// Experts' activations of the layer and micro-batch that has most.
     largest: Bytes,
     /// Exchange buffers of the layer and micro-batch that has most.
     buffers: Bytes,
@@ -99,88 +185,108 @@ pub struct HeldRows {
     pub copies: usize,
 }
 
-impl ExpertMemory {
-    /// Adds one layer and micro-batch.
-    pub fn add(&mut self, moe: &Moe, held: &HeldRows) {
-        let &HeldRows { tokens, layout, sent, received, copies } = held;
-        let mut stored = moe.entry_activations() * received as f64;
-        let mut buffers = exchange_buffers(moe, sent as f64, received as f64);
-        // Weights stay until the backward pass, which makes gradients of as many bytes to send home.
-        let copied = Bytes(copies as f64 * moe.expert_parameters() as f64 * HALF);
-        stored += copied;
-        buffers += copied;
-        if let Layout::OneHot { rows } = layout {
-            stored += one_hot_stored(moe, tokens, rows);
-            buffers += one_hot_buffers(moe, tokens, rows);
+impl HeldRows {
+    /// Activations for the layer's backward pass.
+    fn activations(&self, moe: &Moe, recompute: Recompute) -> Bytes {
+        let rows = moe.entry_kept(recompute) * self.received as f64;
+        match self.layout {
+            // Done again, copies are fetched again, too.
+            _ if recompute == Recompute::Full => rows,
+            Layout::OneHot { rows: each } => rows + one_hot_stored(moe, self.tokens, each) + self.copied(moe),
+            _ => rows + self.copied(moe),
         }
-        self.stored += stored;
-        self.largest = self.largest.max(stored);
-        self.buffers = self.buffers.max(buffers);
+    }
+
+    /// Weights of copies, which stay until the backward pass makes gradients of as many bytes to send home.
+    fn copied(&self, moe: &Moe) -> Bytes {
+        Bytes(self.copies as f64 * moe.expert_parameters() as f64 * HALF)
+    }
+
+    /// What the layer needs besides while it runs.
+    fn buffers(&self, moe: &Moe) -> Bytes {
+        let exchanged = exchange_buffers(moe, self.sent as f64, self.received as f64) + self.copied(moe);
+        match self.layout {
+            Layout::OneHot { rows } => exchanged + one_hot_buffers(moe, self.tokens, rows),
+            _ => exchanged,
+        }
+    }
+}
+
+impl ExpertMemory {
+    /// A layer's forward pass; what of its activations is not recomputed stays.
+    pub fn forward(&mut self, moe: &Moe, held: &HeldRows, recompute: Recompute) {
+        self.kept += held.activations(moe, recompute);
+        self.largest = self.largest.max(held.activations(moe, Recompute::None));
+        self.buffers = self.buffers.max(held.buffers(moe));
+    }
+
+    /// A layer's backward pass frees what its forward pass kept.
+    pub fn backward(&mut self, moe: &Moe, held: &HeldRows, recompute: Recompute) {
+        self.kept = self.kept - held.activations(moe, recompute);
+    }
+
+    /// After a chunk's forward pass, when all ranks of the stage keep `dense` besides.
+    pub fn mark(&mut self, dense: Bytes) {
+        self.most = self.most.max(self.kept + dense);
     }
 }
 
 /// What all ranks of a stage hold alike.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StageMemory {
-    /// Parameters of a rank.
-    parameters: f64,
-    /// Activations without the experts' rows.
-    dense: Bytes,
-    /// Micro-batches in flight.
-    held: f64,
-    recomputes: bool,
+    state: StateMemory,
+    /// `[chunk of the stage]`: activations of one micro-batch without the experts' rows.
+    kept: Vec<Bytes>,
+    /// What the backward pass of one block computes again.
+    recomputed: Bytes,
+    recompute: Recompute,
 }
 
 impl StageMemory {
-    /// Of `stage` at its fullest; `recomputes` as for [`crate::Policy::recomputes`].
-    pub fn new(job: &Job, plan: &Plan, stage: usize, recomputes: bool) -> Self {
-        let held = in_flight(plan.pp, stage, plan.micro_batches(job)) as f64;
-        let dense = if recomputes {
-            block_inputs(job, plan, stage) * held + largest_block(job, plan, stage)
-        } else {
-            dense_activations(job, plan, stage) * held
+    /// Of `stage`.
+    pub fn new(job: &Job, plan: &Plan, stage: usize, recompute: Recompute) -> Self {
+        let kept = |chunk| kept_activations(job, plan, chunk, recompute);
+        let part = plan.micro_batch as f64 / plan.tp as f64;
+        let again = |block: &Block| match recompute {
+            Recompute::Full => block.dense_activations(),
+            _ => block.dense_activations() - block.kept(recompute),
         };
-        Self { parameters: StageParameters::new(job, plan, stage).total(), dense, held, recomputes }
+        let recomputed = plan.stage_blocks(job, stage).map(again).fold(Bytes::ZERO, Bytes::max) * part;
+        let state = StateMemory::new(job, plan, stage);
+        Self { state, kept: plan.chunks_of(stage).map(kept).collect(), recomputed, recompute }
     }
 
-    /// The peak of a rank whose MoE layers made it hold `experts` in `micro_batches` of them.
-    pub fn peak(&self, experts: &ExpertMemory, micro_batches: usize) -> Bytes {
-        let rows = if self.recomputes { experts.largest } else { experts.stored * (self.held / micro_batches as f64) };
-        let training = Bytes(self.parameters * STATE_BYTES_PER_PARAMETER) + self.dense + rows + experts.buffers;
-        training.max(Bytes(self.parameters * UPDATE_BYTES_PER_PARAMETER))
+    /// Activations of one micro-batch in a chunk of the stage, without the experts' rows.
+    pub fn kept(&self, chunk: usize) -> Bytes {
+        self.kept[chunk]
+    }
+
+    /// The peak of a rank that the passes in flight made hold `experts`.
+    pub fn peak(&self, experts: &ExpertMemory) -> Bytes {
+        let rows = if self.recompute == Recompute::Full { experts.largest } else { Bytes::ZERO };
+        let training = self.state.training + experts.most + self.recomputed + rows + experts.buffers;
+        training.max(self.state.update)
+    }
+
+    /// Less than any rank's peak with `passes` of a chunk in flight, whatever arrives at its experts.
+    pub fn least(&self, passes: usize) -> Bytes {
+        let smallest = self.kept.iter().copied().fold(Bytes(f64::INFINITY), |a, b| if b < a { b } else { a });
+        (self.state.training + smallest * passes as f64 + self.recomputed).max(self.state.update)
     }
 }
 
-/// Stored activations of one micro-batch on a rank of `stage`, without the experts' rows.
-pub fn dense_activations(job: &Job, plan: &Plan, stage: usize) -> Bytes {
-    let blocks: Range<usize> = plan.stage_blocks(job, stage);
-    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| block.dense_activations()).sum();
-    if stage == 0 {
+/// What the backward pass of a chunk finds of one micro-batch, without the experts' rows. The output edge is never recomputed,
+/// the input edge with the first block.
+fn kept_activations(job: &Job, plan: &Plan, chunk: usize, recompute: Recompute) -> Bytes {
+    let blocks: Range<usize> = plan.chunk_blocks(job, chunk);
+    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| block.kept(recompute)).sum();
+    if chunk == 0 && recompute != Recompute::Full {
         sum += job.model.input.activations;
     }
-    if stage + 1 == plan.pp {
+    if chunk + 1 == plan.chunks() {
         sum += job.model.output.activations;
     }
     sum * (plan.micro_batch as f64 / plan.tp as f64)
-}
-
-/// Inputs of the blocks of `stage` for one micro-batch: what a rank stores when it recomputes the rest. The output edge
-/// is not recomputed.
-pub fn block_inputs(job: &Job, plan: &Plan, stage: usize) -> Bytes {
-    let blocks = plan.stage_blocks(job, stage);
-    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| block.boundary_bytes()).sum();
-    if stage + 1 == plan.pp {
-        sum += job.model.output.activations;
-    }
-    sum * (plan.micro_batch as f64 / plan.tp as f64)
-}
-
-/// Activations of the largest block of `stage` for one micro-batch, without the experts' rows: what a rank that
-/// recomputes holds besides.
-pub fn largest_block(job: &Job, plan: &Plan, stage: usize) -> Bytes {
-    let blocks = plan.stage_blocks(job, stage);
-    let largest = job.model.blocks[blocks].iter().map(|block| block.dense_activations()).fold(Bytes::ZERO, Bytes::max);
-    largest * (plan.micro_batch as f64 / plan.tp as f64)
 }
 
 /// What a one-hot layout of `rows` stores for the backward pass: mask and weights in half precision, `[S, E, rows]` each.
@@ -198,27 +304,76 @@ pub fn exchange_buffers(moe: &Moe, sent: f64, received: f64) -> Bytes {
     Bytes(2.0 * (sent + received) * moe.width as f64 * HALF)
 }
 
-/// Micro-batches whose activations a stage holds at its fullest under 1F1B.
-pub fn in_flight(pp: usize, stage: usize, micro_batches: usize) -> usize {
-    (pp - stage).min(micro_batches)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use workloads::{Cluster, Gate, Model};
 
     #[test]
     fn few_activations_are_less_than_the_update_takes() {
         let moe = Moe::plain(1, 10, 20, 1);
         let mut experts = ExpertMemory::default();
-        experts.add(&moe, &HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3, copies: 2 });
+        let held = HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3, copies: 2 };
+        experts.forward(&moe, &held, Recompute::None);
+        experts.mark(Bytes(7.0));
         // Two copies of 430 parameters, and their gradients.
         let rows = moe.entry_activations().0 * 3.0 + exchange_buffers(&moe, 5.0, 3.0).0 + 2.0 * 2.0 * 430.0 * 2.0;
-        let peak = |parameters| {
-            let stage = StageMemory { parameters, dense: Bytes(7.0), held: 1.0, recomputes: false };
-            stage.peak(&experts, 1).0
+        let peak = |parameters: f64| {
+            let state = StateMemory { training: Bytes(16.0 * parameters), update: Bytes(20.0 * parameters) };
+            let recompute = Recompute::None;
+            StageMemory { state, kept: vec![Bytes(7.0)], recomputed: Bytes::ZERO, recompute }.peak(&experts).0
         };
         assert_eq!(peak(1.0), 16.0 + 7.0 + rows);
         assert_eq!(peak(1e6), 20e6);
+    }
+
+    /// The worst window counts: two full micro-batches in a row hold more than twice the mean of a full and an empty one.
+    #[test]
+    fn what_is_freed_is_not_held() {
+        let moe = Moe::plain(1, 10, 20, 1);
+        let rows = |received| HeldRows { tokens: 1, layout: Layout::Ragged, sent: 0, received, copies: 0 };
+        let mut experts = ExpertMemory::default();
+        for (full, empty) in [(rows(8), rows(0)), (rows(1), rows(2))] {
+            experts.forward(&moe, &full, Recompute::None);
+            experts.mark(Bytes::ZERO);
+            experts.forward(&moe, &empty, Recompute::None);
+            experts.mark(Bytes::ZERO);
+            experts.backward(&moe, &full, Recompute::None);
+            experts.backward(&moe, &empty, Recompute::None);
+        }
+        assert_eq!(experts.most, moe.entry_activations() * 8.0);
+        assert_eq!(experts.kept, Bytes::ZERO);
+    }
+
+    /// Rajbhandari et al. 2020, figure 1: 16 bytes a parameter become 4 + 12 / N, 2 + 14 / N and 16 / N; here with the blocks
+    /// in use.
+    #[test]
+    fn zero_shards_state_over_replicas() {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16);
+        let plan = Plan { dp: 8, expert_dp: 8, ..Plan::default() };
+        let p = StageParameters::new(&job, &plan, 0).total();
+        let block = largest_block_parameters(&job, &plan, 0);
+        let bytes = |zero| StateMemory::new(&job, &Plan { zero, ..plan }, 0);
+        assert_eq!(bytes(Zero::Off).training, Bytes(16.0 * p));
+        assert_eq!(bytes(Zero::Off).update, Bytes(20.0 * p));
+        let close = |zero, expected: f64| assert!((bytes(zero).training.0 / expected - 1.0).abs() < 1e-12);
+        close(Zero::Optimizer, p * (4.0 + 12.0 / 8.0));
+        close(Zero::Gradients, p * (2.0 + 14.0 / 8.0) + 2.0 * block);
+        close(Zero::Weights, p * 16.0 / 8.0 + 6.0 * block);
+    }
+
+    #[test]
+    fn recomputation_keeps_inputs_alone() {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16);
+        let plan = Plan { dp: 8, expert_dp: 8, ..Plan::default() };
+        let kept = |recompute| StageMemory::new(&job, &plan, 0, recompute).kept(0);
+        let all: Bytes = job.model.blocks.iter().map(Block::dense_activations).sum();
+        let inputs: Bytes = job.model.blocks.iter().map(Block::boundary_bytes).sum();
+        let edges = job.model.input.activations + job.model.output.activations;
+        assert_eq!(kept(Recompute::None), all + edges);
+        assert!(kept(Recompute::Selective) < all + edges);
+        assert_eq!(kept(Recompute::Full), inputs + job.model.output.activations);
     }
 }

@@ -11,11 +11,14 @@ pub mod search;
 
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 use thiserror::Error;
 use workloads::Bytes;
-use workloads::model::Moe;
-use workloads::suite::ForcedPlan;
+pub use workloads::model::Recompute;
+use workloads::model::{Block, Moe};
+pub use workloads::plan::Zero;
+use workloads::plan::{BadPlan, ForcedPlan};
 
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
@@ -35,6 +38,13 @@ pub struct Plan {
     pub expert_dp: usize,
     /// Samples per rank and micro-batch.
     pub micro_batch: usize,
+    /// Virtual stages per rank: its blocks are in that many chunks, which a micro-batch passes one after the other
+    /// (Narayanan et al., SC'21).
+    pub vp: usize,
+    /// What is sharded over replicas: dense state over `dp`, gates over the stage, experts over `expert_dp`.
+    pub zero: Zero,
+    /// What is computed again in the backward pass.
+    pub recompute: Recompute,
     /// Iterations between online placements; 0 for none.
     pub placement_every: usize,
 }
@@ -46,7 +56,7 @@ pub enum PlanError {
     #[error("plan {plan}: {left} = {found}, but {right} = {wanted}: they must be equal")]
     Product {
         /// The plan.
-        plan: Plan,
+        plan: Box<Plan>,
         /// What was multiplied.
         left: &'static str,
         /// Its value.
@@ -60,7 +70,7 @@ pub enum PlanError {
     #[error("plan {plan}: {whole} = {whole_value} is not a multiple of {part} = {part_value}")]
     Division {
         /// The plan.
-        plan: Plan,
+        plan: Box<Plan>,
         /// What is divided.
         whole: &'static str,
         /// Its value.
@@ -71,18 +81,24 @@ pub enum PlanError {
         part_value: usize,
     },
     /// More stages than blocks.
-    #[error("plan {plan}: {pp} pipeline stages, but the model has {blocks} blocks", pp = plan.pp)]
+    #[error("plan {plan}: {stages} pipeline stages, but the model has {blocks} blocks", stages = plan.pp.saturating_mul(plan.vp))]
     Stages {
         /// The plan.
-        plan: Plan,
+        plan: Box<Plan>,
         /// Blocks of the model.
         blocks: usize,
+    },
+    /// Virtual stages without a pipeline, or none at all.
+    #[error("plan {plan}: vp = {vp} with pp = {pp}: expected 1, or more where pp is at least 2", vp = plan.vp, pp = plan.pp)]
+    VirtualStages {
+        /// The plan.
+        plan: Box<Plan>,
     },
     /// Another micro-batch than the job fixes.
     #[error("plan {plan}: micro-batch {found}, but the case fixes {wanted}")]
     MicroBatch {
         /// The plan.
-        plan: Plan,
+        plan: Box<Plan>,
         /// The plan's.
         found: usize,
         /// The job's.
@@ -92,7 +108,7 @@ pub enum PlanError {
     #[error("plan {plan}: out of memory: rank {rank} needs {need:.1} GB of {have:.1} GB usable", need = need.0 / 1e9, have = have.0 / 1e9)]
     Memory {
         /// The plan.
-        plan: Plan,
+        plan: Box<Plan>,
         /// The fullest rank.
         rank: usize,
         /// Its peak.
@@ -104,38 +120,56 @@ pub enum PlanError {
     #[error("plan {plan}: the job has no profile of its routing to estimate it on")]
     NoProfile {
         /// The plan.
-        plan: Plan,
+        plan: Box<Plan>,
     },
     /// Nothing to choose from.
     #[error("no plan has degrees that fit the job")]
     NoCandidate,
 }
 
+impl Default for Plan {
+    /// One rank, one sample at a time.
+    fn default() -> Self {
+        Self {
+            pp: 1,
+            dp: 1,
+            tp: 1,
+            ep: 1,
+            expert_dp: 1,
+            micro_batch: 1,
+            vp: 1,
+            zero: Zero::Off,
+            recompute: Recompute::None,
+            placement_every: 0,
+        }
+    }
+}
+
 impl From<ForcedPlan> for Plan {
     fn from(forced: ForcedPlan) -> Self {
-        Self {
-            pp: forced.pp,
-            dp: forced.dp,
-            tp: forced.tp,
-            ep: forced.ep,
-            expert_dp: forced.expert_dp,
-            micro_batch: forced.micro_batch,
-            placement_every: forced.placement_every,
-        }
+        let ForcedPlan { pp, dp, tp, ep, expert_dp, micro_batch, vp, zero, recompute, placement_every } = forced;
+        Self { pp, dp, tp, ep, expert_dp, micro_batch, vp, zero, recompute, placement_every }
+    }
+}
+
+impl From<Plan> for ForcedPlan {
+    fn from(plan: Plan) -> Self {
+        let Plan { pp, dp, tp, ep, expert_dp, micro_batch, vp, zero, recompute, placement_every } = plan;
+        Self { pp, dp, tp, ep, expert_dp, micro_batch, vp, zero, recompute, placement_every }
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "pp{} dp{} tp{} ep{} edp{} mb{}",
-            self.pp, self.dp, self.tp, self.ep, self.expert_dp, self.micro_batch
-        )?;
-        if self.placement_every > 0 {
-            write!(f, " every{}", self.placement_every)?;
-        }
-        Ok(())
+        ForcedPlan::from(*self).fmt(f)
+    }
+}
+
+impl FromStr for Plan {
+    type Err = BadPlan;
+
+    fn from_str(text: &str) -> Result<Self, BadPlan> {
+        text.parse::<ForcedPlan>().map(Self::from)
     }
 }
 
@@ -146,20 +180,28 @@ impl Plan {
     /// The first rule that does not hold, with its numbers.
     pub fn check(&self, job: &Job) -> Result<(), PlanError> {
         let product = |left, found, right, wanted| {
-            if found == wanted { Ok(()) } else { Err(PlanError::Product { plan: *self, left, found, right, wanted }) }
+            if found == wanted {
+                Ok(())
+            } else {
+                Err(PlanError::Product { plan: Box::new(*self), left, found, right, wanted })
+            }
         };
         let division = |whole, whole_value: usize, part, part_value: usize| {
             if part_value > 0 && whole_value.is_multiple_of(part_value) {
                 Ok(())
             } else {
-                Err(PlanError::Division { plan: *self, whole, whole_value, part, part_value })
+                Err(PlanError::Division { plan: Box::new(*self), whole, whole_value, part, part_value })
             }
         };
         // Degrees are whatever someone wrote.
         let times = usize::saturating_mul;
         product("pp * dp * tp", times(times(self.pp, self.dp), self.tp), "gpus", job.gpus)?;
         product("ep * expert_dp", times(self.ep, self.expert_dp), "dp * tp", times(self.dp, self.tp))?;
-        division("ep", self.ep, "tp", self.tp)?;
+        if self.ep >= self.tp {
+            division("ep", self.ep, "tp", self.tp)?;
+        } else {
+            division("tp", self.tp, "ep", self.ep)?;
+        }
         division("global batch", job.global_batch, "dp * micro_batch", times(self.dp, self.micro_batch))?;
         for block in &job.model.blocks {
             division("heads", block.attention.heads, "tp", self.tp)?;
@@ -167,15 +209,30 @@ impl Plan {
                 division("experts", moe.experts, "ep", self.ep)?;
             }
         }
-        if self.pp > job.model.blocks.len() {
-            return Err(PlanError::Stages { plan: *self, blocks: job.model.blocks.len() });
-        }
+        self.check_pipeline(job)?;
         match job.micro_batch {
             Some(wanted) if wanted != self.micro_batch => {
-                Err(PlanError::MicroBatch { plan: *self, found: self.micro_batch, wanted })
+                Err(PlanError::MicroBatch { plan: Box::new(*self), found: self.micro_batch, wanted })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Interleaving runs micro-batches through a chunk `pp` at a time (Narayanan et al., SC'21).
+    fn check_pipeline(&self, job: &Job) -> Result<(), PlanError> {
+        if self.vp == 0 || (self.vp > 1 && self.pp == 1) {
+            return Err(PlanError::VirtualStages { plan: Box::new(*self) });
+        }
+        if self.pp.saturating_mul(self.vp) > job.model.blocks.len() {
+            return Err(PlanError::Stages { plan: Box::new(*self), blocks: job.model.blocks.len() });
+        }
+        let micro_batches = self.micro_batches(job);
+        if self.vp > 1 && !micro_batches.is_multiple_of(self.pp) {
+            let (whole, part) = ("micro-batches", "pp, as interleaving needs it,");
+            let (whole_value, part_value) = (micro_batches, self.pp);
+            return Err(PlanError::Division { plan: Box::new(*self), whole, whole_value, part, part_value });
+        }
+        Ok(())
     }
 
     /// Where training starts: the experts of every MoE layer in order, `[moe layer]`.
@@ -198,16 +255,32 @@ impl Plan {
         self.dp * self.tp
     }
 
-    /// The blocks of a stage: as many as the others have, or one fewer.
-    pub fn stage_blocks(&self, job: &Job, stage: usize) -> Range<usize> {
+    /// Chunks of all stages: what a micro-batch passes on its way through the model.
+    pub fn chunks(&self) -> usize {
+        self.pp * self.vp
+    }
+
+    /// The chunks of a stage, in the order in which a micro-batch passes them; the only one is number `stage` unless stages
+    /// are interleaved.
+    pub fn chunks_of(&self, stage: usize) -> impl Iterator<Item = usize> + use<> {
+        (stage..self.chunks()).step_by(self.pp)
+    }
+
+    /// The blocks of a chunk: as many as the others have, or one fewer.
+    pub fn chunk_blocks(&self, job: &Job, chunk: usize) -> Range<usize> {
         let blocks = job.model.blocks.len();
-        stage * blocks / self.pp..(stage + 1) * blocks / self.pp
+        chunk * blocks / self.chunks()..(chunk + 1) * blocks / self.chunks()
+    }
+
+    /// All blocks of a stage.
+    pub fn stage_blocks<'a>(&'a self, job: &'a Job, stage: usize) -> impl Iterator<Item = &'a Block> {
+        self.chunks_of(stage).flat_map(|chunk| &job.model.blocks[self.chunk_blocks(job, chunk)])
     }
 
     /// The stage that holds a block of the model.
     pub fn stage_of(&self, job: &Job, block: usize) -> usize {
-        let holds = |&stage: &usize| self.stage_blocks(job, stage).contains(&block);
-        (0..self.pp).find(holds).expect("every block is on a stage")
+        let holds = |&chunk: &usize| self.chunk_blocks(job, chunk).contains(&block);
+        (0..self.chunks()).find(holds).expect("every block is on a stage") % self.pp
     }
 
     /// Global ranks of expert-parallel group `group` (below `expert_dp`) of a stage.

@@ -59,7 +59,7 @@ pub fn pools(job: &Job) -> Vec<Pool> {
             let dp = job.gpus / pp / tp;
             for ep in divisors(dp * tp) {
                 for micro_batch in micro_batches(job, dp) {
-                    let shared = Plan { pp, dp, tp, ep, expert_dp: dp * tp / ep, micro_batch, placement_every: 0 };
+                    let shared = Plan { pp, dp, tp, ep, expert_dp: dp * tp / ep, micro_batch, ..Plan::default() };
                     if shared.check(job).is_ok() {
                         pools.push(Pool { shared });
                     }
@@ -77,7 +77,7 @@ pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec
     let performance = PerformanceModel { job, costs, profile: &job.profile };
     let of_size = |micro_batch| {
         let dp = job.gpus;
-        let plan = Plan { pp: 1, dp, tp: 1, ep, expert_dp: dp / ep, micro_batch, placement_every: 0 };
+        let plan = Plan { dp, ep, expert_dp: dp / ep, micro_batch, ..Plan::default() };
         let policy = system.policy(job, &plan);
         Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &plan.experts_in_order(job)) }
     };
@@ -117,7 +117,7 @@ impl PerformanceModel<'_> {
         let &Self { job, costs, profile } = self;
         plan.check(job)?;
         if profile.is_empty() {
-            return Err(PlanError::NoProfile { plan: *plan });
+            return Err(PlanError::NoProfile { plan: Box::new(*plan) });
         }
         let charges = vec![Charge::default(); plan.pp];
         let mut mean = Estimate { step: Seconds::ZERO, phases: Ledger::default(), peak: Peak::default() };
@@ -145,7 +145,7 @@ pub fn fits(job: &Job, plan: &Plan, peak: Peak) -> Result<(), PlanError> {
     if peak.bytes <= have {
         return Ok(());
     }
-    Err(PlanError::Memory { plan: *plan, rank: peak.rank, need: peak.bytes, have })
+    Err(PlanError::Memory { plan: Box::new(*plan), rank: peak.rank, need: peak.bytes, have })
 }
 
 /// Sorts candidates: fastest first, ties by plan; those that cannot be used last.
@@ -193,7 +193,7 @@ mod tests {
         {
             for (ep, expert_dp) in degrees().into_iter().flat_map(|ep| degrees().map(|expert_dp| (ep, expert_dp))) {
                 let plans =
-                    (1..=16).map(|micro_batch| Plan { pp, dp, tp, ep, expert_dp, micro_batch, placement_every: 0 });
+                    (1..=16).map(|micro_batch| Plan { pp, dp, tp, ep, expert_dp, micro_batch, ..Plan::default() });
                 expected.extend(plans.filter(fits));
             }
         }

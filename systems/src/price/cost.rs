@@ -142,6 +142,11 @@ impl CostModel {
         bytes * ((size - 1.0) / size) / self.slowest_link(group) + self.call_start()
     }
 
+    /// A ring reduce-scatter of `bytes` on every rank: the other half of an all-reduce.
+    pub fn reduce_scatter(&self, group: &Group, bytes: Bytes) -> Seconds {
+        self.all_gather(group, bytes)
+    }
+
     /// One rank's `bytes` to the whole group, or the group's sum to one rank.
     pub fn broadcast(&self, group: &Group, bytes: Bytes) -> Seconds {
         if group.size() < 2 {

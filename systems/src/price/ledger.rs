@@ -30,7 +30,7 @@ pub enum Phase {
     Wait,
     /// Waiting for other stages.
     Bubble,
-    /// Gradient synchronisation.
+    /// Gradient synchronisation, and gathering of sharded weights.
     GradientSync,
     /// Optimizer step.
     Optimizer,

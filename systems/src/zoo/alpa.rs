@@ -39,11 +39,9 @@ fn plans(job: &Job) -> impl Iterator<Item = Plan> {
     sizes.into_iter().map(move |micro_batch| Plan {
         pp,
         dp,
-        tp: 1,
         ep: dp,
-        expert_dp: 1,
         micro_batch,
-        placement_every: 0,
+        ..Plan::default()
     })
 }
 

@@ -10,7 +10,7 @@
 
 use crate::plan::search;
 use crate::program::{Exchange, Layout};
-use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
+use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, Recompute, RoutingCounts, System};
 
 /// DeepSpeed-MoE, with or without recomputation.
 pub struct DeepSpeed {
@@ -74,8 +74,8 @@ impl Policy for Dense {
         LayerProgram::padded(Layout::OneHot { rows }, Exchange::Whole, self.capacities.is_none())
     }
 
-    fn recomputes(&self) -> bool {
-        self.recompute
+    fn recompute(&self, plan: &Plan) -> Recompute {
+        if self.recompute { Recompute::Full } else { plan.recompute }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One transformer block: attention and a feed-forward network, each behind a normalisation.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::HALF;
 use super::attention::Attention;
@@ -67,7 +67,7 @@ impl Norm {
 }
 
 /// What is computed again in the backward pass, so that it need not be stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recompute {
     /// Nothing.

@@ -92,7 +92,7 @@ impl Measurement<'_> {
         let (ranks, experts) = (self.ranks, model.moe_layers().next().map_or(1, |moe| moe.experts));
         let divides = |ep: &usize| ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep);
         let ep = (1..=ranks).rev().find(divides).unwrap_or(1);
-        let plan = Plan { pp: 1, dp: ranks, tp: 1, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1 };
+        let plan = Plan { dp: ranks, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1, ..Plan::default() };
         let job = Job::new(model, self.cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch)
             .with_micro_batch(micro_batch);
         Ok(Variant { job, plan, system })

@@ -231,7 +231,7 @@ mod tests {
     /// A run on `there`, whose segments take what the simulator says.
     fn run_on(there: &Cluster, micro_batch: usize, system: &'static dyn System) -> MeasuredRun {
         let model = Model::named("test", "gpt-tiny").unwrap();
-        let plan = Plan { pp: 1, dp: 4, tp: 1, ep: 4, expert_dp: 1, micro_batch, placement_every: 0 };
+        let plan = Plan { dp: 4, ep: 4, micro_batch, ..Plan::default() };
         let (layers, experts, chunks) = (4, 8, 4 * micro_batch);
         // 256 tokens of two choices; the first experts get more.
         let chunk = [200, 100, 80, 60, 40, 20, 10, 2];

@@ -188,6 +188,7 @@ impl Settings {
             expert_dp: self.expert_dp.map_or(dp * tp / ep, |expert_dp| expert_dp.0),
             micro_batch: self.micro_batch.0,
             placement_every: self.dynamic_every.unwrap_or(0),
+            ..Plan::default()
         }
     }
 

@@ -111,7 +111,7 @@ impl LayerReader<'_> {
         let model = Model::of_layer(self.shape.moe(counts.experts()), self.trace.shape().top_k as usize);
         let mut job = Job::new(model, cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch);
         job.scope = Scope::Layer;
-        let plan = Plan { pp: 1, dp: ranks, tp: 1, ep: ranks, expert_dp: 1, micro_batch, placement_every: 0 };
+        let plan = Plan { dp: ranks, ep: ranks, micro_batch, ..Plan::default() };
         let rows = (0..ranks).flat_map(|rank| counts.row(rank)).copied().collect();
         let batch = BatchCounts::new(1, ranks, counts.experts(), rows);
         let evaluation = Evaluation {
@@ -155,7 +155,7 @@ mod tests {
 
         let whole = Job::new(model, cluster, gpus, Gate::NoDrop, gpus * micro_batch).with_micro_batch(micro_batch);
         let batch = JobRouting::of_layer(&whole, layer, TraceUse::default(), &trace, 0).unwrap().iteration(0);
-        let plan = Plan { pp: 1, dp: gpus, tp: 1, ep: gpus, expert_dp: 1, micro_batch, placement_every: 1 };
+        let plan = Plan { dp: gpus, ep: gpus, micro_batch, placement_every: 1, ..Plan::default() };
         let job = whole.layer_alone(layer).unwrap();
         plan.check(&job).unwrap();
         let costs = CostModel::new(&job.cluster, job.gpus);

@@ -1,6 +1,7 @@
 //! All micro-batches of an iteration through the stage, forward and backward, in 1F1B order.
 
 use rayon::prelude::*;
+use systems::Recompute;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::Activity;
 use tch::{Kind, Tensor};
@@ -102,7 +103,7 @@ impl Rank<'_> {
         };
         let mut blocks = Vec::with_capacity(stage.blocks.len());
         let mut stats = Vec::new();
-        let recomputes = self.online.policy().recomputes();
+        let recomputes = self.online.policy().recompute(&self.setup.plan) == Recompute::Full;
         for block in &stage.blocks {
             self.timer.enter(work, Some(block.number));
             let (output, saved, of_layer) = self.block_forward(block, m, &stream)?;

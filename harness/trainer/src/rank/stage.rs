@@ -44,7 +44,7 @@ impl Stage {
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
         let mut gates = Vec::new();
-        let blocks = plan.stage_blocks(job, stage).map(|number| {
+        let blocks = plan.chunk_blocks(job, stage).map(|number| {
             let attention = Attention::new(&mut builder, &setup.gpt, number);
             let block = &job.model.blocks[number];
             let feed_forward = match (block.moe(), inner(block)) {
