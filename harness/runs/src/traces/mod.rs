@@ -1,4 +1,4 @@
-//! Routing traces as files: what [`Importer`] reads, in files and folders. [`parquet`] has the format that moebench writes.
+//! Routing traces as files: what [`Importer`] reads, in files and folders. [`parquet`] writes them.
 
 pub mod parquet;
 
@@ -80,7 +80,7 @@ pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
 /// What is wrong with the files, where.
 pub fn import(path: &Path, options: ImportOptions) -> Result<RoutingTrace> {
     let name = path.display().to_string();
-    let mut importer = Importer::new(&name, options, parquet::read);
+    let mut importer = Importer::new(&name, options);
     if path.is_dir() {
         add_folder(&mut importer, &name, path)?;
         return Ok(importer.finish()?);

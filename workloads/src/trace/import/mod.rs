@@ -1,8 +1,7 @@
 //! Expert loads that other tools recorded, as a routing trace.
 //!
 //! [`Importer`] takes files as bytes, in any number, and tells their format from their content: delimited text, JSON (a
-//! document or one value a line), NPY and NPZ, the artifact's logs; plain, as gz, xz, tar or zip. Parquet is read where
-//! Polars lives: the caller hands in a [`ParquetReader`] that passes rows on to [`Importer::table`].
+//! document or one value a line), NPY and NPZ, Parquet, the artifact's logs; plain, as gz, xz, tar or zip.
 //!
 //! Tables name their columns ([`ColumnNames`]; common names are known). A row is one count, the counts of all experts as a
 //! list or as a column each, or the experts that one token chose. Arrays have axes ([`Axis`]). What a file lacks is 0, or
@@ -15,6 +14,7 @@ mod archive;
 mod array;
 mod json;
 mod npy;
+pub mod parquet;
 mod table;
 mod tally;
 #[cfg(test)]
@@ -26,11 +26,12 @@ use std::io::{self, BufRead, BufReader, Read};
 use thiserror::Error;
 
 pub use array::Axis;
-pub use table::{Cell, ColumnNames, Table};
+pub use table::ColumnNames;
 
 use super::artifact::{self, ArtifactReader};
 use super::{BOM, RoutingTrace, TraceError};
 use crate::error;
+use table::Table;
 use tally::Tally;
 
 /// Layers, experts, ranks and micro-batches have numbers below this.
@@ -58,22 +59,18 @@ pub struct ImportOptions {
     pub cumulative: bool,
 }
 
-/// Reads one Parquet file's bytes, row by row, into [`Importer::table`].
-pub type ParquetReader = fn(&mut Importer, &str, Vec<u8>) -> Result<(), ImportError>;
-
 /// Collects files.
 pub struct Importer {
     name: String,
     options: ImportOptions,
-    parquet: ParquetReader,
     logs: Option<ArtifactReader>,
     tally: Tally,
 }
 
 impl Importer {
     /// No files yet; `name` is the name of the trace to be.
-    pub fn new(name: impl Into<String>, options: ImportOptions, parquet: ParquetReader) -> Self {
-        Self { name: name.into(), options, parquet, logs: None, tally: Tally::default() }
+    pub fn new(name: impl Into<String>, options: ImportOptions) -> Self {
+        Self { name: name.into(), options, logs: None, tally: Tally::default() }
     }
 
     /// Adds one file; `path` tells what columns do not, and names it in errors.
@@ -88,13 +85,13 @@ impl Importer {
     ///
     /// # Errors
     /// Columns that are named in the options and not there, or none that could hold loads.
-    pub fn table(&mut self, path: &str, header: &[&str]) -> Result<Table<'_>, ImportError> {
+    fn table(&mut self, path: &str, header: &[&str]) -> Result<Table<'_>, ImportError> {
         self.tally.begin();
         Table::new(&mut self.tally, &self.options, path, header)
     }
 
     /// Takes over what a file's metadata says of the trace in it.
-    pub fn state(&mut self, top_k: Option<u32>, notes: Vec<String>) {
+    fn state(&mut self, top_k: Option<u32>, notes: Vec<String>) {
         self.tally.stated_top_k = self.tally.stated_top_k.or(top_k);
         self.tally.stated_notes.extend(notes);
     }
@@ -132,7 +129,7 @@ impl Importer {
             Format::Tar => self.add_tar(path, &mut input, depth),
             Format::Parquet => {
                 let bytes = read_all(path, &mut input)?;
-                (self.parquet)(self, path, bytes)
+                parquet::read(self, path, &bytes)
             }
             Format::Log => {
                 let bytes = read_all(path, &mut input)?;

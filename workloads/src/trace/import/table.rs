@@ -60,7 +60,7 @@ const COUNTS: &[&str] = &[
 
 /// One field of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Cell<'a> {
+pub(super) enum Cell<'a> {
     /// Nothing.
     Missing,
     /// A number.
@@ -77,7 +77,7 @@ pub enum Cell<'a> {
 }
 
 /// A table whose rows are handed in one by one.
-pub struct Table<'a> {
+pub(super) struct Table<'a> {
     tally: &'a mut Tally,
     options: &'a ImportOptions,
     file: String,
@@ -132,7 +132,7 @@ impl<'a> Table<'a> {
     }
 
     /// Whether any row depends on the column.
-    pub fn uses(&self, column: usize) -> bool {
+    pub(super) fn uses(&self, column: usize) -> bool {
         let Columns { iteration, layer, micro_batch, rank, loads } = &self.columns;
         let load = match loads {
             Loads::None => false,
@@ -147,7 +147,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// A field that is not what its column should hold.
-    pub fn row(&mut self, at: &dyn Fn() -> String, cells: &[Cell]) -> Result<(), ImportError> {
+    pub(super) fn row(&mut self, at: &dyn Fn() -> String, cells: &[Cell]) -> Result<(), ImportError> {
         let key = self.key(at, cells)?;
         match &self.columns.loads {
             Loads::None => Ok(()),

@@ -10,12 +10,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::super::{RoutingTrace, SynthSpec};
 use super::*;
 
-fn no_parquet(_: &mut Importer, path: &str, _: Vec<u8>) -> Result<(), ImportError> {
-    Err(ImportError::file(path, "Parquet", "a reader of it"))
-}
-
 fn import(files: &[(&str, &[u8])], options: ImportOptions) -> Result<RoutingTrace, ImportError> {
-    let mut importer = Importer::new("t", options, no_parquet);
+    let mut importer = Importer::new("t", options);
     for (path, bytes) in files {
         importer.add(path, &mut &bytes[..])?;
     }
@@ -512,7 +508,7 @@ fn slow_sources_give_the_same() {
     }
     let text: String = (0..500).map(|i| format!("{},0,{}\n", i, i % 7 + 1)).collect();
     let text = format!("iteration,expert,count\n{text}");
-    let mut importer = Importer::new("t", ImportOptions::default(), no_parquet);
+    let mut importer = Importer::new("t", ImportOptions::default());
     importer.add("t.csv", &mut Slow(text.as_bytes())).unwrap();
     assert_eq!(importer.finish().unwrap().counts(), one("t.csv", &text).counts());
 }
