@@ -35,6 +35,7 @@ pub use program::routing::{LoadHistory, RoutingCounts};
 pub use zoo::ALL;
 
 use thiserror::Error;
+use workloads::model::Moe;
 
 /// A system's names, and what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,23 @@ pub trait Policy: Send {
         Decision::Stay
     }
 
+    /// Where the experts of MoE layer `layer` (counted among MoE layers) are at the start, on the `ranks` ranks that exchange
+    /// rows: in order, a slot each, unless the system has more slots. Empty slots are room for copies that programs make.
+    fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
+        Placement::identity(moe.experts, ranks)
+    }
+
+    /// Whether a stage's replicas of the set of experts exchange rows as one group of `ep * expert_dp` ranks: then the copies that
+    /// expert-data parallelism has anyhow may stand on different ranks, and entries may go to any of them.
+    fn joins_replicas(&self) -> bool {
+        false
+    }
+
+    /// Where the state of experts is.
+    fn storage(&self) -> Storage {
+        Storage::Slots
+    }
+
     /// Changes what the gate chose, where a system restricts the gate. `counts` are of one micro-batch in one
     /// expert-parallel group; training is no longer that of an unrestricted gate.
     fn restrict(&self, _counts: &mut RoutingCounts, _nodes: &[usize]) {}
@@ -143,6 +161,19 @@ pub struct Overlap {
     /// Exchanges of one micro-batch run beside the computation of another, where the schedule has both: one forward pass more
     /// is then in flight.
     pub exchanges: bool,
+}
+
+/// Where the weights, gradients and optimizer state of a layer's experts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Every copy that a placement has keeps all of its state, and copies stay equal by an all-reduce of their gradients.
+    Slots,
+    /// Copies keep weights and gradients. Optimizer state is cut into equal shards over the ranks of the group and stays there
+    /// whatever the placement: gradients go to the shards, and new weights come from them, in every iteration.
+    OptimizerShards,
+    /// All is cut into equal shards over the ranks of the group. Slots are filled for the passes of a layer alone, two layers at a
+    /// time, because one is restored while the one before it runs.
+    Shards,
 }
 
 /// The policy of expert parallelism alone: experts stay, and every layer is one dispatch, the local experts, one combine.

@@ -59,7 +59,8 @@ impl<W: Write> Events<'_, W> {
         self.push(&meta(0, "process_name", "name", serde_json::Value::from(name)))?;
         self.push(&meta(0, "process_sort_index", "sort_index", pid.into()))?;
         self.push(&meta(thread(Stream::Compute), "thread_name", "name", "compute".into()))?;
-        self.push(&meta(thread(Stream::Communication), "thread_name", "name", "communication".into()))
+        self.push(&meta(thread(Stream::Communication), "thread_name", "name", "communication".into()))?;
+        self.push(&meta(thread(Stream::Copy), "thread_name", "name", "copies".into()))
     }
 }
 
@@ -67,6 +68,7 @@ fn thread(stream: Stream) -> usize {
     match stream {
         Stream::Compute => 1,
         Stream::Communication => 2,
+        Stream::Copy => 3,
     }
 }
 

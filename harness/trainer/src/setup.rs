@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use systems::iteration::Start;
 use systems::plan::PlanError;
 use systems::plan::memory::StageParameters;
 use systems::plan::routing::JobRouting;
-use systems::{CostModel, Job, Plan, Recompute, System, Zero};
+use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
 use tch::{Device, Kind};
 use workloads::gate::Router;
 use workloads::model::attention::{Projections, QkNorm};
@@ -48,6 +49,8 @@ pub enum SetupError {
     NotALanguageModel { model: String },
     #[error("model {model}: {field}: the trainer has {expected} alone; simulations know the rest")]
     NotTrained { model: String, field: &'static str, expected: &'static str },
+    #[error("system {system}: {what}: the trainer executes one slot for each expert alone; simulations know the rest")]
+    NoCopies { system: &'static str, what: &'static str },
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error("plan {plan}: {field} = {value} is simulated only: expected {expected}")]
@@ -105,6 +108,21 @@ fn executed(plan: &Plan) -> Result<(), SetupError> {
     let recompute = plan.recompute;
     require(recompute != Recompute::Selective, "recompute", recompute.name().to_owned(), "none or full")?;
     require(plan.ep.is_multiple_of(plan.tp), "ep", plan.ep.to_string(), "a multiple of tp")
+}
+
+/// Whether the trainer executes what a system does with the experts' slots.
+///
+/// # Errors
+/// Copies of experts, or experts in shards.
+pub fn executes(system: &dyn System, job: &Job, plan: &Plan) -> Result<(), SetupError> {
+    let policy = system.policy(job, plan);
+    let start = Start::new(job, plan, policy.as_ref());
+    let require = |holds: bool, what| {
+        if holds { Ok(()) } else { Err(SetupError::NoCopies { system: system.name(), what }) }
+    };
+    require(!policy.joins_replicas(), "replicas that exchange rows as one group")?;
+    require(policy.storage() == Storage::Slots, "experts or their optimizer state in shards")?;
+    require(start.placements.iter().all(Placement::is_bijection), "more slots than experts")
 }
 
 /// Whether the trainer knows everything that the model has.

@@ -72,6 +72,43 @@ fn place(loads: &[u64], experts: &[usize], ranks: usize, slots: usize) -> Slots 
     placed
 }
 
+/// The same slots with ranks, and experts on them, in the order in which the fewest copies come to another place: each rank of `next`, those that
+/// share most first, goes to the rank of `now` that it shares most experts with. The public code leaves this out, since it moves weights without
+/// optimizer state.
+pub fn keep(now: &[Option<usize>], next: &[Option<usize>], ranks: usize) -> Slots {
+    let per_rank = next.len() / ranks;
+    let of = |slots: &[Option<usize>], rank: usize| slots[rank * per_rank..(rank + 1) * per_rank].to_vec();
+    let shared =
+        |a: &[Option<usize>], b: &[Option<usize>]| a.iter().flatten().filter(|e| b.contains(&Some(**e))).count();
+    let mut pairs: Vec<(Reverse<usize>, usize, usize)> = Vec::with_capacity(ranks * ranks);
+    for old in 0..ranks {
+        let here = of(now, old);
+        pairs.extend((0..ranks).map(|new| (Reverse(shared(&here, &of(next, new))), old, new)));
+    }
+    pairs.sort_unstable();
+    let (mut kept, mut placed) = (vec![None; next.len()], vec![false; ranks]);
+    let mut filled = vec![false; ranks];
+    for (_, old, new) in pairs {
+        if !placed[new] && !filled[old] {
+            (placed[new], filled[old]) = (true, true);
+            kept[old * per_rank..(old + 1) * per_rank].copy_from_slice(&in_place(&of(now, old), of(next, new)));
+        }
+    }
+    kept
+}
+
+/// One rank's `next` experts, those that it has in the slots where they are.
+fn in_place(now: &[Option<usize>], mut next: Slots) -> Slots {
+    let mut kept = vec![None; next.len()];
+    for (slot, expert) in now.iter().enumerate().filter(|(_, expert)| expert.is_some()) {
+        if let Some(at) = next.iter().position(|other| other == expert) {
+            kept[slot] = next.swap_remove(at);
+        }
+    }
+    let mut rest = next.into_iter().flatten();
+    kept.into_iter().map(|expert| expert.or_else(|| rest.next())).collect()
+}
+
 /// How many copies each expert gets so that `slots` are filled, of no expert more than `most`: every slot that is left goes to
 /// the expert whose copies are the most loaded. `[expert]`.
 pub fn replicate(loads: &[u64], slots: usize, most: usize) -> Vec<u32> {
@@ -190,6 +227,26 @@ mod tests {
             let nodes: Vec<usize> =
                 (0..24).filter(|&s| placed[s].is_some_and(|e| e / 4 == group)).map(|s| s / 12).collect();
             assert!(nodes.iter().all(|node| *node == nodes[0]), "group {group} is on {nodes:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_stay_stays() {
+        let mut random = random(13);
+        for (experts, ranks, slots) in [(8, 4, 3), (32, 16, 3), (64, 8, 9)] {
+            let shape = Shape { ranks, slots, nodes: 1 };
+            let now = global(&loads(&mut random, experts), shape);
+            // Ranks in another order, and each one's slots.
+            let turned: Slots = now.chunks_exact(slots).rev().flat_map(|own| own.iter().rev().copied()).collect();
+            assert_eq!(keep(&now, &turned, ranks), now);
+            let next = global(&loads(&mut random, experts), shape);
+            let kept = keep(&now, &next, ranks);
+            let count = |slots: &Slots| {
+                (0..experts).map(|e| slots.iter().filter(|s| **s == Some(e)).count()).collect::<Vec<_>>()
+            };
+            assert_eq!(count(&kept), count(&next));
+            let stays = |slots: &Slots| slots.iter().zip(&now).filter(|(a, b)| a == b).count();
+            assert!(stays(&kept) >= stays(&next));
         }
     }
 

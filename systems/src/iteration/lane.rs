@@ -16,7 +16,7 @@ use crate::plan::placement::Placement;
 use crate::plan::{Recompute, Zero};
 use crate::price::ledger::{Ledger, Phase};
 use crate::price::network::Group;
-use crate::price::streams::{Streams, TimedPass};
+use crate::price::streams::{Links, Streams, TimedPass};
 use crate::price::{LayerPrice, Scratch, Setting};
 use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, LayerProgram, Op, Stream, Task};
@@ -87,6 +87,7 @@ struct StageRun<'a> {
     hides_exchanges: bool,
     /// `[rank]`.
     clock: Vec<Seconds>,
+    links: Links,
     ledger: Ledger,
     /// `[direction]`: what the ranks have computed, summed over them.
     computed: [Seconds; 2],
@@ -132,6 +133,9 @@ impl<'a> Lane<'a> {
                     left -= 1;
                 }
             }
+        }
+        for stage in &mut self.stages {
+            stage.links.drain(&mut stage.clock, &mut stage.ledger);
         }
     }
 
@@ -224,6 +228,10 @@ impl<'a> StageRun<'a> {
         }
         let hides_exchanges = policy.overlap().exchanges;
         let recompute = policy.recompute(plan);
+        let mut memory = StageMemory::new(job, plan, stage, recompute);
+        if let Some(slots) = evaluation.slots(stage) {
+            memory = memory.with_slots(StageParameters::new(job, plan, stage).experts, &slots);
+        }
         let position = Position { pp: plan.pp, vp: plan.vp, stage };
         Self {
             evaluation,
@@ -239,12 +247,13 @@ impl<'a> StageRun<'a> {
             recompute,
             hides_exchanges,
             clock: vec![migrated; plan.ep],
+            links: Links::default(),
             ledger: Ledger::default(),
             computed: [Seconds::ZERO; 2],
             inputs,
             gradients: vec![None; passes],
             layers: vec![Vec::new(); passes],
-            memory: StageMemory::new(job, plan, stage, recompute),
+            memory,
             kept: Bytes::ZERO,
             experts: vec![ExpertMemory::default(); plan.ep],
             recorder,
@@ -464,9 +473,9 @@ impl<'a> StageRun<'a> {
 
     /// One pass of a layer program.
     fn pass(&mut self, pass: &TimedPass, streams: &mut Streams) {
-        let Self { ranks, block, turn, clock, ledger, recorder, .. } = self;
+        let Self { ranks, block, turn, clock, links, ledger, recorder, .. } = self;
         let (first, block, work) = (ranks.start, *block, turn.map(|turn| turn.work));
-        streams.run(pass, clock, ledger, |op, starts, ends| {
+        streams.run(pass, clock, links, ledger, |op, starts, ends| {
             if recorder.is_on() {
                 for (position, (&start, &end)) in starts.iter().zip(ends).enumerate() {
                     recorder.record(Span {

@@ -6,6 +6,7 @@
 //! when the last participant has arrived. Where a tensor-parallel group spans several expert-parallel groups (`ep < tp`), its
 //! collectives take their time on each, and nobody waits for the others. What the evaluator leaves out: jitter.
 
+mod copies;
 mod lane;
 pub mod online;
 pub mod run;
@@ -25,10 +26,11 @@ use crate::iteration::timeline::{Activity, Gradients, Recorder, Span};
 use crate::plan::job::{Job, Scope};
 use crate::plan::memory::StageParameters;
 use crate::plan::placement::Placement;
+use crate::plan::slots::SlotState;
 use crate::price::cost::CostModel;
 use crate::price::ledger::{Ledger, Phase};
 use crate::program::Direction;
-use crate::{Plan, Policy, Zero};
+use crate::{Plan, Policy, Storage, Zero};
 
 /// How much of an iteration is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,25 @@ pub struct Evaluation<'a> {
     pub charges: &'a [Charge],
     /// How much of it.
     pub coverage: Coverage,
+}
+
+/// A run at its start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Start {
+    /// The plan as it is evaluated.
+    pub plan: Plan,
+    /// `[moe layer]`.
+    pub placements: Vec<Placement>,
+}
+
+impl Start {
+    /// Of a job under a plan and a policy.
+    pub fn new(job: &Job, plan: &Plan, policy: &dyn Policy) -> Self {
+        let plan = plan.evaluated(policy);
+        let layers = job.model.moe_layers().enumerate();
+        let placements = layers.map(|(layer, moe)| policy.first_placement(layer, moe, plan.ep)).collect();
+        Self { plan, placements }
+    }
 }
 
 /// The fullest rank.
@@ -207,7 +228,10 @@ impl Evaluation<'_> {
     /// Gradient synchronisation, optimizer and host of one stage; returns when they are done.
     fn update(&self, index: usize, stages: &[StageSum], ledger: &mut Ledger, recorder: &mut Recorder) -> Seconds {
         let (costs, plan, ranks) = (self.costs, self.plan, self.stage_ranks(index));
-        let parameters = StageParameters::new(self.job, plan, index);
+        let mut parameters = StageParameters::new(self.job, plan, index);
+        if let Some(slots) = self.slots(index) {
+            parameters.experts = slots.parameters;
+        }
         let traffic = StateTraffic { costs, plan, ranks: ranks.clone(), parameters };
         let mut spans = StageSpans { ranks, recorder };
         let synchronised = self.synchronise(&traffic, index, stages, &mut spans);
@@ -224,6 +248,13 @@ impl Evaluation<'_> {
         ledger.add(Phase::Optimizer, optimizer);
         ledger.add(Phase::Host, host);
         spans.show(Activity::Host, gathered, host)
+    }
+
+    /// What the experts' slots of a stage hold, unless that is an equal part of the experts on every rank.
+    fn slots(&self, stage: usize) -> Option<SlotState> {
+        let storage = self.policy.storage();
+        let equal = storage == Storage::Slots && self.placements.iter().all(Placement::is_bijection);
+        (!equal).then(|| SlotState::new(self.job, self.plan, stage, storage, self.placements))
     }
 
     fn stage_ranks(&self, stage: usize) -> Range<usize> {
@@ -259,7 +290,12 @@ impl Evaluation<'_> {
         let mut done = stages[index].end;
         let mut tied = Seconds::ZERO;
         if plan.zero < Zero::Gradients {
-            for (gradients, time) in self.shown(traffic.reductions().collect(), &stages[index], Direction::Backward) {
+            let mut reductions: Vec<_> = traffic.reductions().collect();
+            if let Some(time) = copies::synchronisation(self, index) {
+                let experts = reductions.iter_mut().filter(|(of, _)| *of == Gradients::Experts);
+                experts.for_each(|(_, of_experts)| *of_experts = time);
+            }
+            for (gradients, time) in self.shown(reductions, &stages[index], Direction::Backward) {
                 done = spans.show(Activity::GradientSync(gradients), done, time);
                 tied = time;
             }

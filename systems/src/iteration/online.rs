@@ -18,7 +18,7 @@ pub struct Online {
 /// A decision about one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decided {
-    /// Elementary steps that it takes: every expert is held against every rank.
+    /// Elementary steps that it takes: every slot's expert is held against every rank.
     pub steps: u64,
     /// What moves, unless the placement stays.
     pub migration: Option<Migration>,
@@ -88,7 +88,10 @@ impl Online {
         }
         let expert_bytes = Bytes(moe.expert_parameters() as f64 * self.policy.migrated_bytes_per_parameter());
         let migration = |placement| Migration { moves: now.moves_to(&placement), placement, expert_bytes };
-        Ok(Some(Decided { steps: (now.experts() * now.ranks()) as u64, migration: placement.map(migration) }))
+        Ok(Some(Decided {
+            steps: (now.experts_in_slots().len() * now.ranks()) as u64,
+            migration: placement.map(migration),
+        }))
     }
 }
 

@@ -9,7 +9,7 @@ use workloads::trace::BatchCounts;
 
 use crate::iteration::online::{self, Online, WrongPlacement};
 use crate::iteration::timeline::{Recorder, Span};
-use crate::iteration::{Charge, Coverage, Evaluation, Timing};
+use crate::iteration::{Charge, Coverage, Evaluation, Start, Timing};
 use crate::plan::search;
 use crate::{CostModel, Job, Placement, Plan, PlanError, System};
 
@@ -17,6 +17,8 @@ use crate::{CostModel, Job, Placement, Plan, PlanError, System};
 pub struct Run<'a> {
     job: &'a Job,
     costs: &'a CostModel,
+    /// As the system chose it, and as it is evaluated.
+    chosen: Plan,
     plan: Plan,
     online: Online,
     /// `[moe layer]`.
@@ -66,7 +68,9 @@ impl<'a> Run<'a> {
     /// A run at its start, experts in order.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan) -> Self {
         let online = Online::new(system.policy(job, &plan));
-        Self { job, costs, plan, online, placements: plan.experts_in_order(job), gathered: 0 }
+        let chosen = plan;
+        let Start { plan, placements } = Start::new(job, &chosen, online.policy());
+        Self { job, costs, chosen, plan, online, placements, gathered: 0 }
     }
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
@@ -103,7 +107,7 @@ impl<'a> Run<'a> {
             decision: most(|charge| charge.gathering + charge.decision),
             migration: most(|charge| charge.migration),
             moved,
-            failure: search::fits(self.job, &self.plan, timing.peak).err().map(Failure::from),
+            failure: search::fits(self.job, &self.chosen, timing.peak).err().map(Failure::from),
             loss: None,
             predicted: None,
             timing,

@@ -10,6 +10,7 @@ use workloads::Bytes;
 use workloads::model::{Block, HALF, Moe};
 
 use crate::plan::job::Job;
+use crate::plan::slots::SlotState;
 use crate::plan::{Plan, Recompute, Zero};
 use crate::program::Layout;
 
@@ -254,6 +255,15 @@ impl StageMemory {
         let recomputed = plan.stage_blocks(job, stage).map(again).fold(Bytes::ZERO, Bytes::max) * part;
         let state = StateMemory::new(job, plan, stage);
         Self { state, kept: plan.chunks_of(stage).map(kept).collect(), recomputed, recompute }
+    }
+
+    /// With experts' slots as they are, instead of an equal part of the experts, `equal` parameters, on every rank.
+    #[must_use]
+    pub fn with_slots(mut self, equal: f64, slots: &SlotState) -> Self {
+        let more = slots.parameters - equal;
+        self.state.training += Bytes(more * STATE_BYTES_PER_PARAMETER) + slots.bytes;
+        self.state.update += Bytes(more * (STATE_BYTES_PER_PARAMETER + UPDATE_BYTES)) + slots.bytes;
+        self
     }
 
     /// Activations of one micro-batch in a chunk of the stage, without the experts' rows.

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod placement;
 pub mod routing;
 pub mod search;
+pub mod slots;
 
 use std::fmt;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use workloads::model::{Block, Moe};
 pub use workloads::plan::Zero;
 use workloads::plan::{BadPlan, ForcedPlan};
 
+use crate::Policy;
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 
@@ -238,6 +240,12 @@ impl Plan {
     /// Where training starts: the experts of every MoE layer in order, `[moe layer]`.
     pub fn experts_in_order(&self, job: &Job) -> Vec<Placement> {
         job.model.moe_layers().map(|moe| Placement::identity(moe.experts, self.ep)).collect()
+    }
+
+    /// The plan as it is evaluated under a policy: with one group of all ranks of a stage where the policy joins replicas.
+    #[must_use]
+    pub fn evaluated(self, policy: &dyn Policy) -> Self {
+        if policy.joins_replicas() { Self { ep: self.stage_ranks(), expert_dp: 1, ..self } } else { self }
     }
 
     /// Micro-batches of one data-parallel replica in one iteration.

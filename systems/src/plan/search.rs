@@ -5,13 +5,13 @@
 use workloads::Seconds;
 use workloads::trace::BatchCounts;
 
-use crate::iteration::{Charge, Coverage, Evaluation, Peak};
+use crate::iteration::{Charge, Coverage, Evaluation, Peak, Start};
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 use crate::plan::{Plan, PlanError};
 use crate::price::cost::CostModel;
 use crate::price::ledger::Ledger;
-use crate::{Policy, System};
+use crate::{Decision, LoadHistory, Policy, System};
 
 /// A plan and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,9 +79,29 @@ pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec
         let dp = job.gpus;
         let plan = Plan { dp, ep, expert_dp: dp / ep, micro_batch, ..Plan::default() };
         let policy = system.policy(job, &plan);
-        Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &plan.experts_in_order(job)) }
+        let placements = Start::new(job, &plan, policy.as_ref()).placements;
+        Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &placements) }
     };
     micro_batches(job, job.gpus).into_iter().rev().map(of_size).collect()
+}
+
+/// Every pool that `fits` under the system's own policy, fastest first, with experts where the policy puts them under the loads of the
+/// profile.
+pub fn under_own_policy(
+    system: &dyn System,
+    job: &Job,
+    costs: &CostModel,
+    placement_every: usize,
+    fits: impl Fn(&Plan) -> bool,
+) -> Vec<Candidate> {
+    let performance = PerformanceModel { job, costs, profile: &job.profile };
+    let plans = pools(job).into_iter().map(|pool| pool.plan(placement_every)).filter(fits);
+    let estimated = plans.map(|plan| {
+        let mut policy = system.policy(job, &plan);
+        let placements = performance.placed(&plan, policy.as_mut());
+        Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &placements) }
+    });
+    rank(estimated.collect())
 }
 
 /// The micro-batch that the job fixes, or all powers of two that divide a replica's share.
@@ -107,6 +127,25 @@ pub struct PerformanceModel<'a> {
 }
 
 impl PerformanceModel<'_> {
+    /// Where a policy's first online decision puts experts, were the profile's iterations its past; where training starts if there is
+    /// none. `[moe layer]`.
+    pub fn placed(&self, plan: &Plan, policy: &mut dyn Policy) -> Vec<Placement> {
+        let mut placements = Start::new(self.job, plan, policy).placements;
+        let mut past = LoadHistory::default();
+        for batch in self.profile {
+            past.push((0..placements.len()).map(|layer| batch.loads(layer)).collect());
+        }
+        let first = plan.placement_every.max(1);
+        if policy.placement_due(first) {
+            for (layer, placement) in placements.iter_mut().enumerate() {
+                if let Decision::Move(next) = policy.place(first, layer, &past, placement) {
+                    *placement = next;
+                }
+            }
+        }
+        placements
+    }
+
     /// The mean over the profile's iterations, each evaluated on a sample of its lanes and micro-batches. `placements`:
     /// `[moe layer]`.
     ///
@@ -119,11 +158,14 @@ impl PerformanceModel<'_> {
         if profile.is_empty() {
             return Err(PlanError::NoProfile { plan: Box::new(*plan) });
         }
+        let evaluated = plan.evaluated(policy);
         let charges = vec![Charge::default(); plan.pp];
         let mut mean = Estimate { step: Seconds::ZERO, phases: Ledger::default(), peak: Peak::default() };
         for batch in profile {
             let coverage = Coverage::Sample;
-            let timing = Evaluation { job, plan, costs, policy, placements, batch, charges: &charges, coverage }.run();
+            let timing =
+                Evaluation { job, plan: &evaluated, costs, policy, placements, batch, charges: &charges, coverage }
+                    .run();
             mean.step += timing.step / profile.len() as f64;
             mean.phases.merge(&timing.slowest_stage(), 1.0 / profile.len() as f64);
             if timing.peak.bytes > mean.peak.bytes {

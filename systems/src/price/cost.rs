@@ -60,6 +60,11 @@ impl CostModel {
         self.network.group(ranks, stride)
     }
 
+    /// `ranks`, ascending.
+    pub fn group_of(&self, ranks: impl Iterator<Item = usize> + Clone) -> Group {
+        self.network.group_of(ranks)
+    }
+
     /// Matrix products with that arithmetic in all.
     pub fn matrix(&self, flops: Flops) -> Seconds {
         flops / FlopsPerSecond(self.cluster.gpu.gemm_rate.value)

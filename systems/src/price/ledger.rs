@@ -20,7 +20,7 @@ pub enum Phase {
     Experts,
     /// Results back.
     Combine,
-    /// Broadcasts and gradient reductions of shadowed experts.
+    /// Weights of shadowed, copied and sharded experts, and their gradients, as far as kernels wait for them.
     ShadowTransfer,
     /// Collectives of tensor parallelism.
     TensorParallel,
@@ -94,7 +94,13 @@ impl Phase {
             Op::Dispatch { .. } => Phase::Dispatch,
             Op::Experts { .. } | Op::Shadow { .. } => Phase::Experts,
             Op::Combine { .. } => Phase::Combine,
-            Op::Broadcast { .. } | Op::ReduceGrad { .. } => Phase::ShadowTransfer,
+            Op::Broadcast { .. }
+            | Op::ReduceGrad { .. }
+            | Op::CopyWeights
+            | Op::ReturnGrad
+            | Op::Unshard
+            | Op::Reshard
+            | Op::Await => Phase::ShadowTransfer,
         }
     }
 }

@@ -20,6 +20,9 @@ use crate::price::traffic::{Table, Traffic};
 use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, LayerProgram, Layout, Op, Rows, Task};
 
+/// Bytes of a number in the gradient of a copied or sharded expert: it is summed in single precision on its way (UltraEP 2026).
+const RETURNED_GRADIENT: f64 = 4.0;
+
 /// Durations of a program's tasks on each rank.
 #[derive(Clone, Debug, Default)]
 pub struct LayerPrice {
@@ -65,6 +68,8 @@ pub struct Scratch {
     table: Table,
     /// `[step]`.
     exchanges: Vec<Seconds>,
+    /// Of the program's copies, an expert a unit.
+    copies: Traffic,
     /// Prices that nobody needs any more.
     spare: Vec<LayerPrice>,
 }
@@ -92,6 +97,9 @@ impl Setting<'_> {
     ) -> LayerPrice {
         let mut priced = scratch.spare.pop().unwrap_or_default();
         let rows = Rows::new(program, counts, placement);
+        if !program.copies.is_empty() {
+            scratch.copies = scratch.table.between(program.transfers(placement).into_iter(), self.place);
+        }
         scratch.table.fill(program, &rows, self.place);
         scratch.exchanges.clear();
         scratch.exchanges.extend((0..program.steps).map(|step| self.exchange(&scratch.table, step)));
@@ -169,8 +177,27 @@ impl Pricer<'_> {
                 let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
                 costs.broadcast(place, bytes)
             }
-            Op::Experts { .. } | Op::Shadow { .. } => Seconds::ZERO,
+            Op::CopyWeights => costs.exchange(place, &self.scratch.copies, self.weights(workloads::model::HALF)),
+            Op::ReturnGrad => costs.exchange(place, &self.scratch.copies, self.weights(RETURNED_GRADIENT)),
+            Op::Unshard => self.restored(workloads::model::HALF),
+            Op::Reshard => self.restored(RETURNED_GRADIENT),
+            Op::Experts { .. } | Op::Shadow { .. } | Op::Await => Seconds::ZERO,
         }
+    }
+
+    /// An expert's weights or gradients, in numbers of so many bytes.
+    fn weights(&self, bytes: f64) -> Bytes {
+        Bytes(self.setting.moe.expert_parameters() as f64 * bytes)
+    }
+
+    /// Every rank receives from all the shards of the experts in its slots, in numbers of so many bytes, and sends as much: as many as
+    /// the rank with most.
+    fn restored(&self, bytes: f64) -> Seconds {
+        let Setting { place, costs, .. } = self.setting;
+        let filled = |rank| self.rows.experts_of(rank).iter().flatten().count();
+        let most = (0..self.rows.ranks()).map(filled).max().unwrap_or(0);
+        let shard = self.weights(bytes) * (most as f64 / self.rows.ranks() as f64);
+        costs.exchange(place, &Traffic::all_to_all(place), shard)
     }
 
     /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange

@@ -53,11 +53,16 @@ impl Network {
 
     /// `ranks`, spaced `stride` apart.
     pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
-        let (first, last) = (ranks.start, ranks.end.saturating_sub(1));
+        self.group_of(ranks.step_by(stride))
+    }
+
+    /// `ranks`, ascending.
+    pub fn group_of(&self, ranks: impl Iterator<Item = usize> + Clone) -> Group {
+        let first = ranks.clone().next().unwrap_or(0);
+        let last = ranks.clone().last().unwrap_or(first);
         let mut group = Group { units: Vec::new(), weights: Vec::new() };
         for (index, tier) in self.tiers.iter().enumerate() {
-            let units: Vec<usize> =
-                ranks.clone().step_by(stride).map(|rank| rank / tier.ranks - first / tier.ranks).collect();
+            let units: Vec<usize> = ranks.clone().map(|rank| rank / tier.ranks - first / tier.ranks).collect();
             if index > 0 && units.last() == Some(&0) {
                 break;
             }

@@ -1,8 +1,11 @@
-//! Two streams per rank: runs the tasks of one pass through one layer, given how long each takes on each rank.
+//! The streams of ranks: runs the tasks of one pass through one layer, given how long each takes on each rank.
 //!
 //! Tasks of a stream run in order; a task also waits for the one it names; a collective starts when the last rank that
 //! takes part has arrived. Durations may be priced or measured: a trainer that runs many ranks on one device passes what
 //! it timed for the compute tasks and prices for the others, and gets the clocks of the described cluster.
+//!
+//! Exchanges and transfers of weights share a rank's links: one after the other, in the order of the program. [`Links`] lives
+//! from pass to pass, because a transfer may begin before the pass that needs it and end after the one that causes it.
 
 use workloads::Seconds;
 
@@ -20,12 +23,34 @@ pub struct TimedPass<'a> {
     pub steps: usize,
 }
 
+/// What a group's ranks have under way on their links between two passes.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    /// `[rank]`: when the last task issued on its links is over.
+    free: Vec<Seconds>,
+    /// `[rank]`: when the pass before was over: no transfer for the next starts earlier.
+    before: Vec<Seconds>,
+}
+
+impl Links {
+    /// Waits for what is still under way: moves the clocks to its end and books the time.
+    pub fn drain(&self, clock: &mut [Seconds], ledger: &mut Ledger) {
+        for (clock, &free) in clock.iter_mut().zip(&self.free) {
+            if free > *clock {
+                ledger.add(Phase::ShadowTransfer, free - *clock);
+                *clock = free;
+            }
+        }
+    }
+}
+
 /// The streams of a group's ranks; its memory is kept from pass to pass.
 #[derive(Default)]
 pub struct Streams {
-    /// `[rank]`: when each stream is free.
+    /// `[rank]`: when the pass starts.
+    begin: Vec<Seconds>,
+    /// `[rank]`: when its kernels are done.
     compute: Vec<Seconds>,
-    communication: Vec<Seconds>,
     /// `[rank]`: when the task at hand starts.
     start: Vec<Seconds>,
     /// `[task][rank]`, flat.
@@ -40,39 +65,62 @@ impl Streams {
         &mut self,
         pass: &TimedPass,
         clock: &mut [Seconds],
+        links: &mut Links,
         ledger: &mut Ledger,
         mut seen: impl FnMut(Op, &[Seconds], &[Seconds]),
     ) {
         let &TimedPass { tasks, durations, steps } = pass;
         let ranks = clock.len();
-        for times in [&mut self.compute, &mut self.communication, &mut self.start] {
+        for times in [&mut self.begin, &mut self.compute, &mut self.start] {
             times.clear();
             times.extend_from_slice(clock);
         }
+        links.free.resize(ranks, Seconds::ZERO);
+        links.before.resize(ranks, Seconds::ZERO);
         self.finish.clear();
         for (task, durations) in tasks.iter().zip(durations.chunks_exact(ranks)) {
-            let communicates = task.op.stream() == Stream::Communication;
-            let stream = if communicates { &mut self.communication } else { &mut self.compute };
-            match task.after {
-                Some(other) => {
-                    let done = &self.finish[other * ranks..(other + 1) * ranks];
-                    for ((start, &free), &done) in self.start.iter_mut().zip(stream.iter()).zip(done) {
-                        *start = free.max(done);
-                    }
-                }
-                None => self.start.copy_from_slice(stream),
-            }
-            if communicates {
+            let on = task.op.stream();
+            self.set_start(task, links);
+            if on != Stream::Compute {
                 meet(task.op, steps, &mut self.start);
             }
-            for ((free, &start), &duration) in stream.iter_mut().zip(&self.start).zip(durations) {
+            let free = if on == Stream::Compute { &mut self.compute } else { &mut links.free };
+            for ((free, &start), &duration) in free.iter_mut().zip(&self.start).zip(durations) {
                 *free = start + duration;
             }
-            self.finish.extend_from_slice(stream);
-            seen(task.op, &self.start, stream);
-            account(Phase::of(task.op), &self.start, stream, clock, ledger);
+            if let (Op::Await, Some(other)) = (task.op, task.after) {
+                // Time until the transfer is there is the transfer's.
+                raise(free, &self.finish[other * ranks..(other + 1) * ranks]);
+            }
+            self.finish.extend_from_slice(free);
+            seen(task.op, &self.start, free);
+            if on != Stream::Copy {
+                account(Phase::of(task.op), &self.start, free, clock, ledger);
+            }
+        }
+        links.before.copy_from_slice(clock);
+    }
+
+    /// When a task can start on each rank, for all that its own rank knows.
+    fn set_start(&mut self, task: &Task, links: &Links) {
+        let ranks = self.start.len();
+        let free = if task.op.stream() == Stream::Compute { &self.compute } else { &links.free };
+        self.start.copy_from_slice(free);
+        match (task.op, task.after) {
+            (Op::Await, _) => (),
+            (_, Some(other)) => {
+                raise(&mut self.start, &self.finish[other * ranks..(other + 1) * ranks]);
+                raise(&mut self.start, &self.begin);
+            }
+            (op, None) if op.stream() == Stream::Copy => raise(&mut self.start, &links.before),
+            (_, None) => raise(&mut self.start, &self.begin),
         }
     }
+}
+
+/// Raises each time to the other, where that is later.
+fn raise(times: &mut [Seconds], others: &[Seconds]) {
+    times.iter_mut().zip(others).for_each(|(time, &other)| *time = time.max(other));
 }
 
 /// Books the time by which a task sticks out over all before it.
@@ -129,8 +177,9 @@ mod tests {
         let mut seen = Vec::new();
         let mut ledger = Ledger::default();
         let pass = TimedPass { tasks: &tasks, durations: &durations, steps: 1 };
-        Streams::default()
-            .run(&pass, &mut clock, &mut ledger, |op, start, end| seen.push((op, start.to_vec(), end.to_vec())));
+        Streams::default().run(&pass, &mut clock, &mut Links::default(), &mut ledger, |op, start, end| {
+            seen.push((op, start.to_vec(), end.to_vec()))
+        });
         assert_eq!(clock, s(&[5.0, 5.0]));
         // The exchange waits for rank 1's kernel; the second kernel does not wait for the exchange.
         assert_eq!(seen[1], (tasks[1].op, s(&[3.0, 3.0]), s(&[5.0, 5.0])));
@@ -148,10 +197,37 @@ mod tests {
         let mut clock = s(&[0.0, 4.0]);
         let mut run = |step| {
             let pass = TimedPass { tasks: &[exchange(step)], durations: &s(&[1.0, 1.0]), steps: 2 };
-            Streams::default().run(&pass, &mut clock, &mut Ledger::default(), |_, _, _| ());
+            Streams::default().run(&pass, &mut clock, &mut Links::default(), &mut Ledger::default(), |_, _, _| ());
             clock.clone()
         };
         assert_eq!(run(0), s(&[1.0, 5.0]));
         assert_eq!(run(1), s(&[6.0, 6.0]));
+    }
+    /// A transfer of 3 s for a pass that starts at 10 s, after one that ended at 8 s: one second of it shows. One of 4 s that
+    /// nothing waits for shows where the links are needed next, or at the end.
+    #[test]
+    fn transfers_run_ahead_of_a_pass_and_end_after_it() {
+        let mut links = Links::default();
+        let mut ledger = Ledger::default();
+        let mut run = |tasks: &[Task], durations: &[f64], start: f64, links: &mut Links| {
+            let (mut clock, mut ends) = (s(&[start]), Vec::new());
+            let durations = s(durations);
+            let pass = TimedPass { tasks, durations: &durations, steps: 1 };
+            Streams::default().run(&pass, &mut clock, links, &mut ledger, |_, _, end| ends.push(end[0].0));
+            (clock[0].0, ends)
+        };
+        let task = |op, after| Task { op, after };
+        let experts = Op::Experts { step: 0 };
+        assert_eq!(run(&[task(experts, None)], &[8.0], 0.0, &mut links), (8.0, vec![8.0]));
+        let ahead =
+            [task(Op::Unshard, None), task(Op::Await, Some(0)), task(experts, None), task(Op::Reshard, Some(2))];
+        assert_eq!(run(&ahead, &[3.0, 0.0, 2.0, 4.0], 10.0, &mut links), (13.0, vec![11.0, 11.0, 13.0, 17.0]));
+        let exchange = [task(Op::Dispatch { step: 0 }, None)];
+        assert_eq!(run(&exchange, &[1.0], 14.0, &mut links.clone()), (18.0, vec![18.0]));
+        let mut clock = s(&[15.0]);
+        links.drain(&mut clock, &mut ledger);
+        assert_eq!(clock, s(&[17.0]));
+        // One second before the experts, two at the end.
+        assert_eq!(ledger.of(Phase::ShadowTransfer), Seconds(3.0));
     }
 }

@@ -37,6 +37,17 @@ impl Traffic {
     }
 }
 
+impl Traffic {
+    /// One row from every rank of `group` to every other.
+    pub fn all_to_all(group: &Group) -> Self {
+        let ranks = group.size();
+        let on_a_node = || group.nodes().chunk_by(|a, b| a == b).map(<[usize]>::len);
+        let most = on_a_node().max().unwrap_or(1) as u64;
+        let one = Self::one_each(group);
+        Self { intra: most - 1, inter: one.peers as u64, uplink: one.uplink * ranks as f64, peers: one.peers }
+    }
+}
+
 /// Rows and traffic of a program's steps, in physical order. A table can be filled again, which needs no new memory.
 #[derive(Default)]
 pub struct Table {
@@ -78,6 +89,21 @@ impl Table {
             Exchange::Hierarchical if !group.one_node() => self.hierarchical(rows, group),
             Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, rows, group),
         }
+    }
+
+    /// One call in which something goes between each of some pairs of ranks, `(from, to)`, in place of what the table held.
+    pub fn between(&mut self, pairs: impl Iterator<Item = (usize, usize)> + Clone, group: &Group) -> Traffic {
+        let ranks = group.size();
+        self.ports.clear(ranks, 1, group);
+        let pairs = pairs.filter(|(from, to)| from != to);
+        let far = |from: usize| pairs.clone().filter(|&(a, b)| a == from && group.crossed(a, b) > 0).count();
+        for (from, to) in pairs.clone() {
+            self.ports.add(from, to, group.crossed(from, to), &[1]);
+        }
+        let peers = (0..ranks).map(far).max().unwrap_or(0);
+        self.traffic.clear();
+        self.ports.busiest(0..ranks, group, peers, &mut self.traffic);
+        self.traffic[0]
     }
 
     /// `[rank]`: the rows of each of its slots that arrive in a step.
@@ -133,7 +159,7 @@ impl Table {
         for source in 0..ranks {
             let mut reordered = 0;
             for owner in (0..ranks).filter(|&owner| owner != source) {
-                let entries: u32 = rows.experts_of(owner).iter().map(|&expert| rows.sent(source, expert)).sum();
+                let entries: u32 = (0..rows.slots_per_rank()).map(|slot| rows.sent(source, owner, slot)).sum();
                 let relay = relay(source, owner, nodes);
                 reordered += u64::from(entries);
                 for (call, from, to) in [(0, source, relay), (ranks, relay, owner)] {
@@ -301,9 +327,8 @@ mod tests {
                 let sum = |chosen: &dyn Fn(usize, usize) -> bool| -> u64 {
                     let pairs = (0..ranks).flat_map(|source| (0..ranks).map(move |owner| (source, owner)));
                     let pairs = pairs.filter(|&(s, o)| s != o && rows.step(s, o) == step && chosen(s, o));
-                    let slots =
-                        |owner| rows.experts_of(owner).iter().enumerate().filter(|(slot, _)| slot % calls == call);
-                    pairs.flat_map(|(s, o)| slots(o).map(move |(_, &e)| u64::from(rows.sent(s, e)))).sum()
+                    let slots = || (0..rows.slots_per_rank()).filter(|slot| slot % calls == call);
+                    pairs.flat_map(|(s, o)| slots().map(move |slot| u64::from(rows.sent(s, o, slot)))).sum()
                 };
                 let most = |of: &dyn Fn(usize) -> u64| (0..ranks).map(of).max().unwrap();
                 let same = |size: usize, a: usize, b: usize| unit(size, a) == unit(size, b);
@@ -363,9 +388,9 @@ mod tests {
                         assert_eq!(table.traffic, inside.plain(&program, &rows, calls));
                         for step in 0..steps {
                             for (owner, arrived) in table.arrived(step).enumerate() {
-                                for (&expert, &arrived) in rows.experts_of(owner).iter().zip(arrived) {
+                                for (slot, &arrived) in arrived.iter().enumerate() {
                                     let sources = (0..ranks).filter(|&source| rows.step(source, owner) == step);
-                                    assert_eq!(arrived, sources.map(|s| rows.sent(s, expert)).sum::<u32>());
+                                    assert_eq!(arrived, sources.map(|s| rows.sent(s, owner, slot)).sum::<u32>());
                                 }
                             }
                         }

@@ -7,13 +7,20 @@
 //! Exchanges are cut into steps. The group's ranks form `steps` schedule groups of equal, contiguous size; in step `s`
 //! schedule group `i` sends to group `i + s` and receives from group `i - s`, modulo `steps`. One step is the plain
 //! all-to-all.
+//!
+//! Where an expert has several copies, the program also says how its entries are split between them, and which copies are made
+//! for this micro-batch alone.
 
 pub mod routing;
+pub mod split;
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::placement::Placement;
 use crate::program::routing::RoutingCounts;
+use crate::program::split::Split;
 
 /// One op. Read "gradients of" before the nouns for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +66,17 @@ pub enum Op {
         /// The logical expert.
         expert: usize,
     },
+    /// The weights of the program's copies go from the experts' ranks to the copies' slots. Where an expert has several copies,
+    /// each rank passes on to the next what it gets.
+    CopyWeights,
+    /// The gradients of the copies' weights return the same way and are summed at the experts' ranks.
+    ReturnGrad,
+    /// Experts are stored in equal shards on all ranks: every rank gathers the weights of its slots.
+    Unshard,
+    /// The gradients of the slots' weights are summed into the shards.
+    Reshard,
+    /// Kernels wait for a transfer of weights.
+    Await,
 }
 
 /// Where an op runs on each rank. Ops of one stream run in the order of the program.
@@ -68,6 +86,10 @@ pub enum Stream {
     Compute,
     /// Exchanges between ranks; they start when the last participant has arrived.
     Communication,
+    /// Transfers of weights and their gradients by copy engines. A transfer that waits for no task of its pass may run ahead of it, as
+    /// soon as the layer before is done; one that no task waits for may end after it. It uses the same links as exchanges, so
+    /// that of the two streams' tasks only one runs at a time, in the order of the program.
+    Copy,
 }
 
 /// Which way a pass goes through a model.
@@ -139,6 +161,15 @@ pub enum Exchange {
     Hierarchical,
 }
 
+/// A copy of an expert for one micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The logical expert.
+    pub expert: usize,
+    /// A slot of the group that the placement leaves empty.
+    pub slot: usize,
+}
+
 /// What one MoE layer does with one micro-batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerProgram {
@@ -146,6 +177,10 @@ pub struct LayerProgram {
     pub steps: usize,
     /// Experts that every rank computes for itself this time.
     pub shadowed: Vec<usize>,
+    /// Copies that are made for this micro-batch.
+    pub copies: Vec<Copied>,
+    /// How the entries of an expert with several copies are split. Such an expert's rows are not padded.
+    pub split: Split,
     /// How entries are laid out for the exchange.
     pub layout: Layout,
     /// How a step of the exchange is issued.
@@ -160,10 +195,13 @@ impl Op {
     /// The stream that the op runs on.
     pub fn stream(&self) -> Stream {
         match self {
-            Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => Stream::Compute,
+            Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => {
+                Stream::Compute
+            }
             Op::Counts | Op::Dispatch { .. } | Op::Combine { .. } | Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
                 Stream::Communication
             }
+            Op::CopyWeights | Op::ReturnGrad | Op::Unshard | Op::Reshard => Stream::Copy,
         }
     }
 
@@ -180,6 +218,11 @@ impl Op {
             Op::Broadcast { .. } => "broadcast",
             Op::Shadow { .. } => "shadow",
             Op::ReduceGrad { .. } => "reduce gradient",
+            Op::CopyWeights => "copy weights",
+            Op::ReturnGrad => "return gradients",
+            Op::Unshard => "unshard",
+            Op::Reshard => "reshard",
+            Op::Await => "await weights",
         }
     }
 }
@@ -227,6 +270,17 @@ impl Pass {
 }
 
 impl LayerProgram {
+    /// The ranks between which the weights of the program's copies travel, one pair a copy: to an expert's first copy from the
+    /// rank that has it, to each further one from the copy before.
+    pub fn transfers(&self, placement: &Placement) -> Vec<(usize, usize)> {
+        let rank = |copy: &Copied| copy.slot / placement.slots_per_rank();
+        let from = |index: usize, copy: &Copied| {
+            let before = self.copies[..index].iter().rev().find(|other| other.expert == copy.expert);
+            before.map_or_else(|| placement.rank_of(copy.expert), rank)
+        };
+        self.copies.iter().enumerate().map(|(index, copy)| (from(index, copy), rank(copy))).collect()
+    }
+
     /// Plain expert parallelism: gate, counts, one dispatch, the local experts, one combine; the host waits for every
     /// exchange.
     pub fn expert_parallel() -> Self {
@@ -242,6 +296,8 @@ impl LayerProgram {
         Self {
             steps: 1,
             shadowed: Vec::new(),
+            copies: Vec::new(),
+            split: Split::Even,
             layout: Layout::Ragged,
             exchange: Exchange::PerExpert,
             forward: forward.finish(),
@@ -264,11 +320,63 @@ impl LayerProgram {
         Self {
             steps: 1,
             shadowed: Vec::new(),
+            copies: Vec::new(),
+            split: Split::Even,
             layout,
             exchange,
             forward: forward.finish(),
             backward: backward.finish(),
         }
+    }
+}
+
+/// How the weights of a program's copies come to their slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// They stand there.
+    Stand,
+    /// Those of the program's copies are copied: forward, once the decision is made; backward, ahead of the pass. Their gradients
+    /// return behind it.
+    Copied,
+    /// All are gathered from shards ahead of each pass, and all gradients are summed into shards behind the backward pass.
+    Sharded,
+}
+
+impl LayerProgram {
+    /// Expert parallelism with copies of experts: gate, counts, the decision how entries are split (`steps` elementary ones), one
+    /// dispatch in one call, the experts, one combine. The host waits for the counts alone.
+    pub fn split(split: Split, copies: Vec<Copied>, weights: Weights, steps: u64) -> Self {
+        let mut forward = Pass::default();
+        let unsharded = (weights == Weights::Sharded).then(|| forward.start(Op::Unshard));
+        let counted = forward.gate(true);
+        let ready = if steps > 0 { forward.then(Op::Decide { steps }, counted) } else { counted };
+        let copying = weights == Weights::Copied && !copies.is_empty();
+        let copied = copying.then(|| forward.then(Op::CopyWeights, ready));
+        let dispatch = forward.then(Op::Dispatch { step: 0 }, ready);
+        if let Some(transfer) = unsharded.or(copied) {
+            forward.then(Op::Await, transfer);
+        }
+        unsynchronised(&mut forward, dispatch);
+
+        let mut backward = Pass::default();
+        let ahead = match weights {
+            Weights::Sharded => Some((Op::Unshard, Op::Reshard)),
+            _ => copying.then_some((Op::CopyWeights, Op::ReturnGrad)),
+        };
+        let transfer = ahead.map(|(there, _)| backward.start(there));
+        let dispatch = backward.start(Op::Dispatch { step: 0 });
+        if let Some(transfer) = transfer {
+            backward.then(Op::Await, transfer);
+        }
+        let combined = unsynchronised(&mut backward, dispatch);
+        if let Some((_, back)) = ahead {
+            backward.then(back, combined);
+        }
+        backward.then(Op::Gate, combined);
+        let mut program = Self::padded(Layout::Ragged, Exchange::Whole, false);
+        (program.split, program.copies) = (split, copies);
+        (program.forward, program.backward) = (forward.finish(), backward.finish());
+        program
     }
 }
 
@@ -287,11 +395,14 @@ fn synchronised(pass: &mut Pass, dispatch: usize) -> usize {
 /// Which rows the ops of a program concern.
 pub struct Rows<'a> {
     counts: &'a RoutingCounts,
-    placement: &'a Placement,
+    /// The program's copies included.
+    placement: Cow<'a, Placement>,
     steps: usize,
     layout: Layout,
     /// `[expert]`, or nothing where no expert is.
     shadowed: Vec<bool>,
+    /// `[source][slot]` entries, or nothing where no expert has several copies.
+    split: Vec<u32>,
 }
 
 impl<'a> Rows<'a> {
@@ -302,7 +413,17 @@ impl<'a> Rows<'a> {
         for &expert in &program.shadowed {
             shadowed[expert] = true;
         }
-        Self { counts, placement, steps: program.steps, layout: program.layout, shadowed }
+        let placement = match program.copies.as_slice() {
+            [] => Cow::Borrowed(placement),
+            copies => Cow::Owned(placement.with(copies.iter().map(|copy| (copy.expert, copy.slot)))),
+        };
+        let split = if placement.has_copies() {
+            let slots = placement.experts_in_slots().len();
+            program.split.rows(counts, slots, |expert| placement.slots_of(expert))
+        } else {
+            Vec::new()
+        };
+        Self { counts, placement, steps: program.steps, layout: program.layout, shadowed, split }
     }
 
     /// Ranks of the group.
@@ -316,27 +437,36 @@ impl<'a> Rows<'a> {
         (owner / size + self.steps - source / size) % self.steps
     }
 
-    /// Rows that `source` sends for `expert`; none when the expert is shadowed.
+    /// Rows that `source` sends to a slot of `owner`.
     #[inline]
-    pub fn sent(&self, source: usize, expert: usize) -> u32 {
+    pub fn sent(&self, source: usize, owner: usize, slot: usize) -> u32 {
+        let Some(expert) = self.placement.experts_of(owner)[slot] else { return 0 };
         if !self.shadowed.is_empty() && self.shadowed[expert] {
             return 0;
         }
-        self.layout.rows().unwrap_or(self.counts.row(source)[expert])
+        if self.split.is_empty() {
+            return self.layout.rows().unwrap_or(self.counts.row(source)[expert]);
+        }
+        let slots = self.placement.experts_in_slots().len();
+        self.split[source * slots + owner * self.slots_per_rank() + slot]
     }
 
     /// Rows that `source` sends, in physical order: `[owner][slot]`.
     pub fn to_slots(&self, source: usize, rows: &mut [u32]) {
         let experts = self.placement.experts_in_slots();
         match self.layout.rows() {
-            Some(same) => rows.fill(same),
+            _ if !self.split.is_empty() => rows.copy_from_slice(&self.split[source * rows.len()..][..rows.len()]),
+            Some(same) => {
+                rows.iter_mut().zip(experts).for_each(|(rows, expert)| *rows = if expert.is_some() { same } else { 0 });
+            }
             None => {
                 let row = self.counts.row(source);
-                rows.iter_mut().zip(experts).for_each(|(rows, &expert)| *rows = row[expert]);
+                rows.iter_mut().zip(experts).for_each(|(rows, expert)| *rows = expert.map_or(0, |expert| row[expert]));
             }
         }
         if !self.shadowed.is_empty() {
-            rows.iter_mut().zip(experts).filter(|(_, expert)| self.shadowed[**expert]).for_each(|(rows, _)| *rows = 0);
+            let shadowed = |expert: &Option<usize>| expert.is_some_and(|expert| self.shadowed[expert]);
+            rows.iter_mut().zip(experts).filter(|(_, expert)| shadowed(expert)).for_each(|(rows, _)| *rows = 0);
         }
     }
 
@@ -345,13 +475,13 @@ impl<'a> Rows<'a> {
         self.layout.rows().unwrap_or(self.counts.row(rank)[expert])
     }
 
-    /// Experts of each rank.
+    /// Slots of each rank.
     pub fn slots_per_rank(&self) -> usize {
         self.placement.slots_per_rank()
     }
 
-    /// The experts that live on `owner`.
-    pub fn experts_of(&self, owner: usize) -> &[usize] {
+    /// What the slots of `owner` hold, copies for this micro-batch included.
+    pub fn experts_of(&self, owner: usize) -> &[Option<usize>] {
         self.placement.experts_of(owner)
     }
 }
@@ -391,6 +521,6 @@ mod tests {
         let placement = Placement::identity(2, 2);
         let program = LayerProgram::padded(Layout::Padded { rows: 4 }, Exchange::Whole, false);
         let rows = Rows::new(&program, &counts, &placement);
-        assert_eq!([rows.sent(0, 0), rows.sent(0, 1), rows.sent(1, 1)], [4, 4, 4]);
+        assert_eq!([rows.sent(0, 0, 0), rows.sent(0, 1, 0), rows.sent(1, 1, 0)], [4, 4, 4]);
     }
 }

@@ -87,6 +87,15 @@ impl LoadHistory {
         self.iterations.is_empty()
     }
 
+    /// The sum of the loads of one layer in the last `window` iterations, `[expert]`; it orders experts as their mean does.
+    pub fn sum(&self, layer: usize, window: usize, experts: usize) -> Vec<u64> {
+        let mut sum = vec![0; experts];
+        for loads in self.recent(layer, window) {
+            sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
+        }
+        sum
+    }
+
     /// Loads of one layer in the last `window` iterations, `[expert]` each, oldest first.
     pub fn recent(&self, layer: usize, window: usize) -> impl Iterator<Item = &[u64]> {
         self.iterations[self.len().saturating_sub(window)..].iter().map(move |loads| loads[layer].as_slice())

@@ -36,13 +36,7 @@ fn plans(job: &Job) -> impl Iterator<Item = Plan> {
     let mut sizes = search::micro_batches(job, dp);
     sizes.reverse();
     let pp = job.gpus / dp;
-    sizes.into_iter().map(move |micro_batch| Plan {
-        pp,
-        dp,
-        ep: dp,
-        micro_batch,
-        ..Plan::default()
-    })
+    sizes.into_iter().map(move |micro_batch| Plan { pp, dp, ep: dp, micro_batch, ..Plan::default() })
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@
 
 use crate::plan::search;
 use crate::program::{Exchange, Layout};
-use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, Recompute, RoutingCounts, System};
+use crate::{
+    About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, Recompute, RoutingCounts, System,
+};
 
 /// DeepSpeed-MoE, with or without recomputation.
 pub struct DeepSpeed {

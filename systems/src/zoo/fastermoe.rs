@@ -9,6 +9,7 @@ use workloads::model::Moe;
 use workloads::{Bytes, BytesPerSecond, Cluster, FlopsPerSecond};
 
 use crate::plan::search;
+use crate::program::split::Split;
 use crate::program::{Exchange, Layout, Op, Pass};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
@@ -276,6 +277,8 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
     LayerProgram {
         steps,
         shadowed,
+        copies: Vec::new(),
+        split: Split::Even,
         layout: Layout::Ragged,
         exchange: Exchange::PerExpert,
         forward: forward.finish(),
@@ -339,7 +342,7 @@ mod tests {
             let (mut c, mut b) = (0, 0);
             for rank in 0..counts.ranks() {
                 let shadows: u64 = prefix.iter().map(|&e| u64::from(counts.row(rank)[e])).sum();
-                let own = placement.experts_of(rank).iter().filter(|e| !prefix.contains(e));
+                let own = placement.experts_of(rank).iter().flatten().filter(|e| !prefix.contains(e));
                 let here: u64 = own.clone().map(|&e| loads[e]).sum();
                 let local: u64 = own.map(|&e| u64::from(counts.row(rank)[e])).sum();
                 c = c.max(here + shadows);

@@ -212,8 +212,8 @@ mod tests {
         let now = Placement::identity(4, 2);
         let next = place_experts(&[10, 9, 1, 2], &now);
         // 10 stays on rank 0, 9 goes to rank 1, 2 to rank 1 (9 < 10), 1 to rank 0.
-        assert_eq!(next.experts_of(0), [0, 2]);
-        assert_eq!(next.experts_of(1), [1, 3]);
+        assert_eq!(next.experts_of(0), [Some(0), Some(2)]);
+        assert_eq!(next.experts_of(1), [Some(1), Some(3)]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use workloads::model::Moe;
 use crate::plan::search;
 use crate::price::Setting;
 use crate::price::network::Group;
+use crate::program::split::Split;
 use crate::program::{Exchange, Layout, Op, Pass};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
@@ -115,6 +116,8 @@ fn weights_move(layout: Layout, agree: bool, counts: &RoutingCounts) -> LayerPro
     LayerProgram {
         steps: 1,
         shadowed: experts,
+        copies: Vec::new(),
+        split: Split::Even,
         layout,
         exchange: Exchange::Whole,
         forward: forward.finish(),

@@ -147,7 +147,8 @@ impl<'a> Checkpoints<'a> {
             tensors.extend(parts(bucket).map(|(what, of)| (format!("{name}: {what}"), on_cpu(of))));
         }
         for layer in rank.stage.layers() {
-            let expert_in: Vec<i64> = layer.placement.experts_in_slots().iter().map(|&expert| expert as i64).collect();
+            let expert_in: Vec<i64> =
+                layer.placement.experts_in_slots().iter().flatten().map(|&expert| expert as i64).collect();
             tensors.push((placement_of(layer.number), Tensor::from_slice(&expert_in)));
             let past = rank.online.history().recent(layer.number, rank.iteration).flatten().map(|&load| load as i64);
             tensors.push((loads_of(layer.number), Tensor::from_slice(&past.collect::<Vec<_>>())));

@@ -1,6 +1,6 @@
 //! Executes the tasks of one pass of a layer program on one rank.
 //!
-//! Both streams are FIFO. An exchange is issued as soon as the exchange before it is issued and the task that it waits for
+//! Streams are FIFO; transfers of weights are issued like exchanges and with them. An exchange is issued as soon as the exchange before it is issued and the task that it waits for
 //! has run. Then the next compute task runs, once the exchange that it waits for has arrived. Exchanges that nothing waits
 //! for are completed at the end.
 
@@ -38,8 +38,8 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
     }
 
     fn run(mut self) -> Result<(), TrainError> {
-        let mut compute = self.on(Stream::Compute);
-        let mut exchanges = self.on(Stream::Communication);
+        let mut compute = self.on(&[Stream::Compute]);
+        let mut exchanges = self.on(&[Stream::Communication, Stream::Copy]);
         loop {
             while let Some(next) = exchanges.pop_front_if(|next| self.may_begin(*next)) {
                 self.issue(next)?;
@@ -59,8 +59,8 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
         (0..self.tasks.len()).try_for_each(|task| self.complete(task))
     }
 
-    fn on(&self, stream: Stream) -> VecDeque<usize> {
-        (0..self.tasks.len()).filter(|&task| self.tasks[task].op.stream() == stream).collect()
+    fn on(&self, streams: &[Stream]) -> VecDeque<usize> {
+        (0..self.tasks.len()).filter(|&task| streams.contains(&self.tasks[task].op.stream())).collect()
     }
 
     fn may_begin(&self, task: usize) -> bool {

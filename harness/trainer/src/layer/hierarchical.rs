@@ -39,7 +39,7 @@ impl Hierarchical {
         let rows = Rows::new(program, counts, placement);
         let ranks = rows.ranks();
         let between = |source: usize, owner: usize| -> usize {
-            rows.experts_of(owner).iter().map(|&expert| rows.sent(source, expert) as usize).sum()
+            (0..rows.slots_per_rank()).map(|slot| rows.sent(source, owner, slot) as usize).sum()
         };
         let passes = |source: usize, owner: usize, by: usize| relay(source, owner, nodes) == by;
         let all = || 0..ranks;

@@ -135,9 +135,16 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 };
                 Ok(vec![group.reduce(&gradient, placement.rank_of(expert))?])
             }
-            Op::Gate | Op::Counts | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {
-                Ok(Vec::new())
+            Op::CopyWeights | Op::ReturnGrad | Op::Unshard | Op::Reshard => {
+                Err(TrainError::Program(format!("`{}`, which the trainer does not execute", op.name())))
             }
+            Op::Gate
+            | Op::Counts
+            | Op::Sync
+            | Op::Decide { .. }
+            | Op::Experts { .. }
+            | Op::Shadow { .. }
+            | Op::Await => Ok(Vec::new()),
         }
     }
 
@@ -168,7 +175,17 @@ impl<'a, K: Kernel> Pass<'a, K> {
                     let _ = experts.gradient(slot).g_add_(&sum);
                 }
             }
-            Op::Gate | Op::Counts | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } => {}
+            Op::Gate
+            | Op::Counts
+            | Op::Sync
+            | Op::Decide { .. }
+            | Op::Experts { .. }
+            | Op::Shadow { .. }
+            | Op::CopyWeights
+            | Op::ReturnGrad
+            | Op::Unshard
+            | Op::Reshard
+            | Op::Await => {}
         }
         Ok(())
     }
@@ -203,7 +220,12 @@ impl<'a, K: Kernel> Pass<'a, K> {
             | Op::Dispatch { .. }
             | Op::Combine { .. }
             | Op::Broadcast { .. }
-            | Op::ReduceGrad { .. } => {}
+            | Op::ReduceGrad { .. }
+            | Op::CopyWeights
+            | Op::ReturnGrad
+            | Op::Unshard
+            | Op::Reshard
+            | Op::Await => {}
         }
         Ok(())
     }

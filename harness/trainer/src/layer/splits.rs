@@ -84,17 +84,18 @@ impl Splits {
                 for owner in 0..rows.ranks() {
                     let meets = rows.step(me, owner) == step;
                     let start = next;
-                    for &expert in rows.experts_of(owner)[range.clone()].iter().filter(|_| meets) {
-                        base[expert] = next;
-                        next += rows.sent(me, expert) as usize;
+                    for slot in range.clone().filter(|_| meets) {
+                        if let Some(expert) = rows.experts_of(owner)[slot] {
+                            base[expert] = next;
+                        }
+                        next += rows.sent(me, owner, slot) as usize;
                     }
                     split.input.push(next - start);
                 }
                 for source in 0..rows.ranks() {
                     let meets = rows.step(source, me) == step;
-                    let own = rows.experts_of(me)[range.clone()].iter();
-                    let by_slot: Vec<usize> =
-                        own.map(|&expert| if meets { rows.sent(source, expert) as usize } else { 0 }).collect();
+                    let sent = |slot| if meets { rows.sent(source, me, slot) as usize } else { 0 };
+                    let by_slot: Vec<usize> = range.clone().map(sent).collect();
                     split.output.push(by_slot.iter().sum());
                     split.by_slot.push(by_slot);
                 }

@@ -165,7 +165,7 @@ impl<'a> Rank<'a> {
 
     fn expert_weights(&self, layer: &Layer) -> impl Iterator<Item = (String, Tensor, Option<Cut>)> {
         let own = layer.placement.experts_of(self.groups.experts.rank());
-        own.iter().enumerate().map(|(slot, expert)| {
+        own.iter().enumerate().filter_map(|(slot, expert)| Some((slot, (*expert)?))).map(|(slot, expert)| {
             let row = layer.experts.row(&layer.experts.bucket.master, slot).to_device(Device::Cpu).copy();
             (format!("layer {} expert {expert}", layer.number), row, None)
         })

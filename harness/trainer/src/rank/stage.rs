@@ -95,8 +95,8 @@ fn moe_layer(setup: &Setup, block: usize, position: usize, gates: usize, device:
     let number = model.moe_blocks().partition_point(|&other| other < block);
     let moe = *model.blocks[block].moe().expect("the block has an MoE layer");
     let placement = Placement::identity(moe.experts, setup.plan.ep);
-    let own = placement.experts_of(position % setup.plan.ep);
-    let experts = Experts::new(setup.seed, number, own, moe, setup.gpt.depth, setup.kind, device);
+    let own: Vec<usize> = placement.experts_of(position % setup.plan.ep).iter().flatten().copied().collect();
+    let experts = Experts::new(setup.seed, number, &own, moe, setup.gpt.depth, setup.kind, device);
     Layer { number, gate: [gates, gates + 1], experts, placement }
 }
 

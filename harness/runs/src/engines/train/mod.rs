@@ -134,6 +134,7 @@ impl Trainer {
         let Ok(chosen) = run.plan() else { return Ok(()) };
         let available = memory(self.options.device)?;
         setup::gpt(&run.job, &chosen.plan)?;
+        setup::executes(run.system, &run.job, &chosen.plan)?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
         setup::fits(&run.job, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
         let costs = CostModel::new(&run.job.cluster, run.job.gpus);

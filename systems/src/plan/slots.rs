@@ -1,0 +1,89 @@
+//! What the slots of a stage's experts make its ranks hold.
+
+use workloads::Bytes;
+use workloads::model::{HALF, Moe};
+
+use crate::Storage;
+use crate::plan::Plan;
+use crate::plan::job::Job;
+use crate::plan::placement::Placement;
+
+/// A half-precision weight, and a gradient that is summed in single precision.
+const COPY_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0;
+
+/// What the experts' slots make the fullest rank of a stage hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SlotState {
+    /// Parameters with all of their state: weight, gradient, optimizer state.
+    pub parameters: f64,
+    /// Besides: weights and gradients without optimizer state, and room for copies.
+    pub bytes: Bytes,
+}
+
+impl SlotState {
+    /// Of `stage`, under `placements`, `[moe layer]`.
+    pub fn new(job: &Job, plan: &Plan, stage: usize, storage: Storage, placements: &[Placement]) -> Self {
+        let (mut state, mut room) = (Self::default(), Bytes::ZERO);
+        for (moe, placement) in layers_of(job, plan, stage, placements) {
+            let rank = |rank| placement.experts_of(rank).iter().flatten().count();
+            let (least, most) = (0..placement.ranks())
+                .map(rank)
+                .fold((usize::MAX, 0), |(least, most), filled| (least.min(filled), most.max(filled)));
+            let size = moe.expert_parameters() as f64;
+            let (share, filled) = (placement.experts() as f64 / placement.ranks() as f64 * size, most as f64 * size);
+            // Room for copies of one micro-batch is shared by all layers.
+            room = room.max(Bytes((placement.slots_per_rank() - least) as f64 * size * COPY_BYTES_PER_PARAMETER));
+            match storage {
+                Storage::Slots => state.parameters += filled,
+                Storage::OptimizerShards => {
+                    state.parameters += share;
+                    state.bytes += Bytes((filled - share) * 2.0 * HALF);
+                }
+                Storage::Shards => {
+                    state.parameters += share;
+                    // The weights of the layer at hand and of the next, and the gradients of one.
+                    room = room.max(Bytes(filled * (HALF + COPY_BYTES_PER_PARAMETER)));
+                }
+            }
+        }
+        state.bytes += room;
+        state
+    }
+}
+
+/// The MoE layers of a stage and their placements, from those of all layers.
+pub fn layers_of<'a>(
+    job: &'a Job,
+    plan: &'a Plan,
+    stage: usize,
+    placements: &'a [Placement],
+) -> impl Iterator<Item = (&'a Moe, &'a Placement)> {
+    let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers().zip(placements));
+    layers.filter(move |(block, _)| plan.stage_of(job, *block) == stage).map(|(_, layer)| layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::{Cluster, Gate, Model};
+
+    /// Eight experts on four ranks, two layers on each of two stages; in the last layer one rank holds four and has a slot less
+    /// empty than the others.
+    #[test]
+    fn slots_are_counted_once_and_room_is_shared() {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16);
+        let plan = Plan { pp: 2, dp: 4, tp: 1, ep: 4, expert_dp: 1, micro_batch: 1, ..Plan::default() };
+        let moe = job.model.moe_layers().next().unwrap();
+        let size = moe.expert_parameters() as f64;
+        let plain = Placement::in_order(8, 4, 4).unwrap();
+        let copies = plain.with([(7, 2), (6, 3)].into_iter());
+        let placements = [plain.clone(), plain.clone(), plain, copies];
+        let state = |storage| SlotState::new(&job, &plan, 1, storage, &placements);
+        assert_eq!(state(Storage::Slots), SlotState { parameters: (2.0 + 4.0) * size, bytes: Bytes(2.0 * size * 6.0) });
+        let optimizer = state(Storage::OptimizerShards);
+        assert_eq!(optimizer, SlotState { parameters: 4.0 * size, bytes: Bytes((2.0 * 4.0 + 2.0 * 6.0) * size) });
+        let shards = state(Storage::Shards);
+        assert_eq!(shards, SlotState { parameters: 4.0 * size, bytes: Bytes(4.0 * 8.0 * size) });
+    }
+}
