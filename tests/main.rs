@@ -14,6 +14,8 @@ mod mock;
 mod statistics;
 // The house itself: layers, circles, sizes, and that ARCHITECTURE.md is true.
 mod house;
+// Systems with copies of experts: every entry once, what copies cost, what they bring.
+mod copies;
 // The same bytes whatever the threads, the order of cases or an interruption.
 mod determinism;
 // Wrong input: exit status 2, one line that names file, field and what is allowed, nothing written.

@@ -21,4 +21,10 @@ zoo! {
     tutel::{Tutel},
     alpa::{Alpa},
     smartmoe::{SMARTMOE, OFFLINE_ONLY, UNIFORM_ESTIMATE, FREE_MIGRATION, WEIGHTS_ONLY_MIGRATION},
+    eplb::{Eplb},
+    flexmoe::{FlexMoe},
+    quota::{ULTRAEP, MOONEP, LEAST_LOADED},
+    microep::{MICROEP, ASYMMETRIC},
+    laer::{Laer},
+    symi::{Symi},
 }
