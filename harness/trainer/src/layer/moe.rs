@@ -18,7 +18,7 @@ use crate::comm::Communicator;
 use crate::error::TrainError;
 use crate::host::to_host;
 use crate::layer::execute::execute;
-use crate::layer::experts::Experts;
+use crate::layer::experts::{Begun, Experts};
 use crate::layer::gate::{self, Choice, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
 use crate::layer::routing::{self, Choices, GpuChoices, Routing};
@@ -90,6 +90,7 @@ struct Routed {
     /// Entries of all ranks of the group.
     counts: RoutingCounts,
     stats: LayerStats,
+    begun: Option<Begun>,
 }
 
 impl Layer {
@@ -99,16 +100,16 @@ impl Layer {
     /// A peer that died, a program that cannot be executed.
     pub fn forward(&self, site: &MoeSite, tokens: &Tensor) -> Result<(Tensor, Saved, LayerStats), TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Routed { choices, counts, mut stats } = self.route(site, &timer, tokens)?;
+        let Routed { choices, counts, mut stats, begun } = self.route(site, &timer, tokens)?;
         let program =
             timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout);
 
-        let kernel = Forward::new(&splits, self.placement.slots_per_rank());
+        let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun);
         let mut pass = Pass::new(self.local(site, &splits), kernel, routing.permute(tokens), Shadow::none(&splits));
         execute(&program.forward, &mut pass, &timer)?;
-        let (outputs, Forward { saved }, shadows) = pass.finish()?;
+        let (outputs, Forward { saved, .. }, shadows) = pass.finish()?;
         let result = routing.unpermute(&outputs);
 
         let times = timer.stop();
@@ -146,6 +147,7 @@ impl Layer {
     fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
         let (me, experts) = (site.group.rank(), self.experts.moe().experts);
         let mut choices = self.choose(site, tokens, site.replay.as_deref())?;
+        let begun = self.begin(site, timer, &choices);
         let mut counts = timer.wait(Op::Counts, || self.counts(site, &mut choices, tokens.device()))?;
         let chosen = choices.chosen(experts).unwrap_or_else(|| counts.row(me).to_vec());
         let balance = choices.balance_loss()?;
@@ -161,7 +163,7 @@ impl Layer {
             choices = self.redirect(site, tokens, choices, counts.row(me))?;
         }
         let stats = LayerStats { chosen, entries: counts.row(me).to_vec(), shadowed: 0, balance };
-        Ok(Routed { choices, counts, stats })
+        Ok(Routed { choices, counts, stats, begun })
     }
 
     /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
@@ -179,6 +181,16 @@ impl Layer {
         let scored = Scored::new(site.gates, self.gate, tokens, site.top_k, choice)?;
         let choices = scored.admit(site.gate, self.experts.moe().experts, &mut rng)?;
         Ok(Choices::Host { scored, choices })
+    }
+
+    /// Where no row leaves its GPU, the experts begin before the host knows the counts and what the program makes of them: in
+    /// most programs they run on all rows at once. So the GPU has work while the host waits and decides.
+    fn begin(&self, site: &MoeSite, timer: &PassTimer, choices: &Choices) -> Option<Begun> {
+        let Choices::Gpu(choices) = choices else { return None };
+        let (kernels, [rows, ends]) = (self.experts.kernels()?, choices.by_expert()?);
+        let in_place = |expert| self.placement.slot_on(0, expert) == Some(expert);
+        let serves = site.group.size() == 1 && ends.numel() > 1 && (0..ends.numel()).all(in_place);
+        serves.then(|| timer.compute(Op::Experts { step: 0 }, || self.experts.begin(kernels, rows, ends)))
     }
 
     /// The entries of all ranks of the group.

@@ -14,7 +14,7 @@ use crate::clock::timer::synchronize;
 use crate::comm::{Communicator, Pending};
 use crate::error::TrainError;
 use crate::kernels::Kernels;
-use crate::layer::experts::{self, Experts, Grouping, Views};
+use crate::layer::experts::{self, Begun, Experts, Grouping, Views};
 use crate::layer::splits::{Split, Splits};
 
 /// What the experts of a pass compute.
@@ -313,11 +313,12 @@ impl<'a, K: Kernel> Pass<'a, K> {
 /// The forward pass of experts.
 pub(super) struct Forward {
     pub(super) saved: SlotsSaved,
+    begun: Option<Begun>,
 }
 
 impl Forward {
-    pub(super) fn new(splits: &Splits, slots: usize) -> Self {
-        Self { saved: splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect() }
+    pub(super) fn new(splits: &Splits, slots: usize, begun: Option<Begun>) -> Self {
+        Self { saved: splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect(), begun }
     }
 }
 
@@ -337,8 +338,13 @@ impl Kernel for Forward {
         rows: Tensor,
     ) -> Result<Tensor, TrainError> {
         let arrived: Vec<&[Vec<usize>]> = calls.iter().map(|call| &call.by_slot[..]).collect();
-        let (slots, grouping) = (slots_of(calls), Grouping::new(&arrived, rows.device()));
-        let (output, saved) = experts.forward_together(kernels, &slots, grouping, rows);
+        let slots = slots_of(calls);
+        let begun = self.begun.take().filter(|begun| begun.is_of(&slots, &rows));
+        let grouping = match &begun {
+            Some(begun) => Grouping::of_begun(begun),
+            None => Grouping::new(&arrived, rows.device()),
+        };
+        let (output, saved) = experts.forward_together(kernels, &slots, grouping, rows, begun);
         self.saved[step][slots.start] = Some(saved);
         Ok(output)
     }

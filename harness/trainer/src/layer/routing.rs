@@ -80,6 +80,11 @@ impl GpuChoices {
         Some(counts.into_iter().map(|count| count as u32).collect())
     }
 
+    /// The rows expert after expert, and `[experts]` the row after each expert's last.
+    pub(super) fn by_expert(&self) -> Option<[&Tensor; 2]> {
+        self.rows.as_ref().map(|rows| [rows, &self.sorted.ends])
+    }
+
     /// `[tokens, k]`: the chosen experts, as 32-bit numbers on the GPU.
     pub(super) fn chosen(&self) -> &Tensor {
         &self.chosen
