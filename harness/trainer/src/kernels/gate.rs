@@ -56,7 +56,11 @@ impl Kernels {
     pub(crate) fn place(&self, chosen: &Tensor, sorted: &Sorted, base: Option<&Tensor>, rows: i64) -> (Tensor, Tensor) {
         let (choices, experts) = (chosen.numel() as i64, sorted.totals.numel() as i64);
         let row_of = self.empty(&[choices], Kind::Int);
-        let choice_of = Tensor::full([rows], -1, (Kind::Int, self.device()));
+        // Where expert follows expert, every row is taken.
+        let choice_of = match base {
+            None if rows == choices => self.empty(&[rows], Kind::Int),
+            _ => Tensor::full([rows], -1, (Kind::Int, self.device())),
+        };
         let arguments = Arguments::new()
             .tensor(chosen)
             .int(choices)

@@ -6,7 +6,7 @@
 // Hopper's matrix instruction, straight from the stages. Rows of the next expert in an expert's last box are cleared. Results
 // go to shared memory, from where the copy engine puts or adds them while the next tile is under way.
 
-constexpr int TILE_M = 128, TILE_N = 256, TILE_K = 64, STAGES = 3;
+constexpr int TILE_M = 128, TILE_N = 256, TILE_K = 64, STAGES = 3, SIDE = 16;
 // A box: 64 rows of 64 numbers, 128 bytes each, in the copy engine's 128-byte swizzle.
 constexpr int BOX = TILE_K * 128;
 constexpr int STAGE = BOX * (TILE_M + TILE_N) / 64;
@@ -106,10 +106,13 @@ struct Product {
 
     __device__ __forceinline__ int tiles() const { return groups * (m / TILE_M) * (n / TILE_N); }
 
+    // Tiles go down in columns of at most `SIDE` rows of tiles, so that what blocks read at a time stays in the cache.
     __device__ __forceinline__ Tile tile(int number) const {
-        const int rows = m / TILE_M, each = rows * (n / TILE_N);
+        const int rows = m / TILE_M, across = n / TILE_N, each = rows * across;
         const int group = number / each, rest = number % each;
-        return {group, group ? ends[group - 1] : 0, ends[group], rest % rows * TILE_M, rest / rows * TILE_N};
+        const int parts = (rows + SIDE - 1) / SIDE, side = (rows + parts - 1) / parts;
+        const int first = rest / (side * across) * side, own = min(side, rows - first), local = rest - first * across;
+        return {group, group ? ends[group - 1] : 0, ends[group], (first + local % own) * TILE_M, local / own * TILE_N};
     }
 };
 
