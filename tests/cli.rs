@@ -319,3 +319,27 @@ fn the_simulator_follows_an_emulated_run() {
     let text = folder.text(&name);
     assert!(text.contains("rank 1 (emulated)") && text.contains("rank 1 (simulated)"), "{name}");
 }
+
+/// A bench of the CPU writes every repeat, and puts another program's time beside its own where the shape is the same.
+#[cfg(feature = "train")]
+#[test]
+fn a_layer_and_a_step_are_timed_beside_other_programs() {
+    let folder = Folder::new();
+    folder.write(
+        "peers.jsonl",
+        "a line of text\n\
+         {\"H\": 16, \"D\": 24, \"E\": 4, \"T\": 32, \"skew\": 0.0, \"theirs\": {\"fb_ms\": 12.5}}\n\
+         {\"world\": 1, \"experts\": 8, \"micro_batch\": 1, \"step_ms\": 7.25}\n",
+    );
+    let options = "--repeats 3 --warmup 0 --compare peers.jsonl --out bench";
+    let shown = folder.succeed(&format!("bench layer --shapes 16x24x4x32 {options}"));
+    assert_eq!(shown.matches("theirs 12.50").count(), 1, "{shown}");
+    assert_eq!(folder.text("bench/layer.csv").lines().count(), 1 + 2 * 3, "two skews");
+    assert!(folder.text("bench/layer.svg").contains("theirs") && folder.text("bench/layer.txt").contains("peak"));
+    let shown = folder.succeed(&format!("bench step --global-batch-size 2 --micro-batch-size 1,2 --exact 1 {options}"));
+    assert_eq!(shown.matches("eager PyTorch 7.25").count(), 1, "{shown}");
+    assert_eq!(folder.text("bench/step.csv").lines().count(), 1 + 2 * 3, "two micro-batches");
+    folder.refuse("bench layer --shapes 16x24x4", &["--shapes 16x24x4", "WIDTHxINNERxEXPERTSxTOKENS"]);
+    folder.refuse("bench step --model gpt-micro --compare none.jsonl", &["--compare none.jsonl"]);
+    folder.refuse("bench step --global-batch-size 0", &["--global-batch-size 0"]);
+}

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{calibrate, doctor, import_model, list, plan, run, trace, train, validate};
+use crate::commands::{bench, calibrate, doctor, import_model, list, plan, run, trace, train, validate};
 use crate::failure::Failure;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
@@ -34,6 +34,9 @@ enum Command {
     Calibrate(calibrate::CalibrateCommand),
     /// Make a model of a Hugging Face config.json
     ImportModel(import_model::ImportModelArgs),
+    /// Time a layer or a step of training on this machine
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// List suites, systems, models or clusters
     List(list::ListArgs),
     /// Say what this machine has and lacks: libtorch, GPUs, NCCL, launcher
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Validate(command) => validate::run(&command),
         Command::Calibrate(command) => calibrate::run(&command),
         Command::ImportModel(args) => import_model::run(&args),
+        Command::Bench(command) => bench::run(&command),
         Command::List(args) => list::run(&args),
         Command::Doctor => doctor::run(),
     };

@@ -1,5 +1,6 @@
 //! One file per command: what it asks of the rest, and what it prints.
 
+pub mod bench;
 pub mod calibrate;
 pub mod doctor;
 pub mod import_model;

@@ -15,7 +15,7 @@
 //! | messages between ranks | [`comm`] |
 //! | GPUs beyond what libtorch's bindings reach | [`cuda`] |
 //! | kernels of our own for GPUs | [`kernels`] |
-//! | an MoE layer alone, timed | [`bench`] |
+//! | an MoE layer or a step, timed alone | [`bench`] |
 //! | the gate's choices as a trace | [`record`] |
 //! | a run that goes on where it was interrupted | [`checkpoint`] |
 //!

@@ -1,10 +1,11 @@
-//! Training data: a file of token ids, or a synthetic language of known entropy.
+//! Training data: a file of token ids, a synthetic language of known entropy, or tokens without any order.
 //!
 //! A sample depends on the seed, the iteration and its place in the global batch alone, never on the plan: every system and
 //! every split over ranks trains on the same tokens.
 
 mod language;
 mod tokens;
+mod uniform;
 
 use std::io;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use rand_chacha::ChaCha8Rng;
 
 pub use language::Language;
 pub use tokens::{TokenFile, TokenKind};
+pub use uniform::Uniform;
 
 /// Samples of a fixed length.
 pub trait Samples: Send + Sync {

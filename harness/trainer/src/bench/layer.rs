@@ -1,12 +1,8 @@
-//! Times one MoE layer on one rank, forward and backward, as a training step runs it, and holds its results against single
-//! precision.
-//!
-//! All experts are on the rank, so exchanges are with itself. What is left out: the rest of a step, of which the trainer's
-//! own reports tell.
+//! One MoE layer on one rank, forward and backward, as a training step runs it, and its distance from single precision. All
+//! experts are on the rank, so exchanges are with itself.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde_json::Value;
 use systems::Plain;
 use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
@@ -14,12 +10,11 @@ use tch::{Device, Kind, Tensor};
 use workloads::model::Moe;
 use workloads::{Cluster, Gate, Seconds};
 
-use crate::clock::timer::{Timer, synchronize};
+use crate::bench::{begin, timed};
+use crate::clock::timer::Timer;
 use crate::comm::{Communicator, threads};
-use crate::cuda::{self, Event, Gpu, Stream};
 use crate::error::TrainError;
 use crate::host::{to_host, to_scalar};
-use crate::kernels;
 use crate::layer::experts::Experts;
 use crate::layer::moe::{Layer, MoeSite};
 use crate::model::parameters::{Bucket, DEVIATION, Initial, initial};
@@ -65,99 +60,6 @@ pub struct LayerTimes {
     pub busiest: f64,
 }
 
-/// A layer and its times.
-pub type Measured = (LayerShape, LayerTimes);
-
-/// Every repeat, a line each.
-pub fn csv(measured: &[Measured]) -> String {
-    let mut text = "width,inner,experts,tokens,top_k,skew,repeat,forward_ms,forward_and_backward_ms\n".to_owned();
-    for (shape, times) in measured {
-        let LayerShape { tokens, width, inner, experts, top_k, skew } = shape;
-        for (repeat, (forward, both)) in times.forward.iter().zip(&times.forward_and_backward).enumerate() {
-            let (forward, both) = (forward.0 * 1e3, both.0 * 1e3);
-            text += &format!("{width},{inner},{experts},{tokens},{top_k},{skew},{repeat},{forward},{both}\n");
-        }
-    }
-    text
-}
-
-/// The columns of [`rows`].
-pub const HEADER: [&str; 13] = [
-    "layer",
-    "tokens",
-    "skew",
-    "busiest",
-    "forward ms",
-    "both ms",
-    "least",
-    "most",
-    "TFLOP/s",
-    "of peak",
-    "outputs",
-    "gradients",
-    "others, both ms",
-];
-
-/// A row per layer: medians of its times, its rate, its distance from single precision, and what other programs took.
-pub fn rows(measured: &[Measured], peers: &[Value], peak: f64) -> Vec<Vec<String>> {
-    let row = |(shape, times): &Measured| {
-        let ([_, forward, _], [least, both, most]) = (spread(&times.forward), spread(&times.forward_and_backward));
-        let rate = shape.flops() / (both * 1e-3);
-        let [outputs, tokens, experts] = times.errors;
-        vec![
-            format!("{}x{}x{}", shape.width, shape.inner, shape.experts),
-            shape.tokens.to_string(),
-            shape.skew.to_string(),
-            format!("{:.2}", times.busiest),
-            format!("{forward:.3}"),
-            format!("{both:.3}"),
-            format!("{least:.3}"),
-            format!("{most:.3}"),
-            format!("{:.0}", rate / 1e12),
-            format!("{:.0}%", rate / peak * 100.0),
-            format!("{outputs:.1e}"),
-            format!("{:.1e}", tokens.max(experts)),
-            times_of_peers(peers, shape),
-        ]
-    };
-    measured.iter().map(row).collect()
-}
-
-/// What the columns of [`rows`] say.
-pub fn legend(peak: f64, device: Device) -> String {
-    let clock = if device.is_cuda() { "by events on the GPU" } else { "by the host's clock" };
-    let (size, peak) = (peak_size(device), peak / 1e12);
-    format!(
-        "times      medians {clock}, from the first kernel to the last\n\
-         TFLOP/s    12 x tokens x top-k x width x inner / time: the experts' six products alone\n\
-         peak       {peak:.1} TFLOP/s, a product of {size} x {size} matrices on this device\n\
-         outputs    |x - exact| / |exact|, exact being the same layer in single precision; of gradients, the larger of the\n\
-         {:11}tokens' and the experts'\n",
-        ""
-    )
-}
-
-/// Least, median and largest, in milliseconds.
-fn spread(times: &[Seconds]) -> [f64; 3] {
-    let mut sorted: Vec<f64> = times.iter().map(|time| time.0 * 1e3).collect();
-    sorted.sort_by(f64::total_cmp);
-    [sorted.first(), sorted.get(sorted.len() / 2), sorted.last()].map(|time| time.copied().unwrap_or(f64::NAN))
-}
-
-/// What other programs took for both passes of the layer in milliseconds, by name: of their lines, objects of H, D, E, T and
-/// skew (width, inner width, experts, tokens), those that hold a number `fb_ms`.
-fn times_of_peers(lines: &[Value], shape: &LayerShape) -> String {
-    let number = |value: &Value, key: &str| value.get(key).and_then(Value::as_f64);
-    let sizes = [("H", shape.width), ("D", shape.inner), ("E", shape.experts), ("T", shape.tokens)];
-    let same = |line: &&Value| {
-        sizes.iter().all(|&(key, size)| number(line, key) == Some(size as f64))
-            && number(line, "skew") == Some(shape.skew)
-    };
-    let times = lines.iter().filter(same).filter_map(Value::as_object).flatten();
-    let shown = times.filter_map(|(name, of)| Some(format!("{name} {:.2}", number(of, "fb_ms")?)));
-    shown.collect::<Vec<_>>().join(", ")
-}
-
 /// Outputs, gradient of the tokens, gradients of the experts.
 type Results = [Tensor; 3];
 
@@ -165,11 +67,8 @@ type Results = [Tensor; 3];
 ///
 /// # Errors
 /// A GPU that cannot be used.
-pub fn layer(shape: LayerShape, device: Device, warmup: usize, repeats: usize) -> Result<LayerTimes, TrainError> {
-    if let Device::Cuda(ordinal) = device {
-        cuda::load()?;
-        kernels::load(ordinal)?;
-    }
+pub fn run(shape: LayerShape, device: Device, warmup: usize, repeats: usize) -> Result<LayerTimes, TrainError> {
+    begin(device)?;
     let _guard = tch::no_grad_guard();
     let bench = LayerBench::new(shape, kind_on(device), device);
     let mut results = None;
@@ -190,27 +89,6 @@ pub fn layer(shape: LayerShape, device: Device, warmup: usize, repeats: usize) -
         times.errors = bench.errors(&results, chosen)?;
     }
     Ok(times)
-}
-
-/// Rows and columns of the product that gives the peak.
-pub fn peak_size(device: Device) -> i64 {
-    if device.is_cuda() { 8192 } else { 1024 }
-}
-
-/// Floating-point operations a second of a square product in the kind that the trainer uses on the device: the median of ten.
-///
-/// # Errors
-/// A GPU that cannot be used.
-pub fn peak(device: Device) -> Result<f64, TrainError> {
-    let size = peak_size(device);
-    let draw = |name| initial(1, name, &[size, size], Initial::Normal(1.0), device).to_kind(kind_on(device));
-    let (first, second) = (draw("first"), draw("second"));
-    let mut times = Vec::new();
-    for _ in 0..10 {
-        times.push(timed(device, || first.matmul(&second))?.1.0);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(2.0 * (size as f64).powi(3) / times[times.len() / 2])
 }
 
 struct LayerBench {
@@ -306,23 +184,6 @@ impl LayerBench {
     }
 }
 
-/// What something took on the device, from before its first kernel to after its last.
-fn timed<T>(device: Device, work: impl FnOnce() -> T) -> Result<(T, Seconds), TrainError> {
-    if let Device::Cuda(ordinal) = device {
-        let gpu = Gpu::open(ordinal)?;
-        let (stream, start, end) = (Stream::default_of(gpu), Event::timed(gpu)?, Event::timed(gpu)?);
-        synchronize(device);
-        start.record(&stream)?;
-        let result = work();
-        end.record(&stream)?;
-        end.synchronize()?;
-        return Ok((result, Seconds(end.since(&start)?.as_secs_f64())));
-    }
-    let start = Instant::now();
-    let result = work();
-    Ok((result, Seconds(start.elapsed().as_secs_f64())))
-}
-
 fn busiest(chosen: &[usize], experts: usize) -> f64 {
     let counts = crate::layer::gate::count(chosen.iter().copied(), experts);
     let most = counts.iter().copied().max().unwrap_or(0);
@@ -342,7 +203,7 @@ mod tests {
     #[test]
     fn a_layer_is_timed_and_exact_in_single_precision() {
         let shape = LayerShape { tokens: 32, width: 16, inner: 24, experts: 4, top_k: 2, skew: 1.5 };
-        let times = layer(shape, Device::Cpu, 1, 3).unwrap();
+        let times = run(shape, Device::Cpu, 1, 3).unwrap();
         assert_eq!((times.forward.len(), times.forward_and_backward.len()), (3, 3));
         assert!(times.forward.iter().all(|time| time.0 > 0.0) && times.busiest >= 1.0);
         assert!(times.errors.iter().all(|&error| error < 1e-5), "{:?}", times.errors);
@@ -363,7 +224,7 @@ mod tests {
     fn on_a_gpu_a_layer_is_as_exact_as_half_precision_is() {
         for skew in [0.0, 2.0] {
             let shape = LayerShape { tokens: 1000, width: 256, inner: 512, experts: 8, top_k: 2, skew };
-            let times = layer(shape, Device::Cuda(0), 1, 1).unwrap();
+            let times = run(shape, Device::Cuda(0), 1, 1).unwrap();
             assert!(times.errors.iter().all(|&error| error < 1e-2), "{:?}", times.errors);
         }
     }
