@@ -1,6 +1,7 @@
 //! What a switched-off feature and a changed constant do to simulated times.
 
 use systems::iteration::run::{Iteration, Run};
+use systems::plan::search;
 use systems::price::ledger::Phase;
 use systems::program::Layout;
 use systems::zoo::expert_only::ExpertOnly;
@@ -55,20 +56,43 @@ fn shadowing_helps_where_experts_are_hot() {
     let without = |batch| seconds(&skewed_job, &fastermoe::UNSHADOWED, plan(1, 8, 8), batch);
     assert!(with(&skewed_batch)[0].timing.shadowed > 0);
     assert!(1.2 * total(&with(&skewed_batch)) < without(&skewed_batch));
-    // Nothing is shadowed where nothing is hot.
-    assert_eq!(with(&even)[0].timing.shadowed, 0);
-    close(total(&with(&even)), without(&even));
+    // Nothing is shadowed where nothing is hot: what is left is the schedule, known the same way.
+    let job = Job { profile: vec![even.clone()], ..skewed_job.clone() };
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let shadowing = simulate(&job, &costs, &fastermoe::FASTERMOE, plan(1, 8, 8), &even, 10);
+    assert_eq!(shadowing[0].timing.shadowed, 0);
+    close(total(&shadowing), seconds(&job, &fastermoe::UNSHADOWED, plan(1, 8, 8), &even));
 }
 
 #[test]
 fn the_schedule_hides_exchanges_behind_experts() {
     let (job, batch) = eight_ranks();
     let even = batch.uniform();
+    let job = Job { profile: vec![even.clone()], ..job };
     // Without start-ups and waits of the host, expert parallelism is the schedule in one step.
-    let seconds = |system: &dyn System, ep| seconds(&job, system, plan(1, 8, ep), &even);
-    assert!(1.02 * seconds(&fastermoe::UNSHADOWED, 8) < seconds(&ExpertOnly, 8));
-    // Groups of four ranks are one schedule group: nothing is cut.
-    close(seconds(&fastermoe::UNSHADOWED, 4), seconds(&ExpertOnly, 4));
+    let free = |system: &dyn System| seconds(&job, system, plan(1, 8, 8), &even);
+    assert!(1.02 * free(&fastermoe::UNSHADOWED) < free(&ExpertOnly));
+    // Where each call takes long to start, nothing is cut, and shadowing has nothing to do.
+    let slow = Job { cluster: cluster(4, &[("call_start", 1e-2)]), ..job.clone() };
+    let slow_seconds = |system: &dyn System| seconds(&slow, system, plan(1, 8, 8), &even);
+    close(slow_seconds(&fastermoe::FASTERMOE), slow_seconds(&ExpertOnly));
+    assert!(1.5 * slow_seconds(&fastermoe::FASTERMOE) < slow_seconds(&fastermoe::GROUPS_OF_FOUR));
+}
+
+/// Its own rule has no pipeline; the search, for its own programs, is no slower on what it was shown.
+#[test]
+fn a_searched_plan_is_no_slower_than_a_systems_own() {
+    let batch = skewed(4, 16, 16, &[0, 1, 6]);
+    let job = job(model(4, TOKENS, 512, 16), cluster(4, &[("send_start", 1e-4), ("call_start", 1e-4)]), 8, &batch);
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    for &system in systems::ALL {
+        let (own, expected) = system.best(&job, &costs).unwrap();
+        let (searched, found) = search::first_usable(search::searched(system, &job, &costs)).unwrap();
+        assert!(found.step <= expected.step, "{}: {own}, {searched}", system.name());
+        if !system.searches() {
+            close(seconds(&job, system, searched, &batch) / 10.0, found.step.0);
+        }
+    }
 }
 
 #[test]

@@ -66,6 +66,11 @@ pub trait System: Sync {
     /// Offline: every plan that the system considers for the job, best first, rejected ones last with the reason.
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate>;
 
+    /// Whether its candidates are all that [`plan::search::pools`] knows: then a search has nothing to add.
+    fn searches(&self) -> bool {
+        false
+    }
+
     /// Online: a fresh policy for one run under that plan.
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy>;
 
@@ -82,14 +87,7 @@ pub trait System: Sync {
     /// # Errors
     /// When no candidate can be used: the reason of the last one.
     fn best(&self, job: &Job, costs: &CostModel) -> Result<(Plan, Estimate), PlanError> {
-        let mut reason = PlanError::NoCandidate;
-        for candidate in self.candidates(job, costs) {
-            match candidate.outcome {
-                Ok(estimate) => return Ok((candidate.plan, estimate)),
-                Err(error) => reason = error,
-            }
-        }
-        Err(reason)
+        plan::search::first_usable(self.candidates(job, costs))
     }
 }
 

@@ -34,6 +34,12 @@ fn with_word(name: &str, word: &str) -> Result<Vec<Row>> {
 }
 
 #[test]
+fn older_records_say_nothing_of_balanced_gates() {
+    let frame = to_frame(&rows()).unwrap().drop("balanced_step_s").unwrap();
+    assert!(from_frame(&frame).unwrap().iter().all(|row| row.key.balanced.is_none()));
+}
+
+#[test]
 fn older_records_say_train_of_what_was_measured() {
     let read = with_word("engine", "train").unwrap();
     assert!(read.iter().all(|row| row.key.engine == EngineKind::Measured));

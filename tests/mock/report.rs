@@ -21,7 +21,7 @@ fn a_suite_picks_the_columns_of_comparison() {
     let summary = summary(&MockEngine::default());
     let header = |compare: &[String]| TextTable::new(&summary, compare).header.join("|");
     let first = "case|system|plan|mean|median|totals over expert-only|spread over iterations|medians over expert-only";
-    assert_eq!(header(&[]), format!("{first}|online|peak|published medians|model error"));
+    assert_eq!(header(&[]), format!("{first}|of ideal|online|peak|published medians|model error"));
     let table = TextTable::new(&summary, &suite().compare);
     assert_eq!(table.header[8], "totals over fastermoe");
     assert_eq!(table.rows[2][3..9], ["1000 ms", "1000 ms", "4.00x", "4.00 to 4.00", "4.00x", "2.00x"]);

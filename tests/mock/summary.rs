@@ -25,7 +25,7 @@ fn speedups_are_those_of_the_known_times() {
         assert_eq!(row.step, Some(StepTime { mean: step, median: step, counted: 10 }), "{system}");
         // Two iterations of ten times, and ten.
         assert_eq!((row.sum, row.speedup_with_warmup), (30.0 * step, Some(expected)), "{system}");
-        assert_eq!(row.peak_bytes, Some(2e9));
+        assert_eq!((row.peak_bytes, row.share_of_ideal), (Some(2e9), Some(0.5)));
     }
     assert_eq!(summary.row(CASE, "smartmoe").unwrap().online_share, 12.0 * 0.125 / 30.0);
     assert!(!summary.is_trained() && summary.rows.iter().all(|row| row.loss.is_none()));

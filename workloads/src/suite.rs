@@ -27,6 +27,9 @@ pub struct Suite {
     /// Systems that tables show speedups over besides the baseline.
     #[serde(default)]
     pub compare: Vec<String>,
+    /// Systems whose plans SmartMoE's search finds, for their own programs, instead of their own rules.
+    #[serde(default)]
+    pub searched: Vec<String>,
     /// Training iterations per run, warm-up included.
     pub iterations: usize,
     /// First iterations that means, medians and speedups leave out.
@@ -192,8 +195,8 @@ pub struct TraceUse {
     pub start: Option<u32>,
     /// Trace iterations per training iteration.
     pub stride: u32,
-    /// Iterations of a profiling run of the same job; offline searches see the routing of four of them, evenly
-    /// spread.
+    /// Iterations of a profiling run of the same job; offline searches see the routing of four of them, the last of each
+    /// quarter. The run that is measured goes through the same iterations: a search knows some of its routing.
     pub profile: usize,
 }
 
@@ -407,6 +410,9 @@ impl Suite {
         if let Some(other) = self.compare.iter().find(|name| !self.systems.contains(name)) {
             return refuse("compare", other.clone(), &self.one_of_systems());
         }
+        if let Some(other) = self.searched.iter().find(|name| !self.systems.contains(name)) {
+            return refuse("searched", other.clone(), &self.one_of_systems());
+        }
         if !is_folder_name(&self.name) {
             let expected = format!("{LABEL}, without slashes, not beginning with `.`");
             return refuse("name", format!("{:?}", self.name), &expected);
@@ -528,6 +534,7 @@ const SUITES: &[(&str, &str)] = embedded![
     "paper",
     "paper-gpt",
     "paper-gpt-authors",
+    "paper-equal-plans",
     "paper-deepspeed",
     "paper-swin",
     "paper-offline",
@@ -589,6 +596,7 @@ mod tests {
         check("warmup = 10", "warmup = 10\ntrace = { profile = 9223372036854775807 }", "expected at most 1048576");
         check("baseline = \"expert-only\"", "baseline = \"none\"", "baseline = none: expected one of systems");
         check("compare = [\"fastermoe\"]", "compare = [\"alpa\"]", "compare = alpa: expected one of systems");
+        check("compare = [\"fastermoe\"]", "searched = [\"tutel\"]", "searched = tutel: expected one of systems");
         check("warmup = 10", "warmup = 10\nengine = \"guess\"", "unknown engine `guess`: expected `simulate`");
         check("no-drop", "nodrop", "expected `no-drop`, `capacity FACTOR`");
         let differs = |what: &str| format!("gpus = 8\ndiffers = {what}");

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail, ensure};
 use systems::plan::routing::JobRouting;
+use systems::plan::search;
 use systems::{CostModel, Job, Plan, PlanError, System};
 use workloads::suite::{SuiteFile, TraceUse};
 use workloads::trace::RoutingTrace;
@@ -46,6 +47,8 @@ pub struct PreparedRun<'a> {
     pub routing: Arc<JobRouting<'a>>,
     /// The plan that the suite gives.
     forced: Option<Plan>,
+    /// Whether SmartMoE's search finds the plan.
+    searched: bool,
     plan: OnceLock<Result<Chosen, PlanError>>,
 }
 
@@ -68,7 +71,7 @@ impl PreparedRun<'_> {
         run_id(&self.case_id, self.seed, self.system.name())
     }
 
-    /// The suite's plan, or the system's own choice, which is searched for once.
+    /// The suite's plan, or the system's own choice or what SmartMoE's search finds for it, which is searched for once.
     ///
     /// # Errors
     /// No plan fits.
@@ -76,8 +79,11 @@ impl PreparedRun<'_> {
         let choose = || match self.forced {
             Some(plan) => Ok(Chosen { plan, expected: None }),
             None => {
-                let (plan, estimate) =
-                    self.system.best(&self.job, &CostModel::new(&self.job.cluster, self.job.gpus))?;
+                let costs = CostModel::new(&self.job.cluster, self.job.gpus);
+                let (plan, estimate) = match self.searched {
+                    true => search::first_usable(search::searched(self.system, &self.job, &costs))?,
+                    false => self.system.best(&self.job, &costs)?,
+                };
                 Ok(Chosen { plan, expected: Some(estimate.step) })
             }
         };
@@ -238,7 +244,8 @@ impl<'a> Preparation<'_, 'a> {
             let forced = forced_plan(case, name);
             check_forced(case, &job, forced).with_context(|| format!("{context}.plans.{name}"))?;
             let (case_id, seed, plan) = (case.id(), self.seed, OnceLock::new());
-            runs.push(PreparedRun { number, case_id, seed, system, case: own, job, routing, forced, plan });
+            let searched = self.suite.searched.contains(name);
+            runs.push(PreparedRun { number, case_id, seed, system, case: own, job, routing, forced, searched, plan });
         }
         Ok(PreparedCase { case: case.clone(), seed: self.seed, runs })
     }
@@ -299,7 +306,11 @@ pub fn job<'a>(
     let routing = routing.with_context(|| context.to_owned())?;
     match case.layer.and_then(|layer| job.layer_alone(layer)) {
         Some(alone) => job = alone,
-        None => job.profile = (1..=4).map(|quarter| routing.iteration(part.profile * quarter / 4)).collect(),
+        // The last iteration of each quarter; iterations count from 0.
+        None => {
+            let last = |quarter: usize| (part.profile * quarter / 4).saturating_sub(1);
+            job.profile = (1..=4).map(|quarter| routing.iteration(last(quarter))).collect();
+        }
     }
     Ok((job, routing))
 }

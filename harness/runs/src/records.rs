@@ -21,8 +21,8 @@ use workloads::{Bytes, EngineKind, Gate, Seconds};
 use crate::prepare::PreparedRun;
 
 /// Version of the columns below; raised whenever one is added or changes its meaning. Since version 3, `engine` says
-/// `measured` where it said `train`.
-pub const SCHEMA_VERSION: u32 = 3;
+/// `measured` where it said `train`; version 4 adds `balanced_step_s`.
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// How an iteration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +104,8 @@ pub struct Outcome {
     pub iterations: Vec<Iteration>,
     /// Why there are no more.
     pub failure: Option<RunFailure>,
+    /// What an iteration takes under the same plan when the gate loads all experts evenly, if it was simulated.
+    pub balanced: Option<Seconds>,
     /// The last iteration rank by rank, by each engine that ran it; empty unless asked for.
     pub timelines: Vec<(EngineKind, Vec<Span>)>,
 }
@@ -124,7 +126,7 @@ pub struct RunRecord {
 
 impl RunRecord {
     pub fn new(run: &PreparedRun, engine: EngineKind, outcome: Outcome) -> Self {
-        Self { key: Arc::new(RunKey::new(run, engine)), outcome }
+        Self { key: Arc::new(RunKey::new(run, engine, outcome.balanced)), outcome }
     }
 
     /// Every iteration, and one row more for a failure.
@@ -155,10 +157,12 @@ pub struct RunKey {
     pub plan: Option<Plan>,
     /// What the system's offline search expects an iteration to take, if it chose the plan.
     pub expected: Option<Seconds>,
+    /// What an iteration takes under the same plan when the gate loads all experts evenly, if it was simulated.
+    pub balanced: Option<Seconds>,
 }
 
 impl RunKey {
-    fn new(run: &PreparedRun, engine: EngineKind) -> Self {
+    fn new(run: &PreparedRun, engine: EngineKind, balanced: Option<Seconds>) -> Self {
         let chosen = run.plan().ok();
         Self {
             case: run.case_id.clone(),
@@ -172,6 +176,7 @@ impl RunKey {
             engine,
             plan: chosen.map(|chosen| chosen.plan),
             expected: chosen.and_then(|chosen| chosen.expected),
+            balanced,
         }
     }
 }
@@ -298,6 +303,7 @@ fn key_columns(rows: &[Row]) -> Vec<Column> {
         degree("micro_batch", rows, |plan| plan.micro_batch),
         degree("placement_every", rows, |plan| plan.placement_every),
         column("expected_step_s", rows, |row| row.key.expected.map(|time| time.0)),
+        column("balanced_step_s", rows, |row| row.key.balanced.map(|time| time.0)),
     ]);
     columns
 }
@@ -375,6 +381,15 @@ impl<'a> Cells<'a> {
             engine: self.word("engine")?.parse()?,
             plan: self.plan()?,
             expected: self.f64("expected_step_s")?.map(Seconds),
+            // Not in records before version 4.
+            balanced: self
+                .frame
+                .column("balanced_step_s")
+                .is_ok()
+                .then(|| self.f64("balanced_step_s"))
+                .transpose()?
+                .flatten()
+                .map(Seconds),
         })
     }
 

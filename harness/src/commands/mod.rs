@@ -11,7 +11,17 @@ pub mod trace;
 pub mod train;
 pub mod validate;
 
+use clap::ValueEnum;
 use workloads::error::MOST_EXTENT;
+
+/// Whose plans a system runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PlanRule {
+    /// Its own.
+    Own,
+    /// Those that SmartMoE's search finds for its programs.
+    Searched,
+}
 
 /// Refuses a count of none, and one that nothing has so many of.
 ///

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use systems::plan::search;
 use systems::price::ledger::Phase;
 use systems::{Candidate, CostModel};
 use workloads::Case;
 use workloads::suite::TraceUse;
 
-use crate::commands::check_extent;
+use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::{named, prepare, report, traces};
@@ -39,6 +40,9 @@ pub struct PlanArgs {
     /// System whose search is shown
     #[arg(long, default_value = "smartmoe")]
     pub system: String,
+    /// The plans of the system's own rule, or those that SmartMoE's search finds for it
+    #[arg(long, value_name = "WHOSE", default_value = "own")]
+    pub plan: PlanRule,
     /// Routing trace, as for `run`
     #[arg(long, value_name = "PATH")]
     pub trace: Option<PathBuf>,
@@ -80,7 +84,11 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let part = TraceUse { start: args.trace_start, ..TraceUse::default() };
     let (job, _) = prepare::job("moebench plan", &case, part, &trace, 0).or_input()?;
-    let candidates = system.candidates(&job, &CostModel::new(&job.cluster, job.gpus));
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let candidates = match args.plan {
+        PlanRule::Own => system.candidates(&job, &costs),
+        PlanRule::Searched => search::searched(system, &job, &costs),
+    };
     if candidates.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!(
             "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",

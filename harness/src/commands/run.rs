@@ -10,7 +10,7 @@ use workloads::suite::{Collection, SuiteFile, repeated};
 use workloads::trace::RoutingTrace;
 use workloads::{EngineKind, Suite};
 
-use crate::commands::check_extent;
+use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use crate::pipeline::{self, RunRequest};
@@ -31,6 +31,10 @@ pub struct RunArgs {
     /// Systems to run instead of the suite's, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     systems: Option<Vec<String>>,
+    /// Whose plans run: those of each system's own rule, or those that SmartMoE's search finds for every system [default: the
+    /// suite's]
+    #[arg(long, value_name = "WHOSE")]
+    plan: Option<PlanRule>,
     /// Routing trace, of any kind that `trace import` reads [default: the suite's routing, or a synthetic one]
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
@@ -162,6 +166,12 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
             case.differs.retain(|name, _| systems.contains(name));
         }
         suite.compare.retain(|name| systems.contains(name) && *name != suite.baseline);
+        suite.searched.retain(|name| systems.contains(name));
+    }
+    match args.plan {
+        Some(PlanRule::Searched) => suite.searched = suite.systems.clone(),
+        Some(PlanRule::Own) => suite.searched.clear(),
+        None => {}
     }
     if let Some(seed) = args.seed {
         suite.seeds = vec![seed];

@@ -133,6 +133,7 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
         systems: vec![args.system.clone()],
         baseline: args.system.clone(),
         compare: Vec::new(),
+        searched: Vec::new(),
         iterations: args.iterations,
         warmup: args.warmup.min(args.iterations - 1),
         seeds: vec![args.seed],

@@ -70,6 +70,30 @@ pub fn pools(job: &Job) -> Vec<Pool> {
     pools
 }
 
+/// What SmartMoE's search makes of a system that has none of its own: every pool under the system's programs, fastest first. The
+/// candidates of one that has.
+pub fn searched(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+    if system.searches() {
+        return system.candidates(job, costs);
+    }
+    under_own_policy(system, job, costs, 0, |_| true)
+}
+
+/// The first plan of ranked candidates that can be used, and what is expected of it.
+///
+/// # Errors
+/// When none can: the reason of the last one.
+pub fn first_usable(candidates: Vec<Candidate>) -> Result<(Plan, Estimate), PlanError> {
+    let mut reason = PlanError::NoCandidate;
+    for candidate in candidates {
+        match candidate.outcome {
+            Ok(estimate) => return Ok((candidate.plan, estimate)),
+            Err(error) => reason = error,
+        }
+    }
+    Err(reason)
+}
+
 /// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
 /// per set of experts as divide both. Whether they fit is asked of the system's own policy.
 pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
@@ -200,7 +224,7 @@ pub fn rank(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
 }
 
 /// The divisors of a number, smallest first.
-fn divisors(number: usize) -> impl Iterator<Item = usize> {
+pub fn divisors(number: usize) -> impl Iterator<Item = usize> {
     (1..=number).filter(move |d| number.is_multiple_of(*d))
 }
 

@@ -184,6 +184,11 @@ impl CostModel {
         free.into_iter().fold(Seconds::ZERO, Seconds::max)
     }
 
+    /// One rank's part of the slowest links inside a group.
+    pub fn rank_bandwidth(&self, group: &Group) -> BytesPerSecond {
+        group.rank_uplink(self.node()).map_or(self.intra(), |uplink| uplink.min(self.port()))
+    }
+
     /// A decision of that many elementary steps on the host.
     pub fn decision(&self, steps: u64) -> Seconds {
         Seconds(self.cluster.host.decision_step.value) * steps as f64

@@ -124,6 +124,15 @@ impl Group {
         self.units[..several].iter().zip(&self.weights).map(|(units, weights)| (units.as_slice(), weights.as_slice()))
     }
 
+    /// The bandwidth of one rank's part of the slowest uplink, where a node's whole network has `node`; none on one node.
+    pub fn rank_uplink(&self, node: BytesPerSecond) -> Option<BytesPerSecond> {
+        let of_tier = |(units, weights): (&[usize], &[f64])| {
+            let of_unit = units.chunk_by(|a, b| a == b).map(|unit| weights[unit[0]] * unit.len() as f64);
+            of_unit.fold(0.0, f64::max)
+        };
+        self.tiers().map(of_tier).reduce(f64::max).map(|weight| node / weight)
+    }
+
     /// The bandwidth of the group's part of its slowest uplink, where a node's whole network has `node`; none on one node.
     pub fn uplink(&self, node: BytesPerSecond) -> Option<BytesPerSecond> {
         let slowest = self.tiers().flat_map(|(_, weights)| weights).copied().reduce(f64::max);
@@ -170,6 +179,8 @@ mod tests {
         );
         assert_eq!([group.crossed(0, 1), group.crossed(1, 2), group.crossed(2, 3)], [2, 1, 3]);
         assert_eq!(group.uplink(BytesPerSecond(8.0)), Some(BytesPerSecond(1.0)));
+        // Eight ranks share the slowest tier's first uplink, which has a third of a node's network.
+        assert_eq!(group.rank_uplink(BytesPerSecond(24.0)), Some(BytesPerSecond(1.0)));
         assert_eq!(
             [network.between(0, 1), network.between(1, 2), network.between(7, 8)],
             [None, Some(2.0), Some(24.0)]

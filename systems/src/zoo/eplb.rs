@@ -38,6 +38,10 @@ impl System for Eplb {
         search::under_own_policy(self, job, costs, EVERY, |_| true)
     }
 
+    fn searches(&self) -> bool {
+        true
+    }
+
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let nodes = job.nodes(plan.expert_group(0, 0));
         let several = nodes.last().zip(nodes.first()).map_or(1, |(last, first)| last - first + 1);

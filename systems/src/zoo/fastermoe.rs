@@ -4,11 +4,14 @@
 //! entries of it, which then need no exchange; its gradients are reduced to the owner. *Smart schedule* (section 5):
 //! exchanges are cut into steps between groups of ranks, so that experts start on the first rows while others travel.
 //! *Topology gate* (section 6): limits the tokens that leave their node; this changes what is trained.
+//!
+//! Into groups of how many ranks exchanges are cut is chosen once for a run, by the cost model on the job's profile: each cut
+//! adds start-ups, so that none at all may be fastest.
 
 use workloads::model::Moe;
-use workloads::{Bytes, BytesPerSecond, Cluster, FlopsPerSecond};
+use workloads::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 
-use crate::plan::search;
+use crate::plan::search::{self, PerformanceModel};
 use crate::program::split::Split;
 use crate::program::{Exchange, Layout, Op, Pass};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
@@ -17,8 +20,7 @@ use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Pol
 pub struct FasterMoe {
     about: About,
     shadowing: Shadowing,
-    /// Ranks per schedule group; 0 for a group as large as the world, which cuts nothing.
-    schedule_group: usize,
+    schedule: Schedule,
     topology_gate: bool,
 }
 
@@ -32,16 +34,38 @@ enum Shadowing {
     Artifact,
 }
 
+/// How the smart schedule cuts exchanges.
+#[derive(Clone, Copy, PartialEq)]
+enum Schedule {
+    /// Between the groups of ranks that are fastest on the job's profile.
+    Chosen,
+    /// Between groups of so many ranks; not where these do not divide the expert-parallel group.
+    Groups(usize),
+    /// Not at all.
+    Whole,
+}
+
 /// All of FasterMoE that leaves training unchanged.
 pub static FASTERMOE: FasterMoe = FasterMoe {
     about: About {
         name: "fastermoe",
         title: "FasterMoE",
-        summary: "Shadowing by the cluster's rates and the smart schedule over groups of 4 ranks (He et al., PPoPP'22)",
+        summary: "Shadowing by the cluster's rates and the smart schedule over groups of the fastest size (He et al., PPoPP'22)",
     },
     shadowing: Shadowing::Cluster,
-    schedule_group: 4,
+    schedule: Schedule::Chosen,
     topology_gate: false,
+};
+
+/// With schedule groups of four ranks, whatever they take.
+pub static GROUPS_OF_FOUR: FasterMoe = FasterMoe {
+    about: About {
+        name: "fastermoe-groups-of-4",
+        title: "FasterMoE (groups of 4)",
+        summary: "FasterMoE whose smart schedule always cuts exchanges between groups of 4 ranks: an ablation",
+    },
+    schedule: Schedule::Groups(4),
+    ..FASTERMOE
 };
 
 /// As SmartMoE's authors ran it.
@@ -52,7 +76,7 @@ pub static UNPIPELINED: FasterMoe = FasterMoe {
         summary: "Shadowing by FasterMoE's built-in rates, exchanges not cut: what SmartMoE's artifact measured as FasterMoE",
     },
     shadowing: Shadowing::Artifact,
-    schedule_group: 0,
+    schedule: Schedule::Whole,
     topology_gate: false,
 };
 
@@ -64,8 +88,7 @@ pub static UNSHADOWED: FasterMoe = FasterMoe {
         summary: "FasterMoE's smart schedule without shadowing: an ablation",
     },
     shadowing: Shadowing::Off,
-    schedule_group: 4,
-    topology_gate: false,
+    ..FASTERMOE
 };
 
 /// With the gate that keeps tokens on their node.
@@ -75,9 +98,8 @@ pub static TOPOLOGY_GATE: FasterMoe = FasterMoe {
         title: "FasterMoE (topology gate)",
         summary: "FasterMoE with its topology-aware gate, which changes what is trained",
     },
-    shadowing: Shadowing::Cluster,
-    schedule_group: 4,
     topology_gate: true,
+    ..FASTERMOE
 };
 
 impl System for FasterMoe {
@@ -89,26 +111,28 @@ impl System for FasterMoe {
         search::expert_parallel(self, job, costs)
     }
 
-    fn policy(&self, job: &Job, _plan: &Plan) -> Box<dyn Policy> {
-        Box::new(FasterPolicy::new(self, job))
+    fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
+        Box::new(FasterPolicy::new(self, job, plan))
     }
 }
 
 /// Share of a rank's tokens whose first choice may leave the node under the topology gate (FasterMoE's public code).
 const TOPOLOGY_SHARE: f64 = 0.14;
 
-/// What shadowing an expert is charged, in bytes for every weight of one of its two matrices: the paper's `16 a H^2`.
-const SHADOW_CHARGE: f64 = 16.0;
+/// What shadowing an expert is charged, in bytes for every weight of its matrices: the paper's `16 a H^2` for two of `a H^2`.
+const SHADOW_CHARGE: f64 = 8.0;
 
 /// What FasterMoE's public code charges instead, and so SmartMoE's artifact: `32 a H^2`.
-const ARTIFACT_SHADOW_CHARGE: f64 = 32.0;
+const ARTIFACT_SHADOW_CHARGE: f64 = 16.0;
 
 /// Defaults of FasterMoE's public code where no rates are configured, as in SmartMoE's artifact.
 const ARTIFACT_RATES: Rates = Rates { products: FlopsPerSecond(11.5e12), network: BytesPerSecond(6.25e9) };
 
 struct FasterPolicy {
-    shadowing: Option<ShadowCosts>,
-    schedule_group: usize,
+    /// `[moe layer]`, unless nothing is shadowed.
+    shadowing: Option<Vec<ShadowCosts>>,
+    /// Ranks per schedule group; none where exchanges are not cut.
+    schedule_group: Option<usize>,
     topology_gate: bool,
     top_k: usize,
 }
@@ -121,16 +145,10 @@ struct Rates {
 }
 
 impl Rates {
-    /// Those of a job's cluster: one GPU's part of the slowest links that the job uses.
-    fn of(job: &Job) -> Self {
-        let Cluster { gpus_per_node, gpu, network, .. } = &job.cluster;
-        let bandwidth = if job.gpus > *gpus_per_node {
-            let share = network.inter_bandwidth.value / *gpus_per_node as f64;
-            share.min(network.port_bandwidth.value)
-        } else {
-            network.intra_bandwidth.value
-        };
-        Self { products: FlopsPerSecond(gpu.gemm_rate.value), network: BytesPerSecond(bandwidth) }
+    /// Those of a job's cluster: one GPU's part of the slowest links that its expert-parallel group uses.
+    fn of(job: &Job, plan: &Plan, costs: &CostModel) -> Self {
+        let group = costs.group(plan.expert_group(0, 0), 1);
+        Self { products: FlopsPerSecond(job.cluster.gpu.gemm_rate.value), network: costs.rank_bandwidth(&group) }
     }
 }
 
@@ -143,9 +161,10 @@ struct ShadowCosts {
 }
 
 impl ShadowCosts {
-    /// `charge`: bytes for every weight of one matrix of a shadowed expert.
+    /// `charge`: bytes for every weight of a shadowed expert's matrices.
     fn new(moe: &Moe, rates: Rates, charge: f64) -> Self {
-        let weights = (moe.width * moe.expert.inner) as f64;
+        let matrices = if moe.expert.gated { 3 } else { 2 };
+        let weights = (matrices * moe.width * moe.expert.inner) as f64;
         Self {
             // Forward, and twice that backward.
             compute: (moe.entry_flops() * 3.0 / rates.products).0,
@@ -157,25 +176,42 @@ impl ShadowCosts {
 }
 
 impl FasterPolicy {
-    fn new(system: &FasterMoe, job: &Job) -> Self {
-        let shadowing = job.model.moe_layers().next().and_then(|moe| match system.shadowing {
-            Shadowing::Off => None,
-            Shadowing::Cluster => Some(ShadowCosts::new(moe, Rates::of(job), SHADOW_CHARGE)),
-            Shadowing::Artifact => Some(ShadowCosts::new(moe, ARTIFACT_RATES, ARTIFACT_SHADOW_CHARGE)),
-        });
-        Self {
-            shadowing,
-            schedule_group: system.schedule_group,
+    fn new(system: &FasterMoe, job: &Job, plan: &Plan) -> Self {
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let of_layers =
+            |rates, charge| job.model.moe_layers().map(|moe| ShadowCosts::new(moe, rates, charge)).collect();
+        let mut policy = Self {
+            shadowing: match system.shadowing {
+                Shadowing::Off => None,
+                Shadowing::Cluster => Some(of_layers(Rates::of(job, plan, &costs), SHADOW_CHARGE)),
+                Shadowing::Artifact => Some(of_layers(ARTIFACT_RATES, ARTIFACT_SHADOW_CHARGE)),
+            },
+            schedule_group: None,
             topology_gate: system.topology_gate,
             top_k: job.top_k(),
-        }
+        };
+        policy.schedule_group = match system.schedule {
+            Schedule::Whole => None,
+            Schedule::Groups(size) => Some(size).filter(|size| plan.ep.is_multiple_of(*size)),
+            Schedule::Chosen => policy.fastest_group(job, plan, &costs),
+        };
+        policy
     }
 
-    fn steps(&self, ranks: usize) -> usize {
-        match self.schedule_group {
-            group if group > 0 && ranks.is_multiple_of(group) => ranks / group,
-            _ => 1,
+    /// The size of schedule groups with which the profile's first iteration takes least; none where that is not to cut, or
+    /// where nothing is known of the routing.
+    fn fastest_group(&mut self, job: &Job, plan: &Plan, costs: &CostModel) -> Option<usize> {
+        let performance = PerformanceModel { job, costs, profile: &job.profile[..job.profile.len().min(1)] };
+        let placements = plan.experts_in_order(job);
+        let mut fastest: (Option<usize>, Option<Seconds>) = (None, None);
+        for size in std::iter::once(None).chain((2..plan.ep).filter(|size| plan.ep.is_multiple_of(*size)).map(Some)) {
+            self.schedule_group = size;
+            let Ok(estimate) = performance.estimate(plan, self, &placements) else { continue };
+            if fastest.1.is_none_or(|least| estimate.step < least) {
+                fastest = (size, Some(estimate.step));
+            }
         }
+        fastest.0
     }
 }
 
@@ -186,12 +222,12 @@ impl Policy for FasterPolicy {
         }
     }
 
-    fn program(&self, _layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+    fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
         let (shadowed, decision) = match &self.shadowing {
-            Some(costs) => shadow(counts, placement, costs),
+            Some(costs) => shadow(counts, placement, &costs[layer]),
             None => (Vec::new(), 0),
         };
-        program(self.steps(counts.ranks()), shadowed, decision)
+        program(self.schedule_group.map_or(1, |size| counts.ranks() / size), shadowed, decision)
     }
 }
 
@@ -330,6 +366,8 @@ fn keep_on_node(counts: &mut RoutingCounts, nodes: &[usize], top_k: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use workloads::trace::BatchCounts;
+    use workloads::{Cluster, Gate, Model};
 
     const COSTS: ShadowCosts = ShadowCosts { compute: 1.0, exchange: 1.0, weights: 10.0 };
 
@@ -398,6 +436,55 @@ mod tests {
         let counts = RoutingCounts::new(4, vec![8; 16]);
         let placement = Placement::identity(4, 4);
         assert!(shadow(&counts, &placement, &COSTS).0.is_empty());
+    }
+
+    /// A job of one layer on two nodes of four ranks, whose exchanges start up in that time.
+    fn job(start: f64, experts: u32) -> (Job, Plan) {
+        let mut cluster = Cluster::named("test", "pinky").unwrap();
+        cluster.network.call_start.value = start;
+        cluster.network.peer_start.value = 0.0;
+        let moe = Moe::plain(4096, 1024, 2048, experts as usize);
+        let counts = vec![4096 / experts; (8 * experts) as usize];
+        let job = Job::new(Model::of_layer(moe, 1), cluster, 8, Gate::NoDrop, 8).with_profile(vec![BatchCounts::new(
+            1,
+            8,
+            experts as usize,
+            counts,
+        )]);
+        (job, Plan { dp: 8, ep: 8, ..Plan::default() })
+    }
+
+    #[test]
+    fn groups_are_as_large_as_is_fastest() {
+        let chosen = |start, experts| {
+            let (job, plan) = job(start, experts);
+            let costs = CostModel::new(&job.cluster, job.gpus);
+            let time = |schedule| {
+                let system = FasterMoe { schedule, ..UNSHADOWED };
+                let policy = FasterPolicy::new(&system, &job, &plan);
+                let performance = PerformanceModel { job: &job, costs: &costs, profile: &job.profile };
+                performance.estimate(&plan, &policy, &plan.experts_in_order(&job)).unwrap().step
+            };
+            let all = [Schedule::Whole, Schedule::Groups(2), Schedule::Groups(4)].map(time);
+            assert_eq!(time(Schedule::Chosen), all.into_iter().reduce(Seconds::min).unwrap());
+            FasterPolicy::new(&UNSHADOWED, &job, &plan).schedule_group
+        };
+        // Cuts cost nothing but start-ups.
+        assert!(chosen(0.0, 8).is_some());
+        assert_eq!(chosen(1.0, 8), None);
+    }
+
+    #[test]
+    fn shadowing_believes_in_the_links_of_its_group() {
+        let (mut job, _) = job(0.0, 8);
+        let plan = |dp, ep| Plan { pp: 8 / dp, dp, ep, expert_dp: dp / ep, ..Plan::default() };
+        let network = |job: &Job, plan| Rates::of(job, &plan, &CostModel::new(&job.cluster, job.gpus)).network.0;
+        let constants = job.cluster.network.clone();
+        // Groups of four are a node each, however many nodes the job has.
+        assert_eq!(network(&job, plan(8, 4)), constants.intra_bandwidth.value);
+        assert_eq!(network(&job, plan(8, 8)), constants.inter_bandwidth.value / 4.0);
+        job.cluster.network.port_bandwidth.value = 1.0;
+        assert_eq!(network(&job, plan(8, 8)), 1.0);
     }
 
     #[test]

@@ -42,6 +42,10 @@ impl System for FlexMoe {
         search::under_own_policy(self, job, costs, EVERY, |_| true)
     }
 
+    fn searches(&self) -> bool {
+        true
+    }
+
     fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
         Box::new(Adjusting { every: plan.placement_every })
     }

@@ -37,6 +37,10 @@ impl System for Laer {
         search::under_own_policy(self, job, costs, 1, |plan| !has_larger_set(job, plan))
     }
 
+    fn searches(&self) -> bool {
+        true
+    }
+
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let costs = CostModel::new(&job.cluster, job.gpus);
         let ranks = plan.stage_ranks();

@@ -60,6 +60,10 @@ impl System for MicroEp {
         search::under_own_policy(self, job, costs, self.every, |plan| plan.expert_dp > 1)
     }
 
+    fn searches(&self) -> bool {
+        true
+    }
+
     fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let every = if self.every == 0 { 0 } else { plan.placement_every };
         Box::new(Splitting { expert_dp: plan.expert_dp, every })

@@ -16,11 +16,13 @@ macro_rules! zoo {
 
 zoo! {
     expert_only::{ExpertOnly},
-    fastermoe::{FASTERMOE, UNPIPELINED, UNSHADOWED, TOPOLOGY_GATE},
+    fastermoe::{FASTERMOE, GROUPS_OF_FOUR, UNPIPELINED, UNSHADOWED, TOPOLOGY_GATE},
     deepspeed::{DEEPSPEED, ARTIFACT},
     tutel::{Tutel},
     alpa::{Alpa},
-    smartmoe::{SMARTMOE, OFFLINE_ONLY, UNIFORM_ESTIMATE, FREE_MIGRATION, WEIGHTS_ONLY_MIGRATION},
+    smartmoe::{
+        SMARTMOE, OFFLINE_ONLY, UNIFORM_ESTIMATE, PAPER_ESTIMATE, MIGRATION_AWARE, FREE_MIGRATION, WEIGHTS_ONLY_MIGRATION,
+    },
     eplb::{Eplb},
     flexmoe::{FlexMoe},
     quota::{ULTRAEP, MOONEP, LEAST_LOADED},

@@ -75,6 +75,10 @@ impl System for Quota {
         search::under_own_policy(self, job, costs, 0, |_| true)
     }
 
+    fn searches(&self) -> bool {
+        true
+    }
+
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let group = CostModel::new(&job.cluster, job.gpus).group(plan.expert_group(0, 0), 1);
         Box::new(Replicating { rule: self.rule, nodes: group.nodes().to_vec() })

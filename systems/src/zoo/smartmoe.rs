@@ -4,15 +4,20 @@
 //! model that is fed with the routing that a short profiling run saw, passed through the gate: for a capacity gate the
 //! load that the capacity admits, for a no-drop gate the load itself. Memory bounds the candidates.
 //! *Online* (section 5): every few iterations, each layer's experts are placed greedily by the loads of the last
-//! iterations; a placement is taken when its fullest rank is less full than now. Weights and optimizer state move.
+//! iterations; a placement is taken when its fullest rank is less full than now, as in the artifact, whatever the move costs
+//! (`smartmoe-migration-aware` weighs it). Every ten iterations: the paper's adaptive experiment has no other rule for its
+//! interval. Weights and optimizer state move; the replicas of an expert-parallel group are placed alike.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
+use workloads::model::Moe;
 use workloads::trace::BatchCounts;
+use workloads::{Bytes, Seconds};
 
 use crate::plan::memory;
 use crate::plan::search::{self, Estimate, PerformanceModel};
+use crate::program::Direction;
 use crate::{
     About, Candidate, CostModel, Decision, Job, LoadHistory, Placement, Plain, Plan, PlanError, Policy, System,
 };
@@ -22,6 +27,10 @@ pub struct SmartMoe {
     about: About,
     /// Whether the offline search sees the routing, or assumes a uniform one.
     data_sensitive: bool,
+    /// Whether the search prices plans as the paper's model does, by rates alone.
+    paper_estimate: bool,
+    /// Whether a placement must win back what it takes to move to it, or only be better.
+    weighs_migration: bool,
     /// Iterations between placements in plans that the search picks; 0 for none.
     placement_every: usize,
     migrated_bytes_per_parameter: f64,
@@ -35,6 +44,8 @@ pub static SMARTMOE: SmartMoe = SmartMoe {
         summary: "Offline choice of a pool by a data-sensitive model, online greedy placement every 10 iterations (Zhai et al., ATC'23)",
     },
     data_sensitive: true,
+    paper_estimate: false,
+    weighs_migration: false,
     placement_every: 10,
     migrated_bytes_per_parameter: memory::MIGRATED_BYTES_PER_PARAMETER,
 };
@@ -59,6 +70,28 @@ pub static UNIFORM_ESTIMATE: SmartMoe = SmartMoe {
     },
     data_sensitive: false,
     placement_every: 0,
+    ..SMARTMOE
+};
+
+/// With the paper's own estimate.
+pub static PAPER_ESTIMATE: SmartMoe = SmartMoe {
+    about: About {
+        name: "smartmoe-paper-estimate",
+        title: "SmartMoE (paper's estimate)",
+        summary: "SmartMoE whose offline search knows rates alone, so that a layer is a straight line in its busiest rank's entries, as in the paper's model",
+    },
+    paper_estimate: true,
+    ..SMARTMOE
+};
+
+/// With moves that must pay.
+pub static MIGRATION_AWARE: SmartMoe = SmartMoe {
+    about: About {
+        name: "smartmoe-migration-aware",
+        title: "SmartMoE (moves that pay)",
+        summary: "SmartMoE that moves experts only where the model expects to win back the migration before the next decision",
+    },
+    weighs_migration: true,
     ..SMARTMOE
 };
 
@@ -95,18 +128,26 @@ impl System for SmartMoe {
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
         let profile = self.profile(job);
-        let performance = PerformanceModel { job, costs, profile: &profile };
+        let believed = self.paper_estimate.then(|| rates_alone(job));
+        let performance = PerformanceModel { job, costs: believed.as_ref().unwrap_or(costs), profile: &profile };
         let estimated = search::pools(job).into_iter().map(|pool| {
-            let plan = pool.plan(self.placement_every);
+            let in_order = pool.plan(0);
+            // A rank alone with all experts has nothing to place.
+            let plan = if in_order.ep > 1 { pool.plan(self.placement_every) } else { in_order };
             Candidate { plan, outcome: estimate(&performance, &plan) }
         });
         search::rank(estimated.collect())
     }
 
-    fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
+    fn searches(&self) -> bool {
+        true
+    }
+
+    fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         Box::new(OnlinePlacement {
             every: plan.placement_every,
             migrated_bytes_per_parameter: self.migrated_bytes_per_parameter,
+            moves: self.weighs_migration.then(|| moves(job, plan, self.migrated_bytes_per_parameter)),
         })
     }
 }
@@ -152,9 +193,64 @@ fn sum(experts: usize, loads: impl Iterator<Item = impl AsRef<[u64]>>) -> Vec<u6
     sum
 }
 
+/// The prices of the job's cluster without what the paper's model does not know: start-ups, waits and device memory. What is
+/// left of a layer is the busiest rank's arithmetic and the busiest link's rows, both at a rate.
+fn rates_alone(job: &Job) -> CostModel {
+    let mut cluster = job.cluster.clone();
+    for (path, constant) in cluster.constants_mut() {
+        if path.ends_with("_start") || path.starts_with("host.") {
+            constant.value = 0.0;
+        }
+    }
+    cluster.gpu.memory_bandwidth.value = f64::INFINITY;
+    cluster.gpu.scatter_bandwidth.value = f64::INFINITY;
+    CostModel::new(&cluster, job.gpus)
+}
+
 struct OnlinePlacement {
     every: usize,
     migrated_bytes_per_parameter: f64,
+    /// `[moe layer]`, where moves must pay.
+    moves: Option<Vec<Moves>>,
+}
+
+/// What moving the experts of one layer costs and saves.
+struct Moves {
+    costs: CostModel,
+    /// First rank of the stage's first expert-parallel group, and such groups of the stage.
+    first: usize,
+    groups: usize,
+    expert: Bytes,
+    /// What an entry fewer on the busiest rank saves: it is computed and exchanged, forward and backward.
+    entry: Seconds,
+}
+
+/// The [`Moves`] of every MoE layer.
+fn moves(job: &Job, plan: &Plan, bytes_per_parameter: f64) -> Vec<Moves> {
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let of_layer = |(block, moe): (usize, &Moe)| {
+        let ranks = plan.expert_group(plan.stage_of(job, block), 0);
+        let row = |direction| costs.expert(moe, direction).row;
+        Moves {
+            first: ranks.start,
+            groups: plan.expert_dp,
+            expert: Bytes(moe.expert_parameters() as f64 * bytes_per_parameter),
+            entry: row(Direction::Forward)
+                + row(Direction::Backward)
+                + moe.entry_bytes() * 4.0 / costs.rank_bandwidth(&costs.group(ranks, 1)),
+            costs: costs.clone(),
+        }
+    };
+    job.model.moe_blocks().into_iter().zip(job.model.moe_layers()).map(of_layer).collect()
+}
+
+impl Moves {
+    /// Whether going from `now` to `next` wins back its cost in `iterations` like the `seen` ones that `loads` are the sum of.
+    fn pay(&self, loads: &[u64], [now, next]: [&Placement; 2], seen: usize, iterations: usize) -> bool {
+        let fewer = (now.max_rank_load(loads) - next.max_rank_load(loads)) as f64 / (seen * self.groups) as f64;
+        let cost = self.costs.migration(self.first, now.ranks(), &now.moves_to(next), self.expert);
+        self.entry * (fewer * iterations as f64) > cost
+    }
 }
 
 impl Policy for OnlinePlacement {
@@ -164,7 +260,12 @@ impl Policy for OnlinePlacement {
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         let loads = sum(now.experts(), past.recent(layer, HISTORY));
-        better_placement(&loads, now).map_or(Decision::Stay, Decision::Move)
+        let better = better_placement(&loads, now);
+        let pays = |next: &Placement| {
+            let seen = past.len().min(HISTORY);
+            self.moves.as_ref().is_none_or(|moves| moves[layer].pay(&loads, [now, next], seen, self.every))
+        };
+        better.filter(pays).map_or(Decision::Stay, Decision::Move)
     }
 
     fn migrated_bytes_per_parameter(&self) -> f64 {
@@ -206,6 +307,7 @@ pub fn place_experts(loads: &[u64], now: &Placement) -> Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use workloads::{Cluster, Gate, Model};
 
     #[test]
     fn greedy_spreads_the_hot_experts() {
@@ -262,5 +364,34 @@ mod tests {
             }
         }
         best
+    }
+
+    /// Rank 0 has 300 entries an iteration more than it would after one expert leaves it.
+    #[test]
+    fn a_move_pays_where_what_it_saves_is_more_than_it_costs() {
+        let job = Job::new(
+            Model::of_layer(Moe::plain(1024, 512, 1024, 4), 1),
+            Cluster::named("test", "nico").unwrap(),
+            2,
+            Gate::NoDrop,
+            2,
+        );
+        let plan = Plan { dp: 2, ep: 2, placement_every: 10, ..Plan::default() };
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let moe = Moe::plain(1024, 512, 1024, 4);
+        let (now, next) = (Placement::identity(4, 2), Placement::new(vec![0, 2, 1, 3], 2).unwrap());
+        let loads = [6000, 3000, 0, 0];
+        // Two experts change rank, one after the other; ten iterations were seen.
+        let price = |bytes: f64| costs.send(0, 1, Bytes(moe.expert_parameters() as f64 * bytes)) * 2.0;
+        let row = |direction| costs.expert(&moe, direction).row;
+        let link = workloads::BytesPerSecond(job.cluster.network.intra_bandwidth.value);
+        let entry = row(Direction::Forward) + row(Direction::Backward) + moe.entry_bytes() * 4.0 / link;
+        for bytes in [2.0, 14.0, 1e3, 1e6] {
+            for iterations in [1, 10, 100, 1000] {
+                let saved = entry * (300.0 * iterations as f64);
+                let pays = moves(&job, &plan, bytes)[0].pay(&loads, [&now, &next], 10, iterations);
+                assert_eq!(pays, saved > price(bytes), "{bytes} {iterations}");
+            }
+        }
     }
 }

@@ -36,6 +36,10 @@ impl System for Symi {
         search::under_own_policy(self, job, costs, 1, |_| true)
     }
 
+    fn searches(&self) -> bool {
+        true
+    }
+
     fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
         Box::new(Relaying { expert_dp: plan.expert_dp, every: plan.placement_every })
     }

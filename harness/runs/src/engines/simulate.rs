@@ -6,8 +6,8 @@ use anyhow::Result;
 use systems::iteration::run::{Failure, Run};
 use systems::plan::routing::JobRouting;
 use systems::{CostModel, Plan};
-use workloads::EngineKind;
 use workloads::trace::BatchCounts;
+use workloads::{EngineKind, Seconds};
 
 use crate::engines::{Engine, Extent};
 use crate::prepare::PreparedRun;
@@ -54,8 +54,18 @@ impl Engine for Simulator {
                 simulation.step(&chosen[index].1, observed);
             }
         }
-        Ok(simulations.into_iter().map(|simulation| simulation.outcome).collect())
+        let mut outcomes: Vec<Outcome> = simulations.into_iter().map(|simulation| simulation.outcome).collect();
+        for (outcome, ((run, plan), costs)) in outcomes.iter_mut().zip(runs.iter().zip(&costs)) {
+            outcome.balanced = balanced(run, *plan, costs);
+        }
+        Ok(outcomes)
     }
+}
+
+/// The first iteration with every chunk's entries spread evenly over the experts; none where it does not end.
+fn balanced(run: &PreparedRun, plan: Plan, costs: &CostModel) -> Option<Seconds> {
+    let done = Run::new(&run.job, costs, run.system, plan).step(&run.routing.iteration(0).uniform());
+    done.failure.is_none().then_some(done.timing.step)
 }
 
 struct Simulation<'a> {

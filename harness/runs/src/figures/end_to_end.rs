@@ -27,7 +27,11 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
             .collect(),
     });
     let marked: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
-    let series = |name: &String| if marked.contains(name) { format!("{} †", title(name)) } else { title(name) };
+    let series = |name: &String| {
+        let plan = if suite.searched.contains(name) { ", searched plan" } else { "" };
+        let mark = if marked.contains(name) { " †" } else { "" };
+        format!("{}{plan}{mark}", title(name))
+    };
     GroupedBars {
         frame: Frame {
             footnote: format!(

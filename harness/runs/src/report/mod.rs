@@ -73,7 +73,7 @@ impl TextTable {
 }
 
 /// What is known of a simulated run besides its time, and of a trained one.
-const SIMULATED: &[&str] = &["online", "peak", "published medians", "model error"];
+const SIMULATED: &[&str] = &["of ideal", "online", "peak", "published medians", "model error"];
 const TRAINED: &[&str] = &["online", "peak", "loss", "simulated"];
 
 fn name_cells(row: &SummaryRow, case: &str) -> Vec<String> {
@@ -109,7 +109,8 @@ fn shared_cells(row: &SummaryRow) -> Vec<String> {
 }
 
 fn simulated_cells(row: &SummaryRow) -> Vec<String> {
-    let mut cells = shared_cells(row);
+    let mut cells = vec![row.share_of_ideal.map_or(String::new(), |share| format!("{:.0}%", share * 100.0))];
+    cells.extend(shared_cells(row));
     cells.push(row.published.speedup_by_medians.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
     cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
     cells

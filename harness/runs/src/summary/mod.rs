@@ -35,6 +35,9 @@ pub struct SummaryRow {
     pub speedup: Option<Speedup>,
     /// Ratio of the baseline's sum to this one, warm-up included.
     pub speedup_with_warmup: Option<f64>,
+    /// What the same plan takes under a force-balanced gate, over the mean time: 1 where imbalance costs nothing. Above 1 where a
+    /// capacity drops entries that a balanced gate would keep.
+    pub share_of_ideal: Option<f64>,
     /// Part of the time that online decisions and migrations took.
     pub online_share: f64,
     /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
@@ -230,6 +233,8 @@ impl Summary {
             column("speedup_by_medians", rows, |row| speedup(row, |s| Some(s.by_medians))),
             column("speedup_with_warmup", rows, |row| row.speedup_with_warmup),
             column("speedup_over", rows, |_| self.baseline.as_str()),
+            column("balanced_step_s", rows, |row| row.key.balanced.map(|time| time.0)),
+            column("share_of_ideal", rows, |row| row.share_of_ideal),
             column("online_share", rows, |row| row.step.map(|_| row.online_share)),
             column("final_loss", rows, |row| row.loss),
             column("predicted_step_s", rows, |row| row.predicted),
@@ -260,9 +265,12 @@ impl SummaryRow {
             sum += sample.step.0;
             online += sample.decision.0 + sample.migration.0;
         }
+        let key = rows.first()?.key.clone();
+        let step = StepTime::new(&series).filter(|_| failure.is_none());
         Some(Self {
-            key: rows.first()?.key.clone(),
-            step: StepTime::new(&series).filter(|_| failure.is_none()),
+            share_of_ideal: key.balanced.zip(step).map(|(balanced, step)| balanced.0 / step.mean),
+            key,
+            step,
             series,
             failure,
             sum,

@@ -201,6 +201,7 @@ impl Trainer {
             let timelines = [(self.kind(), collected.spans), (EngineKind::Simulated, collected.simulated)];
             Ok(Outcome {
                 iterations: collected.iterations,
+                balanced: None,
                 failure: ended.err().map(|error| RunFailure { status: status(&error), reason: error.to_string() }),
                 timelines: timelines.into_iter().filter(|(_, spans)| extent.timelines && !spans.is_empty()).collect(),
             })
