@@ -20,6 +20,8 @@ mod copies;
 mod determinism;
 // Wrong input: exit status 2, one line that names file, field and what is allowed, nothing written.
 mod bad_input;
+// Mutated files against every reader.
+mod fuzzed;
 // Spans of an iteration against its ledgers, and the files that show them.
 mod timeline;
 // Every command from its arguments to its files.

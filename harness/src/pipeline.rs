@@ -29,6 +29,8 @@ pub struct RunRequest<'a> {
     pub file: String,
     /// What the gates of each case choose.
     pub traces: &'a CaseTraces,
+    /// Whether that is so also where models are trained.
+    pub replay: bool,
     /// The engine, and this process's part in the run.
     pub session: Session,
     /// Folder of the results.
@@ -68,9 +70,11 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
     let rows = samples(request, engine, cases, &store).or_run()?;
     let rows = RowsByRun::new(&rows);
     let summary = summarise(&request.suite, &rows).or_run()?;
+    let imbalance = (request.replay || !summary.is_trained())
+        .then(|| figures::imbalance(cases.iter().map(|case| &*case.runs[0].routing), request.suite.iterations));
     let shown = Shown {
         suite: &request.suite,
-        origin: figures::origin(&summary, request.traces, &figures::imbalance(cases, request.suite.iterations)),
+        origin: figures::origin(&summary, request.traces, imbalance.as_deref()),
         table: TextTable::new(&summary, &request.suite.compare),
         summary,
         store: &store,

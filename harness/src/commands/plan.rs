@@ -14,7 +14,7 @@ use workloads::suite::TraceUse;
 use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
 use crate::output;
-use runs::{named, prepare, report, traces};
+use runs::{figures, named, prepare, report, traces};
 
 /// `moebench plan`.
 #[derive(Args)]
@@ -83,7 +83,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     named::case("moebench plan", &mut case).or_input()?;
     let trace = traces::load(args.trace.as_deref()).or_input()?;
     let part = TraceUse { start: args.trace_start, ..TraceUse::default() };
-    let (job, _) = prepare::job("moebench plan", &case, part, &trace, 0).or_input()?;
+    let (job, routing) = prepare::job("moebench plan", &case, part, &trace, 0).or_input()?;
     let costs = CostModel::new(&job.cluster, job.gpus);
     let candidates = match args.plan {
         PlanRule::Own => system.candidates(&job, &costs),
@@ -99,7 +99,10 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
             job.model.blocks.len()
         )));
     }
-    show(args, &case, system.name(), trace.name(), &candidates).or_run()
+    // What the search looked at: the profiled iterations.
+    let imbalance = figures::imbalance(std::iter::once(&routing), part.profile + 1);
+    let trace = format!("{}, {imbalance}", trace.name());
+    show(args, &case, system.name(), &trace, &candidates).or_run()
 }
 
 fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[Candidate]) -> Result<()> {

@@ -140,6 +140,7 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out:
         suite,
         file: file.to_owned(),
         traces,
+        replay: args.training.replay,
         session,
         out,
         overwrite: args.overwrite,

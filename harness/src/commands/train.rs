@@ -101,6 +101,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         file: suite.name.clone(),
         suite,
         traces: &traces,
+        replay: args.training.replay,
         session,
         out: args.out.clone(),
         overwrite: args.overwrite,

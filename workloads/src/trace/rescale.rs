@@ -614,7 +614,8 @@ mod tests {
         (max / count, sum / count)
     }
 
-    fn check_skew(trace: &RoutingTrace, experts: usize) {
+    /// `shipped`: how far max/mean is off, as a fraction, rounded up to a thousandth.
+    fn check_skew(trace: &RoutingTrace, (experts, shipped): (usize, f64)) {
         let spec = RoutingSpec { layers: 16, experts, entries_per_chunk: 2048, ..own(trace) };
         let shape = *trace.shape();
         let rescaled = Routing::new(trace, spec).unwrap().to_trace("r", shape.ranks, shape.micro_batches).unwrap();
@@ -638,7 +639,7 @@ mod tests {
             wanted.1,
             found.1
         );
-        assert!((found.0 / wanted.0 - 1.0).abs() < 0.12, "max/mean");
+        assert!((found.0 / wanted.0 - 1.0).abs() < shipped, "max/mean");
         assert!((found.1 - wanted.1).abs() < 0.05, "Gini");
         assert!((overlap.0 - kept.0).abs() < 0.06 && (overlap.1 - kept.1).abs() < 0.06, "overlap");
     }
@@ -646,7 +647,7 @@ mod tests {
     #[test]
     fn keeps_the_skew_of_a_synthetic_trace() {
         let trace = SynthSpec { samples: 60, step: 80, ..SynthSpec::default() }.generate().unwrap();
-        [16, 48, 64].into_iter().for_each(|experts| check_skew(&trace, experts));
+        [(16, 0.02), (48, 0.091), (64, 0.022)].into_iter().for_each(|case| check_skew(&trace, case));
     }
 
     #[test]
@@ -655,6 +656,6 @@ mod tests {
         let trace = real_trace();
         let same = Routing::new(trace, own(trace)).unwrap();
         assert!(same.to_trace(trace.name(), 16, 4).unwrap() == *trace, "identity");
-        [16, 64].into_iter().for_each(|experts| check_skew(trace, experts));
+        [(16, 0.006), (64, 0.08)].into_iter().for_each(|case| check_skew(trace, case));
     }
 }

@@ -7,11 +7,11 @@ pub mod loss;
 pub mod performance_model;
 
 use chart::{Figure, FigureError};
+use systems::plan::routing::JobRouting;
 use workloads::suite::FigureKind;
 use workloads::trace::Balance;
 use workloads::{EngineKind, Suite};
 
-use crate::prepare::PreparedCase;
 use crate::records::RowsByRun;
 use crate::report;
 use crate::summary::{ModelError, Summary};
@@ -41,12 +41,12 @@ pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) ->
 }
 
 /// How the numbers were obtained, and on which routing: its name, how imbalanced it was in the cases that were run, and what
-/// its makers note.
-pub fn origin(summary: &Summary, traces: &CaseTraces, imbalance: &str) -> String {
+/// its makers note. Without an imbalance, a trained gate routed.
+pub fn origin(summary: &Summary, traces: &CaseTraces, imbalance: Option<&str>) -> String {
     let engine = summary.engine().map_or("", EngineKind::label);
-    if summary.is_trained() {
-        return format!("{engine}, routing by the trained gate");
-    }
+    let Some(imbalance) = imbalance else {
+        return format!("{engine}, routing by the trained gate, whose imbalance is kept by --record-trace alone");
+    };
     let mut names: Vec<&str> = traces.all().map(|trace| trace_name(trace.name())).collect();
     names.dedup();
     let mut notes: Vec<String> = traces.all().flat_map(|trace| trace.notes()).map(|note| format!("; {note}")).collect();
@@ -55,16 +55,15 @@ pub fn origin(summary: &Summary, traces: &CaseTraces, imbalance: &str) -> String
 }
 
 /// Imbalance of what the gates of all cases choose, before any capacity: medians over layers and three iterations.
-pub fn imbalance(cases: &[PreparedCase], iterations: usize) -> String {
-    let of_case = |case: &PreparedCase| {
-        let routing = &case.runs.first()?.routing;
+pub fn imbalance<'a>(cases: impl Iterator<Item = &'a JobRouting<'a>>, iterations: usize) -> String {
+    let of_case = |routing: &JobRouting| {
         let loads = [0, iterations / 2, iterations.saturating_sub(1)].map(|t| {
             let batch = routing.iteration(t);
             (0..batch.layers()).map(|layer| batch.loads(layer)).collect::<Vec<_>>()
         });
         Balance::of_loads(loads.into_iter().flatten())
     };
-    let all: Vec<Balance> = cases.iter().filter_map(of_case).collect();
+    let all: Vec<Balance> = cases.filter_map(of_case).collect();
     let range = |field: fn(&Balance) -> f64| {
         all.iter().map(field).fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
     };
