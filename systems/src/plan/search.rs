@@ -5,8 +5,10 @@
 use workloads::Seconds;
 use workloads::trace::BatchCounts;
 
+use crate::iteration::schedule::Position;
 use crate::iteration::{Charge, Coverage, Evaluation, Peak, Start};
 use crate::plan::job::Job;
+use crate::plan::memory::StageMemory;
 use crate::plan::placement::Placement;
 use crate::plan::{Plan, PlanError};
 use crate::price::cost::CostModel;
@@ -140,6 +142,49 @@ pub fn micro_batches(job: &Job, dp: usize) -> Vec<usize> {
     }
 }
 
+/// What a tuning run makes of `plans`: the fastest under even routing first; those that the profile's routing leaves no memory
+/// for, last. `plans` come with the least recomputation first: nothing is computed twice that there is memory for.
+pub fn tuned(system: &dyn System, job: &Job, costs: &CostModel, plans: Vec<Plan>) -> Vec<Candidate> {
+    let even = job.uniform_profile();
+    let under = |plan: &Plan, profile| {
+        let policy = system.policy(job, plan);
+        PerformanceModel { job, costs, profile }.estimate(plan, policy.as_ref(), &plan.experts_in_order(job))
+    };
+    let mut tuned: Vec<Candidate> = Vec::new();
+    for plan in plans {
+        let less =
+            |other: &Candidate| other.outcome.is_ok() && Plan { recompute: plan.recompute, ..other.plan } == plan;
+        if !tuned.iter().any(less) {
+            let outcome = may_fit(job, &plan).and_then(|()| under(&plan, &even));
+            tuned.push(Candidate { plan, outcome });
+        }
+    }
+    let check = |candidate: Candidate| match candidate.outcome {
+        Ok(_) => Candidate { outcome: under(&candidate.plan, &job.profile), ..candidate },
+        Err(_) => candidate,
+    };
+    let (usable, unusable): (Vec<_>, Vec<_>) =
+        rank(tuned).into_iter().map(check).partition(|candidate| candidate.outcome.is_ok());
+    usable.into_iter().chain(unusable).collect()
+}
+
+/// As many of a stage's `ranks` as a set of experts can be spread over inside the fast domain.
+pub fn experts_in_domain(job: &Job, ranks: usize) -> usize {
+    let divides = |ep: &usize| job.model.moe_layers().all(|moe| moe.experts.is_multiple_of(*ep));
+    divisors(ranks).filter(|&ep| ep <= job.cluster.gpus_per_node).filter(divides).max().unwrap_or(1)
+}
+
+/// Virtual stages that cut the blocks of each of `pp` stages into equal parts, 1 first; where blocks do not divide, those that
+/// leave every chunk a block more or less.
+pub fn virtual_stages(job: &Job, pp: usize) -> Vec<usize> {
+    let blocks = job.model.blocks.len();
+    match pp {
+        1 => vec![1],
+        _ if blocks.is_multiple_of(pp) => divisors(blocks / pp).collect(),
+        _ => (0..).map(|power| 1 << power).take_while(|vp| pp * vp <= blocks).collect(),
+    }
+}
+
 /// What an offline search believes: the job at the cluster's prices, on iterations of a profile.
 pub struct PerformanceModel<'a> {
     /// What is trained.
@@ -212,6 +257,21 @@ pub fn fits(job: &Job, plan: &Plan, peak: Peak) -> Result<(), PlanError> {
         return Ok(());
     }
     Err(PlanError::Memory { plan: Box::new(*plan), rank: peak.rank, need: peak.bytes, have })
+}
+
+/// Whether a plan may fit by what no routing changes: state of its stages, and activations outside experts.
+///
+/// # Errors
+/// [`PlanError::Memory`], with the least that it needs.
+pub fn may_fit(job: &Job, plan: &Plan) -> Result<(), PlanError> {
+    let micro_batches = plan.micro_batches(job);
+    for stage in [0, plan.pp - 1] {
+        let position = Position { pp: plan.pp, vp: plan.vp, stage };
+        let passes = (position.ahead(micro_batches) + 1).min(micro_batches * plan.vp);
+        let least = StageMemory::new(job, plan, stage, plan.recompute).least(passes);
+        fits(job, plan, Peak { rank: stage * plan.stage_ranks(), bytes: least })?;
+    }
+    Ok(())
 }
 
 /// Sorts candidates: fastest first, ties by plan; those that cannot be used last.

@@ -14,7 +14,7 @@ use crate::plan::memory;
 use crate::plan::placement::Move;
 use crate::price::network::{Group, Network};
 use crate::price::traffic::Traffic;
-use crate::program::Direction;
+use crate::program::{Direction, Products};
 
 /// Bytes read and written per element of a one-hot tensor, forward: it is written in single precision (4), read for the
 /// mask (4) that is written in bytes (1) and becomes half precision (1 + 2), as does the tensor (4 + 2); each half is
@@ -37,6 +37,8 @@ pub struct CostModel {
 pub struct ExpertPrice {
     /// With any rows at all.
     pub start: Seconds,
+    /// The part of `start` that a grouped product has once for all experts.
+    pub launch: Seconds,
     /// For each row.
     pub row: Seconds,
 }
@@ -46,6 +48,19 @@ impl ExpertPrice {
     #[inline]
     pub fn of(&self, rows: u32) -> Seconds {
         if rows == 0 { Seconds::ZERO } else { self.start + self.row * f64::from(rows) }
+    }
+
+    /// Several experts, `rows` of each.
+    #[inline]
+    pub fn of_all(&self, rows: &[u32], products: Products) -> Seconds {
+        let apart: Seconds = rows.iter().map(|&rows| self.of(rows)).sum();
+        match products {
+            Products::PerExpert => apart,
+            Products::Grouped => {
+                let started = rows.iter().filter(|&&rows| rows > 0).count();
+                apart - self.launch * started.saturating_sub(1) as f64
+            }
+        }
     }
 }
 
@@ -83,12 +98,14 @@ impl CostModel {
     /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
     /// the products and activations; weights read, gradients read, added to and written.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
-        let start = self.elementwise(self.weights(moe)) + Seconds(self.cluster.gpu.expert_start.value);
+        let launch = Seconds(self.cluster.gpu.expert_start.value);
+        let start = self.elementwise(self.weights(moe)) + launch;
         let row = self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0);
         match direction {
-            Direction::Forward => ExpertPrice { start, row },
+            Direction::Forward => ExpertPrice { start, launch, row },
             Direction::Backward => {
-                ExpertPrice { start: start * 2.0 + self.elementwise(self.weights(moe) * 2.0), row: row * 2.0 }
+                let start = start * 2.0 + self.elementwise(self.weights(moe) * 2.0);
+                ExpertPrice { start, launch: launch * 2.0, row: row * 2.0 }
             }
         }
     }

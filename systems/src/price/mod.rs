@@ -18,7 +18,7 @@ use crate::price::network::Group;
 use crate::price::streams::TimedPass;
 use crate::price::traffic::{Table, Traffic};
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, LayerProgram, Layout, Op, Rows, Task};
+use crate::program::{Direction, LayerProgram, Layout, Op, Products, Rows, Task};
 
 /// Bytes of a number in the gradient of a copied or sharded expert: it is summed in single precision on its way (UltraEP 2026).
 const RETURNED_GRADIENT: f64 = 4.0;
@@ -110,7 +110,14 @@ impl Setting<'_> {
         if let Some(same) = program.layout.rows() {
             priced.laid_out_rows.fill(u64::from(same) * self.moe.experts as u64);
         }
-        let pricer = Pricer { setting: self, rows: &rows, scratch, entries: priced.entries, layout: program.layout };
+        let pricer = Pricer {
+            setting: self,
+            rows: &rows,
+            scratch,
+            entries: priced.entries,
+            layout: program.layout,
+            products: program.products,
+        };
         pricer.pass(&program.forward, Direction::Forward, &mut priced.forward);
         pricer.pass(&program.backward, Direction::Backward, &mut priced.backward);
         pricer.computed_rows(program, &mut priced.computed_rows);
@@ -133,6 +140,7 @@ struct Pricer<'a> {
     scratch: &'a Scratch,
     entries: u64,
     layout: Layout,
+    products: Products,
 }
 
 impl Pricer<'_> {
@@ -146,7 +154,7 @@ impl Pricer<'_> {
             match task.op {
                 Op::Experts { step } => {
                     let arrived = self.scratch.table.arrived(step);
-                    durations.extend(arrived.map(|slots| slots.iter().map(|&rows| expert.of(rows)).sum::<Seconds>()));
+                    durations.extend(arrived.map(|slots| expert.of_all(slots, self.products)));
                 }
                 Op::Shadow { expert: shadowed } => {
                     durations.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));

@@ -170,6 +170,16 @@ pub struct Copied {
     pub slot: usize,
 }
 
+/// How a rank multiplies the rows of its experts. Results are the same, and a trainer uses what its device has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// One expert after the other, each with its own start.
+    #[default]
+    PerExpert,
+    /// All local experts in one grouped product.
+    Grouped,
+}
+
 /// What one MoE layer does with one micro-batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerProgram {
@@ -185,6 +195,8 @@ pub struct LayerProgram {
     pub layout: Layout,
     /// How a step of the exchange is issued.
     pub exchange: Exchange,
+    /// How local experts are multiplied.
+    pub products: Products,
     /// Forward pass.
     pub forward: Vec<Task>,
     /// Backward pass.
@@ -300,9 +312,26 @@ impl LayerProgram {
             split: Split::Even,
             layout: Layout::Ragged,
             exchange: Exchange::PerExpert,
+            products: Products::PerExpert,
             forward: forward.finish(),
             backward: backward.finish(),
         }
+    }
+
+    /// Expert parallelism with one exchange each way and one grouped product. The host waits once, for the counts: it
+    /// must know how many rows to expect.
+    pub fn grouped() -> Self {
+        let mut forward = Pass::default();
+        let ready = forward.gate(true);
+        let dispatch = forward.then(Op::Dispatch { step: 0 }, ready);
+        unsynchronised(&mut forward, dispatch);
+        let mut backward = Pass::default();
+        let dispatch = backward.start(Op::Dispatch { step: 0 });
+        let combined = unsynchronised(&mut backward, dispatch);
+        backward.then(Op::Gate, combined);
+        let (forward, backward) = (forward.finish(), backward.finish());
+        let (exchange, products) = (Exchange::Whole, Products::Grouped);
+        Self { exchange, products, forward, backward, ..Self::expert_parallel() }
     }
 
     /// Expert parallelism on equally many rows for every pair: gate, one dispatch, the local experts, one combine. No
@@ -324,6 +353,7 @@ impl LayerProgram {
             split: Split::Even,
             layout,
             exchange,
+            products: Products::PerExpert,
             forward: forward.finish(),
             backward: backward.finish(),
         }
@@ -506,7 +536,7 @@ mod tests {
     #[test]
     fn tasks_wait_only_for_earlier_ones() {
         let padded = LayerProgram::padded(Layout::Padded { rows: 4 }, Exchange::Whole, true);
-        for program in [LayerProgram::expert_parallel(), padded] {
+        for program in [LayerProgram::expert_parallel(), LayerProgram::grouped(), padded] {
             for pass in [&program.forward, &program.backward] {
                 for (index, task) in pass.iter().enumerate() {
                     assert!(task.after.is_none_or(|other| other < index));

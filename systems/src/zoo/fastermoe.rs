@@ -13,7 +13,7 @@ use workloads::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 
 use crate::plan::search::{self, PerformanceModel};
 use crate::program::split::Split;
-use crate::program::{Exchange, Layout, Op, Pass};
+use crate::program::{Exchange, Layout, Op, Pass, Products};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
 /// FasterMoE with its parts to switch.
@@ -317,6 +317,7 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
         split: Split::Even,
         layout: Layout::Ragged,
         exchange: Exchange::PerExpert,
+        products: Products::PerExpert,
         forward: forward.finish(),
         backward: backward.finish(),
     }

@@ -16,7 +16,7 @@ use crate::plan::search;
 use crate::price::Setting;
 use crate::price::network::Group;
 use crate::program::split::Split;
-use crate::program::{Exchange, Layout, Op, Pass};
+use crate::program::{Exchange, Layout, Op, Pass, Products};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
 /// Tutel.
@@ -120,6 +120,7 @@ fn weights_move(layout: Layout, agree: bool, counts: &RoutingCounts) -> LayerPro
         split: Split::Even,
         layout,
         exchange: Exchange::Whole,
+        products: Products::PerExpert,
         forward: forward.finish(),
         backward: backward.finish(),
     }
