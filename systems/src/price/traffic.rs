@@ -88,6 +88,7 @@ impl Table {
             Exchange::PerExpert => self.direct(program.steps, rows.slots_per_rank(), rows, group),
             Exchange::Hierarchical if !group.one_node() => self.hierarchical(rows, group),
             Exchange::Whole | Exchange::Hierarchical => self.direct(program.steps, 1, rows, group),
+            Exchange::OncePerNode { top_k } => self.once_per_node(top_k, rows, group),
         }
     }
 
@@ -148,6 +149,36 @@ impl Table {
             let peers = most_peers(step, steps, place.nodes());
             self.ports.busiest(step * ranks..(step + 1) * ranks, place, peers, &mut self.traffic);
         }
+    }
+
+    /// A token goes to the rank of the source's local number on each other node once, and from there to each rank once; both
+    /// hops run at the same time. One step.
+    fn once_per_node(&mut self, top_k: u32, rows: &Rows, place: &Group) {
+        let (ranks, nodes) = (rows.ranks(), place.nodes());
+        self.direct(1, 1, rows, place);
+        self.ports.clear(ranks, 1, place);
+        let mut entries = vec![0; ranks];
+        for source in 0..ranks {
+            for (owner, sum) in entries.iter_mut().enumerate() {
+                *sum = (0..rows.slots_per_rank()).map(|slot| rows.sent(source, owner, slot)).sum();
+            }
+            let all = entries.iter().sum();
+            let mut first = 0;
+            for node in nodes.chunk_by(|a, b| a == b) {
+                let members = first..first + node.len();
+                first = members.end;
+                let via = if node[0] == nodes[source] { source } else { counterpart(source, members.clone(), nodes) };
+                if via != source {
+                    let tokens = distinct(entries[members.clone()].iter().sum(), all, top_k);
+                    self.ports.add(source, via, place.crossed(source, via), &[tokens]);
+                }
+                for owner in members.filter(|&owner| owner != via) {
+                    self.ports.add(via, owner, 0, &[distinct(entries[owner], all, top_k)]);
+                }
+            }
+        }
+        self.traffic.clear();
+        self.ports.busiest(0..ranks, place, nodes[ranks - 1], &mut self.traffic);
     }
 
     /// Rows for another node go to the rank of the own node with the owner's local number first. One step.
@@ -277,6 +308,23 @@ fn most_peers(step: usize, steps: usize, nodes: &[usize]) -> usize {
         first = end;
     }
     most
+}
+
+/// Tokens of a source of which at least one of `top_k` choices is among `entries` of its `all` entries, choices taken as
+/// independent.
+fn distinct(entries: u32, all: u32, top_k: u32) -> u32 {
+    if all == 0 {
+        return 0;
+    }
+    let elsewhere = 1.0 - f64::from(entries) / f64::from(all);
+    let tokens = f64::from(all) / f64::from(top_k);
+    (tokens * (1.0 - elsewhere.powi(top_k as i32))).round() as u32
+}
+
+/// The rank of another node's `members` with the local number of `source`; the node's last, where it has fewer ranks.
+fn counterpart(source: usize, members: Range<usize>, nodes: &[usize]) -> usize {
+    let local = source - nodes.partition_point(|&node| node < nodes[source]);
+    members.start + local.min(members.len() - 1)
 }
 
 /// The rank that passes on what `source` sends to `owner`: that of `source`'s node with `owner`'s local number (the node's last, where it has fewer ranks).
@@ -416,6 +464,46 @@ mod tests {
         let within = Traffic { intra: 2, inter: 0, uplink: 0.0, peers: 0 };
         assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, inter: 2, uplink: 4.0, peers: 1 }]);
         assert_eq!(hierarchical.reordered, 3);
+    }
+
+    /// Two nodes of two ranks, an expert a rank, 8 tokens of two choices a rank, all experts alike: 4 entries to each. Of 8
+    /// tokens, 6 have a choice on the other node (1 - 1/4), and 3.5 at one given expert (1 - 9/16).
+    #[test]
+    fn a_token_crosses_to_a_node_once() {
+        let counts = RoutingCounts::new(4, vec![4; 16]);
+        let placement = Placement::identity(4, 4);
+        let of = |exchange| {
+            let program = LayerProgram { exchange, ..LayerProgram::expert_parallel() };
+            let group = Network::of_tiers(4, &[(2, 1.0)]).group(0..4, 1);
+            filled(&program, &Rows::new(&program, &counts, &placement), &group)
+        };
+        let once = of(Exchange::OncePerNode { top_k: 2 });
+        // To the neighbour: 4 of its own tokens, and 4 of those that it passes on.
+        assert_eq!(once.traffic, [Traffic { intra: 8, inter: 6, uplink: 12.0, peers: 1 }]);
+        let whole = of(Exchange::Whole);
+        assert_eq!(whole.traffic, [Traffic { intra: 4, inter: 8, uplink: 16.0, peers: 2 }]);
+        assert_eq!(once.arrived, whole.arrived);
+    }
+
+    /// Sampled tokens, whose choices are counted one by one, are as many as the closed form says.
+    #[test]
+    fn distinct_tokens_are_counted() {
+        let mut state = 3u64;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % 100
+        };
+        for (top_k, share) in [(1, 30), (2, 50), (8, 12)] {
+            let (mut entries, mut tokens, all) = (0, 0, 20_000);
+            for _ in 0..all {
+                let here = (0..top_k).filter(|_| draw() < share).count() as u32;
+                entries += here;
+                tokens += u32::from(here > 0);
+            }
+            let found = f64::from(distinct(entries, all * top_k, top_k));
+            assert!((found / f64::from(tokens) - 1.0).abs() < 0.03, "{top_k} {share}: {found} {tokens}");
+        }
+        assert_eq!((distinct(0, 10, 2), distinct(10, 10, 2), distinct(0, 0, 2)), (0, 5, 0));
     }
 
     #[test]

@@ -159,6 +159,13 @@ pub enum Exchange {
     /// Two calls: inside the node, to the rank with the owner's local number; then across nodes, between ranks of equal
     /// local number. Rows are put into the order of each call before it. Inside one node this is [`Exchange::Whole`].
     Hierarchical,
+    /// One call in which a token crosses to each other node once, whatever its choices there, and goes on from there to each rank
+    /// once; results are summed on the way back likewise (DeepEP, as in DeepSeek-V3, arXiv 2412.19437, section 3.2.2). What is
+    /// computed is that of [`Exchange::Whole`].
+    OncePerNode {
+        /// Choices per token, of which several may be on one node.
+        top_k: u32,
+    },
 }
 
 /// A copy of an expert for one micro-batch.

@@ -9,11 +9,12 @@
 //! tensor parallelism, interleaved; (4) recomputation before more model parallelism. Micro-batch, virtual stages and
 //! recomputation are what a tuning run under even routing finds; memory is that of the real one, which shows when a run starts.
 //!
-//! `megatron-overlap` also runs the exchanges of one micro-batch beside the computation of another. Left out: context
-//! parallelism, tensor-parallel experts, fp8, captured graphs.
+//! `megatron-overlap` also runs the exchanges of one micro-batch beside the computation of another. `megatron-deepep` and
+//! `megatron-deepep-overlap` exchange by the flexible dispatcher's libraries (DeepEP, HybridEP), which send a token to another node
+//! once. Left out: context parallelism, tensor-parallel experts, fp8, captured graphs.
 
 use crate::plan::search;
-use crate::program::LayerProgram;
+use crate::program::{Exchange, LayerProgram};
 use crate::{
     About, Candidate, CostModel, Job, Overlap, Placement, Plan, Policy, Recompute, RoutingCounts, System, Zero,
 };
@@ -22,6 +23,7 @@ use crate::{
 pub struct Megatron {
     about: About,
     overlaps_exchanges: bool,
+    once_per_node: bool,
 }
 
 /// With what is on by default.
@@ -32,6 +34,7 @@ pub static MEGATRON: Megatron = Megatron {
         summary: "Folded expert parallelism in the fast domain, grouped products, ZeRO 1, interleaved stages, the plan of its guidelines (Megatron-Core, Liu et al. 2025)",
     },
     overlaps_exchanges: false,
+    once_per_node: false,
 };
 
 /// With exchanges beside the other micro-batch's computation.
@@ -42,6 +45,29 @@ pub static OVERLAPPED: Megatron = Megatron {
         summary: "Megatron-Core whose 1F1B runs the exchanges of one micro-batch beside the computation of another",
     },
     overlaps_exchanges: true,
+    once_per_node: false,
+};
+
+/// With exchanges that send a token to another node once.
+pub static DEEPEP: Megatron = Megatron {
+    about: About {
+        name: "megatron-deepep",
+        title: "Megatron-Core (DeepEP)",
+        summary: "Megatron-Core whose exchanges send a token to another node once (DeepEP, HybridEP)",
+    },
+    overlaps_exchanges: false,
+    once_per_node: true,
+};
+
+/// With both.
+pub static DEEPEP_OVERLAPPED: Megatron = Megatron {
+    about: About {
+        name: "megatron-deepep-overlap",
+        title: "Megatron-Core (DeepEP, overlap)",
+        summary: "Megatron-Core with exchanges that send a token to another node once, beside the computation of another micro-batch",
+    },
+    overlaps_exchanges: true,
+    once_per_node: true,
 };
 
 impl System for Megatron {
@@ -61,8 +87,12 @@ impl System for Megatron {
         rejected
     }
 
-    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
-        Box::new(Grouped { overlap: Overlap { state: true, exchanges: self.overlaps_exchanges } })
+    fn policy(&self, job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        let exchange = match self.once_per_node {
+            true => Exchange::OncePerNode { top_k: job.top_k() as u32 },
+            false => Exchange::Whole,
+        };
+        Box::new(Grouped { overlap: Overlap { state: true, exchanges: self.overlaps_exchanges }, exchange })
     }
 }
 
@@ -95,11 +125,12 @@ fn plans(job: &Job, pp: usize, tp: usize) -> Vec<Plan> {
 
 struct Grouped {
     overlap: Overlap,
+    exchange: Exchange,
 }
 
 impl Policy for Grouped {
     fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
-        LayerProgram::grouped()
+        LayerProgram { exchange: self.exchange, ..LayerProgram::grouped() }
     }
 
     fn overlap(&self) -> Overlap {

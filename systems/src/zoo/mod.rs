@@ -20,7 +20,7 @@ zoo! {
     deepspeed::{DEEPSPEED, ARTIFACT},
     tutel::{Tutel},
     alpa::{Alpa},
-    megatron::{MEGATRON, OVERLAPPED},
+    megatron::{MEGATRON, OVERLAPPED, DEEPEP, DEEPEP_OVERLAPPED},
     fsdp_ep::{FsdpEp},
     smartmoe::{
         SMARTMOE, OFFLINE_ONLY, UNIFORM_ESTIMATE, PAPER_ESTIMATE, MIGRATION_AWARE, FREE_MIGRATION, WEIGHTS_ONLY_MIGRATION,

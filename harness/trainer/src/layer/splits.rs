@@ -71,7 +71,7 @@ impl Splits {
         let slots = placement.slots_per_rank();
         let calls = match program.exchange {
             Exchange::PerExpert => slots,
-            Exchange::Whole | Exchange::Hierarchical => 1,
+            Exchange::Whole | Exchange::Hierarchical | Exchange::OncePerNode { .. } => 1,
         };
         let width = slots / calls;
         let ranges: Vec<std::ops::Range<usize>> = (0..calls).map(|call| call * width..(call + 1) * width).collect();
