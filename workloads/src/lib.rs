@@ -15,6 +15,7 @@ pub mod published;
 #[path = "../../tests/shared_data.rs"]
 mod shared_data;
 pub mod suite;
+pub mod throughput;
 pub mod trace;
 pub mod training;
 pub mod units;

@@ -114,6 +114,36 @@ pub(super) fn search(compared: &[PlanComparison]) -> Claim {
     }
 }
 
+/// Published runs of modern models, whose chip's constants were fitted to the other half.
+pub(super) fn published(chip: &str, errors: &Errors) -> Claim {
+    Claim {
+        what: format!("published training runs on {chip}, {} that no constant was fitted to", errors.count),
+        wanted: "median at most 12%, 90th percentile at most 25%".to_owned(),
+        found: format!("{}, {} (largest {})", share(errors.median), share(errors.p90), share(errors.max)),
+        met: errors.median <= 0.12 && errors.p90 <= 0.25,
+    }
+}
+
+/// Which of two plans of a model is faster.
+pub(super) fn published_order(pairs: usize, wrong: usize) -> Claim {
+    Claim {
+        what: "order of published plans of one model on as many GPUs, pairs more than 5% apart".to_owned(),
+        wanted: "all".to_owned(),
+        found: format!("{} of {pairs}", pairs - wrong),
+        met: wrong == 0,
+    }
+}
+
+/// Published runs did fit their cards.
+pub(super) fn published_memory(runs: usize, beyond: usize) -> Claim {
+    Claim {
+        what: "published runs fit the card's memory".to_owned(),
+        wanted: "all".to_owned(),
+        found: format!("{} of {runs}", runs - beyond),
+        met: beyond == 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

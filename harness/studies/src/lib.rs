@@ -16,6 +16,7 @@ pub mod page;
 pub mod placement;
 pub mod plan_comparison;
 pub mod plans;
+pub mod published;
 pub mod tables;
 
 use std::path::{Path, PathBuf};
@@ -64,6 +65,7 @@ pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
         section::<held_out::HeldOut>(inputs)?,
         section::<placement::Placements>(inputs)?,
         section::<plans::Plans>(inputs)?,
+        section::<published::PublishedRuns>(inputs)?,
     ];
     Ok(sections.into_iter().flatten().collect())
 }

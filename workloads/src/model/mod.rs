@@ -107,7 +107,12 @@ impl Model {
 
     /// A model that comes with moebench.
     pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
-        Self::parse(name, error::find("model", context, name, MODELS)?)
+        Self::parse(name, Self::text(context, name)?)
+    }
+
+    /// The TOML of a model that comes with moebench.
+    pub fn text(context: &str, name: &str) -> Result<&'static str, ConfigError> {
+        error::find("model", context, name, MODELS)
     }
 
     /// The names of all models that come with moebench.

@@ -5,6 +5,7 @@ pub mod all;
 pub mod end_to_end;
 pub mod moe_layer;
 pub mod plans;
+pub mod published;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ pub enum ValidateCommand {
     Adaptive(adaptive::AdaptiveArgs),
     /// SmartMoE's own pick of a plan beside the plan that its authors ran
     Plans(plans::PlansArgs),
+    /// Published training runs of modern models, with the chips' constants and with a few fitted
+    Published(published::PublishedArgs),
     /// Every study of a folder of measurements, and a page that shows what the simulator is worth
     All(all::AllArgs),
 }
@@ -44,6 +47,7 @@ pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
         ValidateCommand::MoeLayer(args) => moe_layer::run(args),
         ValidateCommand::Adaptive(args) => adaptive::run(args),
         ValidateCommand::Plans(args) => plans::run(args),
+        ValidateCommand::Published(args) => published::run(args),
         ValidateCommand::All(args) => all::run(args),
     }
 }

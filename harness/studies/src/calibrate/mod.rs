@@ -31,13 +31,26 @@ pub const SOFT: f64 = 0.1;
 /// # Errors
 /// Fewer measurements than constants, a prediction that fails, or a constant that the measurements do not touch.
 pub fn fit(start: &Point, names: &[String], targets: &Targets) -> Result<(Point, Vec<Fitted>)> {
-    if targets.len() < names.len() {
-        bail!("{} constants cannot be fitted to {} measurements", names.len(), targets.len());
+    fit_residuals(start, names, targets.len(), &|point| targets.residuals(point))
+}
+
+/// Fits `names` so that `residuals`, `count` of them, are least; all other constants stay at `start`.
+///
+/// # Errors
+/// As for [`fit`].
+pub fn fit_residuals(
+    start: &Point,
+    names: &[String],
+    count: usize,
+    residuals: &dyn Fn(&Point) -> Result<Vec<f64>>,
+) -> Result<(Point, Vec<Fitted>)> {
+    if count < names.len() {
+        bail!("{} constants cannot be fitted to {count} measurements", names.len());
     }
     let space = constants::Space::new(start, names)?;
     let residuals = |x: &[f64]| -> Result<Vec<f64>> {
         let point = space.point(start, x)?;
-        Ok(targets.residuals(&point)?.into_iter().map(soft).collect())
+        Ok(residuals(&point)?.into_iter().map(soft).collect())
     };
     let solution = levenberg::minimise(&residuals, space.start())?;
     let point = space.point(start, &solution.x)?;
