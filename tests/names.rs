@@ -133,3 +133,17 @@ fn a_trace_begins_where_it_is_told_to() {
         folder.refuse(&format!("{command} --trace-start 5000"), &["start is 5000: expected 1 to 111"]);
     }
 }
+
+/// A copy of a model that comes with moebench is that model, whatever its source says.
+#[test]
+fn a_copy_has_the_name_of_its_original() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../workloads/models/gpt-tiny.toml")).unwrap();
+    let source = text.lines().find(|line| line.starts_with("source")).unwrap();
+    folder.write("copy.toml", &text.replace(source, "source = \"copied\""));
+    folder.write("s.toml", &suite_toml(&[(4, "no-drop")]).replace("\"gpt-tiny\"", "\"copy.toml\""));
+    let shown = folder.succeed("run s.toml --trace trace.parquet --dry-run");
+    assert!(shown.contains(" gpt-tiny.inky.4.no-drop "), "{shown}");
+}

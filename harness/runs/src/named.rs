@@ -63,8 +63,10 @@ impl Names<'_> {
     fn model(&mut self, context: &str, model: &mut Described) -> Result<()> {
         let Some(place) = self.place(model) else { return Ok(()) };
         let read = prepare::model(context, &place).with_context(|| context.to_owned())?;
-        let own = Model::named(context, &read.name).ok().map(|own| format!("{own:?}"));
-        model.name = unlike(context, &mut self.models, &read.name, format!("{read:?}"), own)?;
+        // Where a shape comes from changes nothing about it.
+        let shape = |model: &Model| format!("{:?}", Model { source: String::new(), ..model.clone() });
+        let own = Model::named(context, &read.name).ok().map(|own| shape(&own));
+        model.name = unlike(context, &mut self.models, &read.name, shape(&read), own)?;
         Ok(())
     }
 
