@@ -104,7 +104,7 @@ fn a_search_is_shown_best_plan_first_and_with_reasons() {
     folder.write("small.toml", &cluster_toml(8, &[("memory", 0.3e9)]));
     let shown = folder.succeed(
         "plan --model gpt-tiny --cluster ./small.toml --gpus 16 --gate 'capacity 1.2' --global-batch-size 64 \
-         --trace trace.parquet --top 1000",
+         --trace trace.parquet --top 100000",
     );
     let rows: Vec<Vec<&str>> = shown
         .lines()

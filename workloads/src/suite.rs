@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -250,6 +251,30 @@ impl fmt::Debug for Described {
     }
 }
 
+/// What a search for a plan may choose. It is a matter of the case: SmartMoE's study and its baselines know degrees alone, and
+/// its figures would compare other things if one of them could shard or recompute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SearchSpace {
+    /// Degrees of pipeline, data, tensor and expert parallelism, and the micro-batch; stages of equally many blocks.
+    #[default]
+    Degrees,
+    /// Those, virtual stages, ZeRO and recomputation; stages may differ by a block.
+    All,
+}
+
+impl FromStr for SearchSpace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "degrees" => Ok(Self::Degrees),
+            "all" => Ok(Self::All),
+            other => Err(format!("`{other}`: expected degrees or all")),
+        }
+    }
+}
+
 /// One group of bars: a model on a cluster under a gate.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -268,6 +293,9 @@ pub struct Case {
     pub global_batch: usize,
     /// Samples per rank and micro-batch, the same for every system; chosen by each system when absent.
     pub micro_batch: Option<usize>,
+    /// What searches for plans may choose.
+    #[serde(default)]
+    pub search: SearchSpace,
     /// Plans given instead of searched for, by system.
     #[serde(default)]
     pub plans: BTreeMap<String, ForcedPlan>,

@@ -295,6 +295,7 @@ pub fn job<'a>(
     }
     let mut job = Job::new(model, cluster, case.gpus, case.gate, case.global_batch);
     job.micro_batch = case.micro_batch;
+    job.search = case.search;
     let moe_layers = job.model.moe_layers().count();
     let routing = match case.layer {
         Some(layer) if layer >= moe_layers => {
@@ -309,10 +310,23 @@ pub fn job<'a>(
         // The last iteration of each quarter; iterations count from 0.
         None => {
             let last = |quarter: usize| (part.profile * quarter / 4).saturating_sub(1);
-            job.profile = (1..=4).map(|quarter| routing.iteration(last(quarter))).collect();
+            let seen = JobRouting::new(&profiled(&job), part, trace, seed).with_context(|| context.to_owned())?;
+            job.profile = (1..=4).map(|quarter| seen.iteration(last(quarter))).collect();
         }
     }
     Ok((job, routing))
+}
+
+/// The job of a profiling run: a batch whose counts would take too much memory is halved until they do not.
+fn profiled(job: &Job) -> Job {
+    /// Layers x experts x samples of an iteration: 64 MiB.
+    const COUNTS: usize = 1 << 24;
+    let of_sample: usize = job.model.moe_layers().map(|moe| moe.experts).sum();
+    let mut profiled = job.clone();
+    while profiled.global_batch.is_multiple_of(2) && profiled.global_batch.saturating_mul(of_sample) > COUNTS {
+        profiled.global_batch /= 2;
+    }
+    profiled
 }
 
 #[cfg(test)]

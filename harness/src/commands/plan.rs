@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use systems::plan::search;
+use systems::plan::search::{self, PerformanceModel};
 use systems::price::ledger::Phase;
-use systems::{Candidate, CostModel};
+use systems::{Candidate, CostModel, Job, Plan, System};
 use workloads::Case;
-use workloads::suite::TraceUse;
+use workloads::suite::{SearchSpace, TraceUse};
 
 use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
@@ -31,9 +31,9 @@ pub struct PlanArgs {
     /// Gate: `no-drop`, `no-drop balanced`, `capacity FACTOR` or `switch FACTOR`
     #[arg(long, default_value = "no-drop")]
     pub gate: workloads::Gate,
-    /// Samples per iteration over all GPUs
+    /// Samples per iteration over all GPUs [default: 8 a GPU]
     #[arg(long, value_name = "SAMPLES")]
-    pub global_batch_size: usize,
+    pub global_batch_size: Option<usize>,
     /// Samples per rank and micro-batch; searched for when absent
     #[arg(long, value_name = "SAMPLES")]
     pub micro_batch_size: Option<usize>,
@@ -43,6 +43,12 @@ pub struct PlanArgs {
     /// The plans of the system's own rule, or those that SmartMoE's search finds for it
     #[arg(long, value_name = "WHOSE", default_value = "own")]
     pub plan: PlanRule,
+    /// What the search may choose: `degrees`, or `all` (virtual stages, ZeRO and recomputation, too)
+    #[arg(long, value_name = "SPACE", default_value = "all")]
+    pub search: SearchSpace,
+    /// Rate this plan instead of searching, for example "pp4 dp16 tp1 ep8 edp2 mb1 vp2 zero1 selective"
+    #[arg(long, value_name = "PLAN")]
+    pub rate: Option<Plan>,
     /// Routing trace, as for `run`
     #[arg(long, value_name = "PATH")]
     pub trace: Option<PathBuf>,
@@ -54,17 +60,23 @@ pub struct PlanArgs {
     pub top: usize,
 }
 
+/// Samples a GPU and iteration where none are said: what large models are trained with at these scales (Megatron-Bridge's
+/// published recipes).
+const SAMPLES_PER_GPU: usize = 8;
+
 /// # Errors
 /// Bad input.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let system = prepare::system("--system", &args.system).or_input()?;
+    let global_batch = args.global_batch_size.unwrap_or(args.gpus.saturating_mul(SAMPLES_PER_GPU));
     let mut case = Case {
         model: args.model.clone().into(),
         cluster: args.cluster.clone().into(),
         gpus: args.gpus,
         gate: args.gate,
-        global_batch: args.global_batch_size,
+        global_batch,
         micro_batch: args.micro_batch_size,
+        search: args.search,
         plans: Default::default(),
         name: None,
         routing: Vec::new(),
@@ -75,7 +87,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     };
     for (option, value) in [
         ("--gpus", args.gpus),
-        ("--global-batch-size", args.global_batch_size),
+        ("--global-batch-size", global_batch),
         ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
     ] {
         check_extent(option, value).or_input()?;
@@ -86,6 +98,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let (job, routing) = prepare::job("moebench plan", &case, part, &trace, 0).or_input()?;
     let costs = CostModel::new(&job.cluster, job.gpus);
     let candidates = match args.plan {
+        _ if args.rate.is_some() => args.rate.into_iter().map(|plan| rated(system, &job, &costs, plan)).collect(),
         PlanRule::Own => system.candidates(&job, &costs),
         PlanRule::Searched => search::searched(system, &job, &costs),
     };
@@ -93,7 +106,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         return Err(Failure::Input(anyhow::anyhow!(
             "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",
             args.gpus,
-            args.global_batch_size,
+            job.global_batch,
             system.name(),
             case.model,
             job.model.blocks.len()
@@ -105,6 +118,17 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     show(args, &case, system.name(), &trace, &candidates).or_run()
 }
 
+/// A given plan under the system's programs, experts in order.
+fn rated(system: &dyn System, job: &Job, costs: &CostModel, plan: Plan) -> Candidate {
+    let estimate = || {
+        plan.check(job)?;
+        let policy = system.policy(job, &plan);
+        let performance = PerformanceModel { job, costs, profile: &job.profile };
+        performance.estimate(&plan, policy.as_ref(), &plan.experts_in_order(job))
+    };
+    Candidate { plan, outcome: estimate() }
+}
+
 fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[Candidate]) -> Result<()> {
     let mut out = output::stdout();
     writeln!(
@@ -114,7 +138,7 @@ fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[C
         args.gpus,
         case.cluster,
         args.gate,
-        args.global_batch_size,
+        case.global_batch,
         candidates.len(),
         system,
         trace,

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use workloads::model::Recompute;
 use workloads::plan::Zero;
-use workloads::suite::{ForcedPlan, TraceUse};
+use workloads::suite::{ForcedPlan, SearchSpace, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
 use crate::commands::check_extent;
@@ -150,6 +150,7 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
             gate: args.gate,
             global_batch: args.global_batch_size,
             micro_batch: args.micro_batch_size,
+            search: SearchSpace::Degrees,
             plans,
             name: None,
             differs: BTreeMap::new(),

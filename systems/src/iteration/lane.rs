@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
-use workloads::model::{Block, Edge, HALF, Moe};
+use workloads::model::{Block, Moe};
 use workloads::{Bytes, Seconds};
 
+use crate::iteration::dense::Dense;
 use crate::iteration::schedule::{Position, Turn, Work};
 use crate::iteration::state::{StateTraffic, exposed};
 use crate::iteration::timeline::{Activity, Recorder, Span};
@@ -76,6 +77,7 @@ struct StageRun<'a> {
     micro_batches: usize,
     chunks: Vec<Chunk>,
     ranks: Range<usize>,
+    dense: Dense<'a>,
     place: Group,
     order: Vec<Turn>,
     next: usize,
@@ -238,6 +240,7 @@ impl<'a> StageRun<'a> {
             group,
             micro_batches,
             chunks: plan.chunks_of(stage).map(|number| Chunk::new(evaluation, stage, number)).collect(),
+            dense: Dense::new(job, plan, costs, ranks.start),
             place: costs.group(ranks.clone(), 1),
             ranks,
             order: position.turns(micro_batches, usize::from(hides_exchanges)),
@@ -316,7 +319,7 @@ impl<'a> StageRun<'a> {
         for b in self.chunks[chunk].blocks.clone() {
             let block = &e.job.model.blocks[b];
             self.block = Some(b);
-            self.dense(block, Direction::Forward);
+            self.dense_block(block, Direction::Forward);
             if block.moe().is_some() {
                 self.moe_forward(self.pass_of(chunk, m), m, block, layer, workspace);
                 layer += 1;
@@ -350,7 +353,7 @@ impl<'a> StageRun<'a> {
         let e = self.evaluation;
         let Some(moe) = block.moe() else { return };
         let Workspace { routed, counts, scratch, streams } = workspace;
-        self.count(m, moe, layer, counts);
+        e.count([self.group, m], layer, moe, self.place.nodes(), counts);
         let placement = &e.placements[layer];
         let program = e.policy.program(layer, counts, placement);
         let setting = Setting { moe, tokens: e.plan.tokens(moe), place: &self.place, costs: e.costs };
@@ -390,33 +393,12 @@ impl<'a> StageRun<'a> {
         };
         let exchanges = |task: &Task| task.op.stream() == Stream::Communication;
         let exchanged = total(tasks, durations, &exchanges);
-        let [start, products] = self.dense_time(block, other);
+        let [start, products] = self.dense.block(block, other);
         let computed = total(others, beside, &computes) + start + products;
         let left = 1.0 - (computed / exchanged).min(1.0);
         for (_, durations) in tasks.iter().zip(durations.chunks_exact_mut(ranks)).filter(|(task, _)| exchanges(task)) {
             durations.iter_mut().for_each(|time| *time = *time * left);
         }
-    }
-
-    /// Entries of one micro-batch, after the gate's capacity and the system's restriction.
-    fn count(&self, m: usize, moe: &Moe, layer: usize, counts: &mut RoutingCounts) {
-        let Evaluation { job, plan, policy, batch, .. } = *self.evaluation;
-        let tokens = plan.tokens(moe);
-        counts.clear(plan.ep, moe.experts);
-        for rank in 0..plan.ep {
-            let position = self.group * plan.ep + rank;
-            let row = counts.row_mut(rank);
-            for sample in plan.samples(job, position, m) {
-                for (sum, &count) in row.iter_mut().zip(batch.chunk(layer, sample)) {
-                    *sum += count;
-                }
-            }
-            if plan.tp > 1 {
-                slice_for(row, position % plan.tp, plan.tp);
-            }
-            job.gate.admit(row, tokens, job.top_k(), &job.gate_statistics);
-        }
-        policy.restrict(counts, self.place.nodes());
     }
 
     fn backward(&mut self, chunk: usize, m: usize, workspace: &mut Workspace) {
@@ -430,12 +412,12 @@ impl<'a> StageRun<'a> {
             self.block = Some(b);
             let priced = block.moe().map(|moe| (moe, self.layers[pass].pop().expect("the forward pass has priced it")));
             if self.recompute == Recompute::Full {
-                self.dense(block, Direction::Forward);
+                self.dense_block(block, Direction::Forward);
                 if let Some((_, (program, priced))) = &priced {
                     self.pass(&priced.pass(program, Direction::Forward), &mut workspace.streams);
                 }
             } else if self.recompute == Recompute::Selective {
-                self.dense_again(block);
+                self.advance(Activity::Block, [self.dense.again(block, self.recompute)]);
                 if let Some((moe, (_, priced))) = &priced {
                     self.experts_again(moe, priced);
                 }
@@ -451,7 +433,7 @@ impl<'a> StageRun<'a> {
                 }
                 workspace.scratch.reuse(priced);
             }
-            self.dense(block, Direction::Backward);
+            self.dense_block(block, Direction::Backward);
         }
         self.block = None;
         self.kept = self.kept - self.memory.kept(chunk);
@@ -491,24 +473,6 @@ impl<'a> StageRun<'a> {
         });
     }
 
-    /// Everything of a block but its MoE layer: launches and gradients of weights; and what grows with the batch.
-    fn dense_time(&self, block: &Block, direction: Direction) -> [Seconds; 2] {
-        let Evaluation { job, plan, costs, .. } = *self.evaluation;
-        if job.scope == Scope::Layer {
-            return [Seconds::ZERO; 2];
-        }
-        let part = plan.micro_batch as f64 / plan.tp as f64;
-        let weights = Bytes(block.dense_parameters() as f64 * HALF / plan.tp as f64);
-        let time = costs.matrix(block.dense_flops() * part)
-            + costs.elementwise(block.dense_activations() * (2.0 * part) + weights);
-        // Weights are read forward; backward they are read again, and their gradients read, added to and written.
-        let gradients = match direction {
-            Direction::Forward => Seconds::ZERO,
-            Direction::Backward => costs.elementwise(weights * 2.0),
-        };
-        [gradients + costs.block(), time * direction.products()]
-    }
-
     /// What a selective recomputation does again of a block's experts: results of activation functions.
     fn experts_again(&mut self, moe: &Moe, priced: &LayerPrice) {
         let again = moe.entry_activations() - moe.entry_kept(self.recompute);
@@ -521,68 +485,27 @@ impl<'a> StageRun<'a> {
         }
     }
 
-    /// What a selective recomputation does again of a block outside its experts.
-    fn dense_again(&mut self, block: &Block) {
-        let Evaluation { plan, costs, .. } = *self.evaluation;
-        let part = plan.micro_batch as f64 / plan.tp as f64;
-        let again = block.dense_activations() - block.kept(self.recompute);
-        let time =
-            costs.matrix(block.recomputed_flops(self.recompute) * part) + costs.elementwise(again * (2.0 * part));
-        self.advance(Activity::Block, [time]);
-    }
-
     /// Everything of a block but its MoE layer.
-    fn dense(&mut self, block: &Block, direction: Direction) {
-        let Evaluation { job, plan, costs, .. } = *self.evaluation;
-        if job.scope == Scope::Layer {
+    fn dense_block(&mut self, block: &Block, direction: Direction) {
+        if self.evaluation.job.scope == Scope::Layer {
             return;
         }
-        self.advance(Activity::Block, self.dense_time(block, direction));
-        if plan.tp > 1 {
-            let group = costs.group(self.tensor_group(), 1);
-            let bytes = block.boundary_bytes() * plan.micro_batch as f64;
-            // One all-reduce a pass for attention (of its output, or of its input's gradient) and one for a dense network
-            // (Shoeybi et al. 2019). Around experts each rank takes its slice of the tokens instead: their outputs are
-            // gathered in the forward pass, the slices' gradients in the backward pass (as in FastMoE).
-            let reduced = costs.all_reduce(&group, bytes);
-            let network = if block.moe().is_some() { costs.all_gather(&group, bytes) } else { reduced };
-            self.advance(Activity::TensorParallel, [reduced + network]);
+        self.advance(Activity::Block, self.dense.block(block, direction));
+        if self.evaluation.plan.tp > 1 {
+            self.advance(Activity::TensorParallel, [self.dense.collectives(block)]);
         }
-    }
-
-    /// The tensor-parallel ranks that the lane's first rank is one of.
-    fn tensor_group(&self) -> Range<usize> {
-        let tp = self.evaluation.plan.tp;
-        let first = self.ranks.start / tp * tp;
-        first..first + tp
     }
 
     /// Embedding before the first chunk, head and loss after the last.
     fn edges(&mut self, chunk: usize, direction: Direction) {
-        let Evaluation { job, plan, costs, .. } = *self.evaluation;
-        let model = &job.model;
-        let part = plan.micro_batch as f64 / plan.tp as f64;
-        let edge = |edge: &Edge| costs.matrix(edge.flops * part) + costs.elementwise(edge.activations * (2.0 * part));
         let blocks = &self.chunks[chunk].blocks;
-        let (first, last) = (blocks.start == 0, blocks.end == model.blocks.len());
-        let mut time = Seconds::ZERO;
-        if first {
-            time += edge(&model.input);
+        let ends = [blocks.start == 0, blocks.end == self.evaluation.job.model.blocks.len()];
+        if self.evaluation.job.scope == Scope::Layer {
+            return;
         }
-        if last {
-            time += edge(&model.output);
-        }
-        self.advance(Activity::Edge, [time * direction.products()]);
-        // Words are cut over tensor-parallel ranks: the embedding's rows are summed forward, the gradient of the head's
-        // input backward.
-        let sums = match direction {
-            Direction::Forward => first,
-            Direction::Backward => last,
-        };
-        if plan.tp > 1 && sums && model.vocabulary.is_some() {
-            let group = costs.group(self.tensor_group(), 1);
-            let bytes = model.blocks[0].boundary_bytes() * plan.micro_batch as f64;
-            self.advance(Activity::TensorParallel, [costs.all_reduce(&group, bytes)]);
+        self.advance(Activity::Edge, [self.dense.edges(ends, direction)]);
+        if self.evaluation.plan.tp > 1 {
+            self.advance(Activity::TensorParallel, [self.dense.edge_collectives(ends, direction)]);
         }
     }
 }
@@ -613,6 +536,37 @@ fn held_rows(
     let (sent, received) = (priced.laid_out_rows[rank], priced.computed_rows[rank]);
     let copies = program.shadowed.iter().filter(|&&expert| placement.rank_of(expert) != rank).count();
     HeldRows { tokens, layout: program.layout, sent, received, copies }
+}
+
+impl Evaluation<'_> {
+    /// Entries of micro-batch `m` in expert-parallel group `group`, whose ranks are on `nodes`, after the gate's capacity and the
+    /// system's restriction. A batch with fewer chunks than the job has samples is gone through again.
+    pub(super) fn count(
+        &self,
+        [group, m]: [usize; 2],
+        layer: usize,
+        moe: &Moe,
+        nodes: &[usize],
+        counts: &mut RoutingCounts,
+    ) {
+        let Evaluation { job, plan, policy, batch, .. } = *self;
+        let tokens = plan.tokens(moe);
+        counts.clear(plan.ep, moe.experts);
+        for rank in 0..plan.ep {
+            let position = group * plan.ep + rank;
+            let row = counts.row_mut(rank);
+            for sample in plan.samples(job, position, m) {
+                for (sum, &count) in row.iter_mut().zip(batch.chunk(layer, sample % batch.chunks())) {
+                    *sum += count;
+                }
+            }
+            if plan.tp > 1 {
+                slice_for(row, position % plan.tp, plan.tp);
+            }
+            job.gate.admit(row, tokens, job.top_k(), &job.gate_statistics);
+        }
+        policy.restrict(counts, nodes);
+    }
 }
 
 /// The part of a row of counts that falls to tensor-parallel rank `index` of `tp`; the parts add up to the row.

@@ -7,8 +7,12 @@
 //! collectives take their time on each, and nobody waits for the others. What the evaluator leaves out: jitter.
 
 mod copies;
+mod dense;
 mod lane;
 pub mod online;
+pub mod outline;
+#[cfg(test)]
+mod plan_tests;
 pub mod run;
 pub mod schedule;
 mod state;

@@ -1,6 +1,7 @@
 //! What is to be trained: the input of every offline decision.
 
 use workloads::gate::GateStatistics;
+use workloads::suite::SearchSpace;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Gate, Model};
 
@@ -32,6 +33,8 @@ pub struct Job {
     pub global_batch: usize,
     /// Samples per rank and micro-batch, when the job fixes it.
     pub micro_batch: Option<usize>,
+    /// What searches for plans may choose.
+    pub search: SearchSpace,
     /// What a short profiling run saw the gate choose (before any capacity limit), one element an iteration.
     pub profile: Vec<BatchCounts>,
     /// Whole iterations, or one layer alone.
@@ -49,6 +52,7 @@ impl Job {
             gate_statistics: GateStatistics::default(),
             global_batch,
             micro_batch: None,
+            search: SearchSpace::default(),
             profile: Vec::new(),
             scope: Scope::Iteration,
         }

@@ -278,10 +278,21 @@ impl StageMemory {
         training.max(self.state.update)
     }
 
-    /// Less than any rank's peak with `passes` of a chunk in flight, whatever arrives at its experts.
-    pub fn least(&self, passes: usize) -> Bytes {
-        let smallest = self.kept.iter().copied().fold(Bytes(f64::INFINITY), |a, b| if b < a { b } else { a });
-        (self.state.training + smallest * passes as f64 + self.recomputed).max(self.state.update)
+    /// What the fullest rank of a stage holds at least with `passes` of a chunk in flight, whatever the routing: where nothing
+    /// is dropped, somebody has as many rows as the mean.
+    pub fn least(job: &Job, plan: &Plan, stage: usize, passes: usize) -> Bytes {
+        let memory = Self::new(job, plan, stage, plan.recompute);
+        let rows = |moe: &Moe| match job.gate.capacity_factor() {
+            None => moe.entry_kept(plan.recompute) * (plan.tokens(moe) * job.top_k()) as f64,
+            Some(_) => Bytes::ZERO,
+        };
+        let of_chunk = |(&dense, chunk): (&Bytes, usize)| {
+            let moes = job.model.blocks[plan.chunk_blocks(job, chunk)].iter().filter_map(Block::moe);
+            dense + moes.map(rows).sum()
+        };
+        let chunks = memory.kept.iter().zip(plan.chunks_of(stage)).map(of_chunk);
+        let smallest = chunks.reduce(Bytes::min).unwrap_or(Bytes::ZERO);
+        (memory.state.training + smallest * passes as f64 + memory.recomputed).max(memory.state.update)
     }
 }
 

@@ -15,11 +15,11 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use thiserror::Error;
-use workloads::Bytes;
 pub use workloads::model::Recompute;
 use workloads::model::{Block, Moe};
 pub use workloads::plan::Zero;
 use workloads::plan::{BadPlan, ForcedPlan};
+use workloads::{Bytes, Seconds};
 
 use crate::Policy;
 use crate::plan::job::Job;
@@ -117,6 +117,16 @@ pub enum PlanError {
         need: Bytes,
         /// The device's memory less what is reserved.
         have: Bytes,
+    },
+    /// Nothing worth an evaluation: its outline is slower than the plans that were evaluated.
+    #[error("plan {plan}: not evaluated: about {about:.3} s in outline, the fastest takes {fastest:.3} s", about = about.0, fastest = fastest.0)]
+    Outlined {
+        /// The plan.
+        plan: Box<Plan>,
+        /// Its outline.
+        about: Seconds,
+        /// The fastest plan's estimate.
+        fastest: Seconds,
     },
     /// No routing to estimate the plan on.
     #[error("plan {plan}: the job has no profile of its routing to estimate it on")]

@@ -3,17 +3,19 @@
 //! Every system searches with the same evaluator as the simulator, on a profile of the job's routing.
 
 use workloads::Seconds;
+use workloads::suite::SearchSpace;
 use workloads::trace::BatchCounts;
 
+use crate::iteration::outline::Outline;
 use crate::iteration::schedule::Position;
 use crate::iteration::{Charge, Coverage, Evaluation, Peak, Start};
 use crate::plan::job::Job;
 use crate::plan::memory::StageMemory;
 use crate::plan::placement::Placement;
-use crate::plan::{Plan, PlanError};
+use crate::plan::{Plan, PlanError, Recompute, Zero};
 use crate::price::cost::CostModel;
 use crate::price::ledger::Ledger;
-use crate::{Decision, LoadHistory, Policy, System};
+use crate::{Decision, LoadHistory, Plain, Policy, System};
 
 /// A plan and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +50,93 @@ impl Pool {
     pub fn plan(self, placement_every: usize) -> Plan {
         Plan { placement_every, ..self.shared }
     }
+}
+
+/// The candidates of a search over those of the job's pools whose plans are `allowed`, fastest first; `evaluate` rates one. Where the job's search space is
+/// degrees alone, all are evaluated. Else there are too many, and a search prunes three ways:
+///
+/// - A plan is dropped if one that recomputes less, and is otherwise equal, fits: recomputing saves memory and nothing else.
+///   Optimizer state is always sharded, because that costs a few start-ups at the most.
+/// - A plan that cannot fit whatever the routing is rejected by what it needs at least.
+/// - Of the others, those with the least [`Outline`]s are evaluated, until outlines are [`SLACK`] times what the fastest plan takes
+///   or [`EVALUATED`] plans fit; the rest is listed with its outline.
+pub fn over_pools(
+    performance: &PerformanceModel,
+    allowed: impl Fn(&Plan) -> bool,
+    evaluate: impl Fn(Pool) -> Candidate,
+) -> Vec<Candidate> {
+    let job = performance.job;
+    if job.search == SearchSpace::Degrees {
+        return rank(pools(job).into_iter().filter(|pool| allowed(&pool.shared)).map(evaluate).collect());
+    }
+    let outline = Outline::new(job, performance.costs, &Plain, performance.profile);
+    let mut candidates = Vec::new();
+    let mut outlined = Vec::new();
+    for shared in all_plans(job).into_iter().filter(allowed) {
+        match may_fit(job, &shared) {
+            Ok(()) => outlined.push((outline.step(&shared, || shared.experts_in_order(job)), shared)),
+            Err(error) => candidates.push(Candidate { plan: shared, outcome: Err(error) }),
+        }
+    }
+    outlined.sort_by(|(a, p), (b, q)| a.0.total_cmp(&b.0).then(p.cmp(q)));
+    let (mut fastest, mut fitting) = (Seconds(f64::INFINITY), Vec::<Plan>::new());
+    for (about, shared) in outlined {
+        if fitting.iter().any(|other| dominates(other, &shared)) {
+            continue;
+        }
+        if fitting.len() == EVALUATED || about > fastest * SLACK {
+            let outcome = Err(PlanError::Outlined { plan: Box::new(shared), about, fastest });
+            candidates.push(Candidate { plan: shared, outcome });
+            continue;
+        }
+        let candidate = evaluate(Pool { shared });
+        if let Ok(estimate) = &candidate.outcome {
+            fastest = fastest.min(estimate.step);
+            fitting.push(shared);
+        }
+        candidates.push(candidate);
+    }
+    rank(candidates)
+}
+
+/// Plans that fit and are evaluated, at most. Not sourced: what a search of seconds has time for.
+const EVALUATED: usize = 16;
+
+/// How much less than its estimate a plan's outline may promise. Not sourced.
+const SLACK: f64 = 1.1;
+
+/// Whether `other` differs from `plan` in recomputing less, and in nothing else.
+fn dominates(other: &Plan, plan: &Plan) -> bool {
+    other.recompute < plan.recompute && Plan { recompute: plan.recompute, ..*other } == *plan
+}
+
+/// Every plan of the space of all dimensions.
+pub(crate) fn all_plans(job: &Job) -> Vec<Plan> {
+    let mut plans = Vec::new();
+    for pp in divisors(job.gpus).take_while(|&pp| pp <= job.model.blocks.len()) {
+        for tp in divisors(job.gpus / pp).filter(|&tp| tp <= job.cluster.gpus_per_node) {
+            let dp = job.gpus / pp / tp;
+            for ep in divisors(dp * tp).filter(|ep| ep.is_multiple_of(tp) || tp.is_multiple_of(*ep)) {
+                for micro_batch in micro_batches(job, dp) {
+                    for vp in virtual_stages(job, pp) {
+                        let shape =
+                            Plan { pp, dp, tp, ep, expert_dp: dp * tp / ep, micro_batch, vp, ..Plan::default() };
+                        if shape.check(job).is_ok() {
+                            plans.extend(with_less_memory(shape));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    plans
+}
+
+/// A plan with every way to save memory, the one that takes least time first.
+fn with_less_memory(shape: Plan) -> impl Iterator<Item = Plan> {
+    let sharding = if shape.stage_ranks() > 1 { &Zero::ALL[1..] } else { &Zero::ALL[..1] };
+    let of_zero = move |&zero| Recompute::ALL.map(|recompute| Plan { zero, recompute, ..shape });
+    sharding.iter().flat_map(of_zero)
 }
 
 /// Every pool whose degrees fit the job. Stages hold equally many blocks, tensor parallelism stays inside a node.
@@ -97,18 +186,26 @@ pub fn first_usable(candidates: Vec<Candidate>) -> Result<(Plan, Estimate), Plan
 }
 
 /// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
-/// per set of experts as divide both. Whether they fit is asked of the system's own policy.
+/// per set of experts as divide both. Whether they fit is asked of the system's own policy. Where the job's search may, plans that
+/// shard and recompute follow, the ones that take least time first.
 pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
     let ep = job.model.moe_layers().fold(job.gpus, |ep, moe| greatest_common_divisor(ep, moe.experts));
     let performance = PerformanceModel { job, costs, profile: &job.profile };
-    let of_size = |micro_batch| {
-        let dp = job.gpus;
-        let plan = Plan { dp, ep, expert_dp: dp / ep, micro_batch, ..Plan::default() };
+    let dp = job.gpus;
+    let shape = Plan { dp, ep, expert_dp: dp / ep, ..Plan::default() };
+    let saving: Vec<Plan> = match job.search {
+        SearchSpace::Degrees => vec![shape],
+        SearchSpace::All => with_less_memory(shape).collect(),
+    };
+    let rate = |plan: Plan| {
         let policy = system.policy(job, &plan);
         let placements = Start::new(job, &plan, policy.as_ref()).placements;
-        Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &placements) }
+        let estimate = || performance.estimate(&plan, policy.as_ref(), &placements);
+        Candidate { plan, outcome: may_fit(job, &plan).and_then(|()| estimate()) }
     };
-    micro_batches(job, job.gpus).into_iter().rev().map(of_size).collect()
+    let sizes = micro_batches(job, dp);
+    let sized = |plan: Plan| sizes.iter().rev().map(move |&micro_batch| Plan { micro_batch, ..plan });
+    saving.into_iter().flat_map(sized).map(rate).collect()
 }
 
 /// Every pool that `fits` under the system's own policy, fastest first, with experts where the policy puts them under the loads of the
@@ -121,13 +218,12 @@ pub fn under_own_policy(
     fits: impl Fn(&Plan) -> bool,
 ) -> Vec<Candidate> {
     let performance = PerformanceModel { job, costs, profile: &job.profile };
-    let plans = pools(job).into_iter().map(|pool| pool.plan(placement_every)).filter(fits);
-    let estimated = plans.map(|plan| {
+    over_pools(&performance, fits, |pool| {
+        let plan = pool.plan(placement_every);
         let mut policy = system.policy(job, &plan);
         let placements = performance.placed(&plan, policy.as_mut());
         Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &placements) }
-    });
-    rank(estimated.collect())
+    })
 }
 
 /// The micro-batch that the job fixes, or all powers of two that divide a replica's share.
@@ -259,7 +355,7 @@ pub fn fits(job: &Job, plan: &Plan, peak: Peak) -> Result<(), PlanError> {
     Err(PlanError::Memory { plan: Box::new(*plan), rank: peak.rank, need: peak.bytes, have })
 }
 
-/// Whether a plan may fit by what no routing changes: state of its stages, and activations outside experts.
+/// Whether a plan may fit, by what every routing makes it hold.
 ///
 /// # Errors
 /// [`PlanError::Memory`], with the least that it needs.
@@ -268,17 +364,22 @@ pub fn may_fit(job: &Job, plan: &Plan) -> Result<(), PlanError> {
     for stage in [0, plan.pp - 1] {
         let position = Position { pp: plan.pp, vp: plan.vp, stage };
         let passes = (position.ahead(micro_batches) + 1).min(micro_batches * plan.vp);
-        let least = StageMemory::new(job, plan, stage, plan.recompute).least(passes);
-        fits(job, plan, Peak { rank: stage * plan.stage_ranks(), bytes: least })?;
+        let bytes = StageMemory::least(job, plan, stage, passes);
+        fits(job, plan, Peak { rank: stage * plan.stage_ranks(), bytes })?;
     }
     Ok(())
 }
 
-/// Sorts candidates: fastest first, ties by plan; those that cannot be used last.
+/// Sorts candidates: fastest first, ties by plan; then those that were not evaluated, by outline; those that cannot be used last.
 pub fn rank(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let key = |candidate: &Candidate| match &candidate.outcome {
+        Ok(estimate) => (0, estimate.step.0),
+        Err(PlanError::Outlined { about, .. }) => (1, about.0),
+        Err(_) => (2, 0.0),
+    };
     candidates.sort_by(|a, b| {
-        let key = |c: &Candidate| c.outcome.as_ref().map_or(f64::INFINITY, |e| e.step.0);
-        key(a).total_cmp(&key(b)).then(a.plan.cmp(&b.plan))
+        let ((kind, time), (other_kind, other_time)) = (key(a), key(b));
+        kind.cmp(&other_kind).then(time.total_cmp(&other_time)).then(a.plan.cmp(&b.plan))
     });
     candidates
 }

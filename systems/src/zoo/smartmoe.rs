@@ -16,7 +16,7 @@ use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
 use crate::plan::memory;
-use crate::plan::search::{self, Estimate, PerformanceModel};
+use crate::plan::search::{self, Estimate, PerformanceModel, Pool};
 use crate::program::Direction;
 use crate::{
     About, Candidate, CostModel, Decision, Job, LoadHistory, Placement, Plain, Plan, PlanError, Policy, System,
@@ -130,13 +130,13 @@ impl System for SmartMoe {
         let profile = self.profile(job);
         let believed = self.paper_estimate.then(|| rates_alone(job));
         let performance = PerformanceModel { job, costs: believed.as_ref().unwrap_or(costs), profile: &profile };
-        let estimated = search::pools(job).into_iter().map(|pool| {
+        let rate = |pool: Pool| {
             let in_order = pool.plan(0);
             // A rank alone with all experts has nothing to place.
             let plan = if in_order.ep > 1 { pool.plan(self.placement_every) } else { in_order };
             Candidate { plan, outcome: estimate(&performance, &plan) }
-        });
-        search::rank(estimated.collect())
+        };
+        search::over_pools(&performance, |_| true, rate)
     }
 
     fn searches(&self) -> bool {

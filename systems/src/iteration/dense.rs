@@ -1,0 +1,100 @@
+//! What the parts of a model outside its experts take: blocks, embedding and head, and the collectives that tensor parallelism
+//! adds.
+
+use workloads::model::{Block, Edge, HALF, Recompute};
+use workloads::{Bytes, Seconds};
+
+use crate::Plan;
+use crate::plan::job::{Job, Scope};
+use crate::price::cost::CostModel;
+use crate::price::network::Group;
+use crate::program::Direction;
+
+/// The prices of one micro-batch on a rank under a plan.
+pub(super) struct Dense<'a> {
+    job: &'a Job,
+    plan: &'a Plan,
+    costs: &'a CostModel,
+    /// The tensor-parallel ranks that the rank is one of.
+    tensor: Group,
+}
+
+impl<'a> Dense<'a> {
+    /// On the global rank `rank`.
+    pub(super) fn new(job: &'a Job, plan: &'a Plan, costs: &'a CostModel, rank: usize) -> Self {
+        let first = rank / plan.tp * plan.tp;
+        Self { job, plan, costs, tensor: costs.group(first..first + plan.tp, 1) }
+    }
+
+    /// A micro-batch's part of what is stated per sample.
+    fn part(&self) -> f64 {
+        self.plan.micro_batch as f64 / self.plan.tp as f64
+    }
+
+    /// Everything of a block but its MoE layer: launches and gradients of weights; and what grows with the batch.
+    pub(super) fn block(&self, block: &Block, direction: Direction) -> [Seconds; 2] {
+        let costs = self.costs;
+        if self.job.scope == Scope::Layer {
+            return [Seconds::ZERO; 2];
+        }
+        let part = self.part();
+        let weights = Bytes(block.dense_parameters() as f64 * HALF / self.plan.tp as f64);
+        let time = costs.matrix(block.dense_flops() * part)
+            + costs.elementwise(block.dense_activations() * (2.0 * part) + weights);
+        // Weights are read forward; backward they are read again, and their gradients read, added to and written.
+        let gradients = match direction {
+            Direction::Forward => Seconds::ZERO,
+            Direction::Backward => costs.elementwise(weights * 2.0),
+        };
+        [gradients + costs.block(), time * direction.products()]
+    }
+
+    /// What a recomputation that keeps the rest of a block does again of it.
+    pub(super) fn again(&self, block: &Block, recompute: Recompute) -> Seconds {
+        let again = block.dense_activations() - block.kept(recompute);
+        self.costs.matrix(block.recomputed_flops(recompute) * self.part())
+            + self.costs.elementwise(again * (2.0 * self.part()))
+    }
+
+    /// The collectives of a block's pass.
+    ///
+    /// One all-reduce for attention (of its output, or of its input's gradient) and one for a dense network (Shoeybi et al.
+    /// 2019). Around experts each rank takes its slice of the tokens instead: their outputs are gathered in the forward pass,
+    /// the slices' gradients in the backward pass (as in FastMoE).
+    pub(super) fn collectives(&self, block: &Block) -> Seconds {
+        if self.plan.tp == 1 || self.job.scope == Scope::Layer {
+            return Seconds::ZERO;
+        }
+        let bytes = block.boundary_bytes() * self.plan.micro_batch as f64;
+        let reduced = self.costs.all_reduce(&self.tensor, bytes);
+        reduced + if block.moe().is_some() { self.costs.all_gather(&self.tensor, bytes) } else { reduced }
+    }
+
+    /// Embedding before the first block (`first`), head and loss after the last one (`last`).
+    pub(super) fn edges(&self, [first, last]: [bool; 2], direction: Direction) -> Seconds {
+        let (costs, model, part) = (self.costs, &self.job.model, self.part());
+        let edge = |edge: &Edge| costs.matrix(edge.flops * part) + costs.elementwise(edge.activations * (2.0 * part));
+        let mut time = Seconds::ZERO;
+        if first {
+            time += edge(&model.input);
+        }
+        if last {
+            time += edge(&model.output);
+        }
+        time * direction.products()
+    }
+
+    /// Their collectives. Words are cut over tensor-parallel ranks: the embedding's rows are summed forward, the gradient of
+    /// the head's input backward.
+    pub(super) fn edge_collectives(&self, [first, last]: [bool; 2], direction: Direction) -> Seconds {
+        let sums = match direction {
+            Direction::Forward => first,
+            Direction::Backward => last,
+        };
+        if self.plan.tp == 1 || !sums || self.job.model.vocabulary.is_none() {
+            return Seconds::ZERO;
+        }
+        let bytes = self.job.model.blocks[0].boundary_bytes() * self.plan.micro_batch as f64;
+        self.costs.all_reduce(&self.tensor, bytes)
+    }
+}
