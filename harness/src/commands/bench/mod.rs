@@ -29,15 +29,15 @@ pub enum BenchCommand {
 pub struct LayerArgs {
     /// Shapes, separated by commas: width, inner width, experts, tokens [default: one for a CPU, four for a GPU]
     #[arg(long, value_delimiter = ',', value_name = "WIDTHxINNERxEXPERTSxTOKENS")]
-    shapes: Vec<String>,
+    pub shapes: Vec<String>,
     /// Standard deviations of the experts' biases in the gate, where that of a token's scores is 1
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.5], value_name = "NUMBERS")]
-    skews: Vec<f64>,
+    pub skews: Vec<f64>,
     /// Experts of a token
     #[arg(long, default_value_t = 2, value_name = "K")]
-    top_k: usize,
+    pub top_k: usize,
     #[command(flatten)]
-    bench: BenchArgs,
+    pub bench: BenchArgs,
 }
 
 /// `moebench bench step`.
@@ -45,40 +45,40 @@ pub struct LayerArgs {
 pub struct StepArgs {
     /// Models, by name or path, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "gpt-micro", value_name = "MODELS")]
-    model: Vec<String>,
+    pub model: Vec<String>,
     /// Samples of a step
     #[arg(long, default_value_t = 16, value_name = "SAMPLES")]
-    global_batch_size: usize,
+    pub global_batch_size: usize,
     /// Samples of a micro-batch, separated by commas [default: all of a step]
     #[arg(long, value_delimiter = ',', value_name = "SAMPLES")]
-    micro_batch_size: Vec<usize>,
+    pub micro_batch_size: Vec<usize>,
     /// Training system
     #[arg(long, default_value = "expert-only")]
-    system: String,
+    pub system: String,
     /// Iterations in single precision whose losses are compared with; 0 for none
     #[arg(long, default_value_t = 2, value_name = "N")]
-    exact: usize,
+    pub exact: usize,
     #[command(flatten)]
-    bench: BenchArgs,
+    pub bench: BenchArgs,
 }
 
 #[derive(Args)]
-struct BenchArgs {
+pub struct BenchArgs {
     /// Where tensors are: `cpu` or `cuda` (the first GPU)
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    device: String,
+    pub device: String,
     /// Repeats that count
     #[arg(long, default_value_t = 20, value_name = "N")]
-    repeats: usize,
+    pub repeats: usize,
     /// Repeats before them
     #[arg(long, default_value_t = 5, value_name = "N")]
-    warmup: usize,
+    pub warmup: usize,
     /// Times of other programs, a JSON object a line: results/README.md says which
     #[arg(long, value_name = "FILE.jsonl")]
-    compare: Vec<PathBuf>,
+    pub compare: Vec<PathBuf>,
     /// Folder for every repeat (CSV), the table and the figure
     #[arg(long, default_value = "results/bench", value_name = "DIR")]
-    out: PathBuf,
+    pub out: PathBuf,
 }
 
 /// # Errors
