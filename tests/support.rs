@@ -194,6 +194,7 @@ pub(crate) fn model(blocks: usize, tokens: usize, width: usize, experts: usize) 
         top_k: 1,
         vocabulary: None,
         router: Router::default(),
+        flattening: 0.0,
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, calibrate, doctor, import_model, list, plan, run, trace, train, validate};
+use crate::commands::{bench, calibrate, claims, doctor, import_model, list, plan, run, trace, train, validate};
 use crate::failure::Failure;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
@@ -29,6 +29,8 @@ enum Command {
     /// Hold predictions against published measurements
     #[command(subcommand)]
     Validate(validate::ValidateCommand),
+    /// Hold the paper's claims against simulated runs: one row each, whatever the outcome
+    Claims(claims::ClaimsArgs),
     /// Find a cluster's constants
     #[command(subcommand)]
     Calibrate(calibrate::CalibrateCommand),
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Trace(command) => trace::run(&command),
         Command::Validate(command) => validate::run(&command),
+        Command::Claims(args) => claims::run(&args),
         Command::Calibrate(command) => calibrate::run(&command),
         Command::ImportModel(args) => import_model::run(&args),
         Command::Bench(command) => bench::run(&command),

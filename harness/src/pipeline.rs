@@ -64,12 +64,24 @@ pub fn execute(request: &RunRequest) -> Result<(), Failure> {
     }
 }
 
+/// The summary of a request that this process leads, without showing or writing more than its samples.
+///
+/// # Errors
+/// As for [`execute`].
+pub fn summary(request: &RunRequest) -> Result<Summary, Failure> {
+    let cases = prepare::cases(&request.file, &request.suite, |case| request.traces.of(case)).or_input()?;
+    let engine = request.session.engine();
+    let store = Store::open(&request.out, &Provenance::new(engine.kind(), request.inputs(&cases)), request.overwrite);
+    let rows = samples(request, engine, &cases, &store.or_input()?).or_run()?;
+    summarise(&request.suite, &RowsByRun::new(&rows), &cases).or_run()
+}
+
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
     let provenance = Provenance::new(engine.kind(), inputs);
     let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
     let rows = samples(request, engine, cases, &store).or_run()?;
     let rows = RowsByRun::new(&rows);
-    let summary = summarise(&request.suite, &rows).or_run()?;
+    let summary = summarise(&request.suite, &rows, cases).or_run()?;
     let imbalance = (request.replay || !summary.is_trained())
         .then(|| figures::imbalance(cases.iter().map(|case| &*case.runs[0].routing), request.suite.iterations));
     let shown = Shown {
@@ -148,9 +160,14 @@ fn progress_bar(length: u64) -> ProgressBar {
     bar
 }
 
-fn summarise(suite: &Suite, rows: &RowsByRun) -> Result<Summary> {
+fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<Summary> {
     let mut summary = Summary::new(rows, &suite.baseline, suite.warmup);
     summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
+    let usable = cases.iter().flat_map(|case| &case.runs).map(|run| {
+        let gpu = &run.job.cluster.gpu;
+        (run.case.cluster.name.clone(), gpu.memory.value - gpu.memory_reserved.value)
+    });
+    summary.mark_extrapolations(&usable.collect());
     Ok(summary)
 }
 

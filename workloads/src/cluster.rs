@@ -104,6 +104,9 @@ pub struct Host {
     pub block: Constant,
     /// Per wait of the host for the device, s.
     pub synchronisation: Constant,
+    /// Per image that a rank trains on: decoding and augmenting it, and launches of a deep thin network, where a model of images
+    /// was measured, s.
+    pub image: Option<Constant>,
     /// One elementary step of an online decision (one expert held against one rank), s.
     pub decision_step: Constant,
 }
@@ -215,7 +218,9 @@ impl Cluster {
             [("bandwidth", &tier.bandwidth), ("oversubscription", &tier.oversubscription)]
                 .map(|(field, constant)| (Cow::Owned(format!("network.tiers.{}.{field}", tier.name)), constant, false))
         });
-        fixed.into_iter().map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero)).chain(of_tiers).collect()
+        let images = host.image.iter().map(|constant| ("host.image", constant, true));
+        let named = fixed.into_iter().chain(images).map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero));
+        named.chain(of_tiers).collect()
     }
 
     /// Every constant with its field's path, to change.
@@ -242,7 +247,7 @@ impl Cluster {
             &mut host.decision_step,
         ];
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
-        paths.into_iter().zip(fixed.into_iter().chain(of_tiers)).collect()
+        paths.into_iter().zip(fixed.into_iter().chain(&mut host.image).chain(of_tiers)).collect()
     }
 }
 
@@ -252,7 +257,7 @@ macro_rules! embedded {
 
 /// Every cluster in `workloads/clusters/`.
 const CLUSTERS: &[(&str, &str)] =
-    embedded!["inky", "pinky", "nico", "a100x8", "h100x8", "h200x8", "b200x8", "gb200x72"];
+    embedded!["inky", "pinky", "nico", "nico-placement", "a100x8", "h100x8", "h200x8", "b200x8", "gb200x72"];
 
 #[cfg(test)]
 mod tests {
@@ -264,6 +269,37 @@ mod tests {
             let cluster = Cluster::named("test", name).unwrap();
             assert_eq!(cluster.name, name);
         }
+    }
+
+    /// What a source says of another value: `taken as FIELD` of the same table, `taken from CLUSTER` of the same field.
+    #[test]
+    fn a_source_that_names_another_value_agrees_with_it() {
+        let value = |cluster: &Cluster, path: &str| {
+            let found = cluster.constants().into_iter().find(|(known, ..)| *known == path).map(|(_, c, _)| c.value);
+            found.unwrap_or_else(|| panic!("{}: no constant `{path}`", cluster.name))
+        };
+        let after = |text: &str, words: &str| {
+            let rest = &text[text.find(words)? + words.len()..];
+            Some(rest.split([' ', ':', ';', ',']).next().unwrap_or("").to_owned())
+        };
+        let mut checked = 0;
+        for name in Cluster::names() {
+            let cluster = Cluster::named("test", name).unwrap();
+            for (path, constant, _) in cluster.constants() {
+                let place = format!("{name}: {path}: {}", constant.source);
+                if let Some(field) = after(&constant.source, "taken as ") {
+                    let table = path.split('.').next().unwrap();
+                    assert_eq!(constant.value, value(&cluster, &format!("{table}.{field}")), "{place}");
+                    checked += 1;
+                }
+                if let Some(other) = after(&constant.source, "taken from ") {
+                    let other = Cluster::named("test", &other).unwrap();
+                    assert_eq!(constant.value, value(&other, &path), "{place}");
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked > 20, "{checked} sources name another value");
     }
 
     #[test]
@@ -317,7 +353,7 @@ mod tests {
         check("gemm_rate = { value = ", "gemm_rate = { value = -", "gpu.gemm_rate.value = -");
         check("gemm_rate = { value = ", "gemm_rate = { value = nan, unit = ", "unknown field `unit`");
         check("gemm_rate = { value = 1", "gemm_rate = { value = 9", "expected at most its peak, 3.12e14");
-        check("gemm_rate = { value = 1.814e14", "gemm_rate = { value = inf", "gpu.gemm_rate.value = inf");
-        check("peak = 312e12", "peak = nan", "gpu.gemm_rate.peak = NaN: expected a number of at least 0");
+        check("gemm_rate = { value = 1.816e14", "gemm_rate = { value = inf", "gpu.gemm_rate.value = inf");
+        check("peak = 3.12e14", "peak = nan", "gpu.gemm_rate.peak = NaN: expected a number of at least 0");
     }
 }

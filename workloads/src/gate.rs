@@ -200,20 +200,9 @@ impl Gate {
         })
     }
 
-    /// What a gate of this kind chooses where one without a balance loss chose `counts[expert]`: the same number of choices,
-    /// flattened if the gate is trained with such a loss, and at most one per token and expert.
-    pub fn balance(&self, counts: &mut [u32], flattening: &Flattening) {
-        if matches!(self, Gate::NoDrop) {
-            return;
-        }
-        let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
-        let weights: f64 = counts.iter().map(|&count| flattening.weight(count)).sum();
-        let mut carry = 0.5;
-        for count in counts {
-            let exact = total as f64 * flattening.weight(*count) / weights + carry;
-            *count = exact as u32;
-            carry = exact - f64::from(*count);
-        }
+    /// Whether gates of this kind are trained with a balance loss.
+    pub fn is_balanced(&self) -> bool {
+        !matches!(self, Gate::NoDrop)
     }
 
     /// Turns the choices of one source rank in one micro-batch (`counts[expert]`) into its entries.
@@ -241,11 +230,23 @@ impl Gate {
 pub struct Flattening(Vec<f64>);
 
 impl Flattening {
-    /// For chunks of `total` choices.
-    pub fn new(total: u32, statistics: &GateStatistics) -> Self {
+    /// For chunks of `total` choices: shares `q` become `q^(1 - exponent)`, normalised.
+    pub fn new(total: u32, exponent: f64) -> Self {
         let least = LEAST_SHARE * f64::from(total);
-        let power = 1.0 - statistics.balance_loss_flattening;
+        let power = 1.0 - exponent;
         Self((0..=total).map(|count| f64::from(count).max(least).powf(power)).collect())
+    }
+
+    /// Flattens `counts[expert]` of one chunk: the same number of choices.
+    pub fn apply(&self, counts: &mut [u32]) {
+        let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
+        let weights: f64 = counts.iter().map(|&count| self.weight(count)).sum();
+        let mut carry = 0.5;
+        for count in counts {
+            let exact = total as f64 * self.weight(*count) / weights + carry;
+            *count = exact as u32;
+            carry = exact - f64::from(*count);
+        }
     }
 
     fn weight(&self, count: u32) -> f64 {
@@ -339,7 +340,7 @@ mod tests {
     #[test]
     fn a_balance_loss_flattens_and_drops_nothing() {
         let mut counts = [100, 0, 20, 8];
-        Gate::BalancedNoDrop.balance(&mut counts, &Flattening::new(128, &GateStatistics::default()));
+        Flattening::new(128, BALANCE_LOSS_FLATTENING).apply(&mut counts);
         Gate::BalancedNoDrop.admit(&mut counts, 64, 2, &GateStatistics::default());
         assert_eq!(counts.iter().sum::<u32>(), 128);
         assert!(counts[0] < 60 && counts[3] > 20, "{counts:?}");

@@ -63,6 +63,16 @@ pub enum Quantity {
     SpeedupBySums,
 }
 
+/// What ran a system. SmartMoE's authors ran FastMoE, the plans that they call Alpa's and their own in one stack, so a plan
+/// measured there under one name is a measurement of all.
+fn stack(system: &str) -> &str {
+    match system {
+        "expert-only" | "alpa" => "smartmoe",
+        variant if variant.starts_with("smartmoe-") => "smartmoe",
+        other => other,
+    }
+}
+
 /// A row of a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +102,28 @@ const FILES: [(&str, &str); 2] = [
     ("published/layers.csv", include_str!("../published/layers.csv")),
 ];
 
+/// A claim of a paper that no number is held of.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotHeld {
+    /// The paper's figure.
+    pub figure: String,
+    /// What is claimed.
+    pub claim: String,
+    /// Why it is not tested, or where else it is.
+    pub why: String,
+}
+
+impl NotHeld {
+    /// Those that are known.
+    ///
+    /// # Errors
+    /// A defect of the file.
+    pub fn all() -> Result<Vec<Self>, ConfigError> {
+        CsvFile::parse("published/not_held.csv", include_bytes!("../published/not_held.csv"))?.read()
+    }
+}
+
 impl Published {
     /// The numbers that come with moebench.
     ///
@@ -119,6 +151,26 @@ impl Published {
             rows.push(number);
         }
         Ok(Self { rows })
+    }
+
+    /// A number of the plan that was executed (as records write plans, and the same without online placement), under
+    /// whatever name of the same stack it was measured.
+    pub fn of_plan(&self, run: &PublishedRun, quantity: Quantity, plan: &str) -> Option<&Number> {
+        let offline = plan.split(" every").next().unwrap_or(plan);
+        let found = self.rows.iter().filter(|row| {
+            let PublishedRun { model, cluster, gpus, gate, system } = &row.run;
+            row.quantity == quantity
+                && (model, cluster, gpus, gate) == (&run.model, &run.cluster, &run.gpus, &run.gate)
+                && stack(system) == stack(&run.system)
+                && (row.plan == plan || row.plan == offline)
+        });
+        found.min_by_key(|row| row.run.system != run.system)
+    }
+
+    /// Whether anything was measured with that model on that many GPUs of the cluster.
+    pub fn covers(&self, run: &PublishedRun) -> bool {
+        let setting = |run: &PublishedRun| (run.model.clone(), run.cluster.clone(), run.gpus);
+        self.rows.iter().any(|row| setting(&row.run) == setting(run))
     }
 
     /// A number of a run.
@@ -158,6 +210,26 @@ mod tests {
         };
         let headline = sum("fastermoe-unpipelined") / sum("smartmoe");
         assert!((headline - 1.88).abs() < 0.005, "{headline}");
+    }
+
+    /// The plan that Alpa's bars show is one that SmartMoE may pick; FasterMoE on it is another program.
+    #[test]
+    fn a_plan_is_found_under_any_name_of_its_stack() {
+        let published = Published::all().unwrap();
+        let run = |system: &str| PublishedRun {
+            model: "gpt-l16-h2560-e32".into(),
+            cluster: "inky".into(),
+            gpus: 32,
+            gate: Gate::Capacity { factor: 1.2 },
+            system: system.into(),
+        };
+        let median = |system: &str, plan: &str| published.of_plan(&run(system), Quantity::MedianStep, plan);
+        let picked = median("smartmoe", "pp4 dp8 tp1 ep8 edp1 mb4 every10").unwrap();
+        assert_eq!((picked.run.system.as_str(), (picked.value * 1e3).round()), ("alpa", 2774.0));
+        assert_eq!(median("smartmoe", "pp8 dp4 tp1 ep4 edp1 mb4").unwrap().run.system, "smartmoe");
+        assert_eq!(median("fastermoe", "pp4 dp8 tp1 ep8 edp1 mb4"), None);
+        assert_eq!(median("smartmoe", "pp2 dp16 tp1 ep8 edp2 mb4"), None);
+        assert!(published.covers(&run("tutel")) && !published.covers(&PublishedRun { gpus: 64, ..run("tutel") }));
     }
 
     #[test]

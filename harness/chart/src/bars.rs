@@ -41,6 +41,8 @@ pub struct Bar {
     pub second: Option<f64>,
     /// The value that the paper reports, drawn as a hollow diamond.
     pub published: Option<f64>,
+    /// Whether that value is of another plan than the bar: its diamond is grey.
+    pub published_of_other: bool,
     /// Printed above the bar, such as "1.88×".
     pub label: Option<String>,
     /// Printed beyond the label in grey, such as "(+6%)".
@@ -154,7 +156,10 @@ impl GroupedBars {
             plot.draw(&marks::rule([(left, second), (right, second)]))?;
         }
         match bar.published() {
-            Some(published) => plot.draw(&marks::published((middle, published), mark_reach(slot))),
+            Some(published) => {
+                let color = if bar.published_of_other { MUTED } else { BLACK };
+                plot.draw(&marks::published((middle, published), mark_reach(slot), color))
+            }
             None => Ok(()),
         }
     }
@@ -168,9 +173,12 @@ impl Chart for GroupedBars {
     fn legend(&self) -> Vec<legend::Entry> {
         let series = self.series.iter().map(|s| (Swatch::Fill(s.ink), s.name.as_str()));
         let second = bars(&self.panels).any(|b| b.second().is_some());
-        let published = bars(&self.panels).any(|b| b.published().is_some());
+        let published =
+            |of_other| bars(&self.panels).any(|b| b.published().is_some() && b.published_of_other == of_other);
         let second = second.then_some((Swatch::Rule, self.second_label.as_str()));
-        legend::entries(series.chain(second).chain(published.then_some((Swatch::Published, "published"))))
+        let same = published(false).then_some((Swatch::Published, "published"));
+        let other = published(true).then_some((Swatch::PublishedOther, "published, other plan"));
+        legend::entries(series.chain(second).chain(same).chain(other))
     }
 
     fn height(&self) -> f64 {
@@ -294,6 +302,10 @@ mod tests {
                     groups: vec![
                         group("16/1.2", vec![Bar::value(1.0), labelled]),
                         group("16/inf", vec![Bar::failed("OOM"), Bar::value(f64::NAN)]),
+                        group(
+                            "32/1.2",
+                            vec![Bar { published: Some(1.2), published_of_other: true, ..Bar::value(1.1) }],
+                        ),
                     ],
                 },
                 Panel { title: "pinky (V100)".into(), groups: vec![] },
@@ -310,6 +322,7 @@ mod tests {
             "FastMoE",
             "SmartMoE",
             "published",
+            "published, other plan",
             "by medians",
             "inky (A100)",
             "pinky (V100)",

@@ -3,7 +3,7 @@
 use crate::canvas::Drawn;
 use crate::marks;
 use crate::page::{Area, Page, Point};
-use crate::palette::{Ink, TEXT, ink, stroke};
+use crate::palette::{BLACK, Ink, MUTED, TEXT, ink, stroke};
 use crate::text::{BASE, Type};
 
 /// How the legend shows a series; numbers are indices of looks.
@@ -16,6 +16,8 @@ pub(crate) enum Swatch {
     Star,
     Rule,
     Published,
+    /// Of another plan than the bar.
+    PublishedOther,
 }
 
 pub(crate) type Entry = (Swatch, String);
@@ -96,7 +98,8 @@ impl Swatch {
             Self::Point(index) => page.draw(&marks::marker(middle, ink(index), 2.4)),
             Self::Star => page.draw(&marks::star(middle, TEXT, 3.8)),
             Self::Rule => page.draw(&marks::rule([(area.left, middle.1), (area.right, middle.1)])),
-            Self::Published => page.draw(&marks::published(middle, 2.7)),
+            Self::Published => page.draw(&marks::published(middle, 2.7, BLACK)),
+            Self::PublishedOther => page.draw(&marks::published(middle, 2.7, MUTED)),
         }
     }
 }

@@ -106,10 +106,14 @@ pub(crate) fn star<C>(at: C, color: RGBColor, radius: f64) -> Mark<C, 1, impl Fn
 }
 
 /// A published value: a hollow diamond, which neither a fill nor an interval's cap is mistaken for.
-pub(crate) fn published<C>(at: C, reach: f64) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
+pub(crate) fn published<C>(
+    at: C,
+    reach: f64,
+    color: RGBColor,
+) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
     let draw = move |[at]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
         let corners = [(0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)];
-        polygon(canvas, at, corners.into_iter(), reach, (PAPER, pen(BLACK, 0.7)));
+        polygon(canvas, at, corners.into_iter(), reach, (PAPER, pen(color, 0.7)));
     };
     Mark { points: [at], draw }
 }

@@ -24,14 +24,21 @@ impl Memory {
         Self::parse(&fs::read_to_string("/proc/meminfo").ok()?)
     }
 
+    /// The most that this program has held so far, B; none where the system does not state it.
+    pub fn peak_of_program() -> Option<f64> {
+        kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+    }
+
     /// Lines like `MemTotal:  24000000 kB`.
     fn parse(text: &str) -> Option<Self> {
-        let bytes = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().trim_end_matches(" kB").parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
-        };
-        Some(Self { total: bytes("MemTotal:")?, available: bytes("MemAvailable:")? })
+        Some(Self { total: kilobytes(text, "MemTotal:")?, available: kilobytes(text, "MemAvailable:")? })
     }
+}
+
+/// What a line states in kB, in B.
+fn kilobytes(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().trim_end_matches(" kB").parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod calibrate;
+pub mod claims;
 pub mod doctor;
 pub mod import_model;
 pub mod list;

@@ -1,8 +1,6 @@
 //! Whole iterations (the paper's figures 8 and 10), with the constants of the clusters as shipped; the configurations that
 //! are far off beside what people know of them.
 
-use std::path::Path;
-
 use anyhow::Result;
 use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
@@ -26,10 +24,13 @@ pub struct EndToEnd<'a> {
     pub explanations: &'a [Explanation],
 }
 
-/// The folder's configurations, on the clusters that the file names.
+/// The folder's configurations, on the clusters that the files name; none where there is no file.
 pub(super) fn configurations(inputs: &Inputs) -> Result<Option<Vec<Configuration>>> {
-    let read = |path: &Path| iterations::read(path, &|name| prepare::cluster("cluster", name));
-    inputs.file("end_to_end.csv").as_deref().map(read).transpose()
+    let mut all = Vec::new();
+    for path in inputs.files_of("end_to_end")? {
+        all.extend(iterations::read(&path, &|name| prepare::cluster("cluster", name))?);
+    }
+    Ok((!all.is_empty()).then_some(all))
 }
 
 impl<'a> Study<'a> for EndToEnd<'a> {
@@ -52,7 +53,7 @@ impl<'a> Study<'a> for EndToEnd<'a> {
         section.picture("iterations", "Predicted against measured iteration times", figure);
         let sums = [("medians".to_owned(), outcome.errors), ("sums, start-up included".to_owned(), outcome.sum_errors)];
         section.table(statistics_table(&sums, "relative errors of"));
-        section.claims.extend(outcome.errors.as_ref().map(claims::iterations));
+        section.claims.extend(errors_by_cluster(outcome).iter().map(|(name, errors)| claims::iterations(name, errors)));
         section.claims.push(claims::order(outcome));
         section.claims.extend(outcome.headlines().iter().map(|(gpus, speedup)| claims::headline(*gpus, speedup)));
         outcome.ordered_wrong.iter().for_each(|wrong| section.add(format!("Wrong order: {wrong}.")));
@@ -90,14 +91,18 @@ fn far_line(line: &Compared, known: &[Explanation]) -> String {
     format!("- **{label}**, {error}: {} ms for {} ms. {why}\n", ms(line.predicted), ms(line.measured))
 }
 
-fn cluster_errors(outcome: &IterationErrors) -> Vec<ClusterError> {
+fn errors_by_cluster(outcome: &IterationErrors) -> Vec<(String, Errors)> {
     let mut clusters: Vec<&str> = outcome.lines.iter().map(|line| line.cluster.as_str()).collect();
     clusters.sort_unstable();
     clusters.dedup();
     let errors = clusters.into_iter().filter_map(|cluster| {
         let lines = outcome.lines.iter().filter(|line| line.cluster == cluster);
-        let errors = Errors::new(&lines.filter_map(Compared::pair).collect::<Vec<Pair>>())?;
-        Some(ClusterError::new(cluster, Part::Iteration, &errors, "published"))
+        Some((cluster.to_owned(), Errors::new(&lines.filter_map(Compared::pair).collect::<Vec<Pair>>())?))
     });
     errors.collect()
+}
+
+fn cluster_errors(outcome: &IterationErrors) -> Vec<ClusterError> {
+    let all = errors_by_cluster(outcome);
+    all.iter().map(|(cluster, errors)| ClusterError::new(cluster, Part::Iteration, errors, "published")).collect()
 }

@@ -9,10 +9,11 @@ pub mod calibrate;
 pub mod claims;
 pub mod end_to_end;
 pub mod figures;
-pub mod held_out;
+pub mod left_out;
 pub mod measurements;
 pub mod moe_layer;
 pub mod page;
+pub mod paper;
 pub mod placement;
 pub mod plan_comparison;
 pub mod plans;
@@ -21,13 +22,14 @@ pub mod tables;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use workloads::Cluster;
 use workloads::trace::RoutingTrace;
 
 use measurements::{layer::LayerShape, series::SeriesSetup};
 use page::Section;
+use runs::summary::model_error::ClusterError;
 use runs::{prepare, traces};
 
 /// Measurements of one kind, and the simulator held against them.
@@ -62,7 +64,7 @@ pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
     let sections = [
         section::<moe_layer::MoeLayers>(inputs)?,
         section::<end_to_end::EndToEnd>(inputs)?,
-        section::<held_out::HeldOut>(inputs)?,
+        section::<left_out::LeftOut>(inputs)?,
         section::<placement::Placements>(inputs)?,
         section::<plans::Plans>(inputs)?,
         section::<published::PublishedRuns>(inputs)?,
@@ -70,10 +72,26 @@ pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
     Ok(sections.into_iter().flatten().collect())
 }
 
+/// The errors that stand beside simulated numbers: of each cluster and part those of the last section that has any, so those on
+/// what a fit did not see where there are such.
+pub fn errors(sections: &[Section]) -> Vec<ClusterError> {
+    let mut errors: Vec<ClusterError> = Vec::new();
+    for error in sections.iter().flat_map(|section| &section.errors) {
+        match errors.iter_mut().find(|other| (&other.cluster, other.part) == (&error.cluster, error.part)) {
+            Some(other) => *other = error.clone(),
+            None => errors.push(error.clone()),
+        }
+    }
+    errors
+}
+
 fn section<'a, S: Study<'a>>(inputs: &'a Inputs) -> Result<Option<Section>> {
     let Some(study) = S::read(inputs)? else { return Ok(None) };
     study.section(&study.predict()?).map(Some)
 }
+
+/// nico as the study of online placement met it.
+pub const PLACEMENT_CLUSTER: &str = "nico-placement";
 
 /// What the files of a folder leave unsaid; SmartMoE's authors' studies where nothing else is.
 #[derive(Clone, Debug, clap::Args)]
@@ -81,6 +99,9 @@ pub struct Unsaid {
     /// Cluster of the single layers, by name or path
     #[arg(long, default_value_t = Self::default().layer_cluster)]
     pub layer_cluster: String,
+    /// Cluster of the layer over time, by name or path [default: that of the single layers; nico-placement beside nico]
+    #[arg(long)]
+    pub placement_cluster: Option<String>,
     #[command(flatten)]
     pub shape: LayerShape,
     /// The layer that experts are placed for over time
@@ -95,6 +116,7 @@ impl Default for Unsaid {
     fn default() -> Self {
         Self {
             layer_cluster: "nico".to_owned(),
+            placement_cluster: None,
             shape: LayerShape::default(),
             setup: SeriesSetup::default(),
             suite: "paper-gpt-authors".to_owned(),
@@ -102,14 +124,23 @@ impl Default for Unsaid {
     }
 }
 
+impl Unsaid {
+    /// The placement study met a slower network than the layer study, on what both call the same cluster.
+    fn placement_cluster(&self) -> String {
+        let beside = if self.layer_cluster == "nico" { PLACEMENT_CLUSTER } else { &self.layer_cluster };
+        self.placement_cluster.clone().unwrap_or_else(|| beside.to_owned())
+    }
+}
+
 /// What all studies read.
 pub struct Inputs {
-    /// Holds any of end_to_end.csv, moe_layer.csv and adaptive_everyN.csv.
+    /// Holds any of `end_to_end*.csv`, `moe_layer*.csv` and `adaptive_everyN.csv`.
     folder: PathBuf,
     trace_file: PathBuf,
     trace: RoutingTrace,
     unsaid: Unsaid,
     layer_cluster: Cluster,
+    placement_cluster: Cluster,
     explanations: Vec<Explanation>,
 }
 
@@ -133,6 +164,7 @@ impl Inputs {
             trace: traces::load(Some(&trace_file))?,
             trace_file,
             layer_cluster: prepare::cluster("--layer-cluster", &unsaid.layer_cluster)?,
+            placement_cluster: prepare::cluster("--placement-cluster", &unsaid.placement_cluster())?,
             unsaid,
             explanations: match explanations.exists() {
                 true => measurements::open(explanations)?.read()?,
@@ -141,15 +173,24 @@ impl Inputs {
         })
     }
 
-    /// A file of the folder, if it is there.
-    fn file(&self, name: &str) -> Option<PathBuf> {
-        Some(self.folder.join(name)).filter(|path| path.exists())
+    /// The folder's CSVs of one kind, whose names start with it, by name.
+    fn files_of(&self, kind: &str) -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(&self.folder).with_context(|| self.folder.display().to_string())?;
+        let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+        let is_of = |path: &Path| {
+            let name = path.file_name().map(|name| name.to_string_lossy());
+            name.is_some_and(|name| name.starts_with(kind) && name.ends_with(".csv"))
+        };
+        let mut files: Vec<PathBuf> = paths.into_iter().filter(|path| is_of(path)).collect();
+        files.sort();
+        Ok(files)
     }
 
     /// The trace and the measurements.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = vec![self.trace_file.clone()];
-        files.extend(["end_to_end.csv", "moe_layer.csv"].into_iter().filter_map(|name| self.file(name)));
+        files.extend(self.files_of("end_to_end")?);
+        files.extend(self.files_of("moe_layer")?);
         files.extend(placement::files(&self.folder)?.into_iter().map(|(_, path)| path));
         Ok(files)
     }

@@ -63,12 +63,21 @@ impl<'a> Study<'a> for MoeLayers<'a> {
     type Outcome = MoeLayersOutcome;
 
     fn read(inputs: &'a Inputs) -> Result<Option<Self>> {
-        let Some(path) = inputs.file("moe_layer.csv") else { return Ok(None) };
+        let paths = inputs.files_of("moe_layer")?;
+        if paths.is_empty() {
+            return Ok(None);
+        }
         let (trace, cluster, shape) = (&inputs.trace, &inputs.layer_cluster, inputs.unsaid.shape);
-        let read = |rows| layers::read(&path, rows, trace, shape, &[0]);
+        let read = |rows| -> Result<Vec<MeasuredLayer>> {
+            let mut all = Vec::new();
+            for path in &paths {
+                all.extend(layers::read(path, rows, trace, shape, &[0])?);
+            }
+            Ok(all)
+        };
         let shipped = LayerTest { trace, cluster, fitted_to: Vec::new(), tested: read(Hundreds::All)? };
         let halves = match (read(Hundreds::Even), read(Hundreds::Odd)) {
-            (Ok(even), Ok(odd)) if even.len() > LAYER_CONSTANTS.len() => {
+            (Ok(even), Ok(odd)) if even.len() > calibrate::layer_constants(cluster, &even).len() => {
                 Some(LayerTest { trace, cluster, fitted_to: even, tested: odd })
             }
             _ => None,
@@ -84,18 +93,20 @@ impl<'a> Study<'a> for MoeLayers<'a> {
     fn section(&self, outcome: &MoeLayersOutcome) -> Result<Section> {
         let mut section = Section::new("Single MoE layers (figure 11)");
         section.add(format!(
-            "One layer, forward and backward, experts in order. Its width is not in the file: {} is inferred (`--hidden`), \
+            "One layer, forward and backward, experts in order; one set of constants for all numbers of GPUs. Its width is not in the files: {} is inferred (`--hidden`), \
              an expert's inner width being twice that.",
             self.shape.hidden
         ));
         match &outcome.held_out {
-            Some(held_out) => add_held_out(&mut section, held_out)?,
+            Some(held_out) => add_held_out(&mut section, held_out, self.shipped.cluster)?,
             None => add_too_few(&mut section, &outcome.shipped)?,
         }
         let (cluster, settings) = (&self.shipped.cluster.name, &outcome.shipped.settings);
         section.add(format!("With the constants of `{cluster}` as shipped, all rows:"));
         section.table(settings_table(settings));
-        let all: Vec<Pair> = settings.iter().flat_map(|setting| setting.pairs.iter().copied()).collect();
+        // What a fit did not see, where there was enough to leave out.
+        let unseen = outcome.held_out.as_ref().map_or(settings, |held_out| &held_out.settings);
+        let all: Vec<Pair> = unseen.iter().flat_map(|setting| setting.pairs.iter().copied()).collect();
         section.errors.extend(Errors::new(&all).map(|e| ClusterError::new(cluster, Part::Layer, &e, "single")));
         Ok(section)
     }
@@ -103,7 +114,7 @@ impl<'a> Study<'a> for MoeLayers<'a> {
 
 const CAPTION: &str = "Predicted against measured times of single layers";
 
-fn add_held_out(section: &mut Section, held_out: &LayerOutcome) -> Result<()> {
+fn add_held_out(section: &mut Section, held_out: &LayerOutcome, cluster: &Cluster) -> Result<()> {
     section.add(format!(
         "{} constants are fitted to the rows with even `(iteration - 1) / 100` and tested on the others:",
         held_out.fitted.len()
@@ -112,14 +123,15 @@ fn add_held_out(section: &mut Section, held_out: &LayerOutcome) -> Result<()> {
     section.table(settings_table(&held_out.settings));
     section.add("The constants of that fit:");
     section.table(constants_table(&held_out.fitted));
-    section.claims.extend(held_out.settings.iter().map(claims::layers));
+    let across = |setting: &LayerErrors| setting.gpus > cluster.gpus_per_node;
+    section.claims.extend(held_out.settings.iter().map(|setting| claims::layers(setting, across(setting))));
     Ok(())
 }
 
 fn add_too_few(section: &mut Section, shipped: &LayerOutcome) -> Result<()> {
     section.picture("layers", CAPTION, performance_model::moe_layer(&shipped.settings).draw()?);
     section.add(format!(
-        "The file has too few rows to fit {} constants to those with even `(iteration - 1) / 100` and test the others.",
+        "There are too few rows to fit {} constants to those with even `(iteration - 1) / 100` and test the others.",
         LAYER_CONSTANTS.len()
     ));
     Ok(())

@@ -44,7 +44,7 @@ impl<'a> Study<'a> for Placements<'a> {
     type Outcome = Vec<SeriesOutcome>;
 
     fn read(inputs: &'a Inputs) -> Result<Option<Self>> {
-        let (cluster, shape, setup) = (&inputs.layer_cluster, inputs.unsaid.shape, inputs.unsaid.setup);
+        let (cluster, shape, setup) = (&inputs.placement_cluster, inputs.unsaid.shape, inputs.unsaid.setup);
         let read = |(every, path): (usize, PathBuf)| Ok((every, series::read(&path, &inputs.trace, shape, setup)?));
         let series: Vec<_> = files(&inputs.folder)?.into_iter().map(read).collect::<Result<_>>()?;
         Ok((!series.is_empty()).then_some(Self { cluster, setup, series }))

@@ -7,6 +7,8 @@ use systems::iteration::run::Run;
 use systems::plan::memory::{STATE_BYTES_PER_PARAMETER, StageParameters};
 use systems::zoo::smartmoe::SMARTMOE;
 use systems::{CostModel, Plan, System};
+use workloads::Published;
+use workloads::published::{PublishedRun, Quantity};
 
 use runs::prepare::{PreparedCase, PreparedRun};
 use runs::summary::statistics::median;
@@ -24,16 +26,19 @@ pub struct PlanComparison {
     pub estimate_agrees: bool,
     /// Whether a simulated run of its pick is at least as fast.
     pub run_agrees: bool,
+    /// Whether its pick was measured at least as fast; none unless both were.
+    pub measured_agrees: Option<bool>,
 }
 
 impl PlanComparison {
-    /// Whether the estimate and the run both find the pick at least as fast.
-    pub fn both_agree(&self) -> bool {
-        self.estimate_agrees && self.run_agrees
+    /// Whether pick and authors' plan differ in more than online placement.
+    pub fn differs(&self) -> bool {
+        let offline = |rated: &Rated| rated.plan.split(" every").next().map(str::to_owned);
+        offline(&self.pick) != offline(&self.authors)
     }
 }
 
-/// A plan, rated twice.
+/// A plan, rated twice, and what was measured of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rated {
     pub plan: String,
@@ -41,6 +46,8 @@ pub struct Rated {
     pub estimate_s: Option<f64>,
     /// Median iteration of the simulated run, s; none where it ends early.
     pub run_s: Option<f64>,
+    /// Median iteration that was published for the plan without online placement, under whatever name, s.
+    pub measured_s: Option<f64>,
     /// Weights, gradients and optimizer state of the rank that has most of them, B.
     pub state_bytes: f64,
     /// Peak of the fullest rank over the simulated run, B.
@@ -61,7 +68,11 @@ pub fn compare(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<
     let pick =
         candidates.iter().find(|candidate| candidate.outcome.is_ok()).with_context(|| format!("{id}: no plan"))?;
     let stated = prepared.case.plans.get(SMARTMOE.name()).with_context(|| format!("{id}: no plan stated"))?;
-    let rate = |plan| rated(prepared, &costs, plan, warmup, iterations);
+    let published = Published::all()?;
+    let rate = |plan| {
+        let measured = measured(&published, prepared, &plan);
+        Rated { measured_s: measured, ..rated(prepared, &costs, plan, warmup, iterations) }
+    };
     let (pick, authors) = (rate(pick.plan), rate(Plan::from(*stated)));
     let faster = |of: fn(&Rated) -> Option<f64>| match (of(&pick), of(&authors)) {
         (Some(pick), Some(authors)) => pick <= authors,
@@ -73,10 +84,24 @@ pub fn compare(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<
         candidates: candidates.len(),
         estimate_agrees: faster(|rated| rated.estimate_s),
         run_agrees: faster(|rated| rated.run_s),
+        measured_agrees: pick.measured_s.zip(authors.measured_s).map(|(pick, authors)| pick <= authors),
         pick,
         authors,
         usable_bytes: gpu.memory.value - gpu.memory_reserved.value,
     })
+}
+
+/// The published median of a plan's offline part.
+fn measured(published: &Published, prepared: &PreparedRun, plan: &Plan) -> Option<f64> {
+    let case = &prepared.case;
+    let run = PublishedRun {
+        model: prepared.job.model.name.clone(),
+        cluster: prepared.job.cluster.name.clone(),
+        gpus: case.gpus,
+        gate: case.gate,
+        system: SMARTMOE.name().to_owned(),
+    };
+    published.of_plan(&run, Quantity::MedianStep, &plan.to_string()).map(|number| number.value)
 }
 
 fn rated(prepared: &PreparedRun, costs: &CostModel, plan: Plan, warmup: usize, iterations: usize) -> Rated {
@@ -102,6 +127,7 @@ fn rated(prepared: &PreparedRun, costs: &CostModel, plan: Plan, warmup: usize, i
         state_bytes: parameters.fold(0.0, f64::max) * STATE_BYTES_PER_PARAMETER,
         estimate_s: estimate.ok().map(|estimate| estimate.step.0),
         run_s: median(&steps),
+        measured_s: None,
         peak_bytes: peak,
         failure,
     }

@@ -59,7 +59,7 @@ pub fn lines_table(lines: &[Compared]) -> comfy_table::Table {
         table.add_row([
             line.gpus.to_string(),
             line.gate.clone(),
-            line.system.clone(),
+            std::iter::once(&line.system).chain(&line.also).map(String::as_str).collect::<Vec<_>>().join(" = "),
             line.plan.clone(),
             ms(line.measured),
             ms(line.predicted),
@@ -142,9 +142,19 @@ pub fn gains_table(study: &SeriesErrors, lagged: &SeriesErrors) -> comfy_table::
 
 /// Two lines per case: the search's pick, and the authors' plan.
 pub fn plans_table(compared: &[PlanComparison]) -> comfy_table::Table {
-    let header =
-        ["case", "plan of", "plan", "estimate ms", "run ms", "state GB", "peak GB", "usable GB", "at least as fast"];
-    let mut table = report::table(&header, &[3, 4, 5, 6, 7]);
+    let header = [
+        "case",
+        "plan of",
+        "plan",
+        "estimate ms",
+        "run ms",
+        "measured ms",
+        "state GB",
+        "peak GB",
+        "usable GB",
+        "at least as fast",
+    ];
+    let mut table = report::table(&header, &[3, 4, 5, 6, 7, 8]);
     for comparison in compared {
         table.add_row(plan_cells(comparison, &comparison.case, "the search", &comparison.pick, verdict(comparison)));
         table.add_row(plan_cells(comparison, "", "the authors", &comparison.authors, String::new()));
@@ -152,7 +162,7 @@ pub fn plans_table(compared: &[PlanComparison]) -> comfy_table::Table {
     table
 }
 
-fn plan_cells(comparison: &PlanComparison, case: &str, whose: &str, rated: &Rated, verdict: String) -> [String; 9] {
+fn plan_cells(comparison: &PlanComparison, case: &str, whose: &str, rated: &Rated, verdict: String) -> [String; 10] {
     let gigabytes = |bytes: f64| format!("{:.1}", bytes / 1e9);
     [
         case.to_owned(),
@@ -160,6 +170,7 @@ fn plan_cells(comparison: &PlanComparison, case: &str, whose: &str, rated: &Rate
         rated.plan.clone(),
         ms(rated.estimate_s),
         ms(rated.run_s),
+        ms(rated.measured_s),
         gigabytes(rated.state_bytes),
         gigabytes(rated.peak_bytes),
         gigabytes(comparison.usable_bytes),
@@ -168,9 +179,17 @@ fn plan_cells(comparison: &PlanComparison, case: &str, whose: &str, rated: &Rate
 }
 
 fn verdict(comparison: &PlanComparison) -> String {
-    let agrees = |agrees, by| if agrees { format!("yes, by the {by}") } else { format!("no, by the {by}") };
-    match (comparison.estimate_agrees, comparison.run_agrees) {
-        (true, true) => "yes, by both".to_owned(),
-        (estimate, run) => format!("{}; {}", agrees(estimate, "estimate"), agrees(run, "run")),
+    let agrees = |agrees, by| if agrees { format!("yes, by {by}") } else { format!("no, by {by}") };
+    match (comparison.measured_agrees, comparison.differs()) {
+        (_, false) => "the same plan".to_owned(),
+        (Some(measured), true) => agrees(measured, "measurement"),
+        (None, true) => {
+            let both = (comparison.estimate_agrees, comparison.run_agrees);
+            let model = match both {
+                (true, true) => "yes".to_owned(),
+                (estimate, run) => format!("{}, {}", agrees(estimate, "the estimate"), agrees(run, "the run")),
+            };
+            format!("not measured; by the simulator alone: {model}")
+        }
     }
 }

@@ -239,7 +239,7 @@ impl Evaluation<'_> {
         let traffic = StateTraffic { costs, plan, ranks: ranks.clone(), parameters };
         let mut spans = StageSpans { ranks, recorder };
         let synchronised = self.synchronise(&traffic, index, stages, &mut spans);
-        let (optimizer, host) = (costs.optimizer(parameters.updated(plan).total()), costs.iteration());
+        let (optimizer, host) = (costs.optimizer(parameters.updated(plan).total()), costs.iteration() + self.images());
         let updated = spans.show(Activity::Optimizer, synchronised, optimizer);
         let gathered = match plan.zero {
             Zero::Optimizer | Zero::Gradients => {
@@ -259,6 +259,12 @@ impl Evaluation<'_> {
         let storage = self.policy.storage();
         let equal = storage == Storage::Slots && self.placements.iter().all(Placement::is_bijection);
         (!equal).then(|| SlotState::new(self.job, self.plan, stage, storage, self.placements))
+    }
+
+    /// The host's share of a model of images.
+    fn images(&self) -> Seconds {
+        let of_images = self.job.model.vocabulary.is_none() && self.job.scope == Scope::Iteration;
+        if of_images { self.costs.images(self.job.global_batch as f64 / self.plan.dp as f64) } else { Seconds::ZERO }
     }
 
     fn stage_ranks(&self, stage: usize) -> Range<usize> {

@@ -61,7 +61,7 @@ impl Job {
     /// The job of MoE layer `layer` alone, if the model has one of that number. It keeps no profile.
     pub fn layer_alone(&self, layer: usize) -> Option<Self> {
         let moe = *self.model.moe_layers().nth(layer)?;
-        let model = Model::of_layer(moe, self.model.top_k);
+        let model = Model { flattening: self.model.flattening, ..Model::of_layer(moe, self.model.top_k) };
         Some(Self { model, profile: Vec::new(), scope: Scope::Layer, ..self.clone() })
     }
 
@@ -80,6 +80,11 @@ impl Job {
     /// The profile's first iteration with its entries spread evenly: all that a search which does not look at data knows.
     pub fn uniform_profile(&self) -> Vec<BatchCounts> {
         self.profile.iter().take(1).map(BatchCounts::uniform).collect()
+    }
+
+    /// How much flatter its gate chooses than the trace's did: by its balance loss, or as the model is known to.
+    pub fn flattening(&self) -> f64 {
+        if self.gate.is_balanced() { self.gate_statistics.balance_loss_flattening } else { self.model.flattening }
     }
 
     /// Choices per token.

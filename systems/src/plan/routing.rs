@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use workloads::gate::{Flattening, Gate};
+use workloads::gate::Flattening;
 use workloads::model::Moe;
 use workloads::suite::TraceUse;
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, TraceError};
@@ -16,7 +16,6 @@ use crate::plan::job::Job;
 /// are that part of the trace's. So no expert gets more than `1 / top_k` (the trace's) of them, as none did there.
 pub struct JobRouting<'a> {
     parts: Vec<EqualLayers<'a>>,
-    gate: Gate,
     /// Choices per token, and choices per token that the counts below are of.
     choices: (usize, usize),
     samples_per_chunk: usize,
@@ -26,7 +25,8 @@ pub struct JobRouting<'a> {
 struct EqualLayers<'a> {
     layers: Range<usize>,
     routing: Routing<'a>,
-    flattening: Flattening,
+    /// None where the trace is taken as it is.
+    flattening: Option<Flattening>,
 }
 
 /// Which MoE layers are rescaled, and how many samples at a time.
@@ -72,6 +72,7 @@ impl<'a> JobRouting<'a> {
         // A layer has no more choices than experts, whatever the trace's gate had.
         let fewest = layers.iter().map(|moe| moe.experts).min().unwrap_or(1);
         let top_k = job.top_k().max((trace.shape().top_k as usize).min(fewest));
+        let flattening = Some(job.flattening()).filter(|exponent| job.gate.is_balanced() || *exponent > 0.0);
         let mut parts = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
@@ -93,17 +94,19 @@ impl<'a> JobRouting<'a> {
             parts.push(EqualLayers {
                 layers: range,
                 routing: Routing::new(trace, spec)?,
-                flattening: Flattening::new(spec.entries_per_chunk, &job.gate_statistics),
+                flattening: flattening.map(|exponent| Flattening::new(spec.entries_per_chunk, exponent)),
             });
         }
-        Ok(Self { parts, gate: job.gate, choices: (job.top_k(), top_k), samples_per_chunk: wanted.samples })
+        Ok(Self { parts, choices: (job.top_k(), top_k), samples_per_chunk: wanted.samples })
     }
 
     /// What the gate chooses in training iteration `t`, from 0, before any capacity limit.
     pub fn iteration(&self, t: usize) -> BatchCounts {
         let parts = self.parts.iter().map(|part| {
             let mut batch = part.routing.iteration_of(part.layers.clone(), t);
-            batch.chunks_mut().for_each(|chunk| self.gate.balance(chunk, &part.flattening));
+            if let Some(flattening) = &part.flattening {
+                batch.chunks_mut().for_each(|chunk| flattening.apply(chunk));
+            }
             if self.choices.0 < self.choices.1 {
                 batch.chunks_mut().for_each(|chunk| keep_part(chunk, self.choices.0, self.choices.1));
             }

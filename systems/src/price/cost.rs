@@ -216,6 +216,11 @@ impl CostModel {
         self.elementwise(Bytes(parameters * memory::OPTIMIZER_TRAFFIC_PER_PARAMETER))
     }
 
+    /// What the host takes for that many images of a rank; nothing where the cluster states no such constant.
+    pub fn images(&self, images: f64) -> Seconds {
+        Seconds(self.cluster.host.image.as_ref().map_or(0.0, |image| image.value)) * images
+    }
+
     /// What every iteration costs besides.
     pub fn iteration(&self) -> Seconds {
         Seconds(self.cluster.host.iteration.value)

@@ -157,6 +157,7 @@ impl Gpt {
         Ok(Model {
             name,
             source,
+            flattening: 0.0,
             blocks: layers,
             input: Edge {
                 parameters: positions as u64 + own_words,

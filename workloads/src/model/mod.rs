@@ -22,6 +22,7 @@ use serde::Deserialize;
 use self::gpt::Gpt;
 use self::presets::MODELS;
 use self::swin::Swin;
+use crate::cluster::Constant;
 use crate::error::{self, ConfigError};
 use crate::gate::Router;
 use crate::units::{Bytes, Flops};
@@ -54,6 +55,9 @@ pub struct Model {
     pub vocabulary: Option<usize>,
     /// How its gates score and weigh experts.
     pub router: Router,
+    /// How much flatter its gates chose than a recorded trace, where they have no balance loss: shares `q` become
+    /// `q^(1 - u)`, normalised. 0 where nothing is known: then a trace is taken as it is.
+    pub flattening: f64,
 }
 
 /// What stands before the first block or after the last.
@@ -90,19 +94,22 @@ impl Model {
             top_k,
             vocabulary: None,
             router: Router::default(),
+            flattening: 0.0,
         }
     }
 
     /// Reads a model's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let spec: ModelSpec = error::parse(file, text)?;
-        match (spec.gpt, spec.swin) {
+        let model = match (spec.gpt, spec.swin) {
             (Some(gpt), None) => gpt.build(file, spec.name, spec.source),
             (None, Some(swin)) => swin.build(file, spec.name, spec.source),
             _ => {
                 Err(ConfigError::value(file, "gpt, swin", "none or both", "exactly one of the tables [gpt] and [swin]"))
             }
-        }
+        }?;
+        let flattening = spec.routing.map_or(Ok(0.0), |routing| routing.checked(file))?;
+        Ok(Self { flattening, ..model })
     }
 
     /// A model that comes with moebench.
@@ -175,6 +182,29 @@ struct ModelSpec {
     source: String,
     gpt: Option<Gpt>,
     swin: Option<Swin>,
+    routing: Option<RoutingSpec>,
+}
+
+/// What is known of a model's own routing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoutingSpec {
+    /// See [`Model::flattening`].
+    flattening: Constant,
+}
+
+impl RoutingSpec {
+    fn checked(&self, file: &str) -> Result<f64, ConfigError> {
+        let value = self.flattening.value;
+        if !(0.0..=1.0).contains(&value) {
+            return Err(ConfigError::value(file, "routing.flattening.value", value, "a number from 0 to 1"));
+        }
+        if self.flattening.source.trim().is_empty() {
+            let field = "routing.flattening.source";
+            return Err(ConfigError::value(file, field, "\"\"", "where the value comes from"));
+        }
+        Ok(value)
+    }
 }
 
 /// An extent that has a meaning, and no product of extents that is beyond 64 bits.

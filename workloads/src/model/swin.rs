@@ -61,6 +61,7 @@ impl Swin {
             top_k: self.top_k,
             vocabulary: None,
             router: Router::default(),
+            flattening: 0.0,
         })
     }
 

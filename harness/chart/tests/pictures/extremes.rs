@@ -75,6 +75,7 @@ fn bar_charts(frame: &Frame, name: &str, values: &[f64]) -> [GroupedBars; 2] {
             _ => BarValue::Value { y, low: y, high: y },
         },
         published: (i % 3 == 0).then_some(-y),
+        published_of_other: i % 2 == 0,
         second: (i % 2 == 0).then_some(y / 2.0),
         label: (i % 2 == 0).then(|| name.to_owned()),
         aside: Some(name.to_owned()),

@@ -60,21 +60,27 @@ fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
     Group { label: case.label(), bars: bars.collect() }
 }
 
-/// A speedup with its spread, the published one, and the model's error beside it.
+/// A speedup with its spread, the published one, and beside it the speedup's error where this very run was measured, or that
+/// it is extrapolated.
 pub(super) fn bar(row: &SummaryRow) -> Bar {
+    let published = Bar {
+        published: row.published.speedup_by_medians,
+        published_of_other: row.published.other_plan,
+        ..Bar::default()
+    };
     if row.failure.is_some() {
-        return Bar { published: row.published.speedup_by_medians, ..Bar::failed(row.status().name().to_uppercase()) };
+        return Bar { value: Bar::failed(row.status().name().to_uppercase()).value, ..published };
     }
-    let error = row.model_error.as_ref().map(ModelError::label);
+    let error = row.speedup_error.map(|error| format!("({})", ModelError::Run(error).label()));
     match &row.speedup {
         Some(speedup) => {
             let [low, high] = speedup.spread.unwrap_or([speedup.by_totals; 2]);
             Bar {
                 label: Some(format!("{:.2}", speedup.by_totals)),
-                aside: error.map(|error| format!("({error})")),
+                aside: error.or(row.extrapolated.map(|_| "extrapolated".to_owned())),
                 second: Some(speedup.by_medians),
-                published: row.published.speedup_by_medians,
-                ..Bar::interval(speedup.by_totals, low, high)
+                value: Bar::interval(speedup.by_totals, low, high).value,
+                ..published
             }
         }
         // Without the baseline there is no ratio; the table still has the time.

@@ -108,32 +108,41 @@ fn unreached_periods(summary: &Summary) -> String {
     report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
 }
 
-/// What the errors beside bars are, for a footnote: one sentence for the runs' own, one for each cluster's.
+/// What stands beside bars, for a footnote, and how far a cluster's simulation was off where nothing does.
 fn error_notes(summary: &Summary) -> String {
+    let simulated = || summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
     let mut notes: Vec<String> = Vec::new();
-    let mut unknown: Vec<&str> = Vec::new();
-    for row in summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains()) {
+    if simulated().any(|row| row.speedup_error.is_some()) {
+        notes.push("(+n%): simulated over published speedup by medians, under the plans that ran".to_owned());
+    }
+    if simulated().any(|row| row.extrapolated.is_some()) {
+        notes.push(
+            "extrapolated: no expert parallelism, or memory within 10% of the limit: unlike all that was measured"
+                .to_owned(),
+        );
+    }
+    for row in simulated() {
         let note = match &row.model_error {
-            Some(ModelError::Run(_)) => "+n%: simulated over published time of this very run".to_owned(),
-            Some(ModelError::Cluster(e)) => {
-                let share = e.median * 100.0;
-                format!(
-                    "±{share:.1}%: median error of {} measured {} on {}",
-                    e.measurements,
-                    e.part.plural(),
-                    e.cluster
-                )
-            }
-            None if unknown.contains(&row.key.cluster.as_str()) => continue,
+            Some(ModelError::Run(_)) => continue,
+            Some(ModelError::Cluster(e)) => format!(
+                "{}: {} {} that a fit did not see were {:.0}% off at the median, {:.0}% at the 90th percentile, {:.0}% at most",
+                e.cluster,
+                e.measurements,
+                e.part.plural(),
+                e.median * 100.0,
+                e.p90 * 100.0,
+                e.max * 100.0
+            ),
             None => {
-                unknown.push(&row.key.cluster);
-                continue;
+                format!(
+                    "{}, {}, {} GPUs: nothing measured, error unknown",
+                    row.key.cluster, row.key.model, row.key.gpus
+                )
             }
         };
         if !notes.contains(&note) {
             notes.push(note);
         }
     }
-    notes.extend(unknown.iter().map(|cluster| format!("{cluster}: no such measurement held, model error unknown")));
     notes.iter().map(|note| format!("; {note}")).collect()
 }

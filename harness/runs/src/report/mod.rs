@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use workloads::Case;
 
 use crate::records::RunKey;
-use crate::summary::{ModelError, Summary, SummaryRow};
+use crate::summary::{Summary, SummaryRow};
 
 /// A table without borders, the given columns aligned to the right.
 pub fn table(header: &[&str], right: &[usize]) -> Table {
@@ -35,7 +35,7 @@ pub struct TextTable {
 impl TextTable {
     /// Per case and system: plan, mean and median iteration time, speedup over the baseline by totals, with its spread, and
     /// by medians, by totals over each of `compare`, what was published, and the model's error (`+6%`: of this run's time;
-    /// `±4%`: the cluster's median).
+    /// `±4%`: median of the cluster's measurements that a fit did not see; unknown where nothing like it was measured).
     pub fn new(summary: &Summary, compare: &[String]) -> Self {
         let mut header = ["case", "system", "plan", "mean", "median"].map(str::to_owned).to_vec();
         let (baseline, spread_over) = (&summary.baseline, summary.spread_over());
@@ -111,8 +111,13 @@ fn shared_cells(row: &SummaryRow) -> Vec<String> {
 fn simulated_cells(row: &SummaryRow) -> Vec<String> {
     let mut cells = vec![row.share_of_ideal.map_or(String::new(), |share| format!("{:.0}%", share * 100.0))];
     cells.extend(shared_cells(row));
-    cells.push(row.published.speedup_by_medians.map_or(String::new(), |speedup| format!("{speedup:.2}x")));
-    cells.push(row.model_error.as_ref().map_or("unknown".into(), ModelError::label));
+    let other = if row.published.other_plan { " (other plan)" } else { "" };
+    cells.push(row.published.speedup_by_medians.map_or(String::new(), |speedup| format!("{speedup:.2}x{other}")));
+    cells.push(match (row.extrapolated, &row.model_error) {
+        (Some(why), _) => format!("extrapolated: {why}"),
+        (None, Some(error)) => error.label(),
+        (None, None) => "unknown".to_owned(),
+    });
     cells
 }
 

@@ -6,6 +6,7 @@ pub mod model_error;
 pub mod speedup;
 pub mod statistics;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -17,6 +18,9 @@ use crate::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, case_co
 use crate::summary::errors::mean;
 use crate::summary::model_error::{ClusterError, Part};
 use crate::summary::speedup::{Series, Speedup};
+
+/// No run with more than this part of a rank's usable memory was calibrated.
+const NEAR_THE_LIMIT: f64 = 0.9;
 
 /// One case under one system.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +54,10 @@ pub struct SummaryRow {
     pub published: PublishedRow,
     /// How far the model is from measurements here.
     pub model_error: Option<ModelError>,
+    /// Simulated over published speedup by medians, less 1, where both runs were measured under the plans that ran here.
+    pub speedup_error: Option<f64>,
+    /// Why the simulated time is an extrapolation, if it is one.
+    pub extrapolated: Option<&'static str>,
 }
 
 /// Time of an iteration, s.
@@ -82,6 +90,8 @@ pub struct PublishedRow {
     pub speedup_by_medians: Option<f64>,
     /// Ratio of the baseline's sum to this one, warm-up included.
     pub speedup_by_sums: Option<f64>,
+    /// Whether the medians are of another plan than the one that ran here.
+    pub other_plan: bool,
 }
 
 /// How far a simulated time is from measurements.
@@ -169,14 +179,32 @@ impl Summary {
         self.engine().is_some_and(EngineKind::trains)
     }
 
-    /// Adds what was published, and the model's error: against the measurement of the same run under the same plan where one
-    /// is held, else that of the cluster.
+    /// Adds what was published, and the model's error: against the measurement of the plan that was executed where one is
+    /// held, under any name; else that of the cluster, where the model was measured on as many GPUs; else none.
     pub fn hold_against(&mut self, published: &Published, clusters: &[ClusterError]) {
         let held: Vec<_> = self.rows.iter().map(|row| self.held_against(row, published, clusters)).collect();
         for (row, (published, error)) in self.rows.iter_mut().zip(held) {
             row.published = published;
             row.model_error = error;
         }
+        let errors: Vec<_> = self.rows.iter().map(|row| self.speedup_error(row)).collect();
+        self.rows.iter_mut().zip(errors).for_each(|(row, error)| row.speedup_error = error);
+    }
+
+    /// Marks simulated times of plans unlike those that were calibrated: without expert parallelism, or close to the limit of
+    /// a rank's memory. `usable`: by cluster, B.
+    pub fn mark_extrapolations(&mut self, usable: &BTreeMap<String, f64>) {
+        for row in &mut self.rows {
+            row.extrapolated = row.extrapolation(usable.get(&row.key.cluster).copied());
+        }
+    }
+
+    fn speedup_error(&self, row: &SummaryRow) -> Option<f64> {
+        let baseline = self.row(&row.key.case, &self.baseline)?;
+        let measured = |row: &SummaryRow| row.published.step.is_some() && !row.published.other_plan;
+        let both = row.key.system != self.baseline && measured(row) && measured(baseline);
+        let published = row.published.speedup_by_medians.filter(|_| both)?;
+        Some(row.speedup.as_ref()?.by_medians / published - 1.0)
     }
 
     fn held_against(
@@ -188,23 +216,26 @@ impl Summary {
         if row.key.engine.trains() {
             return (PublishedRow::default(), None);
         }
-        let of = |row: &SummaryRow, quantity| published.of(&row.published_run(), quantity);
+        let executed = |row: &SummaryRow, quantity| {
+            row.key.plan.and_then(|plan| published.of_plan(&row.published_run(), quantity, &plan.to_string()))
+        };
+        let of = |row: &SummaryRow, quantity| executed(row, quantity).or(published.of(&row.published_run(), quantity));
         let value = |row: &SummaryRow, quantity| of(row, quantity).map(|number| number.value);
-        let plan = row.key.plan.map(|plan| plan.to_string());
-        let under_same_plan = |quantity| of(row, quantity).filter(|number| plan.as_ref() == Some(&number.plan));
         let baseline = self.row(&row.key.case, &self.baseline);
         let ratio = |quantity| Some(value(baseline?, quantity)? / value(row, quantity)?);
         let held = PublishedRow {
             step: value(row, Quantity::MedianStep),
             sum: value(row, Quantity::Sum),
             speedup_by_medians: ratio(Quantity::MedianStep),
-            speedup_by_sums: ratio(Quantity::Sum).or(under_same_plan(Quantity::SpeedupBySums).map(|n| n.value)),
+            speedup_by_sums: ratio(Quantity::Sum).or(executed(row, Quantity::SpeedupBySums).map(|n| n.value)),
+            other_plan: executed(row, Quantity::MedianStep).is_none() && value(row, Quantity::MedianStep).is_some(),
         };
-        let measured = under_same_plan(Quantity::MedianStep);
+        let measured = executed(row, Quantity::MedianStep);
         let of_run = measured.zip(row.step).map(|(number, step)| ModelError::Run(step.median / number.value - 1.0));
         let part = if row.key.layer.is_some() { Part::Layer } else { Part::Iteration };
         let of_cluster = clusters.iter().find(|error| error.cluster == row.key.cluster && error.part == part);
-        let of_cluster = of_cluster.filter(|_| row.step.is_some()).cloned().map(ModelError::Cluster);
+        let covered = published.covers(&row.published_run());
+        let of_cluster = of_cluster.filter(|_| covered && row.step.is_some()).cloned().map(ModelError::Cluster);
         (held, of_run.or(of_cluster))
     }
 
@@ -244,6 +275,9 @@ impl Summary {
             column("published_speedup_by_medians", rows, |row| row.published.speedup_by_medians),
             column("published_speedup_by_sums", rows, |row| row.published.speedup_by_sums),
             column("model_error", rows, |row| row.model_error.as_ref().map(ModelError::value)),
+            column("speedup_error", rows, |row| row.speedup_error),
+            column("extrapolated", rows, |row| row.extrapolated.unwrap_or_default()),
+            column("published_of_other_plan", rows, |row| row.published.step.map(|_| row.published.other_plan)),
             column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
         ]);
         Ok(DataFrame::new(rows.len(), columns)?)
@@ -282,6 +316,8 @@ impl SummaryRow {
             peak_bytes: samples.iter().filter_map(|(_, sample)| Some(sample.peak?.bytes.0)).reduce(f64::max),
             published: PublishedRow::default(),
             model_error: None,
+            speedup_error: None,
+            extrapolated: None,
         })
     }
 
@@ -292,6 +328,19 @@ impl SummaryRow {
     /// How much faster than `reference`; none where either failed.
     pub fn over(&self, reference: &SummaryRow) -> Option<Speedup> {
         (self.step.is_some() && reference.step.is_some()).then(|| Speedup::new(&reference.series, &self.series))?
+    }
+
+    fn extrapolation(&self, usable: Option<f64>) -> Option<&'static str> {
+        let measured = matches!(self.model_error, Some(ModelError::Run(_)));
+        if self.key.engine.trains() || self.step.is_none() || measured {
+            return None;
+        }
+        let full = self.peak_bytes.zip(usable).is_some_and(|(peak, usable)| peak >= NEAR_THE_LIMIT * usable);
+        match self.key.plan {
+            Some(plan) if plan.ep == 1 && self.key.gpus > 1 => Some("no expert parallelism"),
+            _ if full => Some("memory within 10% of the limit"),
+            _ => None,
+        }
     }
 
     /// The run as published numbers know it.

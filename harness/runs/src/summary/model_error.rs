@@ -1,8 +1,9 @@
 //! How far the simulator is from measurements, for every simulated number that is shown.
 //!
-//! Where a measurement of the very run is held ([`workloads::published`]: same model, cluster, GPUs, gate, system and
-//! plan), the error is that of this run. Elsewhere it is the median error of the cluster's runs, or of its single layers, as
-//! `moebench validate all` found it: that command writes `results/validation/model_errors.csv`, which is compiled in.
+//! Where a measurement of the executed plan is held ([`workloads::published`]: same model, cluster, GPUs, gate, stack and
+//! plan), the error is that of this run. Elsewhere, for a model that was measured on as many GPUs of the cluster, it is the
+//! error of the cluster's runs, or of its single layers, in fits that did not see them, as `moebench validate all` found it:
+//! that command writes `results/validation/model_errors.csv`, which is compiled in. Beyond that it is unknown.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize, Serializer};

@@ -14,7 +14,7 @@ use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::summary::errors::quantile;
 use runs::{prepare, store, traces};
-use studies::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitted, LAYER_CONSTANTS, Point};
+use studies::calibrate::constants::{ADAPTIVE_CONSTANTS, END_TO_END_CONSTANTS, Fitted, Point};
 use studies::calibrate::targets::Targets;
 use studies::calibrate::{self, write};
 use studies::measurements;
@@ -33,9 +33,9 @@ pub struct FitArgs {
     /// Whole iterations, as for `validate end-to-end`
     #[arg(long, value_name = "FILE.csv")]
     measured_end_to_end: Option<PathBuf>,
-    /// Single layers, as for `validate moe-layer`
-    #[arg(long, value_name = "FILE.csv")]
-    measured_layer: Option<PathBuf>,
+    /// Single layers, as for `validate moe-layer`; several files are fitted to at once
+    #[arg(long, value_name = "FILE.csv", num_args = 1..)]
+    measured_layer: Vec<PathBuf>,
     /// A layer over time, as for `validate adaptive`; fitted to its static half
     #[arg(long, value_name = "FILE.csv")]
     measured_adaptive: Option<PathBuf>,
@@ -72,7 +72,7 @@ pub fn run(args: &FitArgs) -> Result<(), Failure> {
     let cluster = Cluster::parse(&args.cluster, &text).or_input()?;
     let trace = &traces::load(Some(&args.trace)).or_input()?;
     let measured = Measured::read(args, &cluster, trace).or_input()?;
-    let names = args.constants.clone().unwrap_or_else(|| default_constants(args));
+    let names = args.constants.clone().unwrap_or_else(|| default_constants(args, &cluster, &measured.layers));
     let start = Point { cluster, gate: GateStatistics::default() };
     calibrate::constants::Space::new(&start, &names).or_input()?;
     let targets = measured.targets(args, trace);
@@ -92,14 +92,17 @@ struct Measured<'a> {
 impl<'a> Measured<'a> {
     fn read(args: &FitArgs, cluster: &Cluster, trace: &'a RoutingTrace) -> Result<Self> {
         ensure!(
-            args.measured_end_to_end.is_some() || args.measured_layer.is_some() || args.measured_adaptive.is_some(),
+            args.measured_end_to_end.is_some() || !args.measured_layer.is_empty() || args.measured_adaptive.is_some(),
             "nothing to fit to: expected --measured-end-to-end, --measured-layer or --measured-adaptive"
         );
-        let layers = |path: &PathBuf| layers::read(path, args.fit_rows, trace, args.shape, &[0]);
+        let mut layers = Vec::new();
+        for path in &args.measured_layer {
+            layers.extend(layers::read(path, args.fit_rows, trace, args.shape, &[0])?);
+        }
         let series = |path: &PathBuf| series::read(path, trace, args.shape, args.setup);
         Ok(Self {
             configurations: configurations(args, cluster)?,
-            layers: args.measured_layer.as_ref().map_or(Ok(Vec::new()), layers)?,
+            layers,
             series: args.measured_adaptive.as_ref().map(series).transpose()?,
         })
     }
@@ -137,27 +140,31 @@ fn configurations(args: &FitArgs, cluster: &Cluster) -> Result<Vec<Configuration
     Ok(all)
 }
 
-fn default_constants(args: &FitArgs) -> Vec<String> {
-    let mut names: Vec<&str> = Vec::new();
-    let kinds: [(bool, &[&str]); 3] = [
-        (args.measured_end_to_end.is_some(), &END_TO_END_CONSTANTS),
-        (args.measured_layer.is_some(), &LAYER_CONSTANTS),
-        (args.measured_adaptive.is_some(), &ADAPTIVE_CONSTANTS),
+fn default_constants(args: &FitArgs, cluster: &Cluster, layers: &[MeasuredLayer]) -> Vec<String> {
+    let owned = |given: bool, names: &[&str]| -> Vec<String> {
+        names.iter().filter(|_| given).map(|&name| name.to_owned()).collect()
+    };
+    let of_layers = if layers.is_empty() { Vec::new() } else { calibrate::layer_constants(cluster, layers) };
+    let kinds = [
+        owned(args.measured_end_to_end.is_some(), &END_TO_END_CONSTANTS),
+        of_layers,
+        owned(args.measured_adaptive.is_some(), &ADAPTIVE_CONSTANTS),
     ];
-    for name in kinds.iter().filter(|(given, _)| *given).flat_map(|(_, constants)| *constants) {
-        if !names.contains(name) {
+    let mut names: Vec<String> = Vec::new();
+    for name in kinds.into_iter().flatten() {
+        if !names.contains(&name) {
             names.push(name);
         }
     }
-    names.into_iter().map(str::to_owned).collect()
+    names
 }
 
 /// Where the fitted values come from: the files and their hashes, and what of them was used.
 fn source(args: &FitArgs, configurations: usize) -> Result<String> {
-    let files = [&args.measured_end_to_end, &args.measured_layer, &args.measured_adaptive];
-    let named: Vec<String> = files.into_iter().flatten().map(|path| hashed(path)).collect::<Result<_>>()?;
+    let files = args.measured_end_to_end.iter().chain(&args.measured_layer).chain(&args.measured_adaptive);
+    let named: Vec<String> = files.map(|path| hashed(path)).collect::<Result<_>>()?;
     let subset = args.only_gpus.map_or(String::new(), |gpus| format!(", {gpus} GPUs alone"));
-    let layers = args.measured_layer.is_some() || args.measured_adaptive.is_some();
+    let layers = !args.measured_layer.is_empty() || args.measured_adaptive.is_some();
     let width = if layers { format!(", width {}", args.shape.hidden) } else { String::new() };
     let SeriesSetup { gpus, layer, micro_batch } = args.setup;
     let series = format!(", layer {layer} over time on {gpus} GPUs at micro-batch {micro_batch}");

@@ -19,7 +19,7 @@ pub struct AdaptiveArgs {
     #[command(flatten)]
     common: Common,
     /// Cluster, by name or path
-    #[arg(long, default_value = "nico")]
+    #[arg(long, default_value = studies::PLACEMENT_CLUSTER)]
     cluster: String,
     #[command(flatten)]
     setup: SeriesSetup,

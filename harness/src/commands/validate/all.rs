@@ -11,14 +11,14 @@ use clap::Args;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::store;
-use runs::summary::model_error::{self, ClusterError};
+use runs::summary::model_error;
 use studies::page::{self, Section};
 use studies::{Inputs, Unsaid};
 
 /// `moebench validate all`.
 #[derive(Args)]
 pub struct AllArgs {
-    /// Folder with any of end_to_end.csv, moe_layer.csv and adaptive_everyN.csv
+    /// Folder with any of end_to_end*.csv, moe_layer*.csv and adaptive_everyN.csv
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Routing trace that they were taken on, as for `run` [default: moe_trace.tar.xz in that folder]
@@ -58,7 +58,7 @@ fn save(out: &Path, page: &str, sections: &[Section]) -> Result<()> {
     for (name, figure) in sections.iter().flat_map(|section| &section.figures) {
         store::write_text(&out.join(format!("{name}.svg")), &figure.svg)?;
     }
-    let errors: Vec<ClusterError> = sections.iter().flat_map(|section| section.errors.iter().cloned()).collect();
+    let errors = studies::errors(sections);
     store::write_text(&out.join(model_error::FILE), &model_error::csv(&errors)?)?;
     store::write_text(&out.join("README.md"), page)?;
     output::print(format!("page  {}", out.join("README.md").display()))

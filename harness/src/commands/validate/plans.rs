@@ -9,10 +9,10 @@ use crate::commands::check_extent;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::{prepare, traces};
-use studies::Study;
 use studies::plan_comparison::PlanComparison;
 use studies::plans::{PLANS_ITERATIONS, Plans};
 use studies::tables::plans_table;
+use studies::{Study, claims};
 
 /// `moebench validate plans`.
 #[derive(Args)]
@@ -52,11 +52,12 @@ pub fn run(args: &PlansArgs) -> Result<(), Failure> {
 }
 
 fn text(compared: &[PlanComparison], iterations: usize) -> String {
-    let both = compared.iter().filter(|comparison| comparison.both_agree()).count();
+    let claim = claims::search(compared);
     format!(
-        "{}\n\npicks at least as fast by both: {both} of {}\n\
+        "{}\n\n{}: {}\n\
          estimate: the search's, on the routing of a profiling run; run: median of {iterations} simulated iterations",
         plans_table(compared),
-        compared.len()
+        claim.what,
+        claim.found
     )
 }

@@ -51,6 +51,9 @@ const BOUNDS: [(&str, f64, f64); 16] = [
 pub const LAYER_CONSTANTS: [&str; 5] =
     ["gpu.gemm_rate", "gpu.expert_start", "gpu.scatter_bandwidth", "network.intra_bandwidth", "host.synchronisation"];
 
+/// The constants that single layers across nodes determine besides.
+pub const NETWORK_LAYER_CONSTANTS: [&str; 2] = ["network.port_bandwidth", "network.peer_start"];
+
 /// The constants that iteration times determine. An expert's start-up is not among them: plans with many experts a rank
 /// also issue many calls, whether the experts get rows or not, and the times tell that it is the calls that cost.
 pub const END_TO_END_CONSTANTS: [&str; 7] = [

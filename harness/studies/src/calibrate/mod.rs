@@ -20,7 +20,7 @@ use workloads::gate::GateStatistics;
 use workloads::trace::RoutingTrace;
 
 use crate::measurements::layers::MeasuredLayer;
-use constants::{Fitted, LAYER_CONSTANTS, Point};
+use constants::{Fitted, LAYER_CONSTANTS, NETWORK_LAYER_CONSTANTS, Point};
 use targets::Targets;
 
 /// Relative errors well below this count as squares, well above as absolute values.
@@ -64,8 +64,15 @@ pub fn fit_residuals(
 pub fn fit_layers(cluster: &Cluster, trace: &RoutingTrace, layers: &[MeasuredLayer]) -> Result<(Cluster, Vec<Fitted>)> {
     let targets = Targets { layers: layers.iter().collect(), ..Targets::none(trace) };
     let start = Point { cluster: cluster.clone(), gate: GateStatistics::default() };
-    let (point, fitted) = fit(&start, &LAYER_CONSTANTS.map(str::to_owned), &targets)?;
+    let (point, fitted) = fit(&start, &layer_constants(cluster, layers), &targets)?;
     Ok((point.cluster, fitted))
+}
+
+/// The constants that these layers determine: those of the network where any of them spans nodes.
+pub fn layer_constants(cluster: &Cluster, layers: &[MeasuredLayer]) -> Vec<String> {
+    let across = layers.iter().any(|layer| layer.ranks() > cluster.gpus_per_node);
+    let network = NETWORK_LAYER_CONSTANTS.iter().filter(|_| across);
+    LAYER_CONSTANTS.iter().chain(network).map(|&name| name.to_owned()).collect()
 }
 
 /// `sign(r) s sqrt(2 (sqrt(1 + (r/s)^2) - 1))`: its square is the soft L1 loss of `r`.

@@ -56,6 +56,9 @@ struct Iteration {
 /// Iterations before the first that medians look at.
 pub const WARMUP: usize = 10;
 
+/// A run of less than a tenth of its file's longest is unfinished: it tells nothing of the steady state.
+const UNFINISHED: usize = 10;
+
 /// What a name in published files stands for.
 struct PublishedSystem {
     published: &'static str,
@@ -102,6 +105,10 @@ pub struct Configuration {
     pub plan: Plan,
     /// (iteration, s); a time that is missing means that the run had died.
     pub times: Vec<(usize, Option<f64>)>,
+    /// Whether its file ends long before those of other runs do.
+    pub unfinished: bool,
+    /// Other names under which the file has the very same series.
+    pub also: Vec<String>,
 }
 
 /// A configuration that can be simulated.
@@ -110,7 +117,8 @@ struct Subject {
     job: Job,
 }
 
-/// Reads a file's configurations, in the order in which they appear.
+/// Reads a file's configurations, in the order in which they appear. A series that stands there under several names is one
+/// configuration.
 ///
 /// # Errors
 /// What is wrong with the file: each with line and column.
@@ -137,7 +145,29 @@ pub fn read(path: &Path, clusters: &dyn Fn(&str) -> Result<Cluster>) -> Result<V
             bail!("{}: {}: iteration {} is there twice", file.name(), configuration.label(), pair[0].0);
         }
     }
-    Ok(configurations)
+    let longest = configurations.iter().map(|configuration| configuration.times.len()).max().unwrap_or(0);
+    for configuration in &mut configurations {
+        configuration.unfinished = configuration.times.len() * UNFINISHED < longest;
+    }
+    Ok(without_copies(configurations))
+}
+
+/// Each run once, under that of its names which [`PUBLISHED`] has first.
+fn without_copies(configurations: Vec<Configuration>) -> Vec<Configuration> {
+    let rank = |name: &str| PUBLISHED.iter().position(|known| known.published == name).unwrap_or(PUBLISHED.len());
+    let mut kept: Vec<Configuration> = Vec::new();
+    for mut configuration in configurations {
+        let Some(same) = kept.iter_mut().find(|other| other.is_copy_of(&configuration)) else {
+            kept.push(configuration);
+            continue;
+        };
+        if rank(&configuration.published) < rank(&same.published) {
+            std::mem::swap(same, &mut configuration);
+            same.also.append(&mut configuration.also);
+        }
+        same.also.push(configuration.published);
+    }
+    kept
 }
 
 impl Settings {
@@ -165,6 +195,8 @@ impl Settings {
             subject,
             plan,
             times: Vec::new(),
+            unfinished: false,
+            also: Vec::new(),
         })
     }
 
@@ -192,7 +224,7 @@ impl Settings {
         }
     }
 
-    /// The GPT; what the file leaves unsaid is that of the published study.
+    /// The GPT; what the file leaves unsaid is that of the published study, and its routing that of the known model.
     fn model(&self, known: Option<&PublishedSystem>) -> Result<Model> {
         let (moe_every, expert_ratio, top_k) = known.map_or((1, 2, 2), |known| known.shape);
         let given = |count: Option<Count>, default: usize| count.map_or(default, |count| count.0);
@@ -208,7 +240,9 @@ impl Settings {
             given(self.moe_every, moe_every),
             given(self.top_k, top_k)
         );
-        Ok(Model::parse("the model", &text)?)
+        let model = Model::parse("the model", &text)?;
+        let known = Model::named("the model", &model.name).ok().filter(|known| known.blocks == model.blocks);
+        Ok(Model { flattening: known.map_or(0.0, |known| known.flattening), ..model })
     }
 }
 
@@ -247,9 +281,26 @@ impl Configuration {
         self.subject.as_ref().err().map(String::as_str)
     }
 
-    /// Measured median after the warm-up, s.
+    /// Measured median after the warm-up, s; none of an unfinished run.
     pub fn measured(&self) -> Option<f64> {
-        settled(self.measured_times())
+        settled(self.measured_times()).filter(|_| !self.unfinished)
+    }
+
+    /// Whether both are one run under two names: same setting and plan, and a series of times that no two runs share.
+    fn is_copy_of(&self, other: &Self) -> bool {
+        let varied = self.times.len() > WARMUP && self.times.iter().any(|(_, time)| *time != self.times[0].1);
+        let setting = |c: &Self| (c.cluster.clone(), c.gpus, c.gate.clone(), c.plan);
+        varied && self.times == other.times && setting(self) == setting(other)
+    }
+
+    /// The system that simulates it, by the names of moebench; none where nothing does.
+    pub fn simulated_by(&self) -> Option<&'static str> {
+        self.subject.as_ref().ok().map(|subject| subject.system.name())
+    }
+
+    /// Layers, width and experts of its model; none where nothing simulates it.
+    pub fn model(&self) -> Option<&str> {
+        self.subject.as_ref().ok().map(|subject| subject.job.model.name.as_str())
     }
 
     /// Whether the measured run died.

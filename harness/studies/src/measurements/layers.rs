@@ -70,6 +70,11 @@ impl MeasuredLayer<'_> {
         times.sum::<f64>() / self.counts.len() as f64
     }
 
+    /// Expert-parallel ranks.
+    pub fn ranks(&self) -> usize {
+        self.reader.ranks
+    }
+
     fn setting(&self) -> (usize, usize) {
         (self.reader.ranks, self.reader.micro_batch)
     }

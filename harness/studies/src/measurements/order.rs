@@ -24,6 +24,8 @@ pub struct Compared {
     pub gate: String,
     /// As the file names it.
     pub system: String,
+    /// Other names under which the file has the very same series.
+    pub also: Vec<String>,
     pub plan: String,
     /// Median, s; none when the run died.
     pub measured: Option<f64>,
@@ -85,6 +87,7 @@ fn compared(configuration: &Configuration, prediction: Option<Prediction>) -> Co
     let failed = prediction.as_ref().map(|prediction| prediction.failure.is_some());
     let status = match (configuration.missing(), failed) {
         (Some(reason), _) => reason,
+        _ if configuration.unfinished => "unfinished",
         (None, Some(true)) => "oom",
         (None, _) => "ok",
     };
@@ -93,6 +96,7 @@ fn compared(configuration: &Configuration, prediction: Option<Prediction>) -> Co
         gpus: configuration.gpus,
         gate: configuration.gate.clone(),
         system: configuration.published.clone(),
+        also: configuration.also.clone(),
         plan: configuration.plan.to_string(),
         measured,
         predicted,
@@ -178,6 +182,13 @@ impl IterationErrors {
     }
 }
 
+/// Whether two predictions are in the order of their measurements; none where those are closer than `tolerance` (relative to
+/// the lesser) and have no order.
+pub fn in_order(one: &Pair, other: &Pair, tolerance: f64) -> Option<bool> {
+    let (slow, fast) = if one.measured > other.measured { (one, other) } else { (other, one) };
+    (slow.measured > fast.measured * (1.0 + tolerance)).then_some(slow.predicted > fast.predicted)
+}
+
 /// Two predictions as indices: the one measured slower, and the other.
 type Ordered = (usize, usize);
 
@@ -195,10 +206,11 @@ struct Order {
 fn order(pairs: &[Pair], tolerance: f64) -> Order {
     let mut order = Order::default();
     for (i, slow) in pairs.iter().enumerate() {
-        for (j, fast) in pairs.iter().enumerate() {
-            if slow.measured > fast.measured * (1.0 + tolerance) {
-                let list = if slow.predicted > fast.predicted { &mut order.right } else { &mut order.wrong };
-                list.push((i, j));
+        for (j, fast) in pairs.iter().enumerate().filter(|(_, fast)| fast.measured < slow.measured) {
+            match in_order(slow, fast, tolerance) {
+                Some(true) => order.right.push((i, j)),
+                Some(false) => order.wrong.push((i, j)),
+                None => {}
             }
         }
     }

@@ -1,0 +1,254 @@
+//! Whole iterations once more: constants are fitted without some configurations of a cluster, and tested on those. Left out
+//! are, in turn, each number of GPUs, each system and each shape of plan.
+
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use workloads::gate::GateStatistics;
+use workloads::trace::RoutingTrace;
+
+use super::end_to_end::configurations;
+use super::page::Section;
+use super::tables::{percent, share};
+use super::{Inputs, Study, claims};
+use crate::calibrate;
+use crate::calibrate::constants::{END_TO_END_CONSTANTS, Point};
+use crate::calibrate::targets::Targets;
+use crate::measurements::iterations::Configuration;
+use crate::measurements::order::{ORDER_TOLERANCE, in_order};
+use runs::summary::errors::{Errors, Pair};
+use runs::summary::model_error::{ClusterError, Part};
+use runs::{prepare, report};
+
+/// Iterations simulated per configuration.
+const SIMULATED: usize = 4;
+
+/// What configurations are left out by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Gpus,
+    /// What simulates them: plans of one system under two names are left out together.
+    System,
+    /// Degrees of pipeline, expert and expert-data parallelism.
+    Shape,
+}
+
+impl By {
+    const ALL: [Self; 3] = [Self::Gpus, Self::System, Self::Shape];
+
+    /// What each fit leaves out.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gpus => "number of GPUs",
+            Self::System => "system",
+            Self::Shape => "shape of plan",
+        }
+    }
+
+    fn of(self, configuration: &Configuration) -> String {
+        let plan = &configuration.plan;
+        match self {
+            Self::Gpus => format!("{} GPUs", configuration.gpus),
+            Self::System => configuration.simulated_by().unwrap_or_default().to_owned(),
+            Self::Shape => format!("pp{} ep{} edp{}", plan.pp, plan.ep, plan.expert_dp),
+        }
+    }
+}
+
+pub struct LeftOut<'a> {
+    /// Those that ended and that something simulates.
+    configurations: Vec<Configuration>,
+    trace: &'a RoutingTrace,
+}
+
+/// A configuration that a fit did not see.
+#[derive(Clone, Debug)]
+pub struct Unseen {
+    /// `GPUs/gate/system`.
+    pub label: String,
+    pub pair: Pair,
+}
+
+/// A fit without some configurations of a cluster.
+#[derive(Clone, Debug)]
+pub struct Fold {
+    pub by: By,
+    pub cluster: String,
+    /// What was left out.
+    pub what: String,
+    /// Errors on what was fitted to.
+    pub seen: Errors,
+    pub unseen: Vec<Unseen>,
+    /// Pairs of an unseen configuration and another of its case that were measured apart, and how many of them come out in
+    /// the measured order.
+    pub pairs: usize,
+    pub ordered: usize,
+}
+
+impl Fold {
+    fn errors(&self) -> Option<Errors> {
+        Errors::new(&self.unseen.iter().map(|unseen| unseen.pair).collect::<Vec<_>>())
+    }
+}
+
+impl<'a> Study<'a> for LeftOut<'a> {
+    type Outcome = Vec<Fold>;
+
+    fn read(inputs: &'a Inputs) -> Result<Option<Self>> {
+        let Some(mut configurations) = configurations(inputs)? else { return Ok(None) };
+        configurations.retain(|configuration| configuration.missing().is_none() && configuration.measured().is_some());
+        Ok(Some(Self { configurations, trace: &inputs.trace }))
+    }
+
+    fn predict(&self) -> Result<Vec<Fold>> {
+        let mut folds: Vec<(By, &str, String)> = Vec::new();
+        for by in By::ALL {
+            for configuration in &self.configurations {
+                let fold = (by, configuration.cluster.as_str(), by.of(configuration));
+                if !folds.contains(&fold) {
+                    folds.push(fold);
+                }
+            }
+        }
+        let fits = folds.into_par_iter().map(|(by, cluster, what)| self.fold(by, cluster, &what));
+        Ok(fits.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn section(&self, outcome: &Vec<Fold>) -> Result<Section> {
+        let mut section = Section::new("Fitted without some configurations, tested on those");
+        let constants = END_TO_END_CONSTANTS.map(|name| format!("`{name}`")).join(", ");
+        section.add(format!(include_str!("prose/left_out.md"), constants = constants));
+        section.table(table(outcome));
+        let mut clusters: Vec<&str> = outcome.iter().map(|fold| fold.cluster.as_str()).collect();
+        clusters.dedup();
+        clusters.sort_unstable();
+        clusters.dedup();
+        section.errors.extend(clusters.iter().filter_map(|cluster| unseen_systems(cluster, outcome)));
+        for cluster in clusters {
+            for by in By::ALL {
+                let folds: Vec<&Fold> =
+                    outcome.iter().filter(|fold| fold.by == by && fold.cluster == cluster).collect();
+                section.claims.extend(claims::left_out(by, cluster, &folds));
+            }
+        }
+        Ok(section)
+    }
+}
+
+/// Errors of a cluster's systems, each unseen by the fit that predicts it: what stands beside numbers that were not measured.
+fn unseen_systems(cluster: &str, outcome: &[Fold]) -> Option<ClusterError> {
+    let folds = outcome.iter().filter(|fold| fold.by == By::System && fold.cluster == cluster);
+    let pairs: Vec<Pair> = folds.flat_map(|fold| &fold.unseen).map(|unseen| unseen.pair).collect();
+    Some(ClusterError::new(cluster, Part::Iteration, &Errors::new(&pairs)?, "unseen"))
+}
+
+impl LeftOut<'_> {
+    /// None where too few configurations would be left to fit to.
+    fn fold(&self, by: By, cluster: &str, what: &str) -> Result<Option<Fold>> {
+        let of_cluster: Vec<&Configuration> = self.configurations.iter().filter(|c| c.cluster == cluster).collect();
+        let (unseen, seen): (Vec<&Configuration>, Vec<&Configuration>) =
+            of_cluster.into_iter().partition(|c| by.of(c) == what);
+        if seen.len() < END_TO_END_CONSTANTS.len() {
+            return Ok(None);
+        }
+        let start = Point { cluster: prepare::cluster("cluster", cluster)?, gate: GateStatistics::default() };
+        let sampled = seen.iter().map(|&c| (c, c.iterations(Some(SIMULATED)))).collect();
+        let targets = Targets { end_to_end: sampled, ..Targets::none(self.trace) };
+        let (point, _) = calibrate::fit(&start, &END_TO_END_CONSTANTS.map(str::to_owned), &targets)?;
+        let unseen = self.predicted(&unseen, &point)?;
+        let seen = self.predicted(&seen, &point)?;
+        let (pairs, ordered) = pairs(&unseen, &seen);
+        let errors = Errors::new(&seen.iter().map(|(_, pair)| *pair).collect::<Vec<_>>());
+        let unseen = unseen.into_iter().map(|(c, pair)| Unseen { label: c.label(), pair });
+        Ok(Some(Fold {
+            by,
+            cluster: cluster.to_owned(),
+            what: what.to_owned(),
+            seen: errors.context("no configuration was predicted")?,
+            unseen: unseen.collect(),
+            pairs,
+            ordered,
+        }))
+    }
+
+    fn predicted<'c>(
+        &self,
+        configurations: &[&'c Configuration],
+        point: &Point,
+    ) -> Result<Vec<(&'c Configuration, Pair)>> {
+        let mut pairs = Vec::new();
+        for &configuration in configurations {
+            let iterations = configuration.iterations(Some(SIMULATED));
+            let prediction = configuration.predict(self.trace, Some(&point.cluster), &point.gate, &iterations)?;
+            let both = prediction.and_then(|p| p.median()).zip(configuration.measured());
+            pairs.extend(both.map(|(predicted, measured)| (configuration, Pair { predicted, measured })));
+        }
+        Ok(pairs)
+    }
+}
+
+/// Of each case, the pairs that hold at least one unseen configuration: how many were measured apart, and how many of these
+/// come out in the measured order.
+fn pairs(unseen: &[(&Configuration, Pair)], seen: &[(&Configuration, Pair)]) -> (usize, usize) {
+    let (mut apart, mut ordered) = (0, 0);
+    for (index, (one, pair)) in unseen.iter().enumerate() {
+        let others = unseen[index + 1..].iter().chain(seen);
+        for (_, other) in others.filter(|(other, _)| (other.gpus, &other.gate) == (one.gpus, &one.gate)) {
+            if let Some(right) = in_order(pair, other, ORDER_TOLERANCE) {
+                apart += 1;
+                ordered += usize::from(right);
+            }
+        }
+    }
+    (apart, ordered)
+}
+
+fn table(outcome: &[Fold]) -> comfy_table::Table {
+    let header = ["left out", "n", "median", "p90", "largest", "bias", "order", "worst", "error", "the others' median"];
+    let mut table = report::table(&header, &[1, 2, 3, 4, 5, 6, 8, 9]);
+    for fold in outcome {
+        let Some(errors) = fold.errors() else { continue };
+        let worst = worst(&[fold]);
+        table.add_row([
+            format!("{}, {}: {}", fold.cluster, fold.by.name(), fold.what),
+            errors.count.to_string(),
+            share(errors.median),
+            share(errors.p90),
+            share(errors.max),
+            percent(errors.bias),
+            format!("{} of {}", fold.ordered, fold.pairs),
+            worst.map_or(String::new(), |worst| worst.label.clone()),
+            worst.map_or(String::new(), |worst| percent(worst.pair.error())),
+            share(fold.seen.median),
+        ]);
+    }
+    table
+}
+
+/// The unseen configuration that is furthest off.
+pub fn worst<'f>(folds: &[&'f Fold]) -> Option<&'f Unseen> {
+    let size = |unseen: &&Unseen| unseen.pair.error().abs();
+    folds.iter().flat_map(|fold| &fold.unseen).max_by(|a, b| size(a).total_cmp(&size(b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_of_all_folds_is_named() {
+        let fold = |label: &str, predicted| Fold {
+            by: By::System,
+            cluster: "inky".to_owned(),
+            what: label.to_owned(),
+            seen: Errors::new(&[Pair { predicted: 1.0, measured: 1.0 }]).unwrap(),
+            unseen: vec![Unseen { label: label.to_owned(), pair: Pair { predicted, measured: 1.0 } }],
+            pairs: 2,
+            ordered: 1,
+        };
+        let folds = [fold("a", 1.2), fold("b", 0.7), fold("c", 1.0)];
+        assert_eq!(worst(&folds.iter().collect::<Vec<_>>()).unwrap().label, "b");
+        let claim = claims::left_out(By::System, "inky", &folds.iter().collect::<Vec<_>>());
+        assert_eq!(claim.len(), 2);
+        assert!(claim[0].found.contains("b -30.0%") && !claim[0].met && claim[1].found == "3 of 6", "{claim:?}");
+    }
+}
