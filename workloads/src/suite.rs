@@ -569,6 +569,7 @@ const SUITES: &[(&str, &str)] = embedded![
     "paper-model",
     "paper-layers",
     "paper-adaptive",
+    "modern",
 ];
 
 #[cfg(test)]
