@@ -45,12 +45,12 @@ fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5]) -> Plan {
     Plan { pp, dp, tp, ep, expert_dp, placement_every: 1, ..Plan::default() }
 }
 
-fn job(plan: &Plan, gate: Gate) -> Job {
+fn job(model: &Model, plan: &Plan, gate: Gate) -> Job {
     let mut cluster = Cluster::named("test", "inky").unwrap();
     // Slow products and fast links: FasterMoE shadows as soon as one expert has more than the others.
     cluster.gpu.gemm_rate.value = 1e9;
     cluster.gpus_per_node = 3;
-    Job::new(Model::parse("test", MODEL).unwrap(), cluster, plan.pp * plan.dp * plan.tp, gate, 8).with_micro_batch(1)
+    Job::new(model.clone(), cluster, plan.pp * plan.dp * plan.tp, gate, 8).with_micro_batch(1)
 }
 
 #[derive(Debug)]
@@ -62,12 +62,18 @@ struct Trained {
 }
 
 fn train(system: &'static dyn System, plan: Plan, gate: Gate) -> Trained {
-    Asked { system, plan, gate, iterations: 5, seed: 3, checkpoint: None, timeout: 60.0 }.train().unwrap()
+    Asked { gate, ..asked(system, plan) }.train().unwrap()
+}
+
+fn asked(system: &'static dyn System, plan: Plan) -> Asked {
+    let model = Model::parse("test", MODEL).unwrap();
+    Asked { model, system, plan, gate: Gate::NoDrop, iterations: 5, seed: 3, checkpoint: None, timeout: 60.0 }
 }
 
 /// A run, as a test asks for it.
 #[derive(Clone)]
 struct Asked {
+    model: Model,
     system: &'static dyn System,
     plan: Plan,
     gate: Gate,
@@ -93,9 +99,9 @@ impl Asked {
     /// Trains; the iterations that end are there also when the run does not end well.
     fn observe(&self, iterations: &mut Vec<Iteration>) -> Result<Vec<Weights>, TrainError> {
         let plan = self.plan;
-        let job = job(&plan, self.gate);
+        let job = job(&self.model, &plan, self.gate);
         let costs = CostModel::new(&job.cluster, job.gpus);
-        let samples = Language::new(64, 16, 7).unwrap();
+        let samples = Language::new(self.model.vocabulary.unwrap(), self.model.blocks[0].tokens, 7).unwrap();
         let setup = Setup {
             job: &job,
             plan,
@@ -299,15 +305,7 @@ fn a_migration_without_optimizer_state_does_not() {
 /// Six iterations at once, and three and three with a checkpoint between them: the same bits.
 fn check_resume(system: &'static dyn System, degrees: [usize; 5]) {
     let folder = Folder::new();
-    let asked = Asked {
-        system,
-        plan: plan(degrees),
-        gate: Gate::NoDrop,
-        iterations: 6,
-        seed: 3,
-        checkpoint: None,
-        timeout: 60.0,
-    };
+    let asked = Asked { iterations: 6, ..asked(system, plan(degrees)) };
     let whole = asked.train().unwrap();
     assert!(whole.moved > 0, "nothing migrates");
     let kept = Asked { checkpoint: Some((folder.join("kept"), 2)), ..asked.clone() };
@@ -338,13 +336,9 @@ fn a_checkpoint_resumes_to_the_same_bits() {
 fn a_checkpoint_of_another_run_is_refused() {
     let folder = Folder::new();
     let asked = Asked {
-        system: &systems::zoo::expert_only::ExpertOnly,
-        plan: plan([1, 2, 1, 2, 1]),
-        gate: Gate::NoDrop,
         iterations: 2,
-        seed: 3,
         checkpoint: Some((folder.join("kept"), 1)),
-        timeout: 60.0,
+        ..asked(&systems::zoo::expert_only::ExpertOnly, plan([1, 2, 1, 2, 1]))
     };
     asked.train().unwrap();
     let refused = |asked: Asked, expected: &str| {
@@ -403,15 +397,7 @@ impl Policy for OneFaulty {
 
 /// Four ranks, one of which goes wrong in the third iteration: how the run ends, and how its record does.
 fn check_failure(system: &'static Faulty, timeout: f64, status: Status, fragments: &[&str]) {
-    let asked = Asked {
-        system,
-        plan: plan([2, 2, 1, 2, 1]),
-        gate: Gate::NoDrop,
-        iterations: 5,
-        seed: 3,
-        checkpoint: None,
-        timeout,
-    };
+    let asked = Asked { timeout, ..asked(system, plan([2, 2, 1, 2, 1])) };
     let started = Instant::now();
     let mut iterations = Vec::new();
     let error = asked.observe(&mut iterations).map(drop).unwrap_err();
@@ -485,4 +471,95 @@ impl Policy for TwoCalls {
 fn a_hierarchical_exchange_trains_the_same_model() {
     check(&TwoCalls, [1, 8, 1, 8, 1]);
     check(&TwoCalls, [1, 8, 1, 4, 2]);
+}
+
+/// A model of today under `cases` of system and degrees, against one rank.
+fn check_model(model: Model, cases: &[(&'static dyn System, [usize; 5])]) {
+    let train = |system, degrees| {
+        let asked = Asked { model: model.clone(), ..asked(system, plan(degrees)) };
+        asked.train().unwrap()
+    };
+    let expected = train(&systems::zoo::expert_only::ExpertOnly, [1, 1, 1, 1, 1]);
+    assert!(expected.losses[4] < expected.losses[0], "{}: {:?}", model.name, expected.losses);
+    let parameters: usize = expected.weights.values().map(Vec::len).sum();
+    assert_eq!(parameters as u64, model.parameters(), "{}", model.name);
+    for &(system, degrees) in cases {
+        let apart = difference(&train(system, degrees), &expected);
+        assert!(apart < 1e-4, "{}, {} {degrees:?}: {apart:e}", model.name, system.name());
+    }
+}
+
+const EXPERT_PARALLEL: [(&dyn System, [usize; 5]); 4] = [
+    (&systems::zoo::expert_only::ExpertOnly, [1, 4, 1, 2, 2]),
+    (&systems::zoo::expert_only::ExpertOnly, [2, 2, 1, 2, 1]),
+    (&systems::zoo::fastermoe::FASTERMOE, [1, 8, 1, 8, 1]),
+    (&ROTATING, [1, 4, 1, 4, 1]),
+];
+
+/// The balance loss of a tensor-parallel rank is that of its own tokens: another loss than that of all.
+const TENSOR_PARALLEL: [(&dyn System, [usize; 5]); 2] = [
+    (&systems::zoo::expert_only::ExpertOnly, [1, 1, 2, 2, 1]),
+    (&systems::zoo::expert_only::ExpertOnly, [2, 2, 2, 2, 2]),
+];
+
+fn check_twin(name: &str) {
+    let mut model = Model::named("test", name).unwrap();
+    check_model(model.clone(), &EXPERT_PARALLEL);
+    model.router.auxiliary_loss = 0.0;
+    check_model(model, &TENSOR_PARALLEL);
+}
+
+/// Grouped-query attention, rotary positions, RMSNorm, gated experts, an untied head.
+#[test]
+fn a_small_mixtral_trains_the_same_under_every_plan() {
+    check_twin("mixtral-micro");
+}
+
+/// Normalised queries and keys besides, and four choices a token.
+#[test]
+fn a_small_qwen3_trains_the_same_under_every_plan() {
+    check_twin("qwen3-micro");
+}
+
+/// Latent attention, a dense first layer, a shared expert, group-limited sigmoid gates that loads balance.
+#[test]
+fn a_small_deepseek_trains_the_same_under_every_plan() {
+    check_twin("deepseek-micro");
+}
+
+/// What the three above have not: windows, biases of queries, a gate on the shared expert, weights that are not renormalised, a
+/// part of each head turned.
+#[test]
+fn the_other_kinds_train_the_same_under_every_plan() {
+    let text = r#"
+        name = "kinds"
+        source = "tests"
+        [gpt]
+        layers = 2
+        hidden = 32
+        heads = 4
+        kv_heads = 2
+        head_dim = 12
+        seq_len = 16
+        vocabulary = 64
+        experts = 4
+        top_k = 2
+        expert_inner = 20
+        expert_gated = true
+        activation = "silu"
+        bias = false
+        qkv_bias = true
+        norm = "rms"
+        positions = "rotary"
+        rope_theta = 1e4
+        rope_share = 0.5
+        window = 5
+        tied = false
+        shared_experts = 1
+        shared_gate = true
+        [gpt.router]
+        renormalise = false
+        bias = "none"
+    "#;
+    check_model(Model::parse("kinds", text).unwrap(), &[EXPERT_PARALLEL[0], EXPERT_PARALLEL[1], TENSOR_PARALLEL[0]]);
 }

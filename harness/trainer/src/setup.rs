@@ -8,13 +8,12 @@ use systems::plan::memory::StageParameters;
 use systems::plan::routing::JobRouting;
 use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
 use tch::{Device, Kind};
-use workloads::gate::Router;
-use workloads::model::attention::{Projections, QkNorm};
-use workloads::model::{Ffn, Mlp, Norm};
+use workloads::model::Ffn;
+use workloads::model::attention::QkNorm;
 use workloads::{Model, Training};
 
 use crate::data::Samples;
-use crate::model::{Gpt, inner};
+use crate::model::Gpt;
 
 /// One training run, the same on every rank.
 pub struct Setup<'a> {
@@ -72,16 +71,18 @@ pub enum SetupError {
 pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
     let model = &job.model;
     let vocabulary = vocabulary(job)?;
-    trained(model)?;
+    trained(model, plan.tp)?;
     plan.check(job)?;
     executed(plan)?;
     let block = &model.blocks[0];
     let gpt = Gpt {
         depth: model.blocks.len(),
         hidden: block.hidden,
-        heads: block.attention.heads,
         seq_len: block.tokens,
         vocabulary,
+        norm: block.norm,
+        learned_positions: block.attention.rotary.is_none(),
+        tied: model.tied_parameters > 0,
     };
     let multiple = |what: &'static str, whole: usize, part: usize| {
         if whole.is_multiple_of(part) {
@@ -89,11 +90,15 @@ pub fn gpt(job: &Job, plan: &Plan) -> Result<Gpt, SetupError> {
         }
         Err(SetupError::NotAMultiple { model: model.name.clone(), plan: Box::new(*plan), what, whole, part })
     };
-    multiple("hidden (heads of equal width)", gpt.hidden, gpt.heads)?;
     multiple("vocabulary (tp)", gpt.vocabulary, plan.tp)?;
     multiple("tokens of a micro-batch (tp)", gpt.seq_len * plan.micro_batch, plan.tp)?;
-    for inner in model.blocks.iter().filter_map(inner) {
-        multiple("inner width (tp)", inner, plan.tp)?;
+    for block in &model.blocks {
+        multiple("kv_heads (tp)", block.attention.kv_heads(), plan.tp)?;
+        let cut = match block.ffn {
+            Ffn::Dense(mlp) => Some(mlp),
+            Ffn::Moe(moe) => moe.shared.map(|shared| shared.mlp),
+        };
+        multiple("inner width (tp)", cut.map_or(plan.tp, |mlp| mlp.inner), plan.tp)?;
     }
     Ok(gpt)
 }
@@ -126,37 +131,18 @@ pub fn executes(system: &dyn System, job: &Job, plan: &Plan) -> Result<(), Setup
 }
 
 /// Whether the trainer knows everything that the model has.
-fn trained(model: &Model) -> Result<(), SetupError> {
+fn trained(model: &Model, tp: usize) -> Result<(), SetupError> {
     let require = |holds: bool, field, expected| {
         if holds { Ok(()) } else { Err(SetupError::NotTrained { model: model.name.clone(), field, expected }) }
     };
     for block in &model.blocks {
-        let attention = &block.attention;
-        let heads = Projections::Grouped { kv_heads: attention.heads, head_width: block.hidden / attention.heads };
-        require(attention.projections == heads, "gpt.kv_heads, gpt.head_dim, gpt.latent", "heads of hidden / heads")?;
-        require(attention.window.is_none(), "gpt.window", "attention to all tokens before")?;
-        require(attention.qk_norm == QkNorm::None, "gpt.qk_norm", "queries and keys as they are")?;
-        require(!attention.sinks, "gpt.sinks", "softmax over keys")?;
-        require(attention.rotary.is_none(), "gpt.positions", "learned positions")?;
-        require(attention.qkv_bias && attention.output_bias, "gpt.bias", "linear maps with biases")?;
-        require(block.norm == Norm::default(), "gpt.norm, gpt.norm_epsilon", "LayerNorm with 1e-5")?;
+        require(!block.attention.sinks, "gpt.sinks", "softmax over keys")?;
         require(block.extra_parameters == 0, "gpt.mtp_layers", "the next token's loss")?;
-        let mlp = match block.ffn {
-            Ffn::Dense(mlp) => mlp,
-            Ffn::Moe(moe) => {
-                require(moe.shared.is_none(), "gpt.shared_experts", "experts that the gate chooses")?;
-                moe.expert
-            }
-        };
-        let plain = mlp == Mlp::plain(mlp.inner);
-        require(
-            plain,
-            "gpt.expert_gated, gpt.dense_gated, gpt.activation, gpt.mlp_bias",
-            "two matrices with biases and GELU",
-        )?;
+        // A part of the heads does not know the mean square of all.
+        let heads_apart = block.attention.qk_norm != QkNorm::Full || tp == 1;
+        require(heads_apart, "gpt.qk_norm = \"full\"", "it without tensor parallelism")?;
     }
-    require(model.tied_parameters > 0, "gpt.tied", "a head that shares the embedding")?;
-    require(model.router == Router::default(), "gpt.router", "softmax over the chosen experts' logits with a bias")
+    Ok(())
 }
 
 /// The size of the vocabulary of the job's model.

@@ -129,7 +129,7 @@ impl Attention {
     }
 
     /// Width of the heads' outputs together.
-    fn output_width(&self) -> usize {
+    pub fn output_width(&self) -> usize {
         match self.projections {
             Projections::Grouped { head_width, .. } => self.heads * head_width,
             Projections::Latent(latent) => self.heads * latent.value,

@@ -16,6 +16,7 @@ use crate::comm::{Communicator, threads};
 use crate::error::TrainError;
 use crate::host::{to_host, to_scalar};
 use crate::layer::experts::Experts;
+use crate::layer::gate::{Gates, LayerGate};
 use crate::layer::moe::{Layer, MoeSite};
 use crate::model::parameters::{Bucket, DEVIATION, Initial, initial};
 use crate::setup::kind_on;
@@ -95,7 +96,7 @@ struct LayerBench {
     shape: LayerShape,
     device: Device,
     layer: Layer,
-    gates: Bucket,
+    gates: Gates,
     tokens: Tensor,
     gradient: Tensor,
     group: Box<dyn Communicator>,
@@ -119,11 +120,11 @@ impl LayerBench {
             device,
             layer: Layer {
                 number: 0,
-                gate: [0, 1],
+                gate: LayerGate::plain(0, 1),
                 experts: Experts::new(1, 0, &all, moe, 1, kind, device),
                 placement: Placement::identity(experts, 1),
             },
-            gates: Bucket::new(&gate, kind, device),
+            gates: Gates::of_scores(Bucket::new(&gate, kind, device)),
             tokens: draw("tokens", &[tokens, width], 1.0).to_kind(kind),
             gradient: draw("gradient", &[tokens, width], 1.0).to_kind(kind),
             group: Box::new(threads::world(1, Duration::from_secs(10)).remove(0)),
@@ -162,7 +163,7 @@ impl LayerBench {
 
     /// `[tokens * k]`: the experts that have the best scores.
     fn chosen(&self) -> Result<Vec<usize>, TrainError> {
-        let [weight, bias] = [0, 1].map(|index| self.gates.leaf(index).detach().to_kind(Kind::Float));
+        let [weight, bias] = [0, 1].map(|index| self.gates.scores.leaf(index).detach().to_kind(Kind::Float));
         let scores = self.tokens.to_kind(Kind::Float).linear(&weight, Some(&bias));
         let (_, chosen) = scores.topk(self.shape.top_k as i64, -1, true, true);
         Ok(to_host::<i64>(&chosen)?.into_iter().map(|expert| expert as usize).collect())
@@ -172,7 +173,7 @@ impl LayerBench {
     fn errors(&self, results: &Results, chosen: Vec<usize>) -> Result<[f64; 3], TrainError> {
         let exact = Self::new(self.shape, Kind::Float, self.device);
         exact.layer.experts.bucket.weights.shallow_clone().copy_(&self.layer.experts.bucket.weights);
-        exact.gates.weights.shallow_clone().copy_(&self.gates.weights);
+        exact.gates.scores.weights.shallow_clone().copy_(&self.gates.scores.weights);
         exact.tokens.shallow_clone().copy_(&self.tokens);
         exact.gradient.shallow_clone().copy_(&self.gradient);
         let expected = exact.run(Some(chosen), true)?.expect("both passes have results");

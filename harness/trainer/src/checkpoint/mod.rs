@@ -195,7 +195,8 @@ fn named(stage: &Stage) -> Vec<(String, &Bucket)> {
     let shared = [
         ("dense, sharded", &stage.dense.sharded),
         ("dense, replicated", &stage.dense.replicated),
-        ("gates", &stage.gates),
+        ("gates", &stage.gates.scores),
+        ("selection", &stage.gates.selection),
         ("embedding", &stage.embedding_weight),
     ];
     let mut all: Vec<(String, &Bucket)> = shared.map(|(name, bucket)| (name.to_owned(), bucket)).into();

@@ -1,15 +1,17 @@
-//! The experts of one MoE layer on one rank: two matrices each, with the forward and the backward pass written out.
+//! The experts of one MoE layer on one rank, with the forward and the backward pass written out.
 //!
 //! An expert's parameters are one row of a flat bucket, `[W1: width x inner, b1: inner, W2: inner x width, b2: width]`, so
-//! that weights, gradient or optimizer state of an expert travel as one tensor.
+//! that weights, gradient or optimizer state of an expert travel as one tensor. A gate's matrix and bias follow those of the
+//! first matrix; biases are absent where the model has none.
 
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
-use workloads::model::Moe;
+use workloads::model::{Activation, Mlp, Moe};
 
 use crate::host::to_device;
 use crate::kernels::{self, Kernels};
+use crate::model::mlp::activate;
 use crate::model::parameters::{Bucket, Initial, initial};
 
 pub struct Experts {
@@ -21,6 +23,7 @@ pub struct Experts {
 /// Saved for backward, by one expert or by several together.
 pub struct Saved {
     input: Tensor,
+    /// `[rows, inner]`; `[rows, 2 * inner]` with a gate, whose half is the second.
     inner: Tensor,
     active: Tensor,
     /// Of several experts together.
@@ -111,27 +114,54 @@ fn by_slot(arrived: &[&[Vec<usize>]]) -> Vec<Vec<Range<usize>>> {
 
 /// The parameters of an expert or, with one more dimension, of several; or their gradients.
 pub struct Views {
+    activation: Activation,
     first: Tensor,
-    first_bias: Tensor,
+    first_bias: Option<Tensor>,
+    /// Matrix and bias of the gate.
+    gate: Option<(Tensor, Option<Tensor>)>,
     second: Tensor,
-    second_bias: Tensor,
+    second_bias: Option<Tensor>,
 }
 
 impl Views {
     /// Of `[.., parameters]`.
     pub fn new(flat: &Tensor, moe: &Moe) -> Self {
         let (width, inner, sizes) = (moe.width as i64, moe.expert.inner as i64, flat.size());
-        let matrix = width * inner;
         let leading = &sizes[..sizes.len() - 1];
-        let part = |start: i64, shape: &[i64]| {
-            flat.narrow(-1, start, shape.iter().product()).view([leading, shape].concat().as_slice())
+        let mut start = 0;
+        let mut next = |shape: &[i64]| {
+            let (from, length) = (start, shape.iter().product());
+            start += length;
+            flat.narrow(-1, from, length).view([leading, shape].concat().as_slice())
         };
-        Self {
-            first: part(0, &[width, inner]),
-            first_bias: part(matrix, &[inner]),
-            second: part(matrix + inner, &[inner, width]),
-            second_bias: part(2 * matrix + inner, &[width]),
+        let Mlp { gated, biases, activation, .. } = moe.expert;
+        let mut matrix = |shape: [i64; 2]| (next(&shape), biases.then(|| next(&shape[1..])));
+        let (first, first_bias) = matrix([width, inner]);
+        let gate = gated.then(|| matrix([width, inner]));
+        let (second, second_bias) = matrix([inner, width]);
+        Self { activation, first, first_bias, gate, second, second_bias }
+    }
+
+    /// Both biases of an expert of GPT-2's kind, which is the one that runs by kernels.
+    fn biases(&self) -> [&Tensor; 2] {
+        [&self.first_bias, &self.second_bias].map(|bias| bias.as_ref().expect("only experts with biases run together"))
+    }
+
+    /// What the last matrix gets, from [`Saved::inner`].
+    fn activate(&self, inner: &Tensor) -> Tensor {
+        let parts = if self.gate.is_some() { 2 } else { 1 };
+        activate(self.activation, &inner.chunk(parts, 1))
+    }
+
+    /// The gradient of the inner width, from that of its activation.
+    fn deactivate(&self, inner: &Tensor, gradient: &Tensor) -> Tensor {
+        if self.gate.is_none() && self.activation == Activation::Gelu {
+            return inner.gelu_backward(gradient, "none");
         }
+        let leaf = inner.detach().set_requires_grad(true);
+        // libtorch's C interface starts from gradients of 1 only: the product has the gradient that is asked for.
+        let product = tch::with_grad(|| self.activate(&leaf) * gradient);
+        Tensor::run_backward(&[product], &[&leaf], false, false).remove(0)
     }
 }
 
@@ -145,15 +175,15 @@ impl Experts {
                 let name = format!("layer {layer} expert {expert} {what}");
                 initial(seed, &name, shape, values, device).reshape([-1])
             };
-            Tensor::cat(
-                &[
-                    part("first", &[width, inner], Initial::Normal(1.0)),
-                    part("first bias", &[inner], Initial::Zeros),
-                    part("second", &[inner, width], Initial::Normal(1.0 / (2.0 * depth as f64).sqrt())),
-                    part("second bias", &[width], Initial::Zeros),
-                ],
-                0,
-            )
+            let scaled = Initial::Normal(1.0 / (2.0 * depth as f64).sqrt());
+            let mut matrices = vec![("first", [width, inner], Initial::Normal(1.0))];
+            matrices.extend(moe.expert.gated.then_some(("gate", [width, inner], Initial::Normal(1.0))));
+            matrices.push(("second", [inner, width], scaled));
+            let with_bias = |(what, shape, values): (&str, [i64; 2], Initial)| {
+                let bias = || part(&format!("{what} bias"), &shape[1..], Initial::Zeros);
+                [Some(part(what, &shape, values)), moe.expert.biases.then(bias)].into_iter().flatten()
+            };
+            Tensor::cat(&matrices.into_iter().flat_map(with_bias).collect::<Vec<_>>(), 0)
         };
         let rows: Vec<Tensor> = experts.iter().map(one).collect();
         Self { bucket: Bucket::new(&rows, kind, device), moe }
@@ -179,10 +209,12 @@ impl Experts {
         self.row(self.bucket.gradients_of(slot), slot)
     }
 
-    /// The kernels by which experts run together, where they can: on a GPU, by products whose rows are aligned.
+    /// The kernels by which experts run together, where they can: on a GPU, if they are of GPT-2's kind, by products whose rows
+    /// are aligned.
     pub(super) fn kernels(&self) -> Option<&'static Kernels> {
+        let plain = self.moe.expert == Mlp::plain(self.moe.expert.inner);
         let aligned = self.moe.width.is_multiple_of(8) && self.moe.expert.inner.is_multiple_of(8);
-        kernels::on(&self.bucket.weights).filter(|_| aligned)
+        kernels::on(&self.bucket.weights).filter(|_| aligned && plain)
     }
 
     /// The experts of these slots in one of the bucket's tensors, `[slots, ...]`, with gaps between them.
@@ -201,7 +233,7 @@ impl Experts {
     /// The inner values, and their activation.
     fn first_half(&self, kernels: &Kernels, weights: &Views, rows: &Tensor, ends: &Tensor) -> [Tensor; 2] {
         let inner = grouped_product(rows, &weights.first, ends);
-        let active = kernels.activate(&inner, &weights.first_bias, self.moe.expert_parameters() as i64, ends);
+        let active = kernels.activate(&inner, weights.biases()[0], self.moe.expert_parameters() as i64, ends);
         [inner, active]
     }
 
@@ -222,7 +254,7 @@ impl Experts {
             None => self.first_half(kernels, &weights, &input, ends),
         };
         let output = grouped_product(&active, &weights.second, ends);
-        kernels.add_bias(&output, &weights.second_bias, stride, ends);
+        kernels.add_bias(&output, weights.biases()[1], stride, ends);
         (grouping.by_arrival(kernels, output), Saved { input, inner, active, grouping: Some(grouping) })
     }
 
@@ -239,7 +271,7 @@ impl Experts {
         let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(gradients, slots));
         let (ends, stride) = (&grouping.ends, self.moe.expert_parameters() as i64);
         let gradient = grouping.by_expert(kernels, gradient);
-        kernels.finish(&kernels.column_sums(&gradient, ends), ends, &gradients.second_bias, (stride, fresh));
+        kernels.finish(&kernels.column_sums(&gradient, ends), ends, gradients.biases()[1], (stride, fresh));
         let accumulate = |rows: [&Tensor; 2], to: &Tensor| {
             if !kernels.weight_product(rows, ends, to, (stride, fresh)) {
                 kernels.accumulate(&grouped_product(&rows[0].tr(), rows[1], ends), to, stride, fresh);
@@ -248,7 +280,7 @@ impl Experts {
         accumulate([&saved.active, &gradient], &gradients.second);
         let of_inner = grouped_product(&gradient, &weights.second.transpose(1, 2), ends);
         let sums = kernels.deactivate(&saved.inner, &of_inner, ends);
-        kernels.finish(&sums, ends, &gradients.first_bias, (stride, fresh));
+        kernels.finish(&sums, ends, gradients.biases()[0], (stride, fresh));
         accumulate([&saved.input, &of_inner], &gradients.first);
         grouping.by_arrival(kernels, grouped_product(&of_inner, &weights.first.transpose(1, 2), ends))
     }
@@ -272,32 +304,68 @@ fn add_product(to: &mut Tensor, first: &Tensor, second: &Tensor) {
     };
 }
 
-/// `gelu(x W1 + b1) W2 + b2` on rows `[n, width]`.
+/// `x W + b`.
+fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    match bias {
+        Some(bias) => bias.addmm(input, weight),
+        None => input.mm(weight),
+    }
+}
+
+/// `activate(x W1 + b1) W2 + b2` on rows `[n, width]`, with the gate's product in the activation where there is one.
 pub fn forward(weights: &Views, input: Tensor) -> (Tensor, Saved) {
-    let inner = weights.first_bias.addmm(&input, &weights.first);
-    let active = inner.gelu("none");
-    let output = weights.second_bias.addmm(&active, &weights.second);
+    let first = linear(&input, &weights.first, weights.first_bias.as_ref());
+    let inner = match &weights.gate {
+        Some((gate, bias)) => Tensor::cat(&[first, linear(&input, gate, bias.as_ref())], 1),
+        None => first,
+    };
+    let active = weights.activate(&inner);
+    let output = linear(&active, &weights.second, weights.second_bias.as_ref());
     (output, Saved { input, inner, active, grouping: None })
 }
 
 /// The gradient of the input; those of the parameters are added to `gradients`.
 pub fn backward(weights: &Views, gradients: &mut Views, saved: Saved, gradient: &Tensor) -> Tensor {
-    add_product(&mut gradients.second, &saved.active.tr(), gradient);
-    let _ = gradients.second_bias.g_add_(&gradient.sum_dim_intlist([0i64].as_slice(), false, gradient.kind()));
-    let inner = saved.inner.gelu_backward(&gradient.matmul(&weights.second.tr()), "none");
-    add_product(&mut gradients.first, &saved.input.tr(), &inner);
-    let _ = gradients.first_bias.g_add_(&inner.sum_dim_intlist([0i64].as_slice(), false, inner.kind()));
-    inner.matmul(&weights.first.tr())
+    let add = |(weight, bias): (&mut Tensor, &mut Option<Tensor>), input: &Tensor, gradient: &Tensor| {
+        add_product(weight, &input.tr(), gradient);
+        if let Some(bias) = bias {
+            let _ = bias.g_add_(&gradient.sum_dim_intlist([0i64].as_slice(), false, gradient.kind()));
+        }
+    };
+    add((&mut gradients.second, &mut gradients.second_bias), &saved.active, gradient);
+    let inner = weights.deactivate(&saved.inner, &gradient.matmul(&weights.second.tr()));
+    match (&weights.gate, &mut gradients.gate) {
+        (Some((gate, _)), Some((of_gate, of_gate_bias))) => {
+            let parts = inner.chunk(2, 1);
+            add((&mut gradients.first, &mut gradients.first_bias), &saved.input, &parts[0]);
+            add((of_gate, of_gate_bias), &saved.input, &parts[1]);
+            parts[0].matmul(&weights.first.tr()) + parts[1].matmul(&gate.tr())
+        }
+        _ => {
+            add((&mut gradients.first, &mut gradients.first_bias), &saved.input, &inner);
+            inner.matmul(&weights.first.tr())
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Against finite differences of a weighted sum of the outputs, in double precision.
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let moe = Moe::plain(1, 3, 5, 1);
+        let plain = Mlp::plain(5);
+        differences(plain);
+        for activation in [Activation::Gelu, Activation::Silu, Activation::ClampedSilu] {
+            differences(Mlp { gated: true, biases: false, activation, ..plain });
+        }
+        differences(Mlp { gated: true, activation: Activation::ClampedSilu, ..plain });
+        differences(Mlp { activation: Activation::Silu, ..plain });
+    }
+
+    /// Against finite differences of a weighted sum of the outputs, in double precision.
+    fn differences(expert: Mlp) {
+        let moe = Moe { expert, ..Moe::plain(1, 3, 5, 1) };
         let size = moe.expert_parameters() as i64;
         let draw = |name: &str, shape: &[i64]| {
             initial(5, name, shape, Initial::Normal(40.0), Device::Cpu).to_kind(Kind::Double)

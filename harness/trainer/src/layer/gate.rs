@@ -7,11 +7,128 @@ use rand_chacha::ChaCha8Rng;
 use systems::RoutingCounts;
 use tch::{Kind, Tensor};
 use workloads::Gate;
+use workloads::gate::{Groups, Router, Score};
 
 use crate::error::TrainError;
 use crate::host::{to_host, to_scalar};
 use crate::model::parameters::{Bucket, uniform};
 use crate::model::tape::Tape;
+
+/// Parameters of the gates of a rank.
+pub struct Gates {
+    /// Weights and biases of scores, which gradients change.
+    pub scores: Bucket,
+    /// Biases for the choice alone, which loads change: one parameter for each layer that has them.
+    pub selection: Bucket,
+}
+
+impl Gates {
+    /// Of gates without biases for the choice.
+    pub fn of_scores(scores: Bucket) -> Self {
+        let selection = Bucket::new(&[], Kind::Float, scores.weights.device());
+        Self { scores, selection }
+    }
+}
+
+/// How the gate of one layer scores: its router, and its parameters by index.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerGate {
+    pub router: Router,
+    pub weight: usize,
+    pub bias: Option<usize>,
+    pub selection: Option<usize>,
+}
+
+impl LayerGate {
+    /// GShard's, with weight and bias.
+    pub fn plain(weight: usize, bias: usize) -> Self {
+        Self { router: Router::default(), weight, bias: Some(bias), selection: None }
+    }
+
+    /// Weight and bias, where the kernels of a GPU know the router.
+    pub(super) fn fused(&self) -> Option<[usize; 2]> {
+        self.bias.filter(|_| self.router == Router::default()).map(|bias| [self.weight, bias])
+    }
+
+    /// `[tokens, k]`: the experts of the best scores, best first.
+    fn choose(&self, gates: &Gates, logits: &Tensor, k: i64) -> Tensor {
+        if self.selection.is_none() && self.router.groups.is_none() {
+            return logits.topk(k, -1, true, true).1;
+        }
+        let scores = self.scores(logits).detach();
+        let biased = match self.selection {
+            Some(selection) => scores + gates.selection.leaf(selection).detach(),
+            None => scores,
+        };
+        let kept = match self.router.groups {
+            Some(groups) => in_best_groups(&biased, groups),
+            None => biased,
+        };
+        kept.topk(k, -1, true, true).1
+    }
+
+    /// `[tokens, experts]`
+    fn scores(&self, logits: &Tensor) -> Tensor {
+        match self.router.score {
+            Score::Softmax => logits.softmax(-1, Kind::Float),
+            Score::Sigmoid => logits.sigmoid(),
+        }
+    }
+
+    /// `[tokens, k]`: what the chosen experts' outputs are multiplied by.
+    fn weigh(&self, logits: &Tensor, chosen: &Tensor) -> Tensor {
+        let weights = match (self.router.score, self.router.renormalise) {
+            (Score::Softmax, true) => logits.gather(1, chosen, false).softmax(-1, Kind::Float),
+            (_, renormalise) => {
+                let scores = self.scores(logits).gather(1, chosen, false);
+                if renormalise { &scores / sum_of_choices(&scores) } else { scores }
+            }
+        };
+        if self.router.scale == 1.0 { weights } else { weights * self.router.scale }
+    }
+
+    /// The auxiliary loss, if router or gate have one.
+    fn balance_loss(&self, gate: &Gate, logits: &Tensor, chosen: &Tensor) -> Option<Tensor> {
+        if self.router.auxiliary_loss > 0.0 {
+            let scores = self.scores(logits);
+            let shares = match self.router.score {
+                Score::Softmax => scores,
+                Score::Sigmoid => &scores / sum_of_choices(&scores),
+            };
+            return Some(balance_loss(&shares, chosen));
+        }
+        match gate {
+            Gate::NoDrop => None,
+            _ => Some(balance_loss(&logits.softmax(-1, Kind::Float), &chosen.narrow(1, 0, 1))),
+        }
+    }
+}
+
+fn sum_of_choices(scores: &Tensor) -> Tensor {
+    scores.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)
+}
+
+/// Scores `[tokens, experts]`, minus infinity outside the groups that a token keeps.
+fn in_best_groups(scores: &Tensor, groups: Groups) -> Tensor {
+    let (tokens, experts) = (scores.size()[0], scores.size()[1]);
+    let [number, kept, best] = [groups.number, groups.kept, groups.best].map(|count| count as i64);
+    let of_experts = scores.view([tokens, number, experts / number]).topk(best, -1, true, false).0;
+    let of_groups = of_experts.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
+    let lost = of_groups.ones_like().scatter_value(1, &of_groups.topk(kept, -1, true, false).1, 0.0);
+    let lost = lost.to_kind(Kind::Bool).repeat_interleave_self_int(experts / number, 1, None);
+    scores.masked_fill(&lost, f64::NEG_INFINITY)
+}
+
+/// How far a bias for the choice moves after each iteration (DeepSeek-V3, arXiv 2412.19437, section 4.2).
+const SELECTION_SPEED: f64 = 0.001;
+
+/// Moves the biases for the choice `[experts]` against `loads` `[experts]`, entries of an iteration: down where an expert has
+/// more than the mean, up where it has less (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+pub fn move_selection(selection: &Tensor, loads: &Tensor) {
+    let loads = loads.to_kind(Kind::Double);
+    let step = (loads.mean(Kind::Double) - &loads).sign() * SELECTION_SPEED;
+    let _ = selection.shallow_clone().g_add_(&step.to_kind(Kind::Float));
+}
 
 /// The gate's choices for the tokens of one micro-batch on one rank, before any limit.
 pub struct Scored {
@@ -32,28 +149,29 @@ pub enum Choice<'a> {
 }
 
 impl Scored {
-    /// Scores `tokens` `[tokens, width]` with the gate's weight `[experts, width]` and bias `[experts]` (`parameters` of
-    /// `bucket`) and chooses `k` experts for each.
+    /// Scores `tokens` `[tokens, width]` with the weight `[experts, width]` and bias `[experts]` of a layer's gate and chooses `k`
+    /// experts for each.
     ///
     /// # Errors
     /// libtorch returns indices of another kind than it documents.
     pub fn new(
-        bucket: &Bucket,
-        parameters: [usize; 2],
+        gates: &Gates,
+        of_layer: &LayerGate,
         tokens: &Tensor,
         k: usize,
         choice: Choice,
     ) -> Result<Self, TrainError> {
         let mut chosen = Tensor::new();
         let mut balance = None;
-        let ([weights, loss], tape) = Tape::record(bucket, &parameters, &[tokens], |inputs, leaves| {
-            let scores = scores(&inputs[0], leaves);
+        let parameters: Vec<usize> = std::iter::once(of_layer.weight).chain(of_layer.bias).collect();
+        let ([weights, loss], tape) = Tape::record(&gates.scores, &parameters, &[tokens], |inputs, leaves| {
+            let scores = logits(&inputs[0], leaves);
             match choice {
                 Choice::Given(experts) => {
                     let experts: Vec<i64> = experts.iter().map(|&expert| expert as i64).collect();
                     chosen = Tensor::from_slice(&experts).view([-1, k as i64]).to_device(scores.device());
                     let zero = scores.sum(Kind::Float) * 0.0;
-                    [scores.gather(1, &chosen, false).softmax(-1, Kind::Float), zero]
+                    [of_layer.weigh(&scores, &chosen), zero]
                 }
                 Choice::Learned(Gate::Switch { .. }, rng) => {
                     let count = scores.numel();
@@ -67,16 +185,11 @@ impl Scored {
                     [best, loss]
                 }
                 Choice::Learned(gate, _) => {
-                    let (best, index) = scores.topk(k as i64, -1, true, true);
-                    let loss = match gate {
-                        Gate::NoDrop => scores.sum(Kind::Float) * 0.0,
-                        _ => {
-                            balance = Some(());
-                            balance_loss(&scores.softmax(-1, Kind::Float), &index.narrow(1, 0, 1))
-                        }
-                    };
-                    chosen = index;
-                    [best.softmax(-1, Kind::Float), loss]
+                    chosen = of_layer.choose(gates, &scores, k as i64);
+                    let loss = of_layer.balance_loss(gate, &scores, &chosen);
+                    balance = loss.as_ref().map(|_| ());
+                    let loss = loss.unwrap_or_else(|| scores.sum(Kind::Float) * 0.0);
+                    [of_layer.weigh(&scores, &chosen), loss]
                 }
             }
         });
@@ -113,22 +226,24 @@ impl Scored {
     }
 
     /// The gradient of the tokens, from that of the weights and the factor of the auxiliary loss in the whole loss.
-    pub fn backward(self, bucket: &Bucket, weights: &Tensor, balance: f64) -> Tensor {
+    pub fn backward(self, gates: &Gates, weights: &Tensor, balance: f64) -> Tensor {
         let balance = Tensor::from(balance as f32).to_device(weights.device());
-        self.tape.backward(bucket, &[weights, &balance]).remove(0)
+        self.tape.backward(&gates.scores, &[weights, &balance]).remove(0)
     }
 }
 
 /// `[tokens, experts]` in single precision, whatever the tokens' kind.
-fn scores(tokens: &Tensor, leaves: &[&Tensor]) -> Tensor {
-    tokens.to_kind(Kind::Float).linear(&leaves[0].to_kind(Kind::Float), Some(leaves[1].to_kind(Kind::Float)))
+fn logits(tokens: &Tensor, leaves: &[&Tensor]) -> Tensor {
+    let bias = leaves.get(1).map(|bias| bias.to_kind(Kind::Float));
+    tokens.to_kind(Kind::Float).linear(&leaves[0].to_kind(Kind::Float), bias)
 }
 
-/// GShard's auxiliary loss (Lepikhin et al. 2020): `E^2` times the mean over experts of (share of tokens whose first choice
-/// it is) times (mean probability). 1 when both are even.
-fn balance_loss(shares: &Tensor, first: &Tensor) -> Tensor {
-    let experts = shares.size()[1];
-    let routed = shares.zeros_like().scatter_value(1, first, 1.0).mean_dim(0, false, Kind::Float).detach();
+/// `E^2` times the mean over experts of (share of the choices `[tokens, n]` that it is) times (mean probability): 1 when both
+/// are even. GShard's auxiliary loss (Lepikhin et al. 2020) on first choices, that of Mixtral, Qwen and DeepSeek on all.
+fn balance_loss(shares: &Tensor, choices: &Tensor) -> Tensor {
+    let (experts, of_token) = (shares.size()[1], choices.size()[1]);
+    let chosen = shares.zeros_like().scatter_value(1, choices, 1.0 / of_token as f64);
+    let routed = chosen.mean_dim(0, false, Kind::Float).detach();
     let mean = shares.mean_dim(0, false, Kind::Float);
     (routed * mean).mean(Kind::Float) * (experts * experts) as f64
 }
@@ -260,6 +375,33 @@ mod tests {
         let dealt = deal(&counts, 2);
         assert_eq!(count(dealt.iter().copied(), 4), counts);
         assert!(dealt.chunks_exact(2).all(|token| token[0] != token[1]));
+    }
+
+    /// The choice of DeepSeek-V3 written out for one token: 2 of 4 groups by the sum of their two best biased scores, the best
+    /// experts in them, and weights of the scores without biases.
+    #[test]
+    fn a_group_limited_sigmoid_gate_chooses_as_the_paper_says() {
+        let row = |values: &[f32]| Tensor::from_slice(values).view([1, 8]);
+        let logits = row(&[0.2, 1.5, -0.3, 0.9, 2.0, -2.0, 0.1, 0.4]);
+        let bias = [0.0, 0.0, 0.5, 0.3, 0.0, 0.0, 0.0, 0.0];
+        let scores = Bucket::new(&[], Kind::Float, Device::Cpu);
+        let selection = Bucket::new(&[Tensor::from_slice(&bias.map(|b: f64| b as f32))], Kind::Float, Device::Cpu);
+        let gates = Gates { scores, selection };
+        let groups = Some(Groups { number: 4, kept: 2, best: 2 });
+        let router = Router { score: Score::Sigmoid, groups, scale: 2.5, ..Router::default() };
+        let gate = LayerGate { router, weight: 0, bias: None, selection: Some(0) };
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        // Sums of groups: 0.550 + 0.818, (0.426 + 0.5) + (0.711 + 0.3), 0.881 + 0.119, 0.525 + 0.599: groups 1 and 0 are kept.
+        let chosen = gate.choose(&gates, &logits, 2);
+        assert_eq!(Vec::<i64>::try_from(chosen.view([-1])).unwrap(), [3, 2]);
+        let (first, second) = (sigmoid(0.9), sigmoid(-0.3));
+        let weights = Vec::<f32>::try_from(gate.weigh(&logits, &chosen).view([-1])).unwrap();
+        for (found, score) in weights.into_iter().zip([first, second]) {
+            assert!((f64::from(found) - 2.5 * score / (first + second)).abs() < 1e-6);
+        }
+        move_selection(&gates.selection.master_of(0), &Tensor::from_slice(&[1i64, 9, 5, 5, 5, 5, 5, 5]));
+        let moved = Vec::<f32>::try_from(gates.selection.master_of(0)).unwrap();
+        assert!((moved[0] - 0.001).abs() < 1e-7 && (moved[1] + 0.001).abs() < 1e-7 && moved[2] == 0.5);
     }
 
     #[test]

@@ -19,18 +19,17 @@ use crate::error::TrainError;
 use crate::host::to_host;
 use crate::layer::execute::execute;
 use crate::layer::experts::{Begun, Experts};
-use crate::layer::gate::{self, Choice, Scored};
+use crate::layer::gate::{self, Choice, Gates, LayerGate, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
-use crate::layer::routing::{self, Choices, GpuChoices, Routing};
+use crate::layer::routing::{Choices, GpuChoices, Routing};
 use crate::layer::splits::Splits;
-use crate::model::parameters::{Bucket, stream};
+use crate::model::parameters::stream;
 
 /// A rank's part of one MoE layer.
 pub struct Layer {
     /// Its number among the model's MoE layers.
     pub number: usize,
-    /// Weight and bias of the gate, by index in their bucket.
-    pub gate: [usize; 2],
+    pub gate: LayerGate,
     pub experts: Experts,
     /// Of all experts of the group.
     pub placement: Placement,
@@ -51,7 +50,7 @@ pub struct MoeSite<'a> {
     /// Prices of exchanges under a virtual clock.
     pub costs: &'a CostModel,
     /// Parameters of all gates.
-    pub gates: &'a Bucket,
+    pub gates: &'a Gates,
     /// Seed and name of the gate's stream of random numbers.
     pub random: (u64, String),
     /// `[tokens * k]`: the expert of every choice, where a trace drives the gate.
@@ -133,7 +132,7 @@ impl Layer {
         let mut pass = Pass::new(self.local(site, &splits), Backward { saved: experts }, of_rows, shadows);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
-        let of_tokens = routing.permute_backward(self.gate_on(site), &of_rows, &of_weights, site.balance);
+        let of_tokens = routing.permute_backward(site.gates, &of_rows, &of_weights, site.balance);
 
         let times = timer.stop();
         if let Some(price) = &price {
@@ -169,7 +168,8 @@ impl Layer {
     /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
     fn choose(&self, site: &MoeSite, tokens: &Tensor, given: Option<&[usize]>) -> Result<Choices, TrainError> {
         if let Gate::NoDrop = site.gate
-            && let Some(choices) = GpuChoices::new(self.gate_on(site), tokens, site.top_k, given)
+            && let Some(parameters) = self.gate.fused()
+            && let Some(choices) = GpuChoices::new(&site.gates.scores, parameters, tokens, site.top_k, given)
         {
             return Ok(Choices::Gpu(choices));
         }
@@ -178,7 +178,7 @@ impl Layer {
             Some(experts) => Choice::Given(experts),
             None => Choice::Learned(site.gate, &mut rng),
         };
-        let scored = Scored::new(site.gates, self.gate, tokens, site.top_k, choice)?;
+        let scored = Scored::new(site.gates, &self.gate, tokens, site.top_k, choice)?;
         let choices = scored.admit(site.gate, self.experts.moe().experts, &mut rng)?;
         Ok(Choices::Host { scored, choices })
     }
@@ -227,10 +227,6 @@ impl Layer {
         })
     }
 
-    fn gate_on<'a>(&self, site: &MoeSite<'a>) -> routing::Gate<'a> {
-        routing::Gate { bucket: site.gates, parameters: self.gate }
-    }
-
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits) -> Local<'a> {
         Local { group: site.group, experts: &self.experts, placement: &self.placement, splits }
     }
@@ -261,7 +257,7 @@ mod tests {
 
     use super::*;
     use crate::comm::threads;
-    use crate::model::parameters::{Initial, initial};
+    use crate::model::parameters::{Bucket, Initial, initial};
     use systems::Plain;
     use tch::Kind;
     use workloads::Cluster;
@@ -271,7 +267,7 @@ mod tests {
     struct Small {
         moe: Moe,
         tokens: Tensor,
-        gates: Bucket,
+        gates: Gates,
         layer: Layer,
         weight: Tensor,
     }
@@ -287,8 +283,8 @@ mod tests {
             Self {
                 moe,
                 tokens: draw("tokens", &[6, 4], 50.0),
-                gates: Bucket::new(&gate, Kind::Float, Device::Cpu),
-                layer: Layer { number: 0, gate: [0, 1], experts, placement: Placement::identity(4, 1) },
+                gates: Gates::of_scores(Bucket::new(&gate, Kind::Float, Device::Cpu)),
+                layer: Layer { number: 0, gate: LayerGate::plain(0, 1), experts, placement: Placement::identity(4, 1) },
                 weight: draw("weight", &[6, 4], 50.0),
             }
         }
@@ -325,7 +321,7 @@ mod tests {
             let of_tokens = self.run(gate, true).1.unwrap();
             let pairs = [
                 (&self.tokens, of_tokens),
-                (&self.gates.weights, self.gates.gradients().copy()),
+                (&self.gates.scores.weights, self.gates.scores.gradients().copy()),
                 (&self.layer.experts.bucket.weights, self.layer.experts.bucket.gradients().copy()),
             ];
             let _guard = tch::no_grad_guard();

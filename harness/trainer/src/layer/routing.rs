@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::TrainError;
 use crate::host::to_device;
 use crate::kernels::{self, Kernels, Reading, Sorted};
-use crate::layer::gate::{self, Scored};
+use crate::layer::gate::{self, Gates, Scored};
 use crate::layer::permute::Permutation;
 use crate::layer::splits::Splits;
 use crate::model::parameters::Bucket;
@@ -27,6 +27,8 @@ pub(super) enum Choices {
 /// Choices of a gate without limits, on a GPU.
 pub(super) struct GpuChoices {
     kernels: &'static Kernels,
+    /// Weight and bias of the gate, by index.
+    parameters: [usize; 2],
     tokens: Tensor,
     /// `[tokens, k]`: experts, and the softmax over their scores.
     chosen: Tensor,
@@ -41,18 +43,17 @@ pub(super) struct GpuChoices {
     counts: Option<Reading>,
 }
 
-/// The gate's parameters: a bucket, and weight and bias in it.
-#[derive(Clone, Copy)]
-pub(super) struct Gate<'a> {
-    pub(super) bucket: &'a Bucket,
-    pub(super) parameters: [usize; 2],
-}
-
 impl GpuChoices {
     /// Scores `tokens` and chooses `k` experts for each: the best, or those `given`, `[tokens * k]`. None where the kernels
     /// do not serve: then the host does it.
-    pub(super) fn new(gate: Gate, tokens: &Tensor, k: usize, given: Option<&[usize]>) -> Option<Self> {
-        let [weight, bias] = gate.parameters.map(|index| gate.bucket.leaf(index).detach());
+    pub(super) fn new(
+        bucket: &Bucket,
+        parameters: [usize; 2],
+        tokens: &Tensor,
+        k: usize,
+        given: Option<&[usize]>,
+    ) -> Option<Self> {
+        let [weight, bias] = parameters.map(|index| bucket.leaf(index).detach());
         let experts = weight.size()[0];
         let serve = tokens.size()[1] % 8 == 0 && experts <= 1024 && k <= 32;
         let kernels = kernels::on(tokens).filter(|_| serve)?;
@@ -71,7 +72,7 @@ impl GpuChoices {
         let counts = Some(kernels.read(&sorted.totals));
         let rows = Some(kernels.gather(tokens, &by_expert, k as i64));
         let tokens = tokens.shallow_clone();
-        Some(Self { kernels, tokens, chosen, weights, sorted, by_expert, row_of, rows, counts })
+        Some(Self { kernels, parameters, tokens, chosen, weights, sorted, by_expert, row_of, rows, counts })
     }
 
     /// `[expert]`: choices. The host waits for them, once.
@@ -91,20 +92,20 @@ impl GpuChoices {
     }
 
     /// Adds to the gradients of the gate, from those of the scores of choices.
-    fn add_gradients(&self, gate: Gate, of_scores: &Tensor) {
+    fn add_gradients(&self, bucket: &Bucket, of_scores: &Tensor) {
         let starts = &self.sorted.ends - &self.sorted.totals;
         let place = [&starts, &self.sorted.totals];
         let gradients = self.kernels.gate_gradient(&self.tokens, of_scores, &self.by_expert, place);
-        for (index, gradient) in gate.parameters.into_iter().zip(gradients) {
-            gate.bucket.accumulate(index, &gradient);
+        for (index, gradient) in self.parameters.into_iter().zip(gradients) {
+            bucket.accumulate(index, &gradient);
         }
     }
 
     /// The gradients of the scores of choices from those of their weights, and of tokens through the scores.
-    fn scores_backward(&self, gate: Gate, of_weights: &Tensor) -> (Tensor, Tensor) {
+    fn scores_backward(&self, bucket: &Bucket, of_weights: &Tensor) -> (Tensor, Tensor) {
         let mean = (&self.weights * of_weights).sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
         let of_scores = &self.weights * (of_weights - mean);
-        let weight = gate.bucket.leaf(gate.parameters[0]).detach();
+        let weight = bucket.leaf(self.parameters[0]).detach();
         let all = Tensor::zeros([self.tokens.size()[0], weight.size()[0]], (Kind::Float, self.tokens.device()));
         let all = all.scatter(1, &self.chosen.to_kind(Kind::Int64), &of_scores);
         let of_tokens = all.matmul(&weight.to_kind(Kind::Float)).to_kind(self.tokens.kind());
@@ -176,23 +177,23 @@ impl Routing {
 
     /// The gradient of the tokens, from those of their rows and of the weights of their choices. Adds to the gate's
     /// gradients. `balance`: factor of the balance loss in the whole loss.
-    pub(super) fn permute_backward(self, gate: Gate, of_rows: &Tensor, of_weights: &Tensor, balance: f64) -> Tensor {
+    pub(super) fn permute_backward(self, gates: &Gates, of_rows: &Tensor, of_weights: &Tensor, balance: f64) -> Tensor {
         match (self.choices, self.rows) {
             (Choices::Gpu(gpu), Rows::Gpu { row_of, .. }) => {
-                let weight = gate.bucket.leaf(gate.parameters[0]).detach();
+                let weight = gates.scores.leaf(gpu.parameters[0]).detach();
                 let of_scores = of_weights;
                 let choices = [&gpu.chosen, &gpu.weights, of_scores];
                 let of_tokens = gpu.kernels.collect(of_rows, &row_of, choices, &weight);
-                gpu.add_gradients(gate, of_scores);
+                gpu.add_gradients(&gates.scores, of_scores);
                 of_tokens
             }
             (Choices::Gpu(gpu), Rows::Permutation(permutation)) => {
-                let (of_scores, through_gate) = gpu.scores_backward(gate, of_weights);
-                gpu.add_gradients(gate, &of_scores);
+                let (of_scores, through_gate) = gpu.scores_backward(&gates.scores, of_weights);
+                gpu.add_gradients(&gates.scores, &of_scores);
                 permutation.permute_backward(of_rows) + through_gate
             }
             (Choices::Host { scored, .. }, rows) => {
-                let through_gate = scored.backward(gate.bucket, of_weights, balance);
+                let through_gate = scored.backward(gates, of_weights, balance);
                 rows.permutation().permute_backward(of_rows) + through_gate
             }
         }

@@ -2,25 +2,26 @@
 
 use systems::iteration::timeline::Activity;
 use tch::Tensor;
+use workloads::model::Block;
 
 use crate::error::TrainError;
 use crate::kernels::{Kernels, Normed};
-use crate::model::Gpt;
 use crate::model::dense::Builder;
-use crate::model::fused::{self, Heads, HeadsSaved, Norm};
+use crate::model::fused::{self, FusedHeads, FusedNorm, HeadsSaved};
+use crate::model::heads::Heads;
+use crate::model::norm::Norm;
 use crate::model::parameters::Initial;
 use crate::model::site::Site;
-use crate::model::tape::{Tape, layer_norm};
+use crate::model::tape::Tape;
 
 /// Attention of one block, with the normalisations before and after it.
 pub struct Attention {
-    heads: i64,
+    norm: Norm,
+    heads: Heads,
     seq_len: i64,
-    norm: [usize; 2],
-    query: [usize; 2],
     output: usize,
-    output_bias: usize,
-    second_norm: [usize; 2],
+    output_bias: Option<usize>,
+    second_norm: Norm,
 }
 
 /// Saved for backward.
@@ -41,30 +42,26 @@ pub struct FusedSaved {
     second_statistics: Tensor,
 }
 
+/// What the kernels of a GPU run: both normalisations, the heads, and the bias of the output product.
+struct Fused {
+    norms: [FusedNorm; 2],
+    heads: FusedHeads,
+    output_bias: usize,
+}
+
 impl Attention {
-    /// Adds the parameters of block `index`.
-    pub fn new(builder: &mut Builder, gpt: &Gpt, index: usize) -> Self {
-        let h = gpt.hidden as i64;
+    /// Adds the parameters of `block`, number `index` of `depth`.
+    pub fn new(builder: &mut Builder, block: &Block, index: usize, depth: usize) -> Self {
         let name = |what: &str| format!("block {index} {what}");
-        let scaled = Initial::Normal(1.0 / (2.0 * gpt.depth as f64).sqrt());
-        Self {
-            heads: gpt.heads as i64 / builder.tensor_parallel_size(),
-            seq_len: gpt.seq_len as i64,
-            norm: [
-                builder.whole((&name("norm"), &[h], Initial::Ones)),
-                builder.whole((&name("norm bias"), &[h], Initial::Zeros)),
-            ],
-            query: [
-                builder.cut((&name("query key value"), &[3 * h, h], Initial::Normal(1.0)), 0, 3),
-                builder.cut((&name("query key value bias"), &[3 * h], Initial::Zeros), 0, 3),
-            ],
-            output: builder.cut((&name("attention output"), &[h, h], scaled), 1, 1),
-            output_bias: builder.whole((&name("attention output bias"), &[h], Initial::Zeros)),
-            second_norm: [
-                builder.whole((&name("second norm"), &[h], Initial::Ones)),
-                builder.whole((&name("second norm bias"), &[h], Initial::Zeros)),
-            ],
-        }
+        let scaled = Initial::Normal(1.0 / (2.0 * depth as f64).sqrt());
+        let (h, width) = (block.hidden as i64, block.attention.output_width() as i64);
+        let norm = Norm::new(builder, &name("norm"), block.norm, block.hidden);
+        let heads = Heads::new(builder, block, index);
+        let output = builder.cut((&name("attention output"), &[h, width], scaled), 1, 1);
+        let bias = |builder: &mut Builder| builder.whole((&name("attention output bias"), &[h], Initial::Zeros));
+        let output_bias = block.attention.output_bias.then(|| bias(builder));
+        let second_norm = Norm::new(builder, &name("second norm"), block.norm, block.hidden);
+        Self { norm, heads, seq_len: block.tokens as i64, output, output_bias, second_norm }
     }
 
     /// From `input` `[tokens, hidden]` to the residual stream after attention, and its normalisation.
@@ -72,27 +69,41 @@ impl Attention {
     /// # Errors
     /// A peer that died.
     pub fn forward(&self, site: &Site, input: &Tensor) -> Result<([Tensor; 2], AttentionSaved), TrainError> {
-        if let Some(kernels) = fused::kernels(input) {
-            return self.forward_fused(kernels, site, input);
+        if let (Some(kernels), Some(fused)) = (fused::kernels(input), self.fused()) {
+            return self.forward_fused(kernels, &fused, site, input);
         }
         let Site { dense, timer, .. } = site;
-        let (partial, norm, products) = timer.compute(Activity::Block, || {
-            let ([normed], norm) = Tape::record(&dense.replicated, &self.norm, &[input], |x, p| [layer_norm(&x[0], p)]);
-            let parameters = [self.query[0], self.query[1], self.output];
-            let ([partial], products) =
-                Tape::record(&dense.sharded, &parameters, &[&normed], |x, p| [self.attend(&x[0], p)]);
-            (partial, norm, products)
+        let (partial, prepared, products) = timer.compute(Activity::Block, || {
+            let (prepared, before) = self.prepare(site, input);
+            let inputs: Vec<&Tensor> = prepared.iter().collect();
+            let parameters = [self.heads.sharded.as_slice(), &[self.output]].concat();
+            let ([partial], products) = Tape::record(&dense.sharded, &parameters, &inputs, |x, p| {
+                let (output, heads) = p.split_last().expect("the output product has a matrix");
+                [self.heads.attend(x, heads).linear::<&Tensor>(output, None)]
+            });
+            (partial, before, products)
         });
         let summed = site.all_reduce(partial)?;
-        let parameters = [self.output_bias, self.second_norm[0], self.second_norm[1]];
+        let parameters: Vec<usize> = self.second_norm.parameters.iter().copied().chain(self.output_bias).collect();
         let (outputs, residual) = timer.compute(Activity::Block, || {
             Tape::record(&dense.replicated, &parameters, &[input, &summed], |x, p| {
-                let stream = &x[0] + &x[1] + p[0];
-                let normed = layer_norm(&stream, &p[1..]);
+                let (norm, bias) = p.split_at(self.second_norm.parameters.len());
+                let sum = &x[0] + &x[1];
+                let stream = bias.first().map_or_else(|| sum.shallow_clone(), |bias| &sum + *bias);
+                let normed = self.second_norm.apply(&stream, norm);
                 [stream, normed]
             })
         });
-        Ok((outputs, AttentionSaved::Taped(Box::new([norm, products, residual]))))
+        Ok((outputs, AttentionSaved::Taped(Box::new([prepared, products, residual]))))
+    }
+
+    /// What the heads start from.
+    fn prepare(&self, site: &Site, input: &Tensor) -> (Vec<Tensor>, Tape) {
+        let parameters = [self.norm.parameters.as_slice(), &self.heads.replicated].concat();
+        Tape::record_all(&site.dense.replicated, &parameters, &[input], |x, p| {
+            let (norm, shared) = p.split_at(self.norm.parameters.len());
+            self.heads.prepare(self.norm.apply(&x[0], norm), shared)
+        })
     }
 
     /// The gradient of the input, from those of the two outputs.
@@ -101,34 +112,38 @@ impl Attention {
     /// A peer that died.
     pub fn backward(&self, site: &Site, saved: AttentionSaved, gradients: [&Tensor; 2]) -> Result<Tensor, TrainError> {
         let Site { dense, timer, .. } = site;
-        let [norm, products, residual] = match saved {
+        let [prepared, products, residual] = match saved {
             AttentionSaved::Taped(tapes) => *tapes,
             AttentionSaved::Fused(saved) => return self.backward_fused(site, *saved, gradients),
         };
-        let (of_stream, of_normed) = timer.compute(Activity::Block, || {
+        let (of_stream, of_prepared) = timer.compute(Activity::Block, || {
             let mut of_residual = residual.backward(&dense.replicated, &gradients);
             let of_sum = of_residual.remove(1);
-            (of_residual.remove(0), products.backward(&dense.sharded, &[&of_sum]).remove(0))
+            (of_residual.remove(0), products.backward(&dense.sharded, &[&of_sum]))
         });
-        let of_normed = site.all_reduce(of_normed)?;
-        Ok(timer.compute(Activity::Block, || of_stream + norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
+        let of_prepared = site.all_reduce_together(of_prepared)?;
+        Ok(timer.compute(Activity::Block, || {
+            let gradients: Vec<&Tensor> = of_prepared.iter().collect();
+            of_stream + prepared.backward(&dense.replicated, &gradients).remove(0)
+        }))
     }
 
     fn forward_fused(
         &self,
         kernels: &Kernels,
+        fused: &Fused,
         site: &Site,
         input: &Tensor,
     ) -> Result<([Tensor; 2], AttentionSaved), TrainError> {
         let Site { dense, timer, .. } = site;
-        let [first, second] = self.norms();
+        let [first, second] = fused.norms;
         let (partial, statistics, heads) = timer.compute(Activity::Block, || {
             let Normed { normed, statistics, .. } = first.forward(kernels, dense, input, None);
-            let (partial, heads) = self.fused().forward(&dense.sharded, normed);
+            let (partial, heads) = fused.heads.forward(&dense.sharded, normed);
             (partial, statistics, heads)
         });
         let summed = site.all_reduce(partial)?;
-        let forward = || second.forward(kernels, dense, input, Some((&summed, self.output_bias)));
+        let forward = || second.forward(kernels, dense, input, Some((&summed, fused.output_bias)));
         let Normed { stream, normed, statistics: second_statistics } = timer.compute(Activity::Block, forward);
         let outputs = [stream.shallow_clone(), normed];
         let saved = FusedSaved { input: input.shallow_clone(), statistics, heads, stream, second_statistics };
@@ -142,13 +157,15 @@ impl Attention {
         [of_stream, of_normed]: [&Tensor; 2],
     ) -> Result<Tensor, TrainError> {
         let Site { dense, timer, .. } = site;
-        let kernels = fused::kernels(&saved.input).expect("the forward pass ran by kernels");
-        let [first, second] = self.norms();
+        let (Some(kernels), Some(fused)) = (fused::kernels(&saved.input), self.fused()) else {
+            unreachable!("the forward pass ran by kernels")
+        };
+        let [first, second] = fused.norms;
         let FusedSaved { input, statistics, heads, stream, second_statistics } = saved;
         let (of_sum, of_first) = timer.compute(Activity::Block, || {
-            let beside = (Some(of_stream), Some(self.output_bias));
+            let beside = (Some(of_stream), Some(fused.output_bias));
             let of_sum = second.backward(kernels, dense, [&stream, &second_statistics], of_normed, beside);
-            let of_first = self.fused().backward(kernels, &dense.sharded, heads, &of_sum);
+            let of_first = fused.heads.backward(kernels, &dense.sharded, heads, &of_sum);
             (of_sum, of_first)
         });
         let of_first = site.all_reduce(of_first)?;
@@ -156,23 +173,15 @@ impl Attention {
         Ok(timer.compute(Activity::Block, backward))
     }
 
-    fn norms(&self) -> [Norm; 2] {
-        [self.norm, self.second_norm].map(|parameters| Norm { parameters })
-    }
-
-    fn fused(&self) -> Heads {
-        Heads { heads: self.heads, seq_len: self.seq_len, query: self.query, output: self.output }
-    }
-
-    /// Causal attention of this rank's heads, and their part of the output product.
-    fn attend(&self, normed: &Tensor, parameters: &[&Tensor]) -> Tensor {
-        let all = normed.linear(parameters[0], Some(parameters[1]));
-        let width = all.size()[1] / 3;
-        let shape = [-1, self.seq_len, 3, self.heads, width / self.heads];
-        let heads = all.view(shape).permute([2, 0, 3, 1, 4]).unbind(0);
-        let none: Option<Tensor> = None;
-        let seen = Tensor::scaled_dot_product_attention(&heads[0], &heads[1], &heads[2], none, 0.0, true, None, false);
-        let joined = seen.transpose(1, 2).reshape([-1, width]);
-        joined.linear::<Tensor>(parameters[2], None)
+    /// What the kernels of a GPU run, where they know all of it.
+    fn fused(&self) -> Option<Fused> {
+        let norm = |norm: &Norm| norm.fused().map(|parameters| FusedNorm { parameters });
+        let heads = FusedHeads {
+            heads: self.heads.number(),
+            seq_len: self.seq_len,
+            query: self.heads.fused()?,
+            output: self.output,
+        };
+        Some(Fused { norms: [norm(&self.norm)?, norm(&self.second_norm)?], heads, output_bias: self.output_bias? })
     }
 }

@@ -47,6 +47,10 @@ impl Builder {
         self.tp.1
     }
 
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
     /// Adds a parameter that every tensor-parallel rank holds; returns its index.
     pub(super) fn whole(&mut self, (name, shape, values): Parameter) -> usize {
         let index = self.replicated.len();

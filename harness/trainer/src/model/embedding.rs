@@ -12,16 +12,18 @@ use crate::model::tape::{Tape, sum_over_tokens};
 
 /// Token and position embedding before the first block.
 pub struct Embedding {
-    position: usize,
+    /// Of learned positions.
+    position: Option<usize>,
     vocabulary: i64,
     seq_len: i64,
 }
 
 impl Embedding {
-    /// Adds the position embedding. The token embedding is tied to the head and has a bucket of its own.
+    /// Adds the position embedding, where positions are learned. The token embedding may be tied to the head and has a bucket
+    /// of its own.
     pub fn new(builder: &mut Builder, gpt: &Gpt) -> Self {
         let shape = [gpt.seq_len as i64, gpt.hidden as i64];
-        let position = builder.whole(("position", &shape, Initial::Normal(1.0)));
+        let position = gpt.learned_positions.then(|| builder.whole(("position", &shape, Initial::Normal(1.0))));
         Self { position, vocabulary: gpt.vocabulary as i64, seq_len: gpt.seq_len as i64 }
     }
 
@@ -39,9 +41,10 @@ impl Embedding {
             })
         });
         let found = site.all_reduce(found)?;
+        let Some(position) = self.position else { return Ok((found, tape)) };
         let shape = [-1, self.seq_len, found.size()[1]];
         let output = timer.compute(Activity::Edge, || {
-            (found.view(shape) + dense.replicated.leaf(self.position)).view([-1, found.size()[1]])
+            (found.view(shape) + dense.replicated.leaf(position)).view([-1, found.size()[1]])
         });
         Ok((output, tape))
     }
@@ -50,8 +53,10 @@ impl Embedding {
     pub fn backward(&self, site: &Site, tape: Tape, gradient: &Tensor) {
         let Site { dense, embedding_weight, timer, .. } = site;
         timer.compute(Activity::Edge, || {
-            let by_sample = gradient.view([-1, self.seq_len, gradient.size()[1]]);
-            dense.replicated.accumulate(self.position, &sum_over_tokens(&by_sample));
+            if let Some(position) = self.position {
+                let by_sample = gradient.view([-1, self.seq_len, gradient.size()[1]]);
+                dense.replicated.accumulate(position, &sum_over_tokens(&by_sample));
+            }
             tape.backward(embedding_weight, &[gradient]);
         });
     }

@@ -5,13 +5,13 @@
 
 use systems::iteration::timeline::Activity;
 use tch::{Kind, Tensor};
+use workloads::model;
 
 use crate::error::TrainError;
 use crate::kernels::{self, Kernels, Normed, WIDEST};
 use crate::model::dense::Dense;
 use crate::model::parameters::Bucket;
 use crate::model::site::Site;
-use crate::model::tape::NORM_EPSILON;
 
 /// The kernels that serve the residual stream, if they do.
 pub(super) fn kernels(stream: &Tensor) -> Option<&'static Kernels> {
@@ -19,13 +19,13 @@ pub(super) fn kernels(stream: &Tensor) -> Option<&'static Kernels> {
     kernels::on(stream).filter(|_| width % 8 == 0 && width <= WIDEST)
 }
 
-/// A normalisation: scale and shift by index among the replicated parameters.
+/// LayerNorm: scale and shift by index among the replicated parameters.
 #[derive(Clone, Copy)]
-pub(super) struct Norm {
+pub(super) struct FusedNorm {
     pub(super) parameters: [usize; 2],
 }
 
-impl Norm {
+impl FusedNorm {
     /// Normalises `input` or, where something is added to it, the sum: a branch, and the bias of that index.
     pub(super) fn forward(
         self,
@@ -38,7 +38,7 @@ impl Norm {
         let [scale, shift] = self.parameters.map(leaf);
         let bias = added.map(|(_, index)| leaf(index));
         let added = added.zip(bias.as_ref()).map(|((branch, _), bias)| (branch, bias));
-        kernels.add_norm(input, added, [&scale, &shift], NORM_EPSILON)
+        kernels.add_norm(input, added, [&scale, &shift], model::Norm::default().epsilon)
     }
 
     /// The gradient of the stream, from that of its normalisation and of what else reads it. Adds to the gradients of scale,
@@ -60,7 +60,7 @@ impl Norm {
 }
 
 /// Causal attention of this rank's heads between its two products.
-pub(super) struct Heads {
+pub(super) struct FusedHeads {
     pub(super) heads: i64,
     pub(super) seq_len: i64,
     /// Weight and bias of queries, keys and values; weight of the output: by index among the sharded parameters.
@@ -77,7 +77,7 @@ pub(super) struct HeadsSaved {
     joined: Tensor,
 }
 
-impl Heads {
+impl FusedHeads {
     /// This rank's part of the output product.
     pub(super) fn forward(&self, sharded: &Bucket, normed: Tensor) -> (Tensor, HeadsSaved) {
         let [weight, bias, output] = self.leaves(sharded);
@@ -135,13 +135,14 @@ impl CrossEntropySaved {
 pub(super) fn cross_entropy(
     kernels: &Kernels,
     site: &Site,
-    norm: Norm,
+    norm: FusedNorm,
+    (bucket, words): (&Bucket, usize),
     input: &Tensor,
     (targets, vocabulary, scale): (&Tensor, i64, f64),
 ) -> Result<(Tensor, CrossEntropySaved), TrainError> {
     let (normed, logits, target, local) = site.timer.compute(Activity::Edge, || {
         let normed = norm.forward(kernels, site.dense, input, None);
-        let logits = normed.normed.linear::<Tensor>(&site.embedding_weight.leaf(0).detach(), None);
+        let logits = normed.normed.linear::<Tensor>(&bucket.leaf(words).detach(), None);
         let target = site.local_targets(vocabulary, targets);
         let local = kernels.entropy(&logits, &target);
         (normed, logits, target, local)
@@ -169,13 +170,14 @@ pub(super) fn cross_entropy(
 pub(super) fn cross_entropy_backward(
     kernels: &Kernels,
     site: &Site,
-    norm: Norm,
+    norm: FusedNorm,
+    (bucket, words): (&Bucket, usize),
     saved: CrossEntropySaved,
 ) -> Result<Tensor, TrainError> {
     let CrossEntropySaved { normed: Normed { stream, normed, statistics }, of_logits } = saved;
     let of_normed = site.timer.compute(Activity::Edge, || {
-        site.embedding_weight.accumulate_product(0, &of_logits.tr(), &normed);
-        of_logits.matmul(&site.embedding_weight.leaf(0).detach())
+        bucket.accumulate_product(words, &of_logits.tr(), &normed);
+        of_logits.matmul(&bucket.leaf(words).detach())
     });
     let of_normed = site.all_reduce(of_normed)?;
     let backward = || norm.backward(kernels, site.dense, [&stream, &statistics], &of_normed, (None, None));

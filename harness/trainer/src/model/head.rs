@@ -7,15 +7,18 @@ use crate::error::TrainError;
 use crate::kernels::Kernels;
 use crate::model::Gpt;
 use crate::model::dense::Builder;
-use crate::model::fused::{self, CrossEntropySaved, Norm};
-use crate::model::parameters::Initial;
+use crate::model::fused::{self, CrossEntropySaved, FusedNorm};
+use crate::model::norm::Norm;
+use crate::model::parameters::{Bucket, Initial};
 use crate::model::site::Site;
-use crate::model::tape::{Tape, layer_norm};
+use crate::model::tape::Tape;
 
-/// Final normalisation, product with the embedding, cross-entropy.
+/// Final normalisation, product with the words, cross-entropy.
 pub struct Head {
-    norm: [usize; 2],
+    norm: Norm,
     vocabulary: i64,
+    /// The head's own words, `[vocabulary / tp, hidden]`, by index among the cut parameters; none where they are the embedding's.
+    words: Option<usize>,
 }
 
 /// Saved for backward.
@@ -29,12 +32,19 @@ pub struct FusedSaved(CrossEntropySaved);
 
 impl Head {
     pub fn new(builder: &mut Builder, gpt: &Gpt) -> Self {
-        let h = gpt.hidden as i64;
-        let norm = [
-            builder.whole(("final norm", &[h], Initial::Ones)),
-            builder.whole(("final norm bias", &[h], Initial::Zeros)),
-        ];
-        Self { norm, vocabulary: gpt.vocabulary as i64 }
+        let (vocabulary, hidden) = (gpt.vocabulary as i64, gpt.hidden as i64);
+        let norm = Norm::new(builder, "final norm", gpt.norm, gpt.hidden);
+        let own = |builder: &mut Builder| builder.cut(("head", &[vocabulary, hidden], Initial::Normal(1.0)), 0, 1);
+        let words = (!gpt.tied).then(|| own(builder));
+        Self { norm, vocabulary, words }
+    }
+
+    /// Where the words are: a bucket, and the index in it.
+    fn words<'a>(&self, site: &Site<'a>) -> (&'a Bucket, usize) {
+        match self.words {
+            Some(index) => (&site.dense.sharded, index),
+            None => (site.embedding_weight, 0),
+        }
     }
 
     /// The sum of the cross-entropies of `targets` `[tokens]`, one number on their device; its gradient is multiplied by
@@ -49,16 +59,18 @@ impl Head {
         targets: &Tensor,
         scale: f64,
     ) -> Result<(Tensor, HeadSaved), TrainError> {
-        if let Some(kernels) = self.kernels(site, input) {
+        let (bucket, index) = self.words(site);
+        if let Some((kernels, norm)) = self.fused(site, input) {
             let what = (targets, self.vocabulary, scale);
-            let (loss, saved) = fused::cross_entropy(kernels, site, self.fused_norm(), input, what)?;
+            let (loss, saved) = fused::cross_entropy(kernels, site, norm, (bucket, index), input, what)?;
             return Ok((loss, HeadSaved::Fused(Box::new(FusedSaved(saved)))));
         }
-        let Site { dense, embedding_weight, group, timer, .. } = site;
+        let Site { dense, group, timer, .. } = site;
         let (norm, product, logits, local) = timer.compute(Activity::Edge, || {
-            let ([normed], norm) = Tape::record(&dense.replicated, &self.norm, &[input], |x, p| [layer_norm(&x[0], p)]);
+            let ([normed], norm) =
+                Tape::record(&dense.replicated, &self.norm.parameters, &[input], |x, p| [self.norm.apply(&x[0], p)]);
             let ([logits], product) =
-                Tape::record(embedding_weight, &[0], &[&normed], |x, p| [x[0].linear::<Tensor>(p[0], None)]);
+                Tape::record(bucket, &[index], &[&normed], |x, p| [x[0].linear::<Tensor>(p[0], None)]);
             let logits = logits.to_kind(Kind::Float);
             let (target, own) = site.local_ids(self.vocabulary, targets);
             let at_target = logits.gather(1, &target.unsqueeze(-1), false).squeeze_dim(-1) * own.to_kind(Kind::Float);
@@ -90,26 +102,24 @@ impl Head {
     /// # Errors
     /// A peer that died.
     pub fn backward(&self, site: &Site, saved: HeadSaved) -> Result<Tensor, TrainError> {
-        let Site { dense, embedding_weight, timer, .. } = site;
+        let Site { dense, timer, .. } = site;
+        let (bucket, index) = self.words(site);
         let (norm, product, of_logits) = match saved {
             HeadSaved::Taped { norm, product, of_logits } => (norm, product, of_logits),
             HeadSaved::Fused(saved) => {
-                let kernels = fused::kernels(saved.0.stream()).expect("the forward pass ran by kernels");
-                return fused::cross_entropy_backward(kernels, site, self.fused_norm(), saved.0);
+                let (kernels, norm) = self.fused(site, saved.0.stream()).expect("the forward pass ran by kernels");
+                return fused::cross_entropy_backward(kernels, site, norm, (bucket, index), saved.0);
             }
         };
-        let of_normed = timer.compute(Activity::Edge, || product.backward(embedding_weight, &[&of_logits]).remove(0));
+        let of_normed = timer.compute(Activity::Edge, || product.backward(bucket, &[&of_logits]).remove(0));
         let of_normed = site.all_reduce(of_normed)?;
         Ok(timer.compute(Activity::Edge, || norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
     }
 
-    /// The kernels that serve: the words of a rank fill whole accesses.
-    fn kernels(&self, site: &Site, input: &Tensor) -> Option<&'static Kernels> {
+    /// The kernels and the normalisation that they know, where they serve: the words of a rank fill whole accesses.
+    fn fused(&self, site: &Site, input: &Tensor) -> Option<(&'static Kernels, FusedNorm)> {
         let words = self.vocabulary / site.group.size() as i64;
-        fused::kernels(input).filter(|_| words % 8 == 0)
-    }
-
-    fn fused_norm(&self) -> Norm {
-        Norm { parameters: self.norm }
+        let norm = FusedNorm { parameters: self.norm.fused()? };
+        fused::kernels(input).filter(|_| words % 8 == 0).map(|kernels| (kernels, norm))
     }
 }

@@ -10,32 +10,30 @@ pub mod dense;
 pub mod embedding;
 mod fused;
 pub mod head;
+mod heads;
 pub mod mlp;
+mod norm;
 pub mod optimizer;
 pub mod parameters;
 pub mod site;
 pub mod tape;
 
-use workloads::model::{Block, Ffn};
+use workloads::model::Norm;
 
-/// The shape of a GPT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a language model has beside its blocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gpt {
     /// Number of blocks.
     pub depth: usize,
     /// Width of a token.
     pub hidden: usize,
-    /// Attention heads.
-    pub heads: usize,
     /// Tokens of a sample.
     pub seq_len: usize,
     pub vocabulary: usize,
-}
-
-/// The inner width of a block's dense MLP; none for an MoE block.
-pub fn inner(block: &Block) -> Option<usize> {
-    match block.ffn {
-        Ffn::Dense(mlp) => Some(mlp.inner),
-        Ffn::Moe(_) => None,
-    }
+    /// The normalisation before the head.
+    pub norm: Norm,
+    /// Whether each position has an embedding of its own; otherwise positions are rotary.
+    pub learned_positions: bool,
+    /// Whether head and embedding share their words.
+    pub tied: bool,
 }

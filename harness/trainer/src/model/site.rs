@@ -41,6 +41,20 @@ impl Site<'_> {
         Ok(sum)
     }
 
+    /// The sums over tensor-parallel ranks, in one call.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn all_reduce_together(&self, tensors: Vec<Tensor>) -> Result<Vec<Tensor>, TrainError> {
+        if self.group.size() == 1 || tensors.len() == 1 {
+            return tensors.into_iter().map(|tensor| self.all_reduce(tensor)).collect();
+        }
+        let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.reshape([-1])).collect();
+        let sizes: Vec<i64> = flat.iter().map(|tensor| tensor.numel() as i64).collect();
+        let sums = self.all_reduce(Tensor::cat(&flat, 0))?.split_with_sizes(sizes, 0);
+        Ok(sums.iter().zip(&tensors).map(|(sum, tensor)| sum.view_as(tensor)).collect())
+    }
+
     /// This rank's part of the tokens, `[tokens / tp, hidden]`.
     pub fn part(&self, tokens: &Tensor) -> Tensor {
         let (size, rank) = (self.group.size() as i64, self.group.rank() as i64);

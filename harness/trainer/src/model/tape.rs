@@ -22,11 +22,23 @@ impl Tape {
         inputs: &[&Tensor],
         piece: impl FnOnce(&[Tensor], &[&Tensor]) -> [Tensor; N],
     ) -> ([Tensor; N], Self) {
+        let (handed, tape) =
+            Self::record_all(bucket, parameters, inputs, |inputs, leaves| piece(inputs, leaves).into());
+        (handed.try_into().expect("a piece has as many outputs as it returns"), tape)
+    }
+
+    /// [`Self::record`] of a piece with any number of outputs.
+    pub fn record_all(
+        bucket: &Bucket,
+        parameters: &[usize],
+        inputs: &[&Tensor],
+        piece: impl FnOnce(&[Tensor], &[&Tensor]) -> Vec<Tensor>,
+    ) -> (Vec<Tensor>, Self) {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.detach().set_requires_grad(true)).collect();
         let leaves: Vec<&Tensor> = parameters.iter().map(|&index| bucket.leaf(index)).collect();
         let outputs = tch::with_grad(|| piece(&inputs, &leaves));
-        let handed = std::array::from_fn(|index| outputs[index].detach());
-        (handed, Self { inputs, parameters: parameters.to_vec(), outputs: outputs.into() })
+        let handed = outputs.iter().map(Tensor::detach).collect();
+        (handed, Self { inputs, parameters: parameters.to_vec(), outputs })
     }
 
     /// The gradients of the inputs from those of the outputs; the parameters' are added to the bucket's.
@@ -43,14 +55,6 @@ impl Tape {
         }
         found
     }
-}
-
-pub(super) const NORM_EPSILON: f64 = 1e-5;
-
-/// Layer normalisation by weight and bias.
-pub(super) fn layer_norm(input: &Tensor, parameters: &[&Tensor]) -> Tensor {
-    let shape = [input.size()[1]];
-    input.layer_norm(shape, Some(parameters[0]), Some(parameters[1]), NORM_EPSILON, true)
 }
 
 /// The sum over the first dimension.

@@ -20,6 +20,7 @@ use crate::clock::timer::Timer;
 use crate::comm::Communicator;
 use crate::error::TrainError;
 use crate::kernels;
+use crate::layer::gate::LayerGate;
 use crate::layer::migrate::migrate;
 use crate::layer::moe::Layer;
 use crate::model::dense::Cut;
@@ -90,6 +91,7 @@ impl<'a> Rank<'a> {
         let ran = self.pipeline()?;
         self.reduce_gradients()?;
         self.update()?;
+        self.balance_selection(&ran.stats)?;
         self.complete(&ran, &mut report)?;
         self.iteration += 1;
         Ok(report)
@@ -104,7 +106,7 @@ impl<'a> Rank<'a> {
         let first = self.expert_group(self.stage_number).start;
         let bytes = self.online.policy().migrated_bytes_per_parameter();
         for block in &mut self.stage.blocks {
-            let FeedForward::Moe(layer) = &mut block.feed_forward else { continue };
+            let FeedForward::Moe(layer, _) = &mut block.feed_forward else { continue };
             self.timer.enter(None, Some(block.number));
             let before = self.timer.now();
             let decide = || self.online.decide(layer.number, layer.experts.moe(), &layer.placement);
@@ -156,8 +158,11 @@ impl<'a> Rank<'a> {
             all.push(("embedding".to_owned(), copy(embedding_weight.master_of(0)), Some(by_vocabulary)));
         }
         for layer in self.stage.layers() {
-            let gate = layer.gate.map(|index| copy(gates.master_of(index)).reshape([-1]));
-            all.push((format!("layer {} gate", layer.number), Tensor::cat(&gate, 0), None));
+            let LayerGate { weight, bias, selection, .. } = layer.gate;
+            let of_scores = std::iter::once(weight).chain(bias).map(|index| gates.scores.master_of(index));
+            let all_of_gate = of_scores.chain(selection.map(|index| gates.selection.master_of(index)));
+            let flat: Vec<Tensor> = all_of_gate.map(|parameter| copy(parameter).reshape([-1])).collect();
+            all.push((format!("layer {} gate", layer.number), Tensor::cat(&flat, 0), None));
             all.extend(self.expert_weights(layer));
         }
         all

@@ -15,6 +15,7 @@ use crate::layer::gate;
 use crate::layer::moe::{self, Layer, LayerStats, MoeSite};
 use crate::model::attention::AttentionSaved;
 use crate::model::head::HeadSaved;
+use crate::model::mlp::SharedSaved;
 use crate::model::site::Site;
 use crate::model::tape::Tape;
 use crate::rank::Rank;
@@ -35,7 +36,7 @@ enum BlockSaved {
 
 enum FeedForwardSaved {
     Dense(Tape),
-    Moe(Box<moe::Saved>),
+    Moe(Box<moe::Saved>, Option<SharedSaved>),
 }
 
 /// What an iteration's micro-batches did.
@@ -159,9 +160,17 @@ impl Rank<'_> {
                 let (output, tape) = mlp.forward(&site, &normed)?;
                 (output, FeedForwardSaved::Dense(tape), None)
             }
-            FeedForward::Moe(layer) => {
+            FeedForward::Moe(layer, shared) => {
                 let (part, saved, stats) = layer.forward(&self.moe_site(layer, m), &site.part(&normed))?;
-                (site.whole(part)?, FeedForwardSaved::Moe(Box::new(saved)), Some(stats))
+                let routed = site.whole(part)?;
+                let (output, shared) = match shared {
+                    Some(shared) => {
+                        let (output, saved) = shared.forward(&site, &normed)?;
+                        (self.timer.compute(Activity::Block, || routed + output), Some(saved))
+                    }
+                    None => (routed, None),
+                };
+                (output, FeedForwardSaved::Moe(Box::new(saved), shared), Some(stats))
             }
         };
         let output = self.timer.compute(Activity::Block, || residual + output);
@@ -186,9 +195,17 @@ impl Rank<'_> {
         let site = self.site();
         let of_normed = match (&block.feed_forward, feed_forward) {
             (FeedForward::Dense(mlp), FeedForwardSaved::Dense(tape)) => mlp.backward(&site, tape, gradient)?,
-            (FeedForward::Moe(layer), FeedForwardSaved::Moe(saved)) => {
+            (FeedForward::Moe(layer, shared), FeedForwardSaved::Moe(saved, of_shared)) => {
+                let of_shared = match (shared, of_shared) {
+                    (Some(shared), Some(saved)) => Some(shared.backward(&site, saved, gradient)?),
+                    _ => None,
+                };
                 let part = layer.backward(&self.moe_site(layer, m), *saved, &site.part(gradient))?;
-                site.whole(part)?
+                let of_normed = site.whole(part)?;
+                match of_shared {
+                    Some(of_shared) => self.timer.compute(Activity::Block, || of_normed + of_shared),
+                    None => of_normed,
+                }
             }
             _ => unreachable!("a block's feed-forward network saves what its own backward pass needs"),
         };
@@ -239,13 +256,19 @@ impl Rank<'_> {
             policy: self.online.policy(),
             gate: &setup.job.gate,
             top_k: setup.job.top_k(),
-            balance: setup.training.balance_loss / (setup.plan.stage_ranks() * micro_batches) as f64,
+            balance: self.balance_factor() / (setup.plan.stage_ranks() * micro_batches) as f64,
             place: &self.place,
             costs: setup.costs,
             gates: &self.stage.gates,
             random: (setup.seed, name),
             replay: self.replayed_choices(layer, m),
         }
+    }
+
+    /// Factor of the balance loss in the whole loss: the model's own, if its router states one.
+    fn balance_factor(&self) -> f64 {
+        let own = self.setup.job.model.router.auxiliary_loss;
+        if own > 0.0 { own } else { self.setup.training.balance_loss }
     }
 
     /// The experts of this rank's choices, where a trace drives the gate: its part of those of the tensor-parallel group.

@@ -1,23 +1,25 @@
 //! The part of the model on one rank: the blocks of its pipeline stage, and the ends of the model that the stage has.
 
 use systems::Placement;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
+use workloads::gate::RouterBias;
+use workloads::model::{Ffn, Moe};
 
 use crate::layer::experts::Experts;
+use crate::layer::gate::{Gates, LayerGate};
 use crate::layer::moe::Layer;
 use crate::model::attention::Attention;
 use crate::model::dense::{Builder, Dense};
 use crate::model::embedding::{Embedding, embedding_weight};
 use crate::model::head::Head;
-use crate::model::inner;
-use crate::model::mlp::Mlp;
+use crate::model::mlp::{Mlp, SharedExpert};
 use crate::model::parameters::{Bucket, Initial, initial};
 use crate::setup::Setup;
 
 pub(crate) struct Stage {
     pub(crate) dense: Dense,
-    pub(crate) gates: Bucket,
-    /// The tied embedding on the first and the last stage; no parameter on the others.
+    pub(crate) gates: Gates,
+    /// The embedding on the first stage and, where the head shares it, on the last; no parameter on the others.
     pub(crate) embedding_weight: Bucket,
     pub(super) embedding: Option<Embedding>,
     pub(super) blocks: Vec<Block>,
@@ -33,7 +35,7 @@ pub(super) struct Block {
 
 pub(super) enum FeedForward {
     Dense(Mlp),
-    Moe(Box<Layer>),
+    Moe(Box<Layer>, Option<SharedExpert>),
 }
 
 impl Stage {
@@ -43,70 +45,93 @@ impl Stage {
         let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp));
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
-        let mut gates = Vec::new();
+        let mut gates = GatesBuilder::default();
+        let depth = setup.gpt.depth;
         let blocks = plan.chunk_blocks(job, stage).map(|number| {
-            let attention = Attention::new(&mut builder, &setup.gpt, number);
             let block = &job.model.blocks[number];
-            let feed_forward = match (block.moe(), inner(block)) {
-                (Some(_), _) => {
-                    let layer = moe_layer(setup, number, position, gates.len(), device);
-                    gates.extend(gate(setup, &layer, device));
-                    FeedForward::Moe(Box::new(layer))
+            let attention = Attention::new(&mut builder, block, number, depth);
+            let feed_forward = match block.ffn {
+                Ffn::Moe(moe) => {
+                    let layer = moe_layer(setup, number, position, &mut gates, device);
+                    let shared =
+                        moe.shared.map(|shared| SharedExpert::new(&mut builder, number, moe.width, depth, shared));
+                    FeedForward::Moe(Box::new(layer), shared)
                 }
-                (None, inner) => {
-                    let inner = inner.unwrap_or(4 * block.hidden);
-                    FeedForward::Dense(Mlp::new(&mut builder, &setup.gpt, number, inner))
+                Ffn::Dense(mlp) => {
+                    let name = format!("block {number}");
+                    FeedForward::Dense(Mlp::new(&mut builder, &name, block.hidden, depth, mlp))
                 }
             };
             Block { number, attention, feed_forward }
         });
         let blocks: Vec<Block> = blocks.collect();
         let head = last.then(|| Head::new(&mut builder, &setup.gpt));
-        let tied: Vec<_> = (first || last).then(|| embedding_weight(&builder, &setup.gpt)).into_iter().collect();
-        let embedding_weight = Bucket::new(&tied, setup.kind, device);
-        let gates = Bucket::new(&gates, setup.kind, device);
+        let holds = first || last && setup.gpt.tied;
+        let words: Vec<_> = holds.then(|| embedding_weight(&builder, &setup.gpt)).into_iter().collect();
+        let embedding_weight = Bucket::new(&words, setup.kind, device);
+        let gates = gates.finish(setup.kind, device);
         Self { dense: builder.finish(setup.kind), gates, embedding_weight, embedding, blocks, head }
     }
 
-    /// All buckets, experts last.
+    /// All buckets that gradients change, experts last.
     pub(super) fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        let shared = [&self.dense.sharded, &self.dense.replicated, &self.gates, &self.embedding_weight];
+        let shared = [&self.dense.sharded, &self.dense.replicated, &self.gates.scores, &self.embedding_weight];
         shared.into_iter().chain(self.layers().map(|layer| &layer.experts.bucket))
     }
 
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.blocks.iter().filter_map(|block| match &block.feed_forward {
-            FeedForward::Moe(layer) => Some(layer.as_ref()),
+            FeedForward::Moe(layer, _) => Some(layer.as_ref()),
             FeedForward::Dense(_) => None,
         })
     }
 
     pub(crate) fn layers_mut(&mut self) -> impl Iterator<Item = &mut Layer> {
         self.blocks.iter_mut().filter_map(|block| match &mut block.feed_forward {
-            FeedForward::Moe(layer) => Some(layer.as_mut()),
+            FeedForward::Moe(layer, _) => Some(layer.as_mut()),
             FeedForward::Dense(_) => None,
         })
     }
 }
 
-/// The MoE layer of a block, whose gate's parameters follow `gates` others.
-fn moe_layer(setup: &Setup, block: usize, position: usize, gates: usize, device: Device) -> Layer {
+/// The MoE layer of a block; its gate's parameters join the others.
+fn moe_layer(setup: &Setup, block: usize, position: usize, gates: &mut GatesBuilder, device: Device) -> Layer {
     let model = &setup.job.model;
     let number = model.moe_blocks().partition_point(|&other| other < block);
     let moe = *model.blocks[block].moe().expect("the block has an MoE layer");
     let placement = Placement::identity(moe.experts, setup.plan.ep);
     let own: Vec<usize> = placement.experts_of(position % setup.plan.ep).iter().flatten().copied().collect();
     let experts = Experts::new(setup.seed, number, &own, moe, setup.gpt.depth, setup.kind, device);
-    Layer { number, gate: [gates, gates + 1], experts, placement }
+    Layer { number, gate: gates.add(setup, number, &moe, device), experts, placement }
 }
 
-/// Initial weight and bias of a layer's gate.
-fn gate(setup: &Setup, layer: &Layer, device: Device) -> [tch::Tensor; 2] {
-    let moe = layer.experts.moe();
-    let shape = [moe.experts as i64, moe.width as i64];
-    let name = format!("layer {} gate", layer.number);
-    [
-        initial(setup.seed, &name, &shape, Initial::Normal(1.0), device),
-        initial(setup.seed, &format!("{name} bias"), &shape[..1], Initial::Zeros, device),
-    ]
+/// Initial values of the gates of a stage.
+#[derive(Default)]
+struct GatesBuilder {
+    scores: Vec<Tensor>,
+    selection: Vec<Tensor>,
+}
+
+impl GatesBuilder {
+    /// Adds the gate of MoE layer `number`.
+    fn add(&mut self, setup: &Setup, number: usize, moe: &Moe, device: Device) -> LayerGate {
+        let router = setup.job.model.router;
+        let shape = [moe.experts as i64, moe.width as i64];
+        let name = format!("layer {number} gate");
+        let bias = || initial(setup.seed, &format!("{name} bias"), &shape[..1], Initial::Zeros, device);
+        let push = |to: &mut Vec<Tensor>, parameter| {
+            to.push(parameter);
+            to.len() - 1
+        };
+        let weight = push(&mut self.scores, initial(setup.seed, &name, &shape, Initial::Normal(1.0), device));
+        let logit = (router.bias == RouterBias::Logit).then(|| push(&mut self.scores, bias()));
+        let selection = (router.bias == RouterBias::Selection).then(|| push(&mut self.selection, bias()));
+        LayerGate { router, weight, bias: logit, selection }
+    }
+
+    fn finish(self, kind: Kind, device: Device) -> Gates {
+        // Biases for the choice move in steps that half precision would lose.
+        let selection = Bucket::new(&self.selection, Kind::Float, device);
+        Gates { scores: Bucket::new(&self.scores, kind, device), selection }
+    }
 }

@@ -10,6 +10,8 @@ use workloads::model::HALF;
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
 use crate::kernels;
+use crate::layer::gate;
+use crate::layer::moe::{Layer, LayerStats};
 use crate::model::optimizer::{self, Factor};
 use crate::model::parameters::Bucket;
 use crate::rank::Rank;
@@ -17,7 +19,7 @@ use crate::rank::stage::Stage;
 
 impl Rank<'_> {
     /// Sums gradients: dense parameters over data-parallel ranks, gates over the stage, experts over their replicas, the
-    /// tied embedding over data-parallel ranks and between the first and the last stage.
+    /// embedding over data-parallel ranks and, where the head shares it, between the first and the last stage.
     ///
     /// # Errors
     /// A peer that died.
@@ -27,12 +29,12 @@ impl Rank<'_> {
         let place = |stride| self.setup.costs.group(first..first + plan.stage_ranks(), stride);
         let dense = [&stage.dense.sharded, &stage.dense.replicated];
         self.all_reduce(Gradients::Dense, &dense, &*groups.data, &place(plan.tp))?;
-        self.all_reduce(Gradients::Gate, &[&stage.gates], &*groups.stage, &place(1))?;
+        self.all_reduce(Gradients::Gate, &[&stage.gates.scores], &*groups.stage, &place(1))?;
         let experts: Vec<&Bucket> = stage.layers().map(|layer| &layer.experts.bucket).collect();
         self.all_reduce(Gradients::Experts, &experts, &*groups.replicas, &place(plan.ep))?;
         let tied = [&stage.embedding_weight];
         self.all_reduce(Gradients::Tied, &tied, &*groups.data, &place(plan.tp))?;
-        if plan.pp > 1 {
+        if plan.pp > 1 && self.setup.gpt.tied {
             let span = plan.stage_ranks() * (plan.pp - 1);
             let ends = self.setup.costs.group(0..span + 1, span);
             self.all_reduce(Gradients::TiedStages, &tied, &*groups.tied, &ends)?;
@@ -86,6 +88,38 @@ impl Rank<'_> {
     }
 }
 
+impl Rank<'_> {
+    /// Moves the biases for the choice of experts against the loads of the iteration, summed over the stage.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn balance_selection(&self, stats: &[Vec<LayerStats>]) -> Result<(), TrainError> {
+        let selection = &self.stage.gates.selection;
+        if selection.is_empty() {
+            return Ok(());
+        }
+        let chosen = |layer: usize, expert: usize| stats.iter().map(|of| i64::from(of[layer].chosen[expert])).sum();
+        let experts = |layer: &Layer| layer.experts.moe().experts;
+        let layers: Vec<&Layer> = self.stage.layers().collect();
+        let own: Vec<i64> = layers
+            .iter()
+            .enumerate()
+            .flat_map(|(index, layer)| (0..experts(layer)).map(move |expert| chosen(index, expert)))
+            .collect();
+        let own = Tensor::from_slice(&own).to_device(self.device);
+        let loads = self.timer.wait(Activity::Gathering, || self.groups.stage.all_reduce(&own)?.wait())?;
+        let mut start = 0;
+        for layer in layers {
+            let of_layer = loads.narrow(0, start, experts(layer) as i64);
+            start += experts(layer) as i64;
+            if let Some(index) = layer.gate.selection {
+                gate::move_selection(&selection.master_of(index), &of_layer);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// This rank's part of the squared norm of the gradient, `[1]` in double precision. In the sum over the world, every
 /// parameter of the model counts once.
 fn squares(plan: &Plan, stage: &Stage, number: usize, device: Device) -> Tensor {
@@ -99,11 +133,11 @@ fn squares(plan: &Plan, stage: &Stage, number: usize, device: Device) -> Tensor 
     };
     let mut total = sum(&stage.dense.sharded, plan.dp)
         + sum(&stage.dense.replicated, plan.dp * plan.tp)
-        + sum(&stage.gates, plan.stage_ranks());
+        + sum(&stage.gates.scores, plan.stage_ranks());
     for layer in stage.layers() {
         total += sum(&layer.experts.bucket, plan.expert_dp);
     }
-    // The first and the last stage both hold the sum of the tied embedding's gradient.
+    // The last stage holds the same sum of the gradient, if it holds the embedding.
     if number == 0 {
         total += sum(&stage.embedding_weight, plan.dp);
     }
