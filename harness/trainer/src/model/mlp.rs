@@ -107,7 +107,7 @@ impl SharedExpert {
     pub fn new(builder: &mut Builder, index: usize, width: usize, depth: usize, shared: Shared) -> Self {
         let mlp = Mlp::new(builder, &format!("block {index} shared"), width, depth, shared.mlp);
         let gate = |builder: &mut Builder| {
-            builder.whole((&format!("block {index} shared gate"), &[1, width as i64], Initial::Normal(1.0)))
+            builder.whole((&format!("block {index} shared expert gate"), &[1, width as i64], Initial::Normal(1.0)))
         };
         Self { mlp, gate: shared.gated.then(|| gate(builder)) }
     }
