@@ -6,8 +6,9 @@
 //!
 //! The plan follows the public guidelines (Megatron-LM, `moe/README.md`), which know nothing of the routing: (1) as little model
 //! parallelism as memory allows; (2) `ep` and `tp` inside the fast domain, `ep` as large as it takes; (3) pipeline stages before
-//! tensor parallelism, interleaved; (4) recomputation before more model parallelism. Micro-batch, virtual stages and
-//! recomputation are what a tuning run under even routing finds; memory is that of the real one, which shows when a run starts.
+//! tensor parallelism, interleaved; (4) selective recomputation before more model parallelism, full recomputation only where
+//! none suffices. Micro-batch, virtual stages and recomputation are what a tuning run under even routing finds; memory is that
+//! of the real one, which shows when a run starts.
 //!
 //! `megatron-overlap` also runs the exchanges of one micro-batch beside the computation of another. `megatron-deepep` and
 //! `megatron-deepep-overlap` exchange by the flexible dispatcher's libraries (DeepEP, HybridEP), which send a token to another node
@@ -77,12 +78,14 @@ impl System for Megatron {
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
         let mut rejected = Vec::new();
-        for (pp, tp) in model_parallelism(job) {
-            let candidates = search::tuned(self, job, costs, plans(job, pp, tp));
-            if candidates.iter().any(|candidate| candidate.outcome.is_ok()) {
-                return candidates.into_iter().chain(rejected).collect();
+        for recomputes in [&[Recompute::None, Recompute::Selective][..], &[Recompute::Full]] {
+            for (pp, tp) in model_parallelism(job) {
+                let candidates = search::tuned(self, job, costs, plans(job, pp, tp, recomputes));
+                if candidates.iter().any(|candidate| candidate.outcome.is_ok()) {
+                    return candidates.into_iter().chain(rejected).collect();
+                }
+                rejected.extend(candidates);
             }
-            rejected.extend(candidates);
         }
         rejected
     }
@@ -105,8 +108,8 @@ fn model_parallelism(job: &Job) -> Vec<(usize, usize)> {
     all
 }
 
-/// The plans with that model parallelism: each micro-batch, even number of virtual stages and recomputation.
-fn plans(job: &Job, pp: usize, tp: usize) -> Vec<Plan> {
+/// The plans with that model parallelism: each micro-batch, even number of virtual stages and one of `recomputes`.
+fn plans(job: &Job, pp: usize, tp: usize, recomputes: &[Recompute]) -> Vec<Plan> {
     let dp = job.gpus / pp / tp;
     let ep = search::experts_in_domain(job, dp * tp);
     let zero = if dp > 1 { Zero::Optimizer } else { Zero::Off };
@@ -114,7 +117,7 @@ fn plans(job: &Job, pp: usize, tp: usize) -> Vec<Plan> {
     let mut plans = Vec::new();
     for micro_batch in search::micro_batches(job, dp) {
         for vp in search::virtual_stages(job, pp) {
-            for recompute in Recompute::ALL {
+            for &recompute in recomputes {
                 plans.push(Plan { micro_batch, vp, recompute, ..shape });
             }
         }
@@ -168,12 +171,15 @@ mod tests {
     fn a_large_model_gets_stages() {
         assert_eq!(model_parallelism(&job("gpt-tiny", "inky", 16, 32))[..4], [(1, 1), (2, 1), (1, 2), (4, 1)]);
         let mut job = job("gpt-l16-h2560-e16", "inky", 16, 64);
-        let large = MEGATRON.plan(&job, &CostModel::new(&job.cluster, 16)).unwrap();
-        job.cluster.gpu.memory.value /= 2.0;
-        let small = MEGATRON.plan(&job, &CostModel::new(&job.cluster, 16)).unwrap();
-        assert!(small.pp * small.tp >= large.pp * large.tp);
-        job.cluster.gpu.memory.value /= 4.0;
-        assert!(MEGATRON.plan(&job, &CostModel::new(&job.cluster, 16)).is_err());
+        let mut planned = |memory: f64| {
+            job.cluster.gpu.memory.value = memory;
+            MEGATRON.plan(&job, &CostModel::new(&job.cluster, 16))
+        };
+        let whole = |plan: &Plan| (plan.pp, plan.tp) == (1, 1);
+        let mut plans = (0..40).map(|step| planned(80e9 * 0.93f64.powi(step)));
+        let cut = plans.find(|plan| !plan.as_ref().is_ok_and(whole)).unwrap().unwrap();
+        assert!(cut.pp > 1 && cut.recompute != Recompute::Full, "{cut}: stages before full recomputation");
+        assert!(planned(8e9).is_err());
     }
 
     #[test]
