@@ -88,7 +88,9 @@ fn a_searched_plan_is_no_slower_than_a_systems_own() {
     for &system in systems::ALL {
         let (own, expected) = system.best(&job, &costs).unwrap();
         let (searched, found) = search::first_usable(search::searched(system, &job, &costs)).unwrap();
-        assert!(found.step <= expected.step, "{}: {own}, {searched}", system.name());
+        // Rules may know what the search does not: virtual stages, sharded state.
+        let known = search::pools(&job).iter().any(|pool| pool.plan(own.placement_every) == own);
+        assert!(!known || found.step <= expected.step, "{}: {own}, {searched}", system.name());
         if !system.searches() {
             close(seconds(&job, system, searched, &batch) / 10.0, found.step.0);
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use runs::records::Status;
 use systems::iteration::run::Iteration;
-use systems::program::{Exchange, Layout};
+use systems::program::{Exchange, Layout, Op, Pass};
 use systems::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
     System,
@@ -225,7 +225,7 @@ fn all_degrees_together_train_the_same_model() {
 fn shadowing_and_the_smart_schedule_train_the_same_model() {
     let schedule = check(&systems::zoo::fastermoe::UNSHADOWED, [1, 8, 1, 8, 1]);
     assert_eq!(schedule.shadowed, 0);
-    let all = check(&systems::zoo::fastermoe::FASTERMOE, [1, 8, 1, 8, 1]);
+    let all = check(&systems::zoo::fastermoe::GROUPS_OF_FOUR, [1, 8, 1, 8, 1]);
     assert!(all.shadowed > 5, "{}", all.shadowed);
     check(&systems::zoo::fastermoe::UNPIPELINED, [1, 4, 1, 4, 1]);
 }
@@ -236,6 +236,60 @@ fn padding_trains_the_same_model() {
     // Keeps the inputs of blocks alone and runs them again.
     check(&systems::zoo::deepspeed::ARTIFACT, [1, 4, 1, 4, 1]);
     check(&systems::zoo::tutel::Tutel, [1, 4, 1, 4, 1]);
+    check(&IN_STEPS, [1, 4, 1, 4, 1]);
+}
+
+#[test]
+fn weights_that_are_gathered_at_once_train_the_same_model() {
+    let done = check(&GATHERED, [1, 4, 1, 4, 1]);
+    assert!(done.shadowed > 0);
+}
+
+/// Runs one program, whatever the cluster.
+struct Fixed(fn(&RoutingCounts) -> LayerProgram);
+
+static IN_STEPS: Fixed = Fixed(in_steps);
+static GATHERED: Fixed = Fixed(gathered);
+
+impl System for Fixed {
+    fn about(&self) -> About {
+        About { name: "fixed", title: "Fixed", summary: "Runs one program" }
+    }
+
+    fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
+        Vec::new()
+    }
+
+    fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+        Box::new(Self(self.0))
+    }
+}
+
+impl Policy for Fixed {
+    fn program(&self, _layer: usize, counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        (self.0)(counts)
+    }
+}
+
+/// Padded rows in four steps, as Tutel cuts them where that is fastest.
+fn in_steps(counts: &RoutingCounts) -> LayerProgram {
+    LayerProgram::pipelined(4, Layout::Padded { rows: counts.largest() }, Exchange::Whole, true)
+}
+
+/// All experts' weights to all ranks in one collective, and their gradients back in another, as in Tutel's `r = 0`.
+fn gathered(counts: &RoutingCounts) -> LayerProgram {
+    let mut program = in_steps(counts);
+    let (mut forward, mut backward) = (Pass::default(), Pass::default());
+    forward.gate(true);
+    let there = forward.start(Op::GatherShadows);
+    program.shadowed = (0..counts.experts()).collect();
+    for &expert in &program.shadowed {
+        forward.then(Op::Shadow { expert }, there);
+    }
+    let last = program.shadowed.iter().map(|&expert| backward.start(Op::Shadow { expert })).last().unwrap();
+    backward.then(Op::ScatterGrads, last);
+    backward.start(Op::Gate);
+    LayerProgram { steps: 1, forward: forward.finish(), backward: backward.finish(), ..program }
 }
 
 #[test]

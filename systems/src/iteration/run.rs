@@ -1,5 +1,9 @@
 //! The simulating engine: runs a job under a system's plan and policy on a described cluster, iteration by iteration.
 //!
+//! What a stage's decisions and migrations take comes before its first micro-batch; where later stages wait for their first input
+//! anyhow, it is hidden behind that. Stages and groups never wait for each other's traffic but through their parts of the network
+//! ([`crate::price::network`]).
+//!
 //! The engine asks the policy between iterations ([`Online`]), prices what it answers and keeps the loads that the policy may
 //! see next. It knows no system by name and takes no decision.
 

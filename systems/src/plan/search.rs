@@ -189,12 +189,17 @@ pub fn first_usable(candidates: Vec<Candidate>) -> Result<(Plan, Estimate), Plan
 /// per set of experts as divide both. Whether they fit is asked of the system's own policy. Where the job's search may, plans that
 /// shard and recompute follow, the ones that take least time first.
 pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
+    expert_parallel_with(system, job, costs, &[Zero::Off])
+}
+
+/// The same, under these stages of ZeRO one after the other where the job's search is over degrees alone.
+pub fn expert_parallel_with(system: &dyn System, job: &Job, costs: &CostModel, stages: &[Zero]) -> Vec<Candidate> {
     let ep = job.model.moe_layers().fold(job.gpus, |ep, moe| greatest_common_divisor(ep, moe.experts));
     let performance = PerformanceModel { job, costs, profile: &job.profile };
     let dp = job.gpus;
     let shape = Plan { dp, ep, expert_dp: dp / ep, ..Plan::default() };
     let saving: Vec<Plan> = match job.search {
-        SearchSpace::Degrees => vec![shape],
+        SearchSpace::Degrees => stages.iter().map(|&zero| Plan { zero, ..shape }).collect(),
         SearchSpace::All => with_less_memory(shape).collect(),
     };
     let rate = |plan: Plan| {

@@ -96,6 +96,8 @@ impl Phase {
             Op::Combine { .. } => Phase::Combine,
             Op::Broadcast { .. }
             | Op::ReduceGrad { .. }
+            | Op::GatherShadows
+            | Op::ScatterGrads
             | Op::CopyWeights
             | Op::ReturnGrad
             | Op::Unshard

@@ -185,6 +185,9 @@ impl Pricer<'_> {
                 let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
                 costs.broadcast(place, bytes)
             }
+            Op::GatherShadows | Op::ScatterGrads => {
+                costs.all_gather(place, self.weights(workloads::model::HALF) * self.rows.shadowed_experts() as f64)
+            }
             Op::CopyWeights => costs.exchange(place, &self.scratch.copies, self.weights(workloads::model::HALF)),
             Op::ReturnGrad => costs.exchange(place, &self.scratch.copies, self.weights(RETURNED_GRADIENT)),
             Op::Unshard => self.restored(workloads::model::HALF),

@@ -66,6 +66,10 @@ pub enum Op {
         /// The logical expert.
         expert: usize,
     },
+    /// The weights of all shadowed experts go from their owners to the whole group in one all-gather.
+    GatherShadows,
+    /// The gradients of all shadowed experts' weights are summed at their owners in one reduce-scatter.
+    ScatterGrads,
     /// The weights of the program's copies go from the experts' ranks to the copies' slots. Where an expert has several copies,
     /// each rank passes on to the next what it gets.
     CopyWeights,
@@ -217,9 +221,13 @@ impl Op {
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => {
                 Stream::Compute
             }
-            Op::Counts | Op::Dispatch { .. } | Op::Combine { .. } | Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
-                Stream::Communication
-            }
+            Op::Counts
+            | Op::Dispatch { .. }
+            | Op::Combine { .. }
+            | Op::Broadcast { .. }
+            | Op::ReduceGrad { .. }
+            | Op::GatherShadows
+            | Op::ScatterGrads => Stream::Communication,
             Op::CopyWeights | Op::ReturnGrad | Op::Unshard | Op::Reshard => Stream::Copy,
         }
     }
@@ -237,6 +245,8 @@ impl Op {
             Op::Broadcast { .. } => "broadcast",
             Op::Shadow { .. } => "shadow",
             Op::ReduceGrad { .. } => "reduce gradient",
+            Op::GatherShadows => "gather experts",
+            Op::ScatterGrads => "scatter gradients",
             Op::CopyWeights => "copy weights",
             Op::ReturnGrad => "return gradients",
             Op::Unshard => "unshard",
@@ -345,16 +355,22 @@ impl LayerProgram {
     /// counts are exchanged, because rows do not depend on them; unless the number of rows does (`agree`), which the
     /// ranks then agree on and the host waits for.
     pub fn padded(layout: Layout, exchange: Exchange, agree: bool) -> Self {
+        Self::pipelined(1, layout, exchange, agree)
+    }
+
+    /// The same with exchanges in that many steps, which overlap with experts: those of one step run while the rows of the next
+    /// travel.
+    pub fn pipelined(steps: usize, layout: Layout, exchange: Exchange, agree: bool) -> Self {
         let mut forward = Pass::default();
         let ready = forward.gate(agree);
-        let dispatch = forward.then(Op::Dispatch { step: 0 }, ready);
-        unsynchronised(&mut forward, dispatch);
+        let dispatched = (0..steps).map(|step| forward.then(Op::Dispatch { step }, ready)).collect();
+        in_steps(&mut forward, dispatched);
         let mut backward = Pass::default();
-        let dispatch = backward.start(Op::Dispatch { step: 0 });
-        let combined = unsynchronised(&mut backward, dispatch);
+        let dispatched = (0..steps).map(|step| backward.start(Op::Dispatch { step })).collect();
+        let combined = in_steps(&mut backward, dispatched);
         backward.then(Op::Gate, combined);
         Self {
-            steps: 1,
+            steps,
             shadowed: Vec::new(),
             copies: Vec::new(),
             split: Split::Even,
@@ -415,6 +431,14 @@ impl LayerProgram {
         (program.forward, program.backward) = (forward.finish(), backward.finish());
         program
     }
+}
+
+/// Each step's experts once its rows are there, and its way back once they are done; returns the last combine.
+fn in_steps(pass: &mut Pass, dispatched: Vec<usize>) -> usize {
+    let computed = dispatched.into_iter().enumerate().map(|(step, there)| pass.then(Op::Experts { step }, there));
+    let computed: Vec<usize> = computed.collect();
+    let combined = computed.into_iter().enumerate().map(|(step, done)| pass.then(Op::Combine { step }, done));
+    combined.last().expect("an exchange has a step")
 }
 
 fn unsynchronised(pass: &mut Pass, dispatch: usize) -> usize {
@@ -505,6 +529,11 @@ impl<'a> Rows<'a> {
             let shadowed = |expert: &Option<usize>| expert.is_some_and(|expert| self.shadowed[expert]);
             rows.iter_mut().zip(experts).filter(|(_, expert)| shadowed(expert)).for_each(|(rows, _)| *rows = 0);
         }
+    }
+
+    /// Number of shadowed experts.
+    pub fn shadowed_experts(&self) -> usize {
+        self.shadowed.iter().filter(|&&shadowed| shadowed).count()
     }
 
     /// Rows of a shadowed expert that `rank` computes for itself.

@@ -6,18 +6,21 @@
 //! Entries are laid out and combined by products with an `[S, E, C]` tensor in single precision: the arithmetic of a
 //! skewed no-drop gate grows with `C`, and so does its memory.
 //!
-//! ZeRO stage 0: optimizer state is not sharded. No pipeline, no placement.
+//! Optimizer state and gradients are sharded (ZeRO stages 1 and 2) where a rank's memory asks for it; as the artifact ran it, never.
+//! No pipeline, no placement.
 
 use crate::plan::search;
 use crate::program::{Exchange, Layout};
 use crate::{
-    About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, Recompute, RoutingCounts, System,
+    About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, Recompute, RoutingCounts, System, Zero,
 };
 
 /// DeepSpeed-MoE, with or without recomputation.
 pub struct DeepSpeed {
     about: About,
     recompute: bool,
+    /// Stages of ZeRO that may be used, the first that fits first.
+    stages: &'static [Zero],
 }
 
 /// On the model that the other systems train.
@@ -28,6 +31,7 @@ pub static DEEPSPEED: DeepSpeed = DeepSpeed {
         summary: "Rows padded to the capacity, laid out by one-hot products (DeepSpeed-MoE, Rajbhandari et al., ICML'22)",
     },
     recompute: false,
+    stages: &[Zero::Off, Zero::Optimizer, Zero::Gradients],
 };
 
 /// As SmartMoE's artifact ran it. That activations were recomputed is inferred from its times.
@@ -38,6 +42,7 @@ pub static ARTIFACT: DeepSpeed = DeepSpeed {
         summary: "DeepSpeed-MoE with recomputed activations (inferred), as SmartMoE's artifact ran it: on another model, which the case states",
     },
     recompute: true,
+    stages: &[Zero::Off],
 };
 
 impl System for DeepSpeed {
@@ -46,7 +51,7 @@ impl System for DeepSpeed {
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
-        search::expert_parallel(self, job, costs)
+        search::expert_parallel_with(self, job, costs, self.stages)
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
@@ -105,6 +110,11 @@ mod tests {
     }
 
     fn estimated(system: &DeepSpeed, gate: Gate) -> Estimate {
+        let job = job(gate);
+        system.candidates(&job, &CostModel::new(&job.cluster, job.gpus)).remove(0).outcome.unwrap()
+    }
+
+    fn job(gate: Gate) -> Job {
         let model = Model::named("test", "gpt-tiny").unwrap();
         let trace = SynthSpec { layers: 4, experts: 8, samples: 1, ..SynthSpec::default() }.generate().unwrap();
         let moe = *model.blocks[0].moe().unwrap();
@@ -119,10 +129,27 @@ mod tests {
             stride: 1,
             seed: 0,
         };
-        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, gate, 16)
+        Job::new(model, Cluster::named("test", "inky").unwrap(), 8, gate, 16)
             .with_micro_batch(1)
-            .with_profile(vec![Routing::new(&trace, spec).unwrap().iteration(0)]);
-        system.candidates(&job, &CostModel::new(&job.cluster, job.gpus)).remove(0).outcome.unwrap()
+            .with_profile(vec![Routing::new(&trace, spec).unwrap().iteration(0)])
+    }
+
+    /// Between what optimizer state takes whole and sharded over the gate's replicas lies a GPU that needs stage 1.
+    #[test]
+    fn state_is_sharded_where_memory_asks_for_it() {
+        let mut job = job(Gate::Capacity { factor: 1.2 });
+        let peaks = |job: &Job| -> Vec<(Zero, f64)> {
+            let all = DEEPSPEED.candidates(job, &CostModel::new(&job.cluster, job.gpus));
+            all.into_iter().map(|of| (of.plan.zero, of.outcome.unwrap().peak.bytes.0)).collect()
+        };
+        let peaks = peaks(&job);
+        assert_eq!(peaks.iter().map(|of| of.0).collect::<Vec<_>>(), DEEPSPEED.stages);
+        assert!(peaks[1].1 < peaks[0].1);
+        job.cluster.gpu.memory_reserved.value = 0.0;
+        for (memory, zero) in [(peaks[0].1, Zero::Off), ((peaks[0].1 + peaks[1].1) / 2.0, Zero::Optimizer)] {
+            job.cluster.gpu.memory.value = memory;
+            assert_eq!(DEEPSPEED.plan(&job, &CostModel::new(&job.cluster, job.gpus)).unwrap().zero, zero);
+        }
     }
 
     #[test]

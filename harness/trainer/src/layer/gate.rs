@@ -281,9 +281,10 @@ pub fn limit_at_owner(counts: &mut RoutingCounts, capacity: u32) {
     }
 }
 
-/// Changes choices so that every expert has `wanted[expert]` of them, as a system's restriction of the gate asks. Where an
-/// expert has too many, its latest choices go to the experts that have too few, in order.
-pub fn redirect(choices: &mut [Option<usize>], wanted: &[u32]) {
+/// Changes choices `[tokens * k]` so that every expert has `wanted[expert]` of them, as a system's restriction of the gate asks.
+/// Where an expert has too many, its latest choices go to the experts that have too few, in order; to one that the token does
+/// not have yet, if there is one.
+pub fn redirect(choices: &mut [Option<usize>], k: usize, wanted: &[u32]) {
     let mut surplus: Vec<i64> = wanted.iter().map(|&count| -i64::from(count)).collect();
     choices.iter().flatten().for_each(|&expert| surplus[expert] += 1);
     let mut free: Vec<usize> = Vec::new();
@@ -291,12 +292,12 @@ pub fn redirect(choices: &mut [Option<usize>], wanted: &[u32]) {
         free.extend(std::iter::repeat_n(expert, (-surplus).max(0) as usize));
     }
     free.reverse();
-    for choice in choices.iter_mut().rev() {
-        let Some(expert) = choice else { continue };
-        if surplus[*expert] > 0 {
-            surplus[*expert] -= 1;
-            *choice = free.pop();
-        }
+    for index in (0..choices.len()).rev() {
+        let Some(expert) = choices[index].filter(|&expert| surplus[expert] > 0) else { continue };
+        surplus[expert] -= 1;
+        let token = &choices[index / k * k..(index / k + 1) * k];
+        let other = free.iter().rposition(|&free| !token.contains(&Some(free))).or(free.len().checked_sub(1));
+        choices[index] = other.map(|at| free.remove(at));
     }
 }
 
@@ -364,9 +365,13 @@ mod tests {
     #[test]
     fn redirected_choices_have_the_counts_that_are_asked_for() {
         let mut choices: Vec<Option<usize>> = [0, 0, 1, 0, 2, 0].into_iter().map(Some).collect();
-        redirect(&mut choices, &[2, 3, 1]);
+        redirect(&mut choices, 1, &[2, 3, 1]);
         assert_eq!(count(choices.iter().flatten().copied(), 3), [2, 3, 1]);
         assert_eq!(choices[..3], [Some(0), Some(0), Some(1)]);
+        // Of the free experts 1 and 3, the second token has 1, and the first takes what is left.
+        let mut choices: Vec<Option<usize>> = [0, 2, 0, 1].into_iter().map(Some).collect();
+        redirect(&mut choices, 2, &[0, 2, 1, 1]);
+        assert_eq!(choices, [Some(1), Some(2), Some(3), Some(1)]);
     }
 
     #[test]

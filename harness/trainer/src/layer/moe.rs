@@ -219,7 +219,7 @@ impl Layer {
                 (chosen.iter().copied().map(Some).collect(), chosen)
             }
         };
-        gate::redirect(&mut moved, wanted);
+        gate::redirect(&mut moved, site.top_k, wanted);
         let experts: Vec<usize> = moved.iter().zip(before).map(|(new, old)| new.unwrap_or(old)).collect();
         Ok(match self.choose(site, tokens, Some(&experts))? {
             Choices::Host { scored, .. } => Choices::Host { scored, choices: moved },

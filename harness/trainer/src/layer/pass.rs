@@ -94,8 +94,10 @@ pub(super) struct Pass<'a, K> {
 impl<'a, K: Kernel> Pass<'a, K> {
     pub(super) fn new(local: Local<'a>, kernel: K, rows: Tensor, shadows: Vec<Shadow>) -> Self {
         let empty = || local.splits.steps.iter().map(|_| Vec::new()).collect();
-        let pieces = first_piece(local.splits, local.splits.steps.len()) + shadows.len();
-        let outputs = (0..pieces).map(|_| None).collect();
+        // Nothing comes back for a call without rows, which a program may leave out.
+        let nothing = |call: &Split| call.input.iter().all(|&rows| rows == 0).then(|| rows.narrow(0, 0, 0));
+        let calls = local.splits.steps.iter().flatten().map(nothing);
+        let outputs = calls.chain(shadows.iter().map(|_| None)).collect();
         Self { local, kernel, rows, arrived: empty(), computed: empty(), outputs, shadows }
     }
 
@@ -117,24 +119,15 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A peer that died; a program that sends what is not computed yet.
     pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        let Local { group, experts, placement, .. } = self.local;
+        let splits = self.local.splits;
         match op {
             Op::Dispatch { step } => self.dispatch(step),
             Op::Combine { step } => self.combine(step),
-            Op::Broadcast { expert } => {
-                // What ranks other than the owner pass states the shape alone.
-                let slot = placement.slot_on(group.rank(), expert).unwrap_or(0);
-                let weights = experts.row(&experts.bucket.weights, slot);
-                Ok(vec![group.broadcast(&weights, placement.rank_of(expert))?])
-            }
-            Op::ReduceGrad { expert } => {
-                let index = self.shadow_index(expert)?;
-                let Shadow::Gradient(gradient) = std::mem::replace(&mut self.shadows[index], Shadow::Absent) else {
-                    let what = format!("a reduction of the gradient of expert {expert} before it is computed");
-                    return Err(TrainError::Program(what));
-                };
-                Ok(vec![group.reduce(&gradient, placement.rank_of(expert))?])
-            }
+            Op::Broadcast { expert } => Ok(vec![self.broadcast(expert)?]),
+            Op::ReduceGrad { expert } => Ok(vec![self.reduce(expert)?]),
+            // One after the other; their price is that of one collective.
+            Op::GatherShadows => splits.shadows.iter().map(|shadow| self.broadcast(shadow.expert)).collect(),
+            Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
             Op::CopyWeights | Op::ReturnGrad | Op::Unshard | Op::Reshard => {
                 Err(TrainError::Program(format!("`{}`, which the trainer does not execute", op.name())))
             }
@@ -148,12 +141,42 @@ impl<'a, K: Kernel> Pass<'a, K> {
         }
     }
 
+    /// Starts to send an expert's weights to the group.
+    fn broadcast(&self, expert: usize) -> Result<Pending, TrainError> {
+        let Local { group, experts, placement, .. } = self.local;
+        // What ranks other than the owner pass states the shape alone.
+        let slot = placement.slot_on(group.rank(), expert).unwrap_or(0);
+        let weights = experts.row(&experts.bucket.weights, slot);
+        Ok(group.broadcast(&weights, placement.rank_of(expert))?)
+    }
+
+    /// Starts to sum up the gradient of a shadowed expert's weights at its owner.
+    fn reduce(&mut self, expert: usize) -> Result<Pending, TrainError> {
+        let index = self.shadow_index(expert)?;
+        let Shadow::Gradient(gradient) = std::mem::replace(&mut self.shadows[index], Shadow::Absent) else {
+            let what = format!("a reduction of the gradient of expert {expert} before it is computed");
+            return Err(TrainError::Program(what));
+        };
+        let Local { group, placement, .. } = self.local;
+        Ok(group.reduce(&gradient, placement.rank_of(expert))?)
+    }
+
+    /// Adds the summed gradient of a shadowed expert where the expert lives.
+    fn add_gradient(&self, expert: usize, sum: Option<Tensor>) -> Result<(), TrainError> {
+        let Local { group, experts, placement, .. } = self.local;
+        if let Some(slot) = placement.slot_on(group.rank(), expert) {
+            let no_gradient = || TrainError::Program(format!("a reduction that brings expert {expert} no gradient"));
+            let _ = experts.gradient(slot).g_add_(&sum.ok_or_else(no_gradient)?);
+        }
+        Ok(())
+    }
+
     /// Takes the tensors that an exchange received.
     ///
     /// # Errors
     /// A program that exchanges an expert it does not shadow.
     pub(super) fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        let Local { group, experts, placement, splits } = self.local;
+        let splits = self.local.splits;
         match op {
             Op::Dispatch { step } => self.arrived[step] = tensors,
             Op::Combine { step } => {
@@ -167,13 +190,15 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 let index = self.shadow_index(expert)?;
                 self.shadows[index] = tensors.pop().map_or(Shadow::Absent, Shadow::Weights);
             }
-            Op::ReduceGrad { expert } => {
-                if let Some(slot) = placement.slot_on(group.rank(), expert) {
-                    let sum = tensors.pop().ok_or_else(|| {
-                        TrainError::Program(format!("a reduction that brings expert {expert} no gradient"))
-                    })?;
-                    let _ = experts.gradient(slot).g_add_(&sum);
+            Op::ReduceGrad { expert } => self.add_gradient(expert, tensors.pop())?,
+            Op::GatherShadows => {
+                for (shadow, weights) in self.shadows.iter_mut().zip(tensors) {
+                    *shadow = Shadow::Weights(weights);
                 }
+            }
+            Op::ScatterGrads => {
+                let sums = tensors.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+                splits.shadows.iter().zip(sums).try_for_each(|(shadow, sum)| self.add_gradient(shadow.expert, sum))?;
             }
             Op::Gate
             | Op::Counts
@@ -221,6 +246,8 @@ impl<'a, K: Kernel> Pass<'a, K> {
             | Op::Combine { .. }
             | Op::Broadcast { .. }
             | Op::ReduceGrad { .. }
+            | Op::GatherShadows
+            | Op::ScatterGrads
             | Op::CopyWeights
             | Op::ReturnGrad
             | Op::Unshard
