@@ -228,9 +228,18 @@ fn searches_find_plans_for_systems_with_copies() {
     let hot = batch(2, 32, |_| (0..16).map(|e| if e < 2 { 700 } else { 50 }).collect());
     let job = job(model(2, 2100, 256, 16), cluster(8, &[]), 8, &hot);
     let costs = CostModel::new(&job.cluster, job.gpus);
-    for name in
-        ["eplb", "flexmoe", "ultraep", "moonep", "least-loaded", "microep", "microep-asymmetric", "laer", "symi"]
-    {
+    for name in [
+        "eplb",
+        "flexmoe",
+        "ultraep",
+        "moonep",
+        "least-loaded",
+        "microep",
+        "microep-asymmetric",
+        "laer",
+        "symi",
+        "cobalance",
+    ] {
         let system = systems::by_name(name).unwrap();
         let (plan, estimate) = system.best(&job, &costs).unwrap();
         let run = simulate(&job, &costs, system, plan, &hot, 54);
@@ -241,5 +250,30 @@ fn searches_find_plans_for_systems_with_copies() {
         let mut policy = system.policy(&job, &plan);
         let performance = PerformanceModel { job: &job, costs: &costs, profile: &job.profile };
         assert_eq!(performance.placed(&plan, policy.as_mut()).len(), 2);
+    }
+}
+
+/// Under its own plan each: the search over plans and balancers is close to the best of what it chooses from, and says what it chose.
+#[test]
+fn the_search_over_balancers_is_never_far_from_the_best_of_them() {
+    for (gpus_per_node, skew) in [(8, 1), (8, 4), (4, 30), (4, 1)] {
+        let row =
+            |chunk: usize| (0..16).map(|e| if (e + chunk / 16).is_multiple_of(8) { 40 * skew } else { 40 }).collect();
+        let batch = batch(2, 32, row);
+        let job = job(model(2, 14 * 40 + 2 * 40 * skew as usize, 512, 16), cluster(gpus_per_node, &[]), 8, &batch);
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let time = |name: &str| {
+            let system = systems::by_name(name).unwrap();
+            let (plan, _) = system.best(&job, &costs).unwrap();
+            total(&simulate(&job, &costs, system, plan, &batch, 32)[21..])
+        };
+        let own = time("cobalance");
+        for other in ["expert-only", "ultraep", "moonep", "least-loaded", "microep", "laer", "eplb"] {
+            let other_time = time(other);
+            assert!(own <= 1.02 * other_time, "skew {skew}: {own} against {other_time} of {other}");
+        }
+        let system = systems::by_name("cobalance").unwrap();
+        let reasons = system.explain(&job, &system.plan(&job, &costs).unwrap()).unwrap();
+        assert!(reasons.contains("layers 0 to") && reasons.contains("none "), "{reasons}");
     }
 }

@@ -8,7 +8,10 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use systems::iteration::{Charge, Coverage, Evaluation};
-use systems::{CostModel, Job, Placement, Plain, Plan, System, zoo::smartmoe};
+use systems::{
+    CostModel, Job, Placement, Plain, Plan, System,
+    zoo::{cobalance, smartmoe},
+};
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, SynthSpec};
 use workloads::{Cluster, Gate, Model};
 
@@ -61,6 +64,11 @@ fn pool_search(c: &mut Criterion) {
             b.iter(|| smartmoe::SMARTMOE.candidates(black_box(&job), &costs));
         });
     }
+    let (job, _) = job(&trace, 64, 8, 1);
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    group.bench_function("64, with all balancers", |b| {
+        b.iter(|| cobalance::CoBalance.candidates(black_box(&job), &costs));
+    });
     group.finish();
 }
 

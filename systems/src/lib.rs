@@ -82,6 +82,11 @@ pub trait System: Sync {
         self.best(job, costs).map(|(plan, _)| plan)
     }
 
+    /// What a system decided beside the degrees of a plan, and why, for people; nothing unless it decides something.
+    fn explain(&self, _job: &Job, _plan: &Plan) -> Option<String> {
+        None
+    }
+
     /// The plan of [`Self::plan`] and what the search expects of it.
     ///
     /// # Errors

@@ -559,6 +559,7 @@ macro_rules! embedded {
 const SUITES: &[(&str, &str)] = embedded![
     "smoke",
     "train-smoke",
+    "balance",
     "paper",
     "paper-gpt",
     "paper-gpt-authors",

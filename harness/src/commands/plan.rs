@@ -115,7 +115,12 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     // What the search looked at: the profiled iterations.
     let imbalance = figures::imbalance(std::iter::once(&routing), part.profile + 1);
     let trace = format!("{}, {imbalance}", trace.name());
-    show(args, &case, system.name(), &trace, &candidates).or_run()
+    show(args, &case, system.name(), &trace, &candidates).or_run()?;
+    let best = candidates.iter().find(|candidate| candidate.outcome.is_ok());
+    if let Some(reasons) = best.and_then(|best| system.explain(&job, &best.plan)) {
+        writeln!(output::stdout(), "\n{reasons}").context("standard output").or_run()?;
+    }
+    Ok(())
 }
 
 /// A given plan under the system's programs, experts in order.

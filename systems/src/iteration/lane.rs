@@ -209,6 +209,22 @@ impl<'a> Lane<'a> {
     }
 }
 
+impl Evaluation<'_> {
+    /// What the block of MoE layer `layer` takes both ways, in the first micro-batch of the first expert-parallel group of its stage,
+    /// transfers of weights that end behind it included.
+    pub fn layer(&self, layer: usize) -> Seconds {
+        let b = self.job.model.moe_blocks()[layer];
+        let block = &self.job.model.blocks[b];
+        let mut run = StageRun::new(self, self.plan.stage_of(self.job, b), 0, 1, Recorder::new(false));
+        let mut workspace = Workspace::new(self.job);
+        run.dense_block(block, Direction::Forward);
+        run.moe_forward(0, 0, block, layer, &mut workspace);
+        run.block_backward(0, b, layer, &mut workspace);
+        run.links.drain(&mut run.clock, &mut run.ledger);
+        run.clock.iter().copied().fold(Seconds::ZERO, Seconds::max)
+    }
+}
+
 impl<'a> StageRun<'a> {
     fn new(
         evaluation: &'a Evaluation<'a>,
@@ -408,36 +424,42 @@ impl<'a> StageRun<'a> {
         self.edges(chunk, Direction::Backward);
         let mut layer = self.chunks[chunk].first_layer + self.layers[pass].len();
         for b in self.chunks[chunk].blocks.clone().rev() {
-            let block = &e.job.model.blocks[b];
-            self.block = Some(b);
-            let priced = block.moe().map(|moe| (moe, self.layers[pass].pop().expect("the forward pass has priced it")));
-            if self.recompute == Recompute::Full {
-                self.dense_block(block, Direction::Forward);
-                if let Some((_, (program, priced))) = &priced {
-                    self.pass(&priced.pass(program, Direction::Forward), &mut workspace.streams);
-                }
-            } else if self.recompute == Recompute::Selective {
-                self.advance(Activity::Block, [self.dense.again(block, self.recompute)]);
-                if let Some((moe, (_, priced))) = &priced {
-                    self.experts_again(moe, priced);
-                }
-            }
-            if let Some((moe, (program, mut priced))) = priced {
-                layer -= 1;
-                self.hide_exchanges(block, &program, &mut priced, Direction::Backward);
-                self.pass(&priced.pass(&program, Direction::Backward), &mut workspace.streams);
-                let (tokens, placement) = (e.plan.tokens(moe), &e.placements[layer]);
-                for (rank, experts) in self.experts.iter_mut().enumerate() {
-                    let held = held_rows(tokens, &program, &priced, placement, rank);
-                    experts.backward(moe, &held, self.recompute);
-                }
-                workspace.scratch.reuse(priced);
-            }
-            self.dense_block(block, Direction::Backward);
+            layer -= usize::from(e.job.model.blocks[b].moe().is_some());
+            self.block_backward(pass, b, layer, workspace);
         }
         self.block = None;
         self.kept = self.kept - self.memory.kept(chunk);
         self.finish_pass(chunk, Direction::Backward, before);
+    }
+
+    /// One block's backward pass; `layer`: the number of its MoE layer, if it has one.
+    fn block_backward(&mut self, pass: usize, b: usize, layer: usize, workspace: &mut Workspace) {
+        let e = self.evaluation;
+        let block = &e.job.model.blocks[b];
+        self.block = Some(b);
+        let priced = block.moe().map(|moe| (moe, self.layers[pass].pop().expect("the forward pass has priced it")));
+        if self.recompute == Recompute::Full {
+            self.dense_block(block, Direction::Forward);
+            if let Some((_, (program, priced))) = &priced {
+                self.pass(&priced.pass(program, Direction::Forward), &mut workspace.streams);
+            }
+        } else if self.recompute == Recompute::Selective {
+            self.advance(Activity::Block, [self.dense.again(block, self.recompute)]);
+            if let Some((moe, (_, priced))) = &priced {
+                self.experts_again(moe, priced);
+            }
+        }
+        if let Some((moe, (program, mut priced))) = priced {
+            self.hide_exchanges(block, &program, &mut priced, Direction::Backward);
+            self.pass(&priced.pass(&program, Direction::Backward), &mut workspace.streams);
+            let (tokens, placement) = (e.plan.tokens(moe), &e.placements[layer]);
+            for (rank, experts) in self.experts.iter_mut().enumerate() {
+                let held = held_rows(tokens, &program, &priced, placement, rank);
+                experts.backward(moe, &held, self.recompute);
+            }
+            workspace.scratch.reuse(priced);
+        }
+        self.dense_block(block, Direction::Backward);
     }
 
     /// All ranks do the same, in parts one after the other.

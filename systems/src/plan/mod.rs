@@ -3,6 +3,7 @@
 //! Ranks are numbered stage by stage; inside a stage, data-parallel index by index; inside that, tensor-parallel ranks.
 //! `ep` contiguous ranks of a stage hold one set of experts; ranks `ep` apart hold the same experts.
 
+pub mod balancers;
 pub mod job;
 pub mod memory;
 pub mod placement;

@@ -31,4 +31,5 @@ zoo! {
     microep::{MICROEP, ASYMMETRIC},
     laer::{Laer},
     symi::{Symi},
+    cobalance::{CoBalance},
 }
