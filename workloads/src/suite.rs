@@ -559,7 +559,6 @@ macro_rules! embedded {
 const SUITES: &[(&str, &str)] = embedded![
     "smoke",
     "train-smoke",
-    "balance",
     "paper",
     "paper-gpt",
     "paper-gpt-authors",
@@ -571,6 +570,7 @@ const SUITES: &[(&str, &str)] = embedded![
     "paper-layers",
     "paper-adaptive",
     "modern",
+    "balance",
 ];
 
 #[cfg(test)]
