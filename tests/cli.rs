@@ -328,12 +328,12 @@ fn a_layer_and_a_step_are_timed_beside_other_programs() {
     folder.write(
         "peers.jsonl",
         "a line of text\n\
-         {\"H\": 16, \"D\": 24, \"E\": 4, \"T\": 32, \"skew\": 0.0, \"theirs\": {\"fb_ms\": 12.5}}\n\
+         {\"H\": 16, \"D\": 24, \"E\": 4, \"T\": 32, \"skew\": 0.0, \"theirs\": {\"fb_ms\": 0.01}}\n\
          {\"world\": 1, \"experts\": 8, \"micro_batch\": 1, \"step_ms\": 7.25}\n",
     );
     let options = "--repeats 3 --warmup 0 --compare peers.jsonl --out bench";
     let shown = folder.succeed(&format!("bench layer --shapes 16x24x4x32 {options}"));
-    assert_eq!(shown.matches("theirs 12.50").count(), 1, "{shown}");
+    assert_eq!(shown.matches("theirs 0.01").count(), 1, "{shown}");
     assert_eq!(folder.text("bench/layer.csv").lines().count(), 1 + 2 * 3, "two skews");
     assert!(folder.text("bench/layer.svg").contains("theirs") && folder.text("bench/layer.txt").contains("peak"));
     let shown = folder.succeed(&format!("bench step --global-batch-size 2 --micro-batch-size 1,2 --exact 1 {options}"));
