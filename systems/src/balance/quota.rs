@@ -42,6 +42,15 @@ pub struct Limits {
 /// `T` is found to this part of the mean load.
 const PRECISION: u64 = 256;
 
+/// Bounds that the bisection of [`replicate`] tries, about.
+pub const BOUNDS: u64 = 10;
+
+/// Elementary steps of finding copies: experts are sorted; each of `bounds` handles every rank and copy in a heap.
+pub fn steps(experts: usize, ranks: usize, copies: usize, bounds: u64) -> u64 {
+    let log = |number: usize| u64::from(number.max(2).ilog2());
+    experts as u64 * log(experts) + bounds * (ranks + copies) as u64 * log(ranks)
+}
+
 /// The copies with which no rank has more than `T` entries, for the least `T` that a bisection between the mean and the
 /// fullest rank finds. `loads`: `[expert]` entries.
 pub fn replicate(loads: &[u64], homes: Homes, limits: Limits) -> Vec<Copy> {

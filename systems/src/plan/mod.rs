@@ -158,6 +158,12 @@ impl Default for Plan {
     }
 }
 
+/// Whether what happens every `every` iterations, and never if that is 0, happens before `iteration`, counted from 0: not before the
+/// first.
+pub fn is_due(every: usize, iteration: usize) -> bool {
+    every > 0 && iteration > 0 && iteration.is_multiple_of(every)
+}
+
 impl From<ForcedPlan> for Plan {
     fn from(forced: ForcedPlan) -> Self {
         let ForcedPlan { pp, dp, tp, ep, expert_dp, micro_batch, vp, zero, recompute, placement_every } = forced;

@@ -88,6 +88,12 @@ impl Placement {
         Self::of_slots((0..ranks * slots_per_rank).map(expert).collect(), experts, ranks)
     }
 
+    /// Experts in order, and `extra` empty slots on every rank of a group that has several.
+    pub fn with_room(experts: usize, ranks: usize, extra: usize) -> Self {
+        let extra = if ranks > 1 { extra } else { 0 };
+        Self::in_order(experts, ranks, experts.div_ceil(ranks) + extra).expect("there is room for all")
+    }
+
     /// A bijection from the slot of each expert.
     ///
     /// # Errors

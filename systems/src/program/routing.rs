@@ -14,6 +14,13 @@ impl RoutingCounts {
         Self { experts, counts }
     }
 
+    /// Of experts with these loads, `[expert]` entries, as if they came evenly from all ranks.
+    pub fn evenly(loads: &[u64], ranks: usize) -> Self {
+        let ranks = ranks as u64;
+        let of_rank = |rank| loads.iter().map(move |load| (load * (rank + 1) / ranks - load * rank / ranks) as u32);
+        Self::new(loads.len(), (0..ranks).flat_map(of_rank).collect())
+    }
+
     /// Of `ranks` that have chosen nothing yet, in the memory of these.
     pub fn clear(&mut self, ranks: usize, experts: usize) {
         self.experts = experts;

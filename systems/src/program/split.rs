@@ -1,5 +1,8 @@
 //! How the entries of an expert with several copies are split between them.
 
+use crate::balance::quota::Copy;
+use crate::plan::placement::Placement;
+use crate::program::Copied;
 use crate::program::routing::RoutingCounts;
 
 /// How entries are split between the copies of their expert.
@@ -83,6 +86,31 @@ fn deal(counts: &RoutingCounts, expert: usize, copies: &[usize], quota: &mut [u3
         }
         open -= rest;
     }
+}
+
+/// Copies in the empty slots of their ranks, and the quota of every slot: the home keeps what copies do not take. `loads`:
+/// `[expert]` entries.
+///
+/// # Panics
+/// When a rank gets more copies than it has empty slots.
+pub fn in_slots(loads: &[u64], copies: &[Copy], placement: &Placement) -> (Vec<Copied>, Split) {
+    let per_rank = placement.slots_per_rank();
+    let mut quota = vec![0; placement.experts_in_slots().len()];
+    for (expert, &load) in loads.iter().enumerate() {
+        quota[placement.slots_of(expert)[0]] = load as u32;
+    }
+    let mut next = vec![0; placement.ranks()];
+    let mut copied = Vec::with_capacity(copies.len());
+    for copy in copies {
+        let empty = |&slot: &usize| placement.experts_of(copy.rank)[slot].is_none();
+        let slot = (next[copy.rank]..per_rank).find(empty).expect("a rank gets no more copies than it has room for");
+        next[copy.rank] = slot + 1;
+        let slot = copy.rank * per_rank + slot;
+        quota[slot] = copy.quota as u32;
+        quota[placement.slots_of(copy.expert)[0]] -= copy.quota as u32;
+        copied.push(Copied { expert: copy.expert, slot });
+    }
+    (copied, Split::Quota(quota))
 }
 
 #[cfg(test)]

@@ -21,10 +21,11 @@ use workloads::trace::BatchCounts;
 use crate::balance::eplb::{self, Shape};
 use crate::balance::quota::{self, Homes, Limits};
 use crate::balance::{laer, microep};
+use crate::plan;
 use crate::plan::balancers::{Balancer, BalancerSearch, Choice};
 use crate::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
-use crate::program::split::Split;
-use crate::program::{Copied, Direction, Weights};
+use crate::program::split::{self, Split};
+use crate::program::{Direction, Weights};
 use crate::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, PlanError, Policy,
     RoutingCounts, Storage, System,
@@ -168,7 +169,7 @@ impl Layered {
                 slots
             }
             Balancer::Shards => {
-                let counts = evenly(loads, shape.ranks);
+                let counts = RoutingCounts::evenly(loads, shape.ranks);
                 let shape = laer::Shape { nodes: &self.nodes, capacity: shape.slots };
                 let slots = laer::plan(&counts, shape, prices(&self.setting.job, &self.setting.costs)?);
                 return Placement::of_slots(slots, now.experts(), now.ranks()).ok();
@@ -208,27 +209,13 @@ impl Layered {
 
     /// Copies for one micro-batch and their quotas.
     fn quotas(&self, least: u64, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
-        let (experts, ranks, per_rank) = (placement.experts(), placement.ranks(), placement.slots_per_rank());
-        let (loads, empty) = (counts.loads(), |slot: &usize| placement.experts_in_slots()[*slot].is_none());
+        let (experts, ranks, loads) = (placement.experts(), placement.ranks(), counts.loads());
         let rank_of: Vec<usize> = (0..experts).map(|expert| placement.rank_of(expert)).collect();
         let homes = Homes { rank_of: &rank_of, domain_of: &self.nodes };
         let copies = quota::replicate(&loads, homes, Limits { room: self.extra(), least });
-        let mut taken = vec![0; ranks];
-        let mut copied = Vec::with_capacity(copies.len());
-        let mut quotas = vec![0; placement.experts_in_slots().len()];
-        (0..experts).for_each(|expert| quotas[placement.slots_of(expert)[0]] = loads[expert] as u32);
-        for copy in &copies {
-            let own = copy.rank * per_rank..(copy.rank + 1) * per_rank;
-            let Some(slot) = own.filter(empty).nth(taken[copy.rank]) else { continue };
-            taken[copy.rank] += 1;
-            quotas[slot] = copy.quota as u32;
-            quotas[placement.slots_of(copy.expert)[0]] -= copy.quota as u32;
-            copied.push(Copied { expert: copy.expert, slot });
-        }
-        let log = |number: usize| u64::from(number.max(2).ilog2());
-        // Experts are sorted; some ten bounds are tried with every rank and copy.
-        let steps = experts as u64 * log(experts) + 10 * (ranks + copies.len()) as u64 * log(ranks);
-        LayerProgram::split(Split::Quota(quotas), copied, Weights::Copied, steps)
+        let steps = quota::steps(experts, ranks, copies.len(), quota::BOUNDS);
+        let (copied, quotas) = split::in_slots(&loads, &copies, placement);
+        LayerProgram::split(quotas, copied, Weights::Copied, steps)
     }
 }
 
@@ -242,7 +229,7 @@ impl Policy for Layered {
                 let copies = laer::even(&loads, ranks * capacity);
                 laer::relocate(&loads, &copies, laer::Shape { nodes: &self.nodes, capacity })
             }
-            _ => return Placement::in_order(moe.experts, ranks, own + self.extra()).expect("there is room for all"),
+            _ => return Placement::with_room(moe.experts, ranks, self.extra()),
         };
         Placement::of_slots(slots, moe.experts, ranks).expect("every expert has a copy")
     }
@@ -265,7 +252,7 @@ impl Policy for Layered {
     fn placement_due(&self, iteration: usize) -> bool {
         let every = if self.storage() == Storage::Shards { 1 } else { self.plan.placement_every };
         let follows = |balancer: &Balancer| !matches!(balancer, Balancer::None | Balancer::Program);
-        every > 0 && iteration > 0 && iteration.is_multiple_of(every) && self.layers.iter().any(follows)
+        plan::is_due(every, iteration) && self.layers.iter().any(follows)
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
@@ -311,13 +298,6 @@ fn forecast(job: &Job, ranks: usize) -> Vec<f64> {
         imbalance(&loads, ranks)
     };
     job.model.moe_layers().enumerate().map(of_layer).collect()
-}
-
-/// Loads as if they came evenly from all ranks.
-fn evenly(loads: &[u64], ranks: usize) -> RoutingCounts {
-    let ranks = ranks as u64;
-    let of_rank = |rank| loads.iter().map(move |load| (load * (rank + 1) / ranks - load * rank / ranks) as u32);
-    RoutingCounts::new(loads.len(), (0..ranks).flat_map(of_rank).collect())
 }
 
 /// A batch in which every sample chooses as an iteration did on the whole, `ago` iterations before the last, or the first; none for

@@ -9,7 +9,7 @@
 use workloads::model::Moe;
 
 use crate::balance::flexmoe::{self, Rule};
-use crate::plan::search;
+use crate::plan::{self, search};
 use crate::program::Weights;
 use crate::program::split::Split;
 use crate::{
@@ -57,12 +57,11 @@ struct Adjusting {
 
 impl Policy for Adjusting {
     fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
-        let extra = if ranks > 1 { EXTRA_SLOTS } else { 0 };
-        Placement::in_order(moe.experts, ranks, moe.experts.div_ceil(ranks) + extra).expect("there is room for all")
+        Placement::with_room(moe.experts, ranks, EXTRA_SLOTS)
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        self.every > 0 && iteration > 0 && iteration.is_multiple_of(self.every)
+        plan::is_due(self.every, iteration)
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {

@@ -9,7 +9,7 @@
 use workloads::model::Moe;
 
 use crate::balance::laer::{self, Prices, Shape};
-use crate::plan::search;
+use crate::plan::{self, search};
 use crate::program::split::Split;
 use crate::program::{Direction, Weights};
 use crate::{
@@ -97,14 +97,13 @@ impl Policy for Restoring {
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        self.every > 0 && iteration > 0 && iteration.is_multiple_of(self.every)
+        plan::is_due(self.every, iteration)
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
-        let (loads, ranks) = (past.sum(layer, 1, now.experts()), now.ranks() as u64);
+        let loads = past.sum(layer, 1, now.experts());
         let Some(prices) = self.prices else { return Decision::Stay };
-        let source = |rank| loads.iter().map(move |load| (load * (rank + 1) / ranks - load * rank / ranks) as u32);
-        let counts = RoutingCounts::new(loads.len(), (0..ranks).flat_map(source).collect());
+        let counts = RoutingCounts::evenly(&loads, now.ranks());
         let slots = laer::plan(&counts, self.shape(now.slots_per_rank()), prices);
         if slots == now.experts_in_slots() {
             return Decision::Stay;

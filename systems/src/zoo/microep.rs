@@ -10,7 +10,7 @@ use workloads::model::Moe;
 
 use crate::balance::eplb::{self, Shape};
 use crate::balance::microep;
-use crate::plan::search;
+use crate::plan::{self, search};
 use crate::program::Weights;
 use crate::program::split::Split;
 use crate::{
@@ -95,7 +95,7 @@ impl Policy for Splitting {
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        self.every > 0 && iteration > 0 && iteration.is_multiple_of(self.every)
+        plan::is_due(self.every, iteration)
     }
 
     fn place(&mut self, iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {

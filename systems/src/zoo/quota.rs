@@ -10,10 +10,10 @@
 
 use workloads::model::Moe;
 
-use crate::balance::quota::{self, Copy, Homes, LeastLoaded, Limits};
+use crate::balance::quota::{self, Homes, LeastLoaded, Limits};
 use crate::plan::search;
-use crate::program::split::Split;
-use crate::program::{Copied, Weights};
+use crate::program::Weights;
+use crate::program::split::{self, Split};
 use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
 
 /// A system that replicates for one micro-batch.
@@ -95,25 +95,15 @@ impl Replicating {
     /// Slots of a rank for copies.
     fn room(&self, experts: usize, ranks: usize) -> usize {
         match self.rule {
-            _ if ranks == 1 => 0,
             Rule::Moon => experts.div_ceil(ranks),
             Rule::Ultra | Rule::LeastLoaded => EXTRA_SLOTS,
         }
-    }
-
-    /// Elementary steps of a decision: experts are sorted; a search tries some ten bounds and handles every rank and copy, each in a
-    /// heap.
-    fn steps(&self, experts: usize, ranks: usize, copies: usize) -> u64 {
-        let log = |number: usize| u64::from(number.max(2).ilog2());
-        let bounds = if self.rule == Rule::LeastLoaded { 1 } else { 10 };
-        experts as u64 * log(experts) + bounds * (ranks + copies) as u64 * log(ranks)
     }
 }
 
 impl Policy for Replicating {
     fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
-        let slots = moe.experts.div_ceil(ranks) + self.room(moe.experts, ranks);
-        Placement::in_order(moe.experts, ranks, slots).expect("there is room for all")
+        Placement::with_room(moe.experts, ranks, self.room(moe.experts, ranks))
     }
 
     fn program(&self, _layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
@@ -131,32 +121,12 @@ impl Policy for Replicating {
             Rule::Moon => quota::replicate(&loads, homes, Limits { room: self.room(experts, ranks), least: 1 }),
             Rule::LeastLoaded => quota::least_loaded(&loads, homes, LEAST_LOADED_RULE),
         };
-        let steps = self.steps(experts, ranks, copies.len());
+        let bounds = if self.rule == Rule::LeastLoaded { 1 } else { quota::BOUNDS };
+        let steps = quota::steps(experts, ranks, copies.len(), bounds);
         // Step 3: a slot for each copy.
-        let (copied, split) = in_slots(&loads, &copies, placement);
+        let (copied, split) = split::in_slots(&loads, &copies, placement);
         LayerProgram::split(split, copied, Weights::Copied, steps)
     }
-}
-
-/// Copies in the empty slots of their ranks, and the quota of every slot: the home keeps what copies do not take.
-fn in_slots(loads: &[u64], copies: &[Copy], placement: &Placement) -> (Vec<Copied>, Split) {
-    let per_rank = placement.slots_per_rank();
-    let mut quota = vec![0; placement.experts_in_slots().len()];
-    for (expert, &load) in loads.iter().enumerate() {
-        quota[placement.slots_of(expert)[0]] = load as u32;
-    }
-    let mut next = vec![0; placement.ranks()];
-    let mut copied = Vec::with_capacity(copies.len());
-    for copy in copies {
-        let empty = |&slot: &usize| placement.experts_of(copy.rank)[slot].is_none();
-        let slot = (next[copy.rank]..per_rank).find(empty).expect("a rank gets no more copies than it has room for");
-        next[copy.rank] = slot + 1;
-        let slot = copy.rank * per_rank + slot;
-        quota[slot] = copy.quota as u32;
-        quota[placement.slots_of(copy.expert)[0]] -= copy.quota as u32;
-        copied.push(Copied { expert: copy.expert, slot });
-    }
-    (copied, Split::Quota(quota))
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use workloads::model::Moe;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
-use crate::plan::memory;
 use crate::plan::search::{self, Estimate, PerformanceModel, Pool};
+use crate::plan::{self, memory};
 use crate::program::Direction;
 use crate::{
     About, Candidate, CostModel, Decision, Job, LoadHistory, Placement, Plain, Plan, PlanError, Policy, System,
@@ -255,7 +255,7 @@ impl Moves {
 
 impl Policy for OnlinePlacement {
     fn placement_due(&self, iteration: usize) -> bool {
-        self.every > 0 && iteration > 0 && iteration.is_multiple_of(self.every)
+        plan::is_due(self.every, iteration)
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {

@@ -9,7 +9,7 @@
 use workloads::model::Moe;
 
 use crate::balance::eplb::{self, Shape};
-use crate::plan::search;
+use crate::plan::{self, search};
 use crate::program::Weights;
 use crate::program::split::Split;
 use crate::{
@@ -71,7 +71,7 @@ impl Policy for Relaying {
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        self.every > 0 && iteration > 0 && iteration.is_multiple_of(self.every)
+        plan::is_due(self.every, iteration)
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {

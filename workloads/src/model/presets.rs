@@ -61,12 +61,14 @@ mod tests {
             ("olmoe-1b-7b", 6_919_161_856, 6.9, 1.282),
             ("qwen1.5-moe-a2.7b", 14_315_784_192, 14.3, 2.69),
             ("dbrx", 131_596_523_520, 132.0, 36.47),
-            ("glm-4.5-air", 106_852_251_264, 106.5, 13.42),
-            ("kimi-k2", 1_026_408_232_448, 1026.0, 32.86),
+            ("glm-4.5-air", 106_852_251_264, 106.0, 13.42),
+            ("kimi-k2", 1_026_408_232_448, 1000.0, 32.86),
         ] {
             let model = model(name);
             assert_eq!(model.parameters(), exact, "{name}");
-            assert!((exact as f64 / 1e9 / published - 1.0).abs() < 0.005, "{name}");
+            // GLM prints 106 and Kimi "1T", without the digits that half a percent needs.
+            let tolerance = if published == 106.0 || published == 1000.0 { 0.03 } else { 0.005 };
+            assert!((exact as f64 / 1e9 / published - 1.0).abs() < tolerance, "{name}");
             let found = model.active_parameters() as f64 / 1e9;
             assert!((found / active - 1.0).abs() < 0.005, "{name}: {found} active");
         }
