@@ -125,34 +125,35 @@ pub struct Constant {
     pub source: String,
 }
 
+impl Constant {
+    /// Whether it is a number of at least 0, not beyond its peak, with a source; `field` is its path in `file`.
+    pub(crate) fn check(&self, file: &str, field: &str) -> Result<(), ConfigError> {
+        for (part, value) in [("value", Some(self.value)), ("uncertainty", self.uncertainty), ("peak", self.peak)] {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+                let field = format!("{field}.{part}");
+                return Err(ConfigError::value(file, field, value, "a number of at least 0"));
+            }
+        }
+        if let Some(peak) = self.peak.filter(|&peak| self.value > peak) {
+            let expected = format!("at most its peak, {peak:e}");
+            return Err(ConfigError::value(file, format!("{field}.value"), format!("{:e}", self.value), expected));
+        }
+        if self.source.trim().is_empty() {
+            return Err(ConfigError::value(file, format!("{field}.source"), "\"\"", "where the value comes from"));
+        }
+        Ok(())
+    }
+}
+
 impl Cluster {
     /// Reads a cluster's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let cluster: Self = error::parse(file, text)?;
         ConfigError::check_extent(file, "gpus_per_node", cluster.gpus_per_node)?;
         for (field, constant, may_be_zero) in cluster.constants() {
-            let sane = constant.value.is_finite() && (constant.value > 0.0 || may_be_zero && constant.value == 0.0);
-            if !sane {
-                let expected = if may_be_zero { "a number of at least 0" } else { "a number above 0" };
-                return Err(ConfigError::value(file, format!("{field}.value"), constant.value, expected));
-            }
-            for (part, value) in [("uncertainty", constant.uncertainty), ("peak", constant.peak)] {
-                if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
-                    let field = format!("{field}.{part}");
-                    return Err(ConfigError::value(file, field, value, "a number of at least 0"));
-                }
-            }
-            if let Some(peak) = constant.peak.filter(|&peak| constant.value > peak) {
-                let expected = format!("at most its peak, {peak:e}");
-                return Err(ConfigError::value(
-                    file,
-                    format!("{field}.value"),
-                    format!("{:e}", constant.value),
-                    expected,
-                ));
-            }
-            if constant.source.trim().is_empty() {
-                return Err(ConfigError::value(file, format!("{field}.source"), "\"\"", "where the value comes from"));
+            constant.check(file, &field)?;
+            if constant.value == 0.0 && !may_be_zero {
+                return Err(ConfigError::value(file, format!("{field}.value"), constant.value, "a number above 0"));
             }
         }
         cluster.check_tiers(file)?;
@@ -164,6 +165,7 @@ impl Cluster {
         let mut before = 1;
         for tier in &self.network.tiers {
             let field = |name: &str| format!("network.tiers.{}.{name}", tier.name);
+            ConfigError::check_extent(file, &field("nodes"), tier.nodes)?;
             if tier.nodes <= before || !tier.nodes.is_multiple_of(before) {
                 let expected = format!("a multiple of {before}, the nodes of the tier before, and more than that");
                 return Err(ConfigError::value(file, field("nodes"), tier.nodes, expected));

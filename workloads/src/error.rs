@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-/// No extent that a description states (layers, widths, GPUs, samples, iterations) may be larger: products of three fit 64
+/// No extent that a description states (layers, widths, GPUs, samples, iterations) may be larger, unless its own table says otherwise: products of three fit 64
 /// bits, and nothing is made for more of them than memory holds.
 pub const MOST_EXTENT: usize = 1 << 20;
 

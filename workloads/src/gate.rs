@@ -51,7 +51,7 @@ pub struct Router {
     pub groups: Option<Groups>,
     /// Factor of the weights.
     pub scale: f64,
-    /// Factor of the balance loss in the whole loss; 0 for none.
+    /// Factor of the balance loss in the whole loss; 0 leaves it to the gate and the training's settings.
     pub auxiliary_loss: f64,
 }
 

@@ -32,8 +32,6 @@ pub struct PublishedTraining {
     pub global_batch: usize,
     /// Where its choices of experts came from.
     pub routing: TrainingRouting,
-    /// Number format of its products.
-    pub precision: String,
     /// What it had that is not modelled; such a run is not simulated.
     pub outside: Option<String>,
     /// What else to know.
@@ -89,7 +87,9 @@ struct Row {
     plan: String,
     global_batch: Count,
     routing: TrainingRouting,
-    precision: String,
+    /// Number format of its products, for readers of the file: what is not bf16 stands in `outside`, too.
+    #[serde(rename = "precision")]
+    _precision: String,
     reported: Positive,
     unit: Unit,
     outside: Option<String>,
@@ -169,7 +169,6 @@ impl PublishedTraining {
             plan,
             global_batch: read.global_batch.0,
             routing: read.routing,
-            precision: read.precision,
             outside: read.outside,
             note: read.note,
             source: read.source,
@@ -185,12 +184,13 @@ fn changes(text: &str) -> Option<Vec<(&str, &str)>> {
     parts.map(|part| part.split_once('=').map(|(field, value)| (field.trim(), value.trim()))).collect()
 }
 
-/// A model's TOML with fields of its first table `[gpt]` that have other values.
+/// A model's TOML with fields of its table `[gpt]` that have other values.
 fn changed(toml: &str, changes: &[(&str, &str)]) -> String {
     let field = |line: &str| line.split_once('=').map(|(field, _)| field.trim().to_owned());
-    let mut text = String::new();
+    let (mut text, mut inside) = (String::new(), false);
     for line in toml.lines() {
-        if field(line).is_some_and(|field| changes.iter().any(|(changed, _)| *changed == field)) {
+        inside = if line.starts_with('[') { line == "[gpt]" } else { inside };
+        if inside && field(line).is_some_and(|field| changes.iter().any(|(changed, _)| *changed == field)) {
             continue;
         }
         text += line;

@@ -278,6 +278,12 @@ impl SplitMix {
     }
 }
 
+/// Elementary steps of a split: a start over all copies and a few ways between ranks for each; up to eight ranks, all their sets.
+pub fn steps(slots: usize, ranks: usize) -> u64 {
+    let sets = if ranks <= 8 { ranks << ranks } else { 0 };
+    (8 * slots + sets) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::Storage;
 use crate::iteration::Evaluation;
+use crate::plan::Zero;
 use crate::plan::placement::Placement;
 use crate::plan::slots::layers_of;
 use crate::price::traffic::Traffic;
@@ -33,7 +34,11 @@ pub(super) fn synchronisation(evaluation: &Evaluation, stage: usize) -> Option<S
             for (moe, placement) in layers() {
                 let bytes = Bytes(moe.expert_parameters() as f64 * HALF);
                 for expert in 0..placement.experts() {
-                    let time = costs.all_reduce(&costs.group_of(holders(evaluation, stage, placement, expert)), bytes);
+                    let group = costs.group_of(holders(evaluation, stage, placement, expert));
+                    let time = match plan.zero {
+                        Zero::Off => costs.all_reduce(&group, bytes),
+                        _ => costs.reduce_scatter(&group, bytes),
+                    };
                     placement.ranks_of(expert).for_each(|rank| of_rank[rank] += time);
                 }
             }

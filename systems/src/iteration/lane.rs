@@ -266,7 +266,7 @@ impl<'a> StageRun<'a> {
             recompute,
             hides_exchanges,
             clock: vec![migrated; plan.ep],
-            links: Links::default(),
+            links: Links::new(&vec![migrated; plan.ep]),
             ledger: Ledger::default(),
             computed: [Seconds::ZERO; 2],
             inputs,
@@ -373,7 +373,7 @@ impl<'a> StageRun<'a> {
         let placement = &e.placements[layer];
         let program = e.policy.program(layer, counts, placement);
         let setting = Setting { moe, tokens: e.plan.tokens(moe), place: &self.place, costs: e.costs };
-        let mut priced = setting.price_in(scratch, &program, counts, placement);
+        let priced = setting.price_in(scratch, &program, counts, placement);
         counts.add_loads(&mut routed.loads[layer]);
         let chosen = (setting.tokens * e.job.top_k() * counts.ranks()) as u64;
         routed.entries += priced.entries;
@@ -382,20 +382,26 @@ impl<'a> StageRun<'a> {
         for (rank, experts) in self.experts.iter_mut().enumerate() {
             experts.forward(moe, &held_rows(setting.tokens, &program, &priced, placement, rank), self.recompute);
         }
-        self.hide_exchanges(block, &program, &mut priced, Direction::Forward);
-        self.pass(&priced.pass(&program, Direction::Forward), streams);
+        let shown = self.exchanges_shown(block, &program, &priced, Direction::Forward);
+        self.pass(&with_durations(priced.pass(&program, Direction::Forward), &shown), streams);
         self.layers[pass].push((program, priced));
     }
 
     /// In a pair of passes, a layer's exchanges run beside what the other pass computes in a block like this one: they take
-    /// what that leaves of them.
-    fn hide_exchanges(&self, block: &Block, program: &LayerProgram, priced: &mut LayerPrice, direction: Direction) {
+    /// what that leaves of them. Durations of the pass's tasks, `[task][rank]`; none where nothing hides.
+    fn exchanges_shown(
+        &self,
+        block: &Block,
+        program: &LayerProgram,
+        priced: &LayerPrice,
+        direction: Direction,
+    ) -> Option<Vec<Seconds>> {
         if !(self.hides_exchanges && self.turn.is_some_and(|turn| turn.paired)) {
-            return;
+            return None;
         }
         let (other, tasks, durations, beside) = match direction {
-            Direction::Forward => (Direction::Backward, &program.forward, &mut priced.forward, &priced.backward),
-            Direction::Backward => (Direction::Forward, &program.backward, &mut priced.backward, &priced.forward),
+            Direction::Forward => (Direction::Backward, &program.forward, &priced.forward, &priced.backward),
+            Direction::Backward => (Direction::Forward, &program.backward, &priced.backward, &priced.forward),
         };
         let others = match other {
             Direction::Forward => &program.forward,
@@ -412,9 +418,11 @@ impl<'a> StageRun<'a> {
         let [start, products] = self.dense.block(block, other);
         let computed = total(others, beside, &computes) + start + products;
         let left = 1.0 - (computed / exchanged).min(1.0);
-        for (_, durations) in tasks.iter().zip(durations.chunks_exact_mut(ranks)).filter(|(task, _)| exchanges(task)) {
+        let mut shown = durations.clone();
+        for (_, durations) in tasks.iter().zip(shown.chunks_exact_mut(ranks)).filter(|(task, _)| exchanges(task)) {
             durations.iter_mut().for_each(|time| *time = *time * left);
         }
+        Some(shown)
     }
 
     fn backward(&mut self, chunk: usize, m: usize, workspace: &mut Workspace) {
@@ -449,9 +457,9 @@ impl<'a> StageRun<'a> {
                 self.experts_again(moe, priced);
             }
         }
-        if let Some((moe, (program, mut priced))) = priced {
-            self.hide_exchanges(block, &program, &mut priced, Direction::Backward);
-            self.pass(&priced.pass(&program, Direction::Backward), &mut workspace.streams);
+        if let Some((moe, (program, priced))) = priced {
+            let shown = self.exchanges_shown(block, &program, &priced, Direction::Backward);
+            self.pass(&with_durations(priced.pass(&program, Direction::Backward), &shown), &mut workspace.streams);
             let (tokens, placement) = (e.plan.tokens(moe), &e.placements[layer]);
             for (rank, experts) in self.experts.iter_mut().enumerate() {
                 let held = held_rows(tokens, &program, &priced, placement, rank);
@@ -589,6 +597,11 @@ impl Evaluation<'_> {
         }
         policy.restrict(counts, nodes);
     }
+}
+
+/// The pass with other durations, if there are any.
+fn with_durations<'a>(pass: TimedPass<'a>, durations: &'a Option<Vec<Seconds>>) -> TimedPass<'a> {
+    TimedPass { durations: durations.as_deref().unwrap_or(pass.durations), ..pass }
 }
 
 /// The part of a row of counts that falls to tensor-parallel rank `index` of `tp`; the parts add up to the row.

@@ -309,6 +309,9 @@ impl Evaluation<'_> {
                 done = spans.show(Activity::GradientSync(gradients), done, time);
                 tied = time;
             }
+        } else if let Some(time) = copies::synchronisation(self, index) {
+            // Every micro-batch reduces gradients over the replicas of a set of experts; copies elsewhere follow once.
+            done = spans.show(Activity::GradientSync(Gradients::Experts), done, time);
         }
         if traffic.parameters.tied > 0.0 && plan.pp > 1 {
             // The two copies of the embedding are summed between the first and the last stage.

@@ -24,7 +24,7 @@ use crate::price::streams::{Links, Streams};
 use crate::price::{Scratch, Setting};
 use crate::program::Direction;
 use crate::program::routing::RoutingCounts;
-use crate::{Plan, Policy, Zero};
+use crate::{Plain, Plan, Policy, Zero};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
@@ -35,7 +35,6 @@ const LAYERS: usize = 4;
 pub struct Outline<'a> {
     job: &'a Job,
     costs: &'a CostModel,
-    policy: &'a dyn Policy,
     /// What the gate chooses, one element an iteration.
     profile: &'a [BatchCounts],
     /// `[direction]` of an MoE layer, by `ep`, `tp` and micro-batch.
@@ -54,9 +53,9 @@ struct State {
 }
 
 impl<'a> Outline<'a> {
-    /// Under a policy's programs and a profile of the routing.
-    pub fn new(job: &'a Job, costs: &'a CostModel, policy: &'a dyn Policy, profile: &'a [BatchCounts]) -> Self {
-        Self { job, costs, policy, profile, layers: RefCell::default(), state: RefCell::default() }
+    /// Under plain expert parallelism and a profile of the routing.
+    pub fn new(job: &'a Job, costs: &'a CostModel, profile: &'a [BatchCounts]) -> Self {
+        Self { job, costs, profile, layers: RefCell::default(), state: RefCell::default() }
     }
 
     /// About what an iteration takes under a plan that fits the job. `placements`: `[moe layer]`, asked for where needed.
@@ -124,7 +123,7 @@ impl<'a> Outline<'a> {
         let (mut sum, mut priced) = ([Seconds::ZERO; 2], 0);
         for batch in profile {
             let charges = vec![Charge::default(); plan.pp];
-            let (policy, coverage) = (self.policy, Coverage::Sample);
+            let (policy, coverage): (&dyn Policy, _) = (&Plain, Coverage::Sample);
             let evaluation =
                 Evaluation { job, plan, costs, policy, placements: &placements, batch, charges: &charges, coverage };
             for &(layer, moe) in moes.iter().step_by(step) {

@@ -93,7 +93,7 @@ fn virtual_stages_divide_the_bubble() {
 fn an_outline_is_the_iteration_where_nothing_is_uneven() {
     let (job, batch) = blocks_alone();
     let costs = CostModel::new(&job.cluster, job.gpus);
-    let outline = Outline::new(&job, &costs, &Plain, &job.profile);
+    let outline = Outline::new(&job, &costs, &job.profile);
     for text in [
         "pp1 dp16 tp1 ep8 edp2 mb1",
         "pp4 dp4 tp1 ep4 edp1 mb1 zero1",

@@ -4,6 +4,8 @@ use workloads::model::Moe;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
+use crate::Recompute;
+use crate::balance::laer;
 use crate::iteration::{Charge, Coverage, Evaluation, Start};
 use crate::plan::job::Job;
 use crate::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
@@ -59,6 +61,18 @@ pub struct Choice {
     pub tried: Vec<(&'static str, Result<Seconds, PlanError>)>,
 }
 
+/// What a planner of experts in shards believes: a rank's rates inside its node and across, and an entry's products.
+pub fn shard_prices(job: &Job, plan: &Plan, costs: &CostModel) -> Option<laer::Prices> {
+    let moe = job.model.moe_layers().next()?;
+    let group = costs.group(0..plan.stage_ranks(), 1);
+    Some(laer::Prices {
+        near: moe.entry_bytes().0 / job.cluster.network.intra_bandwidth.value,
+        far: (moe.entry_bytes() / costs.rank_bandwidth(&group)).0,
+        row: costs.expert(moe, Direction::Forward).row.0,
+        recomputes: plan.recompute == Recompute::Full,
+    })
+}
+
 /// The policy of a plan whose layers have these balancers; one balancer stands for all layers.
 pub type PolicyOf<'a> = dyn Fn(&Plan, &[Balancer]) -> Box<dyn Policy> + 'a;
 
@@ -75,8 +89,9 @@ pub struct BalancerSearch<'a> {
 }
 
 impl BalancerSearch<'_> {
-    /// Plans under their best balancers, fastest first. They are tried in the order of their estimates under even loads, which
-    /// no balancer beats; the search ends where that of the next plan is above the best found, so plans beyond are no candidates.
+    /// Plans under their best balancers, fastest first. They are tried in the order of their estimates under even loads; those whose
+    /// estimate is above the best found are left out, because a balancer seldom beats even loads (one that keeps rows on
+    /// their rank may). A plan that memory rejects with experts in order is tried where shards may need less.
     pub fn candidates(&self) -> Vec<Candidate> {
         let &Self { job, costs, .. } = self;
         let uniform = job.uniform_profile();
@@ -90,7 +105,8 @@ impl BalancerSearch<'_> {
         let mut candidates = Vec::new();
         for Candidate { plan, outcome } in search::rank(plans) {
             let outcome = match outcome {
-                Ok(bound) if bound.step > least => break,
+                Ok(bound) if bound.step > least => continue,
+                Err(PlanError::Memory { .. }) if plan.expert_dp > 1 => self.choose(&plan).outcome,
                 Ok(_) => self.choose(&plan).outcome,
                 Err(reason) => Err(reason),
             };
@@ -147,7 +163,8 @@ impl BalancerSearch<'_> {
         let time = |balancer| pairs.iter().map(|(past, now)| self.time(plan, layer, balancer, past, now)).sum::<f64>();
         let quotas = self.worth().map(|least| Balancer::Quota { least });
         let mut best = (time(has) * below, has);
-        for balancer in [Balancer::None, Balancer::Place, Balancer::Replicate].into_iter().chain(quotas) {
+        let others = [Balancer::None, Balancer::Place, Balancer::Replicate].into_iter().chain(quotas);
+        for balancer in others.filter(|&other| other != has) {
             let time = time(balancer);
             if time < best.0 {
                 best = (time, balancer);

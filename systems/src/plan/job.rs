@@ -61,7 +61,8 @@ impl Job {
     /// The job of MoE layer `layer` alone, if the model has one of that number. It keeps no profile.
     pub fn layer_alone(&self, layer: usize) -> Option<Self> {
         let moe = *self.model.moe_layers().nth(layer)?;
-        let model = Model { flattening: self.model.flattening, ..Model::of_layer(moe, self.model.top_k) };
+        let Model { flattening, router, top_k, .. } = self.model;
+        let model = Model { flattening, router, ..Model::of_layer(moe, top_k) };
         Some(Self { model, profile: Vec::new(), scope: Scope::Layer, ..self.clone() })
     }
 

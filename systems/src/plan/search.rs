@@ -15,7 +15,7 @@ use crate::plan::placement::Placement;
 use crate::plan::{Plan, PlanError, Recompute, Zero};
 use crate::price::cost::CostModel;
 use crate::price::ledger::Ledger;
-use crate::{Decision, LoadHistory, Plain, Policy, System};
+use crate::{Decision, LoadHistory, Policy, Storage, System};
 
 /// A plan and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,8 +60,12 @@ impl Pool {
 /// - A plan that cannot fit whatever the routing is rejected by what it needs at least.
 /// - Of the others, those with the least [`Outline`]s are evaluated, until outlines are [`SLACK`] times what the fastest plan takes
 ///   or [`EVALUATED`] plans fit; the rest is listed with its outline.
+///
+/// Outlines and least memory are those of plain expert parallelism. Where a system may take far less (`balances`: it has
+/// copies or shards of experts), both only say which plans are evaluated first.
 pub fn over_pools(
     performance: &PerformanceModel,
+    balances: impl Fn(&Plan) -> bool,
     allowed: impl Fn(&Plan) -> bool,
     evaluate: impl Fn(Pool) -> Candidate,
 ) -> Vec<Candidate> {
@@ -69,12 +73,16 @@ pub fn over_pools(
     if job.search == SearchSpace::Degrees {
         return rank(pools(job).into_iter().filter(|pool| allowed(&pool.shared)).map(evaluate).collect());
     }
-    let outline = Outline::new(job, performance.costs, &Plain, performance.profile);
+    let outline = Outline::new(job, performance.costs, performance.profile);
+    let plans: Vec<Plan> = all_plans(job).into_iter().filter(allowed).collect();
+    let balances = plans.iter().max_by_key(|plan| plan.ep).is_some_and(balances);
+    let slack = if balances { f64::INFINITY } else { SLACK };
     let mut candidates = Vec::new();
     let mut outlined = Vec::new();
-    for shared in all_plans(job).into_iter().filter(allowed) {
+    for shared in plans {
         match may_fit(job, &shared) {
             Ok(()) => outlined.push((outline.step(&shared, || shared.experts_in_order(job)), shared)),
+            Err(_) if balances => outlined.push((outline.step(&shared, || shared.experts_in_order(job)), shared)),
             Err(error) => candidates.push(Candidate { plan: shared, outcome: Err(error) }),
         }
     }
@@ -84,7 +92,7 @@ pub fn over_pools(
         if fitting.iter().any(|other| dominates(other, &shared)) {
             continue;
         }
-        if fitting.len() == EVALUATED || about > fastest * SLACK {
+        if fitting.len() == EVALUATED || about > fastest * slack {
             let outcome = Err(PlanError::Outlined { plan: Box::new(shared), about, fastest });
             candidates.push(Candidate { plan: shared, outcome });
             continue;
@@ -186,8 +194,8 @@ pub fn first_usable(candidates: Vec<Candidate>) -> Result<(Plan, Estimate), Plan
 }
 
 /// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
-/// per set of experts as divide both. Whether they fit is asked of the system's own policy. Where the job's search may, plans that
-/// shard and recompute follow, the ones that take least time first.
+/// per set of experts as divide both. Whether they fit is asked of the system's own policy. Where the job's search may, all shard
+/// optimizer state at least, and those that shard and recompute more follow, the ones that take least time first.
 pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
     expert_parallel_with(system, job, costs, &[Zero::Off])
 }
@@ -206,7 +214,9 @@ pub fn expert_parallel_with(system: &dyn System, job: &Job, costs: &CostModel, s
         let policy = system.policy(job, &plan);
         let placements = Start::new(job, &plan, policy.as_ref()).placements;
         let estimate = || performance.estimate(&plan, policy.as_ref(), &placements);
-        Candidate { plan, outcome: may_fit(job, &plan).and_then(|()| estimate()) }
+        // A system may recompute of its own accord.
+        let as_run = Plan { recompute: policy.recompute(&plan), ..plan };
+        Candidate { plan, outcome: may_fit(job, &as_run).and_then(|()| estimate()) }
     };
     let sizes = micro_batches(job, dp);
     let sized = |plan: Plan| sizes.iter().rev().map(move |&micro_batch| Plan { micro_batch, ..plan });
@@ -223,7 +233,12 @@ pub fn under_own_policy(
     fits: impl Fn(&Plan) -> bool,
 ) -> Vec<Candidate> {
     let performance = PerformanceModel { job, costs, profile: &job.profile };
-    over_pools(&performance, fits, |pool| {
+    let balances = |plan: &Plan| {
+        let policy = system.policy(job, plan);
+        let start = Start::new(job, plan, policy.as_ref());
+        policy.storage() != Storage::Slots || start.placements.iter().any(|placement| !placement.is_bijection())
+    };
+    over_pools(&performance, balances, fits, |pool| {
         let plan = pool.plan(placement_every);
         let mut policy = system.policy(job, &plan);
         let placements = performance.placed(&plan, policy.as_mut());
@@ -253,8 +268,7 @@ pub fn tuned(system: &dyn System, job: &Job, costs: &CostModel, plans: Vec<Plan>
     };
     let mut tuned: Vec<Candidate> = Vec::new();
     for plan in plans {
-        let less =
-            |other: &Candidate| other.outcome.is_ok() && Plan { recompute: plan.recompute, ..other.plan } == plan;
+        let less = |other: &Candidate| other.outcome.is_ok() && dominates(&other.plan, &plan);
         if !tuned.iter().any(less) {
             let outcome = may_fit(job, &plan).and_then(|()| under(&plan, &even));
             tuned.push(Candidate { plan, outcome });

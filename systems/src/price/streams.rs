@@ -33,6 +33,11 @@ pub struct Links {
 }
 
 impl Links {
+    /// Of ranks that have nothing under way and come to their first pass at these times.
+    pub fn new(clock: &[Seconds]) -> Self {
+        Self { free: vec![Seconds::ZERO; clock.len()], before: clock.to_vec() }
+    }
+
     /// Waits for what is still under way: moves the clocks to its end and books the time.
     pub fn drain(&self, clock: &mut [Seconds], ledger: &mut Ledger) {
         for (clock, &free) in clock.iter_mut().zip(&self.free) {

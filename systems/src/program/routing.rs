@@ -71,6 +71,15 @@ impl RoutingCounts {
     }
 }
 
+/// Entries of each of `experts` experts over several iterations or batches, `[expert]` each.
+pub fn sum_of_loads(experts: usize, loads: impl Iterator<Item = impl AsRef<[u64]>>) -> Vec<u64> {
+    let mut sum = vec![0; experts];
+    for of_one in loads {
+        sum.iter_mut().zip(of_one.as_ref()).for_each(|(sum, load)| *sum += load);
+    }
+    sum
+}
+
 /// Loads of past iterations, per MoE layer. An engine adds an iteration once it has run, so a policy cannot see further.
 #[derive(Clone, Debug, Default)]
 pub struct LoadHistory {
@@ -96,11 +105,7 @@ impl LoadHistory {
 
     /// The sum of the loads of one layer in the last `window` iterations, `[expert]`; it orders experts as their mean does.
     pub fn sum(&self, layer: usize, window: usize, experts: usize) -> Vec<u64> {
-        let mut sum = vec![0; experts];
-        for loads in self.recent(layer, window) {
-            sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
-        }
-        sum
+        sum_of_loads(experts, self.recent(layer, window))
     }
 
     /// Loads of one layer in the last `window` iterations, `[expert]` each, oldest first.

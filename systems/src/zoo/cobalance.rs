@@ -22,10 +22,11 @@ use crate::balance::eplb::{self, Shape};
 use crate::balance::quota::{self, Homes, Limits};
 use crate::balance::{laer, microep};
 use crate::plan;
-use crate::plan::balancers::{Balancer, BalancerSearch, Choice};
+use crate::plan::balancers::{self, Balancer, BalancerSearch, Choice};
 use crate::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
+use crate::program::Weights;
+use crate::program::routing::sum_of_loads;
 use crate::program::split::{self, Split};
-use crate::program::{Direction, Weights};
 use crate::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, PlanError, Policy,
     RoutingCounts, Storage, System,
@@ -61,6 +62,10 @@ impl System for CoBalance {
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
         searching(job, costs, |search| search.candidates())
+    }
+
+    fn searches(&self) -> bool {
+        true
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
@@ -171,7 +176,11 @@ impl Layered {
             Balancer::Shards => {
                 let counts = RoutingCounts::evenly(loads, shape.ranks);
                 let shape = laer::Shape { nodes: &self.nodes, capacity: shape.slots };
-                let slots = laer::plan(&counts, shape, prices(&self.setting.job, &self.setting.costs)?);
+                let slots = laer::plan(
+                    &counts,
+                    shape,
+                    balancers::shard_prices(&self.setting.job, &self.plan, &self.setting.costs)?,
+                );
                 return Placement::of_slots(slots, now.experts(), now.ranks()).ok();
             }
             Balancer::None | Balancer::Quota { .. } | Balancer::Program => return self.home(now),
@@ -268,9 +277,8 @@ impl Policy for Layered {
             Balancer::Program if placement.has_copies() => {
                 let slots = placement.experts_in_slots();
                 let quota = microep::split(&counts.loads(), slots, placement.ranks()).quota;
-                let sets = if placement.ranks() <= 8 { placement.ranks() << placement.ranks() } else { 0 };
                 let quota = Split::Quota(quota.into_iter().map(|entries| entries as u32).collect());
-                LayerProgram::split(quota, Vec::new(), Weights::Stand, (8 * slots.len() + sets) as u64)
+                LayerProgram::split(quota, Vec::new(), Weights::Stand, microep::steps(slots.len(), placement.ranks()))
             }
             Balancer::Shards => {
                 let rows = laer::route(counts, placement.experts_in_slots(), &self.nodes);
@@ -291,11 +299,7 @@ fn imbalance(loads: &[u64], ranks: usize) -> f64 {
 /// Of every layer of the profile.
 fn forecast(job: &Job, ranks: usize) -> Vec<f64> {
     let of_layer = |(layer, moe): (usize, &Moe)| {
-        let mut loads = vec![0; moe.experts];
-        for batch in &job.profile {
-            loads.iter_mut().zip(batch.loads(layer)).for_each(|(sum, load)| *sum += load);
-        }
-        imbalance(&loads, ranks)
+        imbalance(&sum_of_loads(moe.experts, job.profile.iter().map(|batch| batch.loads(layer))), ranks)
     };
     job.model.moe_layers().enumerate().map(of_layer).collect()
 }
@@ -316,16 +320,4 @@ fn as_batch(job: &Job, past: &LoadHistory, ago: usize) -> Option<BatchCounts> {
     }
     let same = layers.iter().all(|moe| moe.experts == experts);
     same.then(|| BatchCounts::new(layers.len(), job.global_batch, experts, counts))
-}
-
-/// What the planner of sharded experts believes.
-fn prices(job: &Job, costs: &CostModel) -> Option<laer::Prices> {
-    let (moe, network) = (job.model.moe_layers().next()?, &job.cluster.network);
-    let sharers = job.cluster.gpus_per_node.min(job.gpus) as f64;
-    Some(laer::Prices {
-        near: moe.entry_bytes().0 / network.intra_bandwidth.value,
-        far: moe.entry_bytes().0 * sharers / network.inter_bandwidth.value,
-        row: costs.expert(moe, Direction::Forward).row.0,
-        recomputes: false,
-    })
 }

@@ -9,9 +9,9 @@
 use workloads::model::Moe;
 
 use crate::balance::laer::{self, Prices, Shape};
-use crate::plan::{self, search};
+use crate::plan::{balancers, search};
+use crate::program::Weights;
 use crate::program::split::Split;
-use crate::program::{Direction, Weights};
 use crate::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
     Storage, System,
@@ -43,16 +43,8 @@ impl System for Laer {
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let costs = CostModel::new(&job.cluster, job.gpus);
-        let ranks = plan.stage_ranks();
-        let network = &job.cluster.network;
-        let prices = job.model.moe_layers().next().map(|moe| Prices {
-            near: moe.entry_bytes().0 / network.intra_bandwidth.value,
-            // A rank's part of its node's network while all send.
-            far: moe.entry_bytes().0 * job.cluster.gpus_per_node.min(job.gpus) as f64 / network.inter_bandwidth.value,
-            row: costs.expert(moe, Direction::Forward).row.0,
-            recomputes: false,
-        });
-        Box::new(Restoring { nodes: costs.group(0..ranks, 1).nodes().to_vec(), prices, every: plan.placement_every })
+        let nodes = costs.group(0..plan.stage_ranks(), 1).nodes().to_vec();
+        Box::new(Restoring { nodes, prices: balancers::shard_prices(job, plan, &costs) })
     }
 }
 
@@ -67,7 +59,6 @@ struct Restoring {
     /// `[rank]` of a stage.
     nodes: Vec<usize>,
     prices: Option<Prices>,
-    every: usize,
 }
 
 impl Restoring {
@@ -97,7 +88,7 @@ impl Policy for Restoring {
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        plan::is_due(self.every, iteration)
+        iteration > 0
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {

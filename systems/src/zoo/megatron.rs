@@ -101,9 +101,9 @@ impl System for Megatron {
 
 /// Pipeline and tensor parallelism, least first, and of equal products most stages first.
 fn model_parallelism(job: &Job) -> Vec<(usize, usize)> {
-    let divisors = |number: usize| (1..=number).filter(move |part| number.is_multiple_of(*part));
-    let of_pp = |pp| divisors(job.gpus / pp).filter(|&tp| tp <= job.cluster.gpus_per_node).map(move |tp| (pp, tp));
-    let mut all: Vec<_> = divisors(job.gpus).flat_map(of_pp).collect();
+    let of_pp =
+        |pp| search::divisors(job.gpus / pp).filter(|&tp| tp <= job.cluster.gpus_per_node).map(move |tp| (pp, tp));
+    let mut all: Vec<_> = search::divisors(job.gpus).flat_map(of_pp).collect();
     all.sort_by_key(|&(pp, tp)| (pp * tp, tp));
     all
 }

@@ -75,15 +75,6 @@ struct Splitting {
     every: usize,
 }
 
-impl Splitting {
-    /// Elementary steps of the program: a start over all copies and a few ways between ranks for each; up to eight ranks, all their
-    /// sets.
-    fn steps(slots: usize, ranks: usize) -> u64 {
-        let sets = if ranks <= 8 { ranks << ranks } else { 0 };
-        (8 * slots + sets) as u64
-    }
-}
-
 impl Policy for Splitting {
     fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
         let slots = microep::symmetric(moe.experts, ranks, moe.experts * self.expert_dp / ranks);
@@ -114,7 +105,7 @@ impl Policy for Splitting {
         let slots = placement.experts_in_slots();
         let split = microep::split(&counts.loads(), slots, placement.ranks());
         let quota = split.quota.into_iter().map(|entries| entries as u32).collect();
-        let steps = if placement.has_copies() { Self::steps(slots.len(), placement.ranks()) } else { 0 };
+        let steps = if placement.has_copies() { microep::steps(slots.len(), placement.ranks()) } else { 0 };
         LayerProgram::split(Split::Quota(quota), Vec::new(), Weights::Stand, steps)
     }
 }

@@ -18,6 +18,7 @@ use workloads::{Bytes, Seconds};
 use crate::plan::search::{self, Estimate, PerformanceModel, Pool};
 use crate::plan::{self, memory};
 use crate::program::Direction;
+use crate::program::routing::sum_of_loads;
 use crate::{
     About, Candidate, CostModel, Decision, Job, LoadHistory, Placement, Plain, Plan, PlanError, Policy, System,
 };
@@ -136,7 +137,7 @@ impl System for SmartMoe {
             let plan = if in_order.ep > 1 { pool.plan(self.placement_every) } else { in_order };
             Candidate { plan, outcome: estimate(&performance, &plan) }
         };
-        search::over_pools(&performance, |_| true, rate)
+        search::over_pools(&performance, |_| false, |_| true, rate)
     }
 
     fn searches(&self) -> bool {
@@ -173,24 +174,13 @@ fn estimate(performance: &PerformanceModel, plan: &Plan) -> Result<Estimate, Pla
     let mut placements = plan.experts_in_order(performance.job);
     if plan.placement_every > 0 {
         for (layer, placement) in placements.iter_mut().enumerate() {
-            let loads = sum(placement.experts(), performance.profile.iter().map(|batch| batch.loads(layer)));
+            let loads = sum_of_loads(placement.experts(), performance.profile.iter().map(|batch| batch.loads(layer)));
             if let Some(better) = better_placement(&loads, placement) {
                 *placement = better;
             }
         }
     }
     performance.estimate(plan, &Plain, &placements)
-}
-
-/// The sum of loads `[expert]`: it orders experts as their mean does.
-fn sum(experts: usize, loads: impl Iterator<Item = impl AsRef<[u64]>>) -> Vec<u64> {
-    let mut sum = vec![0; experts];
-    for of_one in loads {
-        for (sum, load) in sum.iter_mut().zip(of_one.as_ref()) {
-            *sum += load;
-        }
-    }
-    sum
 }
 
 /// The prices of the job's cluster without what the paper's model does not know: start-ups, waits and device memory. What is
@@ -259,7 +249,7 @@ impl Policy for OnlinePlacement {
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
-        let loads = sum(now.experts(), past.recent(layer, HISTORY));
+        let loads = past.sum(layer, HISTORY, now.experts());
         let better = better_placement(&loads, now);
         let pays = |next: &Placement| {
             let seen = past.len().min(HISTORY);

@@ -9,7 +9,7 @@
 use workloads::model::Moe;
 
 use crate::balance::eplb::{self, Shape};
-use crate::plan::{self, search};
+use crate::plan::search;
 use crate::program::Weights;
 use crate::program::split::Split;
 use crate::{
@@ -41,13 +41,12 @@ impl System for Symi {
     }
 
     fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        Box::new(Relaying { expert_dp: plan.expert_dp, every: plan.placement_every })
+        Box::new(Relaying { expert_dp: plan.expert_dp })
     }
 }
 
 struct Relaying {
     expert_dp: usize,
-    every: usize,
 }
 
 impl Policy for Relaying {
@@ -71,7 +70,7 @@ impl Policy for Relaying {
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        plan::is_due(self.every, iteration)
+        iteration > 0
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
@@ -94,7 +93,7 @@ mod tests {
 
     #[test]
     fn slots_follow_the_last_iteration() {
-        let mut policy = Relaying { expert_dp: 2, every: 1 };
+        let mut policy = Relaying { expert_dp: 2 };
         let start = policy.first_placement(0, &Moe::plain(1, 1, 1, 8), 8);
         assert_eq!((start.slots_per_rank(), start.slots_of(3).len()), (4, 4));
         let mut past = LoadHistory::default();

@@ -213,7 +213,10 @@ impl Attention {
     pub fn recomputable(&self, hidden: usize, dropout: bool) -> f64 {
         let [queries, keys, values] = self.widths();
         let after = match (self.projections, self.qk_norm) {
-            (Projections::Latent(latent), _) => latent.q_rank.unwrap_or(0) + latent.kv_rank + queries + keys + values,
+            (Projections::Latent(latent), _) => {
+                let of_compressed = latent.q_rank.map_or(0, |rank| rank + queries);
+                of_compressed + latent.kv_rank + keys + values
+            }
             (_, QkNorm::None) => 0,
             (_, QkNorm::Head | QkNorm::Full) => queries + keys,
         };
@@ -231,6 +234,20 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Queries that come from the token itself follow from no compressed token: they stay stored.
+    #[test]
+    fn selective_recomputation_keeps_what_it_cannot_recompute() {
+        let latent = |q_rank| Latent { q_rank, kv_rank: 16, nope: 16, rope: 8, value: 16 };
+        let of = |q_rank| Attention {
+            projections: Projections::Latent(latent(q_rank)),
+            fused: true,
+            ..Attention::plain(4, 64, 32)
+        };
+        let queries = 4.0 * 24.0 * HALF;
+        let [direct, compressed] = [of(None), of(Some(24))].map(|of| of.recomputable(64, false));
+        assert_eq!(compressed - direct, queries + 24.0 * HALF);
+    }
 
     #[test]
     fn queries_see_what_is_before_them() {

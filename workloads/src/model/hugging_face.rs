@@ -75,10 +75,21 @@ pub fn import(file: &str, json: &str, how: &ImportedAs) -> Result<String, Config
     let name = how.name.clone().unwrap_or_else(|| checkpoint.or(kind).unwrap_or_default().to_lowercase());
     let left_out = left_out(&config)?;
     Ok(format!(
-        "name = {name:?}\nsource = \"config.json of {}\"\n{left_out}\n[gpt]\n{}",
+        "name = {}\nsource = \"config.json of {}\"\n{left_out}\n[gpt]\n{}",
+        quoted(&name),
         kind.unwrap_or_default(),
         toml.0
     ))
+}
+
+/// A text as TOML writes it.
+fn quoted(text: &str) -> String {
+    let character = |c: char| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_control() => format!("\\u{:04X}", u32::from(c)),
+        c => c.to_string(),
+    };
+    format!("\"{}\"", text.chars().map(character).collect::<String>())
 }
 
 /// Lines of a TOML table.
@@ -92,7 +103,7 @@ impl Toml {
     }
 
     fn text(&mut self, field: &str, value: &str) {
-        self.put(field, format!("{value:?}"));
+        self.put(field, quoted(value));
     }
 
     fn number(&mut self, field: &str, value: f64) {

@@ -195,13 +195,10 @@ struct RoutingSpec {
 
 impl RoutingSpec {
     fn checked(&self, file: &str) -> Result<f64, ConfigError> {
+        self.flattening.check(file, "routing.flattening")?;
         let value = self.flattening.value;
-        if !(0.0..=1.0).contains(&value) {
+        if value > 1.0 {
             return Err(ConfigError::value(file, "routing.flattening.value", value, "a number from 0 to 1"));
-        }
-        if self.flattening.source.trim().is_empty() {
-            let field = "routing.flattening.source";
-            return Err(ConfigError::value(file, field, "\"\"", "where the value comes from"));
         }
         Ok(value)
     }

@@ -82,6 +82,13 @@ impl Swin {
         for (stage, &depth) in self.depths.iter().enumerate() {
             check_extent(file, &format!("swin.depths[{stage}]"), depth, 1..=1 << 10)?;
         }
+        let widest = self.width << (self.depths.len() - 1);
+        for (field, value) in [
+            ("width (last stage, merged)", widest * self.merged_tokens),
+            ("width (an expert's)", widest * self.expert_ratio),
+        ] {
+            check_extent(file, &format!("swin.{field}"), value, 1..=1 << 18)?;
+        }
         top_k_within(file, "swin.top_k", self.top_k, self.experts)?;
         for (field, length) in [("heads", self.heads.len()), ("moe_blocks", self.moe_blocks.len())] {
             if length != self.depths.len() {

@@ -227,7 +227,7 @@ impl<'f> ColumnReader<'f> {
             self.load(budget)?;
         }
         self.page.left -= 1;
-        self.left = self.left.saturating_sub(1);
+        self.left -= 1;
         let bytes = self.page.bytes.of(self.file);
         Ok(Some((self.page.repetitions.next(bytes)?, self.page.definitions.next(bytes)?)))
     }
@@ -288,6 +288,9 @@ impl<'f> ColumnReader<'f> {
     fn data_page(&self, header: &Header, body: Range<usize>, budget: &mut Budget) -> Result<Page, Fault> {
         if header.odd_levels {
             return Err("levels that are not in runs".to_owned());
+        }
+        if header.entries > self.left {
+            return Err("more values in pages than the column states".to_owned());
         }
         let lists = u32::from(self.leaf.list);
         let second = header.kind == 3;

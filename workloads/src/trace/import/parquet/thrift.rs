@@ -74,6 +74,9 @@ impl<'a> Thrift<'a> {
             }
             let wire = Wire::of(head & 15)?;
             id = if head >> 4 == 0 { self.int()? } else { id + i64::from(head >> 4) };
+            if i16::try_from(id).is_err() {
+                return Err(format!("a field of number {id}"));
+            }
             if !field(self, id, wire)? {
                 self.skip(wire)?;
             }
