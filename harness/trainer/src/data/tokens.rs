@@ -80,13 +80,13 @@ impl TokenFile {
             let last = vocabulary.saturating_sub(1);
             return Err(DataError::Id { path: path.to_owned(), position, id, last, kind });
         }
-        match file.upper_halves(tokens) {
+        match file.upper_halves() {
             Some(most) => {
                 let advice = match kind {
                     TokenKind::Uint16 => "is it --data-type int32?",
                     TokenKind::Int32 => "int64 is not read",
                 };
-                Err(DataError::Wider { path: path.to_owned(), kind, looked_at: tokens, most, advice })
+                Err(DataError::Wider { path: path.to_owned(), kind, looked_at: file.looked_at(), most, advice })
             }
             None => Ok(file),
         }
@@ -94,13 +94,18 @@ impl TokenFile {
 
     /// The largest of the ids at even or at odd positions, where these look like the upper halves of ids twice as wide: all
     /// almost 0, and the others not.
-    fn upper_halves(&self, tokens: usize) -> Option<i64> {
+    fn upper_halves(&self) -> Option<i64> {
         let mut most = [0, 0];
-        (0..tokens).for_each(|at| most[at % 2] = self.id(at).max(most[at % 2]));
+        (0..self.looked_at()).for_each(|at| most[at % 2] = self.id(at).max(most[at % 2]));
         let [least, other] = [most[0].min(most[1]), most[0].max(most[1])];
         // Vocabularies of up to 2^20 words have upper halves of up to 15.
-        let looks_so = tokens >= 16 && (least == 0 && other > 0 || least < 16 && other >= 1024);
+        let looks_so = self.tokens() >= 16 && (least == 0 && other > 0 || least < 16 && other >= 1024);
         looks_so.then_some(least)
+    }
+
+    /// How many ids say what kind of file it is.
+    fn looked_at(&self) -> usize {
+        self.tokens().min(1 << 20)
     }
 
     /// Tokens in the file.
@@ -194,6 +199,8 @@ mod tests {
         check("widest", &wider, TokenKind::Int32, "the file does not hold int32 ids");
         let wider: Vec<u8> = (0..40).flat_map(|id: i64| id.to_le_bytes()).collect();
         check("widest", &wider, TokenKind::Int32, "every second of its first 80 int32 ids is 0 or less");
+        let long: Vec<u8> = (0..1 << 20).flat_map(|id: i32| (id % 64).to_le_bytes()).collect();
+        check("long", &long, TokenKind::Uint16, "every second of its first 1048576 uint16 ids is 0 or less");
         check("short", &[1, 0, 2, 0], TokenKind::Uint16, "2 tokens: expected at least 3");
         check("empty", &[], TokenKind::Int32, "0 tokens: expected at least 3");
         let error = TokenFile::open(Path::new("/no/such/file"), TokenKind::Int32, 1, 1, 1).unwrap_err().to_string();
