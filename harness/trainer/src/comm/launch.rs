@@ -195,8 +195,11 @@ impl Claim {
             let Some(size) = read.first(launcher.sizes)? else {
                 return Err(incomplete(launcher.name, format!("{}={rank}", launcher.rank), launcher.sizes[0]));
             };
-            if launcher.name == SRUN && (size.0 == 1 || !in_step(read)) {
+            if launcher.name == SRUN && size.0 == 1 {
                 return Ok(None);
+            }
+            if launcher.name == SRUN && !in_step(read) {
+                continue;
             }
             let local = read.number(launcher.local_rank)?.map(|rank| (rank, launcher.local_rank));
             return Ok(Some(Self {
@@ -405,6 +408,10 @@ mod tests {
         for special in ["4294967291", "4294967290", "-5", "-6"] {
             alone(&with(&[("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", special), ("SLURM_STEP_NUM_TASKS", "8")]));
         }
+        // Another launcher's processes in a batch script.
+        let mpi = with(&[("SLURM_NTASKS", "8"), ("SLURM_JOB_ID", "17"), ("PMIX_RANK", "0")]);
+        let error = launch(&Flags::default(), &mpi).unwrap_err().to_string();
+        assert!(error.contains("PMIX_RANK=0 is set (PMIx)"), "{error}");
         let found = of(&with(&[("SLURM_NPROCS", "8"), ("SLURM_STEP_ID", "3")]));
         assert_eq!((found.rank, found.size, found.size_variable), (0, 8, "SLURM_NPROCS"));
         // The step is what was started, not the job.
