@@ -51,7 +51,8 @@ pub struct Router {
     pub groups: Option<Groups>,
     /// Factor of the weights.
     pub scale: f64,
-    /// Factor of the balance loss in the whole loss; 0 leaves it to the gate and the training's settings.
+    /// Factor of the balance loss, which is 1 when loads are even, in the whole loss; 0 leaves it to the gate and the training's
+    /// settings.
     pub auxiliary_loss: f64,
 }
 

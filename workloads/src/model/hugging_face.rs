@@ -294,6 +294,9 @@ fn of_layers(config: &Config, key: &str, types: &[Value], words: [&str; 2]) -> R
     Ok((0..layers).filter(|&layer| types[layer] == words[0]).collect())
 }
 
+/// Keys of the choices of a token.
+const TOP_K: [&str; 2] = ["num_experts_per_tok", "experts_per_token"];
+
 fn feed_forward(config: &Config, family: Family, toml: &mut Toml) -> Result<(), ConfigError> {
     let of_network = config.object("ffn_config")?;
     let (width, count, choices) = match family {
@@ -305,7 +308,7 @@ fn feed_forward(config: &Config, family: Family, toml: &mut Toml) -> Result<(), 
         _ => (
             config.required(&[expert_width(family)])?,
             config.required(&["n_routed_experts", "num_experts", "num_local_experts"])?,
-            config.required(&["num_experts_per_tok", "experts_per_token"])?,
+            config.required(&TOP_K)?,
         ),
     };
     toml.put("experts", count);
@@ -410,12 +413,21 @@ fn router(config: &Config, family: Family, toml: &mut Toml) -> Result<(), Config
         Family::GptOss => toml.text("bias", "logit"),
         _ => {}
     }
-    let loss = match config.number(&["router_aux_loss_coef", "aux_loss_alpha"])? {
+    toml.number("auxiliary_loss", auxiliary_loss(config, &of_network)?);
+    Ok(())
+}
+
+/// Factor of a balance loss that is 1 when loads are even. `router_aux_loss_coef` is that of a sum over a token's choices
+/// (`load_balancing_loss_func` of Hugging Face's Mixtral, which the other families share), top-k when loads are even.
+fn auxiliary_loss(config: &Config, of_network: &Config) -> Result<f64, ConfigError> {
+    if let Some(of_sum) = config.number(&["router_aux_loss_coef"])? {
+        return Ok(of_sum * config.required(&TOP_K)? as f64);
+    }
+    let of_mean = match config.number(&["aux_loss_alpha"])? {
         None => of_network.number(&["moe_loss_weight"])?,
         found => found,
     };
-    toml.number("auxiliary_loss", loss.unwrap_or(0.0));
-    Ok(())
+    Ok(of_mean.unwrap_or(0.0))
 }
 
 /// Whether the weights of a token's choices are divided by their sum. The defaults of classes are not those of checkpoints.

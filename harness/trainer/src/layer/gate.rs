@@ -239,7 +239,11 @@ fn logits(tokens: &Tensor, leaves: &[&Tensor]) -> Tensor {
 }
 
 /// `E^2` times the mean over experts of (share of the choices `[tokens, n]` that it is) times (mean probability): 1 when both
-/// are even. GShard's auxiliary loss (Lepikhin et al. 2020) on first choices, that of Mixtral, Qwen and DeepSeek on all.
+/// are even. GShard's auxiliary loss (Lepikhin et al. 2020) on first choices, that of DeepSeek (`aux_loss_alpha`) on all. That of
+/// Hugging Face for Mixtral, Qwen, OLMoE and gpt-oss (`router_aux_loss_coef`) adds up a token's `n` choices, so it is `n` when
+/// both are even and an import multiplies its factor by `n`; it takes shares and probabilities over the tokens of all layers
+/// together, where this is one layer's. DBRX's factor (`moe_loss_weight`) is imported as it stands: in MegaBlocks, where the key
+/// comes from, the loss is 1 when even.
 fn balance_loss(shares: &Tensor, choices: &Tensor) -> Tensor {
     let (experts, of_token) = (shares.size()[1], choices.size()[1]);
     let chosen = shares.zeros_like().scatter_value(1, choices, 1.0 / of_token as f64);
