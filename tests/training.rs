@@ -582,7 +582,7 @@ fn a_small_deepseek_trains_the_same_under_every_plan() {
 }
 
 /// What the three above have not: windows, biases of queries, a gate on the shared expert, weights that are not renormalised, a
-/// part of each head turned.
+/// part of each head turned; then queries and keys normalised over all heads, and LayerNorm without biases.
 #[test]
 fn the_other_kinds_train_the_same_under_every_plan() {
     let text = r#"
@@ -616,4 +616,6 @@ fn the_other_kinds_train_the_same_under_every_plan() {
         bias = "none"
     "#;
     check_model(Model::parse("kinds", text).unwrap(), &[EXPERT_PARALLEL[0], EXPERT_PARALLEL[1], TENSOR_PARALLEL[0]]);
+    let other = text.replace("norm = \"rms\"", "norm = \"layer-no-bias\"\nqk_norm = \"full\"");
+    check_model(Model::parse("kinds", &other).unwrap(), &EXPERT_PARALLEL[0..2]);
 }

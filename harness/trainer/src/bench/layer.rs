@@ -118,12 +118,12 @@ impl LayerBench {
         Self {
             shape,
             device,
-            layer: Layer {
-                number: 0,
-                gate: LayerGate::plain(0, 1),
-                experts: Experts::new(1, 0, &all, moe, 1, kind, device),
-                placement: Placement::identity(experts, 1),
-            },
+            layer: Layer::new(
+                0,
+                LayerGate::plain(0, 1),
+                Experts::new(1, 0, &all, moe, 1, kind, device),
+                Placement::identity(experts, 1),
+            ),
             gates: Gates::of_scores(Bucket::new(&gate, kind, device)),
             tokens: draw("tokens", &[tokens, width], 1.0).to_kind(kind),
             gradient: draw("gradient", &[tokens, width], 1.0).to_kind(kind),

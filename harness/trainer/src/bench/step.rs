@@ -64,7 +64,8 @@ impl StepShape {
     /// Trains for `warmup + repeats` iterations in the kind of the device; `kind` instead of it where one is given.
     ///
     /// # Errors
-    /// A model that cannot be trained, a micro-batch that does not divide the samples, a device that cannot be used.
+    /// A model that cannot be trained, a system that cannot be executed, a micro-batch that does not divide the samples, a
+    /// device that cannot be used.
     pub fn run(
         &self,
         device: Device,
@@ -83,6 +84,7 @@ impl StepShape {
         let pool = search::pools(&job).into_iter().next();
         let plan = pool.expect("one rank is a plan whatever the model").plan(0);
         let gpt = setup::gpt(&job, &plan)?;
+        setup::executes(*system, &job, &plan)?;
         let samples = Uniform { vocabulary: gpt.vocabulary, sequence: gpt.seq_len, seed: 1 };
         let setup = Setup {
             job: &job,
@@ -100,23 +102,22 @@ impl StepShape {
             kind: kind.unwrap_or_else(|| kind_on(device)),
             gpt,
         };
-        let tokens = (global_batch * setup.gpt.seq_len) as f64;
-        Ok(times(&setup, device, warmup, tokens)?)
+        Ok(times(&setup, device, warmup)?)
     }
 }
 
-fn times(setup: &Setup, device: Device, warmup: usize, tokens: f64) -> Result<StepTimes, TrainError> {
+fn times(setup: &Setup, device: Device, warmup: usize) -> Result<StepTimes, TrainError> {
     let begun = Instant::now();
     let mut times = StepTimes::default();
     let mut sink = |iteration: usize, reports: Vec<Report>| {
-        let Some(report) = reports.into_iter().next() else { return };
         if iteration == 0 {
             times.first = Seconds(begun.elapsed().as_secs_f64());
         }
-        times.losses.push(report.loss / tokens);
+        let done = world::iteration(setup, &reports);
+        times.losses.extend(done.loss);
         if iteration >= warmup {
-            times.steps.push(report.step);
-            times.ledgers.push(report.ledger);
+            times.steps.push(done.timing.step);
+            times.ledgers.extend(done.timing.phases);
         }
     };
     let threads = Threads { device, virtual_clock: false, timeout: Duration::from_secs(60) };
@@ -141,6 +142,13 @@ mod tests {
         for (one, other) in whole.losses.iter().zip(&halves.losses) {
             assert!((one - other).abs() < 1e-4 * one, "{whole:?} {halves:?}");
         }
+    }
+
+    #[test]
+    fn a_system_that_the_trainer_does_not_execute_is_refused() {
+        let shape = StepShape { system: &systems::zoo::laer::Laer, ..micro(1) };
+        let error = shape.run(Device::Cpu, None, 0, 1).unwrap_err().to_string();
+        assert!(error.contains("the trainer executes one slot for each expert alone"), "{error}");
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Gate, counts and decision are the first tasks of a layer program, but the program follows from the counts: these tasks
 //! have run when the rest is executed.
 
+use std::cell::Cell;
+
 use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
 use systems::price::network::Group;
 use systems::price::{LayerPrice, Setting};
-use systems::program::{LayerProgram, Op};
+use systems::program::{LayerProgram, Layout, Op};
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Tensor};
 use workloads::Gate;
@@ -33,6 +35,8 @@ pub struct Layer {
     pub experts: Experts,
     /// Of all experts of the group.
     pub placement: Placement,
+    /// Whether the experts of the last program ran on all rows at once, as they lie.
+    ran_at_once: Cell<bool>,
 }
 
 /// Where a layer runs one micro-batch.
@@ -93,6 +97,10 @@ struct Routed {
 }
 
 impl Layer {
+    pub fn new(number: usize, gate: LayerGate, experts: Experts, placement: Placement) -> Self {
+        Self { number, gate, experts, placement, ran_at_once: Cell::new(true) }
+    }
+
     /// Runs the layer on this rank's `tokens` `[tokens, width]`; returns as many outputs.
     ///
     /// # Errors
@@ -102,6 +110,8 @@ impl Layer {
         let Routed { choices, counts, mut stats, begun } = self.route(site, &timer, tokens)?;
         let program =
             timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
+        let as_they_lie = program.steps == 1 && program.layout == Layout::Ragged && program.shadowed.is_empty();
+        self.ran_at_once.set(as_they_lie);
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout);
 
@@ -184,8 +194,12 @@ impl Layer {
     }
 
     /// Where no row leaves its GPU, the experts begin before the host knows the counts and what the program makes of them: in
-    /// most programs they run on all rows at once. So the GPU has work while the host waits and decides.
+    /// most programs they run on all rows at once. So the GPU has work while the host waits and decides. A program that pads
+    /// rows, takes them in steps or shadows experts drops what was begun; where the layer's last program did, nothing is begun.
     fn begin(&self, site: &MoeSite, timer: &PassTimer, choices: &Choices) -> Option<Begun> {
+        if !self.ran_at_once.get() {
+            return None;
+        }
         let Choices::Gpu(choices) = choices else { return None };
         let (kernels, [rows, ends]) = (self.experts.kernels()?, choices.by_expert()?);
         let in_place = |expert| self.placement.slot_on(0, expert) == Some(expert);
@@ -284,7 +298,7 @@ mod tests {
                 moe,
                 tokens: draw("tokens", &[6, 4], 50.0),
                 gates: Gates::of_scores(Bucket::new(&gate, Kind::Float, Device::Cpu)),
-                layer: Layer { number: 0, gate: LayerGate::plain(0, 1), experts, placement: Placement::identity(4, 1) },
+                layer: Layer::new(0, LayerGate::plain(0, 1), experts, Placement::identity(4, 1)),
                 weight: draw("weight", &[6, 4], 50.0),
             }
         }

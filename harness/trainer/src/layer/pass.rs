@@ -128,16 +128,9 @@ impl<'a, K: Kernel> Pass<'a, K> {
             // One after the other; their price is that of one collective.
             Op::GatherShadows => splits.shadows.iter().map(|shadow| self.broadcast(shadow.expert)).collect(),
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
-            Op::CopyWeights | Op::ReturnGrad | Op::Unshard | Op::Reshard => {
-                Err(TrainError::Program(format!("`{}`, which the trainer does not execute", op.name())))
-            }
-            Op::Gate
-            | Op::Counts
-            | Op::Sync
-            | Op::Decide { .. }
-            | Op::Experts { .. }
-            | Op::Shadow { .. }
-            | Op::Await => Ok(Vec::new()),
+            // Counts have arrived before the program was known.
+            Op::Counts => Ok(Vec::new()),
+            _ => Err(not_executed(op)),
         }
     }
 
@@ -162,13 +155,11 @@ impl<'a, K: Kernel> Pass<'a, K> {
     }
 
     /// Adds the summed gradient of a shadowed expert where the expert lives.
-    fn add_gradient(&self, expert: usize, sum: Option<Tensor>) -> Result<(), TrainError> {
+    fn add_gradient(&self, expert: usize, sum: &Tensor) {
         let Local { group, experts, placement, .. } = self.local;
         if let Some(slot) = placement.slot_on(group.rank(), expert) {
-            let no_gradient = || TrainError::Program(format!("a reduction that brings expert {expert} no gradient"));
-            let _ = experts.gradient(slot).g_add_(&sum.ok_or_else(no_gradient)?);
+            let _ = experts.gradient(slot).g_add_(sum);
         }
-        Ok(())
     }
 
     /// Takes the tensors that an exchange received.
@@ -190,32 +181,23 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 let index = self.shadow_index(expert)?;
                 self.shadows[index] = tensors.pop().map_or(Shadow::Absent, Shadow::Weights);
             }
-            Op::ReduceGrad { expert } => self.add_gradient(expert, tensors.pop())?,
+            Op::ReduceGrad { expert } => tensors.iter().for_each(|sum| self.add_gradient(expert, sum)),
             Op::GatherShadows => {
                 for (shadow, weights) in self.shadows.iter_mut().zip(tensors) {
                     *shadow = Shadow::Weights(weights);
                 }
             }
             Op::ScatterGrads => {
-                let sums = tensors.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-                splits.shadows.iter().zip(sums).try_for_each(|(shadow, sum)| self.add_gradient(shadow.expert, sum))?;
+                let sums = splits.shadows.iter().zip(&tensors);
+                sums.for_each(|(shadow, sum)| self.add_gradient(shadow.expert, sum));
             }
-            Op::Gate
-            | Op::Counts
-            | Op::Sync
-            | Op::Decide { .. }
-            | Op::Experts { .. }
-            | Op::Shadow { .. }
-            | Op::CopyWeights
-            | Op::ReturnGrad
-            | Op::Unshard
-            | Op::Reshard
-            | Op::Await => {}
+            // Nothing else was issued.
+            _ => {}
         }
         Ok(())
     }
 
-    /// Runs a compute task. Gate, counts and decision have run before the program was known.
+    /// Runs a compute task. Gate and decision have run before the program was known.
     ///
     /// # Errors
     /// A program that computes on rows or weights that have not arrived.
@@ -238,21 +220,8 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 self.shadows[index] = shadow;
                 self.outputs[first_piece(splits, splits.steps.len()) + index] = Some(outputs);
             }
-            Op::Gate
-            | Op::Counts
-            | Op::Sync
-            | Op::Decide { .. }
-            | Op::Dispatch { .. }
-            | Op::Combine { .. }
-            | Op::Broadcast { .. }
-            | Op::ReduceGrad { .. }
-            | Op::GatherShadows
-            | Op::ScatterGrads
-            | Op::CopyWeights
-            | Op::ReturnGrad
-            | Op::Unshard
-            | Op::Reshard
-            | Op::Await => {}
+            Op::Gate | Op::Sync | Op::Decide { .. } | Op::Await => {}
+            _ => return Err(not_executed(op)),
         }
         Ok(())
     }
@@ -436,6 +405,10 @@ impl Kernel for Backward {
             }
         }
     }
+}
+
+fn not_executed(op: Op) -> TrainError {
+    TrainError::Program(format!("`{}`, which the trainer does not execute", op.name()))
 }
 
 /// The first piece of outputs of a step.

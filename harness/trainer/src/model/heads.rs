@@ -239,16 +239,20 @@ impl Heads {
         })
     }
 
-    /// Rotary positions: number `i` of the turned part and number `i + half` are a point in a plane, turned by the position's
-    /// angle. `of` `[samples, heads, tokens, width]`.
+    /// `of` `[samples, heads, tokens, width]` with its rotary positions, if there are any.
     fn turned(&self, of: &Tensor) -> Tensor {
-        let Some(turn) = &self.turn else { return of.shallow_clone() };
-        let [cosine, sine] = turn.each_ref().map(|of_turn| of_turn.to_kind(of.kind()));
-        let (half, width) = (cosine.size()[1], of.size()[3]);
-        let parts = of.split_with_sizes([half, half, width - 2 * half], -1);
-        let [x, y] = [&parts[0], &parts[1]];
-        Tensor::cat(&[x * &cosine - y * &sine, y * &cosine + x * &sine, parts[2].shallow_clone()], -1)
+        self.turn.as_ref().map_or_else(|| of.shallow_clone(), |turn| turned(of, turn))
     }
+}
+
+/// Rotary positions: number `i` of the turned part and number `i + half` are a point in a plane, turned by the position's
+/// angle. `of` `[.., tokens, width]`; `turn`: what [`angles`] makes.
+fn turned(of: &Tensor, turn: &[Tensor; 2]) -> Tensor {
+    let [cosine, sine] = turn.each_ref().map(|of_turn| of_turn.to_kind(of.kind()));
+    let (half, width) = (cosine.size()[1], of.size().last().copied().unwrap_or(0));
+    let parts = of.split_with_sizes([half, half, width - 2 * half], -1);
+    let [x, y] = [&parts[0], &parts[1]];
+    Tensor::cat(&[x * &cosine - y * &sine, y * &cosine + x * &sine, parts[2].shallow_clone()], -1)
 }
 
 fn three(parts: Vec<Tensor>) -> [Tensor; 3] {
@@ -284,21 +288,14 @@ mod tests {
     /// Su et al. 2021, equation 11: a product of turned vectors depends on the distance of their positions alone.
     #[test]
     fn scores_depend_on_distance() {
-        let [cosine, sine] = angles(9, 2, 1e4, Device::Cpu);
-        let turned = |x: [f64; 4], at: i64| {
-            let (c, s) = (cosine.get(at), sine.get(at));
-            let at = |of: &Tensor, i: i64| of.double_value(&[i]);
-            let pair = |i: i64| {
-                let (x, y, c, s) = (x[i as usize], x[i as usize + 2], at(&c, i), at(&s, i));
-                [x * c - y * s, y * c + x * s]
-            };
-            [pair(0), pair(1)].concat()
-        };
-        let score = |q: i64, k: i64| {
-            let (q, k) = (turned([1.0, -2.0, 0.5, 3.0], q), turned([0.3, 1.0, -1.0, 2.0], k));
-            q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
-        };
+        let turn = angles(9, 2, 1e4, Device::Cpu);
+        // The same at every position; the last number of five is not turned.
+        let at_all = |x: [f32; 5]| turned(&Tensor::from_slice(&x).expand([9, 5], false), &turn);
+        let (queries, keys) = (at_all([1.0, -2.0, 0.5, 3.0, 0.7]), at_all([0.3, 1.0, -1.0, 2.0, -0.4]));
+        let scores = queries.matmul(&keys.tr());
+        let score = |q: i64, k: i64| scores.double_value(&[q, k]);
         assert!((score(3, 1) - score(8, 6)).abs() < 1e-5);
         assert!((score(3, 1) - score(8, 5)).abs() > 1e-2);
+        assert!((queries.double_value(&[8, 4]) - 0.7).abs() < 1e-6);
     }
 }

@@ -102,7 +102,7 @@ fn moe_layer(setup: &Setup, block: usize, position: usize, gates: &mut GatesBuil
     let placement = Placement::identity(moe.experts, setup.plan.ep);
     let own: Vec<usize> = placement.experts_of(position % setup.plan.ep).iter().flatten().copied().collect();
     let experts = Experts::new(setup.seed, number, &own, moe, setup.gpt.depth, setup.kind, device);
-    Layer { number, gate: gates.add(setup, number, &moe, device), experts, placement }
+    Layer::new(number, gates.add(setup, number, &moe, device), experts, placement)
 }
 
 /// Initial values of the gates of a stage.
