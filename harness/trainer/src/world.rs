@@ -177,7 +177,7 @@ fn train<T>(
             return Err(TrainError::Diverged { iteration: rank.iteration, loss });
         }
         if let Some(checkpoints) = &mut checkpoints {
-            checkpoints.after(&mut rank, &reports)?;
+            checkpoints.after(&rank, &reports)?;
         }
         if first {
             pass_on(rank.iteration - 1, reports);

@@ -522,7 +522,7 @@ impl<'a> StageRun<'a> {
         }
         self.advance(Activity::Block, self.dense.block(block, direction));
         if self.evaluation.plan.tp > 1 {
-            self.advance(Activity::TensorParallel, [self.dense.collectives(block)]);
+            self.advance(Activity::TensorParallel, [self.dense.collectives(block, direction)]);
         }
     }
 

@@ -20,6 +20,7 @@ pub mod timeline;
 
 use std::ops::Range;
 
+use workloads::gate::RouterBias;
 use workloads::model::HALF;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
@@ -288,7 +289,7 @@ impl Evaluation<'_> {
         transfers
     }
 
-    /// When the gradients of a stage are synchronised.
+    /// When the gradients of a stage are synchronised, and the loads that biases for the choice move against.
     fn synchronise(
         &self,
         traffic: &StateTraffic,
@@ -320,6 +321,10 @@ impl Evaluation<'_> {
             let group = self.costs.group(0..span, span - 1);
             let between = self.costs.all_reduce(&group, Bytes(traffic.parameters.tied * HALF));
             done = spans.show(Activity::GradientSync(Gradients::TiedStages), done.max(both), between);
+        }
+        if self.job.model.router.bias == RouterBias::Selection {
+            let loads = online::gathering(self.job, plan, index, 1, self.costs);
+            done = spans.show(Activity::SelectionLoads, done, loads);
         }
         done
     }

@@ -1,6 +1,6 @@
 //! Between iterations, the same for every engine: where a decision is due, the loads of a stage are gathered; the policy
-//! decides about a layer from past loads alone, its answer is checked, and what moves follows from it. The simulator charges what is returned at the cluster's prices; a trainer does
-//! it and measures.
+//! decides about a layer from past loads alone, its answer is checked, and what moves follows from it. The simulator charges
+//! what is returned at the cluster's prices; a trainer does it and measures.
 
 use thiserror::Error;
 use workloads::model::{Block, Moe};
@@ -70,14 +70,11 @@ impl Online {
         self.history.push(loads);
     }
 
-    /// Asks the policy about MoE layer `layer` before the next iteration; none where no decision was due.
+    /// Asks the policy about MoE layer `layer` before an iteration for which a decision is due.
     ///
     /// # Errors
     /// A placement of other experts or ranks.
-    pub fn decide(&mut self, layer: usize, moe: &Moe, now: &Placement) -> Result<Option<Decided>, WrongPlacement> {
-        if !self.policy.placement_due(self.history.len()) {
-            return Ok(None);
-        }
+    pub fn decide(&mut self, layer: usize, moe: &Moe, now: &Placement) -> Result<Decided, WrongPlacement> {
         let placement = match self.policy.place(self.history.len(), layer, &self.history, now) {
             Decision::Stay => None,
             Decision::Move(next) => Some(next),
@@ -88,10 +85,8 @@ impl Online {
         }
         let expert_bytes = Bytes(moe.expert_parameters() as f64 * self.policy.migrated_bytes_per_parameter());
         let migration = |placement| Migration { moves: now.moves_to(&placement), placement, expert_bytes };
-        Ok(Some(Decided {
-            steps: (now.experts_in_slots().len() * now.ranks()) as u64,
-            migration: placement.map(migration),
-        }))
+        let steps = (now.experts_in_slots().len() * now.ranks()) as u64;
+        Ok(Decided { steps, migration: placement.map(migration) })
     }
 }
 
@@ -121,36 +116,27 @@ mod tests {
 
     const MOE: Moe = Moe::plain(8, 4, 8, 4);
 
-    /// Places as told, before every iteration but the first.
+    /// Places as told.
     struct Told(Placement);
 
     impl Policy for Told {
-        fn placement_due(&self, iteration: usize) -> bool {
-            iteration > 0
-        }
-
         fn place(&mut self, iteration: usize, _layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
             assert_eq!(iteration, past.len());
-            match iteration {
-                0 => panic!("asked before it is due"),
-                _ if self.0 == *now => Decision::Stay,
-                _ => Decision::Move(self.0.clone()),
-            }
+            if self.0 == *now { Decision::Stay } else { Decision::Move(self.0.clone()) }
         }
     }
 
     #[test]
-    fn a_decision_is_due_stays_or_moves() {
+    fn a_decision_stays_or_moves() {
         let (now, next) = (Placement::identity(4, 2), Placement::new(vec![0, 2, 1, 3], 2).unwrap());
         let mut online = Online::new(Box::new(Told(next.clone())));
-        assert_eq!(online.decide(0, &MOE, &now), Ok(None));
         online.remember(vec![vec![1; 4]]);
-        let decided = online.decide(0, &MOE, &now).unwrap().unwrap();
+        let decided = online.decide(0, &MOE, &now).unwrap();
         assert_eq!(decided.steps, 8);
         let migration = decided.migration.unwrap();
         assert_eq!((migration.moves.len(), &migration.placement), (2, &next));
         assert_eq!(migration.expert_bytes, Bytes(14.0 * (2.0 * 4.0 * 8.0 + 8.0 + 4.0)));
-        assert_eq!(online.decide(0, &MOE, &next), Ok(Some(Decided { steps: 8, migration: None })));
+        assert_eq!(online.decide(0, &MOE, &next), Ok(Decided { steps: 8, migration: None }));
     }
 
     #[test]

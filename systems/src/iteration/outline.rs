@@ -88,7 +88,7 @@ impl<'a> Outline<'a> {
         for block in &job.model.blocks[blocks] {
             let pass = |direction| {
                 let layer = block.moe().map_or(Seconds::ZERO, |_| moe[direction as usize]);
-                dense.block(block, direction).into_iter().sum::<Seconds>() + dense.collectives(block) + layer
+                dense.block(block, direction).into_iter().sum::<Seconds>() + dense.collectives(block, direction) + layer
             };
             time += DIRECTIONS.map(pass).into_iter().sum();
             time += match plan.recompute {

@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
         self.gathered = seen;
         let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers());
         for (layer, ((block, moe), placement)) in layers.zip(&mut self.placements).enumerate() {
-            let Some(decided) = self.online.decide(layer, moe, placement)? else { continue };
+            let decided = self.online.decide(layer, moe, placement)?;
             let stage = plan.stage_of(job, block);
             placed.charges[stage].decision += self.costs.decision(decided.steps);
             let Some(migration) = decided.migration else { continue };

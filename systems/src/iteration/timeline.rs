@@ -27,6 +27,8 @@ pub enum Activity {
     Boundary,
     /// A reduction of these gradients.
     GradientSync(Gradients),
+    /// The loads of an iteration, summed over a stage, where the biases of its gates for the choice move against them.
+    SelectionLoads,
     /// The gathering of these parameters' weights.
     WeightGather(Gradients),
     /// What accompanies a pass where gradients or weights are sharded, as far as it shows.
@@ -83,7 +85,10 @@ impl Activity {
             Activity::Block | Activity::Edge => Phase::Dense,
             Activity::TensorParallel => Phase::TensorParallel,
             Activity::Boundary => Phase::Boundary,
-            Activity::GradientSync(_) | Activity::WeightGather(_) | Activity::ShardedState => Phase::GradientSync,
+            Activity::GradientSync(_)
+            | Activity::SelectionLoads
+            | Activity::WeightGather(_)
+            | Activity::ShardedState => Phase::GradientSync,
             Activity::Optimizer => Phase::Optimizer,
             Activity::Gathering | Activity::Decision => Phase::Decision,
             Activity::Migration => Phase::Migration,
@@ -109,6 +114,7 @@ impl Activity {
             Activity::TensorParallel
             | Activity::Boundary
             | Activity::GradientSync(_)
+            | Activity::SelectionLoads
             | Activity::Gathering
             | Activity::WeightGather(_)
             | Activity::ShardedState
@@ -129,6 +135,7 @@ impl Activity {
             Activity::GradientSync(Gradients::Experts) => "all-reduce experts",
             Activity::GradientSync(Gradients::Tied) => "all-reduce tied",
             Activity::GradientSync(Gradients::TiedStages) => "all-reduce tied between stages",
+            Activity::SelectionLoads => "all-reduce loads",
             Activity::WeightGather(Gradients::Dense) => "all-gather dense",
             Activity::WeightGather(Gradients::Gate) => "all-gather gate",
             Activity::WeightGather(Gradients::Experts) => "all-gather experts",

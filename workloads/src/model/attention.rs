@@ -115,6 +115,15 @@ impl Attention {
         }
     }
 
+    /// What all heads start from, for tokens of width `hidden`: its width, the token's own or compressed, and the weights that
+    /// normalise queries and keys. Ranks that have a part of the heads each sum the gradients of these.
+    pub fn shared_by_heads(&self, hidden: usize) -> [usize; 2] {
+        match self.projections {
+            Projections::Latent(latent) => [latent.q_rank.unwrap_or(hidden) + latent.kv_rank + latent.rope, 0],
+            Projections::Grouped { .. } => [hidden, self.norm_weights()],
+        }
+    }
+
     /// Widths of all heads together: queries, keys, values.
     fn widths(&self) -> [usize; 3] {
         match self.projections {
@@ -162,14 +171,19 @@ impl Attention {
         let [queries, keys, values] = self.widths();
         let biases = if self.qkv_bias { queries + keys + values } else { 0 };
         let output_bias = if self.output_bias { hidden } else { 0 };
-        let norms = match (self.projections, self.qk_norm) {
+        let sinks = if self.sinks { self.heads } else { 0 };
+        (self.matrices(hidden) + biases + output_bias + self.norm_weights() + sinks) as u64
+    }
+
+    /// Weights of the normalisations between projections.
+    fn norm_weights(&self) -> usize {
+        let [queries, keys, _] = self.widths();
+        match (self.projections, self.qk_norm) {
             (Projections::Latent(latent), _) => latent.q_rank.unwrap_or(0) + latent.kv_rank,
             (_, QkNorm::None) => 0,
             (Projections::Grouped { head_width, .. }, QkNorm::Head) => 2 * head_width,
             (_, QkNorm::Full) => queries + keys,
-        };
-        let sinks = if self.sinks { self.heads } else { 0 };
-        (self.matrices(hidden) + biases + output_bias + norms + sinks) as u64
+        }
     }
 
     /// Forward arithmetic of a token, of width `hidden`.

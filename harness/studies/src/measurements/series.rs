@@ -143,7 +143,7 @@ impl Series<'_> {
             if let Some(seen) = index.checked_sub(rhythm.lag).filter(|_| due) {
                 online.remember(vec![self.samples[seen].counts.loads()]);
                 let decided = online.decide(0, &moe, &placement).expect("Algorithm 1 places the layer's own experts");
-                if let Some(migration) = decided.and_then(|decided| decided.migration) {
+                if let Some(migration) = decided.migration {
                     (placement, moved) = (migration.placement, true);
                 }
             }
@@ -165,10 +165,6 @@ impl Series<'_> {
 struct OfLastLoads;
 
 impl Policy for OfLastLoads {
-    fn placement_due(&self, _iteration: usize) -> bool {
-        true
-    }
-
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         let better = past.recent(layer, 1).next().and_then(|loads| smartmoe::better_placement(loads, now));
         better.map_or(Decision::Stay, Decision::Move)

@@ -2,7 +2,8 @@
 //!
 //! A run's folder holds `reports.jsonl` (the reports of all ranks, one line for each finished iteration, so that the records
 //! of a resumed run are complete) and `iteration-N/`: a file of tensors per rank (master weights and both moments of every
-//! bucket, the placement of every layer, and its loads in all iterations so far) and `checkpoint.json`, which says what is
+//! bucket, the placement of every layer, its loads in the iterations whose loads are gathered, and the rank's own in those since)
+//! and `checkpoint.json`, which says what is
 //! trained. Each file is written under another name and renamed, `checkpoint.json` last: without it, a checkpoint does not
 //! exist. Older checkpoints are removed only then, so one is always whole.
 //!
@@ -35,6 +36,8 @@ use crate::setup::Setup;
 pub use mark::{found, refuse_others};
 
 const REPORTS: &str = "reports.jsonl";
+/// The tensor that says of how many iterations the loads are gathered.
+const GATHERED: &str = "iterations gathered";
 
 /// The checkpoints of a run, as one rank sees them.
 pub struct Checkpoints<'a> {
@@ -75,17 +78,31 @@ impl<'a> Checkpoints<'a> {
             bucket.weights.shallow_clone().copy_(&bucket.master);
         }
         let moe = self.setup.job.model.moe_layers();
-        let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); iteration];
+        let gathered: Vec<i64> = to_host(&take(GATHERED.to_owned())?)?;
+        let [gathered] = gathered[..] else {
+            return Err(CheckpointError::file(
+                &path,
+                format!("`{GATHERED}` has {} numbers: expected one", gathered.len()),
+            )
+            .into());
+        };
+        let gathered = gathered as usize;
+        let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); gathered];
+        let mut own: Vec<Vec<Vec<i64>>> = vec![Vec::new(); iteration.saturating_sub(gathered)];
         for layer in rank.stage.layers_mut() {
             let expert_in: Vec<i64> = to_host(&take(placement_of(layer.number))?)?;
             layer.placement = placement(&expert_in, layer.placement.ranks())
                 .map_err(|reason| CheckpointError::file(&path, reason))?;
+            let experts = layer.experts.moe().experts;
             let past: Vec<i64> = to_host(&take(loads_of(layer.number))?)?;
-            for (loads, past) in loads.iter_mut().zip(past.chunks_exact(layer.experts.moe().experts)) {
+            for (loads, past) in loads.iter_mut().zip(past.chunks_exact(experts)) {
                 loads[layer.number] = past.iter().map(|&load| load as u64).collect();
             }
+            let since: Vec<i64> = to_host(&take(own_loads_of(layer.number))?)?;
+            own.iter_mut().zip(since.chunks_exact(experts)).for_each(|(own, since)| own.push(since.to_vec()));
         }
         loads.into_iter().for_each(|loads| rank.online.remember(loads));
+        rank.own_loads = own;
         rank.iteration = iteration;
         Ok(())
     }
@@ -117,7 +134,7 @@ impl<'a> Checkpoints<'a> {
     ///
     /// # Errors
     /// A file that cannot be written; a peer that died.
-    pub fn after(&mut self, rank: &mut Rank, reports: &[Report]) -> Result<(), TrainError> {
+    pub fn after(&mut self, rank: &Rank, reports: &[Report]) -> Result<(), TrainError> {
         let first = rank.groups.world.rank() == 0;
         if first {
             self.reports.push(reports.to_vec());
@@ -125,9 +142,6 @@ impl<'a> Checkpoints<'a> {
         if !rank.iteration.is_multiple_of(self.every) && rank.iteration < self.setup.iterations {
             return Ok(());
         }
-        // Of all iterations so far; those that no decision has asked for yet among them.
-        let sums = rank.sum_loads()?;
-        rank.remember_loads(sums);
         self.write_rank(rank)?;
         // Once all have written.
         rank.groups.world.barrier()?;
@@ -146,12 +160,16 @@ impl<'a> Checkpoints<'a> {
         for (name, bucket) in named(&rank.stage) {
             tensors.extend(parts(bucket).map(|(what, of)| (format!("{name}: {what}"), on_cpu(of))));
         }
-        for layer in rank.stage.layers() {
+        let gathered = rank.online.history().len();
+        tensors.push((GATHERED.to_owned(), Tensor::from_slice(&[gathered as i64])));
+        for (index, layer) in rank.stage.layers().enumerate() {
             let expert_in: Vec<i64> =
                 layer.placement.experts_in_slots().iter().flatten().map(|&expert| expert as i64).collect();
             tensors.push((placement_of(layer.number), Tensor::from_slice(&expert_in)));
-            let past = rank.online.history().recent(layer.number, rank.iteration).flatten().map(|&load| load as i64);
+            let past = rank.online.history().recent(layer.number, gathered).flatten().map(|&load| load as i64);
             tensors.push((loads_of(layer.number), Tensor::from_slice(&past.collect::<Vec<_>>())));
+            let own: Vec<i64> = rank.own_loads.iter().flat_map(|layers| &layers[index]).copied().collect();
+            tensors.push((own_loads_of(layer.number), Tensor::from_slice(&own)));
         }
         let write = |temporary: &Path| Tensor::write_safetensors(&tensors, temporary).map_err(io::Error::other);
         write_atomically(&path, write).map_err(|error| CheckpointError::file(&path, error))
@@ -216,6 +234,10 @@ fn placement_of(layer: usize) -> String {
 
 fn loads_of(layer: usize) -> String {
     format!("loads of layer {layer}")
+}
+
+fn own_loads_of(layer: usize) -> String {
+    format!("own loads of layer {layer}")
 }
 
 /// The placement with these experts in its slots.

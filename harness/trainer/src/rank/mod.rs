@@ -45,7 +45,7 @@ pub struct Rank<'a> {
     /// Where the ranks of its expert-parallel group are.
     place: Group,
     /// `[iteration][layer of the stage][expert]`: its own entries in the iterations whose loads are not gathered yet.
-    own_loads: Vec<Vec<Vec<i64>>>,
+    pub(crate) own_loads: Vec<Vec<Vec<i64>>>,
     timer: Timer,
 }
 
@@ -90,8 +90,8 @@ impl<'a> Rank<'a> {
         self.place(&mut report)?;
         let ran = self.pipeline()?;
         self.reduce_gradients()?;
-        self.update()?;
         self.balance_selection(&ran.stats)?;
+        self.update()?;
         self.complete(&ran, &mut report)?;
         self.iteration += 1;
         Ok(report)
@@ -112,7 +112,7 @@ impl<'a> Rank<'a> {
             let decide = || self.online.decide(layer.number, layer.experts.moe(), &layer.placement);
             let decided = self.timer.compute(Activity::Decision, decide)?;
             report.decision += self.timer.now() - before;
-            let Some(migration) = decided.and_then(|decided| decided.migration) else { continue };
+            let Some(migration) = decided.migration else { continue };
             self.timer.synchronize();
             let before = self.timer.now();
             let group = self.groups.experts.as_ref();

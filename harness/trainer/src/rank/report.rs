@@ -82,16 +82,20 @@ impl Rank<'_> {
             let of_layer = |layer: usize| stats.iter().map(|layers| layers[layer].chosen.clone()).collect();
             report.chosen = (0..self.stage.layers().count()).map(of_layer).collect();
         }
-        self.own_loads.push(self.loads(stats));
+        self.own_loads.push(self.sum_by_expert(stats, |of| &of.entries));
         Ok(())
     }
 
-    /// `[layer of the stage][expert]`: its entries of the iteration.
-    fn loads(&self, stats: &[Vec<LayerStats>]) -> Vec<Vec<i64>> {
+    /// `[layer of the stage][expert]`: the sum of its counts over the micro-batches of the iteration.
+    pub(super) fn sum_by_expert(
+        &self,
+        stats: &[Vec<LayerStats>],
+        counts: impl Fn(&LayerStats) -> &[u32],
+    ) -> Vec<Vec<i64>> {
         let of_layer = |(index, layer): (usize, &Layer)| {
             let mut own = vec![0i64; layer.experts.moe().experts];
             for of in stats.iter().map(|layers| &layers[index]) {
-                own.iter_mut().zip(&of.entries).for_each(|(sum, &entries)| *sum += i64::from(entries));
+                own.iter_mut().zip(counts(of)).for_each(|(sum, &count)| *sum += i64::from(count));
             }
             own
         };
@@ -102,7 +106,7 @@ impl Rank<'_> {
     ///
     /// # Errors
     /// A peer that died.
-    pub(crate) fn sum_loads(&self) -> Result<Vec<i64>, TrainError> {
+    pub(super) fn sum_loads(&self) -> Result<Vec<i64>, TrainError> {
         let own: Vec<i64> = self.own_loads.iter().flatten().flatten().copied().collect();
         if own.is_empty() {
             return Ok(own);
@@ -111,7 +115,7 @@ impl Rank<'_> {
     }
 
     /// Adds those sums to the history; 0 for layers of other stages.
-    pub(crate) fn remember_loads(&mut self, sums: Vec<i64>) {
+    pub(super) fn remember_loads(&mut self, sums: Vec<i64>) {
         let mut sums = sums.into_iter().map(|load| load as u64);
         for _ in std::mem::take(&mut self.own_loads) {
             let moe = self.setup.job.model.moe_layers();

@@ -1,6 +1,7 @@
 //! The end of an iteration: gradients are summed over the ranks that share parameters, clipped and applied.
 
 use systems::Plan;
+use systems::iteration::online;
 use systems::iteration::timeline::{Activity, Gradients};
 use systems::price::network::Group;
 use tch::{Device, Kind, Tensor};
@@ -9,13 +10,15 @@ use workloads::model::HALF;
 
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
+use crate::host::to_device;
 use crate::kernels;
 use crate::layer::gate;
-use crate::layer::moe::{Layer, LayerStats};
+use crate::layer::moe::LayerStats;
 use crate::model::optimizer::{self, Factor};
 use crate::model::parameters::Bucket;
 use crate::rank::Rank;
 use crate::rank::stage::Stage;
+use crate::setup::Setup;
 
 impl Rank<'_> {
     /// Sums gradients: dense parameters over data-parallel ranks, gates over the stage, experts over their replicas, the
@@ -89,7 +92,7 @@ impl Rank<'_> {
 }
 
 impl Rank<'_> {
-    /// Moves the biases for the choice of experts against the loads of the iteration, summed over the stage.
+    /// Moves the biases for the choice of experts against the choices of the iteration, summed over the stage.
     ///
     /// # Errors
     /// A peer that died.
@@ -98,20 +101,17 @@ impl Rank<'_> {
         if selection.is_empty() {
             return Ok(());
         }
-        let chosen = |layer: usize, expert: usize| stats.iter().map(|of| i64::from(of[layer].chosen[expert])).sum();
-        let experts = |layer: &Layer| layer.experts.moe().experts;
-        let layers: Vec<&Layer> = self.stage.layers().collect();
-        let own: Vec<i64> = layers
-            .iter()
-            .enumerate()
-            .flat_map(|(index, layer)| (0..experts(layer)).map(move |expert| chosen(index, expert)))
-            .collect();
-        let own = Tensor::from_slice(&own).to_device(self.device);
-        let loads = self.timer.wait(Activity::Gathering, || self.groups.stage.all_reduce(&own)?.wait())?;
+        let own: Vec<i64> = self.sum_by_expert(stats, |of| &of.chosen).concat();
+        let own = to_device(&Tensor::from_slice(&own), self.device);
+        let Setup { job, plan, costs, .. } = self.setup;
+        let (activity, group) = (Activity::SelectionLoads, &*self.groups.stage);
+        let loads = self.timer.wait(activity, || group.all_reduce(&own)?.wait())?;
+        self.timer.collective(activity, group, online::gathering(job, plan, self.stage_number, 1, costs))?;
         let mut start = 0;
-        for layer in layers {
-            let of_layer = loads.narrow(0, start, experts(layer) as i64);
-            start += experts(layer) as i64;
+        for layer in self.stage.layers() {
+            let experts = layer.experts.moe().experts as i64;
+            let of_layer = loads.narrow(0, start, experts);
+            start += experts;
             if let Some(index) = layer.gate.selection {
                 gate::move_selection(&selection.master_of(index), &of_layer);
             }
