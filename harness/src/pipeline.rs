@@ -46,9 +46,8 @@ pub struct RunRequest<'a> {
 /// # Errors
 /// Bad input before anything runs; after that, a run that broke down, or what cannot be written.
 pub fn execute(request: &RunRequest) -> Result<(), Failure> {
-    let cases = prepare::cases(&request.file, &request.suite, |case| request.traces.of(case)).or_input()?;
+    let cases = request.cases()?;
     let (engine, extent) = (request.session.engine(), request.extent());
-    cases.iter().flat_map(|case| &case.runs).try_for_each(|run| engine.check(run, extent)).or_input()?;
     let inputs = request.inputs(&cases);
     engine.begin(&provenance::sha256(format!("{inputs:?} {}", request.timelines).as_bytes())).or_run()?;
     match &request.session {
@@ -64,24 +63,43 @@ pub fn execute(request: &RunRequest) -> Result<(), Failure> {
     }
 }
 
-/// The summary of a request that this process leads, without showing or writing more than its samples.
+/// A request whose samples are there.
+pub struct Sampled {
+    provenance: Provenance,
+    store: Store,
+    rows: Vec<Row>,
+    /// Whether the run was finished before.
+    pub read_back: bool,
+    pub summary: Summary,
+}
+
+/// Samples a request that this process leads, without showing or writing more than the samples.
 ///
 /// # Errors
 /// As for [`execute`].
-pub fn summary(request: &RunRequest) -> Result<Summary, Failure> {
-    let cases = prepare::cases(&request.file, &request.suite, |case| request.traces.of(case)).or_input()?;
-    let engine = request.session.engine();
-    let store = Store::open(&request.out, &Provenance::new(engine.kind(), request.inputs(&cases)), request.overwrite);
-    let rows = samples(request, engine, &cases, &store.or_input()?).or_run()?;
-    summarise(&request.suite, &RowsByRun::new(&rows), &cases).or_run()
+pub fn sample(request: &RunRequest) -> Result<Sampled, Failure> {
+    let cases = request.cases()?;
+    sampled(request, request.session.engine(), &cases, request.inputs(&cases))
+}
+
+fn sampled(
+    request: &RunRequest,
+    engine: &dyn Engine,
+    cases: &[PreparedCase],
+    inputs: Inputs,
+) -> Result<Sampled, Failure> {
+    let provenance = Provenance::new(engine.kind(), inputs);
+    let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
+    let finished = finished(request, cases, &store).or_run()?;
+    let read_back = finished.is_some();
+    let rows = finished.map_or_else(|| run(request, engine, cases, &store), Ok).or_run()?;
+    let summary = summarise(&request.suite, &RowsByRun::new(&rows), cases).or_run()?;
+    Ok(Sampled { provenance, store, rows, read_back, summary })
 }
 
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
-    let provenance = Provenance::new(engine.kind(), inputs);
-    let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
-    let rows = samples(request, engine, cases, &store).or_run()?;
+    let Sampled { provenance, store, rows, summary, .. } = sampled(request, engine, cases, inputs)?;
     let rows = RowsByRun::new(&rows);
-    let summary = summarise(&request.suite, &rows, cases).or_run()?;
     let imbalance = (request.replay || !summary.is_trained())
         .then(|| figures::imbalance(cases.iter().map(|case| &*case.runs[0].routing), request.suite.iterations));
     let shown = Shown {
@@ -103,6 +121,14 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
 impl RunRequest<'_> {
     fn extent(&self) -> Extent {
         Extent { iterations: self.suite.iterations, timelines: self.timelines }
+    }
+
+    /// The cases, of which the engine can do every run.
+    fn cases(&self) -> Result<Vec<PreparedCase<'_>>, Failure> {
+        let cases = prepare::cases(&self.file, &self.suite, |case| self.traces.of(case)).or_input()?;
+        let (engine, extent) = (self.session.engine(), self.extent());
+        cases.iter().flat_map(|case| &case.runs).try_for_each(|run| engine.check(run, extent)).or_input()?;
+        Ok(cases)
     }
 
     fn inputs(&self, cases: &[PreparedCase]) -> Inputs {
@@ -135,20 +161,21 @@ impl RunRequest<'_> {
     }
 }
 
-/// The rows of a finished run, or of one that is run now as far as it is missing.
-fn samples(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store: &Store) -> Result<Vec<Row>> {
-    let ids: Vec<String> = cases.iter().map(PreparedCase::id).collect();
-    let enough = !request.timelines || ids.iter().all(|id| store.has_timelines(id));
-    if enough && let Some(rows) = store.finished()? {
-        return Ok(rows);
-    }
+/// The rows of a finished run.
+fn finished(request: &RunRequest, cases: &[PreparedCase], store: &Store) -> Result<Option<Vec<Row>>> {
+    let enough = !request.timelines || cases.iter().all(|case| store.has_timelines(&case.id()));
+    if enough { store.finished() } else { Ok(None) }
+}
+
+/// The rows of a run that is done now as far as it is missing.
+fn run(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store: &Store) -> Result<Vec<Row>> {
     let runs: usize = cases.iter().map(|case| case.runs.len()).sum();
     let progress = progress_bar((runs * request.suite.iterations) as u64);
     let runner = Runner { engine, extent: request.extent(), store, progress: &progress };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads.unwrap_or(0)).build()?;
     pool.install(|| runner.run(cases))?;
     progress.finish_and_clear();
-    store.join(&ids)
+    store.join(&cases.iter().map(PreparedCase::id).collect::<Vec<_>>())
 }
 
 /// A bar on a terminal; elsewhere it is hidden, and the runner writes a line per finished case instead.

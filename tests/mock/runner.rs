@@ -3,13 +3,15 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
+use harness::pipeline::{self, RunRequest};
 use indicatif::ProgressBar;
-use runs::engines::Extent;
+use runs::engines::{Extent, Session};
 use runs::prepare::{self, PreparedCase};
 use runs::provenance::{Inputs, Provenance};
 use runs::records::{Row, RowsByRun, Status};
 use runs::runner::Runner;
 use runs::store::Store;
+use runs::traces::CaseTraces;
 use workloads::EngineKind;
 
 use super::engine::{MockEngine, suite, trace, with_cases};
@@ -86,4 +88,24 @@ fn what_is_timed_runs_alone() {
         assert_eq!(engine.at_once.load(Ordering::Relaxed), 1);
         assert!(join(cases, &store(&folder)).iter().all(|row| row.key.engine == EngineKind::Measured));
     });
+}
+
+/// Who says what a run took must know that it did not take it.
+#[test]
+fn a_finished_run_is_said_to_be_read_back() {
+    let (folder, traces) = (Folder::new(), CaseTraces::from(trace()));
+    let request = || RunRequest {
+        suite: suite(),
+        file: "test".to_owned(),
+        traces: &traces,
+        replay: false,
+        session: Session::Leader(Box::new(MockEngine::default())),
+        out: folder.join("out"),
+        overwrite: false,
+        threads: None,
+        timelines: false,
+    };
+    let [first, second] = [(); 2].map(|()| pipeline::sample(&request()).unwrap_or_else(|_| panic!("the run fails")));
+    assert_eq!([first.read_back, second.read_back], [false, true]);
+    assert_eq!(first.summary, second.summary);
 }

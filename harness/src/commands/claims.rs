@@ -61,12 +61,13 @@ fn test(args: &ClaimsArgs, name: &str, traces: &CaseTraces) -> Result<Tested, Fa
         timelines: false,
         replay: false,
     };
-    let summary = pipeline::summary(&request)?;
+    let sampled = pipeline::sample(&request)?;
+    let effort = Effort { seconds: begun.elapsed().as_secs_f64(), peak_bytes: Memory::peak_of_program() };
     let option = args.trace.as_ref().map_or(String::new(), |path| format!(" --trace {}", path.display()));
     Ok(Tested {
         suite: name.to_owned(),
         command: format!("moebench run {name}{option}"),
-        effort: Effort { seconds: begun.elapsed().as_secs_f64(), peak_bytes: Memory::peak_of_program() },
-        claims: paper::claims(&request.suite, &summary),
+        effort: (!sampled.read_back).then_some(effort),
+        claims: paper::claims(&request.suite, &sampled.summary),
     })
 }

@@ -78,11 +78,11 @@ impl PaperClaim {
     }
 }
 
-/// The published ratios of a suite that was run: of every system over the baseline and over those that it is compared with,
-/// under the plans that ran.
+/// The published ratios of a suite that was run: of every system but the baseline over the baseline and over those that it is
+/// compared with, under the plans that ran.
 pub fn claims(suite: &Suite, summary: &Summary) -> Vec<PaperClaim> {
     let mut claims = Vec::new();
-    for row in &summary.rows {
+    for row in summary.rows.iter().filter(|row| row.key.system != suite.baseline) {
         let others = std::iter::once(&suite.baseline).chain(&suite.compare).filter(|other| **other != row.key.system);
         for over in others.filter_map(|other| summary.row(&row.key.case, other)) {
             claims.extend(of_medians(row, over));
@@ -122,11 +122,19 @@ pub struct Effort {
     pub peak_bytes: Option<f64>,
 }
 
+impl Effort {
+    fn label(&self) -> String {
+        let memory = self.peak_bytes.map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
+        format!("{:.1} minutes{memory}", self.seconds / 60.0)
+    }
+}
+
 /// A suite that was run, and what the paper says of it.
 pub struct Tested {
     pub suite: String,
     pub command: String,
-    pub effort: Effort,
+    /// None where a finished suite was read back.
+    pub effort: Option<Effort>,
     pub claims: Vec<PaperClaim>,
 }
 
@@ -164,14 +172,11 @@ pub fn page(tested: &[Tested], routing: &str) -> Result<String> {
 }
 
 fn suite(tested: &Tested) -> String {
-    let Effort { seconds, peak_bytes } = tested.effort;
-    let memory = peak_bytes.map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
+    let effort = tested.effort.as_ref().map_or("read back".to_owned(), Effort::label);
     let mut text = format!(
-        "\n## {}\n\n`{}`: {:.1} minutes{memory}.\n\n\
+        "\n## {}\n\n`{}`: {effort}.\n\n\
          | case | claim | published | simulated | |\n|---|---|---|---|---|\n",
-        tested.suite,
-        tested.command,
-        seconds / 60.0
+        tested.suite, tested.command
     );
     for claim in &tested.claims {
         let PaperClaim { case, system, over, statistic, published, simulated } = claim;
@@ -204,11 +209,14 @@ mod tests {
         assert_eq!(verdicts, ["reproduced", "within tolerance", "**not reproduced**", "**not reproduced**"]);
         let effort = Effort { seconds: 30.0, peak_bytes: Some(4.5e8) };
         let (suite, command) = ("a-suite".to_owned(), "moebench run a-suite".to_owned());
-        let page = page(&[Tested { suite, command, effort, claims }], "a test").unwrap();
+        let tested = |effort, claims| Tested { suite: suite.clone(), command: command.clone(), effort, claims };
+        let page = page(&[tested(Some(effort), claims), tested(None, Vec::new())], "a test").unwrap();
         assert_eq!(page.lines().filter(|line| line.starts_with("| a.b.16")).count(), 4);
         assert!(
             page.contains("1 reproduced, 1 within tolerance, 2 not reproduced") && page.contains("not testable here")
         );
-        assert!(page.contains("| 2.00 | failed | **not reproduced** |") && page.contains("0.5 minutes, 0.5 GB"));
+        assert!(page.contains("| 2.00 | failed | **not reproduced** |"));
+        assert!(page.contains("`moebench run a-suite`: 0.5 minutes, 0.5 GB at most.\n"));
+        assert!(page.contains("`moebench run a-suite`: read back.\n"));
     }
 }
