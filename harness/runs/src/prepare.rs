@@ -173,7 +173,7 @@ pub fn stated_routing(file: &str, suite: &Suite, other: &dyn Fn() -> Result<Arc<
         let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(1);
         let (layers, top_k) = (model.moe_layers().count(), case.gate.top_k(model.top_k) as u32);
         // As many as the profiling run sees; past the end, a trace begins again.
-        let iterations = suite.iterations.max(suite.trace.profile + 1);
+        let iterations = suite.iterations.max(suite.trace.profile);
         let make = || {
             let trace = stated.trace(layers, experts, top_k, iterations);
             let of_case = if case.routing.is_empty() { String::new() } else { format!("cases[{index}].") };
