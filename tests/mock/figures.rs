@@ -3,9 +3,10 @@
 use runs::figures::{draw, loss, origin};
 use runs::records::{RowsByRun, Status};
 use runs::summary::Summary;
-use workloads::EngineKind;
+use runs::summary::model_error::{ClusterError, Measured, Part};
 use workloads::suite::FigureKind;
 use workloads::trace::{RoutingTrace, TraceShape};
+use workloads::{EngineKind, Published};
 
 use super::engine::{MockEngine, suite};
 
@@ -56,4 +57,30 @@ fn losses_are_drawn_between_entropies() {
 fn a_series_leaves_out_decisions_and_marks_moves() {
     let shown = svg(&MockEngine::default(), FigureKind::Series);
     assert!(shown.contains("experts moved") && shown.contains("Layer time (ms)"), "{shown}");
+}
+
+/// How far a cluster's simulation was off says whether constants were fitted to what it was held against.
+#[test]
+fn an_error_of_a_cluster_says_whether_a_fit_saw_it() {
+    let (suite, engine) = (suite(), MockEngine::default());
+    let rows = engine.rows(&suite);
+    let rows = RowsByRun::new(&rows);
+    let text = "figure,model,cluster,gpus,gate,system,plan,quantity,value,source\n\
+                8,gpt-tiny,inky,8,capacity 2,deepspeed,pp1 dp8 tp1 ep8 edp1 mb1,median_step_s,1,a test\n";
+    let shown = |measured| {
+        let (cluster, part) = ("inky".to_owned(), Part::Iteration);
+        let error = ClusterError { cluster, part, measurements: 5, median: 0.02, p90: 0.08, max: 0.09, measured };
+        let mut summary = Summary::new(&rows, &suite.baseline, suite.warmup);
+        summary.hold_against(&Published::parse("test", text).unwrap(), &[error]);
+        draw(&suite, &summary, &rows, "a test").unwrap().svg
+    };
+    let words = |svg: String| {
+        let texts = svg.split('<').filter_map(|tag| tag.split_once('>')).map(|(_, text)| text.trim());
+        texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")
+    };
+    for (measured, said) in [(Measured::Unseen, "that no fit saw"), (Measured::Fitted, "that constants were fitted to")]
+    {
+        let words = words(shown(measured));
+        assert!(words.contains(&format!("inky: 5 runs {said} were 2% off at the median")), "{words}");
+    }
 }

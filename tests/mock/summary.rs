@@ -1,7 +1,7 @@
 //! Times and speedups of known times.
 
 use runs::records::{RowsByRun, Status};
-use runs::summary::model_error::{ClusterError, Part};
+use runs::summary::model_error::{ClusterError, Measured, Part};
 use runs::summary::{StepTime, Summary, SummaryRow};
 use workloads::{EngineKind, Published, Suite};
 
@@ -115,9 +115,9 @@ fn errors_of_the_cluster_stand_beside_simulated_rows_alone() {
         median: 0.04,
         p90: 0.1,
         max: 0.2,
-        measured: "runs".to_owned(),
+        measured: Measured::Unseen,
     };
-    let nothing = Published { rows: Vec::new() };
+    let nothing = Published::default();
     let mut simulated = summary(&MockEngine::default(), 2);
     simulated.hold_against(&nothing, std::slice::from_ref(&cluster));
     assert!(simulated.rows.iter().all(|row| row.model_error.is_none()));
@@ -142,22 +142,43 @@ fn a_measurement_is_found_by_the_plan_that_ran() {
     let plan = suite.cases[0].plans.get_mut("smartmoe").unwrap();
     (plan.ep, plan.expert_dp) = (4, 2);
     let rows = MockEngine::default().rows(&suite);
-    let measured = |plan: &str| {
+    let measured = |plan: &str, of_baseline: &str| {
         let line = |system: &str, plan: &str, time: f64| {
             format!("8,gpt-tiny,inky,8,no-drop,{system},{plan},median_step_s,{time},a test\n")
         };
         let header = "figure,model,cluster,gpus,gate,system,plan,quantity,value,source\n".to_owned();
-        let others = line("expert-only", "pp1 dp8 tp1 ep8 edp1 mb2", 4.0) + &line("smartmoe", "pp8 dp1", 2.0);
+        let others = line("expert-only", of_baseline, 4.0) + &line("smartmoe", "pp8 dp1", 2.0);
         let published = Published::parse("test", &(header + &others + &line("alpa", plan, 1.25))).unwrap();
         let mut summary = Summary::new(&RowsByRun::new(&rows), "expert-only", 2);
         summary.hold_against(&published, &[]);
         let row = summary.row(CASE, "smartmoe").unwrap();
         let label = row.model_error.as_ref().map(|error| error.label());
-        (label, row.speedup_error, row.published.speedup_by_medians, row.published.other_plan)
+        (label, row.speedup_error, row.published.speedup_by_medians, row.published.speedup_of_other_plan)
     };
-    assert_eq!(measured("pp1 dp8 tp1 ep4 edp2 mb2"), (Some("-20%".to_owned()), Some(0.25), Some(3.2), false));
+    let own = "pp1 dp8 tp1 ep8 edp1 mb2";
+    assert_eq!(measured("pp1 dp8 tp1 ep4 edp2 mb2", own), (Some("-20%".to_owned()), Some(0.25), Some(3.2), false));
     // Of another plan there is the published speedup alone.
-    assert_eq!(measured("pp2 dp4 tp1 ep4 edp1 mb2"), (None, None, Some(2.0), true));
+    assert_eq!(measured("pp2 dp4 tp1 ep4 edp1 mb2", own), (None, None, Some(2.0), true));
+    // So is a ratio with another plan of the baseline.
+    let of_other = measured("pp1 dp8 tp1 ep4 edp2 mb2", "pp2 dp4 tp1 ep4 edp1 mb2");
+    assert_eq!(of_other, (Some("-20%".to_owned()), None, Some(3.2), true));
+}
+
+/// Three systems were measured: two over the baseline, and one over the other that the suite compares with.
+#[test]
+fn a_published_ratio_is_one_claim() {
+    let suite = suite();
+    let mut text = "figure,model,cluster,gpus,gate,system,plan,quantity,value,source\n".to_owned();
+    for (system, time) in [("expert-only", 4), ("fastermoe", 2), ("smartmoe", 1)] {
+        text += &format!("8,gpt-tiny,inky,8,no-drop,{system},pp1 dp8 tp1 ep8 edp1 mb2,median_step_s,{time},a test\n");
+    }
+    let mut summary = summary(&MockEngine::default(), 2);
+    summary.hold_against(&Published::parse("test", &text).unwrap(), &[]);
+    let claims = studies::paper::claims(&suite, &summary);
+    let found: Vec<_> = claims.iter().map(|c| (c.system.as_str(), c.over.as_str(), c.published, c.simulated)).collect();
+    let expected =
+        [("fastermoe", "expert-only", 2.0), ("smartmoe", "expert-only", 4.0), ("smartmoe", "fastermoe", 2.0)];
+    assert_eq!(found, expected.map(|(system, over, ratio)| (system, over, ratio, Some(ratio))));
 }
 
 #[test]

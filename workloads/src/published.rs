@@ -9,12 +9,15 @@ use serde::Deserialize;
 use crate::csv_file::{Count, CsvFile, Positive};
 use crate::error::ConfigError;
 use crate::gate::Gate;
+use crate::throughput::PublishedTraining;
 
 /// All published numbers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Published {
     /// In the order of the files.
     pub rows: Vec<Number>,
+    /// Training runs of modern models.
+    pub training: Vec<PublishedTraining>,
 }
 
 /// One published number.
@@ -134,10 +137,10 @@ impl Published {
         for (file, text) in FILES {
             rows.extend(Self::parse(file, text)?.rows);
         }
-        Ok(Self { rows })
+        Ok(Self { rows, training: PublishedTraining::all()? })
     }
 
-    /// Reads one file; `file` names it in errors.
+    /// Reads one file of numbers; `file` names it in errors.
     ///
     /// # Errors
     /// A cell that cannot be, with file, line and column, and a number that stands twice.
@@ -150,7 +153,7 @@ impl Published {
             }
             rows.push(number);
         }
-        Ok(Self { rows })
+        Ok(Self { rows, training: Vec::new() })
     }
 
     /// A number of the plan that was executed (as records write plans, and the same without online placement), under
@@ -167,10 +170,12 @@ impl Published {
         found.min_by_key(|row| row.run.system != run.system)
     }
 
-    /// Whether anything was measured with that model on that many GPUs of the cluster.
+    /// Whether anything that the simulator can be held against was measured with that model on that many GPUs of the cluster.
     pub fn covers(&self, run: &PublishedRun) -> bool {
-        let setting = |run: &PublishedRun| (run.model.clone(), run.cluster.clone(), run.gpus);
-        self.rows.iter().any(|row| setting(&row.run) == setting(run))
+        let wanted = (run.model.as_str(), run.cluster.as_str(), run.gpus);
+        let known = self.training.iter().filter(|run| run.outside.is_none());
+        self.rows.iter().any(|row| (row.run.model.as_str(), row.run.cluster.as_str(), row.run.gpus) == wanted)
+            || known.into_iter().any(|run| (run.model.name.as_str(), run.cluster.name.as_str(), run.gpus) == wanted)
     }
 
     /// A number of a run.
@@ -230,6 +235,18 @@ mod tests {
         assert_eq!(median("fastermoe", "pp4 dp8 tp1 ep8 edp1 mb4"), None);
         assert_eq!(median("smartmoe", "pp2 dp16 tp1 ep8 edp2 mb4"), None);
         assert!(published.covers(&run("tutel")) && !published.covers(&PublishedRun { gpus: 64, ..run("tutel") }));
+    }
+
+    /// Runs of DeepSeek-V3 are held on 256 and 1024 H100s, and on 2048 one in another precision alone.
+    #[test]
+    fn published_training_runs_cover_their_setting() {
+        let published = Published::all().unwrap();
+        let covers = |cluster: &str, gpus: usize| {
+            let (model, cluster, gate, system) = ("deepseek-v3".into(), cluster.into(), Gate::NoDrop, "symi".into());
+            published.covers(&PublishedRun { model, cluster, gpus, gate, system })
+        };
+        assert!(covers("h100x8", 256) && covers("h100x8", 1024));
+        assert!(!covers("h100x8", 2048) && !covers("h200x8", 256));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::plan::ForcedPlan;
 use crate::units::Seconds;
 
 /// One published run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PublishedTraining {
     /// Its number, by which a page names it.
     pub row: String,

@@ -152,7 +152,10 @@ pub(super) fn published(chip: &str, errors: &Errors) -> Claim {
 /// Which of two plans of a model is faster.
 pub(super) fn published_order(pairs: usize, wrong: usize) -> Claim {
     Claim {
-        what: "order of published plans of one model on as many GPUs, pairs more than 5% apart".to_owned(),
+        what: format!(
+            "order of published plans of one model on as many GPUs, pairs more than {:.0}% apart",
+            ORDER_TOLERANCE * 100.0
+        ),
         wanted: "all".to_owned(),
         found: format!("{} of {pairs}", pairs - wrong),
         met: wrong == 0,

@@ -13,7 +13,7 @@ use crate::measurements::iterations::{self, Configuration};
 use crate::measurements::order::{self, Compared, IterationErrors};
 use runs::prepare;
 use runs::summary::errors::{Errors, Pair};
-use runs::summary::model_error::{ClusterError, Part};
+use runs::summary::model_error::{ClusterError, Measured, Part};
 
 pub struct EndToEnd<'a> {
     pub configurations: Vec<Configuration>,
@@ -104,5 +104,7 @@ fn errors_by_cluster(outcome: &IterationErrors) -> Vec<(String, Errors)> {
 
 fn cluster_errors(outcome: &IterationErrors) -> Vec<ClusterError> {
     let all = errors_by_cluster(outcome);
-    all.iter().map(|(cluster, errors)| ClusterError::new(cluster, Part::Iteration, errors, "published")).collect()
+    let error =
+        |(cluster, errors): &(String, Errors)| ClusterError::new(cluster, Part::Iteration, errors, Measured::Fitted);
+    all.iter().map(error).collect()
 }

@@ -16,7 +16,7 @@ use crate::calibrate::targets::Targets;
 use crate::measurements::iterations::Configuration;
 use crate::measurements::order::{ORDER_TOLERANCE, in_order};
 use runs::summary::errors::{Errors, Pair};
-use runs::summary::model_error::{ClusterError, Part};
+use runs::summary::model_error::{ClusterError, Measured, Part};
 use runs::{prepare, report};
 
 /// Iterations simulated per configuration.
@@ -138,7 +138,7 @@ impl<'a> Study<'a> for LeftOut<'a> {
 fn unseen_systems(cluster: &str, outcome: &[Fold]) -> Option<ClusterError> {
     let folds = outcome.iter().filter(|fold| fold.by == By::System && fold.cluster == cluster);
     let pairs: Vec<Pair> = folds.flat_map(|fold| &fold.unseen).map(|unseen| unseen.pair).collect();
-    Some(ClusterError::new(cluster, Part::Iteration, &Errors::new(&pairs)?, "unseen"))
+    Some(ClusterError::new(cluster, Part::Iteration, &Errors::new(&pairs)?, Measured::Unseen))
 }
 
 impl LeftOut<'_> {

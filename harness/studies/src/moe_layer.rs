@@ -14,7 +14,7 @@ use crate::figures::performance_model;
 use crate::measurements::layers::{self, Hundreds, LayerErrors, MeasuredLayer};
 use crate::{calibrate, measurements::layer::LayerShape};
 use runs::summary::errors::{Errors, Pair};
-use runs::summary::model_error::{ClusterError, Part};
+use runs::summary::model_error::{ClusterError, Measured, Part};
 
 /// Layers to fit constants to, and layers to test them on.
 pub struct LayerTest<'a> {
@@ -105,9 +105,12 @@ impl<'a> Study<'a> for MoeLayers<'a> {
         section.add(format!("With the constants of `{cluster}` as shipped, all rows:"));
         section.table(settings_table(settings));
         // What a fit did not see, where there was enough to leave out.
-        let unseen = outcome.held_out.as_ref().map_or(settings, |held_out| &held_out.settings);
-        let all: Vec<Pair> = unseen.iter().flat_map(|setting| setting.pairs.iter().copied()).collect();
-        section.errors.extend(Errors::new(&all).map(|e| ClusterError::new(cluster, Part::Layer, &e, "single")));
+        let (settings, measured) = match &outcome.held_out {
+            Some(held_out) => (&held_out.settings, Measured::Unseen),
+            None => (settings, Measured::Fitted),
+        };
+        let all: Vec<Pair> = settings.iter().flat_map(|setting| setting.pairs.iter().copied()).collect();
+        section.errors.extend(Errors::new(&all).map(|e| ClusterError::new(cluster, Part::Layer, &e, measured)));
         Ok(section)
     }
 }

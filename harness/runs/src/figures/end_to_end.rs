@@ -65,7 +65,7 @@ fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
 pub(super) fn bar(row: &SummaryRow) -> Bar {
     let published = Bar {
         published: row.published.speedup_by_medians,
-        published_of_other: row.published.other_plan,
+        published_of_other: row.published.speedup_of_other_plan,
         ..Bar::default()
     };
     if row.failure.is_some() {

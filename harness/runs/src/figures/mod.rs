@@ -15,7 +15,7 @@ use workloads::{EngineKind, Suite};
 use crate::records::RowsByRun;
 use crate::report;
 use crate::summary::{ModelError, Summary};
-use crate::traces::CaseTraces;
+use crate::traces::{CaseTraces, each_once};
 
 /// The name of a suite's figure, and of its files.
 pub fn name(kind: FigureKind) -> &'static str {
@@ -47,11 +47,10 @@ pub fn origin(summary: &Summary, traces: &CaseTraces, imbalance: Option<&str>) -
     let Some(imbalance) = imbalance else {
         return format!("{engine}, routing by the trained gate, whose imbalance is kept by --record-trace alone");
     };
-    let mut names: Vec<&str> = traces.all().map(|trace| trace_name(trace.name())).collect();
-    names.dedup();
-    let mut notes: Vec<String> = traces.all().flat_map(|trace| trace.notes()).map(|note| format!("; {note}")).collect();
-    notes.dedup();
-    format!("{engine}, routing: {}, {imbalance}{}", names.join("; "), notes.concat())
+    let names = each_once(traces.all().map(|trace| trace_name(trace.name()))).join("; ");
+    let notes = each_once(traces.all().flat_map(|trace| trace.notes()).map(String::as_str));
+    let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
+    format!("{engine}, routing: {names}, {imbalance}{notes}")
 }
 
 /// Imbalance of what the gates of all cases choose, before any capacity: medians over layers and three iterations.
@@ -125,10 +124,11 @@ fn error_notes(summary: &Summary) -> String {
         let note = match &row.model_error {
             Some(ModelError::Run(_)) => continue,
             Some(ModelError::Cluster(e)) => format!(
-                "{}: {} {} that a fit did not see were {:.0}% off at the median, {:.0}% at the 90th percentile, {:.0}% at most",
+                "{}: {} {} {} were {:.0}% off at the median, {:.0}% at the 90th percentile, {:.0}% at most",
                 e.cluster,
                 e.measurements,
                 e.part.plural(),
+                e.measured.clause(),
                 e.median * 100.0,
                 e.p90 * 100.0,
                 e.max * 100.0

@@ -35,7 +35,8 @@ pub struct TextTable {
 impl TextTable {
     /// Per case and system: plan, mean and median iteration time, speedup over the baseline by totals, with its spread, and
     /// by medians, by totals over each of `compare`, what was published, and the model's error (`+6%`: of this run's time;
-    /// `±4%`: median of the cluster's measurements that a fit did not see; unknown where nothing like it was measured).
+    /// `±4%`: median of the cluster's measurements, of those that no fit saw where there are such; unknown where nothing like
+    /// it was measured).
     pub fn new(summary: &Summary, compare: &[String]) -> Self {
         let mut header = ["case", "system", "plan", "mean", "median"].map(str::to_owned).to_vec();
         let (baseline, spread_over) = (&summary.baseline, summary.spread_over());
@@ -111,7 +112,7 @@ fn shared_cells(row: &SummaryRow) -> Vec<String> {
 fn simulated_cells(row: &SummaryRow) -> Vec<String> {
     let mut cells = vec![row.share_of_ideal.map_or(String::new(), |share| format!("{:.0}%", share * 100.0))];
     cells.extend(shared_cells(row));
-    let other = if row.published.other_plan { " (other plan)" } else { "" };
+    let other = if row.published.speedup_of_other_plan { " (other plan)" } else { "" };
     cells.push(row.published.speedup_by_medians.map_or(String::new(), |speedup| format!("{speedup:.2}x{other}")));
     cells.push(match (row.extrapolated, &row.model_error) {
         (Some(why), _) => format!("extrapolated: {why}"),

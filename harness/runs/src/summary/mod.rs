@@ -90,8 +90,10 @@ pub struct PublishedRow {
     pub speedup_by_medians: Option<f64>,
     /// Ratio of the baseline's sum to this one, warm-up included.
     pub speedup_by_sums: Option<f64>,
-    /// Whether the medians are of another plan than the one that ran here.
+    /// Whether the median time is of another plan than the one that ran here.
     pub other_plan: bool,
+    /// Whether that or the baseline's is: the speedup is a ratio of both.
+    pub speedup_of_other_plan: bool,
 }
 
 /// How far a simulated time is from measurements.
@@ -117,7 +119,8 @@ impl ModelError {
         match self {
             Self::Run(_) => "this run, signed".to_owned(),
             Self::Cluster(e) => {
-                format!("median of {} {} {} on {}, absolute", e.measurements, e.measured, e.part.plural(), e.cluster)
+                let (measured, plural) = (e.measured.name(), e.part.plural());
+                format!("median of {} {measured} {plural} on {}, absolute", e.measurements, e.cluster)
             }
         }
     }
@@ -223,12 +226,17 @@ impl Summary {
         let value = |row: &SummaryRow, quantity| of(row, quantity).map(|number| number.value);
         let baseline = self.row(&row.key.case, &self.baseline);
         let ratio = |quantity| Some(value(baseline?, quantity)? / value(row, quantity)?);
+        let of_other_plan = |row: &SummaryRow| {
+            executed(row, Quantity::MedianStep).is_none() && value(row, Quantity::MedianStep).is_some()
+        };
+        let other_plan = of_other_plan(row);
         let held = PublishedRow {
             step: value(row, Quantity::MedianStep),
             sum: value(row, Quantity::Sum),
             speedup_by_medians: ratio(Quantity::MedianStep),
             speedup_by_sums: ratio(Quantity::Sum).or(executed(row, Quantity::SpeedupBySums).map(|n| n.value)),
-            other_plan: executed(row, Quantity::MedianStep).is_none() && value(row, Quantity::MedianStep).is_some(),
+            other_plan,
+            speedup_of_other_plan: other_plan || baseline.is_some_and(of_other_plan),
         };
         let measured = executed(row, Quantity::MedianStep);
         let of_run = measured.zip(row.step).map(|(number, step)| ModelError::Run(step.median / number.value - 1.0));
@@ -277,7 +285,9 @@ impl Summary {
             column("model_error", rows, |row| row.model_error.as_ref().map(ModelError::value)),
             column("speedup_error", rows, |row| row.speedup_error),
             column("extrapolated", rows, |row| row.extrapolated.unwrap_or_default()),
-            column("published_of_other_plan", rows, |row| row.published.step.map(|_| row.published.other_plan)),
+            column("published_of_other_plan", rows, |row| {
+                row.published.step.map(|_| row.published.speedup_of_other_plan)
+            }),
             column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
         ]);
         Ok(DataFrame::new(rows.len(), columns)?)

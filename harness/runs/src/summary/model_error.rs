@@ -2,8 +2,8 @@
 //!
 //! Where a measurement of the executed plan is held ([`workloads::published`]: same model, cluster, GPUs, gate, stack and
 //! plan), the error is that of this run. Elsewhere, for a model that was measured on as many GPUs of the cluster, it is the
-//! error of the cluster's runs, or of its single layers, in fits that did not see them, as `moebench validate all` found it:
-//! that command writes `results/validation/model_errors.csv`, which is compiled in. Beyond that it is unknown.
+//! error of the cluster's runs, or of its single layers, as `moebench validate all` found it, of those that no fit saw where
+//! there are such: that command writes `results/validation/model_errors.csv`, which is compiled in. Beyond that it is unknown.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize, Serializer};
@@ -34,6 +34,34 @@ impl Part {
     }
 }
 
+/// Whether constants were fitted to what was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Measured {
+    /// They were fitted to other measurements, or to none.
+    Unseen,
+    /// They may have been.
+    Fitted,
+}
+
+impl Measured {
+    /// As an adjective.
+    pub fn name(self) -> &'static str {
+        match self {
+            Measured::Unseen => "unseen",
+            Measured::Fitted => "fitted",
+        }
+    }
+
+    /// What it says of runs or layers, behind them.
+    pub fn clause(self) -> &'static str {
+        match self {
+            Measured::Unseen => "that no fit saw",
+            Measured::Fitted => "that constants were fitted to",
+        }
+    }
+}
+
 /// Absolute relative errors of a cluster's simulation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterError {
@@ -47,8 +75,7 @@ pub struct ClusterError {
     pub p90: f64,
     #[serde(serialize_with = "four_digits")]
     pub max: f64,
-    /// What was measured, and what of it was fitted to.
-    pub measured: String,
+    pub measured: Measured,
 }
 
 fn four_digits<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -57,7 +84,7 @@ fn four_digits<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Er
 
 impl ClusterError {
     /// From errors of predictions.
-    pub fn new(cluster: &str, part: Part, errors: &Errors, measured: &str) -> Self {
+    pub fn new(cluster: &str, part: Part, errors: &Errors, measured: Measured) -> Self {
         Self {
             cluster: cluster.to_owned(),
             part,
@@ -65,7 +92,7 @@ impl ClusterError {
             median: errors.median,
             p90: errors.p90,
             max: errors.max,
-            measured: measured.to_owned(),
+            measured,
         }
     }
 }
@@ -102,13 +129,15 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let errors = Errors { count: 3, mean: 0.1, median: 0.125, p90: 0.25, max: 0.5, bias: 0.0, r_squared: None };
-        let written = vec![ClusterError::new("inky", Part::Iteration, &errors, "36 runs, all fitted to")];
+        let written = vec![ClusterError::new("inky", Part::Iteration, &errors, Measured::Fitted)];
         let text = csv(&written).unwrap();
         assert_eq!(text.lines().next(), Some("cluster,part,measurements,median,p90,max,measured"));
         assert_eq!(parse(&text).unwrap(), written);
         assert_eq!(parse("").unwrap(), []);
         let wrong = parse(&text.replace("iteration,", "step,")).unwrap_err().to_string();
         assert!(wrong.contains("line 2: part = step: expected iteration or layer"), "{wrong}");
+        let wrong = parse(&text.replace(",fitted", ",both")).unwrap_err().to_string();
+        assert!(wrong.contains("line 2: measured = both: expected unseen or fitted"), "{wrong}");
         of_clusters().unwrap();
     }
 }

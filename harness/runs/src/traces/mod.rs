@@ -33,9 +33,7 @@ impl CaseTraces {
 
     /// The names of all, each once.
     pub fn name(&self) -> String {
-        let mut names: Vec<&str> = self.all().map(RoutingTrace::name).collect();
-        names.dedup();
-        names.join("; ")
+        each_once(self.all().map(RoutingTrace::name)).join("; ")
     }
 
     /// The trace of the next case: the one that was made from the same before, or a new one.
@@ -48,6 +46,17 @@ impl CaseTraces {
         self.of_case.push(index);
         Ok(())
     }
+}
+
+/// Every text once, in the order in which they first come.
+pub(crate) fn each_once<'t>(texts: impl Iterator<Item = &'t str>) -> Vec<&'t str> {
+    let mut known = Vec::new();
+    for text in texts {
+        if !known.contains(&text) {
+            known.push(text);
+        }
+    }
+    known
 }
 
 /// One trace for all cases.
@@ -139,4 +148,22 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::trace::TraceShape;
+
+    /// The middle trace parts two of one name.
+    #[test]
+    fn a_name_stands_once_whatever_is_between() {
+        let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 1, experts: 1, entries: 1, top_k: 1 };
+        let named = |name: &str| Arc::new(RoutingTrace::new(name, shape, vec![1], vec![1]).unwrap());
+        let mut traces = CaseTraces::default();
+        for (number, name) in ["a", "b", "a"].into_iter().enumerate() {
+            traces.push(Some(number.to_string()), &|| Ok(named(name))).unwrap();
+        }
+        assert_eq!((traces.all().count(), traces.name().as_str()), (3, "a; b"));
+    }
 }

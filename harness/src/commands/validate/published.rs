@@ -9,6 +9,7 @@ use crate::output;
 use runs::{store, traces};
 use studies::Study;
 use studies::published::{PublishedErrors, PublishedRuns};
+use studies::tables::constants_table;
 
 /// `moebench validate published`.
 #[derive(Args)]
@@ -40,18 +41,17 @@ pub fn run(args: &PublishedArgs) -> Result<(), Failure> {
 }
 
 fn text(found: &PublishedErrors) -> String {
-    let constant = |(name, value, error): &(String, f64, f64)| format!("  {name} = {value:.3e} ± {error:.1e}\n");
-    let constants: String = found.constants.iter().map(constant).collect();
     let (pairs, wrong) = found.wrong_orders();
     let wrong: String = wrong.iter().map(|wrong| format!("  wrong: {wrong}\n")).collect();
     let right = pairs - wrong.lines().count();
     format!(
-        "{}\n\n{}\n\nconstants of {} fitted to half of its runs:\n{constants}\norder of plans of one model on as many GPUs, by the \
+        "{}\n\n{}\n\nconstants of {} fitted to half of its runs:\n{}\n\norder of plans of one model on as many GPUs, by the \
          fitted constants: {right} of {pairs} right\n{wrong}beyond the card's memory: {}\n\nnot simulated, with what is not \
          modelled:\n{}\n\npublished, blind, fitted: tokens per second and GPU",
         found.table(),
         found.statistics(),
         studies::published::CHIP,
+        constants_table(&found.constants),
         found.beyond_memory().len(),
         found.outside()
     )

@@ -1,6 +1,7 @@
 //! The constants that can be fitted, and the bounds that physics and data sheets put on them.
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 use workloads::Cluster;
 use workloads::gate::GateStatistics;
 
@@ -14,7 +15,7 @@ pub struct Point {
 }
 
 /// A constant's value after a fit.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fitted {
     /// As on the command line.
     pub name: String,
