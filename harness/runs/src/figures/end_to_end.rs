@@ -77,7 +77,7 @@ pub(super) fn bar(row: &SummaryRow) -> Bar {
             let [low, high] = speedup.spread.unwrap_or([speedup.by_totals; 2]);
             Bar {
                 label: Some(format!("{:.2}", speedup.by_totals)),
-                aside: error.or(row.extrapolated.map(|_| "extrapolated".to_owned())),
+                aside: error.or(row.extrapolated.map(|_| "*".to_owned())),
                 second: Some(speedup.by_medians),
                 value: Bar::interval(speedup.by_totals, low, high).value,
                 ..published

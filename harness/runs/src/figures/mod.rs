@@ -116,7 +116,7 @@ fn error_notes(summary: &Summary) -> String {
     }
     if simulated().any(|row| row.extrapolated.is_some()) {
         notes.push(
-            "extrapolated: no expert parallelism, or memory within 10% of the limit: unlike all that was measured"
+            "*: extrapolated, no expert parallelism or memory within 10% of the limit: unlike all that was measured"
                 .to_owned(),
         );
     }
