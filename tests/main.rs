@@ -30,6 +30,8 @@ mod cli;
 mod models;
 // Recordings of other tools, workloads and skews as traces.
 mod traces;
+// Cases of one's own: sweeps, changed fields, plans by rank.
+mod sweeps;
 // Models and clusters by files, and routing as an axis of a suite.
 mod names;
 // Suites of single layers, and collections of suites.

@@ -47,6 +47,14 @@ pub enum ConfigError {
         /// What would be right.
         expected: String,
     },
+    /// A field that was changed from outside its file, to what it cannot be.
+    #[error("--set {change}: {reason}")]
+    Change {
+        /// `KEY=VALUE`.
+        change: String,
+        /// What the TOML reader says.
+        reason: String,
+    },
     /// A name that is not in a table.
     #[error("{context}: unknown {kind} `{name}`; known: {known}")]
     Unknown {

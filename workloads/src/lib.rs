@@ -3,6 +3,7 @@
 //! Values in, values out: nothing here opens a file, reads a clock or the environment. TOML data lies beside the code
 //! and is embedded at build time; text and bytes of other files are handed in by the caller.
 
+pub mod change;
 pub mod cluster;
 pub mod csv_file;
 pub mod engine;
@@ -15,11 +16,13 @@ pub mod published;
 #[path = "../../tests/shared_data.rs"]
 mod shared_data;
 pub mod suite;
+mod sweep;
 pub mod throughput;
 pub mod trace;
 pub mod training;
 pub mod units;
 
+pub use change::Change;
 pub use cluster::Cluster;
 pub use csv_file::CsvFile;
 pub use engine::EngineKind;

@@ -129,25 +129,39 @@ impl From<Fields> for ForcedPlan {
     }
 }
 
-impl<'de> Deserialize<'de> for ForcedPlan {
+/// A plan that a suite gives a system instead of letting it search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenPlan {
+    /// By its degrees.
+    Degrees(ForcedPlan),
+    /// By its rank, from 1, among what the system's search finds for the case: the number that `moebench plan` shows.
+    Rank(usize),
+}
+
+impl<'de> Deserialize<'de> for GivenPlan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrTable;
-        impl<'de> Visitor<'de> for TextOrTable {
-            type Value = ForcedPlan;
+        struct TextTableOrRank;
+        impl<'de> Visitor<'de> for TextTableOrRank {
+            type Value = GivenPlan;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a table of degrees or a text such as \"pp1 dp8 tp1 ep8 edp1 mb1\"")
+                f.write_str("a table of degrees, a text such as \"pp1 dp8 tp1 ep8 edp1 mb1\", or a rank")
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ForcedPlan, E> {
-                text.parse().map_err(E::custom)
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<GivenPlan, E> {
+                text.parse().map(GivenPlan::Degrees).map_err(E::custom)
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ForcedPlan, A::Error> {
-                Fields::deserialize(MapAccessDeserializer::new(map)).map(ForcedPlan::from)
+            fn visit_i64<E: serde::de::Error>(self, rank: i64) -> Result<GivenPlan, E> {
+                let rank = usize::try_from(rank).ok().filter(|&rank| rank > 0);
+                rank.map(GivenPlan::Rank).ok_or_else(|| E::custom("a plan's rank is counted from 1"))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<GivenPlan, A::Error> {
+                Fields::deserialize(MapAccessDeserializer::new(map)).map(|fields| GivenPlan::Degrees(fields.into()))
             }
         }
-        deserializer.deserialize_any(TextOrTable)
+        deserializer.deserialize_any(TextTableOrRank)
     }
 }
 
@@ -234,7 +248,7 @@ mod tests {
 
     #[derive(Deserialize)]
     struct Plans {
-        plans: Vec<ForcedPlan>,
+        plans: Vec<GivenPlan>,
     }
 
     #[test]
@@ -267,6 +281,7 @@ mod tests {
         let table = |text: &str| toml::from_str::<Plans>(&format!("plans = [{text}]")).err().unwrap().to_string();
         assert!(table("{ pp = 1, dp = 8 }").contains("missing field `tp`"));
         assert!(table("{ pp = 1, cp = 8 }").contains("unknown field `cp`"));
-        assert!(table("7").contains("a table of degrees or a text"));
+        assert!(table("-7").contains("a plan's rank is counted from 1"));
+        assert!(table("true").contains("a table of degrees, a text such as"));
     }
 }

@@ -6,10 +6,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::change::Change;
 use crate::engine::EngineKind;
 use crate::error::{self, ConfigError, MOST_EXTENT};
 use crate::gate::Gate;
 pub use crate::plan::ForcedPlan;
+use crate::sweep;
 use crate::trace::{ImbalanceSpec, RoutingTrace, Skew, SkewSpec, TraceError, TraceShape, Workload};
 use crate::training::Training;
 
@@ -52,7 +54,8 @@ pub struct Suite {
     /// What is drawn.
     #[serde(default)]
     pub figure: FigureKind,
-    /// What is trained where.
+    /// What is trained where. Lists of values in a file's table multiply out to cases.
+    #[serde(deserialize_with = "sweep::cases")]
     pub cases: Vec<Case>,
 }
 
@@ -95,9 +98,14 @@ pub enum SuiteFile {
 impl SuiteFile {
     /// Reads a suite's or a collection's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        Self::parse_with(file, text, &[])
+    }
+
+    /// Reads a TOML, of a suite with changed fields; the suites of a collection are changed where they are read.
+    pub fn parse_with(file: &str, text: &str, changes: &[Change]) -> Result<Self, ConfigError> {
         let table: toml::Table = error::parse(file, text)?;
         if !table.contains_key("suites") {
-            return Suite::parse(file, text).map(|suite| Self::Suite(Box::new(suite)));
+            return Suite::parse_with(file, text, changes).map(|suite| Self::Suite(Box::new(suite)));
         }
         let collection: Collection = error::parse(file, text)?;
         match repeated(&collection.suites) {
@@ -111,7 +119,12 @@ impl SuiteFile {
 
     /// A suite or a collection that comes with moebench.
     pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
-        Self::parse(name, error::find("suite", context, name, SUITES)?)
+        Self::parse(name, Self::text(context, name)?)
+    }
+
+    /// The TOML of a suite or a collection that comes with moebench.
+    pub fn text(context: &str, name: &str) -> Result<&'static str, ConfigError> {
+        error::find("suite", context, name, SUITES)
     }
 
     /// The names of all that come with moebench.
@@ -276,8 +289,7 @@ impl FromStr for SearchSpace {
 }
 
 /// One group of bars: a model on a cluster under a gate.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Case {
     /// Tells apart cases that differ in their plans alone; part of the id.
     pub name: Option<String>,
@@ -294,26 +306,19 @@ pub struct Case {
     /// Samples per rank and micro-batch, the same for every system; chosen by each system when absent.
     pub micro_batch: Option<usize>,
     /// What searches for plans may choose.
-    #[serde(default)]
     pub search: SearchSpace,
     /// Plans given instead of searched for, by system.
-    #[serde(default)]
     pub plans: BTreeMap<String, ForcedPlan>,
+    /// Plans given by their rank, from 1, among what the system's search finds for the case.
+    pub ranked: BTreeMap<String, usize>,
     /// What a system trains otherwise than the case says, by system: published comparisons do not always hold everything
     /// else equal.
-    #[serde(default)]
     pub differs: BTreeMap<String, Difference>,
-    /// Routing made for the case, instead of the suite's; each becomes a case of its own.
-    #[serde(default)]
+    /// Routing made for the case, instead of the suite's; at most one.
     pub routing: Vec<SuiteRouting>,
-    /// MoE layers to run alone, forward and backward, instead of whole iterations; each becomes a case of its own.
-    #[serde(default)]
-    pub layers: Vec<usize>,
-    /// The layer that is run alone.
-    #[serde(skip)]
+    /// The MoE layer that is run alone, forward and backward, instead of whole iterations.
     pub layer: Option<usize>,
     /// What tells the case apart from others of its suite that differ in batches alone; part of the id.
-    #[serde(skip)]
     pub batch: Option<String>,
 }
 
@@ -362,22 +367,6 @@ impl Case {
         format!("{}.{}.{}.{}{more}", self.model, self.cluster, self.gpus, self.gate).replace(['/', '\\', ' '], "-")
     }
 
-    /// A case per layer that is run alone and per routing, or the case itself.
-    fn of_each(self) -> Vec<Self> {
-        let of_layers: Vec<Self> = match self.layers.is_empty() {
-            true => vec![self],
-            false => {
-                let alone = |&layer: &usize| Self { layers: Vec::new(), layer: Some(layer), ..self.clone() };
-                self.layers.iter().map(alone).collect()
-            }
-        };
-        let of_routings = |case: Self| match case.routing.len() {
-            0 | 1 => vec![case],
-            _ => case.routing.iter().map(|&routing| Self { routing: vec![routing], ..case.clone() }).collect(),
-        };
-        of_layers.into_iter().flat_map(of_routings).collect()
-    }
-
     /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8, and the routing where it is the
     /// case's own.
     pub fn label(&self) -> String {
@@ -390,8 +379,17 @@ impl Case {
 impl Suite {
     /// Reads a suite's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        Self::parse_with(file, text, &[])
+    }
+
+    /// Reads a suite's TOML with changed fields.
+    pub fn parse_with(file: &str, text: &str, changes: &[Change]) -> Result<Self, ConfigError> {
         let mut suite: Self = error::parse(file, text)?;
-        suite.cases = suite.cases.into_iter().flat_map(Case::of_each).collect();
+        let mut table: toml::Table = error::parse(file, text)?;
+        for change in changes {
+            change.apply(&mut table)?;
+            suite = table.clone().try_into().map_err(|error: toml::de::Error| change.refused(error.message()))?;
+        }
         suite.settle(file)?;
         Ok(suite)
     }
@@ -407,7 +405,12 @@ impl Suite {
 
     /// A suite that comes with moebench.
     pub fn named(context: &str, name: &str) -> Result<Self, ConfigError> {
-        Self::parse(name, error::find("suite", context, name, SUITES)?)
+        Self::named_with(context, name, &[])
+    }
+
+    /// The same with changed fields.
+    pub fn named_with(context: &str, name: &str, changes: &[Change]) -> Result<Self, ConfigError> {
+        Self::parse_with(name, SuiteFile::text(context, name)?, changes)
     }
 
     /// All suites that come with moebench.
@@ -484,9 +487,10 @@ impl Suite {
             return refuse("name", format!("{name:?}"), LABEL);
         }
         case.routing.iter().try_for_each(|routing| routing.check(file, &format!("cases[{index}].routing")))?;
-        for (name, systems) in
-            [("plans", Vec::from_iter(case.plans.keys())), ("differs", case.differs.keys().collect())]
-        {
+        for (name, systems) in [
+            ("plans", case.plans.keys().chain(case.ranked.keys()).collect()),
+            ("differs", Vec::from_iter(case.differs.keys())),
+        ] {
             if let Some(system) = systems.into_iter().find(|system| !self.systems.contains(system)) {
                 return refuse(name, system.clone(), &self.one_of_systems());
             }

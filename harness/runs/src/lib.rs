@@ -7,6 +7,7 @@ pub mod engines;
 pub mod figures;
 pub mod machine;
 pub mod named;
+pub mod part;
 pub mod prepare;
 pub mod provenance;
 pub mod records;

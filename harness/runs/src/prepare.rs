@@ -11,7 +11,7 @@ use systems::plan::search;
 use systems::{CostModel, Job, Plan, PlanError, System};
 use workloads::suite::{SuiteFile, TraceUse};
 use workloads::trace::RoutingTrace;
-use workloads::{Case, Cluster, Model, Seconds, Suite};
+use workloads::{Case, Change, Cluster, Model, Seconds, Suite};
 
 use crate::named;
 use crate::traces::CaseTraces;
@@ -47,6 +47,8 @@ pub struct PreparedRun<'a> {
     pub routing: Arc<JobRouting<'a>>,
     /// The plan that the suite gives.
     forced: Option<Plan>,
+    /// Its rank, where the suite gives that.
+    rank: Option<usize>,
     /// Whether SmartMoE's search finds the plan.
     searched: bool,
     plan: OnceLock<Result<Chosen, PlanError>>,
@@ -61,7 +63,7 @@ pub fn run_id(case: &str, seed: u64, system: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Chosen {
     pub plan: Plan,
-    /// What the system's offline search expects an iteration to take; nothing where the suite gave the plan.
+    /// What the system's offline search expects an iteration to take; nothing where the suite gave the plan itself.
     pub expected: Option<Seconds>,
 }
 
@@ -80,9 +82,14 @@ impl PreparedRun<'_> {
             Some(plan) => Ok(Chosen { plan, expected: None }),
             None => {
                 let costs = CostModel::new(&self.job.cluster, self.job.gpus);
-                let (plan, estimate) = match self.searched {
-                    true => search::first_usable(search::searched(self.system, &self.job, &costs))?,
-                    false => self.system.best(&self.job, &costs)?,
+                let candidates = || match self.searched {
+                    true => search::searched(self.system, &self.job, &costs),
+                    false => self.system.candidates(&self.job, &costs),
+                };
+                let (plan, estimate) = match self.rank {
+                    Some(rank) => search::ranked(candidates(), rank)?,
+                    None if self.searched => search::first_usable(candidates())?,
+                    None => self.system.best(&self.job, &costs)?,
                 };
                 Ok(Chosen { plan, expected: Some(estimate.step) })
             }
@@ -91,19 +98,33 @@ impl PreparedRun<'_> {
     }
 }
 
-/// Reads a suite or a collection of suites, a name or a path.
+/// Reads a suite, with changed fields, or a collection of suites, a name or a path. Suites of a collection are changed by
+/// [`changed`].
 ///
 /// # Errors
-/// An unknown name, an unreadable file, or whatever is wrong with its text.
-pub fn suite_file(name: &str) -> Result<SuiteFile> {
+/// An unknown name, an unreadable file, or whatever is wrong with its text or a change.
+pub fn suite_file(name: &str, changes: &[Change]) -> Result<SuiteFile> {
     if !is_path(name) {
-        return Ok(SuiteFile::named("moebench run", name)?);
+        return match SuiteFile::named("moebench run", name)? {
+            SuiteFile::Suite(_) => Ok(SuiteFile::Suite(changed("moebench run", name, changes)?.into())),
+            collection => Ok(collection),
+        };
     }
-    let mut file = SuiteFile::parse(name, &read(name)?)?;
+    let mut file = SuiteFile::parse_with(name, &read(name)?, changes)?;
     if let SuiteFile::Suite(suite) = &mut file {
         named::suite(name, suite, Path::new(name).parent().unwrap_or(Path::new("")))?;
     }
     Ok(file)
+}
+
+/// A suite that comes with moebench, with changed fields; `context` says who names it.
+///
+/// # Errors
+/// An unknown name, or what is wrong with a change.
+pub fn changed(context: &str, name: &str, changes: &[Change]) -> Result<Suite> {
+    let mut suite = Suite::named_with(context, name, changes)?;
+    named::suite(name, &mut suite, Path::new(""))?;
+    Ok(suite)
 }
 
 /// Reads one suite, a name or a path.
@@ -111,7 +132,7 @@ pub fn suite_file(name: &str) -> Result<SuiteFile> {
 /// # Errors
 /// As for [`suite_file`], and a collection, with the suites that it holds.
 pub fn suite(name: &str) -> Result<Suite> {
-    match suite_file(name)? {
+    match suite_file(name, &[])? {
         SuiteFile::Suite(suite) => Ok(*suite),
         SuiteFile::Collection(all) => {
             bail!("{name}: a collection of suites: expected one of them: {}", all.suites.join(", "))
@@ -243,9 +264,19 @@ impl<'a> Preparation<'_, 'a> {
             };
             let forced = forced_plan(case, name);
             check_forced(case, &job, forced).with_context(|| format!("{context}.plans.{name}"))?;
-            let (case_id, seed, plan) = (case.id(), self.seed, OnceLock::new());
-            let searched = self.suite.searched.contains(name);
-            runs.push(PreparedRun { number, case_id, seed, system, case: own, job, routing, forced, searched, plan });
+            runs.push(PreparedRun {
+                number,
+                case_id: case.id(),
+                seed: self.seed,
+                system,
+                case: own,
+                job,
+                routing,
+                forced,
+                rank: case.ranked.get(name).copied(),
+                searched: self.suite.searched.contains(name),
+                plan: OnceLock::new(),
+            });
         }
         Ok(PreparedCase { case: case.clone(), seed: self.seed, runs })
     }
@@ -268,6 +299,9 @@ fn check_forced(case: &Case, job: &Job, forced: Option<Plan>) -> Result<()> {
 /// The plan that a case gives a system. Layers that run alone are expert-parallel over all ranks unless the case says
 /// otherwise: what surrounds them, an offline search has no part in.
 fn forced_plan(case: &Case, system: &str) -> Option<Plan> {
+    if case.ranked.contains_key(system) {
+        return None;
+    }
     let given = case.plans.get(system).map(|plan| Plan::from(*plan));
     given.or(case.layer.and(case.micro_batch).map(|micro_batch| Plan {
         dp: case.gpus,

@@ -2,32 +2,35 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use systems::plan::search::{self, PerformanceModel};
 use systems::price::ledger::Phase;
 use systems::{Candidate, CostModel, Job, Plan, System};
-use workloads::Case;
 use workloads::suite::{SearchSpace, TraceUse};
+use workloads::trace::RoutingTrace;
+use workloads::{Case, Suite};
 
 use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
 use crate::output;
+use runs::part::{self, Pattern};
 use runs::{figures, named, prepare, report, traces};
 
 /// `moebench plan`.
 #[derive(Args)]
 pub struct PlanArgs {
     /// Model, by name or path
-    #[arg(long)]
-    pub model: String,
+    #[arg(long, required_unless_present = "suite")]
+    pub model: Option<String>,
     /// Cluster, by name or path
-    #[arg(long)]
-    pub cluster: String,
+    #[arg(long, required_unless_present = "suite")]
+    pub cluster: Option<String>,
     /// Number of GPUs
-    #[arg(long)]
-    pub gpus: usize,
+    #[arg(long, required_unless_present = "suite")]
+    pub gpus: Option<usize>,
     /// Gate: `no-drop`, `no-drop balanced`, `capacity FACTOR` or `switch FACTOR`
     #[arg(long, default_value = "no-drop")]
     pub gate: workloads::Gate,
@@ -37,6 +40,12 @@ pub struct PlanArgs {
     /// Samples per rank and micro-batch; searched for when absent
     #[arg(long, value_name = "SAMPLES")]
     pub micro_batch_size: Option<usize>,
+    /// A suite, by name or path, one of whose cases is meant instead of one by model, cluster and GPUs
+    #[arg(long, conflicts_with_all = ["model", "cluster", "gpus", "gate", "global_batch_size", "micro_batch_size", "search", "trace_start"])]
+    pub suite: Option<String>,
+    /// The case: a part of its id, or all of it with `*` for any characters
+    #[arg(long, value_name = "PATTERN", requires = "suite")]
+    pub case: Option<Pattern>,
     /// System whose search is shown
     #[arg(long, default_value = "smartmoe")]
     pub system: String,
@@ -64,38 +73,23 @@ pub struct PlanArgs {
 /// published recipes).
 const SAMPLES_PER_GPU: usize = 8;
 
+/// What is searched for.
+struct Asked {
+    /// What errors call it.
+    context: String,
+    case: Case,
+    part: TraceUse,
+    trace: Arc<RoutingTrace>,
+    seed: u64,
+}
+
 /// # Errors
 /// Bad input.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let system = prepare::system("--system", &args.system).or_input()?;
-    let global_batch = args.global_batch_size.unwrap_or(args.gpus.saturating_mul(SAMPLES_PER_GPU));
-    let mut case = Case {
-        model: args.model.clone().into(),
-        cluster: args.cluster.clone().into(),
-        gpus: args.gpus,
-        gate: args.gate,
-        global_batch,
-        micro_batch: args.micro_batch_size,
-        search: args.search,
-        plans: Default::default(),
-        name: None,
-        routing: Vec::new(),
-        layers: Vec::new(),
-        layer: None,
-        batch: None,
-        differs: Default::default(),
-    };
-    for (option, value) in [
-        ("--gpus", args.gpus),
-        ("--global-batch-size", global_batch),
-        ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
-    ] {
-        check_extent(option, value).or_input()?;
-    }
-    named::case("moebench plan", &mut case).or_input()?;
-    let trace = traces::load(args.trace.as_deref()).or_input()?;
-    let part = TraceUse { start: args.trace_start, ..TraceUse::default() };
-    let (job, routing) = prepare::job("moebench plan", &case, part, &trace, 0).or_input()?;
+    let asked = args.suite.as_ref().map_or_else(|| described(args), |suite| of_suite(args, suite)).or_input()?;
+    let Asked { context, case, part, trace, seed } = &asked;
+    let (job, routing) = prepare::job(context, case, *part, trace, *seed).or_input()?;
     let costs = CostModel::new(&job.cluster, job.gpus);
     let candidates = match args.plan {
         _ if args.rate.is_some() => args.rate.into_iter().map(|plan| rated(system, &job, &costs, plan)).collect(),
@@ -105,7 +99,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     if candidates.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!(
             "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",
-            args.gpus,
+            job.gpus,
             job.global_batch,
             system.name(),
             case.model,
@@ -115,12 +109,68 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     // What the search looked at: the profiled iterations.
     let imbalance = figures::imbalance(std::iter::once(&routing), part.profile);
     let trace = format!("{}, {imbalance}", trace.name());
-    show(args, &case, system.name(), &trace, &candidates).or_run()?;
+    show(args, case, system.name(), &trace, &candidates).or_run()?;
     let best = candidates.iter().find(|candidate| candidate.outcome.is_ok());
     if let Some(reasons) = best.and_then(|best| system.explain(&job, &best.plan)) {
         writeln!(output::stdout(), "\n{reasons}").context("standard output").or_run()?;
     }
     Ok(())
+}
+
+/// The case that the flags describe.
+fn described(args: &PlanArgs) -> Result<Asked> {
+    let (Some(model), Some(cluster), Some(gpus)) = (&args.model, &args.cluster, args.gpus) else {
+        bail!("--model, --cluster and --gpus: expected all three, or --suite");
+    };
+    let global_batch = args.global_batch_size.unwrap_or(gpus.saturating_mul(SAMPLES_PER_GPU));
+    for (option, value) in [
+        ("--gpus", gpus),
+        ("--global-batch-size", global_batch),
+        ("--micro-batch-size", args.micro_batch_size.unwrap_or(1)),
+    ] {
+        check_extent(option, value)?;
+    }
+    let mut case = Case {
+        model: model.clone().into(),
+        cluster: cluster.clone().into(),
+        gpus,
+        gate: args.gate,
+        global_batch,
+        micro_batch: args.micro_batch_size,
+        search: args.search,
+        plans: Default::default(),
+        ranked: Default::default(),
+        name: None,
+        routing: Vec::new(),
+        layer: None,
+        batch: None,
+        differs: Default::default(),
+    };
+    let context = "moebench plan".to_owned();
+    named::case(&context, &mut case)?;
+    let trace = traces::load(args.trace.as_deref())?.into();
+    let part = TraceUse { start: args.trace_start, ..TraceUse::default() };
+    Ok(Asked { context, case, part, trace, seed: 0 })
+}
+
+/// The one case of a suite that the pattern fits, with its routing: what `moebench run` would search on.
+fn of_suite(args: &PlanArgs, name: &str) -> Result<Asked> {
+    let mut suite = prepare::suite(name)?;
+    let all = suite.clone();
+    part::keep(&mut suite, args.case.as_slice());
+    let ids = |suite: &Suite| suite.cases.iter().map(Case::id).collect::<Vec<_>>().join(", ");
+    match suite.cases.len() {
+        1 => {}
+        0 => bail!("--case: no case of {name} is like that; it has {}", ids(&all)),
+        _ => bail!("--case: expected one case of {name}: {}", ids(&suite)),
+    }
+    let default = || Ok(Arc::new(traces::load(args.trace.as_deref())?));
+    if args.trace.is_some() {
+        (suite.routing, suite.cases[0].routing) = (None, Vec::new());
+    }
+    let trace = prepare::stated_routing(name, &suite, &default)?.shared(0);
+    let case = suite.cases.remove(0).as_run_by(&args.system);
+    Ok(Asked { context: name.to_owned(), case, part: suite.trace, trace, seed: suite.seeds[0] })
 }
 
 /// A given plan under the system's programs, experts where its policy puts them under the loads of the profile.
@@ -141,9 +191,9 @@ fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[C
         out,
         "{} on {} GPUs of {}, {} gate, global batch {}: {} plans by {}; simulated times, routing of {}\n",
         case.model,
-        args.gpus,
+        case.gpus,
         case.cluster,
-        args.gate,
+        case.gate,
         case.global_batch,
         candidates.len(),
         system,
@@ -153,6 +203,9 @@ fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[C
     writeln!(out, "{}", table(candidates, args.top))?;
     if candidates.len() > args.top {
         writeln!(out, "\n{} more; --top {} shows all", candidates.len() - args.top, candidates.len())?;
+    }
+    if let Some(suite) = &args.suite {
+        writeln!(out, "\nto run one: moebench run {suite} --case {} --set plans.{system}=RANK", case.id())?;
     }
     Ok(())
 }

@@ -135,6 +135,14 @@ pub enum PlanError {
         /// The plan.
         plan: Box<Plan>,
     },
+    /// A rank that no plan of the search has.
+    #[error("plan {rank} of {found}: expected the rank of a plan that the system's search finds for the case")]
+    NoSuchRank {
+        /// The rank asked for, from 1.
+        rank: usize,
+        /// Plans found.
+        found: usize,
+    },
     /// Nothing to choose from.
     #[error("no plan has degrees that fit the job")]
     NoCandidate,

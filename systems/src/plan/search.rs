@@ -193,6 +193,18 @@ pub fn first_usable(candidates: Vec<Candidate>) -> Result<(Plan, Estimate), Plan
     Err(reason)
 }
 
+/// The plan of a rank, from 1, among ranked candidates, and what is expected of it.
+///
+/// # Errors
+/// When there are not so many, or why that one cannot be used.
+pub fn ranked(mut candidates: Vec<Candidate>, rank: usize) -> Result<(Plan, Estimate), PlanError> {
+    if rank == 0 || rank > candidates.len() {
+        return Err(PlanError::NoSuchRank { rank, found: candidates.len() });
+    }
+    let candidate = candidates.swap_remove(rank - 1);
+    candidate.outcome.map(|estimate| (candidate.plan, estimate))
+}
+
 /// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
 /// per set of experts as divide both. Whether they fit is asked of the system's own policy. Where the job's search may, all shard
 /// optimizer state at least, and those that shard and recompute more follow, the ones that take least time first.

@@ -26,6 +26,12 @@ impl CaseTraces {
         &self.all[index].1
     }
 
+    /// The same, to keep.
+    pub fn shared(&self, case: usize) -> Arc<RoutingTrace> {
+        let index = self.of_case.get(case).copied().unwrap_or(0);
+        Arc::clone(&self.all[index].1)
+    }
+
     /// Every trace once.
     pub fn all(&self) -> impl Iterator<Item = &RoutingTrace> {
         self.all.iter().map(|(_, trace)| &**trace)

@@ -1,5 +1,7 @@
 //! `moebench run`: a suite, or a collection of them, from its file to its figures.
 
+mod dry;
+
 use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use clap::Args;
 use workloads::suite::{Collection, SuiteFile, repeated};
 use workloads::trace::RoutingTrace;
-use workloads::{EngineKind, Suite};
+use workloads::{Case, Change, EngineKind, Suite};
 
 use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
@@ -16,7 +18,8 @@ use crate::output;
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::args::TrainingArgs;
-use runs::report::{self, page};
+use runs::part::{self, Pattern};
+use runs::report::page;
 use runs::traces::CaseTraces;
 use runs::{prepare, store, traces};
 
@@ -25,6 +28,13 @@ use runs::{prepare, store, traces};
 pub struct RunArgs {
     /// A suite by name (see `moebench list`), or the path of a suite's TOML
     suite: String,
+    /// Run the cases alone whose id has this in it, or is like it where it has a `*`; again for more
+    #[arg(long, value_name = "PATTERN")]
+    case: Vec<Pattern>,
+    /// Change a field of the suite, or else of every case, before anything else: `gpus=[16, 32]`, `plans.smartmoe=3` (the third
+    /// plan of `moebench plan`); again for more
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<Change>,
     /// What runs it instead of the suite's engine: `simulate`, `train` or `emulate`
     #[arg(long)]
     engine: Option<EngineKind>,
@@ -59,7 +69,7 @@ pub struct RunArgs {
     /// Also write the last iteration of every case and system as a timeline for Perfetto or Chrome: timelines/CASE/SYSTEM.json
     #[arg(long)]
     timeline: bool,
-    /// List cases and the plans that would run, and stop
+    /// List cases and the plans that would run, say about how long it would take, and stop
     #[arg(long)]
     dry_run: bool,
     /// How models are trained
@@ -70,11 +80,12 @@ pub struct RunArgs {
 /// # Errors
 /// Bad input before anything runs; after that, what cannot be written.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let file = prepare::suite_file(&args.suite).or_input()?;
+    let file = prepare::suite_file(&args.suite, &changes(args)).or_input()?;
     let out = |name: &str| args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(name));
     match file {
         SuiteFile::Suite(suite) => {
             let (out, suite) = (out(&suite.name), adjusted(args, *suite).or_input()?);
+            check_cases(args, std::slice::from_ref(&suite)).or_input()?;
             let traces = case_traces(args, &args.suite, &suite, &load(args)).or_input()?;
             run_suite(args, &args.suite, suite, &traces, out)
         }
@@ -88,8 +99,12 @@ fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Resu
         let name = &collection.name;
         return Err(Failure::Input(anyhow!("--systems: {name} is a collection: its suites have systems of their own")));
     }
-    let suites = collection.suites.iter().map(|name| Suite::named(&collection.name, name));
-    let suites: Vec<Suite> = suites.map(|suite| adjusted(args, suite?)).collect::<Result<_>>().or_input()?;
+    let changes = changes(args);
+    let suites =
+        collection.suites.iter().map(|name| adjusted(args, prepare::changed(&collection.name, name, &changes)?));
+    let mut suites: Vec<Suite> = suites.collect::<Result<_>>().or_input()?;
+    check_cases(args, &suites).or_input()?;
+    suites.retain(|suite| !suite.cases.is_empty());
     // Loaded once for all suites.
     let load = load(args);
     let mut names: Vec<String> = Vec::new();
@@ -132,10 +147,11 @@ fn case_traces(
 
 /// `file` is what errors call the suite.
 fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out: PathBuf) -> Result<(), Failure> {
+    let engine = args.engine.unwrap_or(suite.engine);
     if args.dry_run {
-        return dry_run(file, &suite, traces);
+        return dry::show(file, &suite, traces, args.training.under_clock(engine), args.threads);
     }
-    let session = Session::open(args.engine.unwrap_or(suite.engine), &args.training, &suite).or_input()?;
+    let session = Session::open(engine, &args.training, &suite).or_input()?;
     pipeline::execute(&RunRequest {
         suite,
         file: file.to_owned(),
@@ -147,6 +163,24 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out:
         threads: args.threads,
         timelines: args.timeline,
     })
+}
+
+/// The changed fields; files of models and clusters are relative to the current folder, not to the suite's.
+fn changes(args: &RunArgs) -> Vec<Change> {
+    let absolute = |path: &str| std::path::absolute(path).map_or(path.to_owned(), |path| path.display().to_string());
+    args.set.iter().map(|change| change.clone().with_files(&absolute)).collect()
+}
+
+/// Refuses patterns that leave no case.
+fn check_cases(args: &RunArgs, suites: &[Suite]) -> Result<()> {
+    if suites.iter().any(|suite| !suite.cases.is_empty()) {
+        return Ok(());
+    }
+    let all = match prepare::suite_file(&args.suite, &changes(args))? {
+        SuiteFile::Suite(suite) => suite.cases.iter().map(Case::id).collect(),
+        SuiteFile::Collection(collection) => collection.suites,
+    };
+    bail!("--case: no case of {} is like that; it has {}", args.suite, all.join(", "))
 }
 
 /// The suite with the command line's changes.
@@ -164,6 +198,7 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
         }
         for case in &mut suite.cases {
             case.plans.retain(|name, _| systems.contains(name));
+            case.ranked.retain(|name, _| systems.contains(name));
             case.differs.retain(|name, _| systems.contains(name));
         }
         suite.compare.retain(|name| systems.contains(name) && *name != suite.baseline);
@@ -179,27 +214,18 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
     }
     suite.trace.start = args.trace_start.or(suite.trace.start);
     if let Some(iterations) = args.iterations {
-        suite.iterations = iterations;
-        suite.warmup = suite.warmup.min(iterations.saturating_sub(1));
+        let warmup = suite.warmup.min(iterations.saturating_sub(1));
+        if warmup < suite.warmup {
+            let (name, stated) = (&suite.name, suite.warmup);
+            eprintln!(
+                "{name}: --iterations {iterations}: a warm-up of {warmup} instead of {stated}: {} counts",
+                iterations - warmup
+            );
+        }
+        (suite.iterations, suite.warmup) = (iterations, warmup);
     }
     check_extent("--iterations", suite.iterations)?;
     ensure!(args.threads != Some(0), "--threads 0: expected at least 1");
+    part::keep(&mut suite, &args.case);
     Ok(suite)
-}
-
-/// Shows the plans that would run.
-fn dry_run(file: &str, suite: &Suite, traces: &CaseTraces) -> Result<(), Failure> {
-    let mut table = report::table(&["case", "seed", "system", "plan"], &[]);
-    for case in prepare::cases(file, suite, |case| traces.of(case)).or_input()? {
-        for run in &case.runs {
-            let plan = match run.plan() {
-                Ok(chosen) if chosen.expected.is_none() => format!("{} (given)", chosen.plan),
-                Ok(chosen) => chosen.plan.to_string(),
-                Err(error) => error.to_string(),
-            };
-            table.add_row([case.case.id(), case.seed.to_string(), run.system.name().to_owned(), plan]);
-        }
-    }
-    output::print(table).or_run()?;
-    report::differences(&suite.cases).iter().try_for_each(output::print).or_run()
 }
