@@ -5,7 +5,7 @@ use std::ops::Range;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 
 use crate::canvas::units;
-use crate::text::{Notation, number};
+use crate::text::{Notation, Type, number};
 
 /// How values lie along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,9 @@ pub(crate) enum Spacing {
     /// Decades; for positive values.
     Log,
 }
+
+/// Points between the numbers of an axis.
+const NUMBER_GAP: f64 = 2.5;
 
 /// Values are drawn up to this magnitude, and on a logarithmic axis down to its inverse: ratios and margins stay finite.
 const LARGEST: f64 = 1e100;
@@ -62,6 +65,24 @@ impl Axis {
 
     pub(crate) fn with_ticks(self, ticks: Vec<Tick>) -> Self {
         Self { ticks, ..self }
+    }
+
+    /// The ticks, without the numbers that would run into others along `length` points; a decade's number stays before
+    /// others'.
+    pub(crate) fn legible(mut self, length: f64, kind: Type) -> Self {
+        let mut order: Vec<usize> = (0..self.ticks.len()).collect();
+        order.sort_by_key(|i| !is_decade(self.ticks[*i].value));
+        let mut taken: Vec<(f64, f64)> = Vec::new();
+        for i in order {
+            let (middle, half) = (self.share(self.ticks[i].value) * length, kind.width(&self.ticks[i].label) / 2.0);
+            let (start, end) = (middle - half - NUMBER_GAP, middle + half);
+            if taken.iter().any(|(from, to)| start < *to && end > *from - NUMBER_GAP) {
+                self.ticks[i].label.clear();
+            } else {
+                taken.push((middle - half, end));
+            }
+        }
+        self
     }
 
     pub(crate) fn inset(self, inset: f64) -> Self {
@@ -128,6 +149,11 @@ pub(crate) fn widened((low, high): (f64, f64), share: f64) -> (f64, f64) {
     }
     let margin = if low.abs() < 1.0 / LARGEST { 1.0 } else { low.abs() * 0.1 };
     (low - margin, high + margin)
+}
+
+fn is_decade(value: f64) -> bool {
+    let exponent = value.abs().log10();
+    (exponent - exponent.round()).abs() < 1e-9
 }
 
 fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<Tick> {
@@ -215,6 +241,14 @@ mod tests {
         assert_eq!(labels(log_ticks(8.0, 60.0, 5)), ["10", "20", "50"]);
         assert_eq!(labels(log_ticks(1e-3, 1e3, 3)), ["0.01", "1", "100"]);
         assert_eq!(labels(log_ticks(64.0, 2e6, 3)), ["10²", "10³", "10⁴", "10⁵", "10⁶"]);
+    }
+
+    #[test]
+    fn numbers_keep_their_distance() {
+        let of = |length| labels(Axis::new((900.0, 11_000.0), Spacing::Log).ticked(5).legible(length, Type::of(8.0)).ticks);
+        assert_eq!(of(200.0), ["1,000", "2,000", "5,000", "10,000"]);
+        assert_eq!(of(95.0), ["1,000", "2,000", "", "10,000"]);
+        assert_eq!(of(60.0), ["1,000", "", "", "10,000"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::canvas::Drawn;
 use crate::page::{Area, Page, Point};
 use crate::palette::{AXIS, stroke};
 use crate::plot::{self, Axes, Plot};
-use crate::text::{BASE, SMALL, Type};
+use crate::text::{BASE, SMALL, Type, wrapped};
 
 const PANEL_GAP: f64 = 7.0;
 const LONGEST_LABEL: f64 = 70.0;
@@ -209,28 +209,40 @@ fn slots((left, right): (f64, f64), count: usize) -> (Vec<f64>, f64) {
     ((0..count as usize).map(|i| first + slot * i as f64).collect(), slot)
 }
 
-/// How labels fit below their slots: flat, smaller, upright, and at last only every so many.
+/// How labels fit below their slots: flat, smaller, in two lines, upright, and at last only every so many.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct LabelFit {
     size: f64,
+    /// Width of a flat label's lines.
+    room: f64,
     upright: bool,
     every: usize,
-    /// Height of the row of labels; 0 where none has text.
+    /// Height of the rows of labels; 0 where none has text.
     height: f64,
 }
 
+/// Sizes of flat labels, from the one that is liked best.
+const FLAT: [f64; 4] = [SMALL, 7.0, 6.5, 6.0];
+/// From one line of a label to the next, over its size.
+const LEADING: f64 = 1.2;
+
 impl LabelFit {
-    fn choose<'l>(labels: impl Iterator<Item = &'l str>, room: f64) -> Self {
-        let widest = Type::of(1.0).widest(labels);
+    fn choose<'l>(labels: impl Iterator<Item = &'l str>, slot: f64) -> Self {
+        let labels: Vec<&str> = labels.collect();
+        let widest = Type::of(1.0).widest(labels.iter().copied());
+        let flat = Self { size: SMALL, room: slot - 3.0, upright: false, every: 1, height: 0.0 };
         if widest == 0.0 {
-            return Self { size: SMALL, upright: false, every: 1, height: 0.0 };
+            return flat;
         }
-        if let Some(size) = [SMALL, 7.0, 6.5, 6.0].into_iter().find(|s| widest * s <= room - 3.0) {
-            return Self { size, upright: false, every: 1, height: size };
+        if let Some(size) = FLAT.into_iter().find(|size| widest * size <= flat.room) {
+            return Self { size, height: size, ..flat };
         }
-        let size = (room * 0.95).clamp(5.5, 7.0);
-        let every = (size / (room * 0.95)).ceil().max(1.0) as usize;
-        Self { size, upright: true, every, height: (widest * size).min(LONGEST_LABEL) }
+        if let Some(size) = FLAT.into_iter().find(|size| labels.iter().all(|l| in_two_lines(l, *size, flat.room))) {
+            return Self { size, height: size * (1.0 + LEADING), ..flat };
+        }
+        let size = (slot * 0.95).clamp(5.5, 7.0);
+        let every = (size / (slot * 0.95)).ceil().max(1.0) as usize;
+        Self { size, upright: true, every, height: (widest * size).min(LONGEST_LABEL), ..flat }
     }
 
     /// Draws the `index`-th label, hanging from `top` and centred on `x`.
@@ -241,9 +253,16 @@ impl LabelFit {
         let kind = Type::of(self.size);
         match self.upright {
             true => page.text(&kind.shortened(label, LONGEST_LABEL), (x, top), kind.upright().right().middle()),
-            false => page.text(label, (x, top), kind.centered().hanging()),
+            false => wrapped(label, kind, self.room).iter().enumerate().try_for_each(|(row, line)| {
+                page.text(line, (x, top + row as f64 * self.size * LEADING), kind.centered().hanging())
+            }),
         }
     }
+}
+
+fn in_two_lines(label: &str, size: f64, room: f64) -> bool {
+    let kind = Type::of(size);
+    kind.widest(label.split_whitespace()) <= room && wrapped(label, kind, room).len() <= 2
 }
 
 #[cfg(test)]
@@ -259,6 +278,16 @@ mod tests {
         check(40.0, false, 1);
         check(8.0, true, 1);
         check(3.0, true, 2);
+    }
+
+    #[test]
+    fn a_label_of_several_words_takes_two_lines_before_it_turns() {
+        let label = "2560x10240x16, 8192";
+        let whole = Type::of(6.0).width(label);
+        let fit = |room| LabelFit::choose([label].into_iter(), room);
+        assert!(!fit(whole + 4.0).upright && fit(whole + 4.0).height <= SMALL);
+        assert!(!fit(whole * 0.8 + 3.0).upright && fit(whole * 0.8 + 3.0).height > 6.0 * 2.0);
+        assert!(fit(whole * 0.5).upright, "the first word does not fit");
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl<'d> Plot<'d> {
         let mut chart = ChartBuilder::on(&with_ticks)
             .set_label_area_size(LabelAreaPosition::Left, units(room(left)))
             .set_label_area_size(LabelAreaPosition::Bottom, units(room(below)))
-            .build_cartesian_2d(axes.x, axes.y)?;
+            .build_cartesian_2d(axes.x.legible(area.width(), Type::of(SMALL)), axes.y)?;
         let mut mesh = chart.configure_mesh();
         mesh.disable_x_mesh().bold_line_style(stroke(GRID, 0.4));
         if !axes.grid {
