@@ -245,7 +245,8 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_distance() {
-        let of = |length| labels(Axis::new((900.0, 11_000.0), Spacing::Log).ticked(5).legible(length, Type::of(8.0)).ticks);
+        let of =
+            |length| labels(Axis::new((900.0, 11_000.0), Spacing::Log).ticked(5).legible(length, Type::of(8.0)).ticks);
         assert_eq!(of(200.0), ["1,000", "2,000", "5,000", "10,000"]);
         assert_eq!(of(95.0), ["1,000", "2,000", "", "10,000"]);
         assert_eq!(of(60.0), ["1,000", "", "", "10,000"]);
