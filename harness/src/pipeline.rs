@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -13,6 +14,7 @@ use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::engines::{Engine, Extent, Session};
 use runs::figures;
+use runs::machine::Memory;
 use runs::prepare::{self, PreparedCase};
 use runs::provenance::{self, Inputs, Provenance};
 use runs::records::{Row, RowsByRun};
@@ -98,7 +100,8 @@ fn sampled(
 }
 
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
-    let Sampled { provenance, store, rows, summary, .. } = sampled(request, engine, cases, inputs)?;
+    let begun = Instant::now();
+    let Sampled { provenance, store, rows, read_back, summary } = sampled(request, engine, cases, inputs)?;
     let rows = RowsByRun::new(&rows);
     let imbalance = (request.replay || !summary.is_trained())
         .then(|| figures::imbalance(cases.iter().map(|case| &*case.runs[0].routing), request.suite.iterations));
@@ -115,6 +118,10 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
     let entropies: Vec<_> = first_seed.map(|case| engine.entropy(case.runs.first()?)).collect();
     shown.write_losses(&rows, &entropies).or_run()?;
     shown.print(request.timelines).or_run()?;
+    if !read_back {
+        let memory = Memory::peak_of_program().map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
+        output::print(format!("took     {:.1} s{memory}", begun.elapsed().as_secs_f64())).or_run()?;
+    }
     shown.broken().map_or(Ok(()), |error| Err(Failure::Run(error)))
 }
 

@@ -63,7 +63,9 @@ fn test(args: &ClaimsArgs, name: &str, traces: &CaseTraces) -> Result<Tested, Fa
     };
     let sampled = pipeline::sample(&request)?;
     let effort = Effort { seconds: begun.elapsed().as_secs_f64(), peak_bytes: Memory::peak_of_program() };
-    let option = args.trace.as_ref().map_or(String::new(), |path| format!(" --trace {}", path.display()));
+    // By its name: the page is read on other machines.
+    let file = args.trace.as_ref().and_then(|path| path.file_name());
+    let option = file.map_or(String::new(), |name| format!(" --trace {}", name.display()));
     Ok(Tested {
         suite: name.to_owned(),
         command: format!("moebench run {name}{option}"),
