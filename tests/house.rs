@@ -254,6 +254,7 @@ fn the_top_level_is_the_one_that_was_asked_for() {
         "CITATION.cff",
         "Cargo.lock",
         "Cargo.toml",
+        "Dockerfile",
         "LICENSE",
         "README.md",
         "harness",
