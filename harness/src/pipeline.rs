@@ -119,7 +119,8 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
     shown.write_losses(&rows, &entropies).or_run()?;
     shown.print(request.timelines).or_run()?;
     if !read_back {
-        let memory = Memory::peak_of_program().map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
+        let memory =
+            Memory::peak_of_program().map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
         output::print(format!("took     {:.1} s{memory}", begun.elapsed().as_secs_f64())).or_run()?;
     }
     shown.broken().map_or(Ok(()), |error| Err(Failure::Run(error)))
