@@ -32,6 +32,8 @@ mod models;
 mod traces;
 // Cases of one's own: sweeps, changed fields, plans by rank.
 mod sweeps;
+// What comes with moebench shown, begun from and described to editors.
+mod own;
 // Models and clusters by files, and routing as an axis of a suite.
 mod names;
 // Suites of single layers, and collections of suites.

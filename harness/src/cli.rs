@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, calibrate, claims, doctor, import_model, list, plan, run, trace, train, validate};
+use crate::commands::{
+    bench, calibrate, claims, doctor, import_model, list, new, plan, run, show, trace, train, validate,
+};
 use crate::failure::Failure;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
@@ -41,6 +43,12 @@ enum Command {
     Bench(bench::BenchCommand),
     /// List suites, systems, models or clusters
     List(list::ListArgs),
+    /// Show one suite, model, cluster or system, all fields of their files, or a schema for editors
+    #[command(subcommand)]
+    Show(show::ShowCommand),
+    /// Write a suite, model, cluster or system to begin from
+    #[command(subcommand)]
+    New(new::NewCommand),
     /// Say what this machine has and lacks: libtorch, GPUs, NCCL, launcher
     Doctor,
 }
@@ -58,6 +66,8 @@ pub fn main() -> ExitCode {
         Command::ImportModel(args) => import_model::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::List(args) => list::run(&args),
+        Command::Show(command) => show::run(&command),
+        Command::New(command) => new::run(&command),
         Command::Doctor => doctor::run(),
     };
     let Err(failure) = result else { return ExitCode::SUCCESS };

@@ -195,7 +195,7 @@ pub enum Decision {
 
 /// A name that no system has.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("unknown system `{name}`; known: {}", known.join(", "))]
+#[error("unknown system `{name}`; known: {}", workloads::error::known(name, known))]
 pub struct UnknownSystem {
     /// The name.
     pub name: String,

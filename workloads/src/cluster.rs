@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use crate::error::{self, ConfigError};
+use crate::fields;
 
 /// A cluster that can be simulated.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -17,6 +18,7 @@ pub struct Cluster {
     /// Its name on the command line.
     pub name: String,
     /// What it is, for people.
+    #[serde(default)]
     pub description: String,
     /// Consecutive ranks that share a node.
     pub gpus_per_node: usize,
@@ -113,7 +115,7 @@ pub struct Host {
 
 /// A number and where it comes from.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a constant such as { value = 8e10, source = \"where it comes from\" }")]
 pub struct Constant {
     /// In SI units.
     pub value: f64,
@@ -148,7 +150,7 @@ impl Constant {
 impl Cluster {
     /// Reads a cluster's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let cluster: Self = error::parse(file, text)?;
+        let cluster: Self = fields::parse(&fields::CLUSTER, file, text)?;
         ConfigError::check_extent(file, "gpus_per_node", cluster.gpus_per_node)?;
         for (field, constant, may_be_zero) in cluster.constants() {
             constant.check(file, &field)?;

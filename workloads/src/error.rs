@@ -47,6 +47,14 @@ pub enum ConfigError {
         /// What would be right.
         expected: String,
     },
+    /// Fields that must be there, where several are not.
+    #[error("{file}: missing fields {fields} (`moebench show fields` says what they are)")]
+    Missing {
+        /// The file, or the name of an embedded description.
+        file: String,
+        /// Their paths.
+        fields: String,
+    },
     /// A field that was changed from outside its file, to what it cannot be.
     #[error("--set {change}: {reason}")]
     Change {
@@ -96,8 +104,31 @@ pub(crate) fn find<'a>(
         context: context.to_owned(),
         kind,
         name: name.to_owned(),
-        known: table.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", "),
+        known: known(name, &table.iter().map(|(known, _)| *known).collect::<Vec<_>>()),
     })
+}
+
+/// All names that would do, and which one was perhaps meant.
+pub fn known(name: &str, all: &[&str]) -> String {
+    let close =
+        all.iter().map(|other| (distance(name, other), other)).min().filter(|(far, _)| *far <= name.len().div_ceil(3));
+    let meant = close.map_or(String::new(), |(_, other)| format!("; did you mean `{other}`?"));
+    all.join(", ") + &meant
+}
+
+/// Letters to add, drop or change to come from one word to another.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (line, letter) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
+        for (column, other) in to.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != *other);
+            diagonal = row[column + 1];
+            row[column + 1] = changed.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[to.len()]
 }
 
 /// Parses TOML, naming the file in the error.
@@ -109,7 +140,21 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(file: &str, text: &str) -> R
 mod tests {
     use std::error::Error;
 
+    use super::*;
     use crate::Cluster;
+
+    #[test]
+    fn the_nearest_name_is_offered() {
+        for (from, to, far) in
+            [("", "", 0), ("abc", "", 3), ("", "ab", 2), ("smok", "smoke", 1), ("kitten", "sitting", 3)]
+        {
+            assert_eq!((distance(from, to), distance(to, from)), (far, far), "{from} {to}");
+        }
+        assert_eq!(known("smartmo", &["alpa", "smartmoe"]), "alpa, smartmoe; did you mean `smartmoe`?");
+        assert_eq!(known("deepep", &["alpa", "smartmoe"]), "alpa, smartmoe");
+        let told = crate::Model::named("--model", "mixtral-8x7").unwrap_err().to_string();
+        assert!(told.ends_with("did you mean `mixtral-8x7b`?"), "{told}");
+    }
 
     /// Who prints an error prints the chain of its sources: what the TOML reader says must stand in it once.
     #[test]

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod csv_file;
 pub mod engine;
 pub mod error;
+pub mod fields;
 pub mod gate;
 pub mod model;
 pub mod plan;

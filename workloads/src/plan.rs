@@ -118,6 +118,12 @@ struct Fields {
     placement_every: usize,
 }
 
+/// The names of those fields.
+#[cfg(test)]
+pub(crate) fn table_fields() -> &'static [&'static str] {
+    crate::change::fields::<Fields>()
+}
+
 fn one() -> usize {
     1
 }

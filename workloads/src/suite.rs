@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::change::Change;
 use crate::engine::EngineKind;
 use crate::error::{self, ConfigError, MOST_EXTENT};
+use crate::fields;
 use crate::gate::Gate;
 pub use crate::plan::ForcedPlan;
 use crate::sweep;
@@ -22,10 +23,12 @@ pub struct Suite {
     /// Its name on the command line.
     pub name: String,
     /// What it answers, for people.
+    #[serde(default)]
     pub description: String,
     /// Names of systems, in the order of the figure's bars.
     pub systems: Vec<String>,
-    /// The system that speedups are over; one of `systems`.
+    /// The system that speedups are over; one of `systems`, the first where a file names none.
+    #[serde(default)]
     pub baseline: String,
     /// Systems that tables show speedups over besides the baseline.
     #[serde(default)]
@@ -384,11 +387,14 @@ impl Suite {
 
     /// Reads a suite's TOML with changed fields.
     pub fn parse_with(file: &str, text: &str, changes: &[Change]) -> Result<Self, ConfigError> {
-        let mut suite: Self = error::parse(file, text)?;
+        let mut suite: Self = fields::parse(&fields::SUITE, file, text)?;
         let mut table: toml::Table = error::parse(file, text)?;
         for change in changes {
             change.apply(&mut table)?;
             suite = table.clone().try_into().map_err(|error: toml::de::Error| change.refused(error.message()))?;
+        }
+        if let (true, Some(first)) = (suite.baseline.is_empty(), suite.systems.first()) {
+            suite.baseline = first.clone();
         }
         suite.settle(file)?;
         Ok(suite)

@@ -205,11 +205,16 @@ pub fn stated_routing(file: &str, suite: &Suite, other: &dyn Fn() -> Result<Arc<
     Ok(traces)
 }
 
-fn is_path(name: &str) -> bool {
+/// Whether a suite, model or cluster of that name is a file.
+pub fn is_path(name: &str) -> bool {
     name.ends_with(".toml") || name.contains('/')
 }
 
-fn read(path: &str) -> Result<String> {
+/// The text of a file.
+///
+/// # Errors
+/// One that cannot be read.
+pub fn read(path: &str) -> Result<String> {
     fs::read_to_string(Path::new(path)).with_context(|| format!("{path}: cannot be read"))
 }
 

@@ -113,7 +113,7 @@ enum Positions {
 /// The table `[gpt.router]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RouterSpec {
+pub(super) struct RouterSpec {
     #[serde(default)]
     score: Score,
     /// `none`, `logit` or `selection`; what `gpt.bias` says when absent.

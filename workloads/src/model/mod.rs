@@ -24,6 +24,7 @@ use self::presets::MODELS;
 use self::swin::Swin;
 use crate::cluster::Constant;
 use crate::error::{self, ConfigError};
+use crate::fields;
 use crate::gate::Router;
 use crate::units::{Bytes, Flops};
 
@@ -100,7 +101,7 @@ impl Model {
 
     /// Reads a model's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let spec: ModelSpec = error::parse(file, text)?;
+        let spec: ModelSpec = fields::parse(&fields::MODEL, file, text)?;
         let model = match (spec.gpt, spec.swin) {
             (Some(gpt), None) => gpt.build(file, spec.name, spec.source),
             (None, Some(swin)) => swin.build(file, spec.name, spec.source),
@@ -179,10 +180,28 @@ impl Model {
 #[serde(deny_unknown_fields)]
 struct ModelSpec {
     name: String,
+    #[serde(default = "unstated")]
     source: String,
     gpt: Option<Gpt>,
     swin: Option<Swin>,
     routing: Option<RoutingSpec>,
+}
+
+fn unstated() -> String {
+    "not stated".to_owned()
+}
+
+/// The names of the fields of a model's tables, by the table's path.
+#[cfg(test)]
+pub(crate) fn table_fields() -> [(&'static str, &'static [&'static str]); 5] {
+    use crate::change::fields;
+    [
+        ("", fields::<ModelSpec>()),
+        ("gpt", fields::<Gpt>()),
+        ("gpt.router", fields::<gpt::RouterSpec>()),
+        ("swin", fields::<Swin>()),
+        ("routing", fields::<RoutingSpec>()),
+    ]
 }
 
 /// What is known of a model's own routing.
@@ -356,7 +375,7 @@ mod tests {
             let message = Model::parse("m.toml", text).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
-        check("name = 'x'", "missing field `source`");
+        check("source = 'x'", "missing field `name`");
         check("name = 'x'\nsource = 's'", "exactly one of the tables [gpt] and [swin]");
         let gpt = "name='x'\nsource='s'\n[gpt]\nlayers=1\nhidden=8\nheads=2\nseq_len=4\nvocabulary=9\nexpert_ratio=2\nexperts=4\nmoe_every=1\n";
         check(&format!("{gpt}top_k=5"), "gpt.top_k = 5: expected 1 to 4, the number of experts");

@@ -1,0 +1,133 @@
+//! Fields of a cluster.
+
+use super::Kind::{Constant, List, Table as Inner, Text, Whole};
+use super::{Table, may, must};
+
+/// A cluster's file.
+pub static CLUSTER: Table = Table {
+    about: "A cluster: GPUs, links and host. A constant is `{ value = 8e10, source = \"where it comes from\" }` in SI units, with `uncertainty` (one standard error) where it was fitted and `peak` where a datasheet bounds it",
+    fields: &[
+        must("name", Text, "\"mine\"", "Its name in records, figures and ids"),
+        may("description", Text, "\"Nodes of eight GPUs\"", "What it is, for people"),
+        must("gpus_per_node", Whole, "8", "Consecutive ranks that share a node"),
+        must("gpu", Inner(&GPU), "{}", "One GPU"),
+        must("network", Inner(&NETWORK), "{}", "Links inside and between nodes"),
+        must("host", Inner(&HOST), "{}", "Work of the host that the GPU waits for"),
+    ],
+};
+
+static GPU: Table = Table {
+    about: "One GPU's rates and memory",
+    fields: &[
+        must("name", Text, "\"A100-SXM4-80GB\"", "Product name"),
+        must("memory", Constant("B"), CONSTANT, "Device memory, B"),
+        must(
+            "memory_reserved",
+            Constant("B"),
+            CONSTANT,
+            "Memory that a job cannot use (context, communication buffers, fragmentation), B",
+        ),
+        must(
+            "memory_bandwidth",
+            Constant("B/s"),
+            CONSTANT,
+            "Bandwidth of device memory that streaming kernels reach, B/s",
+        ),
+        must(
+            "scatter_bandwidth",
+            Constant("B/s"),
+            CONSTANT,
+            "Bandwidth of kernels that gather and scatter rows by index, B/s",
+        ),
+        must("gemm_rate", Constant("FLOP/s"), CONSTANT, "Rate that half-precision matrix products reach, FLOP/s"),
+        must(
+            "expert_start",
+            Constant("s"),
+            CONSTANT,
+            "What an expert with any rows takes beyond arithmetic and memory traffic, forward, s",
+        ),
+    ],
+};
+
+static NETWORK: Table = Table {
+    about: "Bandwidths in each direction, and start-up times",
+    fields: &[
+        must(
+            "intra_bandwidth",
+            Constant("B/s"),
+            CONSTANT,
+            "One GPU's bandwidth to the others of its node, B/s each way",
+        ),
+        must(
+            "inter_bandwidth",
+            Constant("B/s"),
+            CONSTANT,
+            "A whole node's bandwidth to other nodes, shared by its GPUs, B/s each way",
+        ),
+        must("port_bandwidth", Constant("B/s"), CONSTANT, "One GPU's bandwidth to other nodes, B/s each way"),
+        must(
+            "rooted_bandwidth",
+            Constant("B/s"),
+            CONSTANT,
+            "Rate of a broadcast from, or a reduction to, one GPU across nodes, B/s",
+        ),
+        must("call_start", Constant("s"), CONSTANT, "Start-up of one grouped call or collective, s"),
+        must("peer_start", Constant("s"), CONSTANT, "Start-up for each peer on another node in a grouped call, s"),
+        must("send_start", Constant("s"), CONSTANT, "Start-up of one send between two ranks, s"),
+        may(
+            "tiers",
+            List(&Inner(&TIER)),
+            "[]",
+            "Pods, racks or rail groups of several nodes, smallest first; without any, every node reaches every other at its full rate",
+        ),
+    ],
+};
+
+static TIER: Table = Table {
+    about: "Nodes that share links to the rest of the cluster",
+    fields: &[
+        must("name", Text, "\"pod\"", "What such a unit is called"),
+        must("nodes", Whole, "8", "Consecutive nodes of a unit"),
+        must(
+            "bandwidth",
+            Constant("B/s"),
+            CONSTANT,
+            "What a unit's nodes could send to other units together, were its links not oversubscribed, B/s each way",
+        ),
+        must(
+            "oversubscription",
+            Constant("1"),
+            CONSTANT,
+            "How many times more its nodes may send than its links carry; at least 1",
+        ),
+    ],
+};
+
+static HOST: Table = Table {
+    about: "Work of the host that the GPU waits for",
+    fields: &[
+        must("iteration", Constant("s"), CONSTANT, "Per training iteration (data loading, logging, loss scaling), s"),
+        must(
+            "block",
+            Constant("s"),
+            CONSTANT,
+            "Per pass through a transformer block (launches of its small kernels), s",
+        ),
+        must("synchronisation", Constant("s"), CONSTANT, "Per wait of the host for the device, s"),
+        may(
+            "image",
+            Constant("s"),
+            CONSTANT,
+            "Per image that a rank trains on, where a model of images was measured, s",
+        ),
+        must(
+            "decision_step",
+            Constant("s"),
+            CONSTANT,
+            "One elementary step of an online decision (one expert held against one rank), s",
+        ),
+    ],
+};
+
+/// What a constant looks like. Nobody's hardware.
+const CONSTANT: &str = "{ value = 1.0, source = \"where it comes from\" }";
