@@ -12,6 +12,7 @@ fn the_smoke_suite_ends_in_samples_summary_and_figure() {
     assert_eq!(
         folder.files(),
         [
+            "details.json",
             "figures/end_to_end.pdf",
             "figures/end_to_end.svg",
             "iterations.parquet",
@@ -40,7 +41,8 @@ fn the_smoke_suite_ends_in_samples_summary_and_figure() {
     assert!(folder.bytes("out/figures/end_to_end.pdf").starts_with(b"%PDF"));
     assert!(folder.text("out/run.json").contains("\"engine\": \"simulated\""));
     let report = folder.text("out/report.html");
-    assert!(report.contains("<svg") && report.contains("gpt-tiny.inky.16.no-drop") && report.contains("sha256 of"));
+    assert!(report.contains("SmartMoE is fastest in all 3 cases.") && report.contains("gpt-tiny.inky.16.no-drop"));
+    assert!(report.contains("moebench run smoke --out out") && report.contains("sha256 of"));
     assert!(!report.contains("src=") && !report.contains("href="), "the report needs no other file");
 }
 

@@ -9,6 +9,7 @@ use crate::support::{Folder, small_trace, suite_toml};
 const CASES: [(usize, &str); 4] = [(4, "no-drop"), (8, "no-drop"), (16, "capacity 1.2"), (16, "no-drop")];
 const RUN: &str = "run ./suite.toml --trace trace.parquet";
 const SAMPLES: [&str; 2] = ["iterations.parquet", "spans.parquet"];
+const DETAILS: &str = "details.json";
 
 fn prepared(cases: &[(usize, &str)]) -> Folder {
     let folder = Folder::new();
@@ -27,6 +28,7 @@ fn neither_repetition_nor_threads_change_a_byte() {
     for (out, threads) in [("first", ""), ("again", ""), ("one", "--threads 1"), ("two", "--threads 2")] {
         folder.succeed(&format!("{RUN} --out {out} {threads}"));
         assert!(samples(&folder, "first") == samples(&folder, out), "{out}");
+        assert!(folder.bytes(&format!("first/{DETAILS}")) == folder.bytes(&format!("{out}/{DETAILS}")), "{out}");
     }
     // The comparison can fail: another seed begins at another row of the trace.
     folder.succeed(&format!("{RUN} --out seed --seed 2"));
@@ -89,7 +91,7 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
     folder.succeed(&format!("{run} --out part"));
     assert!(samples(&folder, "whole") == samples(&folder, "part"));
     let derived = |out: &str| {
-        ["summary.csv", "figures/end_to_end.svg", "figures/end_to_end.pdf"]
+        ["summary.csv", "figures/end_to_end.svg", "figures/end_to_end.pdf", DETAILS]
             .map(|name| folder.bytes(&format!("{out}/{name}")))
     };
     assert!(derived("whole") == derived("part"));
@@ -116,6 +118,10 @@ fn a_resumed_run_keeps_its_finished_cases() {
         rows
     };
     let expected = [marked("iterations", "step_s"), marked("spans", "seconds")];
+    let (id, _) = cases(&folder.frame("whole/iterations.parquet")).swap_remove(0);
+    let mut details = runs::store::read_details(&folder.join(&format!("whole/{DETAILS}"))).unwrap();
+    details.retain(|run| run.case == id);
+    folder.write(&format!("part/cases/{id}.seed1.{DETAILS}"), &runs::details::to_json(details).unwrap());
     folder.succeed(&format!("{RUN} --out part"));
     for (name, expected) in SAMPLES.iter().zip(&expected) {
         let (part, whole) =

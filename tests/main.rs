@@ -36,6 +36,8 @@ mod sweeps;
 mod own;
 // Models and clusters by files, and routing as an axis of a suite.
 mod names;
+// The page of stored runs: rebuilt from their folders, complete or not, and in a browser.
+mod page;
 // Suites of single layers, and collections of suites.
 mod layers;
 // Measurements of other shapes and spellings, and the page of all studies.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, calibrate, claims, doctor, import_model, list, new, plan, run, show, trace, train, validate,
+    bench, calibrate, claims, doctor, import_model, list, new, plan, report, run, show, trace, train, validate,
 };
 use crate::failure::Failure;
 
@@ -23,6 +23,8 @@ enum Command {
     Run(run::RunArgs),
     /// Train one model under one system, for real
     Train(Box<train::TrainArgs>),
+    /// Write the page of stored runs, side by side, from their folders alone
+    Report(report::ReportArgs),
     /// Show the offline search of one case: every plan, ranked, or why it was rejected
     Plan(plan::PlanArgs),
     /// Make, convert and examine routing traces
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Trace(command) => trace::run(&command),
         Command::Validate(command) => validate::run(&command),

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use workloads::{Published, Suite};
+use workloads::{EngineKind, Published, Suite};
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
@@ -16,11 +16,12 @@ use runs::engines::{Engine, Extent, Session};
 use runs::figures;
 use runs::machine::Memory;
 use runs::prepare::{self, PreparedCase};
-use runs::provenance::{self, Inputs, Provenance};
+use runs::provenance::{self, Inputs, Provenance, SuiteFacts};
 use runs::records::{Row, RowsByRun};
 use runs::report::{self, TextTable, html, latex};
 use runs::runner::Runner;
 use runs::store::Store;
+use runs::stored::StoredRun;
 use runs::summary::{Summary, model_error};
 use runs::traces::CaseTraces;
 
@@ -67,7 +68,7 @@ pub fn execute(request: &RunRequest) -> Result<(), Failure> {
 
 /// A request whose samples are there.
 pub struct Sampled {
-    provenance: Provenance,
+    facts: SuiteFacts,
     store: Store,
     rows: Vec<Row>,
     /// Whether the run was finished before.
@@ -90,33 +91,33 @@ fn sampled(
     cases: &[PreparedCase],
     inputs: Inputs,
 ) -> Result<Sampled, Failure> {
-    let provenance = Provenance::new(engine.kind(), inputs);
+    let facts = request.facts(engine.kind(), cases);
+    let provenance = Provenance { suite: Some(facts.clone()), ..Provenance::new(engine.kind(), inputs) };
     let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
     let finished = finished(request, cases, &store).or_run()?;
     let read_back = finished.is_some();
     let rows = finished.map_or_else(|| run(request, engine, cases, &store), Ok).or_run()?;
     let summary = summarise(&request.suite, &RowsByRun::new(&rows), cases).or_run()?;
-    Ok(Sampled { provenance, store, rows, read_back, summary })
+    Ok(Sampled { facts, store, rows, read_back, summary })
 }
 
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
     let begun = Instant::now();
-    let Sampled { provenance, store, rows, read_back, summary } = sampled(request, engine, cases, inputs)?;
+    let Sampled { facts, store, rows, read_back, summary } = sampled(request, engine, cases, inputs)?;
     let rows = RowsByRun::new(&rows);
-    let imbalance = (request.replay || !summary.is_trained())
-        .then(|| figures::imbalance(cases.iter().map(|case| &*case.runs[0].routing), request.suite.iterations));
     let shown = Shown {
         suite: &request.suite,
-        origin: figures::origin(&summary, request.traces, imbalance.as_deref()),
+        origin: facts.origin,
         table: TextTable::new(&summary, &request.suite.compare),
         summary,
         store: &store,
     };
-    shown.write(&rows, &provenance).or_run()?;
+    shown.write(&rows).or_run()?;
     // All seeds read data of the same entropy.
     let first_seed = cases.iter().take(request.suite.cases.len());
     let entropies: Vec<_> = first_seed.map(|case| engine.entropy(case.runs.first()?)).collect();
     shown.write_losses(&rows, &entropies).or_run()?;
+    shown.write_report().or_run()?;
     shown.print(request.timelines).or_run()?;
     if !read_back {
         let memory =
@@ -137,6 +138,20 @@ impl RunRequest<'_> {
         let (engine, extent) = (self.session.engine(), self.extent());
         cases.iter().flat_map(|case| &case.runs).try_for_each(|run| engine.check(run, extent)).or_input()?;
         Ok(cases)
+    }
+
+    /// What `run.json` says of the suite. Of a trained gate nobody knows beforehand how it will route.
+    fn facts(&self, engine: EngineKind, cases: &[PreparedCase]) -> SuiteFacts {
+        let suite = &self.suite;
+        let imbalance = (self.replay || !engine.trains())
+            .then(|| figures::imbalance(cases.iter().map(|case| &*case.runs[0].routing), suite.iterations));
+        SuiteFacts {
+            description: suite.description.clone(),
+            baseline: suite.baseline.clone(),
+            warmup: suite.warmup,
+            origin: figures::origin(engine, self.traces, imbalance.as_deref()),
+            differences: report::differences(&suite.cases),
+        }
     }
 
     fn inputs(&self, cases: &[PreparedCase]) -> Inputs {
@@ -217,13 +232,17 @@ struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    fn write(&self, rows: &RowsByRun, provenance: &Provenance) -> Result<()> {
+    fn write(&self, rows: &RowsByRun) -> Result<()> {
         self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
         let figure = figures::draw(self.suite, &self.summary, rows, &self.origin)?;
         self.store.write_figure(figures::name(self.suite.figure), &figure)?;
-        let page = html::Page { suite: self.suite, summary: &self.summary, table: &self.table, provenance };
-        self.store.write_text("report.html", &page.render(&figure.svg))?;
         self.store.write_text("tables/summary.tex", &latex::render(&self.table))
+    }
+
+    /// From the files alone, so that `moebench report` writes the same.
+    fn write_report(&self) -> Result<()> {
+        let run = StoredRun::open(self.store.root())?;
+        self.store.write_text("report.html", &html::page(&[run])?)
     }
 
     fn has_losses(&self) -> bool {

@@ -101,7 +101,7 @@ impl Engine for MockEngine {
             iterations: (0..reached).map(|t| self.iteration(system, &plan, t)).collect(),
             failure: failing.map(|status| RunFailure { status, reason: "on purpose".to_owned() }),
             balanced: (!self.kind.trains()).then(|| Seconds(step_of(system) / 2.0)),
-            timelines: Vec::new(),
+            ..Outcome::default()
         })
     }
 }

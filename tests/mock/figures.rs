@@ -19,9 +19,14 @@ fn svg(engine: &MockEngine, figure: FigureKind) -> String {
     let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 1, experts: 1, entries: 1, top_k: 1 };
     let trace = RoutingTrace::new("traces/a.parquet", shape, vec![1], vec![1]).unwrap();
     let trace = trace.with_notes(vec!["made up".to_owned()]);
-    draw(&suite, &summary, &rows, &origin(&summary, &trace.into(), (!summary.is_trained()).then_some("max/mean 2")))
-        .unwrap()
-        .svg
+    draw(
+        &suite,
+        &summary,
+        &rows,
+        &origin(summary.engine().unwrap(), &trace.into(), (!summary.is_trained()).then_some("max/mean 2")),
+    )
+    .unwrap()
+    .svg
 }
 
 #[test]

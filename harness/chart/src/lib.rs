@@ -50,7 +50,7 @@ pub use bars::{Bar, BarValue, GroupedBars};
 pub use columns::{Group, Panel};
 pub use frame::{Frame, Width};
 pub use lines::{LineChart, LinePanel, LineSeries};
-pub use palette::Series;
+pub use palette::{Hatch, Look, Series, look};
 pub use scatter::{Scatter, ScatterPanel, ScatterSeries};
 pub use stacked::{StackedBar, StackedBars};
 pub use svg::escape_xml;

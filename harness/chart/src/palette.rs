@@ -59,11 +59,44 @@ impl Series {
 
 /// Lines across a filled area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hatch {
+pub enum Hatch {
     None,
     Rising,
     Falling,
     Crossed,
+}
+
+impl Hatch {
+    const ALL: [Self; 4] = [Self::None, Self::Rising, Self::Falling, Self::Crossed];
+
+    /// The one that many further, round and round.
+    #[must_use]
+    pub fn next(self, further: usize) -> Self {
+        Self::ALL[(self as usize + further) % Self::ALL.len()]
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Rising => "rising",
+            Self::Falling => "falling",
+            Self::Crossed => "crossed",
+        }
+    }
+}
+
+/// What others need to know of an ink to draw with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Red, green and blue.
+    pub color: [u8; 3],
+    pub hatch: Hatch,
+}
+
+/// The look of an ink.
+pub fn look(ink: usize) -> Look {
+    let Ink { color: RGBColor(red, green, blue), hatch, .. } = self::ink(ink);
+    Look { color: [red, green, blue], hatch }
 }
 
 /// Shape of a point.

@@ -3,8 +3,10 @@
 //! [`prepare`] turns a suite into runs, an [`engines::Engine`] runs them, [`runner`] goes from case to case, [`store`] keeps
 //! the samples, [`summary`], [`figures`] and [`report`] show them. [`traces`] opens the routing that runs read.
 
+pub mod details;
 pub mod engines;
 pub mod figures;
+pub mod looks;
 pub mod machine;
 pub mod named;
 pub mod part;
@@ -14,6 +16,7 @@ pub mod records;
 pub mod report;
 pub mod runner;
 pub mod store;
+pub mod stored;
 pub mod summary;
 pub mod timeline;
 pub mod traces;

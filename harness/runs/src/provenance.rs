@@ -26,6 +26,24 @@ pub struct Provenance {
     pub dirty: Option<bool>,
     pub host: String,
     pub cores: usize,
+    /// What the suite says of itself; none in runs of versions that did not keep it.
+    #[serde(default)]
+    pub suite: Option<SuiteFacts>,
+}
+
+/// What a report says of a suite.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SuiteFacts {
+    /// What it answers.
+    pub description: String,
+    /// The system that speedups are over.
+    pub baseline: String,
+    /// First iterations that means, medians and speedups leave out.
+    pub warmup: usize,
+    /// How the numbers were obtained, and on which routing.
+    pub origin: String,
+    /// Where a system did not train what its case says, a line each.
+    pub differences: Vec<String>,
 }
 
 /// What the records follow from.
@@ -56,6 +74,7 @@ impl Provenance {
             dirty: git(&["status", "--porcelain"]).map(|changes| !changes.is_empty()),
             host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            suite: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! stage, phase). Every row states how it was obtained (`engine`) and whether it is valid (`status`). Columns are read and
 //! written here alone: everything downstream sees [`Row`]s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,9 +15,10 @@ use systems::Plan;
 use systems::iteration::Peak;
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::Span;
-use systems::price::ledger::Phase;
+use systems::price::ledger::{Ledger, Phase};
 use workloads::{Bytes, EngineKind, Gate, Seconds};
 
+use crate::details::RunDetails;
 use crate::prepare::PreparedRun;
 
 /// Version of the columns below; raised whenever one is added or changes its meaning. Since version 3, `engine` says
@@ -106,8 +107,15 @@ pub struct Outcome {
     pub failure: Option<RunFailure>,
     /// What an iteration takes under the same plan when the gate loads all experts evenly, if it was simulated.
     pub balanced: Option<Seconds>,
-    /// The last iteration rank by rank, by each engine that ran it; empty unless asked for.
+    /// The last iteration rank by rank, by each engine that ran it: all ranks where that was asked for, else those of
+    /// [`watched`](crate::details::watched) or none.
     pub timelines: Vec<(EngineKind, Vec<Span>)>,
+    /// `[iteration][moe layer]`: load of the busiest expert over the mean load, as the gate chose; empty where not followed.
+    pub imbalance: Vec<Vec<f64>>,
+    /// `[from][to]`: what ranks send each other for MoE layers in the last iteration; empty where not followed.
+    pub exchanged: Vec<Vec<Bytes>>,
+    /// `[rank]`: memory in the iteration that did not end; empty where not followed.
+    pub memory_at_failure: Vec<Bytes>,
 }
 
 impl Outcome {
@@ -122,11 +130,13 @@ impl Outcome {
 pub struct RunRecord {
     pub key: Arc<RunKey>,
     pub outcome: Outcome,
+    pub details: RunDetails,
 }
 
 impl RunRecord {
     pub fn new(run: &PreparedRun, engine: EngineKind, outcome: Outcome) -> Self {
-        Self { key: Arc::new(RunKey::new(run, engine, outcome.balanced)), outcome }
+        let key = Arc::new(RunKey::new(run, engine, outcome.balanced));
+        Self { key, details: RunDetails::new(run, &outcome), outcome }
     }
 
     /// Every iteration, and one row more for a failure.
@@ -442,7 +452,66 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// The `spans` frame of some runs: the mean time of a stage's ranks in each phase that took any. Nothing here reads it.
+/// Mean time of an iteration by case and system, `[stage]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeanPhases(BTreeMap<(String, String), Vec<Ledger>>);
+
+impl MeanPhases {
+    /// Of a system on a case, `[stage]`; empty where it did not end an iteration after warm-up.
+    pub fn of(&self, case: &str, system: &str) -> &[Ledger] {
+        self.0.get(&(case.to_owned(), system.to_owned())).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Where the time of iterations after `warmup` went, all seeds together, from a `spans` frame.
+///
+/// # Errors
+/// A column that is not there or of another type, or an unknown phase.
+pub fn mean_phases(frame: &DataFrame, warmup: usize) -> Result<MeanPhases> {
+    let (case, system, phase) =
+        (frame.column("case")?.str()?, frame.column("system")?.str()?, frame.column("phase")?.str()?);
+    let (seed, seconds) = (frame.column("seed")?.u64()?, frame.column("seconds")?.f64()?);
+    let (iteration, stage) = (frame.column("iteration")?.u32()?, frame.column("stage")?.u32()?);
+    let mut sums = MeanPhases::default();
+    let mut iterations: BTreeMap<(&str, &str), BTreeSet<(u64, u32)>> = BTreeMap::new();
+    for index in 0..frame.height() {
+        let of = (|| {
+            let key = (case.get(index)?, system.get(index)?);
+            Some((
+                key,
+                seed.get(index)?,
+                iteration.get(index)?,
+                stage.get(index)?,
+                phase.get(index)?,
+                seconds.get(index)?,
+            ))
+        })();
+        let (key, seed, iteration, stage, phase, seconds) =
+            of.with_context(|| format!("row {index}: a value is missing"))?;
+        if iteration as usize <= warmup {
+            continue;
+        }
+        let phase = Phase::ALL.into_iter().find(|known| known.name() == phase);
+        let phase = phase.with_context(|| format!("row {index}: unknown phase"))?;
+        iterations.entry(key).or_default().insert((seed, iteration));
+        let stages = sums.0.entry((key.0.to_owned(), key.1.to_owned())).or_default();
+        if stages.len() <= stage as usize {
+            stages.resize(stage as usize + 1, Ledger::default());
+        }
+        stages[stage as usize].add(phase, Seconds(seconds));
+    }
+    for ((case, system), stages) in &mut sums.0 {
+        let count = iterations[&(case.as_str(), system.as_str())].len() as f64;
+        for ledger in stages {
+            let mut mean = Ledger::default();
+            mean.merge(ledger, 1.0 / count);
+            *ledger = mean;
+        }
+    }
+    Ok(sums)
+}
+
+/// The `spans` frame of some runs: the mean time of a stage's ranks in each phase that took any.
 ///
 /// # Errors
 /// What Polars says.

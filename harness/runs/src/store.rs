@@ -1,7 +1,7 @@
 //! The folder of a run: what is in it, and how it is written so that nothing is lost and nothing is half-written.
 //!
 //! Every finished case is written to `cases/` at once, by temporary file and rename. When all are there they are joined, in
-//! the suite's order, into `iterations.parquet` and `spans.parquet`, and `cases/` goes. A run that was interrupted finds its
+//! the suite's order, into `iterations.parquet`, `spans.parquet` and `details.json`, and `cases/` goes. A run that was interrupted finds its
 //! finished cases and ends with the same bytes; one that had ended finds its frames. `run.json` states what was run; a
 //! folder of another run is refused.
 
@@ -13,9 +13,13 @@ use anyhow::{Context, Result, bail};
 use chart::Figure;
 use polars::prelude::{CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
 
+use crate::details::{self, RunDetails};
 use crate::provenance::Provenance;
 use crate::records::{self, Row, RunRecord};
 use crate::timeline::{self, Timeline};
+
+/// The file of what a report shows besides the records.
+pub const DETAILS: &str = "details.json";
 
 /// A run's folder.
 pub struct Store {
@@ -46,6 +50,11 @@ impl Store {
         }
         store.write_text("run.json", &(serde_json::to_string_pretty(provenance)? + "\n"))?;
         Ok(store)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// A path inside the folder.
@@ -88,6 +97,8 @@ impl Store {
     pub fn write_case(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
         let rows: Vec<Row> = runs.iter().flat_map(RunRecord::rows).collect();
         write_parquet(&self.case_path(id, "iterations"), &mut records::to_frame(&rows)?)?;
+        let of_runs = runs.iter().map(|run| run.details.clone()).collect();
+        write_text(&self.details_path(id), &details::to_json(of_runs)?)?;
         write_parquet(&self.case_path(id, "spans"), &mut records::spans_frame(runs)?)
     }
 
@@ -137,9 +148,18 @@ impl Store {
     pub fn join(&self, ids: &[String]) -> Result<Vec<Row>> {
         let mut iterations = self.join_kind(ids, "iterations")?;
         write_parquet(&self.path("iterations.parquet"), &mut iterations)?;
+        self.join_details(ids)?;
         write_parquet(&self.path("spans.parquet"), &mut self.join_kind(ids, "spans")?)?;
         fs::remove_dir_all(self.path("cases"))?;
         records::from_frame(&iterations)
+    }
+
+    fn join_details(&self, ids: &[String]) -> Result<()> {
+        let mut all = Vec::new();
+        for id in ids {
+            all.extend(read_details(&self.details_path(id))?);
+        }
+        write_text(&self.path(DETAILS), &details::to_json(all)?)
     }
 
     fn join_kind(&self, ids: &[String], kind: &str) -> Result<DataFrame> {
@@ -166,7 +186,7 @@ impl Store {
                 fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
             }
         }
-        for file in ["run.json", "iterations.parquet", "spans.parquet", "summary.csv", "report.html"] {
+        for file in ["run.json", "iterations.parquet", "spans.parquet", DETAILS, "summary.csv", "report.html"] {
             let path = self.path(file);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
@@ -179,9 +199,22 @@ impl Store {
         self.root.join("timelines").join(id)
     }
 
+    fn details_path(&self, id: &str) -> PathBuf {
+        self.root.join("cases").join(format!("{id}.{DETAILS}"))
+    }
+
     fn case_path(&self, id: &str, kind: &str) -> PathBuf {
         self.root.join("cases").join(format!("{id}.{kind}.parquet"))
     }
+}
+
+/// Reads details of runs.
+///
+/// # Errors
+/// When they cannot be read, or are of another version.
+pub fn read_details(path: &Path) -> Result<Vec<RunDetails>> {
+    let text = fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    details::from_json(&text).with_context(|| format!("{}", path.display()))
 }
 
 /// Reads a Parquet file.

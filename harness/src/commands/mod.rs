@@ -8,6 +8,7 @@ pub mod import_model;
 pub mod list;
 pub mod new;
 pub mod plan;
+pub mod report;
 pub mod run;
 pub mod show;
 pub mod trace;

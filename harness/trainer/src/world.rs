@@ -241,6 +241,7 @@ pub fn iteration(setup: &Setup, reports: &[Report]) -> Iteration {
             step,
             phases: phases.collect(),
             peak,
+            memory: reports.iter().map(|report| report.memory).collect(),
             entries: sum(|report| report.entries),
             dropped: sum(|report| report.dropped),
             shadowed: sum(|report| report.shadowed),

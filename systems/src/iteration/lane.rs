@@ -9,7 +9,7 @@ use workloads::{Bytes, Seconds};
 use crate::iteration::dense::Dense;
 use crate::iteration::schedule::{Position, Turn, Work};
 use crate::iteration::state::{StateTraffic, exposed};
-use crate::iteration::timeline::{Activity, Recorder, Span};
+use crate::iteration::timeline::{Activity, Recorder, Span, Watch};
 use crate::iteration::{Evaluation, Peak};
 use crate::plan::job::{Job, Scope};
 use crate::plan::memory::{ExpertMemory, HeldRows, StageMemory, StageParameters};
@@ -120,8 +120,8 @@ impl Workspace {
 }
 
 impl<'a> Lane<'a> {
-    pub(super) fn new(evaluation: &'a Evaluation<'a>, group: usize, micro_batches: usize, record: bool) -> Self {
-        let stage = |stage| StageRun::new(evaluation, stage, group, micro_batches, Recorder::new(record));
+    pub(super) fn new(evaluation: &'a Evaluation<'a>, group: usize, micro_batches: usize, watch: &Watch) -> Self {
+        let stage = |stage| StageRun::new(evaluation, stage, group, micro_batches, Recorder::new(watch.clone()));
         Self { evaluation, micro_batches, stages: (0..evaluation.plan.pp).map(stage).collect() }
     }
 
@@ -191,11 +191,12 @@ impl<'a> Lane<'a> {
         busy.fold(Seconds::ZERO, Seconds::max) / runs
     }
 
-    /// Raises `peak` to that of the lane's fullest rank.
-    pub(super) fn raise(&self, peak: &mut Peak) {
+    /// Enters the peak of each of the lane's ranks, and raises `peak` to that of the fullest.
+    pub(super) fn raise(&self, memory: &mut [Bytes], peak: &mut Peak) {
         for stage in &self.stages {
             for (rank, experts) in stage.ranks.clone().zip(&stage.experts) {
                 let bytes = stage.memory.peak(experts);
+                memory[rank] = bytes;
                 if bytes > peak.bytes {
                     *peak = Peak { rank, bytes };
                 }
@@ -215,7 +216,7 @@ impl Evaluation<'_> {
     pub fn layer(&self, layer: usize) -> Seconds {
         let b = self.job.model.moe_blocks()[layer];
         let block = &self.job.model.blocks[b];
-        let mut run = StageRun::new(self, self.plan.stage_of(self.job, b), 0, 1, Recorder::new(false));
+        let mut run = StageRun::new(self, self.plan.stage_of(self.job, b), 0, 1, Recorder::new(Watch::Nobody));
         let mut workspace = Workspace::new(self.job);
         run.dense_block(block, Direction::Forward);
         run.moe_forward(0, 0, block, layer, &mut workspace);

@@ -8,6 +8,7 @@
 
 mod copies;
 mod dense;
+mod exchanged;
 mod lane;
 pub mod online;
 pub mod outline;
@@ -27,7 +28,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::iteration::lane::{Lane, StageResult, Workspace};
 use crate::iteration::state::{StateTraffic, exposed};
-use crate::iteration::timeline::{Activity, Gradients, Recorder, Span};
+use crate::iteration::timeline::{Activity, Gradients, Recorder, Span, Watch};
 use crate::plan::job::{Job, Scope};
 use crate::plan::memory::StageParameters;
 use crate::plan::placement::Placement;
@@ -123,6 +124,8 @@ pub struct Timing {
     pub phases: Vec<Ledger>,
     /// Memory of the fullest rank.
     pub peak: Peak,
+    /// `[global rank]`: its peak, 0 where it was not evaluated; empty where memory is not followed.
+    pub memory: Vec<Bytes>,
     /// Entries that the gate let through.
     pub entries: u64,
     /// Choices that became no entry.
@@ -144,12 +147,12 @@ impl Timing {
 impl Evaluation<'_> {
     /// Evaluates the iteration.
     pub fn run(&self) -> Timing {
-        self.evaluate(&mut Recorder::new(false))
+        self.evaluate(&mut Recorder::new(Watch::Nobody))
     }
 
     /// Evaluates the iteration and says what every rank does when; of a sample, what is evaluated of it.
     pub fn observe(&self) -> (Timing, Vec<Span>) {
-        let mut recorder = Recorder::new(true);
+        let mut recorder = Recorder::new(Watch::Everybody);
         let timing = self.evaluate(&mut recorder);
         (timing, recorder.into_spans())
     }
@@ -159,17 +162,21 @@ impl Evaluation<'_> {
         let (lanes, micro_batches) = self.sampled(all);
         let mut stages = vec![StageSum::default(); self.plan.pp];
         let mut peak = Peak::default();
+        let mut memory = match self.job.scope {
+            Scope::Iteration => vec![Bytes::ZERO; self.plan.pp * self.plan.stage_ranks()],
+            Scope::Layer => Vec::new(),
+        };
         let mut workspace = Workspace::new(self.job);
         for sampled in 0..lanes {
             let group = sampled * self.plan.expert_dp / lanes;
-            let mut lane = Lane::new(self, group, micro_batches, recorder.is_on());
+            let mut lane = Lane::new(self, group, micro_batches, recorder.watch());
             lane.run(&mut workspace);
             let rest = lane.pace() * (all - micro_batches) as f64;
             for (sum, stage) in stages.iter_mut().zip(lane.stages()) {
                 sum.add(&stage, lanes, rest);
             }
             if self.job.scope == Scope::Iteration {
-                lane.raise(&mut peak);
+                lane.raise(&mut memory, &mut peak);
             }
             lane.into_recorders().for_each(|of_stage| recorder.append(of_stage));
         }
@@ -181,6 +188,7 @@ impl Evaluation<'_> {
             step,
             phases,
             peak,
+            memory,
             entries: routed.entries,
             dropped: routed.dropped,
             shadowed: routed.shadowed,

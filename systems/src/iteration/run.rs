@@ -8,11 +8,11 @@
 //! see next. It knows no system by name and takes no decision.
 
 use thiserror::Error;
-use workloads::Seconds;
 use workloads::trace::BatchCounts;
+use workloads::{Bytes, Seconds};
 
 use crate::iteration::online::{self, Online, WrongPlacement};
-use crate::iteration::timeline::{Recorder, Span};
+use crate::iteration::timeline::{Recorder, Span, Watch};
 use crate::iteration::{Charge, Coverage, Evaluation, Start, Timing};
 use crate::plan::search;
 use crate::{CostModel, Job, Placement, Plan, PlanError, System};
@@ -79,12 +79,17 @@ impl<'a> Run<'a> {
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
     pub fn step(&mut self, batch: &BatchCounts) -> Iteration {
-        self.record(batch, &mut Recorder::new(false))
+        self.watch(batch, Watch::Nobody).0
     }
 
     /// Runs the next iteration and says what every rank does when.
     pub fn observe(&mut self, batch: &BatchCounts) -> (Iteration, Vec<Span>) {
-        let mut recorder = Recorder::new(true);
+        self.watch(batch, Watch::Everybody)
+    }
+
+    /// Runs the next iteration and says what the ranks that `watch` sees do when.
+    pub fn watch(&mut self, batch: &BatchCounts, watch: Watch) -> (Iteration, Vec<Span>) {
+        let mut recorder = Recorder::new(watch);
         let iteration = self.record(batch, &mut recorder);
         (iteration, recorder.into_spans())
     }
@@ -94,17 +99,7 @@ impl<'a> Run<'a> {
             Ok(placed) => placed,
             Err(refused) => return Iteration { failure: Some(refused.into()), ..Iteration::default() },
         };
-        let mut timing = Evaluation {
-            job: self.job,
-            plan: &self.plan,
-            costs: self.costs,
-            policy: self.online.policy(),
-            placements: &self.placements,
-            batch,
-            charges: &charges,
-            coverage: Coverage::Full,
-        }
-        .evaluate(recorder);
+        let mut timing = self.evaluation(batch, &charges).evaluate(recorder);
         self.online.remember(std::mem::take(&mut timing.loads));
         let most = |of: fn(&Charge) -> Seconds| charges.iter().map(of).fold(Seconds::ZERO, Seconds::max);
         Iteration {
@@ -115,6 +110,24 @@ impl<'a> Run<'a> {
             loss: None,
             predicted: None,
             timing,
+        }
+    }
+
+    /// Bytes of rows from rank to rank, `[from][to]`, if experts stand where they do now: see [`Evaluation::exchanged`].
+    pub fn exchanged(&self, batch: &BatchCounts) -> Vec<Vec<Bytes>> {
+        self.evaluation(batch, &vec![Charge::default(); self.plan.pp]).exchanged()
+    }
+
+    fn evaluation<'e>(&'e self, batch: &'e BatchCounts, charges: &'e [Charge]) -> Evaluation<'e> {
+        Evaluation {
+            job: self.job,
+            plan: &self.plan,
+            costs: self.costs,
+            policy: self.online.policy(),
+            placements: &self.placements,
+            batch,
+            charges,
+            coverage: Coverage::Full,
         }
     }
 

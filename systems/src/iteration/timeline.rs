@@ -150,22 +150,46 @@ impl Activity {
     }
 }
 
-/// Spans that somebody wants to see, or nothing. Spans of one rank's stream come in order.
-pub(super) struct Recorder(Option<Vec<Span>>);
+/// Whose spans are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Watch {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// Those of these global ranks.
+    Ranks(Vec<usize>),
+    /// Those of all.
+    Everybody,
+}
+
+impl Watch {
+    #[inline]
+    fn sees(&self, rank: usize) -> bool {
+        match self {
+            Watch::Nobody => false,
+            Watch::Ranks(ranks) => ranks.contains(&rank),
+            Watch::Everybody => true,
+        }
+    }
+}
+
+/// Spans that somebody wants to see. Spans of one rank's stream come in order.
+pub(super) struct Recorder {
+    watch: Watch,
+    spans: Vec<Span>,
+}
 
 impl Recorder {
-    /// Keeps spans if `on`.
-    pub(super) fn new(on: bool) -> Self {
-        Self(on.then(Vec::new))
+    /// Keeps spans of whom `watch` sees.
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { watch, spans: Vec::new() }
     }
 
     /// Keeps a span, unless it takes no time.
     #[inline]
     pub(super) fn record(&mut self, span: Span) {
-        if let Some(spans) = &mut self.0
-            && span.end > span.start
-        {
-            spans.push(span);
+        if self.watch.sees(span.rank) && span.end > span.start {
+            self.spans.push(span);
         }
     }
 
@@ -186,16 +210,18 @@ impl Recorder {
 
     /// Takes the spans of another.
     pub(super) fn append(&mut self, other: Self) {
-        if let (Some(spans), Some(others)) = (&mut self.0, other.0) {
-            spans.extend(others);
-        }
+        self.spans.extend(other.spans);
+    }
+
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     pub(super) fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.watch != Watch::Nobody
     }
 
     pub(super) fn into_spans(self) -> Vec<Span> {
-        self.0.unwrap_or_default()
+        self.spans
     }
 }

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use systems::iteration::run::{Failure, Run};
+use systems::iteration::timeline::Watch;
 use systems::plan::routing::JobRouting;
 use systems::{CostModel, Plan};
 use workloads::trace::BatchCounts;
+use workloads::trace::stats::max_over_mean;
 use workloads::{EngineKind, Seconds};
 
+use crate::details;
 use crate::engines::{Engine, Extent};
 use crate::prepare::PreparedRun;
 use crate::records::{Outcome, RunFailure, Status};
@@ -41,17 +44,18 @@ impl Engine for Simulator {
         let mut simulations: Vec<Simulation> =
             runs.iter().zip(&costs).map(|((run, plan), costs)| Simulation::new(run, *plan, costs)).collect();
         for t in 0..extent.iterations {
-            let observed = extent.timelines && t + 1 == extent.iterations;
-            let mut chosen: Vec<(*const JobRouting, BatchCounts)> = Vec::new();
+            let last = t + 1 == extent.iterations;
+            let mut chosen: Vec<(*const JobRouting, Chosen)> = Vec::new();
             for simulation in simulations.iter_mut().filter(|simulation| simulation.outcome.failure.is_none()) {
                 tick();
                 let routing = Arc::as_ptr(simulation.routing);
                 let known = chosen.iter().position(|(of, _)| *of == routing);
                 let index = known.unwrap_or_else(|| {
-                    chosen.push((routing, simulation.routing.iteration(t)));
+                    chosen.push((routing, Chosen::new(simulation.routing.iteration(t))));
                     chosen.len() - 1
                 });
-                simulation.step(&chosen[index].1, observed);
+                let watch = if last { of_last(extent, simulation.world) } else { Watch::Nobody };
+                simulation.step(&chosen[index].1, watch);
             }
         }
         let mut outcomes: Vec<Outcome> = simulations.into_iter().map(|simulation| simulation.outcome).collect();
@@ -68,28 +72,53 @@ fn balanced(run: &PreparedRun, plan: Plan, costs: &CostModel) -> Option<Seconds>
     done.failure.is_none().then_some(done.timing.step)
 }
 
+/// Whom the last iteration is watched of.
+fn of_last(extent: Extent, world: usize) -> Watch {
+    if extent.timelines { Watch::Everybody } else { Watch::Ranks(details::watched(world)) }
+}
+
+/// What a gate chooses in an iteration.
+struct Chosen {
+    batch: BatchCounts,
+    /// `[moe layer]`: load of the busiest expert over the mean load.
+    imbalance: Vec<f64>,
+}
+
+impl Chosen {
+    fn new(batch: BatchCounts) -> Self {
+        let imbalance = (0..batch.layers()).map(|layer| max_over_mean(&batch.loads(layer))).collect();
+        Self { batch, imbalance }
+    }
+}
+
 struct Simulation<'a> {
     run: Run<'a>,
+    /// Its ranks.
+    world: usize,
     routing: &'a Arc<JobRouting<'a>>,
     outcome: Outcome,
 }
 
 impl<'a> Simulation<'a> {
     fn new(run: &'a PreparedRun, plan: Plan, costs: &'a CostModel) -> Self {
-        Self { run: Run::new(&run.job, costs, run.system, plan), routing: &run.routing, outcome: Outcome::default() }
+        let (world, outcome) = (run.job.gpus, Outcome::default());
+        Self { run: Run::new(&run.job, costs, run.system, plan), world, routing: &run.routing, outcome }
     }
 
-    fn step(&mut self, batch: &BatchCounts, observed: bool) {
-        let mut done = if observed {
-            let (done, spans) = self.run.observe(batch);
-            self.outcome.timelines = vec![(EngineKind::Simulated, spans)];
-            done
-        } else {
-            self.run.step(batch)
-        };
+    fn step(&mut self, Chosen { batch, imbalance }: &Chosen, watch: Watch) {
+        let watched = watch != Watch::Nobody;
+        let (mut done, spans) = self.run.watch(batch, watch);
+        self.outcome.imbalance.push(imbalance.clone());
         match done.failure.take() {
-            None => self.outcome.iterations.push(done),
+            None => {
+                self.outcome.iterations.push(done);
+                if watched {
+                    self.outcome.timelines = vec![(EngineKind::Simulated, spans)];
+                    self.outcome.exchanged = self.run.exchanged(batch);
+                }
+            }
             Some(failure) => {
+                self.outcome.memory_at_failure = done.timing.memory;
                 self.outcome.failure = Some(RunFailure { status: status(&failure), reason: failure.to_string() });
             }
         }

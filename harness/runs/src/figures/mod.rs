@@ -42,8 +42,8 @@ pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) ->
 
 /// How the numbers were obtained, and on which routing: its name, how imbalanced it was in the cases that were run, and what
 /// its makers note. Without an imbalance, a trained gate routed.
-pub fn origin(summary: &Summary, traces: &CaseTraces, imbalance: Option<&str>) -> String {
-    let engine = summary.engine().map_or("", EngineKind::label);
+pub fn origin(engine: EngineKind, traces: &CaseTraces, imbalance: Option<&str>) -> String {
+    let engine = engine.label();
     let Some(imbalance) = imbalance else {
         return format!("{engine}, routing by the trained gate, whose imbalance is kept by --record-trace alone");
     };
@@ -80,7 +80,7 @@ pub fn trace_name(trace: &str) -> &str {
 }
 
 /// A system's name in figures.
-fn title(name: &str) -> String {
+pub(crate) fn title(name: &str) -> String {
     systems::by_name(name).map_or(name, |system| system.title()).to_owned()
 }
 
@@ -107,8 +107,8 @@ fn unreached_periods(summary: &Summary) -> String {
     report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
 }
 
-/// What stands beside bars, for a footnote, and how far a cluster's simulation was off where nothing does.
-fn error_notes(summary: &Summary) -> String {
+/// What stands beside bars, and how far a cluster's simulation was off where nothing does, a note each.
+pub(crate) fn notes_on_errors(summary: &Summary) -> Vec<String> {
     let simulated = || summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
     let mut notes: Vec<String> = Vec::new();
     if simulated().any(|row| row.speedup_error.is_some()) {
@@ -144,5 +144,10 @@ fn error_notes(summary: &Summary) -> String {
             notes.push(note);
         }
     }
-    notes.iter().map(|note| format!("; {note}")).collect()
+    notes
+}
+
+/// Those notes, for a footnote.
+fn error_notes(summary: &Summary) -> String {
+    notes_on_errors(summary).iter().map(|note| format!("; {note}")).collect()
 }

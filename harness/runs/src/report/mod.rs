@@ -159,7 +159,7 @@ pub fn unreached_periods(summary: &Summary) -> Vec<String> {
 }
 
 /// Why runs ended early, one line each.
-fn failures(summary: &Summary) -> Vec<String> {
+pub fn failures(summary: &Summary) -> Vec<String> {
     let failed = summary.rows.iter().filter_map(|row| Some((&row.key, row.failure.as_ref()?)));
     failed.map(|(key, failure)| format!("{} {}: {failure}", key.case, key.system)).collect()
 }

@@ -204,6 +204,7 @@ impl Trainer {
                 balanced: None,
                 failure: ended.err().map(|error| RunFailure { status: status(&error), reason: error.to_string() }),
                 timelines: timelines.into_iter().filter(|(_, spans)| extent.timelines && !spans.is_empty()).collect(),
+                ..Outcome::default()
             })
         })
     }

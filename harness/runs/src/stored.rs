@@ -1,0 +1,136 @@
+//! A stored run, read back from its folder alone, whatever version of the program wrote it. What an older version did not keep
+//! is left out, and said.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use workloads::{Published, Suite};
+
+use crate::details::RunDetails;
+use crate::provenance::{Provenance, SuiteFacts};
+use crate::records::{self, MeanPhases, Row, RowsByRun, SCHEMA_VERSION};
+use crate::store::{self, DETAILS};
+use crate::summary::{Summary, model_error};
+
+/// A run that has ended.
+pub struct StoredRun {
+    /// Name of its folder.
+    pub folder: String,
+    pub provenance: Provenance,
+    pub facts: SuiteFacts,
+    pub rows: Vec<Row>,
+    pub phases: MeanPhases,
+    pub details: Vec<RunDetails>,
+    /// Of figures that say more than speedups do: name, and SVG.
+    pub figures: Vec<(String, String)>,
+    pub summary: Summary,
+    /// What the folder does not hold, a line each.
+    pub missing: Vec<String>,
+}
+
+/// Figures that a page cannot draw from the samples as well.
+const FIGURES: &[&str] = &["performance_model", "layers", "adaptive", "loss"];
+
+impl StoredRun {
+    /// Reads a run's folder.
+    ///
+    /// # Errors
+    /// A folder without a run that has ended, or one whose records this program cannot read.
+    pub fn open(root: &Path) -> Result<Self> {
+        let provenance = provenance(root)?;
+        let path = root.join("iterations.parquet");
+        ensure!(path.exists(), "{}: not there: the run has not ended: start it again to go on", path.display());
+        let readable = || {
+            let (version, last) = (provenance.schema_version, SCHEMA_VERSION);
+            format!("{}: columns of version {version}, this program reads up to {last}", path.display())
+        };
+        let rows = records::from_frame(&store::read_parquet(&path)?).with_context(readable)?;
+        ensure!(!rows.is_empty(), "{}: expected at least one row", path.display());
+        let mut missing = Vec::new();
+        let facts = facts(&provenance, &rows, &mut missing);
+        let phases = match root.join("spans.parquet") {
+            path if path.exists() => records::mean_phases(&store::read_parquet(&path)?, facts.warmup)
+                .with_context(|| format!("{}", path.display()))?,
+            _ => {
+                missing.push("no spans.parquet: where time goes is left out".to_owned());
+                MeanPhases::default()
+            }
+        };
+        let details = details(root, &mut missing)?;
+        let summary = summary(&rows, &facts, &details)?;
+        let folder =
+            fs::canonicalize(root).ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        let folder = folder.unwrap_or_default();
+        Ok(Self { folder, facts, rows, phases, details, figures: figures(root)?, summary, missing, provenance })
+    }
+
+    /// Details of a system on a case: of the first seed that has some.
+    pub fn details_of(&self, case: &str, system: &str) -> Option<&RunDetails> {
+        self.details.iter().find(|details| details.case == case && details.system == system)
+    }
+}
+
+fn provenance(root: &Path) -> Result<Provenance> {
+    let path = root.join("run.json");
+    let what = || format!("{}: expected what `moebench run` or `moebench train` writes", path.display());
+    let text = fs::read_to_string(&path).with_context(what)?;
+    serde_json::from_str(&text).with_context(what)
+}
+
+/// What the suite says of itself; of a version that did not keep it, what a suite of the same name says today.
+fn facts(provenance: &Provenance, rows: &[Row], missing: &mut Vec<String>) -> SuiteFacts {
+    if let Some(facts) = &provenance.suite {
+        return facts.clone();
+    }
+    let inputs = &provenance.inputs;
+    let known = Suite::named("report", &inputs.suite).ok();
+    let systems = || rows.iter().map(|row| &row.key.system);
+    let baseline = known.as_ref().map(|suite| &suite.baseline).filter(|name| systems().any(|system| system == *name));
+    let facts = SuiteFacts {
+        description: known.as_ref().map_or_else(String::new, |suite| suite.description.clone()),
+        baseline: baseline.or(systems().next()).cloned().unwrap_or_default(),
+        warmup: known.as_ref().map_or(0, |suite| suite.warmup.min(inputs.iterations.saturating_sub(1))),
+        origin: format!("{}, routing: {}", provenance.engine.label(), inputs.trace),
+        differences: Vec::new(),
+    };
+    let whence = if known.is_some() { "as the suite of that name has them today" } else { "assumed" };
+    missing.push(format!(
+        "run.json, of an older version, does not state the suite: speedups over {} and a warm-up of {} iterations are {whence}; \
+         whether a system trained something else than its case says is not known",
+        facts.baseline, facts.warmup
+    ));
+    facts
+}
+
+fn details(root: &Path, missing: &mut Vec<String>) -> Result<Vec<RunDetails>> {
+    let path = root.join(DETAILS);
+    if !path.exists() {
+        missing
+            .push(format!("no {DETAILS}: memory of each rank, routing over time, traffic and timelines are left out"));
+        return Ok(Vec::new());
+    }
+    store::read_details(&path)
+}
+
+fn figures(root: &Path) -> Result<Vec<(String, String)>> {
+    let path = |name: &str| root.join("figures").join(format!("{name}.svg"));
+    let there = FIGURES.iter().filter(|name| path(name).exists());
+    let read = |name: &&str| {
+        let path = path(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        Ok(((*name).to_owned(), text))
+    };
+    there.map(read).collect()
+}
+
+fn summary(rows: &[Row], facts: &SuiteFacts, details: &[RunDetails]) -> Result<Summary> {
+    let mut summary = Summary::new(&RowsByRun::new(rows), &facts.baseline, facts.warmup);
+    summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
+    let cluster = |case: &str| rows.iter().find(|row| row.key.case == case).map(|row| row.key.cluster.clone());
+    let usable: BTreeMap<String, f64> =
+        details.iter().filter_map(|run| Some((cluster(&run.case)?, run.memory_limit))).collect();
+    summary.mark_extrapolations(&usable);
+    Ok(summary)
+}
