@@ -107,8 +107,8 @@ fn unreached_periods(summary: &Summary) -> String {
     report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
 }
 
-/// What stands beside bars, and how far a cluster's simulation was off where nothing does, a note each.
-pub(crate) fn notes_on_errors(summary: &Summary) -> Vec<String> {
+/// What stands beside bars, for a footnote, and how far a cluster's simulation was off where nothing does.
+fn error_notes(summary: &Summary) -> String {
     let simulated = || summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
     let mut notes: Vec<String> = Vec::new();
     if simulated().any(|row| row.speedup_error.is_some()) {
@@ -144,10 +144,5 @@ pub(crate) fn notes_on_errors(summary: &Summary) -> Vec<String> {
             notes.push(note);
         }
     }
-    notes
-}
-
-/// Those notes, for a footnote.
-fn error_notes(summary: &Summary) -> String {
-    notes_on_errors(summary).iter().map(|note| format!("; {note}")).collect()
+    notes.iter().map(|note| format!("; {note}")).collect()
 }

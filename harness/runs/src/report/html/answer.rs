@@ -8,7 +8,8 @@ use systems::price::ledger::{Ledger, Phase};
 use crate::figures;
 use crate::report::html::cases::Labels;
 use crate::stored::StoredRun;
-use crate::summary::{Summary, SummaryRow};
+use crate::summary::model_error::ClusterError;
+use crate::summary::{ModelError, Summary, SummaryRow};
 
 /// Sentences, and a line per case.
 pub(super) struct Answer {
@@ -203,20 +204,55 @@ fn certainty(run: &StoredRun, podiums: &[Podium]) -> Vec<String> {
             most * 100.0
         ));
     }
-    let how = run.provenance.engine.label();
-    if summary.is_trained() {
-        sentences.push(format!("Times are {how}."));
-    } else {
-        let notes = figures::notes_on_errors(summary);
-        let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
-        sentences.push(format!("Times are {how}{notes}."));
-    }
+    sentences.push(model_error(run));
     let extrapolated = summary.rows.iter().filter(|row| row.extrapolated.is_some()).count();
     if extrapolated > 0 {
         let ended = summary.rows.iter().filter(|row| row.step.is_some()).count();
         sentences.push(format!("{extrapolated} of {ended} times are extrapolated: unlike all that was measured."));
     }
     sentences
+}
+
+/// How the times were obtained, and how far simulated ones are from measurements.
+fn model_error(run: &StoredRun) -> String {
+    let mut sentence = format!("Times are {}", run.provenance.engine.label());
+    let simulated = || run.summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
+    let of_runs: Vec<f64> = simulated()
+        .filter_map(|row| match row.model_error {
+            Some(ModelError::Run(error)) => Some(error * 100.0),
+            _ => None,
+        })
+        .collect();
+    if let (Some(low), Some(high)) =
+        (of_runs.iter().copied().reduce(f64::min), of_runs.iter().copied().reduce(f64::max))
+    {
+        let count = of_runs.len();
+        sentence += &format!("; {count} of them were measured as they ran here, and are {low:+.0}% to {high:+.0}% off");
+    }
+    let mut clusters: Vec<&ClusterError> = Vec::new();
+    for row in simulated() {
+        if let Some(ModelError::Cluster(error)) = &row.model_error
+            && !clusters.contains(&error)
+        {
+            clusters.push(error);
+        }
+    }
+    for error in clusters {
+        sentence += &format!(
+            "; on {} {} {} {} are {:.0}% off at the median, {:.0}% at most",
+            error.cluster,
+            error.measurements,
+            error.part.plural(),
+            error.measured.clause(),
+            error.median * 100.0,
+            error.max * 100.0
+        );
+    }
+    let unknown = simulated().filter(|row| row.model_error.is_none()).count();
+    if unknown > 0 {
+        sentence += &format!("; of {unknown} nothing like it was measured: their error is unknown");
+    }
+    sentence + "."
 }
 
 /// Runs that did not end, by why.

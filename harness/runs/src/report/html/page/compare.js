@@ -53,7 +53,7 @@ function bar(entry, top, x, left) {
   } else {
     parts.push(rect(left, middle - BAR / 2, x(value) - left, BAR, { fill: fillOf(entry.system), class: "bar" }));
     let end = x(value);
-    if (spread) {
+    if (spread && entry.system.name !== chosen.reference) {
       parts.push(svg("path", { class: "whisker", d: whisker(x(spread[0]), x(spread[1]), middle) }));
       end = Math.max(end, x(spread[1]));
     }
