@@ -207,7 +207,7 @@ fn folders_of_others() {
     for name in ["iterations.parquet", "spans.parquet", "cases/x.parquet"] {
         check(arguments, &[(name, "not ours")], &["holds another run", "choose another --out, or --overwrite"]);
     }
-    check(arguments, &[("run.json", "{}")], &["holds another run", "no run.json that states these inputs"]);
+    check(arguments, &[("run.json", "{}")], &["holds another run", "no run.json states what"]);
     check("run smoke --trace trace.parquet --out trace.parquet", &[], &["trace.parquet/run.json: cannot be written"]);
 }
 

@@ -255,6 +255,7 @@ fn the_top_level_is_the_one_that_was_asked_for() {
         "Cargo.lock",
         "Cargo.toml",
         "Dockerfile",
+        "GUIDE.md",
         "LICENSE",
         "README.md",
         "harness",

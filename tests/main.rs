@@ -30,6 +30,8 @@ mod cli;
 mod models;
 // Recordings of other tools, workloads and skews as traces.
 mod traces;
+// Stored runs: compared, joined from shards, and where they go.
+mod stored;
 // Cases of one's own: sweeps, changed fields, plans by rank.
 mod sweeps;
 // What comes with moebench shown, begun from and described to editors.

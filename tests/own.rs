@@ -51,7 +51,7 @@ fn what_is_new_runs_as_it_is() {
         folder.refuse(&format!("new {kind} my-{kind}"), &[&format!("my-{kind}.toml: is there already")]);
     }
     folder.succeed("run my-suite.toml --trace trace.parquet --iterations 3 --set model=my-model.toml --set cluster=my-cluster.toml");
-    assert!(folder.text("results/my-suite/summary.csv").contains("my-model.my-cluster.8.no-drop"));
+    assert!(folder.text("results/latest/summary.csv").contains("my-model.my-cluster.8.no-drop"));
     for (kind, like) in [("suite", "balance"), ("model", "deepseek-v3"), ("cluster", "pinky")] {
         folder.succeed(&format!("new {kind} x --like {like} --out {kind}-y.toml"));
         folder.succeed(&format!("show {kind} ./{kind}-y.toml"));
@@ -184,4 +184,53 @@ fn schemas_allow_what_readers_read() {
     refused(&clusters, inky, "memory = { value = 8e10,", "memory = { val = 8e10,", "memory: ");
     let tiny = workloads::Model::text("test", "gpt-tiny").unwrap();
     refused(&models, tiny, "[gpt]", "[bert]", "oneOf");
+}
+
+/// Whatever reads the program instead of a person: JSON, shells, `man`.
+#[test]
+fn programs_can_read_it() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let json = |arguments: &str| -> Value { serde_json::from_str(&folder.succeed(arguments)).unwrap() };
+    let lists = json("list --json");
+    assert_eq!(lists["systems"].as_array().unwrap().len(), systems::ALL.len());
+    let tiny = lists["models"].as_array().unwrap().iter().find(|model| model["model"] == "gpt-tiny").unwrap();
+    assert_eq!((tiny["experts"].as_f64(), tiny["blocks"].as_f64()), (Some(8.0), Some(4.0)));
+    let plan = "plan --model gpt-tiny --cluster inky --gpus 8 --trace trace.parquet --top 7";
+    let plans = json(&format!("{plan} --json"));
+    let (rows, shown) = (plans["plans"].as_array().unwrap(), folder.succeed(plan));
+    assert_eq!(rows.len(), 7);
+    assert!(rows.iter().all(|row| shown.contains(row["plan"].as_str().unwrap())), "{shown}");
+    let steps: Vec<f64> = rows.iter().map(|row| row["step_s"].as_f64().unwrap()).collect();
+    assert!(steps.is_sorted() && rows[0]["phases_s"]["experts"].as_f64().unwrap() > 0.0);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = folder.succeed(&format!("completions {shell}"));
+        assert!(script.contains("fail-above") && script.contains("dry-run"), "{shell}");
+    }
+    assert!(folder.succeed("man").starts_with(".ie") || folder.succeed("man").contains(".TH moebench"));
+    folder.succeed("man --out pages");
+    assert!(folder.text("pages/moebench-run.1").contains("shard"));
+}
+
+#[test]
+fn help_is_short_and_long_and_has_examples() {
+    let folder = Folder::new();
+    let (short, long) = (folder.succeed("run -h"), folder.succeed("run --help"));
+    assert!(long.contains("--master-addr") && !short.contains("--master-addr"), "{short}");
+    for command in ["", "run", "plan", "compare"] {
+        let said = folder.succeed(&format!("{command} --help"));
+        assert!(said.contains("Examples:\n  moebench ") && !said.contains('\u{1b}'), "{said}");
+    }
+}
+
+/// A run in which nothing ran is no success.
+#[test]
+fn a_run_of_failures_fails() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("small.toml", &crate::support::cluster_toml(8, &[("memory", 0.01e9)]));
+    let ran = folder.moebench("run smoke --trace trace.parquet --iterations 3 --set cluster=small.toml --out out");
+    assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("error: no system ran any case to its end; the first: oom"), "{}", ran.stderr);
+    assert!(folder.text("out/summary.csv").contains(",oom,"), "its rows are there");
 }

@@ -2,20 +2,29 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, calibrate, claims, doctor, import_model, list, new, plan, report, run, show, trace, train, validate,
+    bench, calibrate, claims, compare, doctor, import_model, list, merge, new, plan, report, run, shell, show, trace,
+    train, validate,
 };
 use crate::failure::Failure;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
 #[derive(Parser)]
-#[command(name = "moebench", version, about, arg_required_else_help = true)]
+#[command(name = "moebench", version, about, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  moebench run smoke                         a first run, a second long
+  moebench new suite mine                    a suite of your own, with comments, that runs as it is
+  moebench run mine.toml --set gpus='[8, 16]' --dry-run
+  moebench compare results/mine results/latest --fail-above 5%
+  moebench report results/latest             its page again, from the stored files alone";
 
 #[derive(Subcommand)]
 enum Command {
@@ -25,6 +34,10 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Write the page of stored runs, side by side, from their folders alone
     Report(report::ReportArgs),
+    /// Compare two stored runs, case by case and system by system, and fail where one is slower; or hold one against bands
+    Compare(compare::CompareArgs),
+    /// Join runs of a suite's shards to the run of the whole suite
+    Merge(merge::MergeArgs),
     /// Show the offline search of one case: every plan, ranked, or why it was rejected
     Plan(plan::PlanArgs),
     /// Make, convert and examine routing traces
@@ -51,6 +64,10 @@ enum Command {
     /// Write a suite, model, cluster or system to begin from
     #[command(subcommand)]
     New(new::NewCommand),
+    /// Print what a shell needs to complete commands: source <(moebench completions bash)
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write one for every command
+    Man(shell::ManArgs),
     /// Say what this machine has and lacks: libtorch, GPUs, NCCL, launcher
     Doctor,
 }
@@ -61,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Trace(command) => trace::run(&command),
         Command::Validate(command) => validate::run(&command),
@@ -71,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::run(&args),
         Command::Show(command) => show::run(&command),
         Command::New(command) => new::run(&command),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, Cli::command()),
         Command::Doctor => doctor::run(),
     };
     let Err(failure) = result else { return ExitCode::SUCCESS };

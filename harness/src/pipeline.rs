@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use workloads::{EngineKind, Published, Suite};
 
 use crate::failure::{Failure, OrFail};
-use crate::output;
+use crate::{output, progress};
 use runs::engines::{Engine, Extent, Session};
 use runs::figures;
 use runs::machine::Memory;
+use runs::part::Shard;
 use runs::prepare::{self, PreparedCase};
 use runs::provenance::{self, Inputs, Provenance, SuiteFacts};
 use runs::records::{Row, RowsByRun};
@@ -30,6 +30,8 @@ pub struct RunRequest<'a> {
     pub suite: Suite,
     /// What errors call the suite: its file, or its name.
     pub file: String,
+    /// Which part of the suite's cases the request is for, where it is not all.
+    pub shard: Option<Shard>,
     /// What the gates of each case choose.
     pub traces: &'a CaseTraces,
     /// Whether that is so also where models are trained.
@@ -85,15 +87,44 @@ pub fn sample(request: &RunRequest) -> Result<Sampled, Failure> {
     sampled(request, request.session.engine(), &cases, request.inputs(&cases))
 }
 
+/// What a request's records follow from.
+///
+/// # Errors
+/// Bad input.
+pub fn inputs(request: &RunRequest) -> Result<Inputs, Failure> {
+    Ok(request.inputs(&request.cases()?))
+}
+
+/// Lets `fill` put cases that were run elsewhere into the folder of a request, unless its run has ended.
+///
+/// # Errors
+/// Bad input, a folder of another run, or what `fill` says.
+pub fn fill(request: &RunRequest, fill: &dyn Fn(&Store, &RunRequest) -> Result<()>) -> Result<(), Failure> {
+    let cases = request.cases()?;
+    let (store, _) = open(request, request.session.engine(), &cases, request.inputs(&cases))?;
+    let ended = store.finished().or_run()?.is_some();
+    if ended { Ok(()) } else { fill(&store, request).or_run() }
+}
+
+/// The request's folder, and what it says of the suite.
+fn open(
+    request: &RunRequest,
+    engine: &dyn Engine,
+    cases: &[PreparedCase],
+    inputs: Inputs,
+) -> Result<(Store, SuiteFacts), Failure> {
+    let facts = request.facts(engine.kind(), cases);
+    let provenance = Provenance { suite: Some(facts.clone()), ..Provenance::new(engine.kind(), inputs) };
+    Ok((Store::open(&request.out, &provenance, request.overwrite).or_input()?, facts))
+}
+
 fn sampled(
     request: &RunRequest,
     engine: &dyn Engine,
     cases: &[PreparedCase],
     inputs: Inputs,
 ) -> Result<Sampled, Failure> {
-    let facts = request.facts(engine.kind(), cases);
-    let provenance = Provenance { suite: Some(facts.clone()), ..Provenance::new(engine.kind(), inputs) };
-    let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
+    let (store, facts) = open(request, engine, cases, inputs)?;
     let finished = finished(request, cases, &store).or_run()?;
     let read_back = finished.is_some();
     let rows = finished.map_or_else(|| run(request, engine, cases, &store), Ok).or_run()?;
@@ -175,6 +206,7 @@ impl RunRequest<'_> {
         Inputs {
             program: provenance::program(),
             suite: suite.name.clone(),
+            shard: self.shard.map(|shard| shard.to_string()),
             systems: suite.systems.clone(),
             iterations: suite.iterations,
             seeds: suite.seeds.clone(),
@@ -193,21 +225,12 @@ fn finished(request: &RunRequest, cases: &[PreparedCase], store: &Store) -> Resu
 /// The rows of a run that is done now as far as it is missing.
 fn run(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store: &Store) -> Result<Vec<Row>> {
     let runs: usize = cases.iter().map(|case| case.runs.len()).sum();
-    let progress = progress_bar((runs * request.suite.iterations) as u64);
-    let runner = Runner { engine, extent: request.extent(), store, progress: &progress };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads.unwrap_or(0)).build()?;
-    pool.install(|| runner.run(cases))?;
-    progress.finish_and_clear();
+    progress::shown((runs * request.suite.iterations) as u64, |progress| {
+        let runner = Runner { engine, extent: request.extent(), store, progress };
+        pool.install(|| runner.run(cases))
+    })?;
     store.join(&cases.iter().map(PreparedCase::id).collect::<Vec<_>>())
-}
-
-/// A bar on a terminal; elsewhere it is hidden, and the runner writes a line per finished case instead.
-fn progress_bar(length: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(4));
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} iterations  {elapsed} of ~{duration}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<Summary> {
@@ -277,8 +300,13 @@ impl Shown<'_> {
         Ok(())
     }
 
-    /// The first run that broke down, as an error.
+    /// The first run that broke down, or that none has a time, as an error.
     fn broken(&self) -> Option<anyhow::Error> {
+        if self.summary.rows.iter().all(|row| row.failure.is_some()) {
+            let reason = self.summary.rows.first().and_then(|row| row.failure.as_ref());
+            let reason = reason.map_or(String::new(), |failure| format!("; the first: {failure}"));
+            return Some(anyhow!("no system ran any case to its end{reason}"));
+        }
         self.summary.rows.iter().find_map(|row| {
             let failure = row.failure.as_ref().filter(|failure| failure.status.is_breakdown())?;
             Some(anyhow!("{} {}: {failure}", row.key.case, row.key.system))

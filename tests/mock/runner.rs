@@ -97,6 +97,7 @@ fn a_finished_run_is_said_to_be_read_back() {
     let request = || RunRequest {
         suite: suite(),
         file: "test".to_owned(),
+        shard: None,
         traces: &traces,
         replay: false,
         session: Session::Leader(Box::new(MockEngine::default())),

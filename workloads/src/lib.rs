@@ -3,6 +3,7 @@
 //! Values in, values out: nothing here opens a file, reads a clock or the environment. TOML data lies beside the code
 //! and is embedded at build time; text and bytes of other files are handed in by the caller.
 
+pub mod bands;
 pub mod change;
 pub mod cluster;
 pub mod csv_file;

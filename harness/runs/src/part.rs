@@ -1,6 +1,7 @@
-//! Which part of a suite's cases is meant: those whose ids a pattern fits.
+//! Which part of a suite's cases is meant: those whose ids a pattern fits, or a shard of several.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::str::FromStr;
 
 use workloads::{Case, Suite};
@@ -40,6 +41,59 @@ pub fn keep(suite: &mut Suite, patterns: &[Pattern]) {
     suite.cases.retain(|case| patterns.is_empty() || fits(case));
 }
 
+/// One of several equal parts of a suite: every so manieth case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// From 1.
+    pub number: usize,
+    pub of: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match numbers {
+            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err(format!("`{text}`: expected I/N with I from 1 to N, for example 2/4")),
+        }
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+impl Shard {
+    /// That of a task of a Slurm job array, from the values of `SLURM_ARRAY_TASK_ID`, `_MIN`, `_MAX` and `_STEP`.
+    ///
+    /// # Errors
+    /// One that is no number, or not there.
+    pub fn of_array(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let read = |name: &str| {
+            let name = format!("SLURM_ARRAY_TASK_{name}");
+            let value = variable(&name).and_then(|value| value.parse::<usize>().ok());
+            value.ok_or_else(|| format!("{name}: expected a number, as Slurm sets it in a job array"))
+        };
+        let (id, least, most) = (read("ID")?, read("MIN")?, read("MAX")?);
+        let step = read("STEP").unwrap_or(1).max(1);
+        let number = |id: usize| id.saturating_sub(least) / step + 1;
+        Ok(Self { number: number(id), of: number(most) })
+    }
+
+    /// Keeps its cases.
+    pub fn keep(self, suite: &mut Suite) {
+        let mut index = 0;
+        suite.cases.retain(|_| {
+            index += 1;
+            (index - 1) % self.of == self.number - 1
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +108,35 @@ mod tests {
         for pattern in ["pinky", "inky*", "*inky", "gpt*inky", "*16*inky*", "gpt-tiny.inky.16.no-drop*no-drop"] {
             assert!(!fits(pattern), "{pattern}");
         }
+    }
+
+    #[test]
+    fn shards_take_turns() {
+        let of = |shard: &str| {
+            let mut suite = Suite::named("test", "paper-gpt").unwrap();
+            shard.parse::<Shard>().unwrap().keep(&mut suite);
+            suite.cases.iter().map(Case::id).collect::<Vec<_>>()
+        };
+        let (whole, parts) = (of("1/1"), [of("1/3"), of("2/3"), of("3/3")]);
+        assert!(whole.len() > 6 && parts.concat().len() == whole.len());
+        assert!(whole.iter().enumerate().all(|(index, id)| parts[index % 3][index / 3] == *id));
+        for bad in ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_task_of_an_array_is_a_shard() {
+        let of = |id, least, most, step| {
+            Shard::of_array(|name| {
+                let values = [("ID", id), ("MIN", least), ("MAX", most), ("STEP", step)];
+                let value = values.iter().find(|(end, _)| name.ends_with(end)).map(|(_, value): &(_, &str)| value);
+                value.filter(|value| !value.is_empty()).map(|value| (*value).to_owned())
+            })
+        };
+        assert_eq!(of("0", "0", "3", "1").unwrap().to_string(), "1/4");
+        assert_eq!(of("7", "1", "7", "2").unwrap().to_string(), "4/4");
+        assert_eq!(of("2", "1", "3", "").unwrap().to_string(), "2/3");
+        assert!(of("", "1", "3", "1").unwrap_err().starts_with("SLURM_ARRAY_TASK_ID: expected a number"));
     }
 }

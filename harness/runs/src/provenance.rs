@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use workloads::EngineKind;
@@ -52,6 +54,9 @@ pub struct Inputs {
     /// Version of this program and hash of its executable.
     pub program: String,
     pub suite: String,
+    /// Which part of the suite's cases, `I/N`, where it is not all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
     /// Systems, in order.
     pub systems: Vec<String>,
     pub iterations: usize,
@@ -59,6 +64,36 @@ pub struct Inputs {
     pub trace: String,
     /// SHA-256 of suite, models, clusters and trace.
     pub hashes: BTreeMap<String, String>,
+}
+
+impl Inputs {
+    /// What `now` has otherwise, a phrase each: `iterations = 5, now 30`.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let mut said = Vec::new();
+        let mut field = |name: &str, old: String, new: String| {
+            said.extend((old != new).then(|| format!("{name} = {old}, now {new}")));
+        };
+        field("suite", self.suite.clone(), now.suite.clone());
+        field("systems", self.systems.join(","), now.systems.join(","));
+        field("iterations", self.iterations.to_string(), now.iterations.to_string());
+        field("seeds", format!("{:?}", self.seeds), format!("{:?}", now.seeds));
+        let shard = |inputs: &Self| inputs.shard.clone().unwrap_or_else(|| "the whole suite".to_owned());
+        field("shard", shard(self), shard(now));
+        field("trace", self.trace.clone(), now.trace.clone());
+        // A suite's hash covers the fields above: it is worth a word where they are the same.
+        let told = !said.is_empty();
+        for name in self.hashes.keys().chain(now.hashes.keys().filter(|name| !self.hashes.contains_key(*name))) {
+            match (self.hashes.get(name), now.hashes.get(name)) {
+                (Some(old), Some(new)) if old == new => {}
+                _ if told && name.starts_with("suite ") => {}
+                (Some(_), Some(_)) => said.push(format!("{name} says something else")),
+                (Some(_), None) => said.push(format!("{name}, now none")),
+                (None, _) => said.push(format!("{name} is new")),
+            }
+        }
+        said.extend((self.program != now.program).then(|| "the program was built again".to_owned()));
+        said
+    }
 }
 
 impl Provenance {
@@ -77,6 +112,17 @@ impl Provenance {
             suite: None,
         }
     }
+}
+
+/// Reads a folder's `run.json`.
+///
+/// # Errors
+/// One that cannot be read, or is no such thing.
+pub fn read(root: &Path) -> Result<Provenance> {
+    let path = root.join("run.json");
+    let what = || format!("{}: expected what `moebench run` or `moebench train` writes", path.display());
+    let text = fs::read_to_string(&path).with_context(what)?;
+    serde_json::from_str(&text).with_context(what)
 }
 
 /// SHA-256 of bytes, as hexadecimal digits.

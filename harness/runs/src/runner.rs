@@ -45,11 +45,7 @@ impl Runner<'_> {
             // Before the frames, which mark a case as finished.
             self.store.write_timelines(&id, &records)?;
         }
-        self.store.write_case(&id, &records)?;
-        if self.progress.is_hidden() {
-            eprintln!("{id}: done");
-        }
-        Ok(())
+        self.store.write_case(&id, &records)
     }
 
     /// A record of every run of a case; one without a plan is not run.

@@ -9,12 +9,12 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use chart::Figure;
 use polars::prelude::{CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
 
 use crate::details::{self, RunDetails};
-use crate::provenance::Provenance;
+use crate::provenance::{self, Provenance};
 use crate::records::{self, Row, RunRecord};
 use crate::timeline::{self, Timeline};
 
@@ -33,17 +33,15 @@ impl Store {
     /// When it holds another run and `overwrite` is not set, or cannot be written.
     pub fn open(root: &Path, provenance: &Provenance, overwrite: bool) -> Result<Self> {
         let store = Self { root: root.to_owned() };
-        let stated = store.path("run.json");
-        let same = fs::read_to_string(&stated)
-            .ok()
-            .and_then(|text| serde_json::from_str::<Provenance>(&text).ok())
-            .is_some_and(|old| old.inputs == provenance.inputs);
+        let old = provenance::read(root).ok();
+        let same = old.as_ref().is_some_and(|old| old.inputs == provenance.inputs);
         let used = ["run.json", "cases", "iterations.parquet", "spans.parquet"].map(|name| store.path(name).exists());
         if used.contains(&true) && !same && !overwrite {
-            bail!(
-                "{}: holds another run (no run.json that states these inputs): choose another --out, or --overwrite",
-                root.display()
-            );
+            let differs = match old {
+                Some(old) => old.inputs.differences(&provenance.inputs).join("; "),
+                None => "no run.json states what".to_owned(),
+            };
+            bail!("{}: holds another run ({differs}): choose another --out, or --overwrite", root.display());
         }
         if overwrite || !same {
             store.clear()?;
@@ -154,6 +152,31 @@ impl Store {
         records::from_frame(&iterations)
     }
 
+    /// Takes over cases, `(id, case, seed)`, of another folder's run that has ended, as if they had been run here.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn take_cases(&self, from: &Path, cases: &[(String, String, u64)]) -> Result<()> {
+        let other = Self { root: from.to_owned() };
+        let [iterations, spans] =
+            ["iterations", "spans"].map(|kind| read_parquet(&other.path(&format!("{kind}.parquet"))));
+        let (iterations, spans, details) = (iterations?, spans?, read_details(&other.path(DETAILS))?);
+        for (id, case, seed) in cases {
+            write_parquet(&self.case_path(id, "iterations"), &mut rows_of(&iterations, case, *seed)?)?;
+            let own = details.iter().filter(|run| run.case == *case && run.seed == *seed).cloned().collect();
+            write_text(&self.details_path(id), &details::to_json(own)?)?;
+            if other.has_timelines(id) {
+                for entry in fs::read_dir(other.timelines_path(id))? {
+                    let (path, to) = (entry?.path(), self.timelines_path(id));
+                    let name = path.file_name().unwrap_or_default();
+                    write_atomically(&to.join(name), |file| Ok(file.write_all(&fs::read(&path)?)?))?;
+                }
+            }
+            write_parquet(&self.case_path(id, "spans"), &mut rows_of(&spans, case, *seed)?)?;
+        }
+        Ok(())
+    }
+
     fn join_details(&self, ids: &[String]) -> Result<()> {
         let mut all = Vec::new();
         for id in ids {
@@ -215,6 +238,19 @@ impl Store {
 pub fn read_details(path: &Path) -> Result<Vec<RunDetails>> {
     let text = fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     details::from_json(&text).with_context(|| format!("{}", path.display()))
+}
+
+/// The rows of a case and seed, which stand together.
+fn rows_of(frame: &DataFrame, case: &str, seed: u64) -> Result<DataFrame> {
+    let (cases, seeds) = (frame.column("case")?.str()?, frame.column("seed")?.u64()?);
+    let is = |row: &usize| cases.get(*row) == Some(case) && seeds.get(*row) == Some(seed);
+    let rows: Vec<usize> = (0..frame.height()).filter(is).collect();
+    let first = rows.first().copied().unwrap_or(0);
+    ensure!(
+        rows.iter().enumerate().all(|(index, row)| first + index == *row),
+        "{case}: rows that do not stand together"
+    );
+    Ok(frame.slice(first as i64, rows.len()))
 }
 
 /// Reads a Parquet file.

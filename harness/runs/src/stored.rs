@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use workloads::{Published, Suite};
 
 use crate::details::RunDetails;
-use crate::provenance::{Provenance, SuiteFacts};
+use crate::provenance::{self, Provenance, SuiteFacts};
 use crate::records::{self, MeanPhases, Row, RowsByRun, SCHEMA_VERSION};
 use crate::store::{self, DETAILS};
 use crate::summary::{Summary, model_error};
@@ -39,7 +39,7 @@ impl StoredRun {
     /// # Errors
     /// A folder without a run that has ended, or one whose records this program cannot read.
     pub fn open(root: &Path) -> Result<Self> {
-        let provenance = provenance(root)?;
+        let provenance = provenance::read(root)?;
         let path = root.join("iterations.parquet");
         ensure!(path.exists(), "{}: not there: the run has not ended: start it again to go on", path.display());
         let readable = || {
@@ -70,13 +70,6 @@ impl StoredRun {
     pub fn details_of(&self, case: &str, system: &str) -> Option<&RunDetails> {
         self.details.iter().find(|details| details.case == case && details.system == system)
     }
-}
-
-fn provenance(root: &Path) -> Result<Provenance> {
-    let path = root.join("run.json");
-    let what = || format!("{}: expected what `moebench run` or `moebench train` writes", path.display());
-    let text = fs::read_to_string(&path).with_context(what)?;
-    serde_json::from_str(&text).with_context(what)
 }
 
 /// What the suite says of itself; of a version that did not keep it, what a suite of the same name says today.

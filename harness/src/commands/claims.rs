@@ -51,6 +51,7 @@ fn test(args: &ClaimsArgs, name: &str, traces: &CaseTraces) -> Result<Tested, Fa
     let suite = Suite::named("claims", name).or_input()?;
     let begun = Instant::now();
     let request = RunRequest {
+        shard: None,
         suite,
         file: name.to_owned(),
         traces,

@@ -3,13 +3,16 @@
 pub mod bench;
 pub mod calibrate;
 pub mod claims;
+pub mod compare;
 pub mod doctor;
 pub mod import_model;
 pub mod list;
+pub mod merge;
 pub mod new;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod shell;
 pub mod show;
 pub mod trace;
 pub mod train;
@@ -17,6 +20,7 @@ pub mod validate;
 
 use clap::ValueEnum;
 use workloads::error::MOST_EXTENT;
+use workloads::{EngineKind, Suite};
 
 /// Whose plans a system runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,6 +29,18 @@ pub enum PlanRule {
     Own,
     /// Those that SmartMoE's search finds for its programs.
     Searched,
+}
+
+/// Says that an emulated time and the simulated one beside it are of two machines, where the cluster is one that comes with moebench.
+fn note_emulation(engine: EngineKind, suite: &Suite) {
+    let others = suite.cases.iter().find(|case| engine == EngineKind::Emulated && case.cluster.file.is_none());
+    if let Some(case) = others {
+        eprintln!(
+            "emulated: computation is this machine's, the simulated times beside it have that of {}: \
+             `moebench calibrate measure` makes a cluster of this machine",
+            case.cluster
+        );
+    }
 }
 
 /// Refuses a count of none, and one that nothing has so many of.

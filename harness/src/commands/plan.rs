@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use serde_json::{Map, Value, json};
 use systems::plan::search::{self, PerformanceModel};
 use systems::price::ledger::Phase;
 use systems::{Candidate, CostModel, Job, Plan, System};
@@ -19,8 +20,15 @@ use crate::output;
 use runs::part::{self, Pattern};
 use runs::{figures, named, prepare, report, traces};
 
+const EXAMPLES: &str = "\
+Examples:
+  moebench plan --model mixtral-8x7b --cluster h100x8 --gpus 64
+  moebench plan --suite smoke --case 8.no-drop --top 5     a case of a suite; run takes a rank:
+  moebench run smoke --case 8.no-drop --set plans.smartmoe=3";
+
 /// `moebench plan`.
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct PlanArgs {
     /// Model, by name or path
     #[arg(long, required_unless_present = "suite")]
@@ -67,6 +75,9 @@ pub struct PlanArgs {
     /// Rows shown
     #[arg(long, default_value_t = 20)]
     pub top: usize,
+    /// Print JSON, of as many rows
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Samples a GPU and iteration where none are said: what large models are trained with at these scales (Megatron-Bridge's
@@ -109,6 +120,9 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     // What the search looked at: the profiled iterations.
     let imbalance = figures::imbalance(std::iter::once(&routing), part.profile);
     let trace = format!("{}, {imbalance}", trace.name());
+    if args.json {
+        return output::print(as_json(args, case, &trace, &candidates)).or_run();
+    }
     show(args, case, system.name(), &trace, &candidates).or_run()?;
     let best = candidates.iter().find(|candidate| candidate.outcome.is_ok());
     if let Some(reasons) = best.and_then(|best| system.explain(&job, &best.plan)) {
@@ -218,6 +232,30 @@ const SHOWN: [(&str, &[Phase]); 6] = [
     ("bubble", &[Phase::Bubble]),
     ("update", &[Phase::GradientSync, Phase::Optimizer, Phase::Host]),
 ];
+
+fn as_json(args: &PlanArgs, case: &Case, trace: &str, candidates: &[Candidate]) -> String {
+    let row = |(index, candidate): (usize, &Candidate)| match &candidate.outcome {
+        Ok(estimate) => {
+            let seconds = |(name, phases): (&str, &[Phase])| {
+                (name.to_owned(), json!(phases.iter().map(|&phase| estimate.phases.of(phase).0).sum::<f64>()))
+            };
+            let phases: Map<String, Value> = SHOWN.map(seconds).into_iter().collect();
+            json!({
+                "rank": index + 1, "plan": candidate.plan.to_string(), "step_s": estimate.step.0, "phases_s": phases,
+                "peak_bytes": estimate.peak.bytes.0,
+            })
+        }
+        Err(reason) => {
+            json!({ "rank": index + 1, "plan": candidate.plan.to_string(), "rejected": reason.to_string() })
+        }
+    };
+    let rows: Vec<Value> = candidates.iter().enumerate().take(args.top).map(row).collect();
+    let found = candidates.len();
+    format!(
+        "{:#}",
+        json!({ "case": case.id(), "system": args.system, "routing": trace, "found": found, "plans": rows })
+    )
+}
 
 fn table(candidates: &[Candidate], top: usize) -> comfy_table::Table {
     let mut header = vec!["rank", "plan", "step"];

@@ -10,7 +10,8 @@ use workloads::plan::Zero;
 use workloads::suite::{ForcedPlan, SearchSpace, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
-use crate::commands::check_extent;
+use crate::commands::run::folder;
+use crate::commands::{check_extent, note_emulation};
 use crate::failure::{Failure, OrFail};
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
@@ -78,9 +79,9 @@ pub struct TrainArgs {
     /// Iteration of the trace that training begins at [default: its first]
     #[arg(long, value_name = "LABEL")]
     trace_start: Option<u32>,
-    /// Folder for the results
-    #[arg(long, value_name = "DIR", default_value = "results/train")]
-    out: PathBuf,
+    /// Folder for the results [default: results/train-HASH, of all that is asked for; results/latest leads to the last one]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Begin anew where the folder holds another run's results
     #[arg(long)]
     overwrite: bool,
@@ -95,19 +96,27 @@ pub struct TrainArgs {
 /// Bad input before anything runs; after that, a run that did not end well, or what cannot be written.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let suite = suite(args).or_input()?;
+    note_emulation(args.training.under_clock(suite.engine), &suite);
     let session = Session::open(suite.engine, &args.training, &suite).or_input()?;
     let traces = CaseTraces::from(traces::load(args.trace.as_deref()).or_input()?);
-    pipeline::execute(&RunRequest {
+    let otherwise = format!("{suite:?} {:?} {}", args.trace, args.training.what_is_trained());
+    let out = args.out.clone().unwrap_or_else(|| folder::default(&suite.name, &otherwise));
+    let ended = pipeline::execute(&RunRequest {
         file: suite.name.clone(),
+        shard: None,
         suite,
         traces: &traces,
         replay: args.training.replay,
         session,
-        out: args.out.clone(),
+        out: out.clone(),
         overwrite: args.overwrite,
         threads: None,
         timelines: args.timeline,
-    })
+    });
+    if args.out.is_none() && out.exists() && !matches!(ended, Err(Failure::Input(_))) {
+        folder::link_latest(&out);
+    }
+    ended
 }
 
 /// The command line as a suite of one case.

@@ -9,49 +9,49 @@ use workloads::EngineKind;
 #[derive(Args, Clone, Debug)]
 pub struct TrainingArgs {
     /// `wall`: times are measured; `virtual`: ranks share the device, communication takes what the cluster's cost model says
-    #[arg(long, value_enum, default_value = "wall", help_heading = "Training")]
+    #[arg(long, value_enum, default_value = "wall", help_heading = "Training", hide_short_help = true)]
     pub clock: Clock,
     /// Where tensors are: `cpu` or `cuda`
-    #[arg(long, default_value = "cpu", value_name = "DEVICE", help_heading = "Training")]
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", help_heading = "Training", hide_short_help = true)]
     pub device: String,
     /// File of token ids [default: a synthetic language]
-    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    #[arg(long, value_name = "FILE", help_heading = "Training", hide_short_help = true)]
     pub data: Option<PathBuf>,
     /// Kind of those ids: `uint16` or `int32`
-    #[arg(long, default_value = "uint16", value_name = "KIND", help_heading = "Training")]
+    #[arg(long, default_value = "uint16", value_name = "KIND", help_heading = "Training", hide_short_help = true)]
     pub data_type: String,
     /// The routing trace drives the gate
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", hide_short_help = true)]
     pub replay: bool,
     /// Write the gate's choices as a routing trace
-    #[arg(long, value_name = "FILE.parquet", help_heading = "Training")]
+    #[arg(long, value_name = "FILE.parquet", help_heading = "Training", hide_short_help = true)]
     pub record_trace: Option<PathBuf>,
     /// Write checkpoints here, and go on from those that are there
-    #[arg(long, value_name = "DIR", help_heading = "Training")]
+    #[arg(long, value_name = "DIR", help_heading = "Training", hide_short_help = true)]
     pub checkpoint: Option<PathBuf>,
     /// Iterations between checkpoints
-    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "Training")]
+    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "Training", hide_short_help = true)]
     pub checkpoint_every: usize,
     /// Seconds that a rank waits for another
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", help_heading = "Training")]
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", help_heading = "Training", hide_short_help = true)]
     pub timeout: f64,
     /// Ranks are threads, or processes that torchrun, srun or mpirun started [default: `threads`; under a launcher `nccl` on GPUs and `tcp` on CPUs]
-    #[arg(long, value_enum, help_heading = "Processes")]
+    #[arg(long, value_enum, help_heading = "Processes", hide_short_help = true)]
     pub backend: Option<Backend>,
     /// This process among all; the launcher's variables otherwise
-    #[arg(long, value_name = "N", help_heading = "Processes")]
+    #[arg(long, value_name = "N", help_heading = "Processes", hide_short_help = true)]
     pub rank: Option<usize>,
     /// Processes in all
-    #[arg(long, value_name = "N", help_heading = "Processes")]
+    #[arg(long, value_name = "N", help_heading = "Processes", hide_short_help = true)]
     pub world_size: Option<usize>,
     /// This process among those of its machine
-    #[arg(long, value_name = "N", help_heading = "Processes")]
+    #[arg(long, value_name = "N", help_heading = "Processes", hide_short_help = true)]
     pub local_rank: Option<usize>,
     /// Machine of rank 0
-    #[arg(long, value_name = "HOST", help_heading = "Processes")]
+    #[arg(long, value_name = "HOST", help_heading = "Processes", hide_short_help = true)]
     pub master_addr: Option<String>,
     /// Port where rank 0 listens
-    #[arg(long, value_name = "PORT", help_heading = "Processes")]
+    #[arg(long, value_name = "PORT", help_heading = "Processes", hide_short_help = true)]
     pub master_port: Option<u16>,
 }
 
@@ -76,6 +76,17 @@ pub enum Backend {
 }
 
 impl TrainingArgs {
+    /// What of it decides how models are trained, as text.
+    pub fn what_is_trained(&self) -> String {
+        let Self { clock, device, data, data_type, replay, .. } = self;
+        format!("{clock:?} {device} {data:?} {data_type} {replay}")
+    }
+
+    /// Whether models are trained as they are where nothing is said.
+    pub fn is_default(&self) -> bool {
+        self.what_is_trained() == "Wall cpu None uint16 false"
+    }
+
     /// The engine under the clock that was asked for.
     pub fn under_clock(&self, engine: EngineKind) -> EngineKind {
         match (engine, self.clock) {

@@ -1,30 +1,41 @@
 //! `moebench run`: a suite, or a collection of them, from its file to its figures.
 
 mod dry;
+pub(crate) mod folder;
 
 use std::cell::OnceCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail, ensure};
-use clap::Args;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::{Args, Parser};
 use workloads::suite::{Collection, SuiteFile, repeated};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, Change, EngineKind, Suite};
 
-use crate::commands::{PlanRule, check_extent};
+use crate::commands::{PlanRule, check_extent, note_emulation};
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::args::TrainingArgs;
-use runs::part::{self, Pattern};
+use runs::part::{self, Pattern, Shard};
+use runs::provenance::Inputs;
 use runs::report::page;
+use runs::store::Store;
 use runs::traces::CaseTraces;
 use runs::{prepare, store, traces};
 
+const EXAMPLES: &str = "\
+Examples:
+  moebench run paper-gpt --dry-run                             its cases and plans, and how long it would take
+  moebench run mine.toml --case 'gpt*.16.*' --seed 2           some of a suite's cases, under another seed
+  moebench run smoke --set model=mine.toml --set gpus='[8, 16]'
+  moebench run mine.toml --shard 2/4 --out part2               a quarter; then: moebench merge whole part1 part2 part3 part4";
+
 /// `moebench run`.
-#[derive(Args)]
+#[derive(Args, Clone)]
+#[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// A suite by name (see `moebench list`), or the path of a suite's TOML
     suite: String,
@@ -57,7 +68,11 @@ pub struct RunArgs {
     /// Training iterations instead of the suite's
     #[arg(long)]
     iterations: Option<usize>,
-    /// Folder for the results [default: results/SUITE]
+    /// Run one of N equal parts of the cases alone, for `moebench merge` to join; `slurm` takes I and N of the task of a job array
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    shard: Option<Shard>,
+    /// Folder for the results [default: results/SUITE, with a hash where anything is asked for otherwise than the suite has it;
+    /// results/latest leads to the last one]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Begin anew where the folder holds another run's results
@@ -81,22 +96,141 @@ pub struct RunArgs {
 /// Bad input before anything runs; after that, what cannot be written.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let file = prepare::suite_file(&args.suite, &changes(args)).or_input()?;
-    let out = |name: &str| args.out.clone().unwrap_or_else(|| PathBuf::from("results").join(name));
-    match file {
+    let out = |name: &str| args.out.clone().unwrap_or_else(|| folder::default(name, &args.otherwise()));
+    let (out, ended) = match file {
         SuiteFile::Suite(suite) => {
-            let (out, suite) = (out(&suite.name), adjusted(args, *suite).or_input()?);
-            check_cases(args, std::slice::from_ref(&suite)).or_input()?;
-            let traces = case_traces(args, &args.suite, &suite, &load(args)).or_input()?;
-            run_suite(args, &args.suite, suite, &traces, out)
+            let out = out(&suite.name);
+            let (suite, traces) = asked(args, *suite).or_input()?;
+            (out.clone(), run_suite(args, &args.suite, suite, &traces, out))
         }
-        SuiteFile::Collection(collection) => run_collection(args, &collection, out(&collection.name)),
+        SuiteFile::Collection(collection) => {
+            let out = out(&collection.name);
+            (out.clone(), run_collection(args, &collection, out))
+        }
+    };
+    // Also of a run that failed: its rows say why.
+    if args.out.is_none() && !args.dry_run && out.exists() && !matches!(ended, Err(Failure::Input(_))) {
+        folder::link_latest(&out);
     }
+    ended
+}
+
+/// The suite with the command line's changes, and its routing.
+fn asked(args: &RunArgs, suite: Suite) -> Result<(Suite, CaseTraces)> {
+    let mut suite = adjusted(args, suite)?;
+    check_cases(args, std::slice::from_ref(&suite))?;
+    if let Some(shard) = args.shard {
+        let cases = suite.cases.len();
+        shard.keep(&mut suite);
+        ensure!(!suite.cases.is_empty(), "--shard {shard}: there are {cases} cases: expected at most as many shards");
+    }
+    let traces = case_traces(args, &args.suite, &suite, &load(args))?;
+    Ok((suite, traces))
+}
+
+/// `I/N`, or `slurm`.
+fn shard(text: &str) -> Result<Shard, String> {
+    if text == "slurm" { Shard::of_array(|name| std::env::var(name).ok()) } else { text.parse() }
+}
+
+/// A command line of `moebench run` that was written down.
+#[derive(Parser)]
+struct Rerun {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
+impl RunArgs {
+    /// What a run's command asked for, of the whole suite and without a folder.
+    ///
+    /// # Errors
+    /// Another command.
+    pub(crate) fn of_command(command: &[String]) -> Result<Self> {
+        let mut words = command.iter().skip(1).map(String::as_str);
+        ensure!(words.next() == Some("run"), "run.json: command {command:?}: expected one of moebench run");
+        let mut kept = vec!["moebench run"];
+        while let Some(word) = words.next() {
+            match word {
+                "--shard" | "--out" => drop(words.next()),
+                "--overwrite" => {}
+                _ if word.starts_with("--shard=") || word.starts_with("--out=") => {}
+                _ => kept.push(word),
+            }
+        }
+        Ok(Rerun::try_parse_from(kept).context("run.json: command")?.args)
+    }
+
+    /// What is asked for otherwise than the suite has it, as text; empty where nothing is.
+    fn otherwise(&self) -> String {
+        let training = &self.training;
+        let mut said = Vec::new();
+        let mut say = |is: bool, what: String| said.extend(is.then_some(what));
+        say(!self.case.is_empty(), format!("case {:?}", self.case));
+        say(!self.set.is_empty(), format!("set {:?}", self.set));
+        say(self.engine.is_some(), format!("engine {:?}", self.engine));
+        say(self.systems.is_some(), format!("systems {:?}", self.systems));
+        say(self.plan.is_some(), format!("plan {:?}", self.plan));
+        say(self.trace.is_some(), format!("trace {:?}", self.trace));
+        say(self.trace_start.is_some(), format!("start {:?}", self.trace_start));
+        say(self.seed.is_some(), format!("seed {:?}", self.seed));
+        say(self.iterations.is_some(), format!("iterations {:?}", self.iterations));
+        say(self.shard.is_some(), format!("shard {:?}", self.shard));
+        say(!training.is_default(), training.what_is_trained());
+        said.join("; ")
+    }
+}
+
+/// The suite that the arguments name, for one shard or whole; its routing.
+fn of_shard(args: &RunArgs, shard: Option<Shard>) -> Result<(RunArgs, Suite, CaseTraces)> {
+    let args = RunArgs { shard, ..args.clone() };
+    let SuiteFile::Suite(suite) = prepare::suite_file(&args.suite, &changes(&args))? else {
+        bail!("{}: a collection of suites: expected a suite", args.suite);
+    };
+    let (suite, traces) = asked(&args, *suite)?;
+    Ok((args, suite, traces))
+}
+
+/// The inputs of a shard's run.
+pub(crate) fn inputs(args: &RunArgs, shard: Option<Shard>) -> Result<Inputs, Failure> {
+    let (args, suite, traces) = of_shard(args, shard).or_input()?;
+    let (file, out) = (args.suite.clone(), PathBuf::new());
+    pipeline::inputs(&request(&args, &file, suite, &traces, out).or_input()?)
+}
+
+/// The cases of a shard of the request's suite: id of the files, case, seed.
+pub(crate) fn cases_of(request: &RunRequest, shard: Shard) -> Vec<(String, String, u64)> {
+    let mut suite = request.suite.clone();
+    shard.keep(&mut suite);
+    let of_seed = |&seed: &u64| {
+        let named = |case: &Case| (format!("{}.seed{seed}", case.id()), case.id(), seed);
+        suite.cases.iter().map(named).collect::<Vec<_>>()
+    };
+    suite.seeds.iter().flat_map(of_seed).collect()
+}
+
+/// Runs the whole suite where `fill` has put cases that need not be run.
+pub(crate) fn whole(
+    args: &RunArgs,
+    out: &Path,
+    overwrite: bool,
+    fill: impl Fn(&Store, &RunRequest) -> Result<()>,
+) -> Result<(), Failure> {
+    let (mut args, suite, traces) = of_shard(args, None).or_input()?;
+    args.overwrite = overwrite;
+    let mut request = request(&args, &args.suite, suite, &traces, out.to_owned()).or_input()?;
+    pipeline::fill(&request, &fill)?;
+    // It is open now, and what was filled in stays.
+    request.overwrite = false;
+    pipeline::execute(&request)
 }
 
 /// Every suite of a collection in a folder of its own, and a page that shows them all.
 fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Result<(), Failure> {
+    let name = &collection.name;
+    if let Some(shard) = args.shard {
+        return Err(Failure::Input(anyhow!("--shard {shard}: {name} is a collection: expected one of its suites")));
+    }
     if args.systems.is_some() {
-        let name = &collection.name;
         return Err(Failure::Input(anyhow!("--systems: {name} is a collection: its suites have systems of their own")));
     }
     let changes = changes(args);
@@ -151,10 +285,22 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out:
     if args.dry_run {
         return dry::show(file, &suite, traces, args.training.under_clock(engine), args.threads);
     }
-    let session = Session::open(engine, &args.training, &suite).or_input()?;
-    pipeline::execute(&RunRequest {
+    note_emulation(args.training.under_clock(engine), &suite);
+    pipeline::execute(&request(args, file, suite, traces, out).or_input()?)
+}
+
+fn request<'t>(
+    args: &RunArgs,
+    file: &str,
+    suite: Suite,
+    traces: &'t CaseTraces,
+    out: PathBuf,
+) -> Result<RunRequest<'t>> {
+    let session = Session::open(args.engine.unwrap_or(suite.engine), &args.training, &suite)?;
+    Ok(RunRequest {
         suite,
         file: file.to_owned(),
+        shard: args.shard,
         traces,
         replay: args.training.replay,
         session,
