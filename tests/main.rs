@@ -53,6 +53,9 @@ mod support;
 // Real training: the same model under every plan, policy and program.
 #[cfg(feature = "train")]
 mod training;
+// Real training with copies of experts.
+#[cfg(feature = "train")]
+mod replicas;
 // A virtual clock: emulated iterations against simulated ones, and clocks whose parts add up.
 #[cfg(feature = "train")]
 mod virtual_clock;

@@ -9,10 +9,11 @@ use runs::timeline::{self, Timeline};
 use studies::calibrate::device::Measurement;
 use studies::calibrate::segments;
 use systems::iteration::run::Iteration;
-use systems::iteration::timeline::{Activity, Span};
+use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::plan::routing::JobRouting;
-use systems::program::Stream;
-use systems::{CostModel, Job, Plan, System, zoo::expert_only, zoo::fastermoe, zoo::smartmoe};
+use systems::program::{Op, Stream};
+use systems::zoo::{eplb, expert_only, fastermoe, flexmoe, laer, microep, quota, smartmoe, symi};
+use systems::{CostModel, Job, Plan, System};
 use tch::{Device, Kind};
 use trainer::data::Language;
 use trainer::rank::report::Report;
@@ -115,6 +116,8 @@ fn parts_of_an_iteration_add_up() {
     let plans = [
         (plan([2, 2, 2, 2, 2], 1), &smartmoe::SMARTMOE as &'static dyn System),
         (plan([1, 8, 1, 8, 1], 0), &fastermoe::FASTERMOE),
+        (plan([1, 8, 1, 8, 1], 0), &quota::MOONEP),
+        (plan([2, 4, 1, 2, 2], 1), &laer::Laer),
     ];
     for (plan, system) in plans {
         for virtual_clock in [false, true] {
@@ -155,20 +158,52 @@ fn collectives_take_the_same_in_both_engines() {
     check_collectives(Model::named("test", "deepseek-micro").unwrap(), &all);
 }
 
+/// Copies that stand, copies for a micro-batch, and shards: what comes and goes takes the same in both engines.
+#[test]
+fn copies_take_the_same_in_both_engines() {
+    let job = job(model(32, 2), Cluster::named("test", "inky").unwrap(), 8);
+    let synchronised = Activity::GradientSync(Gradients::Experts);
+    let cases: [(&'static dyn System, Plan, &[Activity]); 6] = [
+        (&eplb::Eplb, plan([1, 8, 1, 4, 2], 1), &[synchronised, Activity::Gathering]),
+        (&flexmoe::FlexMoe, plan([2, 4, 1, 2, 2], 1), &[synchronised]),
+        (&quota::MOONEP, plan([1, 8, 1, 8, 1], 0), &[Activity::Op(Op::CopyWeights), Activity::Op(Op::ReturnGrad)]),
+        (&microep::ASYMMETRIC, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
+        (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &[Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)]),
+        (&symi::Symi, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
+    ];
+    for (system, plan, activities) in cases {
+        let run = train(&job, system, plan, 3, true);
+        same_times(&run, activities, system.name());
+        let moved = |of: &[Iteration]| of.iter().map(|iteration| iteration.moved).collect::<Vec<_>>();
+        assert_eq!(moved(&run.iterations), moved(&run.simulated), "{}", system.name());
+        assert!(plan.placement_every == 0 || moved(&run.iterations).iter().any(|&moved| moved > 0));
+        for (reports, simulated) in run.reports.iter().zip(&run.simulated) {
+            let of_rank = |of: &Report| time_of(Activity::Migration, &of.spans, of.spans[0].rank);
+            let (emulated, simulated) = (reports.iter().map(of_rank).fold(0.0, f64::max), simulated.migration.0);
+            assert!((emulated - simulated).abs() <= 1e-9 * simulated, "{}: {emulated} {simulated}", system.name());
+        }
+    }
+}
+
 fn check_collectives(model: Model, activities: &[Activity]) {
+    let name = model.name.clone();
     let job = job(model, Cluster::named("test", "inky").unwrap(), 8);
-    let run = train(&job, &smartmoe::SMARTMOE, plan([2, 2, 2, 2, 2], 2), 3, true);
+    same_times(&train(&job, &smartmoe::SMARTMOE, plan([2, 2, 2, 2, 2], 2), 3, true), activities, &name);
+}
+
+/// Both engines' times of activities in the last iteration, on every rank.
+fn same_times(run: &Trained, activities: &[Activity], name: &str) {
     for &activity in activities {
         let mut most = 0.0f64;
         for report in run.reports.last().unwrap() {
             let rank = report.spans[0].rank;
             let [simulated, emulated] = [&run.spans, &report.spans].map(|spans| time_of(activity, spans, rank));
             let apart = (simulated - emulated).abs();
-            assert!(apart <= 1e-9 * emulated, "{}: {activity:?}: {simulated} {emulated}", job.model.name);
+            assert!(apart <= 1e-9 * emulated, "{name}: {activity:?}: {simulated} {emulated}");
             most = most.max(emulated);
         }
         // A stage of dense blocks has no loads.
-        assert!(most > 0.0, "{}: {activity:?}", job.model.name);
+        assert!(most > 0.0, "{name}: {activity:?}");
     }
 }
 

@@ -6,10 +6,11 @@ use systems::iteration::Start;
 use systems::plan::PlanError;
 use systems::plan::memory::StageParameters;
 use systems::plan::routing::JobRouting;
+use systems::plan::slots::{SlotState, layers_of};
 use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
 use tch::{Device, Kind};
-use workloads::model::Ffn;
 use workloads::model::attention::QkNorm;
+use workloads::model::{Ffn, Moe};
 use workloads::{Model, Training};
 
 use crate::data::Samples;
@@ -48,8 +49,6 @@ pub enum SetupError {
     NotALanguageModel { model: String },
     #[error("model {model}: {field}: the trainer has {expected} alone; simulations know the rest")]
     NotTrained { model: String, field: &'static str, expected: &'static str },
-    #[error("system {system}: {what}: the trainer executes one slot for each expert alone; simulations know the rest")]
-    NoCopies { system: &'static str, what: &'static str },
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error("plan {plan}: {field} = {value} is simulated only: expected {expected}")]
@@ -115,21 +114,6 @@ fn executed(plan: &Plan) -> Result<(), SetupError> {
     require(plan.ep.is_multiple_of(plan.tp), "ep", plan.ep.to_string(), "a multiple of tp")
 }
 
-/// Whether the trainer executes what a system does with the experts' slots.
-///
-/// # Errors
-/// Copies of experts, or experts in shards.
-pub fn executes(system: &dyn System, job: &Job, plan: &Plan) -> Result<(), SetupError> {
-    let policy = system.policy(job, plan);
-    let start = Start::new(job, plan, policy.as_ref());
-    let require = |holds: bool, what| {
-        if holds { Ok(()) } else { Err(SetupError::NoCopies { system: system.name(), what }) }
-    };
-    require(!policy.joins_replicas(), "replicas that exchange rows as one group")?;
-    require(policy.storage() == Storage::Slots, "experts or their optimizer state in shards")?;
-    require(start.placements.iter().all(Placement::is_bijection), "more slots than experts")
-}
-
 /// Whether the trainer knows everything that the model has.
 fn trained(model: &Model, tp: usize) -> Result<(), SetupError> {
     let require = |holds: bool, field, expected| {
@@ -154,17 +138,41 @@ pub fn vocabulary(job: &Job) -> Result<usize, SetupError> {
     model.vocabulary.ok_or_else(|| SetupError::NotALanguageModel { model: model.name.clone() })
 }
 
-/// Whether `ranks` ranks that share a device of `available` bytes fit, by weights, gradients and optimizer state alone.
+/// Whether `ranks` ranks that share a device of `available` bytes fit, by weights, gradients and optimizer state alone, which
+/// every slot of an expert has room for.
 ///
 /// # Errors
 /// The bytes needed and those available.
-pub fn fits(job: &Job, plan: &Plan, kind: Kind, ranks: usize, available: f64) -> Result<(), SetupError> {
-    // Master weights, two moments and gradients, all in single precision; half-precision weights are kept beside them.
-    let bytes = if kind == Kind::Float { 16.0 } else { 18.0 };
-    let parameters = |stage| StageParameters::new(job, plan, stage).total();
-    let largest = (0..plan.pp).map(parameters).fold(0.0, f64::max);
-    let sum: f64 = (0..plan.pp).map(parameters).sum::<f64>() * plan.stage_ranks() as f64;
-    let need = bytes * if ranks > 1 { sum } else { largest };
+pub fn fits(
+    job: &Job,
+    system: &dyn System,
+    plan: &Plan,
+    kind: Kind,
+    ranks: usize,
+    available: f64,
+) -> Result<(), SetupError> {
+    // Weights and gradients; master weights and two moments, all in single precision, are kept beside half-precision weights.
+    let (copy, state) = if kind == Kind::Float { (8.0, 16.0) } else { (6.0, 18.0) };
+    let policy = system.policy(job, plan);
+    let start = Start::new(job, plan, policy.as_ref());
+    let bytes = |stage| {
+        let layers = layers_of(job, plan, stage, &start.placements);
+        let of_slots =
+            |(moe, placement): (&Moe, &Placement)| moe.expert_parameters() * placement.slots_per_rank() as u64;
+        let slots = layers.clone().map(of_slots).sum::<u64>() as f64;
+        let parameters = StageParameters::new(job, plan, stage);
+        let storage = policy.storage();
+        match storage {
+            Storage::Slots => state * StageParameters { experts: slots, ..parameters }.total(),
+            Storage::OptimizerShards | Storage::Shards => {
+                let experts = SlotState::new(storage, layers).parameters;
+                state * StageParameters { experts, ..parameters }.total() + copy * slots
+            }
+        }
+    };
+    let largest = (0..plan.pp).map(bytes).fold(0.0, f64::max);
+    let sum: f64 = (0..plan.pp).map(bytes).sum::<f64>() * plan.stage_ranks() as f64;
+    let need = if ranks > 1 { sum } else { largest };
     if need <= available {
         return Ok(());
     }

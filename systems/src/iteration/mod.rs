@@ -6,7 +6,7 @@
 //! when the last participant has arrived. Where a tensor-parallel group spans several expert-parallel groups (`ep < tp`), its
 //! collectives take their time on each, and nobody waits for the others. What the evaluator leaves out: jitter.
 
-mod copies;
+pub mod copies;
 mod dense;
 mod exchanged;
 mod lane;
@@ -26,13 +26,14 @@ use workloads::model::HALF;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
+use crate::iteration::copies::Copies;
 use crate::iteration::lane::{Lane, StageResult, Workspace};
 use crate::iteration::state::{StateTraffic, exposed};
 use crate::iteration::timeline::{Activity, Gradients, Recorder, Span, Watch};
 use crate::plan::job::{Job, Scope};
 use crate::plan::memory::StageParameters;
 use crate::plan::placement::Placement;
-use crate::plan::slots::SlotState;
+use crate::plan::slots::{SlotState, layers_of};
 use crate::price::cost::CostModel;
 use crate::price::ledger::{Ledger, Phase};
 use crate::program::Direction;
@@ -267,7 +268,19 @@ impl Evaluation<'_> {
     fn slots(&self, stage: usize) -> Option<SlotState> {
         let storage = self.policy.storage();
         let equal = storage == Storage::Slots && self.placements.iter().all(Placement::is_bijection);
-        (!equal).then(|| SlotState::new(self.job, self.plan, stage, storage, self.placements))
+        let layers = layers_of(self.job, self.plan, stage, self.placements);
+        (!equal).then(|| SlotState::new(storage, layers))
+    }
+
+    fn copies(&self, stage: usize) -> Copies<'_> {
+        let Evaluation { job, plan, costs, policy, placements, .. } = *self;
+        Copies {
+            plan,
+            costs,
+            stage,
+            storage: policy.storage(),
+            layers: layers_of(job, plan, stage, placements).collect(),
+        }
     }
 
     /// The host's share of a model of images.
@@ -310,7 +323,7 @@ impl Evaluation<'_> {
         let mut tied = Seconds::ZERO;
         if plan.zero < Zero::Gradients {
             let mut reductions: Vec<_> = traffic.reductions().collect();
-            if let Some(time) = copies::synchronisation(self, index) {
+            if let Some(time) = self.copies(index).synchronisation() {
                 let experts = reductions.iter_mut().filter(|(of, _)| *of == Gradients::Experts);
                 experts.for_each(|(_, of_experts)| *of_experts = time);
             }
@@ -318,7 +331,7 @@ impl Evaluation<'_> {
                 done = spans.show(Activity::GradientSync(gradients), done, time);
                 tied = time;
             }
-        } else if let Some(time) = copies::synchronisation(self, index) {
+        } else if let Some(time) = self.copies(index).synchronisation() {
             // Every micro-batch reduces gradients over the replicas of a set of experts; copies elsewhere follow once.
             done = spans.show(Activity::GradientSync(Gradients::Experts), done, time);
         }

@@ -21,10 +21,10 @@ pub struct SlotState {
 }
 
 impl SlotState {
-    /// Of `stage`, under `placements`, `[moe layer]`.
-    pub fn new(job: &Job, plan: &Plan, stage: usize, storage: Storage, placements: &[Placement]) -> Self {
+    /// Of the MoE layers of a stage.
+    pub fn new<'a>(storage: Storage, layers: impl Iterator<Item = (&'a Moe, &'a Placement)>) -> Self {
         let (mut state, mut room) = (Self::default(), Bytes::ZERO);
-        for (moe, placement) in layers_of(job, plan, stage, placements) {
+        for (moe, placement) in layers {
             let rank = |rank| placement.experts_of(rank).iter().flatten().count();
             let (least, most) = (0..placement.ranks())
                 .map(rank)
@@ -57,7 +57,7 @@ pub fn layers_of<'a>(
     plan: &'a Plan,
     stage: usize,
     placements: &'a [Placement],
-) -> impl Iterator<Item = (&'a Moe, &'a Placement)> {
+) -> impl Iterator<Item = (&'a Moe, &'a Placement)> + Clone {
     let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers().zip(placements));
     layers.filter(move |(block, _)| plan.stage_of(job, *block) == stage).map(|(_, layer)| layer)
 }
@@ -79,7 +79,7 @@ mod tests {
         let plain = Placement::in_order(8, 4, 4).unwrap();
         let copies = plain.with([(7, 2), (6, 3)].into_iter());
         let placements = [plain.clone(), plain.clone(), plain, copies];
-        let state = |storage| SlotState::new(&job, &plan, 1, storage, &placements);
+        let state = |storage| SlotState::new(storage, layers_of(&job, &plan, 1, &placements));
         assert_eq!(state(Storage::Slots), SlotState { parameters: (2.0 + 4.0) * size, bytes: Bytes(2.0 * size * 6.0) });
         let optimizer = state(Storage::OptimizerShards);
         assert_eq!(optimizer, SlotState { parameters: 4.0 * size, bytes: Bytes((2.0 * 4.0 + 2.0 * 6.0) * size) });

@@ -56,10 +56,10 @@ impl Measurement<'_> {
     /// A model that cannot be trained, or that does not fit.
     pub fn check(&self, available: Option<f64>) -> Result<()> {
         for variant in self.variants()? {
-            let Variant { job, plan, .. } = &variant;
+            let Variant { job, plan, system } = &variant;
             setup::gpt(job, plan)?;
             if let Some(available) = available {
-                setup::fits(job, plan, kind_on(self.device), self.ranks, available)?;
+                setup::fits(job, *system, plan, kind_on(self.device), self.ranks, available)?;
             }
         }
         Ok(())

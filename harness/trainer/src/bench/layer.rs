@@ -113,7 +113,7 @@ impl LayerBench {
         };
         let gate =
             [draw("gate", &[experts, width], 1.0 / (width as f64).sqrt()), draw("gate bias", &[experts], shape.skew)];
-        let all: Vec<usize> = (0..experts).collect();
+        let all: Vec<Option<usize>> = (0..experts).map(Some).collect();
         let moe = Moe::plain(tokens, width, inner, experts);
         Self {
             shape,

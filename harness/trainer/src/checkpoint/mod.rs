@@ -91,9 +91,10 @@ impl<'a> Checkpoints<'a> {
         let mut own: Vec<Vec<Vec<i64>>> = vec![Vec::new(); iteration.saturating_sub(gathered)];
         for layer in rank.stage.layers_mut() {
             let expert_in: Vec<i64> = to_host(&take(placement_of(layer.number))?)?;
-            layer.placement = placement(&expert_in, layer.placement.ranks())
-                .map_err(|reason| CheckpointError::file(&path, reason))?;
             let experts = layer.experts.moe().experts;
+            let expert_in = expert_in.iter().map(|&expert| usize::try_from(expert).ok()).collect();
+            layer.placement = Placement::of_slots(expert_in, experts, layer.placement.ranks())
+                .map_err(|error| CheckpointError::file(&path, error))?;
             let past: Vec<i64> = to_host(&take(loads_of(layer.number))?)?;
             for (loads, past) in loads.iter_mut().zip(past.chunks_exact(experts)) {
                 loads[layer.number] = past.iter().map(|&load| load as u64).collect();
@@ -163,8 +164,9 @@ impl<'a> Checkpoints<'a> {
         let gathered = rank.online.history().len();
         tensors.push((GATHERED.to_owned(), Tensor::from_slice(&[gathered as i64])));
         for (index, layer) in rank.stage.layers().enumerate() {
-            let expert_in: Vec<i64> =
-                layer.placement.experts_in_slots().iter().flatten().map(|&expert| expert as i64).collect();
+            // -1 where a slot is empty.
+            let expert_in = |expert: &Option<usize>| expert.map_or(-1, |expert| expert as i64);
+            let expert_in: Vec<i64> = layer.placement.experts_in_slots().iter().map(expert_in).collect();
             tensors.push((placement_of(layer.number), Tensor::from_slice(&expert_in)));
             let past = rank.online.history().recent(layer.number, gathered).flatten().map(|&load| load as i64);
             tensors.push((loads_of(layer.number), Tensor::from_slice(&past.collect::<Vec<_>>())));
@@ -218,7 +220,7 @@ fn named(stage: &Stage) -> Vec<(String, &Bucket)> {
         ("embedding", &stage.embedding_weight),
     ];
     let mut all: Vec<(String, &Bucket)> = shared.map(|(name, bucket)| (name.to_owned(), bucket)).into();
-    all.extend(stage.layers().map(|layer| (format!("experts of layer {}", layer.number), &layer.experts.bucket)));
+    all.extend(stage.layers().map(|layer| (format!("experts of layer {}", layer.number), layer.experts.state())));
     all.retain(|(_, bucket)| !bucket.is_empty());
     all
 }
@@ -238,14 +240,4 @@ fn loads_of(layer: usize) -> String {
 
 fn own_loads_of(layer: usize) -> String {
     format!("own loads of layer {layer}")
-}
-
-/// The placement with these experts in its slots.
-fn placement(expert_in: &[i64], ranks: usize) -> Result<Placement, String> {
-    let mut slot_of = vec![usize::MAX; expert_in.len()];
-    for (slot, &expert) in expert_in.iter().enumerate() {
-        let place = slot_of.get_mut(expert as usize).ok_or_else(|| format!("there is no expert {expert}"))?;
-        *place = slot;
-    }
-    Placement::new(slot_of, ranks).map_err(|error| error.to_string())
 }

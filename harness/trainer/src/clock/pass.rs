@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use systems::iteration::timeline::Activity;
 use systems::price::ledger::Ledger;
-use systems::price::streams::{Links, Streams, TimedPass};
+use systems::price::streams::{Streams, TimedPass};
 use systems::program::{Op, Stream, Task};
 use workloads::Seconds;
 
@@ -105,7 +105,8 @@ impl PassTimes {
         let (mut ignored, mut spans) = (Ledger::default(), Vec::new());
         let observe = |op, start: &[Seconds], end: &[Seconds]| spans.push((Activity::Op(op), start[rank], end[rank]));
         let pass = TimedPass { tasks, durations: &durations, steps };
-        Streams::default().run(&pass, &mut clocks, &mut Links::default(), &mut ignored, observe);
+        let mut links = timer.links.borrow_mut();
+        Streams::default().run(&pass, &mut clocks, &mut links, &mut ignored, observe);
         timer.record_pass(spans, clocks[rank]);
         Ok(())
     }

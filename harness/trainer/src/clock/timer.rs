@@ -8,6 +8,8 @@ use rustix::time::{ClockId, clock_gettime};
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::price::ledger::{Ledger, Phase};
+use systems::price::streams::Links;
+use systems::program::Stream;
 use tch::{Device, Tensor};
 use workloads::Seconds;
 
@@ -33,6 +35,8 @@ pub struct Timer {
     marks: Option<Marks<(Option<Activity>, Part)>>,
     /// Spans and waits for other stages by phase, in program order.
     phases: RefCell<Vec<(Phase, Seconds, Seconds)>>,
+    /// Under a virtual clock: what the ranks of the expert-parallel group have under way between two passes.
+    pub(super) links: RefCell<Links>,
 }
 
 /// A segment that is being timed.
@@ -58,6 +62,7 @@ impl Timer {
             part: Cell::default(),
             spans: RefCell::default(),
             phases: RefCell::default(),
+            links: RefCell::default(),
         }
     }
 
@@ -199,6 +204,30 @@ impl Timer {
         Ok(())
     }
 
+    /// Under a virtual clock, before the passes of an iteration in an expert-parallel group: no transfer starts earlier.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn begin_passes(&self, group: &dyn Communicator) -> Result<(), TrainError> {
+        if self.is_virtual() {
+            let clocks: Vec<Seconds> = self.gather(group, &[])?.iter().map(|row| Seconds(row[0])).collect();
+            *self.links.borrow_mut() = Links::new(&clocks);
+        }
+        Ok(())
+    }
+
+    /// Under a virtual clock, behind the passes: member `rank` of the group waits for transfers that are still under way.
+    pub fn end_passes(&self, rank: usize) {
+        let (now, mut ledger) = (self.now(), Ledger::default());
+        let mut clocks = vec![Seconds::ZERO; rank];
+        clocks.push(now);
+        self.links.borrow().drain(&mut clocks, &mut ledger);
+        if self.is_virtual() && clocks[rank] > now {
+            self.phases.borrow_mut().push((Phase::ShadowTransfer, now, clocks[rank]));
+            self.now.set(clocks[rank]);
+        }
+    }
+
     /// Every member's clock and `values`: `[member][1 + values]`.
     ///
     /// # Errors
@@ -212,16 +241,30 @@ impl Timer {
     /// Records the spans of a pass that was priced as a whole, and moves a virtual clock to its end.
     pub(super) fn record_pass(&self, spans: impl IntoIterator<Item = (Activity, Seconds, Seconds)>, end: Seconds) {
         for (activity, start, end) in spans {
-            self.push(activity, start, end);
+            self.note_span(activity, start, end);
+            // Of a transfer counts what tasks wait for it.
+            if activity.stream() != Stream::Copy {
+                self.note_phase(activity.phase(), start, end);
+            }
         }
         self.now.set(end);
     }
 
     fn push(&self, activity: Activity, start: Seconds, end: Seconds) {
+        self.note_span(activity, start, end);
+        self.note_phase(activity.phase(), start, end);
+    }
+
+    fn note_span(&self, activity: Activity, start: Seconds, end: Seconds) {
         if end > start {
             let (rank, (work, block)) = (self.rank, self.part.get());
             self.spans.borrow_mut().push(Span { rank, activity, block, work, start, end });
-            self.phases.borrow_mut().push((activity.phase(), start, end));
+        }
+    }
+
+    fn note_phase(&self, phase: Phase, start: Seconds, end: Seconds) {
+        if end > start {
+            self.phases.borrow_mut().push((phase, start, end));
         }
     }
 

@@ -11,12 +11,16 @@ use workloads::model::{Activation, Mlp, Moe};
 
 use crate::host::to_device;
 use crate::kernels::{self, Kernels};
+use crate::layer::shards::Shards;
 use crate::model::mlp::activate;
 use crate::model::parameters::{Bucket, Initial, initial};
 
 pub struct Experts {
-    /// Weights, gradients and optimizer state, `[slots * parameters of an expert]`; a parameter is all of an expert.
+    /// Weights, gradients and, unless it is in shards, optimizer state: `[slots * parameters of an expert]`; a parameter is all of
+    /// an expert.
     pub bucket: Bucket,
+    /// Where all experts' state is cut into shards.
+    pub shards: Option<Shards>,
     moe: Moe,
 }
 
@@ -166,27 +170,43 @@ impl Views {
 }
 
 impl Experts {
-    /// The experts `experts` of MoE layer `layer` at their initial values, in slot order. `depth` blocks scale the second
-    /// matrix as in GPT-2.
-    pub fn new(seed: u64, layer: usize, experts: &[usize], moe: Moe, depth: usize, kind: Kind, device: Device) -> Self {
-        let (width, inner) = (moe.width as i64, moe.expert.inner as i64);
-        let one = |&expert: &usize| {
-            let part = |what: &str, shape: &[i64], values| {
-                let name = format!("layer {layer} expert {expert} {what}");
-                initial(seed, &name, shape, values, device).reshape([-1])
-            };
-            let scaled = Initial::Normal(1.0 / (2.0 * depth as f64).sqrt());
-            let mut matrices = vec![("first", [width, inner], Initial::Normal(1.0))];
-            matrices.extend(moe.expert.gated.then_some(("gate", [width, inner], Initial::Normal(1.0))));
-            matrices.push(("second", [inner, width], scaled));
-            let with_bias = |(what, shape, values): (&str, [i64; 2], Initial)| {
-                let bias = || part(&format!("{what} bias"), &shape[1..], Initial::Zeros);
-                [Some(part(what, &shape, values)), moe.expert.biases.then(bias)].into_iter().flatten()
-            };
-            Tensor::cat(&matrices.into_iter().flat_map(with_bias).collect::<Vec<_>>(), 0)
-        };
-        let rows: Vec<Tensor> = experts.iter().map(one).collect();
-        Self { bucket: Bucket::new(&rows, kind, device), moe }
+    /// The experts of MoE layer `layer` in the slots of a rank, `[slot]`, at their initial values; zeros where a slot is empty.
+    /// `depth` blocks scale the second matrix as in GPT-2.
+    pub fn new(
+        seed: u64,
+        layer: usize,
+        slots: &[Option<usize>],
+        moe: Moe,
+        depth: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Self {
+        let empty = || Tensor::zeros([moe.expert_parameters() as i64], (Kind::Float, device));
+        let one = |expert| initial_row(seed, (layer, expert), &moe, depth, device);
+        let rows: Vec<Tensor> = slots.iter().map(|slot| slot.map_or_else(empty, one)).collect();
+        Self { bucket: Bucket::new(&rows, kind, device), shards: None, moe }
+    }
+
+    /// That many slots, whose weights come from the shards of rank `rank` of `ranks`: those of all experts of MoE layer `layer` at
+    /// their initial values.
+    pub fn sharded(
+        seed: u64,
+        layer: usize,
+        slots: usize,
+        (rank, ranks): (usize, usize),
+        moe: Moe,
+        depth: usize,
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let empty = Self::new(seed, layer, &vec![None; slots], moe, depth, kind, device);
+        let all = (0..moe.experts).map(|expert| initial_row(seed, (layer, expert), &moe, depth, device));
+        let shards = Shards::new(all, (rank, ranks), kind, device);
+        Self { bucket: empty.bucket.without_state(), shards: Some(shards), moe }
+    }
+
+    /// What the optimizer updates.
+    pub fn state(&self) -> &Bucket {
+        self.shards.as_ref().map_or(&self.bucket, |shards| &shards.bucket)
     }
 
     /// The flat row of a slot in `of`, one of the bucket's tensors.
@@ -207,6 +227,28 @@ impl Experts {
     /// The flat gradient of a slot, to be added to.
     pub fn gradient(&self, slot: usize) -> Tensor {
         self.row(self.bucket.gradients_of(slot), slot)
+    }
+
+    /// Rows of slots in `of`, one of the bucket's tensors: `[slots, parameters]`.
+    pub(super) fn stack(&self, of: &Tensor, slots: &[usize]) -> Tensor {
+        match slots {
+            [] => Tensor::zeros([0, self.moe.expert_parameters() as i64], (of.kind(), of.device())),
+            _ => Tensor::stack(&slots.iter().map(|&slot| self.row(of, slot)).collect::<Vec<_>>(), 0),
+        }
+    }
+
+    /// Replaces the weights of slots by rows, `[slots, parameters]`.
+    pub(super) fn put(&self, slots: &[usize], rows: &Tensor) {
+        for (index, &slot) in slots.iter().enumerate() {
+            self.row(&self.bucket.weights, slot).copy_(&rows.get(index as i64));
+        }
+    }
+
+    /// Adds rows to the gradients of slots, `[slots, parameters]`.
+    pub(super) fn add_gradients(&self, slots: &[usize], rows: &Tensor) {
+        for (index, &slot) in slots.iter().enumerate() {
+            let _ = self.gradient(slot).g_add_(&rows.get(index as i64));
+        }
     }
 
     /// The kernels by which experts run together, where they can: on a GPU, if they are of GPT-2's kind, by products whose rows
@@ -288,6 +330,24 @@ impl Experts {
     pub fn moe(&self) -> &Moe {
         &self.moe
     }
+}
+
+/// The flat initial values of an expert of an MoE layer.
+fn initial_row(seed: u64, (layer, expert): (usize, usize), moe: &Moe, depth: usize, device: Device) -> Tensor {
+    let (width, inner) = (moe.width as i64, moe.expert.inner as i64);
+    let part = |what: &str, shape: &[i64], values| {
+        let name = format!("layer {layer} expert {expert} {what}");
+        initial(seed, &name, shape, values, device).reshape([-1])
+    };
+    let scaled = Initial::Normal(1.0 / (2.0 * depth as f64).sqrt());
+    let mut matrices = vec![("first", [width, inner], Initial::Normal(1.0))];
+    matrices.extend(moe.expert.gated.then_some(("gate", [width, inner], Initial::Normal(1.0))));
+    matrices.push(("second", [inner, width], scaled));
+    let with_bias = |(what, shape, values): (&str, [i64; 2], Initial)| {
+        let bias = || part(&format!("{what} bias"), &shape[1..], Initial::Zeros);
+        [Some(part(what, &shape, values)), moe.expert.biases.then(bias)].into_iter().flatten()
+    };
+    Tensor::cat(&matrices.into_iter().flat_map(with_bias).collect::<Vec<_>>(), 0)
 }
 
 /// One product for each group: `[rows, a] x [groups, a, b]` with rows by group, or `[a, rows] x [rows, b]`, which gives
@@ -419,7 +479,7 @@ mod tests {
         let (kernels, device) = (gpu(), Device::Cuda(0));
         let moe = Moe::plain(1, 64, 200, 5);
         let new = || {
-            let experts = Experts::new(3, 0, &[0, 1, 2, 3, 4], moe, 1, Kind::BFloat16, device);
+            let experts = Experts::new(3, 0, &[0, 1, 2, 3, 4].map(Some), moe, 1, Kind::BFloat16, device);
             let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(5.0);
             experts.bucket.clear();
             experts
@@ -454,7 +514,7 @@ mod tests {
     fn experts_that_begin_early_end_with_the_same_bits() {
         use crate::kernels::tests::{error, gpu, half};
         let (kernels, device) = (gpu(), Device::Cuda(0));
-        let experts = Experts::new(3, 0, &[0, 1, 2], Moe::plain(1, 64, 200, 3), 1, Kind::BFloat16, device);
+        let experts = Experts::new(3, 0, &[0, 1, 2].map(Some), Moe::plain(1, 64, 200, 3), 1, Kind::BFloat16, device);
         let arrived = [vec![30, 0, 77]];
         let (rows, grouping) = (half(&[107, 64]), || Grouping::new(&[&arrived], device));
         let begun = experts.begin(kernels, &rows, &grouping().ends);

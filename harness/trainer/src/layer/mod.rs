@@ -1,9 +1,10 @@
 //! One MoE layer on one rank: the gate, and a system's layer program on real rows.
 //!
 //! [`moe`] is the layer itself and reads top to bottom: route (`gate`), permute tokens into rows (`routing`, `splits`, `permute`),
-//! execute the program (`execute`, `pass`, `hierarchical`, `experts`), unpermute. [`migrate`] moves experts between
-//! iterations. Nothing here decides: the policy gives the program, [`splits`] derives who sends what from it.
+//! execute the program (`execute`, `pass`, `hierarchical`, `experts`, `copies`, `shards`), unpermute. [`migrate`] moves experts between
+//! iterations, [`copies`] sums the gradients of those with several copies. Nothing here decides: the policy gives the program, [`splits`] derives who sends what from it.
 
+pub mod copies;
 mod execute;
 pub mod experts;
 pub mod gate;
@@ -13,4 +14,5 @@ pub mod moe;
 mod pass;
 mod permute;
 mod routing;
+pub mod shards;
 mod splits;

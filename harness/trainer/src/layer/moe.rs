@@ -19,6 +19,7 @@ use crate::clock::timer::Timer;
 use crate::comm::Communicator;
 use crate::error::TrainError;
 use crate::host::to_host;
+use crate::layer::copies::Transfers;
 use crate::layer::execute::execute;
 use crate::layer::experts::{Begun, Experts};
 use crate::layer::gate::{self, Choice, Gates, LayerGate, Scored};
@@ -78,6 +79,7 @@ pub struct LayerStats {
 pub struct Saved {
     program: LayerProgram,
     splits: Splits,
+    transfers: Transfers,
     routing: Routing,
     /// `[rows, width]`: the experts' outputs, in the order of this rank's rows.
     outputs: Tensor,
@@ -113,10 +115,12 @@ impl Layer {
         let as_they_lie = program.steps == 1 && program.layout == Layout::Ragged && program.shadowed.is_empty();
         self.ran_at_once.set(as_they_lie);
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
+        let transfers = Transfers::new(&program, &self.placement, site.group.rank());
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout);
 
         let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun);
-        let mut pass = Pass::new(self.local(site, &splits), kernel, routing.permute(tokens), Shadow::none(&splits));
+        let local = self.local(site, &splits, &transfers);
+        let mut pass = Pass::new(local, kernel, routing.permute(tokens), Shadow::none(&splits));
         execute(&program.forward, &mut pass, &timer)?;
         let (outputs, Forward { saved, .. }, shadows) = pass.finish()?;
         let result = routing.unpermute(&outputs);
@@ -127,7 +131,7 @@ impl Layer {
             times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
         }
         stats.shadowed = program.shadowed.len();
-        Ok((result, Saved { program, splits, routing, outputs, experts: saved, shadows, price }, stats))
+        Ok((result, Saved { program, splits, transfers, routing, outputs, experts: saved, shadows, price }, stats))
     }
 
     /// The gradient of the tokens from that of the outputs. Adds to the gradients of the experts and the gate.
@@ -136,10 +140,11 @@ impl Layer {
     /// As for [`Self::forward`].
     pub fn backward(&self, site: &MoeSite, saved: Saved, gradient: &Tensor) -> Result<Tensor, TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Saved { program, splits, routing, outputs, experts, shadows, price } = saved;
+        let Saved { program, splits, transfers, routing, outputs, experts, shadows, price } = saved;
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
-        let mut pass = Pass::new(self.local(site, &splits), Backward { saved: experts }, of_rows, shadows);
+        let local = self.local(site, &splits, &transfers);
+        let mut pass = Pass::new(local, Backward { saved: experts }, of_rows, shadows);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
         let of_tokens = routing.permute_backward(site.gates, &of_rows, &of_weights, site.balance);
@@ -197,7 +202,8 @@ impl Layer {
     /// most programs they run on all rows at once. So the GPU has work while the host waits and decides. A program that pads
     /// rows, takes them in steps or shadows experts drops what was begun; where the layer's last program did, nothing is begun.
     fn begin(&self, site: &MoeSite, timer: &PassTimer, choices: &Choices) -> Option<Begun> {
-        if !self.ran_at_once.get() {
+        // Shards are restored by the program.
+        if !self.ran_at_once.get() || self.experts.shards.is_some() {
             return None;
         }
         let Choices::Gpu(choices) = choices else { return None };
@@ -241,8 +247,8 @@ impl Layer {
         })
     }
 
-    fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits) -> Local<'a> {
-        Local { group: site.group, experts: &self.experts, placement: &self.placement, splits }
+    fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
+        Local { group: site.group, experts: &self.experts, placement: &self.placement, splits, transfers }
     }
 
     /// The prices of the program's tasks, under a virtual clock.
@@ -291,7 +297,7 @@ mod tests {
             let moe = Moe::plain(6, 4, 5, 4);
             let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale), Device::Cpu);
             let gate = [draw("gate", &[4, 4], 60.0), draw("gate bias", &[4], 20.0)];
-            let experts = Experts::new(11, 0, &[0, 1, 2, 3], moe, 1, Kind::Float, Device::Cpu);
+            let experts = Experts::new(11, 0, &[0, 1, 2, 3].map(Some), moe, 1, Kind::Float, Device::Cpu);
             // Far from the initial values, whose outputs are too small to difference.
             let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(20.0);
             Self {

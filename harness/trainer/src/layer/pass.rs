@@ -14,7 +14,9 @@ use crate::clock::timer::synchronize;
 use crate::comm::{Communicator, Pending};
 use crate::error::TrainError;
 use crate::kernels::Kernels;
+use crate::layer::copies::Transfers;
 use crate::layer::experts::{self, Begun, Experts, Grouping, Views};
+use crate::layer::shards::Shards;
 use crate::layer::splits::{Split, Splits};
 
 /// What the experts of a pass compute.
@@ -50,6 +52,7 @@ pub(super) struct Local<'a> {
     pub(super) experts: &'a Experts,
     pub(super) placement: &'a Placement,
     pub(super) splits: &'a Splits,
+    pub(super) transfers: &'a Transfers,
 }
 
 /// `[step][slot]`: saved for backward.
@@ -119,7 +122,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A peer that died; a program that sends what is not computed yet.
     pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        let splits = self.local.splits;
+        let Local { splits, transfers, group, experts, placement } = self.local;
         match op {
             Op::Dispatch { step } => self.dispatch(step),
             Op::Combine { step } => self.combine(step),
@@ -128,6 +131,13 @@ impl<'a, K: Kernel> Pass<'a, K> {
             // One after the other; their price is that of one collective.
             Op::GatherShadows => splits.shadows.iter().map(|shadow| self.broadcast(shadow.expert)).collect(),
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
+            Op::CopyWeights => Ok(transfers.weights(experts, group)?),
+            Op::ReturnGrad => Ok(transfers.gradients(experts, group)?),
+            Op::Unshard => {
+                let shards = self.shards()?;
+                Ok(vec![shards.gather(&shards.bucket.weights, placement, group)?])
+            }
+            Op::Reshard => Ok(vec![self.shards()?.scatter(experts, placement, group)?]),
             // Counts have arrived before the program was known.
             Op::Counts => Ok(Vec::new()),
             _ => Err(not_executed(op)),
@@ -167,7 +177,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A program that exchanges an expert it does not shadow.
     pub(super) fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        let splits = self.local.splits;
+        let Local { splits, transfers, experts, placement, group } = self.local;
         match op {
             Op::Dispatch { step } => self.arrived[step] = tensors,
             Op::Combine { step } => {
@@ -190,6 +200,16 @@ impl<'a, K: Kernel> Pass<'a, K> {
             Op::ScatterGrads => {
                 let sums = splits.shadows.iter().zip(&tensors);
                 sums.for_each(|(shadow, sum)| self.add_gradient(shadow.expert, sum));
+            }
+            Op::CopyWeights => tensors.iter().for_each(|rows| transfers.weights_arrive(experts, rows)),
+            Op::ReturnGrad => tensors.iter().for_each(|rows| transfers.gradients_arrive(experts, rows)),
+            Op::Unshard => {
+                let shards = self.shards()?;
+                tensors.iter().for_each(|rows| shards.restore(experts, placement, group.rank(), rows));
+            }
+            Op::Reshard => {
+                let shards = self.shards()?;
+                tensors.iter().for_each(|rows| shards.add(placement, rows));
             }
             // Nothing else was issued.
             _ => {}
@@ -298,6 +318,11 @@ impl<'a, K: Kernel> Pass<'a, K> {
         }
         let send = |(call, rows): (&Split, &Tensor)| Ok(group.all_to_all(rows, &call.output, &call.input)?);
         calls.iter().zip(outputs).map(send).collect()
+    }
+
+    fn shards(&self) -> Result<&'a Shards, TrainError> {
+        let shards = self.local.experts.shards.as_ref();
+        shards.ok_or_else(|| TrainError::Program("shards of experts that stand in slots".to_owned()))
     }
 
     fn shadow_index(&self, expert: usize) -> Result<usize, TrainError> {

@@ -258,8 +258,14 @@ impl GpuChoices {
         let rows = self.rows.take();
         let (row_of, choice_of, rows) = if splits.follow_experts(own) {
             (self.row_of.shallow_clone(), self.by_expert.shallow_clone(), rows)
+        } else if splits.has_copies() {
+            let by_expert: Vec<i32> = splits.by_expert().map(|row| row as i32).collect();
+            let by_expert = to_device(&Tensor::from_slice(&by_expert), self.tokens.device());
+            let choice_of = self.by_expert.zeros_like().index_copy(0, &by_expert.to_kind(Kind::Int64), &self.by_expert);
+            (by_expert.index_select(0, &self.row_of), choice_of, None)
         } else {
-            let base: Vec<i32> = splits.base.iter().map(|&row| row as i32).collect();
+            let mut base = vec![0; own.len()];
+            splits.pieces.iter().for_each(|piece| base[piece.expert] = piece.first as i32);
             let base = to_device(&Tensor::from_slice(&base), self.tokens.device());
             let (row_of, choice_of) = self.kernels.place(&self.chosen, &self.sorted, Some(&base), splits.rows as i64);
             (row_of, choice_of, None)

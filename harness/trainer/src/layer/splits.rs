@@ -32,13 +32,21 @@ pub(super) struct ShadowRows {
     pub(super) rows: usize,
 }
 
+/// Rows of an expert that lie together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) expert: usize,
+    pub(super) first: usize,
+    pub(super) rows: usize,
+}
+
 /// The rows of one rank under one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Splits {
     /// `[step][call]`.
     pub(super) steps: Vec<Vec<Split>>,
-    /// `[expert]`: the first of its rows.
-    pub(super) base: Vec<usize>,
+    /// Where the rows of experts are, by expert; those of one with several copies in as many pieces.
+    pub(super) pieces: Vec<Piece>,
     /// In the order of the program.
     pub(super) shadows: Vec<ShadowRows>,
     /// The two hops of a hierarchical exchange across nodes.
@@ -50,13 +58,18 @@ pub(super) struct Splits {
 impl Splits {
     /// Whether rows lie expert after expert in the order of numbers, without gaps, where this rank has `own[expert]` entries.
     pub(super) fn follow_experts(&self, own: &[u32]) -> bool {
-        let mut next = 0;
-        let follows = |(&base, &entries): (&usize, &u32)| {
-            let first = next;
-            next += entries as usize;
-            first == base
-        };
-        self.base.iter().zip(own).all(follows) && next == self.rows
+        let follows = self.pieces.iter().try_fold(0, |next, piece| (piece.first == next).then_some(next + piece.rows));
+        follows == Some(self.rows) && own.iter().map(|&entries| entries as usize).sum::<usize>() == self.rows
+    }
+
+    /// Whether rows of an expert go to several slots.
+    pub(super) fn has_copies(&self) -> bool {
+        self.pieces.windows(2).any(|pair| pair[0].expert == pair[1].expert)
+    }
+
+    /// The rows expert after expert, an expert's in the order of its pieces.
+    pub(super) fn by_expert(&self) -> impl Iterator<Item = usize> {
+        self.pieces.iter().flat_map(|piece| piece.first..piece.first + piece.rows)
     }
 
     /// The splits of rank `me` of the group; `nodes[rank]` ascend.
@@ -75,8 +88,7 @@ impl Splits {
         };
         let width = slots / calls;
         let ranges: Vec<std::ops::Range<usize>> = (0..calls).map(|call| call * width..(call + 1) * width).collect();
-        let mut base = vec![0; counts.experts()];
-        let mut next = 0;
+        let (mut pieces, mut next) = (Vec::with_capacity(counts.experts()), 0);
         let mut steps = Vec::with_capacity(program.steps);
         for step in 0..program.steps {
             let splits = ranges.iter().map(|range| {
@@ -85,10 +97,10 @@ impl Splits {
                     let meets = rows.step(me, owner) == step;
                     let start = next;
                     for slot in range.clone().filter(|_| meets) {
-                        if let Some(expert) = rows.experts_of(owner)[slot] {
-                            base[expert] = next;
-                        }
-                        next += rows.sent(me, owner, slot) as usize;
+                        let number = rows.sent(me, owner, slot) as usize;
+                        let expert = rows.experts_of(owner)[slot].filter(|_| number > 0);
+                        pieces.extend(expert.map(|expert| Piece { expert, first: next, rows: number }));
+                        next += number;
                     }
                     split.input.push(next - start);
                 }
@@ -106,23 +118,30 @@ impl Splits {
         let mut shadows = Vec::with_capacity(program.shadowed.len());
         for &expert in &program.shadowed {
             let number = rows.shadowed(me, expert) as usize;
-            base[expert] = next;
+            pieces.push(Piece { expert, first: next, rows: number });
             shadows.push(ShadowRows { expert, first: next, rows: number });
             next += number;
         }
+        pieces.sort_by_key(|piece| piece.expert);
         let crosses_nodes = nodes.first() != nodes.last();
         let hierarchical = (program.exchange == Exchange::Hierarchical && crosses_nodes)
             .then(|| Hierarchical::new(program, counts, placement, nodes, me));
-        Self { steps, base, shadows, hierarchical, rows: next }
+        Self { steps, pieces, shadows, hierarchical, rows: next }
     }
 
-    /// The row of every choice, in the order of choices; none where it was dropped.
+    /// The row of every choice, in the order of choices; none where it was dropped. The first choices of an expert take its first
+    /// piece.
     pub(super) fn positions(&self, choices: &[Option<usize>]) -> Vec<Option<usize>> {
-        let mut next = self.base.clone();
+        let experts = self.pieces.last().map_or(0, |piece| piece.expert + 1);
+        let mut piece_of = vec![0; experts];
+        self.pieces.iter().enumerate().rev().for_each(|(index, piece)| piece_of[piece.expert] = index);
+        let mut taken = vec![0; self.pieces.len()];
         let place = |choice: &Option<usize>| {
             choice.map(|expert| {
-                next[expert] += 1;
-                next[expert] - 1
+                let at = &mut piece_of[expert];
+                *at += usize::from(taken[*at] == self.pieces[*at].rows);
+                taken[*at] += 1;
+                self.pieces[*at].first + taken[*at] - 1
             })
         };
         choices.iter().map(place).collect()
@@ -132,7 +151,8 @@ impl Splits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use systems::program::Layout;
+    use systems::program::split::Split as Divided;
+    use systems::program::{Layout, Weights};
 
     fn counts() -> RoutingCounts {
         // 4 ranks, 8 experts, uneven and with empty pairs.
@@ -180,5 +200,18 @@ mod tests {
         let splits = Splits::new(&LayerProgram::expert_parallel(), &counts, &Placement::identity(2, 2), &[0; 2], 0);
         let positions = splits.positions(&[Some(1), Some(0), None, Some(0)]);
         assert_eq!(positions, [Some(2), Some(0), None, Some(1)]);
+        assert!(splits.follow_experts(&[2, 1]) && !splits.has_copies());
+    }
+
+    /// Expert 0 stands on both ranks, expert 1 on the second; rank 0 has four entries of expert 0, two for each copy.
+    #[test]
+    fn choices_go_to_one_copy_after_the_other() {
+        let counts = RoutingCounts::new(2, vec![4, 1, 0, 0]);
+        let placement = Placement::of_slots(vec![Some(0), None, Some(1), Some(0)], 2, 2).unwrap();
+        let program = LayerProgram::split(Divided::Even, Vec::new(), Weights::Stand, 0);
+        let splits = Splits::new(&program, &counts, &placement, &[0; 2], 0);
+        assert_eq!(splits.positions(&[0, 0, 1, 0, 0].map(Some)), [0, 1, 2, 3, 4].map(Some));
+        assert_eq!(splits.by_expert().collect::<Vec<_>>(), [0, 1, 3, 4, 2]);
+        assert!(splits.has_copies() && !splits.follow_experts(&[4, 1]));
     }
 }

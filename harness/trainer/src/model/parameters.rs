@@ -62,6 +62,14 @@ impl Bucket {
         Self { weights, gradients, master, first, second, leaves, slots, cleared }
     }
 
+    /// Without optimizer state, which is elsewhere, and without master weights where these are not the weights themselves.
+    #[must_use]
+    pub fn without_state(self) -> Self {
+        let none = || self.first.narrow(0, 0, 0).copy();
+        let master = if self.weights.kind() == Kind::Float { self.master.shallow_clone() } else { none() };
+        Self { master, first: none(), second: none(), ..self }
+    }
+
     /// Parameter `index` as a leaf of autograd.
     pub fn leaf(&self, index: usize) -> &Tensor {
         &self.leaves[index]

@@ -11,9 +11,11 @@ mod sync;
 
 use std::ops::Range;
 
+use systems::iteration::Start;
 use systems::iteration::online::{self, Online};
-use systems::iteration::timeline::Activity;
+use systems::iteration::timeline::{Activity, Gradients};
 use systems::price::network::Group;
+use systems::{Plan, Storage};
 use tch::{Device, Tensor};
 
 use crate::clock::timer::Timer;
@@ -32,6 +34,8 @@ use crate::setup::Setup;
 /// A rank between two iterations.
 pub struct Rank<'a> {
     pub(crate) setup: &'a Setup<'a>,
+    /// The plan as the policy makes it run.
+    plan: Plan,
     pub(crate) groups: Groups,
     pub(crate) stage: Stage,
     /// The policy and the past loads that it sees.
@@ -61,13 +65,16 @@ impl<'a> Rank<'a> {
         if let Device::Cuda(ordinal) = device {
             kernels::load(ordinal)?;
         }
-        let plan = &setup.plan;
+        let policy = setup.system.policy(setup.job, &setup.plan);
+        let start = Start::new(setup.job, &setup.plan, policy.as_ref());
+        let plan = start.plan;
         let (stage_number, position) = (world.rank() / plan.stage_ranks(), world.rank() % plan.stage_ranks());
         let ranks = plan.expert_group(stage_number, position / plan.ep);
         Ok(Self {
-            groups: Groups::new(world, plan)?,
-            stage: Stage::new(setup, stage_number, position, device),
-            online: Online::new(setup.system.policy(setup.job, plan)),
+            groups: Groups::new(world, &plan)?,
+            stage: Stage::new(setup, (&start, policy.storage()), (stage_number, position), device),
+            online: Online::new(policy),
+            plan,
             iteration: 0,
             setup,
             device,
@@ -88,7 +95,10 @@ impl<'a> Rank<'a> {
         self.timer.start();
         let mut report = Report::default();
         self.place(&mut report)?;
+        self.lay_weights()?;
+        self.timer.begin_passes(&*self.groups.experts)?;
         let ran = self.pipeline()?;
+        self.timer.end_passes(self.groups.experts.rank());
         self.reduce_gradients()?;
         self.balance_selection(&ran.stats)?;
         self.update()?;
@@ -116,7 +126,10 @@ impl<'a> Rank<'a> {
             self.timer.synchronize();
             let before = self.timer.now();
             let group = self.groups.experts.as_ref();
-            self.timer.wait(Activity::Migration, || migrate(layer, &migration.placement, group, bytes))?;
+            // Shards stay where they are.
+            if layer.experts.shards.is_none() {
+                self.timer.wait(Activity::Migration, || migrate(layer, &migration.placement, group, bytes))?;
+            }
             self.timer.collective(Activity::Migration, group, migration.time(self.setup.costs, first))?;
             self.timer.synchronize();
             report.migration += self.timer.now() - before;
@@ -128,12 +141,29 @@ impl<'a> Rank<'a> {
         Ok(())
     }
 
+    /// Where only the optimizer's state is in shards, slots get the weights of their last update: under a virtual clock, their
+    /// price is part of the synchronisation of gradients.
+    fn lay_weights(&self) -> Result<(), TrainError> {
+        if self.online.policy().storage() != Storage::OptimizerShards {
+            return Ok(());
+        }
+        let group = self.groups.experts.as_ref();
+        self.timer.wait(Activity::WeightGather(Gradients::Experts), || {
+            for Layer { experts, placement, .. } in self.stage.layers() {
+                let Some(shards) = &experts.shards else { continue };
+                let rows = shards.gather(&shards.bucket.weights, placement, group)?.wait()?;
+                shards.restore(experts, placement, group.rank(), &rows);
+            }
+            Ok(())
+        })
+    }
+
     fn timed_gathering(&mut self, report: &mut Report) -> Result<(), TrainError> {
         let (before, iterations) = (self.timer.now(), self.own_loads.len());
         let sums = self.timer.wait(Activity::Gathering, || self.sum_loads())?;
         self.remember_loads(sums);
-        let Setup { job, plan, costs, .. } = self.setup;
-        let price = online::gathering(job, plan, self.stage_number, iterations, costs);
+        let Setup { job, costs, .. } = self.setup;
+        let price = online::gathering(job, &self.plan, self.stage_number, iterations, costs);
         self.timer.collective(Activity::Gathering, &*self.groups.stage, price)?;
         report.decision += self.timer.now() - before;
         Ok(())
@@ -141,11 +171,15 @@ impl<'a> Rank<'a> {
 
     /// The ranks of its expert-parallel group, or those at the same positions of another stage.
     fn expert_group(&self, stage: usize) -> Range<usize> {
-        self.setup.plan.expert_group(stage, self.position / self.setup.plan.ep)
+        self.plan.expert_group(stage, self.position / self.plan.ep)
     }
 
-    /// All weights of this rank by name, in single precision on the CPU, and how tensor parallelism cuts them.
-    pub fn weights(&self) -> Vec<(String, Tensor, Option<Cut>)> {
+    /// All weights of this rank by name, in single precision on the CPU, and how tensor parallelism cuts them. All ranks call this
+    /// together: experts in shards are gathered.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn weights(&self) -> Result<Vec<(String, Tensor, Option<Cut>)>, TrainError> {
         let copy = |tensor: Tensor| tensor.to_device(Device::Cpu).copy();
         let Stage { dense, embedding_weight, gates, .. } = &self.stage;
         let of_dense = dense.named.iter().map(|named| {
@@ -163,16 +197,22 @@ impl<'a> Rank<'a> {
             let all_of_gate = of_scores.chain(selection.map(|index| gates.selection.master_of(index)));
             let flat: Vec<Tensor> = all_of_gate.map(|parameter| copy(parameter).reshape([-1])).collect();
             all.push((format!("layer {} gate", layer.number), Tensor::cat(&flat, 0), None));
-            all.extend(self.expert_weights(layer));
+            all.extend(self.expert_weights(layer)?.into_iter().map(|(name, row)| (name, copy(row), None)));
         }
-        all
+        Ok(all)
     }
 
-    fn expert_weights(&self, layer: &Layer) -> impl Iterator<Item = (String, Tensor, Option<Cut>)> {
-        let own = layer.placement.experts_of(self.groups.experts.rank());
-        own.iter().enumerate().filter_map(|(slot, expert)| Some((slot, (*expert)?))).map(|(slot, expert)| {
-            let row = layer.experts.row(&layer.experts.bucket.master, slot).to_device(Device::Cpu).copy();
-            (format!("layer {} expert {expert}", layer.number), row, None)
-        })
+    /// The weights in a rank's slots, by name.
+    fn expert_weights(&self, layer: &Layer) -> Result<Vec<(String, Tensor)>, TrainError> {
+        let (Layer { experts, placement, number, .. }, group) = (layer, self.groups.experts.as_ref());
+        let own = placement.experts_of(group.rank()).iter().enumerate();
+        let own = own.filter_map(|(slot, expert)| Some((slot, (*expert)?)));
+        let name = |expert: usize| format!("layer {number} expert {expert}");
+        let Some(shards) = &experts.shards else {
+            return Ok(own.map(|(slot, expert)| (name(expert), experts.row(&experts.bucket.master, slot))).collect());
+        };
+        let rows = shards.gather(&shards.bucket.master, placement, group)?.wait()?;
+        let rows = shards.whole(&rows, experts.moe().expert_parameters() as usize);
+        Ok(own.enumerate().map(|(index, (_, expert))| (name(expert), rows.get(index as i64))).collect())
     }
 }

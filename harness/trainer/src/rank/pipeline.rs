@@ -60,7 +60,7 @@ impl Rank<'_> {
     /// # Errors
     /// A peer that died; a program that cannot be executed.
     pub(super) fn pipeline(&self) -> Result<Ran, TrainError> {
-        let (pp, micro_batches) = (self.setup.plan.pp, self.setup.plan.micro_batches(self.setup.job));
+        let (pp, micro_batches) = (self.plan.pp, self.plan.micro_batches(self.setup.job));
         let mut saved: Vec<Option<Saved>> = (0..micro_batches).map(|_| None).collect();
         let mut stats: Vec<Vec<LayerStats>> = vec![Vec::new(); micro_batches];
         let (mut sends, mut losses) = (Vec::new(), Vec::new());
@@ -104,7 +104,7 @@ impl Rank<'_> {
         };
         let mut blocks = Vec::with_capacity(stage.blocks.len());
         let mut stats = Vec::new();
-        let recomputes = self.online.policy().recompute(&self.setup.plan) == Recompute::Full;
+        let recomputes = self.online.policy().recompute(&self.plan) == Recompute::Full;
         for block in &stage.blocks {
             self.timer.enter(work, Some(block.number));
             let (output, saved, of_layer) = self.block_forward(block, m, &stream)?;
@@ -117,7 +117,7 @@ impl Rank<'_> {
             (Some(head), Some((_, targets))) => {
                 let scale = 1.0 / (self.setup.job.global_batch * self.setup.gpt.seq_len) as f64;
                 let (loss, saved) = head.forward(&site, &stream, targets, scale)?;
-                (Some(saved), self.position.is_multiple_of(self.setup.plan.tp).then_some(loss))
+                (Some(saved), self.position.is_multiple_of(self.plan.tp).then_some(loss))
             }
             _ => {
                 self.send(&stream, To::NextStage, sends)?;
@@ -216,7 +216,7 @@ impl Rank<'_> {
     fn read(&self, m: usize) -> (Tensor, Tensor) {
         let setup = self.setup;
         self.timer.compute(Activity::Host, || {
-            let samples = setup.plan.samples(setup.job, self.position, m);
+            let samples = self.plan.samples(setup.job, self.position, m);
             let (source, iteration) = (setup.samples, self.iteration);
             let sample = |index| source.sample(iteration, index);
             let samples: Vec<Vec<i64>> = match self.timer.is_virtual() {
@@ -234,7 +234,7 @@ impl Rank<'_> {
     }
 
     fn site(&self) -> Site<'_> {
-        let (costs, plan) = (self.setup.costs, &self.setup.plan);
+        let (costs, plan) = (self.setup.costs, &self.plan);
         let first = self.expert_group(self.stage_number).start;
         Site {
             dense: &self.stage.dense,
@@ -248,7 +248,7 @@ impl Rank<'_> {
 
     fn moe_site<'b>(&'b self, layer: &Layer, m: usize) -> MoeSite<'b> {
         let setup = self.setup;
-        let micro_batches = setup.plan.micro_batches(setup.job);
+        let micro_batches = self.plan.micro_batches(setup.job);
         let name = format!("gate {} layer {} rank {} micro-batch {m}", self.iteration, layer.number, self.position);
         MoeSite {
             group: &*self.groups.experts,
@@ -256,7 +256,7 @@ impl Rank<'_> {
             policy: self.online.policy(),
             gate: &setup.job.gate,
             top_k: setup.job.top_k(),
-            balance: self.balance_factor() / (setup.plan.stage_ranks() * micro_batches) as f64,
+            balance: self.balance_factor() / (self.plan.stage_ranks() * micro_batches) as f64,
             place: &self.place,
             costs: setup.costs,
             gates: &self.stage.gates,
@@ -274,9 +274,9 @@ impl Rank<'_> {
     /// The experts of this rank's choices, where a trace drives the gate: its part of those of the tensor-parallel group.
     fn replayed_choices(&self, layer: &Layer, m: usize) -> Option<Vec<usize>> {
         let setup = self.setup;
-        let (tp, k) = (setup.plan.tp, setup.job.top_k());
+        let (tp, k) = (self.plan.tp, setup.job.top_k());
         let batch = setup.replay?.iteration(self.iteration);
-        let samples = setup.plan.samples(setup.job, self.position, m);
+        let samples = self.plan.samples(setup.job, self.position, m);
         let mut choices: Vec<usize> = samples.flat_map(|s| gate::deal(batch.chunk(layer.number, s), k)).collect();
         let part = choices.len() / tp;
         let first = self.position % tp * part;
@@ -292,7 +292,7 @@ impl Rank<'_> {
         };
         sends.push(group.send(tensor, stage)?);
         if self.timer.is_virtual() {
-            let bytes = Bytes(tensor.numel() as f64 * HALF / self.setup.plan.tp as f64);
+            let bytes = Bytes(tensor.numel() as f64 * HALF / self.plan.tp as f64);
             // As long as the slowest of its expert-parallel group takes: the ranks share the links of their nodes.
             let pairs = self.expert_group(self.stage_number).zip(self.expert_group(stage));
             let prices = pairs.map(|(from, to)| self.setup.costs.send(from, to, bytes));
@@ -309,7 +309,7 @@ impl Rank<'_> {
             To::PreviousStage => (&self.groups.backward, self.stage_number + 1),
         };
         let gpt = &self.setup.gpt;
-        let shape = [(gpt.seq_len * self.setup.plan.micro_batch) as i64, gpt.hidden as i64];
+        let shape = [(gpt.seq_len * self.plan.micro_batch) as i64, gpt.hidden as i64];
         self.timer.wait_for_stage(|| {
             let tensor = group.receive(&shape, self.setup.kind, stage)?.wait()?;
             let ready = match self.timer.is_virtual() {

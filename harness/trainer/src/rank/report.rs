@@ -74,7 +74,7 @@ impl Rank<'_> {
         for of in all {
             report.entries += sum(&of.entries);
             report.dropped += sum(&of.chosen) - sum(&of.entries);
-            if self.position.is_multiple_of(self.setup.plan.ep) {
+            if self.position.is_multiple_of(self.plan.ep) {
                 report.shadowed += of.shadowed as u64;
             }
         }

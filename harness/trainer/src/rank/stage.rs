@@ -1,6 +1,7 @@
 //! The part of the model on one rank: the blocks of its pipeline stage, and the ends of the model that the stage has.
 
-use systems::Placement;
+use systems::Storage;
+use systems::iteration::Start;
 use tch::{Device, Kind, Tensor};
 use workloads::gate::RouterBias;
 use workloads::model::{Ffn, Moe};
@@ -40,8 +41,13 @@ pub(super) enum FeedForward {
 
 impl Stage {
     /// Stage `stage` of the plan at `position` in it, at its initial values.
-    pub(super) fn new(setup: &Setup, stage: usize, position: usize, device: Device) -> Self {
-        let (plan, job) = (&setup.plan, setup.job);
+    pub(super) fn new(
+        setup: &Setup,
+        (start, storage): (&Start, Storage),
+        (stage, position): (usize, usize),
+        device: Device,
+    ) -> Self {
+        let (plan, job) = (&start.plan, setup.job);
         let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp));
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
@@ -52,7 +58,7 @@ impl Stage {
             let attention = Attention::new(&mut builder, block, number, depth);
             let feed_forward = match block.ffn {
                 Ffn::Moe(moe) => {
-                    let layer = moe_layer(setup, number, position, &mut gates, device);
+                    let layer = moe_layer(setup, (start, storage), (number, position), &mut gates, device);
                     let shared =
                         moe.shared.map(|shared| SharedExpert::new(&mut builder, number, moe.width, depth, shared));
                     FeedForward::Moe(Box::new(layer), shared)
@@ -76,7 +82,7 @@ impl Stage {
     /// All buckets that gradients change, experts last.
     pub(super) fn buckets(&self) -> impl Iterator<Item = &Bucket> {
         let shared = [&self.dense.sharded, &self.dense.replicated, &self.gates.scores, &self.embedding_weight];
-        shared.into_iter().chain(self.layers().map(|layer| &layer.experts.bucket))
+        shared.into_iter().chain(self.layers().map(|layer| layer.experts.state()))
     }
 
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
@@ -95,13 +101,26 @@ impl Stage {
 }
 
 /// The MoE layer of a block; its gate's parameters join the others.
-fn moe_layer(setup: &Setup, block: usize, position: usize, gates: &mut GatesBuilder, device: Device) -> Layer {
+fn moe_layer(
+    setup: &Setup,
+    (start, storage): (&Start, Storage),
+    (block, position): (usize, usize),
+    gates: &mut GatesBuilder,
+    device: Device,
+) -> Layer {
     let model = &setup.job.model;
     let number = model.moe_blocks().partition_point(|&other| other < block);
     let moe = *model.blocks[block].moe().expect("the block has an MoE layer");
-    let placement = Placement::identity(moe.experts, setup.plan.ep);
-    let own: Vec<usize> = placement.experts_of(position % setup.plan.ep).iter().flatten().copied().collect();
-    let experts = Experts::new(setup.seed, number, &own, moe, setup.gpt.depth, setup.kind, device);
+    let placement = start.placements[number].clone();
+    let (rank, ranks) = (position % start.plan.ep, start.plan.ep);
+    let (seed, depth, kind) = (setup.seed, setup.gpt.depth, setup.kind);
+    let experts = match storage {
+        Storage::Slots => Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device),
+        Storage::OptimizerShards | Storage::Shards => {
+            let slots = placement.slots_per_rank();
+            Experts::sharded(seed, number, slots, (rank, ranks), moe, depth, (kind, device))
+        }
+    };
     Layer::new(number, gates.add(setup, number, &moe, device), experts, placement)
 }
 

@@ -1,23 +1,25 @@
 //! The end of an iteration: gradients are summed over the ranks that share parameters, clipped and applied.
 
-use systems::Plan;
+use systems::iteration::copies::Copies;
 use systems::iteration::online;
 use systems::iteration::timeline::{Activity, Gradients};
+use systems::plan::slots::SlotState;
 use systems::price::network::Group;
-use tch::{Device, Kind, Tensor};
+use systems::{Placement, Storage};
+use tch::{Kind, Tensor};
 use workloads::Bytes;
-use workloads::model::HALF;
+use workloads::model::{HALF, Moe};
 
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
 use crate::host::to_device;
 use crate::kernels;
+use crate::layer::copies::{first_gradients, sum_gradients};
 use crate::layer::gate;
-use crate::layer::moe::LayerStats;
+use crate::layer::moe::{Layer, LayerStats};
 use crate::model::optimizer::{self, Factor};
 use crate::model::parameters::Bucket;
 use crate::rank::Rank;
-use crate::rank::stage::Stage;
 use crate::setup::Setup;
 
 impl Rank<'_> {
@@ -27,14 +29,13 @@ impl Rank<'_> {
     /// # Errors
     /// A peer that died.
     pub(super) fn reduce_gradients(&self) -> Result<(), TrainError> {
-        let (plan, stage, groups) = (&self.setup.plan, &self.stage, &self.groups);
+        let (plan, stage, groups) = (&self.plan, &self.stage, &self.groups);
         let first = self.stage_number * plan.stage_ranks();
         let place = |stride| self.setup.costs.group(first..first + plan.stage_ranks(), stride);
         let dense = [&stage.dense.sharded, &stage.dense.replicated];
         self.all_reduce(Gradients::Dense, &dense, &*groups.data, &place(plan.tp))?;
         self.all_reduce(Gradients::Gate, &[&stage.gates.scores], &*groups.stage, &place(1))?;
-        let experts: Vec<&Bucket> = stage.layers().map(|layer| &layer.experts.bucket).collect();
-        self.all_reduce(Gradients::Experts, &experts, &*groups.replicas, &place(plan.ep))?;
+        self.reduce_experts(&place(plan.ep))?;
         let tied = [&stage.embedding_weight];
         self.all_reduce(Gradients::Tied, &tied, &*groups.data, &place(plan.tp))?;
         if plan.pp > 1 && self.setup.gpt.tied {
@@ -43,6 +44,44 @@ impl Rank<'_> {
             self.all_reduce(Gradients::TiedStages, &tied, &*groups.tied, &ends)?;
         }
         Ok(())
+    }
+
+    /// Sums the gradients of experts over the ranks that hold them: those of the same slots in all replicas, then those of an
+    /// expert's copies; or into the optimizer's shards. `place`: the replicas.
+    fn reduce_experts(&self, place: &Group) -> Result<(), TrainError> {
+        let (stage, groups, costs) = (&self.stage, &self.groups, self.setup.costs);
+        let activity = Activity::GradientSync(Gradients::Experts);
+        let buckets: Vec<&Bucket> = stage.layers().map(|layer| &layer.experts.bucket).collect();
+        let storage = self.online.policy().storage();
+        let layers: Vec<(&Moe, &Placement)> =
+            stage.layers().map(|layer| (layer.experts.moe(), &layer.placement)).collect();
+        let slots = SlotState::new(storage, layers.iter().copied());
+        let copies = Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers };
+        let synchronised = copies.synchronisation();
+        if storage == Storage::Shards || synchronised.is_none() && groups.replicas.size() == 1 {
+            return Ok(());
+        }
+        let group = &*groups.experts;
+        self.timer.wait(activity, || {
+            if storage == Storage::Slots {
+                sum(&buckets, &*groups.replicas)?;
+            }
+            for Layer { experts, placement, .. } in stage.layers() {
+                match &experts.shards {
+                    Some(shards) => shards.add(placement, &shards.scatter(experts, placement, group)?.wait()?),
+                    None if placement.has_copies() => sum_gradients(experts, placement, group)?,
+                    None => {}
+                }
+            }
+            Ok::<(), CommError>(())
+        })?;
+        match synchronised {
+            Some(price) => self.timer.collective(activity, &*groups.stage, price),
+            None => {
+                let price = costs.all_reduce(place, Bytes(slots.parameters * HALF));
+                self.timer.collective(activity, &*groups.replicas, price)
+            }
+        }
     }
 
     fn all_reduce(
@@ -57,16 +96,7 @@ impl Rank<'_> {
             return Ok(());
         }
         let activity = Activity::GradientSync(what);
-        self.timer.wait(activity, || {
-            let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
-            let pending: Vec<(&&Bucket, Pending)> = filled
-                .map(|bucket| Ok((bucket, group.all_reduce(bucket.gradients())?)))
-                .collect::<Result<_, CommError>>()?;
-            for (bucket, sum) in pending {
-                bucket.gradients().shallow_clone().copy_(&sum.wait()?);
-            }
-            Ok::<(), CommError>(())
-        })?;
+        self.timer.wait(activity, || sum(buckets, group))?;
         let price = self.setup.costs.all_reduce(place, Bytes(count as f64 * HALF));
         self.timer.collective(activity, group, price)
     }
@@ -79,7 +109,7 @@ impl Rank<'_> {
         let training = &self.setup.training;
         let mut factor = Factor::one(self.device);
         if training.clip_norm > 0.0 {
-            let squares = || squares(&self.setup.plan, &self.stage, self.stage_number, self.device);
+            let squares = || self.squares();
             let own = self.timer.compute(Activity::Optimizer, squares);
             factor = Factor::clip(&self.groups.world.all_reduce(&own)?.wait()?, training.clip_norm)?;
         }
@@ -103,7 +133,7 @@ impl Rank<'_> {
         }
         let own: Vec<i64> = self.sum_by_expert(stats, |of| &of.chosen).concat();
         let own = to_device(&Tensor::from_slice(&own), self.device);
-        let Setup { job, plan, costs, .. } = self.setup;
+        let (Setup { job, costs, .. }, plan) = (self.setup, &self.plan);
         let (activity, group) = (Activity::SelectionLoads, &*self.groups.stage);
         let loads = self.timer.wait(activity, || group.all_reduce(&own)?.wait())?;
         self.timer.collective(activity, group, online::gathering(job, plan, self.stage_number, 1, costs))?;
@@ -120,26 +150,45 @@ impl Rank<'_> {
     }
 }
 
-/// This rank's part of the squared norm of the gradient, `[1]` in double precision. In the sum over the world, every
-/// parameter of the model counts once.
-fn squares(plan: &Plan, stage: &Stage, number: usize, device: Device) -> Tensor {
-    let sum = |bucket: &Bucket, copies: usize| {
-        let gradient = bucket.gradients();
-        let square = match kernels::at(device) {
+/// Sums the gradients of buckets over a group.
+fn sum(buckets: &[&Bucket], group: &dyn Communicator) -> Result<(), CommError> {
+    if group.size() == 1 {
+        return Ok(());
+    }
+    let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
+    let pending: Vec<(&&Bucket, Pending)> =
+        filled.map(|bucket| Ok((bucket, group.all_reduce(bucket.gradients())?))).collect::<Result<_, CommError>>()?;
+    for (bucket, sum) in pending {
+        bucket.gradients().shallow_clone().copy_(&sum.wait()?);
+    }
+    Ok(())
+}
+
+impl Rank<'_> {
+    /// This rank's part of the squared norm of the gradient, `[1]` in double precision. In the sum over the world, every
+    /// parameter of the model counts once.
+    fn squares(&self) -> Tensor {
+        let Self { plan, stage, device, .. } = self;
+        let square = |gradient: &Tensor| match kernels::at(*device) {
             Some(kernels) => kernels.square_sum(gradient),
             None => gradient.square().sum(Kind::Double),
         };
-        square / copies as f64
-    };
-    let mut total = sum(&stage.dense.sharded, plan.dp)
-        + sum(&stage.dense.replicated, plan.dp * plan.tp)
-        + sum(&stage.gates.scores, plan.stage_ranks());
-    for layer in stage.layers() {
-        total += sum(&layer.experts.bucket, plan.expert_dp);
+        let sum = |bucket: &Bucket, copies: usize| square(bucket.gradients()) / copies as f64;
+        let mut total = sum(&stage.dense.sharded, plan.dp)
+            + sum(&stage.dense.replicated, plan.dp * plan.tp)
+            + sum(&stage.gates.scores, plan.stage_ranks());
+        for Layer { experts, placement, .. } in stage.layers() {
+            if placement.has_copies() && experts.shards.is_none() {
+                let of_experts = first_gradients(experts, placement, self.groups.experts.rank());
+                of_experts.iter().for_each(|gradient| total += square(gradient) / plan.expert_dp as f64);
+            } else {
+                total += sum(experts.state(), plan.expert_dp);
+            }
+        }
+        // The last stage holds the same sum of the gradient, if it holds the embedding.
+        if self.stage_number == 0 {
+            total += sum(&stage.embedding_weight, plan.dp);
+        }
+        total.reshape([1]).to_device(*device)
     }
-    // The last stage holds the same sum of the gradient, if it holds the embedding.
-    if number == 0 {
-        total += sum(&stage.embedding_weight, plan.dp);
-    }
-    total.reshape([1]).to_device(device)
 }

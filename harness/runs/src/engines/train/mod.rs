@@ -134,9 +134,8 @@ impl Trainer {
         let Ok(chosen) = run.plan() else { return Ok(()) };
         let available = memory(self.options.device)?;
         setup::gpt(&run.job, &chosen.plan)?;
-        setup::executes(run.system, &run.job, &chosen.plan)?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
-        setup::fits(&run.job, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
+        setup::fits(&run.job, run.system, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
         let costs = CostModel::new(&run.job.cluster, run.job.gpus);
         self.with_setup(run, chosen.plan, extent, &costs, |setup| {
             checkpoint::refuse_others(setup, &self.options.run_ids)?;
