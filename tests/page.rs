@@ -1,6 +1,8 @@
 //! The page of stored runs: rebuilt from their folders alone, complete or not.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -107,4 +109,61 @@ fn a_folder_without_a_run_is_refused() {
     assert!(!folder.join("own.html").exists());
     fs::write(folder.join("out/iterations.parquet"), "no Parquet").unwrap();
     folder.refuse("report out", &["out/iterations.parquet", "not readable as Parquet"]);
+}
+
+/// A page in a frame of that width, which no window is too narrow for; `--dump-dom`: the document around it after all scripts
+/// ran, and what the console says.
+fn browse(folder: &Folder, page: &str, width: usize, theme: &str) -> (String, Vec<String>) {
+    let framed = page.replace('&', "&amp;").replace('"', "&quot;");
+    // What the frame holds at the end stands in the document, too.
+    let told = "document.getElementById('told').textContent = frames[0].document.title + ', ' + \
+                frames[0].document.querySelectorAll('figure.panel').length + ' panels'";
+    folder.write(
+        "frame.html",
+        &format!(
+            "<!DOCTYPE html><body><iframe width={width} height=900 style=\"border:0\" srcdoc=\"{framed}\"></iframe>\
+             <p id=told></p><script>setTimeout(() => {{ {told} }}, 6000)</script></body>"
+        ),
+    );
+    let program = std::env::var("MOEBENCH_CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
+    let scheme = if theme == "dark" { 0 } else { 1 };
+    let output = Command::new(&program)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=10000"])
+        .args([
+            format!("--window-size={},900", width.max(600)),
+            format!("--blink-settings=preferredColorScheme={scheme}"),
+        ])
+        .args(["--dump-dom", &format!("file://{}", folder.join("frame.html").display())])
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let console = text(&output.stderr).lines().filter(|line| line.contains("CONSOLE")).map(str::to_owned).collect();
+    (text(&output.stdout), console)
+}
+
+/// At the width of a telephone and of a desk, dark and light.
+#[test]
+#[ignore = "needs Chromium, as `chromium` or in MOEBENCH_CHROMIUM"]
+fn chromium_shows_every_view_and_keys_reach_it() {
+    let folder = Folder::new();
+    run(&folder);
+    let page = folder.text("out/report.html");
+    // The page's policy allows its own script alone.
+    let policy = page.find("<meta http-equiv").unwrap();
+    let open = format!("{}{}", &page[..policy], &page[policy + page[policy..].find('\n').unwrap()..]);
+    for (width, theme) in [(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")] {
+        let (document, console) = browse(&folder, &page, width, theme);
+        assert_eq!(console, [""; 0], "{width} {theme}");
+        assert!(document.contains("moebench: test, 2 panels"), "{width} {theme}: {document}");
+        let wanted = format!("const WANTED = {{ width: {width}, theme: \"{theme}\" }};");
+        let script = format!("<script>{wanted}{}</script></body>", include_str!("browser.js"));
+        let (document, console) = browse(&folder, &open.replace("</body>", &script), width, theme);
+        assert_eq!(console, [""; 0], "{width} {theme}");
+        let checks = document.split("<pre id=\"checks\">").nth(1).expect("the checks ran");
+        let checks = checks.split("</pre>").next().unwrap();
+        assert!(checks.lines().count() > 20 && !checks.contains("FAILED"), "{width} {theme}:\n{checks}");
+    }
+    let foreign = page.replace("</body>", "<script>document.title = 'taken over'</script></body>");
+    let (document, console) = browse(&folder, &foreign, 1280, "light");
+    assert!(document.contains("moebench: test, 2 panels") && console.len() == 1, "{console:?}");
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use runs::timeline::{Timeline, write};
 use systems::iteration::run::Run;
 use systems::iteration::schedule::Work;
-use systems::iteration::timeline::{Activity, Span};
+use systems::iteration::timeline::{Activity, Span, Watch};
 use systems::price::ledger::Phase;
 use systems::program::{Op, Stream};
-use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
+use systems::{CostModel, Job, Plan, System, zoo::expert_only::ExpertOnly, zoo::fastermoe, zoo::smartmoe};
 use workloads::model::{Attention, Edge};
 use workloads::{Bytes, EngineKind, Flops, Seconds};
 
@@ -39,6 +39,38 @@ fn last_iteration(system: &dyn System, plan: Plan) -> (Job, Vec<Span>, systems::
     }
     let (done, spans) = run.observe(seen);
     (job, spans, done)
+}
+
+/// Two ranks with an expert each; two rows of rank 0 and one of rank 1 cross, there and back in both passes, 16 B each.
+#[test]
+fn traffic_counts_rows_there_and_back() {
+    let batch = batch(1, 2, |chunk| if chunk == 0 { vec![4, 2] } else { vec![1, 5] });
+    let job = job(model(1, 6, 8, 2), cluster(2, &[]), 2, &batch);
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let run = Run::new(&job, &costs, &ExpertOnly, plan(1, 2, 2));
+    let crossing = Bytes(2.0 * 16.0 * (2.0 + 1.0));
+    assert_eq!(run.exchanged(&batch), [[Bytes::ZERO, crossing], [crossing, Bytes::ZERO]]);
+    let alone = Run::new(&job, &costs, &ExpertOnly, plan(1, 2, 1));
+    assert_eq!(alone.exchanged(&batch), [[Bytes::ZERO; 2]; 2]);
+}
+
+#[test]
+fn some_ranks_are_seen_as_all_are() {
+    let plan = Plan { placement_every: 2, ..plan(2, 4, 2) };
+    let (job, all, done) = last_iteration(&smartmoe::SMARTMOE, plan);
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let mut run = Run::new(&job, &costs, &smartmoe::SMARTMOE, plan);
+    let seen = &job.profile[0];
+    (0..2).for_each(|_| drop(run.step(seen)));
+    let (same, some) = run.watch(seen, Watch::Ranks(vec![1, 6]));
+    assert_eq!(same, done);
+    let expected: Vec<Span> = all.into_iter().filter(|span| [1, 6].contains(&span.rank)).collect();
+    assert!(!expected.is_empty() && some == expected);
+    // The fullest rank is the fullest of all.
+    let memory = &done.timing.memory;
+    assert_eq!(memory.len(), job.gpus);
+    assert_eq!(memory[done.timing.peak.rank], done.timing.peak.bytes);
+    assert!(memory.iter().all(|&bytes| bytes > Bytes::ZERO && bytes <= done.timing.peak.bytes));
 }
 
 fn check_spans(system: &dyn System, plan: Plan, overlaps: bool) {

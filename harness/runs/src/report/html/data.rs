@@ -108,7 +108,7 @@ impl<'a> Data<'a> {
     pub(super) fn new(runs: &'a [StoredRun], labels: &'a Labels) -> Self {
         let mut room = MOST_SPANS;
         let phases = Phase::ALL.map(|phase| PhaseData { name: phase.name(), words: phase_words(phase) });
-        let runs = runs.iter().zip(labels.runs()).map(|(run, name)| RunData::new(run, name, labels, &mut room));
+        let runs = runs.iter().zip(labels.short()).map(|(run, name)| RunData::new(run, name, labels, &mut room));
         Self { phases: phases.into(), runs: runs.collect() }
     }
 }

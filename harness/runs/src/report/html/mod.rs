@@ -91,6 +91,7 @@ pub fn page(runs: &[StoredRun]) -> Result<String> {
         page += &question(run, index, &labels);
     }
     page += &tables::beside(runs, &labels);
+    page += &links();
     page += "<noscript><p class=\"note\">Without its script, the page shows tables alone.</p></noscript>\n\
              <form id=\"controls\" aria-label=\"What is shown\" hidden></form>\n\
              <section id=\"compare\"><h2>Comparison</h2><div class=\"view\"></div></section>\n";
@@ -111,6 +112,14 @@ pub fn page(runs: &[StoredRun]) -> Result<String> {
         + &format!(
             "<script type=\"application/json\" id=\"data\">{data}</script>\n<script>{script}</script>\n</body>\n</html>\n"
         ))
+}
+
+/// Links to the parts of the page that have something to show, which the script knows.
+fn links() -> String {
+    let parts = [("compare", "Comparison"), ("table", "All numbers")].into_iter();
+    let views = VIEWS.iter().map(|(name, heading, _)| (*name, *heading));
+    let links: String = parts.chain(views).map(|(name, words)| format!("<a href=\"#{name}\">{words}</a>\n")).collect();
+    format!("<nav aria-label=\"Parts of the page\" hidden>\n{links}</nav>\n")
 }
 
 /// JSON that ends no script element.

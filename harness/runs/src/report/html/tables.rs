@@ -98,10 +98,11 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
     let seconds = |value: Option<f64>| Cell::number(value, time);
     let mut columns = Vec::new();
     if runs.len() > 1 {
-        columns.push(column("run", &|run, _| Cell::words(&labels.runs()[run])));
+        columns.push(column("run", &|run, _| Cell::words(&labels.short()[run])));
     }
     columns.extend([
         column("case", &|_, row| Cell::words(labels.case(&row.key.case))),
+        column("model", &|_, row| Cell::words(if labels.untold_model() { row.key.model.as_str() } else { "" })),
         column("system", &|_, row| Cell::words(figures::title(&row.key.system))),
         column("plan", &|_, row| Cell::words(row.key.plan.map_or("none".to_owned(), |plan| plan.to_string()))),
         column("mean", &|_, row| match row.step {
@@ -184,14 +185,14 @@ pub(super) fn beside(runs: &[StoredRun], labels: &Labels) -> String {
         words("system", &|(_, system)| figures::title(system)),
     ];
     for (index, run) in runs.iter().enumerate() {
-        let name = &labels.runs()[index];
+        let name = &labels.short()[index];
         let cells = common.iter().map(|&pair| Cell::number(mean(run, pair), time)).collect();
         columns.push(Column { heading: format!("mean, {name}"), cells });
         if index > 0 {
             let ratio = |pair| Some(mean(run, pair)? / mean(&runs[0], pair)?);
             let cells =
                 common.iter().map(|&pair| Cell::number(ratio(pair), |ratio| format!("{:+.1}%", (ratio - 1.0) * 100.0)));
-            columns.push(Column { heading: format!("over {}", labels.runs()[0]), cells: cells.collect() });
+            columns.push(Column { heading: format!("over {}", labels.short()[0]), cells: cells.collect() });
         }
     }
     format!(

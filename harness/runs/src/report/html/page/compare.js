@@ -36,8 +36,19 @@ function bars(one, entries, width, most) {
   const left = Math.min(width * 0.36, 170);
   const right = 64;
   const x = (value) => left + ((width - left - right) * value) / (most || 1);
-  const height = entries.length * ROW;
-  const marks = entries.map((entry, index) => bar(entry, index * ROW, x, left));
+  let top = 0;
+  const marks = entries.flatMap((entry, index) => {
+    const parts = [];
+    // Runs beside each other have a heading each.
+    if (DATA.runs.length > 1 && (!index || entries[index - 1].run !== entry.run)) {
+      parts.push(text(left, top + 16, fitting(entry.run.name, width - left), { class: "axis" }));
+      top += ROW - 2;
+    }
+    parts.push(bar(entry, top, x, left));
+    top += ROW;
+    return parts;
+  });
+  const height = top;
   const reference = isSpeedup() ? [line(x(1), 0, x(1), height, { class: "one" })] : [];
   return drawing(width, height + 2, `${one.label}: ${chosen.statistic}`, ...marks, ...reference);
 }
@@ -45,7 +56,7 @@ function bars(one, entries, width, most) {
 function bar(entry, top, x, left) {
   const { value, spread } = valueOf(entry);
   const middle = top + ROW / 2;
-  const name = text(left - 6, middle + 4, fitting(nameOf(entry), left - 6), { "text-anchor": "end", class: "name" });
+  const name = text(left - 6, middle + 4, fitting(entry.system.title, left - 6), { "text-anchor": "end", class: "name" });
   const parts = [rect(0, top, x(0), ROW, { class: "catch" }), name];
   if (value === undefined || value === null) {
     const why = entry.row.status === "ok" ? "no reference" : entry.row.status.toUpperCase();
@@ -85,7 +96,7 @@ function diamond(x, y) {
 /** What a bar says when it is pointed at. */
 function barLines(entry) {
   const { row, run } = entry;
-  const lines = [nameOf(entry)];
+  const lines = [nameOf(entry), `${entry.case.model} on ${entry.case.gpus} GPUs of ${entry.case.cluster}`];
   if (row.status !== "ok") return [...lines, `${row.status}: ${row.reason}`];
   const over = overReference(entry);
   if (over) {

@@ -45,9 +45,10 @@ function round(value) {
 
 function seconds(value) {
   const size = Math.abs(value);
+  if (size === 0) return "0";
   if (size >= 1) return `${value.toFixed(2)} s`;
   if (size >= 0.1) return `${(value * 1e3).toFixed(0)} ms`;
-  if (size >= 1e-3) return `${(value * 1e3).toFixed(1)} ms`;
+  if (size >= 1e-3) return `${digits(value * 1e3)} ms`;
   return `${(value * 1e6).toFixed(0)} us`;
 }
 
@@ -88,7 +89,7 @@ function ticks(most, count) {
 
 /** A text that fits so many pixels of a small font. */
 function fitting(words, pixels) {
-  const most = Math.max(Math.floor(pixels / 6.4), 3);
+  const most = Math.max(Math.floor(pixels / 7), 3);
   return words.length <= most ? words : `${words.slice(0, most - 1)}…`;
 }
 

@@ -25,7 +25,7 @@ function grid({ label, values, range, width, cellHeight, lines, rowLabel, column
     row.forEach((value, c) => {
       const fill = colour((value - range[0]) / (range[1] - range[0] || 1));
       // A little wider than its place: no seams.
-      shapes.push(rect(left + c * cell.width, r * cell.height, cell.width + 0.3, cell.height + 0.3, { fill }));
+      shapes.push(rect(left + c * cell.width, r * cell.height, cell.width + 0.3, cell.height + 0.3, { fill, "shape-rendering": "crispEdges" }));
     }),
   );
   const axes = [];

@@ -28,6 +28,10 @@ for (const form of [controls, caseControls]) {
   form.addEventListener("submit", (event) => event.preventDefault());
 }
 
+const links = document.querySelector("nav");
+links.hidden = false;
+for (const link of links.querySelectorAll("a")) link.hidden = document.querySelector(link.hash).hidden;
+
 const THEMES = ["system", "light", "dark"];
 const theme = document.getElementById("theme");
 theme.hidden = false;

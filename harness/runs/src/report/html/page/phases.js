@@ -12,13 +12,18 @@ function drawPhases(body, width) {
   const there = entries.filter((entry) => phasesOf(entry.row, chosen.stage));
   const most = Math.max(...there.map((entry) => sum(phasesOf(entry.row, chosen.stage))), 0);
   const used = DATA.phases.map((_, phase) => there.some((entry) => phasesOf(entry.row, chosen.stage)[phase] > most * 0.002));
-  const legend = DATA.phases.filter((_, phase) => used[phase]).map((phase) => {
-    const key = svg("svg", { viewBox: "0 0 12 12", class: "key", "aria-hidden": "true" }, rect(0, 0, 12, 12, { class: `phase-${phase.name}` }));
-    return element("span", {}, key, phase.words);
-  });
-  const parts = [element("p", { class: "legend" }, ...legend), roving(stacks(there, width, most)), differences(there)];
+  const parts = [phaseLegend(DATA.phases.filter((_, phase) => used[phase])), roving(stacks(there, width, most)), differences(there)];
   if (stages > 1) parts.unshift(element("div", { class: "choices" }, select));
   body.replaceChildren(...(there.length ? parts : [nothing("where time goes")]));
+}
+
+/** What the colours of phases mean. */
+function phaseLegend(phases) {
+  const keys = phases.map((phase) => {
+    const box = rect(0, 0, 12, 12, { class: `phase-${phase.name}` });
+    return element("span", {}, svg("svg", { viewBox: "0 0 12 12", class: "key", "aria-hidden": "true" }, box), phase.words);
+  });
+  return element("p", { class: "legend" }, ...keys);
 }
 
 function sum(values) {

@@ -37,7 +37,7 @@ function changed() {
   hideTip();
   if (planned) return;
   planned = true;
-  requestAnimationFrame(() => {
+  setTimeout(() => {
     planned = false;
     views.forEach((draw) => draw());
   });

@@ -56,8 +56,10 @@ function drawTimeline(body, width) {
     button("all", keep(() => Object.assign(zoom, { from: 0, to: 1 })), "the whole iteration"),
   ];
   redraw();
+  const used = new Set(timeline.activities.map(([, phase]) => phase));
+  const legend = phaseLegend(DATA.phases.filter((phase) => used.has(phase.name)));
   const cut = timeline.cut ? [element("p", { class: "note" }, "Only the beginning of the iteration is kept: it has too many spans.")] : [];
-  body.replaceChildren(element("div", { class: "choices" }, select, ...buttons), ...cut, holder);
+  body.replaceChildren(element("div", { class: "choices" }, select, ...buttons), ...cut, legend, holder);
 }
 
 function zoomBy(factor, at = 0.5) {

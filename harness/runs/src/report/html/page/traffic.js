@@ -40,7 +40,7 @@ function trafficLine(entry) {
   const node = (cell) => Math.floor((cell * size) / entry.case.node);
   const far = sum(values.flatMap((row, from) => row.filter((_, to) => node(from) !== node(to))));
   const received = values[0].map((_, to) => sum(values.map((row) => row[to])));
-  const uneven = total > 0 ? `, busiest receiver ${digits(Math.max(...received) / mean(received))} of the mean` : "";
+  const uneven = total > 0 ? `, busiest receiver ${digits(Math.max(...received) / mean(received))} times the mean` : "";
   const between = size <= entry.case.node ? `, ${percent(far / (total || 1))} between nodes` : "";
   return element("li", {}, element("b", {}, nameOf(entry)), ` ${megabytes(total)}${between}${uneven}`);
 }
