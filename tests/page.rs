@@ -1,7 +1,6 @@
 //! The page of stored runs: rebuilt from their folders alone, complete or not.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
