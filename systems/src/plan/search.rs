@@ -2,9 +2,9 @@
 //!
 //! Every system searches with the same evaluator as the simulator, on a profile of the job's routing.
 
-use workloads::Seconds;
 use workloads::suite::SearchSpace;
 use workloads::trace::BatchCounts;
+use workloads::{Bytes, Seconds};
 
 use crate::iteration::outline::Outline;
 use crate::iteration::schedule::Position;
@@ -181,16 +181,18 @@ pub fn searched(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candid
 /// The first plan of ranked candidates that can be used, and what is expected of it.
 ///
 /// # Errors
-/// When none can: the reason of the last one.
+/// When none can: that of the plan which lacks least memory, where memory is what plans lack; else the reason of the last one.
 pub fn first_usable(candidates: Vec<Candidate>) -> Result<(Plan, Estimate), PlanError> {
-    let mut reason = PlanError::NoCandidate;
+    let (mut closest, mut last): (Option<(Bytes, PlanError)>, _) = (None, PlanError::NoCandidate);
     for candidate in candidates {
         match candidate.outcome {
             Ok(estimate) => return Ok((candidate.plan, estimate)),
-            Err(error) => reason = error,
+            Err(PlanError::Memory { need, .. }) if closest.as_ref().is_some_and(|(least, _)| *least <= need) => {}
+            Err(error @ PlanError::Memory { need, .. }) => closest = Some((need, error)),
+            Err(error) => last = error,
         }
     }
-    Err(reason)
+    Err(closest.map_or(last, |(_, error)| error))
 }
 
 /// The plan of a rank, from 1, among ranked candidates, and what is expected of it.
@@ -406,7 +408,8 @@ pub fn rank(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
     let key = |candidate: &Candidate| match &candidate.outcome {
         Ok(estimate) => (0, estimate.step.0),
         Err(PlanError::Outlined { about, .. }) => (1, about.0),
-        Err(_) => (2, 0.0),
+        Err(PlanError::Memory { need, .. }) => (2, need.0),
+        Err(_) => (3, 0.0),
     };
     candidates.sort_by(|a, b| {
         let ((kind, time), (other_kind, other_time)) = (key(a), key(b));
@@ -432,6 +435,22 @@ mod tests {
     fn job() -> Job {
         let model = Model::named("test", "gpt-tiny").unwrap();
         Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16)
+    }
+
+    /// Of plans that do not fit, the one that lacks least is told, and stands first among those that are ranked.
+    #[test]
+    fn the_closest_plan_is_the_reason() {
+        let short = |pp: usize, need: f64| {
+            let plan = Plan { pp, ..Plan::default() };
+            let outcome = Err(PlanError::Memory { plan: Box::new(plan), rank: 0, need: Bytes(need), have: Bytes(1.0) });
+            Candidate { plan, outcome }
+        };
+        let other = Candidate { plan: Plan::default(), outcome: Err(PlanError::NoCandidate) };
+        let all = vec![short(1, 5.0), short(2, 3.0), other.clone(), short(4, 4.0)];
+        let reason = first_usable(all.clone()).unwrap_err();
+        assert!(matches!(reason, PlanError::Memory { need, .. } if need == Bytes(3.0)), "{reason}");
+        assert_eq!(rank(all).iter().map(|candidate| candidate.plan.pp).collect::<Vec<_>>(), [2, 4, 1, 1]);
+        assert_eq!(first_usable(vec![other]).unwrap_err(), PlanError::NoCandidate);
     }
 
     /// Every choice of degrees and micro-batch from 1 to 16, held against the rules.
