@@ -236,11 +236,17 @@ impl System for Shuffling {
     }
 
     fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
-        Box::new(Self(self.0))
+        Box::new(Anywhere { storage: self.0, decisions: 0 })
     }
 }
 
-impl Shuffling {
+struct Anywhere {
+    storage: Storage,
+    /// What a checkpoint does not hold.
+    decisions: u64,
+}
+
+impl Anywhere {
     /// Every expert somewhere, then any or none in every other slot.
     fn anywhere(ranks: usize, seed: u64) -> Placement {
         let mut below = below(seed);
@@ -253,25 +259,26 @@ impl Shuffling {
     }
 }
 
-impl Policy for Shuffling {
+impl Policy for Anywhere {
     fn first_placement(&self, layer: usize, _moe: &Moe, ranks: usize) -> Placement {
         Self::anywhere(ranks, layer as u64)
     }
 
     fn joins_replicas(&self) -> bool {
-        self.0 != Storage::Slots
+        self.storage != Storage::Slots
     }
 
     fn storage(&self) -> Storage {
-        self.0
+        self.storage
     }
 
     fn placement_due(&self, _iteration: usize) -> bool {
         true
     }
 
-    fn place(&mut self, iteration: usize, layer: usize, _past: &LoadHistory, now: &Placement) -> Decision {
-        Decision::Move(Self::anywhere(now.ranks(), (100 * iteration + layer) as u64))
+    fn place(&mut self, _iteration: usize, _layer: usize, _past: &LoadHistory, now: &Placement) -> Decision {
+        self.decisions += 1;
+        Decision::Move(Self::anywhere(now.ranks(), 100 + self.decisions))
     }
 
     fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
@@ -280,7 +287,7 @@ impl Policy for Shuffling {
         let mut slots = placement.experts_in_slots().to_vec();
         let mut copies = Vec::new();
         for (slot, holds) in slots.iter_mut().enumerate().filter(|(_, holds)| holds.is_none()) {
-            if self.0 == Storage::Slots && below(2) == 0 {
+            if self.storage == Storage::Slots && below(2) == 0 {
                 let expert = below(EXPERTS);
                 *holds = Some(expert);
                 copies.push(Copied { expert, slot });
@@ -291,7 +298,7 @@ impl Policy for Shuffling {
             let own: Vec<usize> = (0..slots.len()).filter(|&slot| slots[slot] == Some(expert)).collect();
             (0..load).for_each(|_| quota[own[below(own.len())]] += 1);
         }
-        let weights = if self.0 == Storage::Shards { Weights::Sharded } else { Weights::Copied };
+        let weights = if self.storage == Storage::Shards { Weights::Sharded } else { Weights::Copied };
         LayerProgram::split(Split::Quota(quota), copies, weights, 1)
     }
 }

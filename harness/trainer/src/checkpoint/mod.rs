@@ -8,7 +8,7 @@
 //! exist. Older checkpoints are removed only then, so one is always whole.
 //!
 //! Samples, drops and initial values follow from the seed and the iteration, so they are not saved. Neither is the policy: it
-//! must follow from the loads that it sees.
+//! decides again about all loads that it saw, and so comes to know what it knew.
 //!
 //! Ranks on several machines need one folder that all of them see.
 
@@ -21,6 +21,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use systems::Placement;
+use systems::iteration::online::WrongPlacement;
 use tch::{Device, Tensor};
 
 use crate::checkpoint::error::CheckpointError;
@@ -89,6 +90,7 @@ impl<'a> Checkpoints<'a> {
         let gathered = gathered as usize;
         let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); gathered];
         let mut own: Vec<Vec<Vec<i64>>> = vec![Vec::new(); iteration.saturating_sub(gathered)];
+        let first: Vec<Placement> = rank.stage.layers().map(|layer| layer.placement.clone()).collect();
         for layer in rank.stage.layers_mut() {
             let expert_in: Vec<i64> = to_host(&take(placement_of(layer.number))?)?;
             let experts = layer.experts.moe().experts;
@@ -102,7 +104,7 @@ impl<'a> Checkpoints<'a> {
             let since: Vec<i64> = to_host(&take(own_loads_of(layer.number))?)?;
             own.iter_mut().zip(since.chunks_exact(experts)).for_each(|(own, since)| own.push(since.to_vec()));
         }
-        loads.into_iter().for_each(|loads| rank.online.remember(loads));
+        decide_again(rank, &first, loads).map_err(|error| CheckpointError::file(&path, error))?;
         rank.own_loads = own;
         rank.iteration = iteration;
         Ok(())
@@ -208,6 +210,24 @@ impl<'a> Checkpoints<'a> {
     fn of_rank(&self, iteration: usize, rank: usize) -> PathBuf {
         self.path(iteration).join(format!("rank-{rank}.safetensors"))
     }
+}
+
+/// Lets the policy decide about `loads`, `[iteration][layer][expert]`, as it did while they came, from the `first` placements of
+/// the stage's layers on. What it answers is done: the checkpoint has the placements.
+fn decide_again(rank: &mut Rank, first: &[Placement], loads: Vec<Vec<Vec<u64>>>) -> Result<(), WrongPlacement> {
+    let mut placements = first.to_vec();
+    let mut loads = loads.into_iter();
+    // Loads are gathered for a decision: the last one saw all of them.
+    for iteration in 0..=loads.len() {
+        if rank.online.policy().placement_due(iteration) {
+            for (layer, placement) in rank.stage.layers().zip(&mut placements) {
+                let decided = rank.online.decide(layer.number, layer.experts.moe(), placement)?;
+                decided.migration.into_iter().for_each(|migration| *placement = migration.placement);
+            }
+        }
+        loads.next().into_iter().for_each(|loads| rank.online.remember(loads));
+    }
+    Ok(())
 }
 
 /// All buckets of a rank that are not empty, by name.
