@@ -125,6 +125,7 @@ fn several_runs_stand_beside_each_other() {
         "over simulated</th>",
         ">+0.0%</td>",
         "What was run: a&amp;b (emulated)",
+        "a machine of ",
     ] {
         assert!(page.contains(words), "no {words}");
     }

@@ -38,6 +38,9 @@ struct Podium<'a> {
     second: Option<&'a SummaryRow>,
 }
 
+/// A lead of less than half a percent is none.
+const SMALLEST_LEAD: f64 = 1.005;
+
 /// A part of the reference's time that another system saves.
 struct Saving {
     phase: Phase,
@@ -76,10 +79,11 @@ fn podiums(summary: &Summary) -> Vec<Podium<'_>> {
 }
 
 impl Podium<'_> {
-    /// Whether the lead over the next system goes beyond the spread; true of a system alone.
+    /// Whether the lead over the next system goes beyond its spread and is worth a word; true of a system alone.
     fn is_clear(&self) -> bool {
-        let lead = self.second.and_then(|second| self.first.over(second));
-        lead.and_then(|lead| lead.spread).is_none_or(|[low, _]| low > 1.0)
+        let Some(second) = self.second else { return true };
+        let spread = self.first.over(second).and_then(|lead| lead.spread);
+        spread.is_some_and(|[low, _]| low > SMALLEST_LEAD)
     }
 
     fn answer(&self, run: &StoredRun, labels: &Labels) -> CaseAnswer {
@@ -195,14 +199,16 @@ fn certainty(run: &StoredRun, podiums: &[Podium]) -> Vec<String> {
     if let Some(most) = spreads.reduce(f64::max) {
         let lead = match unclear {
             0 => "every lead over the next system is larger than its spread".to_owned(),
-            1 => "in 1 case the lead over the next system is within its spread".to_owned(),
-            more => format!("in {more} cases the lead over the next system is within its spread"),
+            1 => "in 1 case the lead over the next system is within its spread, or below 0.5%".to_owned(),
+            more => format!("in {more} cases the lead over the next system is within its spread, or below 0.5%"),
         };
         sentences.push(format!(
             "Spread over {}: at most {:.1}% of a speedup; {lead}. It says nothing of other routing.",
             summary.spread_over(),
             most * 100.0
         ));
+    } else if podiums.iter().any(|podium| podium.second.is_some()) {
+        sentences.push("There are too few iterations for a spread: how sure a lead is, is not known.".to_owned());
     }
     sentences.push(model_error(run));
     let extrapolated = summary.rows.iter().filter(|row| row.extrapolated.is_some()).count();
@@ -216,6 +222,10 @@ fn certainty(run: &StoredRun, podiums: &[Podium]) -> Vec<String> {
 /// How the times were obtained, and how far simulated ones are from measurements.
 fn model_error(run: &StoredRun) -> String {
     let mut sentence = format!("Times are {}", run.provenance.engine.label());
+    if run.summary.is_trained() {
+        let (host, cores) = (&run.provenance.host, run.provenance.cores);
+        sentence += &format!(", on {host}, a machine of {cores} CPU cores, whatever cluster the case names");
+    }
     let simulated = || run.summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
     let of_runs: Vec<f64> = simulated()
         .filter_map(|row| match row.model_error {

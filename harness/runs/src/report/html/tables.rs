@@ -125,7 +125,7 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
         }),
         column("of ideal", &|_, row| percent(row.share_of_ideal, 0)),
         column("online", &|_, row| percent(row.step.map(|_| row.online_share).filter(|share| *share > 0.0), 2)),
-        column("peak memory", &|_, row| Cell::number(row.peak_bytes, |bytes| format!("{:.1} GB", bytes / 1e9))),
+        column("peak memory", &|_, row| Cell::number(row.peak_bytes, memory)),
         column("loss", &|_, row| Cell::number(row.loss, |loss| format!("{loss:.3}"))),
         column("simulated beside", &|_, row| seconds(row.predicted)),
         column("published, by medians", &|_, row| {
@@ -140,6 +140,10 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
         |index| format!(" data-run=\"{}\" data-row=\"{}\"", rows[index].0, rows[index].1),
         "numbers",
     )
+}
+
+fn memory(bytes: f64) -> String {
+    if bytes < 1e8 { format!("{:.0} MB", bytes / 1e6) } else { format!("{:.1} GB", bytes / 1e9) }
 }
 
 fn ratio(value: Option<f64>) -> Cell {

@@ -53,7 +53,7 @@ function seconds(value) {
 }
 
 function gigabytes(value) {
-  return `${(value / 1e9).toFixed(1)} GB`;
+  return value > 0 && value < 1e8 ? `${digits(value / 1e6)} MB` : `${(value / 1e9).toFixed(1)} GB`;
 }
 
 function megabytes(value) {
