@@ -12,8 +12,22 @@ use crate::report::html::cases::{self, Labels};
 use crate::stored::StoredRun;
 use crate::summary::SummaryRow;
 
-/// Spans on a page, at most: about 2 MB.
-const MOST_SPANS: usize = 100_000;
+/// Room on a page, so that it stays below some megabytes: what later cases have beyond it is left out.
+struct Room {
+    /// Of timelines, about 20 B each.
+    spans: usize,
+    /// Of traffic, about 5 B each.
+    cells: usize,
+}
+
+const ROOM: Room = Room { spans: 100_000, cells: 250_000 };
+
+/// Whether there is room for so many; then they are taken.
+fn fits(room: &mut usize, count: usize) -> bool {
+    let fits = count <= *room;
+    *room -= if fits { count } else { 0 };
+    fits
+}
 
 #[derive(Serialize)]
 pub(super) struct Data<'a> {
@@ -106,7 +120,7 @@ struct PlanData {
 
 impl<'a> Data<'a> {
     pub(super) fn new(runs: &'a [StoredRun], labels: &'a Labels) -> Self {
-        let mut room = MOST_SPANS;
+        let mut room = ROOM;
         let phases = Phase::ALL.map(|phase| PhaseData { name: phase.name(), words: phase_words(phase) });
         let runs = runs.iter().zip(labels.short()).map(|(run, name)| RunData::new(run, name, labels, &mut room));
         Self { phases: phases.into(), runs: runs.collect() }
@@ -114,7 +128,7 @@ impl<'a> Data<'a> {
 }
 
 impl<'a> RunData<'a> {
-    fn new(run: &'a StoredRun, name: &'a str, labels: &'a Labels, room: &mut usize) -> Self {
+    fn new(run: &'a StoredRun, name: &'a str, labels: &'a Labels, room: &mut Room) -> Self {
         let (systems, keys) = (systems(run), cases(run));
         let rows = run.summary.rows.iter().map(|row| {
             let case = keys.iter().position(|key| key.case == row.key.case).unwrap_or(0);
@@ -187,13 +201,13 @@ impl<'a> CaseData<'a> {
 }
 
 impl<'a> RowData<'a> {
-    fn new(run: &'a StoredRun, row: &'a SummaryRow, case: usize, systems: &[&str], room: &mut usize) -> Self {
+    fn new(run: &'a StoredRun, row: &'a SummaryRow, case: usize, systems: &[&str], room: &mut Room) -> Self {
         let details = run.details_of(&row.key.case, &row.key.system);
         let timelines = details.map_or(&[][..], |details| &details.timelines);
         let spans = timelines.iter().flat_map(|timeline| &timeline.ranks).map(|rank| rank.spans.len()).sum::<usize>();
-        // Those of the last cases are left out where there are too many.
-        let timelines = if spans <= *room { timelines } else { &[] };
-        *room = room.saturating_sub(spans);
+        let timelines = if fits(&mut room.spans, spans) { timelines } else { &[] };
+        let traffic = details.and_then(|details| details.traffic.as_ref());
+        let traffic = traffic.filter(|traffic| fits(&mut room.cells, traffic.megabytes.len().pow(2)));
         let over = |system: &&str| {
             let speedup = row.over(run.summary.row(&row.key.case, system)?)?;
             let spread = speedup.spread.map(|ends| ends.map(short));
@@ -225,7 +239,7 @@ impl<'a> RowData<'a> {
                 .map(|(iteration, sample)| (iteration, sample.moved, short(sample.migration.0)))
                 .collect(),
             memory: details.map_or(&[], |details| &details.memory),
-            traffic: details.and_then(|details| details.traffic.as_ref()),
+            traffic,
             timelines,
         }
     }

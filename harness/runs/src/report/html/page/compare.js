@@ -33,7 +33,7 @@ function ends(entry) {
 }
 
 function bars(one, entries, width, most) {
-  const left = Math.min(width * 0.36, 170);
+  const left = Math.min(width * 0.4, 170);
   const right = 64;
   const x = (value) => left + ((width - left - right) * value) / (most || 1);
   let top = 0;

@@ -1,9 +1,13 @@
 // Memory of every rank of each system, a bar each, against what a run may use.
 
 function drawMemory(body, width) {
-  const entries = chosenRows();
-  const parts = entries.filter((entry) => entry.row.memory.length || entry.row.peak).map((entry) => memoryOf(entry, width));
-  body.replaceChildren(...(parts.length ? parts : [nothing("memory")]));
+  const entries = chosenRows().filter((entry) => entry.row.memory.length || entry.row.peak);
+  if (!entries.length) return body.replaceChildren(nothing("memory"));
+  const columns = width > 900 && entries.length > 3 ? 2 : 1;
+  const panel = (width - (columns - 1) * 24) / columns;
+  const panels = element("div", { class: "panels" }, ...entries.map((entry) => memoryOf(entry, panel)));
+  panels.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+  body.replaceChildren(panels);
 }
 
 function memoryOf(entry, width) {

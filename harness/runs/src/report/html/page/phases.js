@@ -30,9 +30,9 @@ function sum(values) {
   return values.reduce((total, value) => total + value, 0);
 }
 
-/** Says that something was not recorded. */
+/** Says that something is not there. */
 function nothing(what) {
-  return element("p", { class: "note" }, `Of this case, ${what} was not recorded.`);
+  return element("p", { class: "note" }, `Of this case, ${what} was not recorded, or is too much for the page.`);
 }
 
 function stacks(entries, width, most) {

@@ -4,9 +4,9 @@ function drawPlans(body) {
   const entries = chosenRows().filter((entry) => entry.row.plan);
   const reference = entries.find((entry) => entry.system.name === chosen.reference);
   const dimensions = entries.length ? entries[0].row.plan.parts : [];
-  // Dimensions that nobody uses say nothing.
-  const unused = ["0", "1", "none"];
-  const used = dimensions.map((_, index) => index < 6 || entries.some((entry) => !unused.includes(entry.row.plan.parts[index][1])));
+  // Dimensions that nobody uses say nothing; the first six are always told.
+  const idle = { "virtual stages (vp)": "1", "ZeRO stage": "0", recomputation: "none", "iterations between placements": "0" };
+  const used = dimensions.map(([name], index) => entries.some((entry) => entry.row.plan.parts[index][1] !== idle[name]));
   const head = element("tr", {}, element("th", { scope: "col" }, "system"));
   dimensions.forEach(([name], index) => used[index] && head.append(element("th", { scope: "col", class: "n" }, name)));
   const rows = entries.map((entry) => {
