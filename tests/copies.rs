@@ -204,7 +204,7 @@ fn balancers_bring_a_hot_expert_close_to_the_mean() {
     assert!(plain > 2.0 * even, "{plain} against {even}");
     let balancers: [(&dyn System, usize, usize, f64); 8] = [
         (&eplb::Eplb, 10, 1, 1.35),
-        (&flexmoe::FlexMoe, 1, 1, 1.35),
+        (&flexmoe::FLEXMOE, 1, 1, 1.35),
         (&quota::ULTRAEP, 0, 1, 1.25),
         (&quota::MOONEP, 0, 1, 1.25),
         (&quota::LEAST_LOADED, 0, 1, 1.35),

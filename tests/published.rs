@@ -9,12 +9,13 @@ use runs::engines::simulate::Simulator;
 use runs::engines::{Engine, Extent};
 use runs::summary::model_error;
 use runs::{prepare, summary::statistics, traces};
+use studies::laer::{CLUSTER, LaerStudy};
 use studies::measurements::{iterations, layer::LayerShape, layers};
-use studies::{Inputs, Unsaid, claims::Claim};
+use studies::{Inputs, Study, Unsaid, claims::Claim};
 use workloads::published::Quantity;
 use workloads::{Case, Published, Suite};
 
-use crate::shared_data::shared_data;
+use crate::shared_data::{of_study, shared_data};
 
 /// What may be worse than shipped.
 const WORSE: f64 = 1.1;
@@ -130,6 +131,28 @@ fn published_numbers_are_those_of_the_artifact() {
         seen += 1;
     }
     assert_eq!(seen, 96);
+}
+
+/// LAER-MoE's page: every statistic is what the study finds on its data, and none has become worse.
+#[test]
+#[ignore = "needs MOEBENCH_SHARED: the published measurements"]
+fn published_laer_rows_are_predicted_as_shipped() {
+    const SHIPPED: &str = include_str!("../results/validation/laer.md");
+    let study = LaerStudy::new(&of_study("laer-ae", "end_to_end.csv"), &of_study("laer-ae", ""), CLUSTER).unwrap();
+    let found = study.predict().unwrap();
+    let rows: Vec<Vec<&str>> = SHIPPED.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+    for (name, errors) in found.errors() {
+        let row = rows.iter().find(|row| row.get(1) == Some(&name.as_str())).unwrap_or_else(|| panic!("no `{name}`"));
+        let errors = errors.unwrap();
+        for (now, column) in [(errors.median, 4), (errors.p90, 5), (errors.max, 6)] {
+            let then = row[column].trim_end_matches('%').parse::<f64>().unwrap() / 100.0;
+            assert!(now <= WORSE * then + 5e-4, "{name}: {}, shown {}", percent(now), row[column]);
+        }
+    }
+    for claim in study.section(&found).unwrap().claims {
+        let row = rows.iter().find(|row| row.get(1) == Some(&claim.what.as_str())).expect("a claim has its row");
+        assert_eq!(claim.met, row[4] == "met", "{claim:?}");
+    }
 }
 
 /// Medians of `end_to_end.csv`, s, by GPUs, gate and system.

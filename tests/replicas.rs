@@ -176,7 +176,7 @@ fn copies_from_history_train_the_same_model() {
         check(&eplb::Eplb, degrees, Changes::Copies);
     }
     // On two ranks, no expert has more than the mean: FlexMoE exchanges them.
-    let copied: usize = DEGREES.into_iter().map(|degrees| check(&flexmoe::FlexMoe, degrees, Changes::Places)).sum();
+    let copied: usize = DEGREES.into_iter().map(|degrees| check(&flexmoe::FLEXMOE, degrees, Changes::Places)).sum();
     assert!(copied > 0, "FlexMoE copies nothing");
 }
 

@@ -165,7 +165,7 @@ fn copies_take_the_same_in_both_engines() {
     let synchronised = Activity::GradientSync(Gradients::Experts);
     let cases: [(&'static dyn System, Plan, &[Activity]); 6] = [
         (&eplb::Eplb, plan([1, 8, 1, 4, 2], 1), &[synchronised, Activity::Gathering]),
-        (&flexmoe::FlexMoe, plan([2, 4, 1, 2, 2], 1), &[synchronised]),
+        (&flexmoe::FLEXMOE, plan([2, 4, 1, 2, 2], 1), &[synchronised]),
         (&quota::MOONEP, plan([1, 8, 1, 8, 1], 0), &[Activity::Op(Op::CopyWeights), Activity::Op(Op::ReturnGrad)]),
         (&microep::ASYMMETRIC, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
         (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &[Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)]),

@@ -161,6 +161,9 @@ pub struct Overlap {
     /// What is done with model state once an iteration: gradients are reduced beside the last backward pass, and weights whose
     /// optimizer state is sharded are gathered beside the first forward pass.
     pub state: bool,
+    /// Gathers and reductions of sharded state that accompany a micro-batch go block by block and in line with the exchanges of rows, which use the same
+    /// links and wait for what was asked for before them. Otherwise they are out of the exchanges' way.
+    pub queued: bool,
     /// Exchanges of one micro-batch run beside the computation of another, where the schedule has both: one forward pass more
     /// is then in flight.
     pub exchanges: bool,

@@ -49,6 +49,10 @@ pub struct Gpu {
     /// What an expert with any rows takes beyond arithmetic and memory traffic, forward (twice that backward): the
     /// launches of its kernels, one after the other, s.
     pub expert_start: Constant,
+    /// How many times what a block stores outside its experts goes through memory in a forward pass: twice, written and read, where
+    /// its small kernels are fused and the cluster states no such constant; more where a program runs normalisations,
+    /// rotations and sums one by one.
+    pub block_traffic: Option<Constant>,
 }
 
 /// Bandwidths in each direction and start-up times. A node is the first tier; larger units of nodes may follow.
@@ -222,8 +226,13 @@ impl Cluster {
             [("bandwidth", &tier.bandwidth), ("oversubscription", &tier.oversubscription)]
                 .map(|(field, constant)| (Cow::Owned(format!("network.tiers.{}.{field}", tier.name)), constant, false))
         });
+        let traffic = gpu.block_traffic.iter().map(|constant| ("gpu.block_traffic", constant, false));
         let images = host.image.iter().map(|constant| ("host.image", constant, true));
-        let named = fixed.into_iter().chain(images).map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero));
+        let named = fixed
+            .into_iter()
+            .chain(traffic)
+            .chain(images)
+            .map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero));
         named.chain(of_tiers).collect()
     }
 
@@ -251,7 +260,10 @@ impl Cluster {
             &mut host.decision_step,
         ];
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
-        paths.into_iter().zip(fixed.into_iter().chain(&mut host.image).chain(of_tiers)).collect()
+        paths
+            .into_iter()
+            .zip(fixed.into_iter().chain(&mut gpu.block_traffic).chain(&mut host.image).chain(of_tiers))
+            .collect()
     }
 }
 

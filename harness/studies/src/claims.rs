@@ -162,6 +162,29 @@ pub(super) fn published_order(pairs: usize, wrong: usize) -> Claim {
     }
 }
 
+/// Iterations of LAER-MoE's four systems, by which constants.
+pub(super) fn laer(constants: &str, errors: &Errors) -> Claim {
+    Claim {
+        what: format!("LAER-MoE's study, {} rows of four systems on 32 A100s, {constants}", errors.count),
+        wanted: "median at most 10%, 90th percentile at most 20%".to_owned(),
+        found: format!("{}, {} (largest {})", share(errors.median), share(errors.p90), share(errors.max)),
+        met: errors.median <= 0.10 && errors.p90 <= 0.20,
+    }
+}
+
+/// Which of its systems is faster.
+pub(super) fn laer_order(constants: &str, pairs: usize, wrong: usize) -> Claim {
+    Claim {
+        what: format!(
+            "order of systems in LAER-MoE's study, pairs more than {:.0}% apart, {constants}",
+            ORDER_TOLERANCE * 100.0
+        ),
+        wanted: "all".to_owned(),
+        found: format!("{} of {pairs}", pairs - wrong),
+        met: wrong == 0,
+    }
+}
+
 /// Published runs did fit their cards.
 pub(super) fn published_memory(runs: usize, beyond: usize) -> Claim {
     Claim {

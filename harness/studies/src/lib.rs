@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod claims;
 pub mod end_to_end;
 pub mod figures;
+pub mod laer;
 pub mod left_out;
 pub mod measurements;
 pub mod moe_layer;
@@ -68,6 +69,7 @@ pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
         section::<placement::Placements>(inputs)?,
         section::<plans::Plans>(inputs)?,
         section::<published::PublishedRuns>(inputs)?,
+        section::<laer::LaerStudy>(inputs)?,
     ];
     Ok(sections.into_iter().flatten().collect())
 }
@@ -89,6 +91,9 @@ fn section<'a, S: Study<'a>>(inputs: &'a Inputs) -> Result<Option<Section>> {
     let Some(study) = S::read(inputs)? else { return Ok(None) };
     study.section(&study.predict()?).map(Some)
 }
+
+/// The folder of LAER-MoE's measurements.
+const LAER_FOLDER: &str = "laer-ae";
 
 /// nico as the study of online placement met it.
 pub const PLACEMENT_CLUSTER: &str = "nico-placement";
@@ -184,6 +189,13 @@ impl Inputs {
         let mut files: Vec<PathBuf> = paths.into_iter().filter(|path| is_of(path)).collect();
         files.sort();
         Ok(files)
+    }
+
+    /// Where LAER-MoE's measurements are, if they are there: a folder of [`LAER_FOLDER`]'s name in the folder or beside it.
+    fn laer_folder(&self) -> Option<PathBuf> {
+        let inside = self.folder.join(LAER_FOLDER);
+        let beside = self.folder.canonicalize().ok().and_then(|folder| Some(folder.parent()?.join(LAER_FOLDER)));
+        [Some(inside), beside].into_iter().flatten().find(|folder| folder.join(laer::MEASURED).is_file())
     }
 
     /// The trace and the measurements.

@@ -36,6 +36,11 @@ impl Section {
         self.add(table.trim_fmt());
     }
 
+    /// Its claims as a table in Markdown.
+    pub fn table_of_claims(&self) -> String {
+        claims_table(self.claims.iter())
+    }
+
     /// Adds a figure, to be saved beside the page.
     pub fn picture(&mut self, name: &str, what: &str, figure: Figure) {
         self.add(format!("![{what}]({name}.svg)"));
@@ -60,13 +65,19 @@ fn introduction(inputs: &Inputs) -> Result<String> {
     Ok(format!(include_str!("prose/introduction.md"), files = files.join(", ")))
 }
 
+fn claims_table<'c>(claims: impl Iterator<Item = &'c Claim>) -> String {
+    let row = |claim: &Claim| {
+        let met = if claim.met { "met" } else { "**not met**" };
+        format!("| {} | {} | {} | {met} |\n", claim.what, claim.wanted, claim.found)
+    };
+    let rows: String = claims.map(row).collect();
+    format!("| | wanted | found | |\n|---|---|---|---|\n{rows}")
+}
+
 fn assembled(introduction: &str, sections: &[Section]) -> String {
     let introduction = introduction.trim_end();
-    let mut page = format!("# Validation\n\n{introduction}\n\n| | wanted | found | |\n|---|---|---|---|\n");
-    for claim in sections.iter().flat_map(|section| &section.claims) {
-        let met = if claim.met { "met" } else { "**not met**" };
-        page += &format!("| {} | {} | {} | {met} |\n", claim.what, claim.wanted, claim.found);
-    }
+    let claims = claims_table(sections.iter().flat_map(|section| &section.claims));
+    let mut page = format!("# Validation\n\n{introduction}\n\n{claims}");
     for section in sections {
         page += &format!("\n## {}\n\n{}", section.title, section.text);
     }

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 
 use crate::balance::eplb::share;
-use crate::balance::{Slots, fullest};
+use crate::balance::fullest;
 
 /// One change of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Rule {
 }
 
 /// Adjusts `slots`, every expert of which keeps a copy, to `loads`, `[expert]` entries; says how.
-pub fn adjust(loads: &[u64], slots: &mut Slots, ranks: usize, rule: Rule) -> Vec<Change> {
+pub fn adjust(loads: &[u64], slots: &mut [Option<usize>], ranks: usize, rule: Rule) -> Vec<Change> {
     let mut changes = Vec::new();
     let mean = share(loads.iter().sum(), ranks as u32);
     while changes.len() < rule.changes {
@@ -58,7 +58,7 @@ pub fn adjust(loads: &[u64], slots: &mut Slots, ranks: usize, rule: Rule) -> Vec
     changes
 }
 
-fn apply(slots: &mut Slots, change: Change) {
+fn apply(slots: &mut [Option<usize>], change: Change) {
     match change {
         Change::Expand { expert, slot, .. } => slots[slot] = Some(expert),
         Change::Migrate { one, other } => slots.swap(one, other),
@@ -66,7 +66,7 @@ fn apply(slots: &mut Slots, change: Change) {
 }
 
 /// The load of the fullest rank after a change.
-fn after(loads: &[u64], slots: &mut Slots, ranks: usize, change: Change) -> u64 {
+fn after(loads: &[u64], slots: &mut [Option<usize>], ranks: usize, change: Change) -> u64 {
     let before = match change {
         Change::Expand { slot, .. } => (slot, slots[slot]),
         Change::Migrate { one, .. } => (one, slots[one]),
@@ -82,7 +82,7 @@ fn after(loads: &[u64], slots: &mut Slots, ranks: usize, change: Change) -> u64 
 
 /// Of the fullest rank, the expert with the most loaded copies that does not stand everywhere gets one more, in the slot where that
 /// helps most: an empty one, or that of an expert with several copies.
-fn expand(loads: &[u64], slots: &mut Slots, ranks: usize) -> Option<(u64, Change)> {
+fn expand(loads: &[u64], slots: &mut [Option<usize>], ranks: usize) -> Option<(u64, Change)> {
     let (copies, per_rank) = (copies(loads, slots), slots.len() / ranks);
     let lacks = |expert: usize, slot: usize| !of_rank(slots, ranks, slot / per_rank).contains(&Some(expert));
     let gives = |slot: usize| slots[slot].is_none_or(|expert| copies[expert] > 1);
@@ -95,7 +95,7 @@ fn expand(loads: &[u64], slots: &mut Slots, ranks: usize) -> Option<(u64, Change
 }
 
 /// A copy of the fullest rank changes places with the copy of another rank with which that helps most.
-fn migrate(loads: &[u64], slots: &mut Slots, ranks: usize) -> Option<(u64, Change)> {
+fn migrate(loads: &[u64], slots: &mut [Option<usize>], ranks: usize) -> Option<(u64, Change)> {
     let (copies, per_rank) = (copies(loads, slots), slots.len() / ranks);
     let weight = |slot: usize| slots[slot].map_or(0, |expert| share(loads[expert], copies[expert]));
     let full = fullest_rank(loads, slots, ranks);
@@ -113,24 +113,24 @@ fn migrate(loads: &[u64], slots: &mut Slots, ranks: usize) -> Option<(u64, Chang
 }
 
 /// The change that leaves the fullest rank with least, and what it leaves it with.
-fn best(loads: &[u64], slots: &mut Slots, ranks: usize, changes: Vec<Change>) -> Option<(u64, Change)> {
+fn best(loads: &[u64], slots: &mut [Option<usize>], ranks: usize, changes: Vec<Change>) -> Option<(u64, Change)> {
     let tried = changes.into_iter().map(|change| (after(loads, slots, ranks, change), change));
     tried.min_by_key(|(fullest, _)| *fullest)
 }
 
 /// `[expert]`: its copies.
-fn copies(loads: &[u64], slots: &Slots) -> Vec<u32> {
+fn copies(loads: &[u64], slots: &[Option<usize>]) -> Vec<u32> {
     let mut copies = vec![0; loads.len()];
     slots.iter().flatten().for_each(|&expert| copies[expert] += 1);
     copies
 }
 
-fn of_rank(slots: &Slots, ranks: usize, rank: usize) -> &[Option<usize>] {
+fn of_rank(slots: &[Option<usize>], ranks: usize, rank: usize) -> &[Option<usize>] {
     let per_rank = slots.len() / ranks;
     &slots[rank * per_rank..(rank + 1) * per_rank]
 }
 
-fn fullest_rank(loads: &[u64], slots: &Slots, ranks: usize) -> usize {
+fn fullest_rank(loads: &[u64], slots: &[Option<usize>], ranks: usize) -> usize {
     let copies = copies(loads, slots);
     let load = |rank| of_rank(slots, ranks, rank).iter().flatten().map(|&e| share(loads[e], copies[e])).sum::<u64>();
     (0..ranks).max_by_key(|&rank| (load(rank), Reverse(rank))).expect("a group has a rank")
@@ -139,6 +139,7 @@ fn fullest_rank(loads: &[u64], slots: &Slots, ranks: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::Slots;
     use crate::balance::eplb::SHARE;
     use crate::balance::tests::{loads, random};
 

@@ -40,7 +40,7 @@ impl<'a> Dense<'a> {
         let part = self.part();
         let weights = Bytes(block.dense_parameters() as f64 * HALF / self.plan.tp as f64);
         let time = costs.matrix(block.dense_flops() * part)
-            + costs.elementwise(block.dense_activations() * (2.0 * part) + weights);
+            + costs.elementwise(block.dense_activations() * (costs.block_traffic() * part) + weights);
         // Weights are read forward; backward they are read again, and their gradients read, added to and written.
         let gradients = match direction {
             Direction::Forward => Seconds::ZERO,

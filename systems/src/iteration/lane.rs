@@ -8,7 +8,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::iteration::dense::Dense;
 use crate::iteration::schedule::{Position, Turn, Work};
-use crate::iteration::state::{StateTraffic, exposed};
+use crate::iteration::state::{OfBlock, StateTraffic, exposed};
 use crate::iteration::timeline::{Activity, Recorder, Span, Watch};
 use crate::iteration::{Evaluation, Peak};
 use crate::plan::job::{Job, Scope};
@@ -57,6 +57,8 @@ pub(super) struct StageResult<'l> {
     pub(super) computation: [Seconds; 2],
     /// Blocks of the stage.
     pub(super) blocks: usize,
+    /// When its last rank came to each of the gathers of weights that all replicas take part in, in order.
+    pub(super) met: &'l [Seconds],
 }
 
 /// Consecutive blocks that a micro-batch passes on a stage.
@@ -66,8 +68,10 @@ struct Chunk {
     blocks: Range<usize>,
     /// MoE layers of the chunks before.
     first_layer: usize,
-    /// `[direction]`: what accompanies a pass where gradients or weights are sharded.
+    /// `[direction]`: what accompanies a pass where gradients or weights are sharded, out of the exchanges' way.
     state: [Seconds; 2],
+    /// What accompanies every pass through a block in line with exchanges.
+    queued: OfBlock,
 }
 
 /// One stage of a lane while it runs. A pass is one micro-batch in one chunk: number `chunk * micro-batches + micro-batch`.
@@ -90,6 +94,10 @@ struct StageRun<'a> {
     /// `[rank]`.
     clock: Vec<Seconds>,
     links: Links,
+    /// `[rank]`: when the weights of the next block are there; nothing where they have not been asked for.
+    asked: Vec<Seconds>,
+    /// When its last rank came to each of the gathers of weights, in order.
+    met: Vec<Seconds>,
     ledger: Ledger,
     /// `[direction]`: what the ranks have computed, summed over them.
     computed: [Seconds; 2],
@@ -180,6 +188,7 @@ impl<'a> Lane<'a> {
                 ledger: &stage.ledger,
                 computation: stage.computed.map(|time| time / passes),
                 blocks: stage.chunks.iter().map(|chunk| chunk.blocks.len()).sum(),
+                met: &stage.met,
             }
         })
     }
@@ -268,6 +277,8 @@ impl<'a> StageRun<'a> {
             hides_exchanges,
             clock: vec![migrated; plan.ep],
             links: Links::new(&vec![migrated; plan.ep]),
+            asked: Vec::new(),
+            met: Vec::new(),
             ledger: Ledger::default(),
             computed: [Seconds::ZERO; 2],
             inputs,
@@ -336,6 +347,7 @@ impl<'a> StageRun<'a> {
         for b in self.chunks[chunk].blocks.clone() {
             let block = &e.job.model.blocks[b];
             self.block = Some(b);
+            self.gathered(chunk, b + 1 < self.chunks[chunk].blocks.end);
             self.dense_block(block, Direction::Forward);
             if block.moe().is_some() {
                 self.moe_forward(self.pass_of(chunk, m), m, block, layer, workspace);
@@ -358,11 +370,53 @@ impl<'a> StageRun<'a> {
     fn finish_pass(&mut self, chunk: usize, direction: Direction, before: Seconds) {
         let computed = self.computation() - before;
         self.computed[direction as usize] += computed;
-        if self.evaluation.plan.zero >= Zero::Gradients {
+        let Evaluation { plan, policy, .. } = *self.evaluation;
+        if plan.zero < Zero::Gradients {
+            return;
+        }
+        if !policy.overlap().queued {
             let Chunk { state, blocks, .. } = &self.chunks[chunk];
             let computed = computed / self.ranks.len() as f64;
             let shown = exposed(state[direction as usize], computed, blocks.len());
             self.advance(Activity::ShardedState, [shown]);
+        } else if direction == Direction::Backward {
+            self.wait_for_links();
+        }
+    }
+
+    /// Waits for the block's weights, which were asked for when the block before began, and asks for those of the block that is next,
+    /// if there is one. The first block's are asked for only now.
+    fn gathered(&mut self, chunk: usize, next: bool) {
+        let gather = self.chunks[chunk].queued.gathered;
+        if gather == Seconds::ZERO {
+            return;
+        }
+        self.met.push(self.clock.iter().copied().fold(Seconds::ZERO, Seconds::max));
+        if self.asked.is_empty() {
+            self.asked = self.links.issue(&self.clock, gather);
+        }
+        let there = std::mem::take(&mut self.asked);
+        self.wait(&there);
+        if next {
+            self.asked = self.links.issue(&self.clock, gather);
+        }
+    }
+
+    fn wait_for_links(&mut self) {
+        let there = self.links.issue(&self.clock, Seconds::ZERO);
+        self.wait(&there);
+    }
+
+    /// `[rank]`: until then.
+    fn wait(&mut self, there: &[Seconds]) {
+        let (block, work) = (self.block, self.turn.map(|turn| turn.work));
+        for ((rank, clock), &there) in self.ranks.clone().zip(&mut self.clock).zip(there) {
+            if there > *clock {
+                let activity = Activity::ShardedState;
+                self.ledger.add(activity.phase(), there - *clock);
+                self.recorder.record(Span { rank, activity, block, work, start: *clock, end: there });
+                *clock = there;
+            }
         }
     }
 
@@ -434,7 +488,13 @@ impl<'a> StageRun<'a> {
         let mut layer = self.chunks[chunk].first_layer + self.layers[pass].len();
         for b in self.chunks[chunk].blocks.clone().rev() {
             layer -= usize::from(e.job.model.blocks[b].moe().is_some());
+            self.block = Some(b);
+            self.gathered(chunk, b > self.chunks[chunk].blocks.start);
             self.block_backward(pass, b, layer, workspace);
+            let reduced = self.chunks[chunk].queued.reduced;
+            if reduced > Seconds::ZERO {
+                self.links.issue(&self.clock, reduced);
+            }
         }
         self.block = None;
         self.kept = self.kept - self.memory.kept(chunk);
@@ -460,6 +520,7 @@ impl<'a> StageRun<'a> {
         }
         if let Some((moe, (program, priced))) = priced {
             let shown = self.exchanges_shown(block, &program, &priced, Direction::Backward);
+            let shown = self.restored_before(&program, &priced).or(shown);
             self.pass(&with_durations(priced.pass(&program, Direction::Backward), &shown), &mut workspace.streams);
             let (tokens, placement) = (e.plan.tokens(moe), &e.placements[layer]);
             for (rank, experts) in self.experts.iter_mut().enumerate() {
@@ -469,6 +530,18 @@ impl<'a> StageRun<'a> {
             workspace.scratch.reuse(priced);
         }
         self.dense_block(block, Direction::Backward);
+    }
+
+    /// Durations of a layer's backward pass, `[task][rank]`, where the recomputation before it has restored its experts from their shards already;
+    /// none where there is no such thing.
+    fn restored_before(&self, program: &LayerProgram, priced: &LayerPrice) -> Option<Vec<Seconds>> {
+        if self.recompute != Recompute::Full || !program.forward.iter().any(|task| task.op == Op::Unshard) {
+            return None;
+        }
+        let mut left = priced.backward.clone();
+        let tasks = program.backward.iter().zip(left.chunks_exact_mut(self.ranks.len()));
+        tasks.filter(|(task, _)| task.op == Op::Unshard).for_each(|(_, times)| times.fill(Seconds::ZERO));
+        Some(left)
     }
 
     /// All ranks do the same, in parts one after the other.
@@ -543,16 +616,19 @@ impl<'a> StageRun<'a> {
 
 impl Chunk {
     fn new(evaluation: &Evaluation, stage: usize, number: usize) -> Self {
-        let Evaluation { job, plan, costs, .. } = *evaluation;
+        let Evaluation { job, plan, costs, policy, .. } = *evaluation;
         let blocks = plan.chunk_blocks(job, number);
         let first_layer = job.model.blocks[..blocks.start].iter().filter_map(Block::moe).count();
-        let mut state = [Seconds::ZERO; 2];
+        let (mut state, mut queued) = ([Seconds::ZERO; 2], OfBlock::default());
         if plan.zero >= Zero::Gradients {
             let (ranks, parameters) = (evaluation.stage_ranks(stage), StageParameters::of_chunk(job, plan, number));
             let traffic = StateTraffic { costs, plan, ranks, parameters };
-            state = [Direction::Forward, Direction::Backward].map(|direction| traffic.of_pass(direction));
+            match policy.overlap().queued {
+                true => queued = traffic.of_block(blocks.len()),
+                false => state = [Direction::Forward, Direction::Backward].map(|direction| traffic.of_pass(direction)),
+            }
         }
-        Self { number, blocks, first_layer, state }
+        Self { number, blocks, first_layer, state, queued }
     }
 }
 

@@ -168,6 +168,7 @@ impl Evaluation<'_> {
             Scope::Layer => Vec::new(),
         };
         let mut workspace = Workspace::new(self.job);
+        let mut replicas = Vec::new();
         for sampled in 0..lanes {
             let group = sampled * self.plan.expert_dp / lanes;
             let mut lane = Lane::new(self, group, micro_batches, recorder.watch());
@@ -175,11 +176,17 @@ impl Evaluation<'_> {
             let rest = lane.pace() * (all - micro_batches) as f64;
             for (sum, stage) in stages.iter_mut().zip(lane.stages()) {
                 sum.add(&stage, lanes, rest);
+                if self.plan.pp == 1 {
+                    replicas.push(Replica::new(&stage));
+                }
             }
             if self.job.scope == Scope::Iteration {
                 lane.raise(&mut memory, &mut peak);
             }
             lane.into_recorders().for_each(|of_stage| recorder.append(of_stage));
+        }
+        if let [stage] = stages.as_mut_slice() {
+            stage.meet(&replicas, all as f64 / micro_batches as f64);
         }
         // To the mean over the ranks that were evaluated, in all of their micro-batches.
         let scale = all as f64 / micro_batches as f64 / (lanes * self.plan.ep) as f64;
@@ -364,6 +371,36 @@ impl StageSpans<'_> {
     }
 }
 
+/// When a lane came to each of the gathers of weights that all replicas take part in, and when it was done.
+struct Replica {
+    met: Vec<Seconds>,
+    end: Seconds,
+    ranks: usize,
+}
+
+impl Replica {
+    fn new(stage: &StageResult) -> Self {
+        let end = stage.clock.iter().copied().fold(Seconds::ZERO, Seconds::max);
+        Self { met: stage.met.to_vec(), end, ranks: stage.clock.len() }
+    }
+
+    /// When it came to the gather after that one, or was done.
+    fn after(&self, gather: usize) -> Seconds {
+        self.met.get(gather + 1).copied().unwrap_or(self.end)
+    }
+}
+
+/// How much later the last of several lanes is done that were evaluated apart, where a block's weights are gathered among all of them: the gather is over
+/// once all have asked for it, at the beginning of the block before, and the exchanges of that block wait for it on the same links. So
+/// all go through a block together, and the slowest decides.
+fn lag(replicas: &[Replica]) -> Seconds {
+    let last = |times: &dyn Fn(&Replica) -> Seconds| replicas.iter().map(times).fold(Seconds::ZERO, Seconds::max);
+    let gathers = replicas.iter().map(|replica| replica.met.len()).min().unwrap_or(0);
+    let together = (0..gathers).map(|at| last(&|replica| replica.after(at) - replica.met[at]));
+    let first = if gathers > 0 { last(&|replica| replica.met[0]) } else { last(&|replica| replica.end) };
+    first + together.sum::<Seconds>() - last(&|replica| replica.end)
+}
+
 /// What the lanes of a stage add up to.
 #[derive(Clone, Debug, Default)]
 struct StageSum {
@@ -384,6 +421,15 @@ impl StageSum {
         }
         self.blocks = lane.blocks;
     }
+
+    /// Its lanes wait for each other's gathers; `scale`: an iteration's micro-batches over those that were evaluated.
+    fn meet(&mut self, replicas: &[Replica], scale: f64) {
+        let lag = lag(replicas);
+        if lag > Seconds::ZERO {
+            self.end += lag * scale;
+            self.ledger.add(Phase::Wait, lag * replicas.iter().map(|replica| replica.ranks).sum::<usize>() as f64);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -392,6 +438,16 @@ mod tests {
     use crate::Plain;
     use workloads::model::Moe;
     use workloads::{BytesPerSecond, Cluster, Gate, Model};
+
+    /// Two lanes of two blocks, slow in turn: apart each takes 4 s, together 3 s a block.
+    #[test]
+    fn replicas_go_through_blocks_together() {
+        let replica = |met: [f64; 2], end| Replica { met: met.map(Seconds).to_vec(), end: Seconds(end), ranks: 1 };
+        assert_eq!(lag(&[replica([0.0, 3.0], 4.0), replica([0.0, 1.0], 4.0)]), Seconds(2.0));
+        assert_eq!(lag(&[replica([0.0, 3.0], 4.0), replica([0.0, 3.0], 4.0)]), Seconds::ZERO);
+        let alone = |end| Replica { met: Vec::new(), end: Seconds(end), ranks: 1 };
+        assert_eq!(lag(&[alone(4.0), alone(5.0)]), Seconds::ZERO);
+    }
 
     /// All prices are linear: the rows of the fullest rank, and what its port receives, decide.
     #[test]

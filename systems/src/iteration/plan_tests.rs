@@ -147,7 +147,7 @@ impl Policy for Overlapping {
 fn overlap_hides_what_computation_has_room_for() {
     let (job, batch) = job(true);
     let plan = Plan { pp: 2, dp: 8, ep: 8, zero: Zero::Optimizer, ..Plan::default() };
-    let under = |state, exchanges| run(&job, &plan, &Overlapping(Overlap { state, exchanges }), &batch);
+    let under = |state, exchanges| run(&job, &plan, &Overlapping(Overlap { state, exchanges, queued: false }), &batch);
     let [none, state, exchanges] = [(false, false), (true, false), (false, true)].map(|(s, e)| under(s, e));
     let of = |timing: &Timing, phase| timing.phases[0].of(phase).0;
     assert!(of(&state, Phase::GradientSync) < of(&none, Phase::GradientSync));

@@ -7,7 +7,9 @@
 //! Overlap is one rule ([`exposed`]): a transfer that accompanies a pass is cut into one part a block, runs beside the pass's
 //! computation and not beside its exchanges, which use the same links; one part has no block to hide behind. What accompanies
 //! every micro-batch always overlaps, because every implementation prefetches; what is done once an iteration overlaps where
-//! the system says so ([`crate::Overlap`]).
+//! the system says so ([`crate::Overlap`]). Where a system has its transfers in line with the exchanges ([`crate::Overlap::queued`]), they go block by block
+//! ([`OfBlock`]): the weights of a block are asked for when the block before begins, its gradients are reduced behind its backward pass, exchanges wait for what was
+//! asked for before them, and so all replicas go through a block together.
 
 use std::ops::Range;
 
@@ -23,6 +25,15 @@ use crate::program::Direction;
 /// What of a transfer shows that is cut into `parts` and runs beside `computation`.
 pub(super) fn exposed(transfer: Seconds, computation: Seconds, parts: usize) -> Seconds {
     (transfer - computation).max(transfer * (1.0 / parts.max(1) as f64))
+}
+
+/// What accompanies a micro-batch's pass through a block, all blocks of a chunk alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct OfBlock {
+    /// Weights are gathered, in either pass.
+    pub(super) gathered: Seconds,
+    /// Gradients are reduced, behind the backward pass.
+    pub(super) reduced: Seconds,
 }
 
 /// The collectives of parameters that the ranks of a stage hold.
@@ -65,6 +76,13 @@ impl StateTraffic<'_> {
             let group = self.costs.group(self.ranks.clone(), stride);
             (kind, self.costs.all_gather(&group, Bytes(count * HALF)))
         })
+    }
+
+    /// A block's part of what accompanies a micro-batch through `blocks` of them.
+    pub(super) fn of_block(&self, blocks: usize) -> OfBlock {
+        let gathered = self.of_pass(Direction::Forward);
+        let part = 1.0 / blocks.max(1) as f64;
+        OfBlock { gathered: gathered * part, reduced: (self.of_pass(Direction::Backward) - gathered) * part }
     }
 
     /// What accompanies every pass of a micro-batch.

@@ -90,6 +90,12 @@ impl CostModel {
         bytes / BytesPerSecond(self.cluster.gpu.memory_bandwidth.value)
     }
 
+    /// How many times what a block stores outside its experts goes through memory in a forward pass: it is written and read, unless
+    /// the cluster says more.
+    pub fn block_traffic(&self) -> f64 {
+        self.cluster.gpu.block_traffic.as_ref().map_or(2.0, |traffic| traffic.value)
+    }
+
     /// Rows gathered or scattered by index: that much read and written.
     pub fn scatter(&self, bytes: Bytes) -> Seconds {
         bytes / BytesPerSecond(self.cluster.gpu.scatter_bandwidth.value)

@@ -28,14 +28,26 @@ pub struct TimedPass<'a> {
 pub struct Links {
     /// `[rank]`: when the last task issued on its links is over.
     free: Vec<Seconds>,
-    /// `[rank]`: when the pass before was over: no transfer for the next starts earlier.
+    /// `[rank]`: when the pass before was over: no transfer for the next starts earlier, but for what `idle` says.
     before: Vec<Seconds>,
+    /// Least of all ranks: for how long the pass before left the links idle once its rows were there. Shards of two layers' experts are held at a
+    /// time, so those of the next may be restored meanwhile.
+    idle: Seconds,
 }
 
 impl Links {
     /// Of ranks that have nothing under way and come to their first pass at these times.
     pub fn new(clock: &[Seconds]) -> Self {
-        Self { free: vec![Seconds::ZERO; clock.len()], before: clock.to_vec() }
+        Self { free: vec![Seconds::ZERO; clock.len()], before: clock.to_vec(), idle: Seconds::ZERO }
+    }
+
+    /// Asks for a transfer of that time behind all that was asked for before: when it is over on each rank.
+    pub fn issue(&mut self, clock: &[Seconds], time: Seconds) -> Vec<Seconds> {
+        self.free.resize(clock.len(), Seconds::ZERO);
+        for (free, &clock) in self.free.iter_mut().zip(clock) {
+            *free = (*free).max(clock) + time;
+        }
+        self.free.clone()
     }
 
     /// Waits for what is still under way: moves the clocks to its end and books the time.
@@ -83,15 +95,24 @@ impl Streams {
         links.free.resize(ranks, Seconds::ZERO);
         links.before.resize(ranks, Seconds::ZERO);
         self.finish.clear();
+        let ahead = std::mem::replace(&mut links.idle, Seconds::ZERO);
+        let mut dispatched = false;
         for (task, durations) in tasks.iter().zip(durations.chunks_exact(ranks)) {
             let on = task.op.stream();
             self.set_start(task, links);
             if on != Stream::Compute {
                 meet(task.op, steps, &mut self.start);
             }
+            if on == Stream::Communication {
+                if dispatched {
+                    links.idle += least(self.start.iter().zip(&links.free).map(|(&start, &free)| start - free));
+                }
+                dispatched |= matches!(task.op, Op::Dispatch { .. });
+            }
+            let done = if task.op == Op::Unshard && task.after.is_none() { ahead } else { Seconds::ZERO };
             let free = if on == Stream::Compute { &mut self.compute } else { &mut links.free };
             for ((free, &start), &duration) in free.iter_mut().zip(&self.start).zip(durations) {
-                *free = start + duration;
+                *free = start + (duration - done).max(Seconds::ZERO);
             }
             if let (Op::Await, Some(other)) = (task.op, task.after) {
                 // Time until the transfer is there is the transfer's.
@@ -157,6 +178,10 @@ fn meet(op: Op, steps: usize, start: &mut [Seconds]) {
     }
 }
 
+fn least(times: impl Iterator<Item = Seconds>) -> Seconds {
+    times.reduce(Seconds::min).unwrap_or(Seconds::ZERO).max(Seconds::ZERO)
+}
+
 fn latest(times: &[Seconds]) -> Seconds {
     times.iter().copied().fold(Seconds::ZERO, Seconds::max)
 }
@@ -208,6 +233,28 @@ mod tests {
         assert_eq!(run(0), s(&[1.0, 5.0]));
         assert_eq!(run(1), s(&[6.0, 6.0]));
     }
+
+    /// Links stand idle for 4 s while experts run: of 6 s that the next layer's experts take to be restored, so many are over when it begins, and the
+    /// rest goes on from there.
+    #[test]
+    fn experts_are_restored_while_those_before_run() {
+        let task = |op, after| Task { op, after };
+        let (dispatch, experts, combine) = (Op::Dispatch { step: 0 }, Op::Experts { step: 0 }, Op::Combine { step: 0 });
+        let layer = [task(dispatch, None), task(experts, Some(0)), task(combine, Some(1))];
+        let ahead = [task(Op::Unshard, None), task(Op::Await, Some(0)), task(experts, None)];
+        let mut links = Links::default();
+        let mut run = |tasks: &[Task], durations: &[f64], start: f64| {
+            let (mut clock, durations) = (s(&[start]), s(durations));
+            let pass = TimedPass { tasks, durations: &durations, steps: 1 };
+            Streams::default().run(&pass, &mut clock, &mut links, &mut Ledger::default(), |_, _, _| ());
+            clock[0].0
+        };
+        assert_eq!(run(&layer, &[1.0, 4.0, 1.0], 0.0), 6.0);
+        assert_eq!(run(&ahead, &[6.0, 0.0, 1.0], 6.0), 9.0);
+        // What was idle is used once.
+        assert_eq!(run(&ahead, &[6.0, 0.0, 1.0], 9.0), 16.0);
+    }
+
     /// A transfer of 3 s for a pass that starts at 10 s, after one that ended at 8 s: one second of it shows. One of 4 s that
     /// nothing waits for shows where the links are needed next, or at the end.
     #[test]

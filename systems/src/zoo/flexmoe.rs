@@ -4,21 +4,48 @@
 //! the fullest rank with least ([`crate::balance::flexmoe`]). Entries are split evenly between copies. A copy's weights and
 //! optimizer state move to it, and copies stay one by an all-reduce of their gradients. *Offline*: all pools under this policy.
 //!
+//! `flexmoe-fsep` is FlexMoE as LAER's authors ran it beside theirs (ASPLOS'26): on experts that are stored in shards over all ranks
+//! and restored where the placement wants them, so that changes move nothing; entries stay in their node where it has the expert.
+//!
 //! Left out: that changes are made beside the training steps. Here training waits for them.
 
 use workloads::model::Moe;
 
 use crate::balance::flexmoe::{self, Rule};
+use crate::balance::laer;
 use crate::plan::{self, search};
 use crate::program::Weights;
 use crate::program::split::Split;
 use crate::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
-    System,
+    Storage, System,
 };
 
-/// FlexMoE.
-pub struct FlexMoe;
+/// FlexMoE, on experts that stand in slots or on experts in shards.
+pub struct FlexMoe {
+    about: About,
+    storage: Storage,
+}
+
+/// As its authors describe it.
+pub static FLEXMOE: FlexMoe = FlexMoe {
+    about: About {
+        name: "flexmoe",
+        title: "FlexMoE",
+        summary: "Copies of experts expand, shrink and migrate in 2 extra slots a rank, up to 4 changes of a layer every 10 iterations (Nie et al., SIGMOD'23)",
+    },
+    storage: Storage::Slots,
+};
+
+/// As LAER's authors ran it.
+pub static ON_SHARDS: FlexMoe = FlexMoe {
+    about: About {
+        name: "flexmoe-fsep",
+        title: "FlexMoE (FSEP)",
+        summary: "FlexMoE's copies, restored from experts that are sharded over all ranks (a baseline of LAER, ASPLOS'26)",
+    },
+    storage: Storage::Shards,
+};
 
 /// Slots of a rank beyond those that hold every expert once: as many as the other balancers of this table have.
 const EXTRA_SLOTS: usize = 2;
@@ -31,11 +58,7 @@ const RULE: Rule = Rule { threshold: 110, changes: 4 };
 
 impl System for FlexMoe {
     fn about(&self) -> About {
-        About {
-            name: "flexmoe",
-            title: "FlexMoE",
-            summary: "Copies of experts expand, shrink and migrate in 2 extra slots a rank, up to 4 changes of a layer every 10 iterations (Nie et al., SIGMOD'23)",
-        }
+        self.about
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
@@ -46,8 +69,15 @@ impl System for FlexMoe {
         true
     }
 
-    fn policy(&self, _job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        Box::new(Adjusting { every: plan.placement_every })
+    fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
+        let every = plan.placement_every;
+        match self.storage {
+            Storage::Shards => {
+                let ranks = CostModel::new(&job.cluster, job.gpus).group(0..plan.stage_ranks(), 1);
+                Box::new(AdjustingShards { of: Adjusting { every }, nodes: ranks.nodes().to_vec(), sets: plan.ep })
+            }
+            _ => Box::new(Adjusting { every }),
+        }
     }
 }
 
@@ -79,6 +109,63 @@ impl Policy for Adjusting {
     }
 }
 
+/// The same on experts in shards.
+struct AdjustingShards {
+    of: Adjusting,
+    /// `[rank]` of a stage.
+    nodes: Vec<usize>,
+    /// Ranks that hold every expert once at the start.
+    sets: usize,
+}
+
+impl Policy for AdjustingShards {
+    fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
+        let held = moe.experts.div_ceil(self.sets);
+        let slots = (0..ranks * held).map(|slot| Some(slot % moe.experts)).collect();
+        Placement::of_slots(slots, moe.experts, ranks).expect("every set of ranks holds every expert")
+    }
+
+    fn joins_replicas(&self) -> bool {
+        true
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::Shards
+    }
+
+    fn migrated_bytes_per_parameter(&self) -> f64 {
+        0.0
+    }
+
+    fn placement_due(&self, iteration: usize) -> bool {
+        self.of.placement_due(iteration)
+    }
+
+    /// Node by node: in the study's loads every node computes what its own tokens chose.
+    fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
+        let loads = past.sum(layer, EVERY, now.experts());
+        let mut slots = now.experts_in_slots().to_vec();
+        let mut own = slots.as_mut_slice();
+        for node in self.nodes.chunk_by(|a, b| a == b) {
+            let (of_node, rest) = own.split_at_mut(node.len() * now.slots_per_rank());
+            own = rest;
+            if (0..loads.len()).all(|expert| of_node.contains(&Some(expert))) {
+                flexmoe::adjust(&loads, of_node, node.len(), RULE);
+            }
+        }
+        if slots == now.experts_in_slots() {
+            return Decision::Stay;
+        }
+        let next = Placement::of_slots(slots, now.experts(), now.ranks());
+        Decision::Move(next.expect("changes leave every expert a copy"))
+    }
+
+    fn program(&self, _layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+        let rows = laer::route(counts, placement.experts_in_slots(), &self.nodes);
+        LayerProgram::split(Split::Rows(rows), Vec::new(), Weights::Sharded, 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +180,27 @@ mod tests {
         assert!(now.moves_to(&next).len() <= 2 * RULE.changes);
         assert!(next.max_rank_load(&[100, 90, 80, 70, 1, 1, 1, 1]) < 190);
         assert!(!policy.placement_due(0) && !policy.placement_due(9) && policy.placement_due(10));
+    }
+
+    /// On shards, every node adjusts its own copies and keeps every expert; entries stay in their node.
+    #[test]
+    fn nodes_adjust_apart() {
+        let nodes = vec![0, 0, 0, 0, 1, 1, 1, 1];
+        let mut policy = AdjustingShards { of: Adjusting { every: 1 }, nodes, sets: 4 };
+        let now = policy.first_placement(0, &Moe::plain(64, 8, 16, 8), 8);
+        assert_eq!((now.slots_per_rank(), now.slots_of(0).len()), (2, 2));
+        let mut past = LoadHistory::default();
+        past.push(vec![vec![900, 90, 80, 70, 60, 50, 40, 30]]);
+        // Four ranks with two slots each hold eight experts: copies can only change places.
+        let next = match policy.place(1, 0, &past, &now) {
+            Decision::Move(next) => next,
+            Decision::Stay => now,
+        };
+        assert!((0..8).all(|expert| next.ranks_of(expert).map(|rank| rank / 4).eq([0, 1])));
+        let counts = RoutingCounts::evenly(&[900, 90, 80, 70, 60, 50, 40, 30], 8);
+        let program = policy.program(0, &counts, &next);
+        let Split::Rows(rows) = program.split else { panic!("rows from each source to each slot") };
+        let across = |(at, rows): (usize, &u32)| (at / 16 / 4 != at % 16 / 8 && *rows > 0).then_some(at);
+        assert_eq!(rows.iter().enumerate().filter_map(across).next(), None);
     }
 }

@@ -6,21 +6,45 @@
 //! reduced behind the backward pass ([`crate::iteration`] states the rule). Experts stay, spread over as many ranks of the fast
 //! domain as they divide among, and are one grouped product. No pipeline, no tensor parallelism; micro-batch and recomputation
 //! are what a tuning run under even routing finds.
+//!
+//! `fsdp-ep-queued` is the stack that LAER's authors measured beside theirs: its gathers and reductions are in line with the exchanges of rows, which wait for
+//! them. Published runs of other stacks (Megatron-FSDP on H100s, `moebench validate published`) do without.
 
 use crate::plan::search;
 use crate::program::LayerProgram;
-use crate::{About, Candidate, CostModel, Job, Placement, Plan, Policy, Recompute, RoutingCounts, System, Zero};
+use crate::{
+    About, Candidate, CostModel, Job, Overlap, Placement, Plan, Policy, Recompute, RoutingCounts, System, Zero,
+};
 
 /// FSDP and expert parallelism.
-pub struct FsdpEp;
+pub struct FsdpEp {
+    about: About,
+    queued: bool,
+}
+
+/// With transfers of state out of the exchanges' way.
+pub static FSDP_EP: FsdpEp = FsdpEp {
+    about: About {
+        name: "fsdp-ep",
+        title: "FSDP+EP",
+        summary: "Static experts in the fast domain, all state sharded over replicas and gathered ahead of each block (ZeRO 3, PyTorch's FSDP)",
+    },
+    queued: false,
+};
+
+/// With transfers of state in line with exchanges.
+pub static QUEUED: FsdpEp = FsdpEp {
+    about: About {
+        name: "fsdp-ep-queued",
+        title: "FSDP+EP (queued)",
+        summary: "FSDP+EP whose gathers and reductions are in line with the exchanges of rows (a baseline of LAER, ASPLOS'26)",
+    },
+    queued: true,
+};
 
 impl System for FsdpEp {
     fn about(&self) -> About {
-        About {
-            name: "fsdp-ep",
-            title: "FSDP+EP",
-            summary: "Static experts in the fast domain, all state sharded over replicas and gathered ahead of each block (ZeRO 3, PyTorch's FSDP)",
-        }
+        self.about
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
@@ -33,13 +57,19 @@ impl System for FsdpEp {
     }
 
     fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
-        Box::new(Grouped)
+        Box::new(Grouped { queued: self.queued })
     }
 }
 
-struct Grouped;
+struct Grouped {
+    queued: bool,
+}
 
 impl Policy for Grouped {
+    fn overlap(&self) -> Overlap {
+        Overlap { queued: self.queued, ..Overlap::default() }
+    }
+
     fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
         LayerProgram::grouped()
     }

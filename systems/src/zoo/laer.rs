@@ -44,7 +44,8 @@ impl System for Laer {
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let costs = CostModel::new(&job.cluster, job.gpus);
         let nodes = costs.group(0..plan.stage_ranks(), 1).nodes().to_vec();
-        Box::new(Restoring { nodes, prices: balancers::shard_prices(job, plan, &costs) })
+        let sets = if has_larger_set(job, plan) { plan.ep } else { plan.stage_ranks() };
+        Box::new(Restoring { nodes, sets, prices: balancers::shard_prices(job, plan, &costs) })
     }
 }
 
@@ -58,6 +59,9 @@ fn has_larger_set(job: &Job, plan: &Plan) -> bool {
 struct Restoring {
     /// `[rank]` of a stage.
     nodes: Vec<usize>,
+    /// A rank restores at least the experts that it would hold, were they spread over so many ranks: the plan's `ep`, where someone chose
+    /// less than there could be, as LAER's authors did.
+    sets: usize,
     prices: Option<Prices>,
 }
 
@@ -69,7 +73,8 @@ impl Restoring {
 
 impl Policy for Restoring {
     fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
-        let capacity = if ranks > 1 { moe.experts.div_ceil(ranks) + EXTRA_SLOTS } else { moe.experts };
+        let capacity = (moe.experts.div_ceil(ranks) + EXTRA_SLOTS).max(moe.experts.div_ceil(self.sets));
+        let capacity = if ranks > 1 { capacity } else { moe.experts };
         let (loads, shape) = (vec![1; moe.experts], self.shape(capacity));
         let slots = laer::relocate(&loads, &laer::even(&loads, ranks * capacity), shape);
         Placement::of_slots(slots, moe.experts, ranks).expect("every expert is restored somewhere")
@@ -132,5 +137,18 @@ mod tests {
         past.push(vec![vec![9000, 10, 10, 10, 10, 10, 10, 10]]);
         let Decision::Move(next) = policy.place(1, 0, &past, &start) else { panic!("it must plan anew") };
         assert_eq!(next.slots_of(0).len(), 8, "a copy on every rank");
+    }
+
+    /// A plan with fewer sets than there could be says how many experts a rank restores, as LAER's authors did: four of sixteen.
+    #[test]
+    fn a_rank_restores_what_the_plan_says() {
+        let model = Model::named("test", "gpt-l16-h2560-e16").unwrap();
+        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 16, Gate::NoDrop, 64);
+        let moe = job.model.moe_layers().next().unwrap();
+        let slots = |ep| {
+            let plan = Plan { dp: 16, ep, expert_dp: 16 / ep, ..Plan::default() };
+            Laer.policy(&job, &plan).first_placement(0, moe, 16).slots_per_rank()
+        };
+        assert_eq!([slots(16), slots(8), slots(4)], [2, 2, 4]);
     }
 }

@@ -95,7 +95,10 @@ impl System for Megatron {
             true => Exchange::OncePerNode { top_k: job.top_k() as u32 },
             false => Exchange::Whole,
         };
-        Box::new(Grouped { overlap: Overlap { state: true, exchanges: self.overlaps_exchanges }, exchange })
+        Box::new(Grouped {
+            overlap: Overlap { state: true, exchanges: self.overlaps_exchanges, ..Overlap::default() },
+            exchange,
+        })
     }
 }
 

@@ -46,6 +46,12 @@ static GPU: Table = Table {
             CONSTANT,
             "What an expert with any rows takes beyond arithmetic and memory traffic, forward, s",
         ),
+        may(
+            "block_traffic",
+            Constant("times"),
+            CONSTANT,
+            "How often what a block stores outside its experts goes through memory in a forward pass; twice where absent",
+        ),
     ],
 };
 

@@ -3,6 +3,7 @@
 pub mod adaptive;
 pub mod all;
 pub mod end_to_end;
+pub mod laer;
 pub mod moe_layer;
 pub mod plans;
 pub mod published;
@@ -33,6 +34,8 @@ pub enum ValidateCommand {
     Plans(plans::PlansArgs),
     /// Published training runs of modern models, with the chips' constants and with a few fitted
     Published(published::PublishedArgs),
+    /// LAER-MoE's four systems on 32 A100s, with the constants that it states and with a few fitted
+    Laer(laer::LaerArgs),
     /// Every study of a folder of measurements, and a page that shows what the simulator is worth
     All(all::AllArgs),
 }
@@ -48,6 +51,7 @@ pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
         ValidateCommand::Adaptive(args) => adaptive::run(args),
         ValidateCommand::Plans(args) => plans::run(args),
         ValidateCommand::Published(args) => published::run(args),
+        ValidateCommand::Laer(args) => laer::run(args),
         ValidateCommand::All(args) => all::run(args),
     }
 }

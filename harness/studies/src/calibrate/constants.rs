@@ -29,11 +29,12 @@ pub struct Fitted {
 
 /// Name and bounds of every constant that can be fitted: wide enough for any GPU cluster of the last ten years. A
 /// cluster that states a constant's peak bounds it closer.
-const BOUNDS: [(&str, f64, f64); 16] = [
+const BOUNDS: [(&str, f64, f64); 17] = [
     ("gpu.memory_bandwidth", 1e11, 8e12),
     ("gpu.scatter_bandwidth", 1e10, 8e12),
     ("gpu.gemm_rate", 1e12, 2e15),
     ("gpu.expert_start", 1e-6, 5e-3),
+    ("gpu.block_traffic", 1.0, 200.0),
     ("network.intra_bandwidth", 1e9, 9e11),
     ("network.inter_bandwidth", 1e8, 1e12),
     ("network.port_bandwidth", 1e8, 4e11),
@@ -202,6 +203,8 @@ mod tests {
 
     #[test]
     fn every_constant_is_its_own_parameter() {
+        // The one cluster that states how often a block's results go through memory.
+        let start = || Point { cluster: Cluster::named("test", "a100x8").unwrap(), ..start() };
         let names: Vec<String> = BOUNDS.iter().map(|(name, ..)| (*name).to_owned()).collect();
         let space = Space::new(&start(), &names).unwrap();
         let mut same = space.point(&start(), &space.start()).unwrap();

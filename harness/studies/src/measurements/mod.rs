@@ -9,23 +9,26 @@ pub mod iterations;
 pub mod layer;
 pub mod layers;
 pub mod order;
+pub mod rank_loads;
 pub mod series;
+pub mod steps;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use workloads::CsvFile;
+use workloads::trace::import;
 
 use runs::provenance;
 
-/// Reads a file of measurements.
+/// Reads a file of measurements, plain or as gz.
 ///
 /// # Errors
 /// A file that cannot be read, is no CSV or has no rows.
 pub fn open(path: &Path) -> Result<CsvFile> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).with_context(|| format!("{name}: cannot be read"))?;
-    let file = CsvFile::parse(&name, &bytes)?;
+    let file = CsvFile::parse(&name, &import::unpacked(&name, bytes)?)?;
     ensure!(file.rows().next().is_some(), "{name}: no rows below the header");
     Ok(file)
 }

@@ -245,6 +245,17 @@ fn read_all(path: &str, input: &mut dyn Read) -> Result<Vec<u8>, ImportError> {
     Ok(bytes)
 }
 
+/// What a gz holds; other bytes as they are. `path` names them in errors.
+///
+/// # Errors
+/// A gz that is damaged, or grows beyond what recorded loads do.
+pub fn unpacked(path: &str, bytes: Vec<u8>) -> Result<Vec<u8>, ImportError> {
+    match Format::of(path, &bytes) {
+        Format::Gzip => read_all(path, &mut archive::gunzip(bytes.as_slice())),
+        _ => Ok(bytes),
+    }
+}
+
 /// Why files are no trace.
 #[derive(Debug, Error)]
 pub enum ImportError {
