@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::error::{self, ConfigError};
 use crate::fields;
+use crate::measured::MeasuredOperation;
 
 /// A cluster that can be simulated.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -28,6 +29,16 @@ pub struct Cluster {
     pub network: Network,
     /// What the host adds.
     pub host: Host,
+    /// What the training program does that was measured there; the programs of the studies where it is absent.
+    pub program: Option<Program>,
+}
+
+/// What a training program does otherwise than those of the studies.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// A parameter's gradient as it is held and summed over replicas, B.
+    pub gradient: Constant,
 }
 
 /// A GPU's rates and memory.
@@ -53,6 +64,9 @@ pub struct Gpu {
     /// its small kernels are fused and the cluster states no such constant; more where a program runs normalisations,
     /// rotations and sums one by one.
     pub block_traffic: Option<Constant>,
+    /// Operations that were measured there one by one; formulas say what all others take.
+    #[serde(default)]
+    pub measured: Vec<MeasuredOperation>,
 }
 
 /// Bandwidths in each direction and start-up times. A node is the first tier; larger units of nodes may follow.
@@ -163,7 +177,26 @@ impl Cluster {
             }
         }
         cluster.check_tiers(file)?;
+        cluster.check_measured(file)?;
         Ok(cluster)
+    }
+
+    /// No operation is stated twice.
+    fn check_measured(&self, file: &str) -> Result<(), ConfigError> {
+        for (number, of) in self.gpu.measured.iter().enumerate() {
+            of.check(file)?;
+            let same = |other: &MeasuredOperation| other.operation == of.operation && other.shape == of.shape;
+            if self.gpu.measured[..number].iter().any(same) {
+                let field = format!("gpu.measured {} ({})", of.operation.name(), of.shape);
+                return Err(ConfigError::value(file, field, "given twice", "every operation of a shape once"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of a parameter's gradient as it is held and summed over replicas, where that is stated.
+    pub fn gradient_bytes(&self) -> Option<f64> {
+        self.program.as_ref().map(|program| program.gradient.value)
     }
 
     /// Every tier's units are made of whole units of the tier before, and no tier carries more than its bandwidth.
@@ -228,10 +261,12 @@ impl Cluster {
         });
         let traffic = gpu.block_traffic.iter().map(|constant| ("gpu.block_traffic", constant, false));
         let images = host.image.iter().map(|constant| ("host.image", constant, true));
+        let program = self.program.iter().map(|program| ("program.gradient", &program.gradient, false));
         let named = fixed
             .into_iter()
             .chain(traffic)
             .chain(images)
+            .chain(program)
             .map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero));
         named.chain(of_tiers).collect()
     }
@@ -240,6 +275,7 @@ impl Cluster {
     pub fn constants_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Constant)> {
         let paths: Vec<Cow<'static, str>> = self.constants().into_iter().map(|(path, ..)| path).collect();
         let (gpu, network, host) = (&mut self.gpu, &mut self.network, &mut self.host);
+        let program = self.program.iter_mut().map(|program| &mut program.gradient);
         let fixed = [
             &mut gpu.memory,
             &mut gpu.memory_reserved,
@@ -262,7 +298,7 @@ impl Cluster {
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
         paths
             .into_iter()
-            .zip(fixed.into_iter().chain(&mut gpu.block_traffic).chain(&mut host.image).chain(of_tiers))
+            .zip(fixed.into_iter().chain(&mut gpu.block_traffic).chain(&mut host.image).chain(program).chain(of_tiers))
             .collect()
     }
 }

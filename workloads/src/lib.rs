@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod fields;
 pub mod gate;
+pub mod measured;
 pub mod model;
 pub mod plan;
 pub mod published;

@@ -35,6 +35,8 @@ mod host;
 pub mod kernels;
 pub mod layer;
 pub mod model;
+#[cfg(test)]
+mod pairs;
 pub mod processes;
 pub mod rank;
 pub mod record;

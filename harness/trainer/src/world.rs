@@ -134,15 +134,15 @@ fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
 }
 
 /// Where a rank computes.
-struct Place {
-    device: Device,
+pub(crate) struct Place {
+    pub(crate) device: Device,
     /// Whether no other rank does.
-    alone: bool,
-    timer: Timer,
+    pub(crate) alone: bool,
+    pub(crate) timer: Timer,
 }
 
 /// Trains one rank from its start to its end. Rank 0 feeds the sink.
-fn train<T>(
+pub(crate) fn train<T>(
     setup: &Setup,
     world: Box<dyn Communicator>,
     place: Place,

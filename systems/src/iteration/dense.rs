@@ -38,6 +38,9 @@ impl<'a> Dense<'a> {
             return [Seconds::ZERO; 2];
         }
         let part = self.part();
+        if let Some(measured) = costs.measured_block(block, part, direction) {
+            return measured;
+        }
         let weights = Bytes(block.dense_parameters() as f64 * HALF / self.plan.tp as f64);
         let time = costs.matrix(block.dense_flops() * part)
             + costs.elementwise(block.dense_activations() * (costs.block_traffic() * part) + weights);
@@ -87,6 +90,9 @@ impl<'a> Dense<'a> {
     /// Embedding before the first block (`first`), head and loss after the last one (`last`).
     pub(super) fn edges(&self, [first, last]: [bool; 2], direction: Direction) -> Seconds {
         let (costs, model, part) = (self.costs, &self.job.model, self.part());
+        if let (true, true, Some(time)) = (first, last, costs.measured_edges(model, part, direction)) {
+            return time;
+        }
         let edge = |edge: &Edge| costs.matrix(edge.flops * part) + costs.elementwise(edge.activations * (2.0 * part));
         let mut time = Seconds::ZERO;
         if first {

@@ -22,7 +22,6 @@ pub mod timeline;
 use std::ops::Range;
 
 use workloads::gate::RouterBias;
-use workloads::model::HALF;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
@@ -347,7 +346,7 @@ impl Evaluation<'_> {
             let both = stages[0].end.max(stages[plan.pp - 1].end) + tied;
             let span = plan.stage_ranks() * (plan.pp - 1) + 1;
             let group = self.costs.group(0..span, span - 1);
-            let between = self.costs.all_reduce(&group, Bytes(traffic.parameters.tied * HALF));
+            let between = self.costs.all_reduce(&group, Bytes(traffic.parameters.tied * self.costs.gradient_bytes()));
             done = spans.show(Activity::GradientSync(Gradients::TiedStages), done.max(both), between);
         }
         if self.job.model.router.bias == RouterBias::Selection {

@@ -61,7 +61,8 @@ impl StateTraffic<'_> {
     /// Reduces all gradients of an iteration or a micro-batch.
     pub(super) fn reductions(&self) -> impl Iterator<Item = (Gradients, Seconds)> {
         self.kinds().into_iter().map(|(kind, stride, count)| {
-            let (group, bytes) = (self.costs.group(self.ranks.clone(), stride), Bytes(count * HALF));
+            let (group, bytes) =
+                (self.costs.group(self.ranks.clone(), stride), Bytes(count * self.costs.gradient_bytes()));
             let time = match self.plan.zero {
                 Zero::Off => self.costs.all_reduce(&group, bytes),
                 _ => self.costs.reduce_scatter(&group, bytes),

@@ -17,8 +17,8 @@ use crate::program::Layout;
 /// A weight in half precision.
 const WEIGHT_BYTES: f64 = 2.0;
 
-/// A gradient in half precision.
-const GRADIENT_BYTES: f64 = 2.0;
+/// A gradient in half precision, as in the programs of the studies.
+const GRADIENT_BYTES: f64 = HALF;
 
 /// Master weight and two Adam moments in single precision.
 const OPTIMIZER_BYTES: f64 = 4.0 + 8.0;
@@ -131,20 +131,22 @@ struct StateMemory {
 impl StateMemory {
     fn new(job: &Job, plan: &Plan, stage: usize) -> Self {
         let parameters = StageParameters::new(job, plan, stage);
+        let gradient = job.cluster.gradient_bytes().unwrap_or(GRADIENT_BYTES);
         let held = |from| if plan.zero >= from { parameters.share(plan) } else { parameters }.total();
         let mut training = held(Zero::Weights) * WEIGHT_BYTES
-            + held(Zero::Gradients) * GRADIENT_BYTES
+            + held(Zero::Gradients) * gradient
             + held(Zero::Optimizer) * OPTIMIZER_BYTES;
         let block = largest_block_parameters(job, plan, stage);
         if plan.zero >= Zero::Gradients {
             // The gradient of a block is whole until it is reduced.
-            training += block * GRADIENT_BYTES;
+            training += block * gradient;
         }
         if plan.zero >= Zero::Weights {
             // The block that runs, and the next one, whose weights are gathered meanwhile.
             training += 2.0 * block * WEIGHT_BYTES;
         }
-        let update = training + held(Zero::Optimizer) * UPDATE_BYTES;
+        // A gradient that is in single precision need not become it.
+        let update = training + held(Zero::Optimizer) * if gradient < UPDATE_BYTES { UPDATE_BYTES } else { 0.0 };
         Self { training: Bytes(training), update: Bytes(update) }
     }
 }

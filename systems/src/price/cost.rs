@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use workloads::model::{HALF, Moe};
+use workloads::measured::{Line, MeasuredOperation, Operation};
+use workloads::model::{Block, HALF, Model, Moe, shapes};
 use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 
 use crate::plan::memory;
@@ -104,6 +105,9 @@ impl CostModel {
     /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
     /// the products and activations; weights read, gradients read, added to and written.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
+        if let Some(line) = self.measured(Operation::Expert, direction, || shapes::of_expert(moe)) {
+            return ExpertPrice { start: Seconds(line.start), launch: Seconds::ZERO, row: Seconds(line.unit) };
+        }
         let launch = Seconds(self.cluster.gpu.expert_start.value);
         let start = self.elementwise(self.weights(moe)) + launch;
         let row = self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0);
@@ -129,6 +133,45 @@ impl CostModel {
 
     fn weights(&self, moe: &Moe) -> Bytes {
         Bytes(moe.expert_parameters() as f64 * HALF)
+    }
+
+    /// A measured operation's pass, if it was measured on this shape.
+    fn measured(&self, operation: Operation, direction: Direction, shape: impl FnOnce() -> String) -> Option<Line> {
+        let known = &self.cluster.gpu.measured;
+        if known.is_empty() {
+            return None;
+        }
+        let shape = shape();
+        let is_it = |of: &&MeasuredOperation| of.operation == operation && of.shape == shape;
+        let found = known.iter().find(is_it)?;
+        match direction {
+            Direction::Forward => Some(found.forward),
+            Direction::Backward => found.backward,
+        }
+    }
+
+    /// Everything of a block but its MoE layer, on that many samples, where it was measured: what a pass takes by itself, and
+    /// what grows with the samples.
+    pub fn measured_block(&self, block: &Block, samples: f64, direction: Direction) -> Option<[Seconds; 2]> {
+        let line = self.measured(Operation::Block, direction, || shapes::of_block(block))?;
+        Some([Seconds(line.start), Seconds(line.unit * samples)])
+    }
+
+    /// Embedding, head and loss together, on that many samples, where they were measured.
+    pub fn measured_edges(&self, model: &Model, samples: f64, direction: Direction) -> Option<Seconds> {
+        let line = self.measured(Operation::Edges, direction, || shapes::of_edges(model))?;
+        Some(Seconds(line.start + line.unit * samples))
+    }
+
+    /// A gate on that many tokens of a rank, where it was measured.
+    pub fn measured_gate(&self, moe: &Moe, tokens: usize, direction: Direction) -> Option<Seconds> {
+        let line = self.measured(Operation::Gate, direction, || shapes::of_gate(moe))?;
+        Some(Seconds(line.start + line.unit * tokens as f64))
+    }
+
+    /// Bytes of a parameter's gradient as it is summed over replicas.
+    pub fn gradient_bytes(&self) -> f64 {
+        self.cluster.gradient_bytes().unwrap_or(HALF)
     }
 
     /// Launches of a block's small kernels, once per pass.
@@ -217,8 +260,11 @@ impl CostModel {
         Seconds(self.cluster.host.decision_step.value) * steps as f64
     }
 
-    /// Adam in mixed precision on `parameters`: bound by device memory.
+    /// Adam in mixed precision on `parameters`: bound by device memory, unless it was measured.
     pub fn optimizer(&self, parameters: f64) -> Seconds {
+        if let Some(line) = self.measured(Operation::Optimizer, Direction::Forward, String::new) {
+            return Seconds(line.start + line.unit * parameters);
+        }
         self.elementwise(Bytes(parameters * memory::OPTIMIZER_TRAFFIC_PER_PARAMETER))
     }
 

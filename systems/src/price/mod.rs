@@ -218,6 +218,9 @@ impl Pricer<'_> {
         let factor = direction.products();
         let flops = Flops(2.0 * tokens as f64 * (moe.width * moe.experts) as f64);
         let moved = moe.entry_bytes() * (6.0 * self.entries as f64 / self.rows.ranks() as f64);
+        if let (Layout::Ragged, Some(time)) = (self.layout, costs.measured_gate(moe, tokens, direction)) {
+            return time;
+        }
         match self.layout {
             Layout::Ragged => (costs.matrix(flops) + costs.scatter(moved)) * factor,
             Layout::Padded { rows } => {

@@ -1,6 +1,6 @@
 //! Fields of a cluster.
 
-use super::Kind::{Constant, List, Table as Inner, Text, Whole};
+use super::Kind::{Constant, List, Number, Table as Inner, Text, Whole, Words};
 use super::{Table, may, must};
 
 /// A cluster's file.
@@ -13,7 +13,23 @@ pub static CLUSTER: Table = Table {
         must("gpu", Inner(&GPU), "{}", "One GPU"),
         must("network", Inner(&NETWORK), "{}", "Links inside and between nodes"),
         must("host", Inner(&HOST), "{}", "Work of the host that the GPU waits for"),
+        may(
+            "program",
+            Inner(&PROGRAM),
+            "{ gradient = { value = 4.0, source = \"where it comes from\" } }",
+            "What the training program does otherwise than those of the studies",
+        ),
     ],
+};
+
+static PROGRAM: Table = Table {
+    about: "What a training program does otherwise than those of the studies",
+    fields: &[must(
+        "gradient",
+        Constant("B"),
+        CONSTANT,
+        "A parameter's gradient as it is held and summed over replicas, B; 2 without this table",
+    )],
 };
 
 static GPU: Table = Table {
@@ -52,6 +68,42 @@ static GPU: Table = Table {
             CONSTANT,
             "How often what a block stores outside its experts goes through memory in a forward pass; twice where absent",
         ),
+        may(
+            "measured",
+            List(&Inner(&MEASURED)),
+            "[]",
+            "Operations that were measured there one by one, as `calibrate measure --operations` writes them; formulas say what all others take",
+        ),
+    ],
+};
+
+static MEASURED: Table = Table {
+    about: "What an operation of one shape takes, a line over its units",
+    fields: &[
+        must(
+            "operation",
+            Words(&["block", "gate", "expert", "edges", "optimizer"]),
+            "\"expert\"",
+            "Which; their units are a sample, a token, a row, a sample and a parameter",
+        ),
+        must("shape", Text, "\"\"", "What it was measured on, in the words of the command that writes it"),
+        must(
+            "forward",
+            Inner(&LINE),
+            "{ start = 1e-5, unit = 1e-8 }",
+            "The forward pass, or the whole of the optimizer's step",
+        ),
+        may("backward", Inner(&LINE), "{ start = 2e-5, unit = 2e-8 }", "The backward pass; none for the optimizer"),
+        must("source", Text, "\"where it comes from\"", "Where the times come from"),
+    ],
+};
+
+static LINE: Table = Table {
+    about: "A time that grows with a number of units",
+    fields: &[
+        must("start", Number, "1e-5", "Without any unit, s"),
+        must("unit", Number, "1e-8", "For each unit, s"),
+        may("error", Number, "0.1", "The largest distance of a measured time from the line, as a share of that time"),
     ],
 };
 

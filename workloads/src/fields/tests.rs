@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::change::fields;
-use crate::cluster::{Gpu, Host, Network, Tier};
+use crate::cluster::{Gpu, Host, Network, Program, Tier};
+use crate::measured::{Line, MeasuredOperation};
 use crate::model::attention::Latent;
 use crate::model::table_fields;
 use crate::suite::{Difference, SuiteFile, SuiteRouting, TraceUse};
@@ -37,6 +38,9 @@ fn the_fields_are_those_of_the_readers() {
     check::<Network>(CLUSTER.at("network").unwrap());
     check::<Tier>(CLUSTER.at("network.tiers").unwrap());
     check::<Host>(CLUSTER.at("host").unwrap());
+    check::<Program>(CLUSTER.at("program").unwrap());
+    check::<MeasuredOperation>(CLUSTER.at("gpu.measured").unwrap());
+    check::<Line>(CLUSTER.at("gpu.measured.forward").unwrap());
     check::<Latent>(&model::LATENT);
     for (path, names) in table_fields() {
         same_names(if path.is_empty() { &MODEL } else { MODEL.at(path).unwrap() }, names);

@@ -1,5 +1,6 @@
 //! What is written and printed of a summary: a table for terminals, LaTeX and HTML, notes, and pages.
 
+pub mod beside;
 pub mod html;
 pub mod latex;
 pub mod page;

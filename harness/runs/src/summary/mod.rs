@@ -1,6 +1,7 @@
 //! Summaries: times and speedups per case and system, derived from the rows of a run alone, and beside them what was
 //! published and how far the model is from measurements.
 
+pub mod beside;
 pub mod errors;
 pub mod model_error;
 pub mod speedup;

@@ -13,10 +13,17 @@ pub struct MeasureArgs {
     /// Cluster, by name or path, whose network and memory are kept
     #[arg(long, value_name = "BASE")]
     pub cluster: String,
-    /// Model, by name or path, whose shapes are measured
+    /// Model, by name or path, whose shapes are measured; with --operations, several separated by commas
+    #[arg(long, value_delimiter = ',', required = true, value_name = "MODEL")]
+    pub model: Vec<String>,
+    /// Measure every operation of a step as a line over its units, kernels over sizes and, in processes that a launcher started,
+    /// collectives, instead of fitting the constants of the cost model's formulas; figures and samples lie beside the TOML
     #[arg(long)]
-    pub model: String,
-    /// Samples per rank and micro-batch; twice as many are measured, too
+    pub operations: bool,
+    /// Gate: `no-drop` or `capacity FACTOR`
+    #[arg(long, default_value = "no-drop")]
+    pub gate: workloads::Gate,
+    /// Samples per rank and micro-batch; twice as many are measured, too, and with --operations half as many
     #[arg(long, default_value_t = 1)]
     pub micro_batch_size: usize,
     /// Ranks that take turns on the device, as in an emulated run
@@ -49,7 +56,7 @@ pub use with_torch::run;
 mod with_torch {
     use std::io::Write;
 
-    use anyhow::{Context, Result};
+    use anyhow::{Context, Result, anyhow};
     use tch::Device;
     use workloads::Cluster;
     use workloads::cluster::Constant;
@@ -62,9 +69,11 @@ mod with_torch {
     use runs::{prepare, report, store};
     use studies::calibrate::constants::Fitted;
     use studies::calibrate::device::{Measurement, synchronisation};
+    use studies::calibrate::machine::Request;
     use studies::calibrate::segments::{self, MeasuredRun, SegmentTimes};
     use studies::calibrate::write;
     use studies::tables::constants_table;
+    use trainer::comm::launch::{Flags, Launch};
     use trainer::cuda;
 
     /// Measures, fits, writes and shows.
@@ -72,6 +81,15 @@ mod with_torch {
     /// # Errors
     /// Bad input, a model that cannot be trained, or a file that cannot be written.
     pub fn run(args: &MeasureArgs) -> Result<(), Failure> {
+        if args.operations {
+            return run_operations(args);
+        }
+        let [model] = &args.model[..] else {
+            return Err(Failure::Input(anyhow!(
+                "--model: {} models: expected one without --operations",
+                args.model.len()
+            )));
+        };
         let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
         let of_file = Cluster::parse(&args.cluster, &text).or_input()?;
         let mut base = of_file.clone();
@@ -79,12 +97,12 @@ mod with_torch {
         for constant in [&mut base.gpu.gemm_rate, &mut base.gpu.memory_bandwidth, &mut base.gpu.scatter_bandwidth] {
             constant.peak = None;
         }
-        let model = prepare::model("--model", &args.model).or_input()?;
+        let model = prepare::model("--model", model).or_input()?;
         let device = training::device(&args.device, None).or_input()?;
         check_extent("--micro-batch-size", args.micro_batch_size).or_input()?;
         check_extent("--ranks", args.ranks).or_input()?;
-        let (micro_batch, ranks) = (args.micro_batch_size, args.ranks);
-        let measurement = Measurement { model: &model, cluster: &base, micro_batch, ranks, device };
+        let (micro_batch, ranks, gate, cluster) = (args.micro_batch_size, args.ranks, args.gate, &base);
+        let measurement = Measurement { model: &model, cluster, gate, micro_batch, ranks, device };
         measurement.check(Some(training::memory(device).or_input()?)).or_input()?;
         let runs = measurement.runs().or_run()?;
         let (_, fitted) = segments::fit(&base, &runs).or_run()?;
@@ -94,13 +112,29 @@ mod with_torch {
         show(args, &cluster, &fitted, &runs).or_run()
     }
 
+    /// Operations, kernels and collectives.
+    fn run_operations(args: &MeasureArgs) -> Result<(), Failure> {
+        check_extent("--micro-batch-size", args.micro_batch_size).or_input()?;
+        check_extent("--ranks", args.ranks).or_input()?;
+        let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
+        let base = Cluster::parse(&args.cluster, &text).or_input()?;
+        let models: Result<_> = args.model.iter().map(|name| prepare::model("--model", name)).collect();
+        let launch = Launch::from(&Flags::default(), &|variable| std::env::var(variable).ok()).or_input()?;
+        let device = training::device(&args.device, launch.as_ref()).or_input()?;
+        let (models, name, out) = (models.or_input()?, device_name(device), args.out.clone());
+        let (gate, micro_batch, ranks) = (args.gate, args.micro_batch_size, args.ranks);
+        let request = Request { text, base, models, gate, micro_batch, ranks, launch, device, name, out };
+        request.check().or_input()?;
+        request.run().or_run()?.map_or(Ok(()), |shown| output::print(shown).or_run())
+    }
+
     /// The base with what was measured, under the name of the file.
     fn measured(base: &Cluster, fitted: &[Fitted], args: &MeasureArgs, device: Device) -> Cluster {
         let mut cluster = base.clone();
         let device_name = device_name(device);
         let source = format!(
             "measured on {device_name}: compute segments of {} at micro-batch {} and {}, {} ranks in turn",
-            args.model,
+            args.model[0],
             args.micro_batch_size,
             2 * args.micro_batch_size,
             args.ranks

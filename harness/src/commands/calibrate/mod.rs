@@ -2,6 +2,7 @@
 
 pub mod fit;
 pub mod measure;
+pub mod network;
 
 use clap::Subcommand;
 
@@ -14,6 +15,8 @@ pub enum CalibrateCommand {
     Fit(fit::FitArgs),
     /// Measure this machine's device and write a cluster's TOML with what was found
     Measure(measure::MeasureArgs),
+    /// Take the network's constants from what nccl-tests measured, and write a cluster's TOML
+    Network(network::NetworkArgs),
 }
 
 /// Runs the command.
@@ -24,5 +27,6 @@ pub fn run(command: &CalibrateCommand) -> Result<(), Failure> {
     match command {
         CalibrateCommand::Fit(args) => fit::run(args),
         CalibrateCommand::Measure(args) => measure::run(args),
+        CalibrateCommand::Network(args) => network::run(args),
     }
 }

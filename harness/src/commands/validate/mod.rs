@@ -7,6 +7,7 @@ pub mod laer;
 pub mod moe_layer;
 pub mod plans;
 pub mod published;
+pub mod runs;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,8 +19,8 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::output;
-use runs::store;
-use runs::summary::errors::Pair;
+use ::runs::store;
+use ::runs::summary::errors::Pair;
 
 /// `moebench validate`.
 #[derive(Subcommand)]
@@ -36,6 +37,8 @@ pub enum ValidateCommand {
     Published(published::PublishedArgs),
     /// LAER-MoE's four systems on 32 A100s, with the constants that it states and with a few fitted
     Laer(laer::LaerArgs),
+    /// A measured run of a suite beside a simulated one: iterations, phases, memory
+    Runs(runs::RunsArgs),
     /// Every study of a folder of measurements, and a page that shows what the simulator is worth
     All(all::AllArgs),
 }
@@ -52,6 +55,7 @@ pub fn run(command: &ValidateCommand) -> Result<(), Failure> {
         ValidateCommand::Plans(args) => plans::run(args),
         ValidateCommand::Published(args) => published::run(args),
         ValidateCommand::Laer(args) => laer::run(args),
+        ValidateCommand::Runs(args) => runs::run(args),
         ValidateCommand::All(args) => all::run(args),
     }
 }

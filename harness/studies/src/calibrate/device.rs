@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use systems::{CostModel, Job, Plan, System, zoo::fastermoe, zoo::smartmoe};
+use systems::{CostModel, Job, Plan, System, zoo::expert_only, zoo::fastermoe, zoo::smartmoe};
 use tch::{Device, Tensor};
 use workloads::gate::Gate;
 use workloads::trace::BatchCounts;
@@ -34,6 +34,8 @@ pub struct Measurement<'a> {
     pub model: &'a Model,
     /// What policies and exchanges are told.
     pub cluster: &'a Cluster,
+    /// How entries are admitted.
+    pub gate: Gate,
     /// Samples per rank and micro-batch; twice as many are measured, too.
     pub micro_batch: usize,
     /// Ranks that take turns on the device.
@@ -73,6 +75,29 @@ impl Measurement<'_> {
         self.variants()?.into_iter().map(|variant| self.measure(variant)).collect()
     }
 
+    /// Whether the model's own blocks can be trained.
+    ///
+    /// # Errors
+    /// A model that cannot.
+    pub fn check_operations(&self) -> Result<()> {
+        let Variant { job, plan, .. } =
+            self.variant_of(one_of_each(self.model), self.micro_batch, &expert_only::ExpertOnly);
+        setup::gpt(&job, &plan)?;
+        Ok(())
+    }
+
+    /// Trains the model's own blocks, one of each kind, with one micro-batch and with a half and twice as many samples, so that
+    /// what each operation takes can be told as a line over its units.
+    ///
+    /// # Errors
+    /// A model that cannot be trained.
+    pub fn runs_of_operations(&self) -> Result<Vec<MeasuredRun>> {
+        let model = one_of_each(self.model);
+        let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
+        let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
+        variants.into_iter().map(|variant| self.measure(variant)).collect()
+    }
+
     /// The model's width with two micro-batches, another width, and a system that decides.
     fn variants(&self) -> Result<Vec<Variant>> {
         let block = self.model.blocks.first().context("the model has no blocks")?;
@@ -88,14 +113,17 @@ impl Measurement<'_> {
     }
 
     fn variant(&self, hidden: usize, micro_batch: usize, system: &'static dyn System) -> Result<Variant> {
-        let model = shallow(self.model, hidden)?;
+        Ok(self.variant_of(shallow(self.model, hidden)?, micro_batch, system))
+    }
+
+    fn variant_of(&self, model: Model, micro_batch: usize, system: &'static dyn System) -> Variant {
         let (ranks, experts) = (self.ranks, model.moe_layers().next().map_or(1, |moe| moe.experts));
         let divides = |ep: &usize| ranks.is_multiple_of(*ep) && experts.is_multiple_of(*ep);
         let ep = (1..=ranks).rev().find(divides).unwrap_or(1);
         let plan = Plan { dp: ranks, ep, expert_dp: ranks / ep, micro_batch, placement_every: 1, ..Plan::default() };
-        let job = Job::new(model, self.cluster.clone(), ranks, Gate::NoDrop, ranks * micro_batch)
-            .with_micro_batch(micro_batch);
-        Ok(Variant { job, plan, system })
+        let job =
+            Job::new(model, self.cluster.clone(), ranks, self.gate, ranks * micro_batch).with_micro_batch(micro_batch);
+        Variant { job, plan, system }
     }
 
     fn measure(&self, variant: Variant) -> Result<MeasuredRun> {
@@ -153,6 +181,18 @@ fn means(iterations: &[Times]) -> Times {
         *number += 1.0;
     }
     sums.into_iter().map(|(place, (sum, number))| (place, sum * (1.0 / number))).collect()
+}
+
+/// The model with one block of each shape that it has.
+fn one_of_each(model: &Model) -> Model {
+    let mut one = model.clone();
+    let mut seen = Vec::new();
+    one.blocks.retain(|block| {
+        let is_new = !seen.contains(block);
+        seen.extend(is_new.then_some(*block));
+        is_new
+    });
+    one
 }
 
 /// A model of the same kinds of blocks, two of each, with another width.

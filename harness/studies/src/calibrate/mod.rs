@@ -4,12 +4,18 @@
 //! meaning in fit and use. Residuals beyond [`SOFT`] count linearly (soft L1), so that no single configuration decides.
 //! [`constants`] says which constants can be fitted and within which bounds, [`levenberg`] finds them and how far they are
 //! determined, [`targets`] holds the measurements, [`write`] puts the result into a cluster's TOML. [`segments`] fits to the
-//! compute segments of a device, which [`device`] measures.
+//! compute segments of a device, which [`device`] measures; [`operations`] makes lines of them, one for each operation and shape, and
+//! [`collectives`] those of a network.
 
+pub mod collectives;
 pub mod constants;
 #[cfg(feature = "train")]
 pub mod device;
 pub mod levenberg;
+pub mod line;
+#[cfg(feature = "train")]
+pub mod machine;
+pub mod operations;
 pub mod segments;
 pub mod targets;
 pub mod write;

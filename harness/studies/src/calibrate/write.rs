@@ -1,10 +1,13 @@
 //! A cluster's TOML with other constants: what changes is written, with its uncertainty and source; comments, order and all
 //! else stay as they are in the file.
 
+use std::fmt::Write;
+
 use anyhow::{Context, Result, bail};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
 use workloads::Cluster;
 use workloads::cluster::Constant;
+use workloads::measured::{Line, MeasuredOperation};
 
 use super::constants::Fitted;
 
@@ -50,10 +53,37 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
         if from != to {
             let (table, key) = place(&mut document, &path)?;
             let constant = table.get_mut(key).with_context(|| format!("no {path}"))?;
-            write(constant, to).with_context(|| format!("{path} is not a table"))?;
+            write_constant(constant, to).with_context(|| format!("{path} is not a table"))?;
         }
     }
     Ok(document.to_string())
+}
+
+/// The TOML of a cluster with these measured operations and this size of a gradient, instead of those that it states.
+///
+/// # Errors
+/// A text that is no TOML.
+pub fn with_measured(text: &str, gradient: &Constant, measured: &[MeasuredOperation]) -> Result<String> {
+    let mut document: DocumentMut = text.parse()?;
+    document.remove("program");
+    if let Some(gpu) = document.get_mut("gpu").and_then(Item::as_table_like_mut) {
+        gpu.remove("measured");
+    }
+    let number = |number: f64| number_value(rounded(number)).to_string();
+    let quoted = |text: &str| Value::from(text).to_string();
+    let mut text = document.to_string();
+    let Constant { value, source, .. } = gradient;
+    let _ = write!(text, "\n[program]\ngradient = {{ value = {}, source = {} }}\n", number(*value), quoted(source));
+    for MeasuredOperation { operation, shape, forward, backward, source } in measured {
+        let _ = write!(text, "\n[[gpu.measured]]\noperation = \"{}\"\nshape = {}\n", operation.name(), quoted(shape));
+        for (pass, line) in [("forward", Some(forward)), ("backward", backward.as_ref())] {
+            let Some(Line { start, unit, error }) = line else { continue };
+            let error = error.map_or(String::new(), |error| format!(", error = {}", number(error)));
+            let _ = writeln!(text, "{pass} = {{ start = {}, unit = {}{error} }}", number(*start), number(*unit));
+        }
+        let _ = writeln!(text, "source = {}", quoted(source));
+    }
+    Ok(text)
 }
 
 /// The table that holds the last part of `path`, and that part.
@@ -77,7 +107,7 @@ fn place<'a, 'p>(document: &'a mut DocumentMut, path: &'p str) -> Result<(&'a mu
 /// The keys of a constant, in the order in which they are written.
 const KEYS: [&str; 4] = ["value", "uncertainty", "peak", "source"];
 
-fn write(item: &mut Item, constant: &Constant) -> Option<()> {
+fn write_constant(item: &mut Item, constant: &Constant) -> Option<()> {
     let table = item.as_table_like_mut()?;
     let numbers = [Some(constant.value), constant.uncertainty, constant.peak].map(|number| number.map(number_value));
     let values = numbers.into_iter().chain([Some(constant.source.as_str().into())]);
@@ -110,6 +140,7 @@ fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use workloads::measured::Operation;
 
     fn changed(before: &Cluster) -> Cluster {
         let mut after = before.clone();
@@ -149,6 +180,23 @@ mod tests {
                 "\"fitted\" # not ours\nvalue = 3.5e-5\nuncertainty = 2e-6\n",
             );
         assert_eq!(updated(&text, &before, &after).unwrap(), expected);
+    }
+
+    #[test]
+    fn measured_operations_are_read_back() {
+        let text = Cluster::text("test", "h100x8").unwrap();
+        let gradient = Constant { value: 4.0, uncertainty: None, peak: None, source: "counted".to_owned() };
+        let line = |start, error| Line { start, unit: 1.5e-9, error };
+        let (block, optimizer) = (Operation::Block, Operation::Optimizer);
+        let of = |operation, shape: &str, backward| {
+            let (shape, source) = (shape.to_owned(), "a \"test\"".to_owned());
+            MeasuredOperation { operation, shape, forward: line(0.0, None), backward, source }
+        };
+        let measured = [of(block, "8 wide, 4 tokens", Some(line(1e-6, Some(0.02)))), of(optimizer, "", None)];
+        let once = with_measured(text, &gradient, &measured).unwrap();
+        let cluster = Cluster::parse("t.toml", &once).unwrap();
+        assert_eq!((cluster.gpu.measured.as_slice(), cluster.gradient_bytes()), (&measured[..], Some(4.0)));
+        assert_eq!(with_measured(&once, &gradient, &measured).unwrap(), once, "what was there is replaced");
     }
 
     #[test]

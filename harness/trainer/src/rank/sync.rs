@@ -97,7 +97,7 @@ impl Rank<'_> {
         }
         let activity = Activity::GradientSync(what);
         self.timer.wait(activity, || sum(buckets, group))?;
-        let price = self.setup.costs.all_reduce(place, Bytes(count as f64 * HALF));
+        let price = self.setup.costs.all_reduce(place, Bytes(count as f64 * self.setup.costs.gradient_bytes()));
         self.timer.collective(activity, group, price)
     }
 

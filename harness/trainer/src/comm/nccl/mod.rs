@@ -7,7 +7,8 @@
 //!
 //! NCCL itself waits for a dead rank forever. So a watchdog thread looks at every operation under way: when a rank dies
 //! (which the TCP connections notice at once), when NCCL reports an error, or when an operation takes longer than the
-//! timeout, it aborts all communicators. Whoever waits for the GPU then goes on, and the next call reports what happened.
+//! timeout, it aborts all communicators, in the last case once all watchdogs have found out by TCP whose rank does not wait. Whoever
+//! waits for the GPU then goes on, and the next call reports what happened.
 
 mod api;
 mod watch;
@@ -22,7 +23,7 @@ use cudarc::nccl::sys::ncclDataType_t;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use self::api::{Call, SUM, api, data_type};
-use self::watch::{Flight, GroupComm, Shared, error_of, watch};
+use self::watch::{Flight, GroupComm, ROLL_CALL, Shared, error_of, watch};
 use crate::comm::exchange::Exchange;
 use crate::comm::{CommError, CommFailure, Communicator, Operation, Pending, check_counts};
 use crate::cuda::{self, CudaError, Event, Gpu};
@@ -50,7 +51,8 @@ impl Nccl {
         let shared = Arc::new(Shared::new(gpu, api, control.timeout()));
         let group = shared.join(&control)?;
         let (watched, first_death) = (Arc::downgrade(&shared), control.watch());
-        let watch = move || watch(&watched, &*first_death);
+        let roll_call = control.part("roll call", &[(0..control.size()).collect()])?.with_timeout(ROLL_CALL);
+        let watch = move || watch(&watched, &*first_death, &roll_call);
         let started = thread::Builder::new().name("nccl watchdog".to_owned()).spawn(watch);
         started.map_err(|reason| error(CommFailure::Library(reason.to_string())))?;
         Ok(Self { control, shared, group })

@@ -18,6 +18,9 @@ use crate::cuda::{CudaError, Event, Gpu, Stream};
 
 /// Between two looks of the watchdog.
 const WATCH: Duration = Duration::from_millis(20);
+/// How long the watchdogs of all ranks wait for each other once an operation of one took too long. Ranks that wait for the same one began
+/// to wait within a step of each other.
+pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
 
 /// One group's communicator; NCCL frees it when it is destroyed or aborted, which happens once.
 pub(super) struct GroupComm {
@@ -143,27 +146,38 @@ impl Shared {
         let mut state = self.lock();
         state.failure.get_or_insert(failure);
         let groups: Vec<_> = state.groups.iter().filter_map(Weak::upgrade).collect();
-        state.under_way.clear();
+        let under_way = std::mem::take(&mut state.under_way);
         drop(state);
-        for group in groups {
-            group.end(self.api.ncclCommAbort);
-        }
+        // All at once: what one frees waits for the kernels of all, which wait for their own abort.
+        thread::scope(|scope| {
+            for group in &groups {
+                scope.spawn(|| group.end(self.api.ncclCommAbort));
+            }
+        });
+        drop(under_way);
     }
 
-    /// What has failed, if anything. Without an operation under way, the next call over TCP reports a death.
-    fn look(&self, first_death: &dyn Fn() -> Option<(usize, String)>) -> Option<CommError> {
+    /// What has failed, if anything, and whether that is an operation that took too long. Without an operation under way, the next
+    /// call over TCP reports a death.
+    fn look(&self, first_death: &dyn Fn() -> Option<(usize, String)>) -> Option<(CommError, bool)> {
         let mut state = self.lock();
         let mut failure = None;
         state.under_way.retain(|flight| match flight.state(self.timeout) {
             FlightState::Over => false,
             FlightState::UnderWay => true,
             FlightState::Failed(reason) => {
-                failure.get_or_insert_with(|| flight.error(reason));
+                failure.get_or_insert_with(|| (flight.error(reason), false));
+                true
+            }
+            FlightState::Late => {
+                let found =
+                    format!("not over after {:?}, though all ranks are waiting: the network is stuck", self.timeout);
+                failure.get_or_insert_with(|| (flight.error(CommFailure::Library(found)), true));
                 true
             }
         });
         let oldest = state.under_way.first()?;
-        let death = first_death().map(|(rank, how)| oldest.error(CommFailure::Died { rank, how }));
+        let death = first_death().map(|(rank, how)| (oldest.error(CommFailure::Died { rank, how }), false));
         death.or(failure)
     }
 
@@ -172,14 +186,22 @@ impl Shared {
     }
 }
 
-/// The watchdog: looks until the last group is gone or something has failed.
-pub(super) fn watch(shared: &Weak<Shared>, first_death: &dyn Fn() -> Option<(usize, String)>) {
+/// The watchdog: looks until the last group is gone or something has failed. At the `roll_call`, a group of all watchdogs over TCP, those
+/// come whose rank waits for an operation that takes too long; a rank that hangs is not among them.
+pub(super) fn watch(
+    shared: &Weak<Shared>,
+    first_death: &dyn Fn() -> Option<(usize, String)>,
+    roll_call: &dyn Communicator,
+) {
     loop {
         thread::sleep(WATCH);
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        if let Some(failure) = shared.look(first_death) {
+        if let Some((mut failure, late)) = shared.look(first_death) {
+            if late && let Err(CommError { reason: CommFailure::Late { ranks, .. }, .. }) = roll_call.barrier() {
+                failure.reason = CommFailure::Late { ranks, waited: shared.timeout };
+            }
             shared.abort(failure);
             return;
         }
@@ -190,6 +212,8 @@ enum FlightState {
     Over,
     UnderWay,
     Failed(CommFailure),
+    /// Under way for longer than the timeout.
+    Late,
 }
 
 impl Flight {
@@ -221,11 +245,7 @@ impl Flight {
         if let Some(error) = self.group.asynchronous_error() {
             return FlightState::Failed(CommFailure::Library(error));
         }
-        if self.began.elapsed() > timeout {
-            let found = format!("not over after {timeout:?}: a rank did not come, or the network is stuck");
-            return FlightState::Failed(CommFailure::Library(found));
-        }
-        FlightState::UnderWay
+        if self.began.elapsed() > timeout { FlightState::Late } else { FlightState::UnderWay }
     }
 
     fn error(&self, reason: CommFailure) -> CommError {

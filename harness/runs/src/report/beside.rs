@@ -1,0 +1,81 @@
+//! A measured run beside a predicted one, as a table, in lines and as CSV.
+
+use std::fmt::Write;
+
+use crate::summary::beside::{self, Compared};
+use crate::summary::errors::{Errors, Pair};
+
+/// A line for every case and system.
+pub fn table(all: &[Compared]) -> comfy_table::Table {
+    let heads = [
+        "case",
+        "system",
+        "measured ms",
+        "middle 95%",
+        "predicted ms",
+        "error",
+        "speedup",
+        "of a seed",
+        "predicted",
+        "memory GB",
+        "predicted GB",
+        "error",
+    ];
+    let mut table = super::table(&heads, &[2, 4, 5, 6, 8, 9, 10, 11]);
+    for of in all {
+        let memory = |of: &dyn Fn(Pair) -> String, pair: Option<Pair>| pair.map_or(String::new(), of);
+        table.add_row([
+            of.case.clone(),
+            of.system.clone(),
+            format!("{:.2}", of.step.measured * 1e3),
+            format!("{:.2} to {:.2}", of.middle[0] * 1e3, of.middle[1] * 1e3),
+            format!("{:.2}", of.step.predicted * 1e3),
+            format!("{:+.1}%", of.step.error() * 100.0),
+            of.speedup.map_or(String::new(), |(pair, _)| format!("{:.3}x", pair.measured)),
+            of.speedup.map_or(String::new(), |(_, [low, high])| format!("{low:.3} to {high:.3}")),
+            of.speedup.map_or(String::new(), |(pair, _)| format!("{:.3}x", pair.predicted)),
+            memory(&|pair| format!("{:.1}", pair.measured / 1e9), of.memory),
+            memory(&|pair| format!("{:.1}", pair.predicted / 1e9), of.memory),
+            memory(&|pair| format!("{:+.1}%", pair.error() * 100.0), of.memory),
+        ]);
+    }
+    table
+}
+
+/// Errors over all, and the order of systems.
+pub fn totals(all: &[Compared]) -> String {
+    let line = |what: &str, pairs: &[Pair]| {
+        let Some(errors) = Errors::new(pairs) else { return format!("{what}: nothing to compare") };
+        format!(
+            "{what}: median error {:.1}%, worst {:.1}%, of {}",
+            errors.median * 100.0,
+            errors.max * 100.0,
+            errors.count
+        )
+    };
+    let steps: Vec<Pair> = all.iter().map(|of| of.step).collect();
+    let memory: Vec<Pair> = all.iter().filter_map(|of| of.memory).collect();
+    let [apart, right] = beside::order(all);
+    format!(
+        "{}\n{}\norder: right in {right} of {apart} pairs of systems whose middle 95% do not overlap",
+        line("iteration", &steps),
+        line("memory", &memory)
+    )
+}
+
+/// Every quantity, a line each.
+pub fn csv(all: &[Compared]) -> String {
+    let mut text = "case,system,quantity,measured,predicted,error\n".to_owned();
+    for of in all {
+        let mut line = |what: &str, pair: &Pair| {
+            let error = if pair.measured > 0.0 { format!("{:.4}", pair.error()) } else { String::new() };
+            let (case, system) = (&of.case, &of.system);
+            let _ = writeln!(text, "{case},{system},{what},{:.6e},{:.6e},{error}", pair.measured, pair.predicted);
+        };
+        line("step_s", &of.step);
+        of.memory.iter().for_each(|pair| line("peak_bytes", pair));
+        of.speedup.iter().for_each(|(pair, _)| line("speedup", pair));
+        of.phases.iter().for_each(|(phase, pair)| line(&format!("phase {phase} s"), pair));
+    }
+    text
+}

@@ -1,0 +1,54 @@
+//! `moebench calibrate network`: a cluster's network constants, from what nccl-tests wrote.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use workloads::Cluster;
+
+use crate::failure::{Failure, OrFail};
+use crate::output;
+use runs::{prepare, store};
+use studies::calibrate::collectives::{self, Collective};
+use studies::calibrate::write;
+use studies::measurements;
+
+/// `moebench calibrate network`.
+#[derive(Args)]
+pub struct NetworkArgs {
+    /// Cluster, by name or path, of which all else is kept
+    #[arg(long, value_name = "BASE")]
+    cluster: String,
+    /// What programs of nccl-tests printed or wrote as JSON, of ranks of one node; a file for each collective
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    nccl_tests: Vec<PathBuf>,
+    /// The TOML to write
+    #[arg(long, value_name = "FILE.toml")]
+    out: PathBuf,
+}
+
+/// Reads, writes and shows.
+///
+/// # Errors
+/// Files that are not nccl-tests', or a file that cannot be written.
+pub fn run(args: &NetworkArgs) -> Result<(), Failure> {
+    let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
+    let before = Cluster::parse(&args.cluster, &text).or_input()?;
+    let (mut all, mut names) = (Vec::new(), Vec::new());
+    for path in &args.nccl_tests {
+        all.extend(read(path).or_input()?);
+        let (name, hash) = measurements::named(path).or_input()?;
+        names.push(format!("{name} (sha256 {hash})"));
+    }
+    let mut after = before.clone();
+    collectives::apply(&mut after, &all, &format!("measured by nccl-tests, {}", names.join(" and ")));
+    let text = write::updated(&text, &before, &after).or_run()?;
+    store::write_text(&args.out, &text).or_run()?;
+    output::print(collectives::table(&all)).or_run()?;
+    output::print(format!("\ncluster   {}", args.out.display())).or_run()
+}
+
+fn read(path: &Path) -> Result<Vec<Collective>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    collectives::read(path, &text)
+}

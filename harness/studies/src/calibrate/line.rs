@@ -1,0 +1,43 @@
+//! A time as a line over a number of units: a start that is never negative, and a time per unit.
+
+use workloads::measured::Line;
+
+/// The line whose relative distances from `points`, units and times, are least in the sum of squares. Of points that all have the same
+/// number of units: a time per unit alone. None of no points.
+pub fn fit(points: &[(f64, f64)]) -> Option<Line> {
+    let weighted = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|&(x, t)| of(x, t)).sum::<f64>();
+    // The sum of ((a + b x) / t - 1)^2.
+    let (aa, ab, bb) =
+        (weighted(&|_, t| 1.0 / (t * t)), weighted(&|x, t| x / (t * t)), weighted(&|x, t| x * x / (t * t)));
+    let (a, b) = (weighted(&|_, t| 1.0 / t), weighted(&|x, t| x / t));
+    let determinant = aa * bb - ab * ab;
+    let [mut start, mut unit] = match determinant > 1e-9 * aa * bb {
+        true => [(a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant],
+        false => [0.0, b / bb],
+    };
+    if start < 0.0 {
+        [start, unit] = [0.0, b / bb];
+    } else if unit < 0.0 {
+        [start, unit] = [a / aa, 0.0];
+    }
+    let error = points.iter().map(|&(x, t)| ((start + unit * x) / t - 1.0).abs()).reduce(f64::max)?;
+    (start.is_finite() && unit.is_finite()).then_some(Line { start, unit, error: Some(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_again_and_never_start_below_nothing() {
+        let of = |line: Option<Line>| line.map(|line| (line.start, line.unit)).unwrap();
+        let near = |(a, b): (f64, f64), (c, d): (f64, f64)| (a - c).abs() < 1e-9 && (b - d).abs() < 1e-9;
+        assert!(near(of(fit(&[(1.0, 5.0), (2.0, 7.0), (10.0, 23.0)])), (3.0, 2.0)));
+        assert!(near(of(fit(&[(4.0, 8.0), (4.0, 8.0)])), (0.0, 2.0)), "one number of units says nothing of a start");
+        let steep = fit(&[(1.0, 1.0), (2.0, 4.0)]).unwrap();
+        assert!(steep.start == 0.0 && steep.unit > 1.0 && steep.error.unwrap() > 0.1);
+        let falling = fit(&[(1.0, 4.0), (2.0, 1.0)]).unwrap();
+        assert!(falling.unit == 0.0 && falling.start > 1.0);
+        assert_eq!(fit(&[]), None);
+    }
+}

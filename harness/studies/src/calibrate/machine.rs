@@ -1,0 +1,385 @@
+//! What a machine's kernels, collectives and a step's operations take, each alone, as a cluster's TOML, samples and figures.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use chart::{Frame, LineChart, LinePanel, LineSeries};
+use runs::{report, store};
+use tch::Device;
+use trainer::bench::comm::{self, CollectiveTimes};
+use trainer::bench::curves::{self, Curve, Rate, Shapes};
+use trainer::comm::launch::Launch;
+use trainer::cuda;
+use trainer::processes::Processes;
+use workloads::cluster::Constant;
+use workloads::measured::MeasuredOperation;
+use workloads::{Cluster, Gate, Model};
+
+use super::collectives::{self, Collective};
+use super::device::Measurement;
+use super::segments::{self, MeasuredRun};
+use super::{line, operations, write};
+
+/// How long a process waits for another.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Small kernels of a block's pass, where the block was not measured.
+const KERNELS_OF_A_BLOCK: f64 = 20.0;
+
+/// Everything that was measured.
+struct Measured {
+    collectives: Vec<Collective>,
+    /// Bytes of the device that are in use before anything is computed, and all of them; on a GPU.
+    memory: Option<[f64; 2]>,
+    curves: Vec<Curve>,
+    runs: Vec<MeasuredRun>,
+    operations: Vec<MeasuredOperation>,
+}
+
+/// What is to be measured, and where it is written.
+pub struct Request {
+    /// The TOML of the base, and what it says.
+    pub text: String,
+    pub base: Cluster,
+    pub models: Vec<Model>,
+    pub gate: Gate,
+    pub micro_batch: usize,
+    /// Ranks that take turns on the device.
+    pub ranks: usize,
+    /// This process among several, if there are.
+    pub launch: Option<Launch>,
+    pub device: Device,
+    /// The device's name, for people.
+    pub name: String,
+    pub out: PathBuf,
+}
+
+impl Request {
+    fn measurement<'a>(&'a self, model: &'a Model) -> Measurement<'a> {
+        let &Self { ref base, gate, micro_batch, ranks, device, .. } = self;
+        Measurement { model, cluster: base, gate, micro_batch, ranks, device }
+    }
+
+    /// Whether all models can be measured.
+    ///
+    /// # Errors
+    /// One that cannot be trained.
+    pub fn check(&self) -> Result<()> {
+        self.models.iter().try_for_each(|model| self.measurement(model).check_operations())
+    }
+
+    /// Measures, writes, and returns what there is to show; nothing in a process that is not the first.
+    ///
+    /// # Errors
+    /// A process that does not come, a device that cannot be used, or a file that cannot be written.
+    pub fn run(&self) -> Result<Option<String>> {
+        let (collectives, memory) = match self.launch.clone() {
+            Some(launch) => between_processes(launch, self.device)?,
+            None => (Vec::new(), used(self.device)?),
+        };
+        // What one device does is measured by rank 0 alone.
+        if self.launch.as_ref().is_some_and(|launch| launch.rank > 0) {
+            return Ok(None);
+        }
+        let curves = curves::run(self.device, &shapes(&self.models, self.ranks))?;
+        let runs: Result<Vec<_>> =
+            self.models.iter().map(|model| self.measurement(model).runs_of_operations()).collect();
+        let runs: Vec<MeasuredRun> = runs?.into_iter().flatten().collect();
+        let operations = operations::of_runs(&runs, &self.source());
+        write_all(self, &Measured { collectives, memory, curves, runs, operations }).map(Some)
+    }
+
+    fn source(&self) -> String {
+        let Self { name, gate, ranks, micro_batch, .. } = self;
+        format!(
+            "measured alone on {name}: {gate}, {ranks} ranks in turn, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
+             no whole step is in it",
+            micro_batch.div_ceil(2),
+            2 * micro_batch
+        )
+    }
+}
+
+/// Bytes of a GPU that are in use, and all of them.
+fn used(device: Device) -> Result<Option<[f64; 2]>> {
+    let Device::Cuda(ordinal) = device else { return Ok(None) };
+    let memory = cuda::Gpu::open(ordinal)?.memory()?;
+    Ok(Some([memory.used as f64, memory.total as f64]))
+}
+
+/// Collectives of all processes.
+fn between_processes(launch: Launch, device: Device) -> Result<(Vec<Collective>, Option<[f64; 2]>)> {
+    let processes = Processes::rendezvous(launch, device, PATIENCE, "calibrate measure --operations")?;
+    let world = processes.world()?;
+    let before = used(device)?;
+    let times = comm::run(&*world, device, &comm::sizes(device))?;
+    world.barrier()?;
+    Ok((times.iter().map(of_times).collect(), before))
+}
+
+fn of_times(of: &CollectiveTimes) -> Collective {
+    let mut sorted: Vec<f64> = of.times.iter().map(|time| time.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    let at = |place: usize| sorted.get(place).copied().unwrap_or(f64::NAN);
+    Collective {
+        name: of.collective.name().to_owned(),
+        ranks: of.ranks,
+        bytes: of.bytes as f64,
+        moved: of.moved,
+        times: [at(sorted.len() / 2), at(0), at(sorted.len().saturating_sub(1))],
+    }
+}
+
+/// What of each model is multiplied, each shape once.
+fn shapes(models: &[Model], ranks: usize) -> Vec<Shapes> {
+    let of_model = |model: &Model| {
+        let block = &model.blocks[*model.moe_blocks().first()?];
+        let moe = block.moe()?;
+        let heads = block.attention.heads;
+        let head = block.attention.output_width() / heads.max(1);
+        let experts = moe.experts.div_ceil(ranks);
+        Some(Shapes { width: moe.width, inner: moe.expert.inner, experts, heads, head, tokens: block.tokens })
+    };
+    let mut all: Vec<Shapes> = Vec::new();
+    for shape in models.iter().filter_map(of_model) {
+        if !all.contains(&shape) {
+            all.push(shape);
+        }
+    }
+    all
+}
+
+/// The base with what was measured, under the name of the file.
+fn cluster(request: &Request, measured: &Measured) -> Cluster {
+    let Request { base, name, out, .. } = request;
+    let mut cluster = base.clone();
+    let by = |what: &str| format!("measured on {name}: {what}");
+    let constant = |value: f64, uncertainty: f64, peak: Option<f64>, what: &str| Constant {
+        value: write::rounded(value),
+        uncertainty: (uncertainty > 0.0).then(|| write::rounded(uncertainty)),
+        peak: peak.filter(|&peak| peak >= value),
+        source: by(what),
+    };
+    let largest = |prefix: &str| -> Vec<f64> {
+        let of = measured.curves.iter().filter(|curve| curve.name.starts_with(prefix));
+        of.filter_map(|curve| curve.points.last()).map(|point| point.amount / point.median()).collect()
+    };
+    let (gpu, host) = (&mut cluster.gpu, &mut cluster.host);
+    if let (Some([value, error]), peak) =
+        (spread(&[largest("product"), largest("grouped")].concat()), gpu.gemm_rate.peak)
+    {
+        gpu.gemm_rate =
+            constant(value, error, peak, "mean of plain and grouped products with most rows; half their range");
+    }
+    if let (Some([value, error]), peak) = (spread(&largest("sum")), gpu.memory_bandwidth.peak) {
+        gpu.memory_bandwidth = constant(value, error, peak, "the largest sum of two tensors");
+    }
+    if let (Some([value, error]), peak) = (spread(&largest("rows")), gpu.scatter_bandwidth.peak) {
+        gpu.scatter_bandwidth = constant(value, error, peak, "most rows put into another order");
+    }
+    if let Some([value, error]) = spread(&starts(&measured.curves)) {
+        gpu.expert_start =
+            constant(value, error, None, "start of the line of grouped products over rows, for each expert");
+    }
+    let each = |prefix: &str| {
+        let curve = measured.curves.iter().find(|curve| curve.name.starts_with(prefix))?;
+        curve.points.last().map(|point| point.median() / point.amount)
+    };
+    if let Some(time) = each("host reads") {
+        host.synchronisation = constant(time, f64::NAN, None, "the host reads a number that a small kernel writes");
+    }
+    if let Some(time) = each("small kernel") {
+        let what = format!("{KERNELS_OF_A_BLOCK} small kernels, a number that is assumed");
+        host.block = constant(KERNELS_OF_A_BLOCK * time, f64::NAN, None, &what);
+    }
+    if let Some(time) = operations::host(&measured.runs) {
+        host.iteration = constant(time.0, f64::NAN, None, "reading data");
+    }
+    if let Some([used, total]) = measured.memory {
+        gpu.memory = constant(total, f64::NAN, None, "all memory of the GPU");
+        gpu.memory_reserved = constant(used, f64::NAN, None, "in use once the GPU and its communicator are open");
+    }
+    let ranks = measured.collectives.first().map_or(0, |of| of.ranks);
+    collectives::apply(&mut cluster, &measured.collectives, &by(&format!("{ranks} processes")));
+    cluster.name = out.file_stem().map_or(base.name.clone(), |stem| stem.to_string_lossy().into_owned());
+    cluster.description = format!("{name} as measured by this program; what was not measured is of {}", base.name);
+    cluster.gpu.name = name.clone();
+    cluster
+}
+
+/// Mean, and half the range.
+fn spread(values: &[f64]) -> Option<[f64; 2]> {
+    let (least, most) = (values.iter().copied().reduce(f64::min)?, values.iter().copied().reduce(f64::max)?);
+    Some([values.iter().sum::<f64>() / values.len() as f64, (most - least) / 2.0])
+}
+
+/// What a grouped product of each shape takes for an expert without rows.
+fn starts(curves: &[Curve]) -> Vec<f64> {
+    let grouped = curves.iter().filter(|curve| curve.name.starts_with("grouped"));
+    let start = |curve: &Curve| {
+        let points: Vec<(f64, f64)> = curve.points.iter().map(|point| (point.size, point.median())).collect();
+        let experts: f64 = curve.name.split(' ').nth(2)?.parse().ok()?;
+        Some(line::fit(&points)?.start / experts)
+    };
+    grouped.filter_map(start).collect()
+}
+
+fn write_all(request: &Request, measured: &Measured) -> Result<String> {
+    let Request { text, base, out, .. } = request;
+    let gradient = Constant {
+        value: 4.0,
+        uncertainty: None,
+        peak: None,
+        source: "counted: the trainer holds and sums gradients in single precision".to_owned(),
+    };
+    let text = write::updated(text, base, &cluster(request, measured))?;
+    let text = write::with_measured(&text, &gradient, &measured.operations)?;
+    let cluster = Cluster::parse(&out.display().to_string(), &text)?;
+    store::write_text(out, &text)?;
+    let beside = |what: &str| out.with_extension(what);
+    store::write_text(&beside("kernels.csv"), &kernels_csv(&measured.curves))?;
+    store::write_text(&beside("operations.csv"), &operations_csv(&measured.runs, &cluster))?;
+    for (name, chart) in kernel_charts(&measured.curves) {
+        write_figure(&beside(name), &chart)?;
+    }
+    let mut shown = String::new();
+    if !measured.collectives.is_empty() {
+        store::write_text(&beside("collectives.csv"), &collectives::csv(&measured.collectives))?;
+        write_figure(&beside("collectives"), &collectives_chart(&measured.collectives))?;
+        let _ = writeln!(shown, "{}", collectives::table(&measured.collectives));
+    }
+    let (kernels, operations) = (kernels_table(&measured.curves), operations_table(&measured.operations));
+    let _ = write!(shown, "{kernels}\n{operations}\n\ncluster   {}", out.display());
+    Ok(shown)
+}
+
+fn write_figure(stem: &Path, chart: &LineChart) -> Result<()> {
+    // One file is enough beside the samples.
+    store::write_text(&stem.with_added_extension("svg"), &chart.draw()?.svg)
+}
+
+/// A name without the part behind the first comma, which is its shape.
+fn kind(curve: &Curve) -> &str {
+    curve.name.split(',').next().unwrap_or(&curve.name)
+}
+
+fn kernels_csv(curves: &[Curve]) -> String {
+    let mut text = "kernel,size,of,amount,median_us,least_us,most_us\n".to_owned();
+    for curve in curves {
+        for point in &curve.points {
+            let [median, least, most] = [0.5, 0.0, 1.0].map(|share| point.quantile(share) * 1e6);
+            let (name, of) = (&curve.name, curve.size);
+            let _ = writeln!(text, "\"{name}\",{},{of},{},{median:.2},{least:.2},{most:.2}", point.size, point.amount);
+        }
+    }
+    text
+}
+
+fn kernels_table(curves: &[Curve]) -> comfy_table::Table {
+    let mut table = report::table(&["kernel", "size", "of", "time us", "rate"], &[1, 3]);
+    for curve in curves {
+        for point in [curve.points.first(), curve.points.last()].into_iter().flatten() {
+            let rate = point.amount / point.median();
+            table.add_row([
+                curve.name.clone(),
+                point.size.to_string(),
+                curve.size.to_owned(),
+                format!("{:.1}", point.median() * 1e6),
+                match curve.rate {
+                    Rate::Flops => format!("{:.1} TFLOP/s", rate / 1e12),
+                    Rate::Bytes => format!("{:.1} GB/s", rate / 1e9),
+                    Rate::Time => format!("{:.2} us each", 1e6 / rate),
+                },
+            ]);
+        }
+    }
+    table
+}
+
+fn operations_table(all: &[MeasuredOperation]) -> comfy_table::Table {
+    let heads = ["operation", "shape", "pass", "start us", "unit us", "from the line, at most"];
+    let mut table = report::table(&heads, &[3, 4, 5]);
+    for of in all {
+        for (pass, line) in [("forward", Some(of.forward)), ("backward", of.backward)] {
+            let Some(line) = line else { continue };
+            table.add_row([
+                of.operation.name().to_owned(),
+                of.shape.clone(),
+                pass.to_owned(),
+                format!("{:.2}", line.start * 1e6),
+                format!("{:.6}", line.unit * 1e6),
+                format!("{:.1}%", line.error.unwrap_or(0.0) * 100.0),
+            ]);
+        }
+    }
+    table
+}
+
+/// Every segment that was measured, beside what the cluster says of it.
+fn operations_csv(runs: &[MeasuredRun], cluster: &Cluster) -> String {
+    let mut text = "run,segment,predicted_ms,measured_ms\n".to_owned();
+    for line in segments::lines(cluster, runs) {
+        let (predicted, measured) = (line.predicted.0 * 1e3, line.measured.0 * 1e3);
+        let _ = writeln!(text, "\"{}\",\"{}\",{predicted:.4},{measured:.4}", line.run, line.segment);
+    }
+    text
+}
+
+fn kernel_charts(curves: &[Curve]) -> Vec<(&'static str, LineChart)> {
+    let chart = |rate: Rate, x_label: &str, y_label: &str, scale: f64| {
+        let mut panels: Vec<LinePanel> = Vec::new();
+        let of_rate: Vec<&Curve> = curves.iter().filter(|curve| curve.rate == rate).collect();
+        for (ink, curve) in of_rate.iter().enumerate() {
+            let points = curve.points.iter().map(|point| (point.size, point.amount / point.median() / scale)).collect();
+            let series = LineSeries { name: curve.name.clone(), ink, points, marks: Vec::new() };
+            let title = if rate == Rate::Flops { kind(curve).to_owned() } else { String::new() };
+            match panels.iter_mut().find(|panel| panel.title == title) {
+                Some(panel) => panel.series.push(series),
+                None => {
+                    panels.push(LinePanel { title, y_label: y_label.to_owned(), series: vec![series], from_zero: true })
+                }
+            }
+        }
+        let frame = Frame { footnote: "medians of nine repeats".to_owned(), ..Frame::default() };
+        LineChart { frame, x_label: x_label.to_owned(), panels, log_x: true, ..LineChart::default() }
+    };
+    vec![
+        ("products", chart(Rate::Flops, "rows, rows of an expert, or samples", "TFLOP/s", 1e12)),
+        ("memory", chart(Rate::Bytes, "bytes", "GB/s", 1e9)),
+    ]
+}
+
+fn collectives_chart(all: &[Collective]) -> LineChart {
+    let mut names: Vec<&str> = all.iter().map(|of| of.name.as_str()).collect();
+    names.dedup();
+    let panel = |y_label: &str, value: &dyn Fn(&Collective) -> f64| LinePanel {
+        title: String::new(),
+        y_label: y_label.to_owned(),
+        series: names
+            .iter()
+            .enumerate()
+            .map(|(ink, &name)| LineSeries {
+                name: name.to_owned(),
+                ink,
+                points: all.iter().filter(|of| of.name == name).map(|of| (of.bytes, value(of))).collect(),
+                marks: Vec::new(),
+            })
+            .collect(),
+        from_zero: true,
+    };
+    LineChart {
+        frame: Frame {
+            footnote: "medians of seven bursts; bus bandwidth counts the bytes of the busiest port, as nccl-tests does"
+                .to_owned(),
+            ..Frame::default()
+        },
+        x_label: "size (bytes)".to_owned(),
+        panels: vec![
+            panel("busbw (GB/s)", &|of| of.bus_bandwidth() / 1e9),
+            panel("algbw (GB/s)", &|of| of.algorithm_bandwidth() / 1e9),
+        ],
+        log_x: true,
+        ..LineChart::default()
+    }
+}

@@ -1,0 +1,154 @@
+//! From a device's own compute segments to lines: what each operation of a training step takes over its units, for the shapes
+//! that were run, and no formula between.
+
+use std::collections::BTreeMap;
+
+use systems::Placement;
+use workloads::Seconds;
+use workloads::measured::{MeasuredOperation, Operation};
+use workloads::model::{Moe, shapes};
+
+use super::line;
+use super::segments::{MeasuredRun, Segment, SegmentPlace};
+
+/// Units and times of an operation of one shape: forward, and backward.
+type Points = [Vec<(f64, f64)>; 2];
+
+/// The operations that the runs show, with where their times come from.
+pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
+    let mut all: BTreeMap<(Operation, String), (Points, f64)> = BTreeMap::new();
+    for run in runs {
+        for (place, time) in &run.measured {
+            let Some((operation, shape, units, of_start)) = units(run, place) else { continue };
+            let (points, starts) = all.entry((operation, shape)).or_default();
+            points[usize::from(place.backward)].push((units, time.0));
+            *starts = of_start;
+        }
+    }
+    let measured = |((operation, shape), (points, starts)): ((Operation, String), (Points, f64))| {
+        let [forward, backward] = points.map(|points| {
+            let mut line = line::fit(&points)?;
+            line.start /= starts;
+            Some(line)
+        });
+        Some(MeasuredOperation { operation, shape, forward: forward?, backward, source: source.to_owned() })
+    };
+    let is_whole = |of: &MeasuredOperation| of.backward.is_some() != (of.operation == Operation::Optimizer);
+    all.into_iter().filter_map(measured).filter(is_whole).collect()
+}
+
+/// What the host does in an iteration beside its launches.
+pub fn host(runs: &[MeasuredRun]) -> Option<Seconds> {
+    let times: Vec<f64> = runs
+        .iter()
+        .flat_map(|run| &run.measured)
+        .filter(|(place, _)| place.segment == Segment::Host)
+        .map(|(_, time)| time.0)
+        .collect();
+    (!times.is_empty()).then(|| Seconds(times.iter().sum::<f64>() / times.len() as f64))
+}
+
+/// Operation, shape and units of a segment, and how many starts its time has. Each rank has one micro-batch.
+fn units(run: &MeasuredRun, place: &SegmentPlace) -> Option<(Operation, String, f64, f64)> {
+    let (model, plan) = (&run.job.model, &run.plan);
+    let block = place.block.map(|number| &model.blocks[number]);
+    let moe = || block.and_then(|block| block.moe());
+    let samples = plan.micro_batch as f64;
+    Some(match place.segment {
+        Segment::Block => (Operation::Block, shapes::of_block(block?), samples, 1.0),
+        Segment::Gate => {
+            let moe = moe()?;
+            (Operation::Gate, shapes::of_gate(moe), plan.tokens(moe) as f64, 1.0)
+        }
+        Segment::Experts => {
+            let (rows, started) = rows(run, moe()?, place)?;
+            (Operation::Expert, shapes::of_expert(moe()?), rows, started)
+        }
+        Segment::Edge => (Operation::Edges, shapes::of_edges(model), samples, 1.0),
+        Segment::Optimizer => (Operation::Optimizer, String::new(), parameters(run), 1.0),
+        Segment::Host | Segment::Decide | Segment::Decision => return None,
+    })
+}
+
+/// Rows of a rank's experts in an iteration, and how many of its experts have any.
+fn rows(run: &MeasuredRun, moe: &Moe, place: &SegmentPlace) -> Option<(f64, f64)> {
+    let number = place.block?;
+    let layer = run.job.model.moe_blocks().iter().position(|&block| block == number)?;
+    let (ep, job) = (run.plan.ep, &run.job);
+    let placement = Placement::identity(moe.experts, ep);
+    let mut loads = vec![0u64; moe.experts];
+    // The ranks of its group: each has one micro-batch, of which the gate drops what the simulator says.
+    let per_rank = run.batch.chunks() / job.gpus;
+    let first = place.rank / ep * ep;
+    for rank in first..first + ep {
+        let mut counts = vec![0u32; moe.experts];
+        for chunk in rank * per_rank..(rank + 1) * per_rank {
+            counts.iter_mut().zip(run.batch.chunk(layer, chunk)).for_each(|(sum, &count)| *sum += count);
+        }
+        job.gate.admit(&mut counts, run.plan.tokens(moe), job.top_k(), &job.gate_statistics);
+        loads.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(count));
+    }
+    let own: Vec<u64> = (0..moe.experts)
+        .filter(|&expert| placement.rank_of(expert) == place.rank % ep)
+        .map(|expert| loads[expert])
+        .collect();
+    let started = own.iter().filter(|&&rows| rows > 0).count();
+    (started > 0).then(|| (own.iter().sum::<u64>() as f64, started as f64))
+}
+
+/// Parameters that a rank's optimizer updates.
+fn parameters(run: &MeasuredRun) -> f64 {
+    systems::plan::memory::StageParameters::new(&run.job, &run.plan, 0).total()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use systems::zoo::expert_only;
+    use systems::{Job, Plan};
+    use workloads::trace::BatchCounts;
+    use workloads::{Cluster, Gate, Model};
+
+    fn run_on(there: &Cluster, micro_batch: usize) -> MeasuredRun {
+        let model = Model::named("test", "gpt-tiny").unwrap();
+        let (layers, experts) = (model.moe_layers().count(), model.moe_layers().next().unwrap().experts);
+        let tokens = model.blocks[0].tokens * model.top_k;
+        let plan = Plan { dp: 2, ep: 2, micro_batch, ..Plan::default() };
+        let chunks = 2 * micro_batch;
+        let counts = (0..layers * chunks * experts).map(|place| (tokens / experts + place % 3) as u32).collect();
+        let job = Job::new(model, there.clone(), 2, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
+        let batch = BatchCounts::new(layers, chunks, experts, counts);
+        let system: &'static dyn systems::System = &expert_only::ExpertOnly;
+        let mut run =
+            MeasuredRun { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        run.measured = run.predict(there);
+        run
+    }
+
+    /// What the cost model says of a run comes out the same once it takes the lines of that run instead of its formulas.
+    #[test]
+    fn lines_say_what_was_measured() {
+        let there = Cluster::named("test", "inky").unwrap();
+        let runs = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
+        let mut measured = there.clone();
+        measured.gpu.measured = of_runs(&runs, "a test");
+        // Wrong everywhere, unless the lines are taken.
+        measured.gpu.gemm_rate.value /= 10.0;
+        measured.gpu.memory_bandwidth.value /= 10.0;
+        measured.gpu.scatter_bandwidth.value /= 10.0;
+        let operations: Vec<Operation> = measured.gpu.measured.iter().map(|of| of.operation).collect();
+        for operation in [Operation::Block, Operation::Gate, Operation::Expert, Operation::Edges, Operation::Optimizer]
+        {
+            assert!(operations.contains(&operation), "{operations:?}");
+        }
+        for run in &runs {
+            let predicted = run.predict(&measured);
+            assert_eq!(predicted.len(), run.measured.len());
+            for (place, time) in &run.measured {
+                let found = predicted[place];
+                assert!((found.0 / time.0 - 1.0).abs() < 0.02, "{place:?}: {} for {}", found.0, time.0);
+            }
+        }
+        assert!((host(&runs).unwrap().0 / there.host.iteration.value - 1.0).abs() < 1e-9);
+    }
+}

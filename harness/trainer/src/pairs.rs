@@ -1,0 +1,371 @@
+//! Tests of two ranks that each have a device: on CPUs over TCP, and on two GPUs over NCCL, which need them.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use systems::zoo::{expert_only, fastermoe, smartmoe};
+use systems::{CostModel, Job, Plan, System};
+use tch::{Device, Kind, Tensor};
+use workloads::{Cluster, Gate, Model, Training};
+
+use crate::clock::timer::Timer;
+use crate::comm::nccl::Nccl;
+use crate::comm::{Communicator, Exchange, preflight, selfcheck, tcp, threads};
+use crate::cuda::{self, Gpu};
+use crate::data::{Language, Samples};
+use crate::host::to_host;
+use crate::model::dense::Cut;
+use crate::model::parameters::{Initial, initial};
+use crate::rank::report::Report;
+use crate::setup::{self, Setup};
+use crate::world::{self, Place};
+
+/// Where the ranks are.
+#[derive(Clone, Copy, PartialEq)]
+enum On {
+    Cpus,
+    Gpus,
+}
+
+impl On {
+    fn device(self, rank: usize) -> Device {
+        if self == Self::Gpus { Device::Cuda(rank) } else { Device::Cpu }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs both ranks, each in a thread with its own communicator, and a group of both over the CPUs' backend.
+fn pair<T: Send>(
+    on: On,
+    patience: Duration,
+    rank: impl Fn(Box<dyn Communicator>, &Exchange, Device) -> T + Sync,
+) -> [T; 2] {
+    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let results = Mutex::new([None, None]);
+    thread::scope(|scope| {
+        for (number, reference) in threads::world(2, PATIENCE).into_iter().enumerate() {
+            let (rank, results) = (&rank, &results);
+            scope.spawn(move || {
+                let control = tcp::world(number, 2, ("127.0.0.1", port), patience).unwrap();
+                let world: Box<dyn Communicator> = match on {
+                    On::Cpus => Box::new(control),
+                    On::Gpus => {
+                        let gpu = cuda::load().and_then(|_| Gpu::open(number)).unwrap();
+                        Box::new(Nccl::world(control, gpu).unwrap())
+                    }
+                };
+                let result = rank(world, &reference, on.device(number));
+                results.lock().unwrap()[number] = Some(result);
+            });
+        }
+    });
+    results.into_inner().unwrap().map(|result| result.expect("both ranks end"))
+}
+
+/// Random numbers that follow from the names of test and rank.
+fn random(name: &str, rank: usize, shape: &[i64], kind: Kind) -> Tensor {
+    initial(5, &format!("{name} {rank}"), shape, Initial::Normal(50.0), Device::Cpu).to_kind(kind)
+}
+
+/// Every collective on random data gives the bits that the CPUs' backend gives.
+fn collectives_agree(on: On) {
+    pair(on, PATIENCE, |world, reference, device| {
+        let _guard = tch::no_grad_guard();
+        preflight(&*world, device).unwrap();
+        selfcheck(&*world, device).unwrap();
+        let (me, other) = (world.rank(), 1 - world.rank());
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
+            let own = random("collective", me, &[1000, 37], kind);
+            let there = own.to_device(device);
+            let check = |what: &str, found: Tensor, expected: Tensor| {
+                assert!(found.to_device(Device::Cpu).equal(&expected), "{what} of {kind:?} on rank {me}");
+            };
+            let both = |of: &dyn Fn(&dyn Communicator, &Tensor) -> Tensor| (of(&*world, &there), of(reference, &own));
+            let compare = |what: &str, of: &dyn Fn(&dyn Communicator, &Tensor) -> Tensor| {
+                let (found, expected) = both(of);
+                check(what, found, expected);
+            };
+            compare("all-reduce", &|group, own| group.all_reduce(own).unwrap().wait().unwrap());
+            compare("all-gather", &|group, own| group.all_gather(own).unwrap().wait().unwrap());
+            compare("broadcast", &|group, own| group.broadcast(own, 1).unwrap().wait().unwrap());
+            compare("reduce", &|group, own| group.reduce(own, 1).unwrap().wait().unwrap());
+            compare("send", &|group, own| {
+                let first = |group: &dyn Communicator| group.send(own, other).unwrap().wait().unwrap();
+                let second =
+                    |group: &dyn Communicator| group.receive(&own.size(), kind, other).unwrap().wait().unwrap();
+                let sent = (me == 0).then(|| first(group));
+                let received = second(group);
+                drop(sent.unwrap_or_else(|| first(group)));
+                received
+            });
+            for [to_first, kept] in [[0, 1000], [1000, 0], [613, 387], [999, 1]] {
+                let sent = if me == 0 { [kept, to_first] } else { [to_first, kept] };
+                // What the other keeps is as much, and what it sends too: both halves of the matrix are the same.
+                compare("all-to-all", &|group, own| group.all_to_all(own, &sent, &sent).unwrap().wait().unwrap());
+            }
+        }
+    });
+}
+
+/// Two groups of both ranks, with operations under way in each beside products: all are right, in whatever order they are waited for.
+fn groups_side_by_side_agree(on: On) {
+    pair(on, PATIENCE, |world, reference, device| {
+        let _guard = tch::no_grad_guard();
+        let groups = [world.split("one", &[vec![0, 1]]).unwrap(), world.split("other", &[vec![1, 0]]).unwrap()];
+        let me = world.rank();
+        let matrix = random("matrix", me, &[512, 512], Kind::Float).to_device(device);
+        for round in 0..20 {
+            let own: Vec<Tensor> =
+                (0..4).map(|n| random(&format!("{round} {n}"), me, &[300 + n, 64], Kind::Float)).collect();
+            let there: Vec<Tensor> = own.iter().map(|own| own.to_device(device)).collect();
+            let mut pending: Vec<_> =
+                there.iter().enumerate().map(|(n, own)| groups[n % 2].all_reduce(own).unwrap()).collect();
+            let product = matrix.matmul(&matrix);
+            // The last operation reads what a product has just written.
+            let late = groups[0].all_gather(&product).unwrap();
+            for expected in own.iter().rev().map(|own| reference.all_reduce(own).unwrap().wait().unwrap()) {
+                let found = pending.pop().unwrap().wait().unwrap();
+                assert!(found.to_device(Device::Cpu).equal(&expected), "round {round} on rank {me}");
+            }
+            let gathered = late.wait().unwrap();
+            assert!(gathered.get(me as i64).equal(&product), "round {round} on rank {me}");
+        }
+    });
+}
+
+/// A rank that hangs while the other waits for it is named, and soon.
+fn a_rank_that_hangs_is_named(on: On) {
+    let patience = Duration::from_secs(2);
+    let [told, _] = pair(on, patience, |world, _, device| {
+        let _guard = tch::no_grad_guard();
+        preflight(&*world, device).unwrap();
+        if world.rank() == 1 {
+            thread::sleep(Duration::from_secs(9));
+            return (String::new(), Duration::ZERO);
+        }
+        let began = Instant::now();
+        let own = Tensor::ones([4], (Kind::Float, device));
+        let waiting = || -> Result<(), crate::TrainError> {
+            let sum = world.all_reduce(&own)?.wait()?;
+            let _: Vec<f32> = to_host(&sum)?;
+            let _ = world.all_reduce(&own)?.wait()?;
+            Ok(())
+        };
+        let error = waiting().unwrap_err().to_string();
+        (error, began.elapsed())
+    });
+    assert!(told.0.contains("rank 1 did not arrive within 2s"), "{}", told.0);
+    assert!(told.1 < Duration::from_secs(8), "{:?}", told.1);
+}
+
+#[derive(Debug)]
+struct Trained {
+    losses: Vec<f64>,
+    weights: BTreeMap<String, Vec<f32>>,
+    moved: u64,
+}
+
+/// A training run of a few iterations.
+struct Asked {
+    model: Model,
+    system: &'static dyn System,
+    plan: Plan,
+    kind: Kind,
+}
+
+/// A GPT whose widths the kernels of a GPU take.
+const GPT: &str = r#"
+name = "pair"
+source = "tests"
+[gpt]
+layers = 4
+hidden = 64
+heads = 4
+seq_len = 16
+vocabulary = 64
+expert_ratio = 2
+experts = 8
+moe_every = 2
+top_k = 2
+"#;
+
+/// `pp, dp, tp, ep, expert_dp`, micro-batches of two samples.
+fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5]) -> Plan {
+    Plan { pp, dp, tp, ep, expert_dp, micro_batch: 2, placement_every: 1, ..Plan::default() }
+}
+
+type Weights = Vec<(String, Tensor, Option<Cut>)>;
+
+impl Asked {
+    fn train(&self, on: On) -> Trained {
+        let plan = self.plan;
+        let mut cluster = Cluster::named("test", "inky").unwrap();
+        // Slow products: FasterMoE shadows as soon as one expert has more than the others.
+        cluster.gpu.gemm_rate.value = 1e9;
+        let gpus = plan.pp * plan.dp * plan.tp;
+        let job = Job::new(self.model.clone(), cluster, gpus, Gate::NoDrop, 8).with_micro_batch(2);
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let gpt = setup::gpt(&job, &plan).unwrap();
+        let samples = Language::new(gpt.vocabulary, gpt.seq_len, 7).unwrap();
+        let samples: &dyn Samples = &samples;
+        let setup = Setup {
+            job: &job,
+            plan,
+            system: self.system,
+            costs: &costs,
+            // Gradients that are nothing but rounding must not become whole steps.
+            training: Training { learning_rate: 1e-2, epsilon: 1e-4, ..Training::default() },
+            samples,
+            seed: 3,
+            iterations: 5,
+            replay: None,
+            record_choices: false,
+            record_spans: false,
+            checkpoint: None,
+            kind: self.kind,
+            gpt,
+        };
+        let iterations = Mutex::new(Vec::new());
+        let keep = |_: usize, reports: Vec<Report>| iterations.lock().unwrap().push(world::iteration(&setup, &reports));
+        let train = |world: Box<dyn Communicator>, device: Device| -> Weights {
+            let mut sink = keep;
+            let sink: Mutex<&mut world::Sink> = Mutex::new(&mut sink);
+            let timer = Timer::new(world.rank(), None).on(device);
+            world::train(&setup, world, Place { device, alone: true, timer }, &sink, &|rank| rank.weights())
+                .unwrap()
+                .unwrap()
+        };
+        let ranks: Vec<Weights> = match gpus {
+            1 => vec![train(Box::new(threads::world(1, PATIENCE).remove(0)), on.device(0))],
+            _ => pair(on, PATIENCE, |world, _, device| train(world, device)).into(),
+        };
+        let iterations = iterations.into_inner().unwrap();
+        Trained {
+            losses: iterations.iter().filter_map(|iteration| iteration.loss).collect(),
+            weights: join(ranks, plan.tp),
+            moved: iterations.iter().map(|iteration| iteration.moved as u64).sum(),
+        }
+    }
+}
+
+/// Whole parameters by name, from the parts of every rank.
+fn join(ranks: Vec<Weights>, tp: usize) -> BTreeMap<String, Vec<f32>> {
+    let mut parts: BTreeMap<String, (Option<Cut>, BTreeMap<usize, Tensor>)> = BTreeMap::new();
+    for (rank, weights) in ranks.into_iter().enumerate() {
+        for (name, tensor, cut) in weights {
+            let slot = if cut.is_some() { rank % tp } else { 0 };
+            parts.entry(name).or_insert((cut, BTreeMap::new())).1.insert(slot, tensor);
+        }
+    }
+    let whole = |(cut, parts): (Option<Cut>, BTreeMap<usize, Tensor>)| {
+        let Some(Cut { dim, pieces }) = cut else { return parts.into_values().next().unwrap() };
+        let piece = |piece: i64| {
+            let of: Vec<Tensor> = parts.values().map(|part| part.chunk(pieces, dim).remove(piece as usize)).collect();
+            Tensor::cat(&of, dim)
+        };
+        Tensor::cat(&(0..pieces).map(piece).collect::<Vec<_>>(), dim)
+    };
+    parts.into_iter().map(|(name, of)| (name, Vec::try_from(whole(of).reshape([-1])).unwrap())).collect()
+}
+
+/// The largest relative distance of losses, and of a parameter's weights.
+fn distances(found: &Trained, expected: &Trained) -> [f64; 2] {
+    assert!(found.losses.len() == 5 && expected.losses.len() == 5, "{found:?}");
+    assert!(found.weights.keys().eq(expected.weights.keys()), "{:?}", found.weights.keys());
+    let losses = found.losses.iter().zip(&expected.losses).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let weights = expected.weights.iter().map(|(name, expected)| {
+        let found = &found.weights[name];
+        let apart = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+        apart / norm(&mut expected.iter().map(|&value| f64::from(value))).max(1e-3)
+    });
+    [losses, weights.fold(0.0, f64::max)]
+}
+
+const DEGREES: [(&str, [usize; 5]); 5] = [
+    ("ep 2", [1, 2, 1, 2, 1]),
+    ("tp 2", [1, 1, 2, 2, 1]),
+    ("pp 2", [2, 1, 1, 1, 1]),
+    ("dp 2 with replicas of experts", [1, 2, 1, 1, 2]),
+    ("one rank again", [1, 1, 1, 1, 1]),
+];
+
+/// Every kind of model that is trained.
+const ALL: [&str; 4] = ["gpt", "mixtral-micro", "deepseek-micro", "qwen3-micro"];
+
+/// Two ranks under every degree, and systems that shadow and migrate, train what one rank trains.
+fn two_ranks_train_what_one_does(on: On, kind: Kind, models: &[&str]) {
+    let model =
+        |name: &str| if name == "gpt" { Model::parse("test", GPT) } else { Model::named("test", name) }.unwrap();
+    for &name in models {
+        let asked = |system, degrees: [usize; 5], auxiliary: bool, kind: Kind| {
+            let mut model = model(name);
+            model.router.auxiliary_loss *= f64::from(u8::from(auxiliary));
+            Asked { model, system, plan: plan(degrees), kind }
+        };
+        // The balance loss of a tensor-parallel rank is that of its own tokens: another loss than that of all.
+        let ones = [false, true].map(|auxiliary| asked(&expert_only::ExpertOnly, [1; 5], auxiliary, kind).train(on));
+        // Half precision alone moves one rank this far from single precision.
+        let exact = (kind != Kind::Float).then(|| asked(&expert_only::ExpertOnly, [1; 5], true, Kind::Float).train(on));
+        let most = exact.map_or([1e-4; 2], |exact| distances(&ones[1], &exact).map(|distance| 2.0 * distance));
+        let compare = |what: &str, system: &'static dyn System, degrees: [usize; 5]| {
+            let auxiliary = degrees[2] == 1;
+            let found = asked(system, degrees, auxiliary, kind).train(on);
+            let [losses, weights] = distances(&found, &ones[usize::from(auxiliary)]);
+            println!("{name}, {what}, {kind:?}: losses {losses:.1e}, weights {weights:.1e} from one rank");
+            assert!(losses <= most[0] && weights <= most[1], "{name}, {what}: {losses:e}, {weights:e}");
+            found
+        };
+        for (what, degrees) in DEGREES {
+            compare(what, &expert_only::ExpertOnly, degrees);
+        }
+        compare("FasterMoE", &fastermoe::FASTERMOE, [1, 2, 1, 2, 1]);
+        let placed = compare("SmartMoE, migrating", &smartmoe::SMARTMOE, [1, 2, 1, 2, 1]);
+        assert!(placed.moved > 0, "{name}: nothing migrated");
+    }
+}
+
+#[test]
+fn two_ranks_on_cpus_agree_with_the_backend_of_threads() {
+    collectives_agree(On::Cpus);
+    groups_side_by_side_agree(On::Cpus);
+}
+
+#[test]
+fn on_cpus_a_rank_that_hangs_is_named() {
+    a_rank_that_hangs_is_named(On::Cpus);
+}
+
+#[test]
+fn two_ranks_on_cpus_train_what_one_does() {
+    two_ranks_train_what_one_does(On::Cpus, Kind::Float, &["gpt"]);
+}
+
+#[test]
+#[ignore = "needs two CUDA GPUs"]
+fn two_ranks_on_gpus_agree_with_the_backend_of_threads() {
+    collectives_agree(On::Gpus);
+    groups_side_by_side_agree(On::Gpus);
+}
+
+#[test]
+#[ignore = "needs two CUDA GPUs"]
+fn on_gpus_a_rank_that_hangs_is_named() {
+    a_rank_that_hangs_is_named(On::Gpus);
+}
+
+#[test]
+#[ignore = "needs two CUDA GPUs"]
+fn two_ranks_on_gpus_train_what_one_does_in_single_precision() {
+    two_ranks_train_what_one_does(On::Gpus, Kind::Float, &ALL);
+}
+
+#[test]
+#[ignore = "needs two CUDA GPUs"]
+fn two_ranks_on_gpus_train_what_one_does_in_half_precision() {
+    two_ranks_train_what_one_does(On::Gpus, Kind::BFloat16, &ALL);
+}

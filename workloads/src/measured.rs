@@ -1,0 +1,129 @@
+//! Operations of a training program, measured one by one on a GPU: a cluster may state what they take. The cost model takes these
+//! times for the shapes that they were measured on, and its formulas for all others.
+
+use serde::Deserialize;
+
+use crate::error::ConfigError;
+
+/// Parts of a training step that run on one GPU and wait for no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// A block without gate and experts. Its unit is a sample.
+    Block,
+    /// Scores, choice, and rows put into the order of the exchange and back. Its unit is a token.
+    Gate,
+    /// One of a rank's experts. Its unit is a row.
+    Expert,
+    /// Embedding, head and loss together. Their unit is a sample.
+    Edges,
+    /// The optimizer's step. Its unit is a parameter.
+    Optimizer,
+}
+
+impl Operation {
+    /// As it is written in a cluster's TOML.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Gate => "gate",
+            Self::Expert => "expert",
+            Self::Edges => "edges",
+            Self::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// What an operation of one shape takes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredOperation {
+    /// Which.
+    pub operation: Operation,
+    /// What it was measured on, as [`crate::model::shapes`] writes it; empty for the optimizer.
+    pub shape: String,
+    /// The forward pass, or the whole of an operation that has one pass.
+    pub forward: Line,
+    /// The backward pass; none for the optimizer.
+    pub backward: Option<Line>,
+    /// Where the times come from.
+    pub source: String,
+}
+
+/// A time that grows with a number of units.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// Without any unit, s.
+    pub start: f64,
+    /// For each unit, s.
+    pub unit: f64,
+    /// The largest distance of a measured time from the line, as a share of that time.
+    pub error: Option<f64>,
+}
+
+impl MeasuredOperation {
+    /// Whether its times are numbers of at least 0, with a source.
+    pub(crate) fn check(&self, file: &str) -> Result<(), ConfigError> {
+        let field = |part: &str| format!("gpu.measured {} ({}): {part}", self.operation.name(), self.shape);
+        for (pass, line) in [("forward", Some(self.forward)), ("backward", self.backward)] {
+            let Some(Line { start, unit, error }) = line else { continue };
+            for (part, value) in [("start", start), ("unit", unit), ("error", error.unwrap_or(0.0))] {
+                if !(value.is_finite() && value >= 0.0) {
+                    return Err(ConfigError::value(
+                        file,
+                        field(&format!("{pass}.{part}")),
+                        value,
+                        "a number of at least 0",
+                    ));
+                }
+            }
+        }
+        if self.backward.is_none() != (self.operation == Operation::Optimizer) {
+            let found = if self.backward.is_some() { "given" } else { "missing" };
+            return Err(ConfigError::value(
+                file,
+                field("backward"),
+                found,
+                "one for every operation but the optimizer",
+            ));
+        }
+        if self.source.trim().is_empty() {
+            return Err(ConfigError::value(file, field("source"), "\"\"", "where the times come from"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cluster;
+
+    fn with(measured: &str) -> Result<Cluster, ConfigError> {
+        Cluster::parse("c.toml", &format!("{}\n{measured}", Cluster::text("test", "inky").unwrap()))
+    }
+
+    #[test]
+    fn measured_operations_are_read_and_checked() {
+        let good = "[[gpu.measured]]\noperation = \"expert\"\nshape = \"8 wide\"\nforward = { start = 1e-6, unit = 2e-9 }\n\
+                    backward = { start = 2e-6, unit = 4e-9, error = 0.1 }\nsource = \"a test\"\n";
+        let cluster = with(good).unwrap();
+        assert_eq!(cluster.gpu.measured[0].operation, Operation::Expert);
+        assert_eq!(cluster.gpu.measured[0].backward.unwrap().error, Some(0.1));
+        let bad = |from: &str, to: &str, expected: &str| {
+            let message = with(&good.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        bad("start = 1e-6", "start = -1e-6", "gpu.measured expert (8 wide): forward.start = -0.000001");
+        bad("unit = 4e-9", "unit = nan", "backward.unit = NaN");
+        bad("\"a test\"", "\" \"", "source");
+        bad(
+            "operation = \"expert\"",
+            "operation = \"optimizer\"",
+            "backward = given: expected one for every operation but",
+        );
+        let twice = with(&format!("{good}{good}")).unwrap_err().to_string();
+        assert!(twice.contains("gpu.measured expert (8 wide)") && twice.contains("once"), "{twice}");
+    }
+}
