@@ -9,7 +9,9 @@
   const background = () => getComputedStyle(document.body).backgroundColor;
   const stops = () => [...document.querySelectorAll("[tabindex]")].map((stop) => stop.tabIndex);
   try {
+    const first = document.querySelector("#compare svg");
     await soon();
+    check(document.querySelector("#compare svg") === first, "views are drawn once at the start");
     check(document.documentElement.scrollWidth <= innerWidth, `page of ${document.documentElement.scrollWidth} fits ${innerWidth}`);
     check(innerWidth === WANTED.width, `window of ${innerWidth}`);
     const dark = WANTED.theme === "dark";
@@ -50,6 +52,12 @@
     const sorted = [...document.querySelectorAll("#table tbody tr")].map((row) => Number(row.cells[column].dataset.value));
     check(sorted.every((value, index) => !index || sorted[index - 1] <= value), "a heading sorts");
     check(head.parentElement.getAttribute("aria-sort") === "ascending", "and says so");
+    const online = heads.find((button) => button.textContent === "online");
+    for (const way of ["up", "down"]) {
+      online.click();
+      const has = [...document.querySelectorAll("#table tbody tr")].map((row) => "value" in row.cells[heads.indexOf(online)].dataset);
+      check(has[0] && !has[has.length - 1] && has.lastIndexOf(true) < has.indexOf(false), `cells without a value are last on the way ${way}`);
+    }
     const search = document.querySelector("#table input");
     search.value = "smartmoe";
     search.dispatchEvent(new Event("input"));
@@ -57,6 +65,10 @@
     check(left.length > 0 && left.every((row) => row.textContent.includes("SmartMoE")), "words filter rows");
 
     await change(document.querySelector("#case select"), "1");
+    for (const name of ["phases", "traffic", "timeline"]) {
+      await change(document.querySelector(`#${name} select`), "1");
+      check(document.activeElement.matches(`#${name} select`) && document.activeElement.value === "1", `a choice in ${name} keeps the focus`);
+    }
     document.querySelector("#routing svg").focus();
     press("ArrowRight");
     check(tip.textContent.includes("MoE layer 0, from iteration 2"), `a cell says ${tip.textContent}`);

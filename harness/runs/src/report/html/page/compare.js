@@ -6,12 +6,12 @@ const ROW = 24;
 function drawCompare(body, width) {
   const cases = ALL_CASES.filter(shown);
   const all = cases.map((one) => rowsOf(one.id));
-  const most = Math.max(...all.flat().map((entry) => ends(entry)), 0);
+  const most = Math.max(largest(all.flat().map(ends)), 0);
   const columns = width > 900 ? 3 : width > 560 ? 2 : 1;
   const panel = (width - (columns - 1) * 24) / columns;
   const panels = cases.map((one, index) => {
     // Times differ too much between cases for one scale.
-    const scaled = isSpeedup() ? most : Math.max(...all[index].map(ends));
+    const scaled = isSpeedup() ? most : largest(all[index].map(ends));
     const heading = element("h3", {}, one.label);
     return element("figure", { class: "panel" }, heading, roving(bars(one, all[index], panel, scaled)));
   });

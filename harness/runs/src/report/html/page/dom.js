@@ -77,6 +77,16 @@ function mean(values) {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
+/** The largest of some values, however many; -Infinity of none. */
+function largest(values) {
+  return values.reduce((most, value) => Math.max(most, value), -Infinity);
+}
+
+/** The smallest, likewise; Infinity of none. */
+function smallest(values) {
+  return values.reduce((least, value) => Math.min(least, value), Infinity);
+}
+
 /** Round steps from 0 to `most`, about `count` of them. */
 function ticks(most, count) {
   const rough = most / count || 1;

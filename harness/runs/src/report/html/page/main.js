@@ -49,10 +49,10 @@ showTheme();
 
 document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 document.body.prepend(hatches());
-let width = 0;
+let width = document.body.clientWidth;
+views.forEach((draw) => draw());
 new ResizeObserver(() => {
   if (document.body.clientWidth === width) return;
   width = document.body.clientWidth;
   changed();
 }).observe(document.body);
-views.forEach((draw) => draw());

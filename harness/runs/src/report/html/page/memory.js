@@ -12,7 +12,7 @@ function drawMemory(body, width) {
 
 function memoryOf(entry, width) {
   const { row, case: one } = entry;
-  const most = row.memory.length ? Math.max(...row.memory) : row.peak;
+  const most = row.memory.length ? largest(row.memory) : row.peak;
   const share = one.limit ? `, ${percent(most / one.limit)} of ${gigabytes(one.limit)}` : "";
   const failed = row.status === "ok" ? "" : ` (${row.status})`;
   const heading = element("h3", {}, `${nameOf(entry)}: ${gigabytes(most)} on the fullest rank${share}${failed}`);

@@ -2,7 +2,7 @@
 
 function drawPhases(body, width) {
   const entries = chosenRows().filter((entry) => entry.row.phases.length);
-  const stages = Math.max(...entries.map((entry) => entry.row.phases.length), 0);
+  const stages = Math.max(largest(entries.map((entry) => entry.row.phases.length)), 0);
   if (Number(chosen.stage) >= stages) chosen.stage = "";
   const options = [["", "all, mean"], ...Array.from({ length: stages }, (_, stage) => [stage, `stage ${stage}`])];
   const select = choice("Stage", options, chosen.stage, (value) => {
@@ -10,7 +10,7 @@ function drawPhases(body, width) {
     changed();
   });
   const there = entries.filter((entry) => phasesOf(entry.row, chosen.stage));
-  const most = Math.max(...there.map((entry) => sum(phasesOf(entry.row, chosen.stage))), 0);
+  const most = Math.max(largest(there.map((entry) => sum(phasesOf(entry.row, chosen.stage)))), 0);
   const used = DATA.phases.map((_, phase) => there.some((entry) => phasesOf(entry.row, chosen.stage)[phase] > most * 0.002));
   const parts = [phaseLegend(DATA.phases.filter((_, phase) => used[phase])), roving(stacks(there, width, most)), differences(there)];
   if (stages > 1) parts.unshift(element("div", { class: "choices" }, select));

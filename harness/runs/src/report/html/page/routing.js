@@ -5,7 +5,7 @@ function drawRouting(body, width) {
   if (!one) return body.replaceChildren(nothing("routing over time"));
   const { from, max_over_mean: values } = one.imbalance;
   const all = values.flat();
-  const range = [1, Math.max(...all, 1.01)];
+  const range = [1, Math.max(largest(all), 1.01)];
   const made = grid({
     label: "imbalance by layer and iteration",
     values,

@@ -3,10 +3,10 @@
 function drawSeries(body, width) {
   const entries = chosenRows().filter((entry) => entry.row.steps.length > 1);
   if (!entries.length) return body.replaceChildren(nothing("more than one iteration"));
-  const count = Math.max(...entries.map((entry) => entry.row.steps.length));
+  const count = largest(entries.map((entry) => entry.row.steps.length));
   // Start-ups of the warm-up may be many times as long as what follows.
   const after = entries.flatMap((entry) => entry.row.steps.slice(Math.min(entry.run.warmup, count - 1)));
-  const top = Math.max(...after) * 1.08;
+  const top = largest(after) * 1.08;
   const [left, height, lane] = [56, 200, 16];
   const movers = entries.filter((entry) => entry.row.moves.length);
   const x = (iteration) => left + ((width - left - 8) * (iteration - 1)) / Math.max(count - 1, 1);
@@ -39,11 +39,11 @@ function curve(entry, x, y) {
   const d = entry.row.steps.map((time, index) => `${index ? "L" : "M"}${round(x(index + 1))} ${round(y(time))}`).join("");
   const path = svg("path", { d, class: "curve", stroke: entry.system.color, ...dash(entry.system) });
   const warm = entry.row.steps.slice(Math.min(entry.run.warmup, entry.row.steps.length - 1));
-  return pointable(path, () => [nameOf(entry), `after warm-up ${seconds(Math.min(...warm))} to ${seconds(Math.max(...warm))}, mean ${seconds(mean(warm))}`]);
+  return pointable(path, () => [nameOf(entry), `after warm-up ${seconds(smallest(warm))} to ${seconds(largest(warm))}, mean ${seconds(mean(warm))}`]);
 }
 
 function movesOf(entry, x, top, lane, left) {
-  const most = Math.max(...entry.row.moves.map(([, count]) => count));
+  const most = largest(entry.row.moves.map(([, count]) => count));
   const name = text(left - 6, top + lane - 3, "moved", { "text-anchor": "end", class: "tick" });
   const base = line(left, top + lane, x(entry.row.steps.length), top + lane, { class: "gridline" });
   const marks = entry.row.moves.map(([iteration, count, time]) => {

@@ -49,7 +49,16 @@ function view(name, has, draw) {
   if (!has) return;
   section.hidden = false;
   const body = section.querySelector(".view");
-  views.push(() => draw(body, Math.max(body.clientWidth, 280)));
+  views.push(() => keepingFocus(body, () => draw(body, Math.max(body.clientWidth, 280))));
+}
+
+/** Draws again without taking the focus from a control inside. */
+function keepingFocus(body, draw) {
+  const controls = () => [...body.querySelectorAll("select, button")];
+  const at = controls().indexOf(document.activeElement);
+  draw();
+  const again = controls()[at];
+  if (again) again.focus({ preventScroll: true });
 }
 
 function isSpeedup() {

@@ -8,18 +8,21 @@ function sortable(table) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...table.tBodies[0].rows].sort((a, b) => compareCells(a.cells[column], b.cells[column]) * (down ? -1 : 1));
-      table.tBodies[0].append(...rows);
+      table.tBodies[0].append(...sorted([...table.tBodies[0].rows], column, down));
     });
     head.replaceChildren(sort);
   });
 }
 
-/** Numbers before words, and cells without either last. */
-function compareCells(a, b) {
-  const [x, y] = [a, b].map((cell) => (cell.dataset.value === undefined ? NaN : Number(cell.dataset.value)));
-  if (!Number.isNaN(x) || !Number.isNaN(y)) return (Number.isNaN(x) ? Infinity : x) - (Number.isNaN(y) ? Infinity : y) || 0;
-  return a.textContent.localeCompare(b.textContent, "en", { numeric: true });
+/** Rows by their numbers in a column, or by its words where it has none; those without last, up or down. */
+function sorted(rows, column, down) {
+  const numeric = rows.some((row) => row.cells[column].dataset.value !== undefined);
+  const value = ({ cells }) => (numeric ? cells[column].dataset.value : cells[column].textContent) || "";
+  return rows.sort((a, b) => {
+    const [x, y] = [a, b].map(value);
+    if (!x || !y) return Number(!x) - Number(!y);
+    return (numeric ? x - y : x.localeCompare(y, "en", { numeric: true })) * (down ? -1 : 1);
+  });
 }
 
 const numbers = document.querySelector("#table table");

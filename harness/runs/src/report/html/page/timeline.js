@@ -27,7 +27,7 @@ function unpacked(timeline) {
       spans.push({ activity, start: start / 1e6, end: (start + length) / 1e6, lane, block, work, rank });
     }
   }
-  return { lanes, spans, end: Math.max(...spans.map((span) => span.end), 1e-9) };
+  return { lanes, spans, end: Math.max(largest(spans.map((span) => span.end)), 1e-9) };
 }
 
 function drawTimeline(body, width) {
@@ -135,11 +135,15 @@ function gestures(made, redraw, left, width) {
   }, { passive: false });
   made.addEventListener("pointerdown", (event) => {
     const start = event.clientX;
+    const drag = new AbortController();
     const drop = (last) => {
+      drag.abort();
       const moved = ((last.clientX - start) / made.getBoundingClientRect().width) * (width / (width - left));
       if (Math.abs(last.clientX - start) > 3) act(() => panBy(-moved));
     };
-    window.addEventListener("pointerup", drop, { once: true });
+    window.addEventListener("pointerup", drop, { signal: drag.signal });
+    // The page scrolls instead: nothing was dragged.
+    window.addEventListener("pointercancel", () => drag.abort(), { signal: drag.signal });
   });
 }
 

@@ -10,7 +10,7 @@ function drawTraffic(body, width) {
     trafficOf = Number(value);
     changed();
   });
-  const most = Math.max(...entries.flatMap((entry) => entry.row.traffic.megabytes.flat()));
+  const most = largest(entries.flatMap((entry) => entry.row.traffic.megabytes.flat()));
   const entry = entries[trafficOf];
   const { ranks_per_cell: size, megabytes: values } = entry.row.traffic;
   const name = (cell) => (size === 1 ? `rank ${cell}` : `ranks ${cell * size} to ${Math.min((cell + 1) * size, entry.case.gpus) - 1}`);
@@ -25,23 +25,30 @@ function drawTraffic(body, width) {
     rowLabel: (cell) => cell * size,
     columnLabel: (cell) => cell * size,
     rowTitle: "from rank",
-    columnTitle: "to rank; lines: nodes",
-    every: entry.case.node && entry.case.node % size === 0 ? entry.case.node / size : undefined,
+    columnTitle: cellsOfNode(entry) ? "to rank; lines: nodes" : "to rank",
+    every: cellsOfNode(entry),
   });
   made.classList.add("square");
   const summary = element("ul", { class: "differences" }, ...entries.map(trafficLine));
   body.replaceChildren(element("div", { class: "choices" }, select), summary, made, scale("0", megabytes(most)));
 }
 
-/** How much in all, how much between nodes, and how uneven. */
+/** How many rows and columns a node has; nothing where some stand for ranks of several nodes. */
+function cellsOfNode({ row, case: one }) {
+  const cells = one.node / row.traffic.ranks_per_cell;
+  return Number.isInteger(cells) && cells > 0 ? cells : undefined;
+}
+
+/** How much in all, how much between nodes where that is known, and how uneven. */
 function trafficLine(entry) {
-  const { ranks_per_cell: size, megabytes: values } = entry.row.traffic;
+  const { megabytes: values } = entry.row.traffic;
+  const cells = cellsOfNode(entry);
   const total = sum(values.flat());
-  const node = (cell) => Math.floor((cell * size) / entry.case.node);
+  const node = (cell) => Math.floor(cell / cells);
   const far = sum(values.flatMap((row, from) => row.filter((_, to) => node(from) !== node(to))));
   const received = values[0].map((_, to) => sum(values.map((row) => row[to])));
-  const uneven = total > 0 ? `, busiest receiver ${digits(Math.max(...received) / mean(received))} times the mean` : "";
-  const between = size <= entry.case.node ? `, ${percent(far / (total || 1))} between nodes` : "";
+  const uneven = total > 0 ? `, busiest receiver ${digits(largest(received) / mean(received))} times the mean` : "";
+  const between = cells ? `, ${percent(far / (total || 1))} between nodes` : "";
   return element("li", {}, element("b", {}, nameOf(entry)), ` ${megabytes(total)}${between}${uneven}`);
 }
 
