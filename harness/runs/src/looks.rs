@@ -1,5 +1,6 @@
-//! One look per system, the same in every run: a colour for each paper's system in the order of figures, and its variants in
-//! the same colour with another hatch.
+//! How systems look on the page of runs, whatever else is on it: a colour for each paper's system, and its variants in the same
+//! colour with another hatch. There are fewer looks than systems. The first eight papers' systems and three variants of each
+//! differ; after them colours and hatches begin again, so that two systems of a page may look the same. The page names both.
 
 use chart::Look;
 
@@ -55,6 +56,12 @@ mod tests {
             .filter(|system| place(system.name()).is_some_and(|(family, variant)| family < 8 && variant == 0));
         let colors: std::collections::BTreeSet<_> = firsts.map(|system| of(system.name()).color).collect();
         assert_eq!(colors.len(), 8);
+        let differ = systems::ALL.iter().map(|system| system.name());
+        let differ = differ.filter(|name| place(name).is_some_and(|(family, variant)| family < 8 && variant < 4));
+        let differ: Vec<Look> = differ.map(of).collect();
+        for (index, look) in differ.iter().enumerate() {
+            assert!(!differ[..index].contains(look), "{look:?} twice");
+        }
         assert_eq!(of("<script>"), of("<script>"));
     }
 }
