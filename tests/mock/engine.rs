@@ -100,6 +100,7 @@ impl Engine for MockEngine {
         Ok(Outcome {
             iterations: (0..reached).map(|t| self.iteration(system, &plan, t)).collect(),
             failure: failing.map(|status| RunFailure { status, reason: "on purpose".to_owned() }),
+            imbalance: vec![vec![1.5, 2.0]; reached],
             balanced: (!self.kind.trains()).then(|| Seconds(step_of(system) / 2.0)),
             ..Outcome::default()
         })

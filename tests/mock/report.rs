@@ -98,6 +98,50 @@ fn a_page_answers_in_words() {
     }
 }
 
+#[test]
+fn a_page_tells_a_system_that_ran_alone_from_one_that_alone_has_a_time() {
+    let folder = Folder::new();
+    let mut run = stored(&folder, &MockEngine::default(), "fastermoe");
+    run.summary.rows.iter_mut().filter(|row| row.key.system != "smartmoe").for_each(|row| row.step = None);
+    assert!(html::page(&[run]).unwrap().contains("<li>No case has times of two systems: SmartMoE.</li>"));
+    let mut run = stored(&folder, &MockEngine::default(), "fastermoe");
+    run.summary.rows.retain(|row| row.key.system == "smartmoe");
+    assert!(html::page(&[run]).unwrap().contains("<li>One system ran in each case: SmartMoE.</li>"));
+    let mut run = stored(&folder, &MockEngine::default(), "fastermoe");
+    let case = run.summary.rows[0].key.case.clone();
+    run.summary.rows.retain(|row| (row.key.system == "smartmoe") == (row.key.case == case));
+    run.summary.rows.retain(|row| row.key.system != "fastermoe");
+    assert!(
+        html::page(&[run]).unwrap().contains("<li>One system ran in each case: SmartMoE in 1, Expert-only in 1.</li>")
+    );
+}
+
+/// The name of one case may begin with that of another.
+#[test]
+fn a_difference_stands_beside_its_own_case() {
+    let folder = Folder::new();
+    let mut run = stored(&folder, &MockEngine::default(), "fastermoe");
+    let case = run.summary.rows[0].key.case.clone();
+    run.facts.differences = vec![format!("{case}.gb128 fastermoe: ran with another gate")];
+    assert!(!html::page(&[run]).unwrap().contains("not all systems trained the same"));
+    let mut run = stored(&folder, &MockEngine::default(), "fastermoe");
+    run.facts.differences = vec![format!("{case} fastermoe: ran with another gate")];
+    assert_eq!(html::page(&[run]).unwrap().matches("not all systems trained the same").count(), 1);
+}
+
+/// The first system stops after four of twelve iterations.
+#[test]
+fn a_case_shows_the_routing_of_the_run_that_went_furthest() {
+    let folder = Folder::new();
+    let engine = MockEngine::failing("expert-only", Status::Oom);
+    let page = html::page(&[stored(&folder, &engine, "fastermoe")]).unwrap();
+    let data = page.split("id=\"data\">").nth(1).unwrap();
+    let data: serde_json::Value = serde_json::from_str(data.split("</script>").next().unwrap()).unwrap();
+    for case in data["runs"][0]["cases"].as_array().unwrap() {
+        assert_eq!(case["imbalance"]["from"].as_array().unwrap().len(), 12);
+    }
+}
+
 /// A name is a name: no text of a run becomes an element, closes the data, or may run.
 #[test]
 fn names_are_harmless() {

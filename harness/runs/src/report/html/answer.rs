@@ -53,7 +53,7 @@ impl Answer {
     pub(super) fn new(run: &StoredRun, labels: &Labels) -> Self {
         let podiums = podiums(&run.summary);
         let mut sentences = Vec::new();
-        sentences.extend(winners(&podiums));
+        sentences.extend(winners(&run.summary, &podiums));
         sentences.extend(speedups(&run.summary));
         sentences.extend(reasons(run, &podiums));
         sentences.extend(certainty(run, &podiums));
@@ -102,7 +102,7 @@ impl Podium<'_> {
             run.facts
                 .differences
                 .iter()
-                .any(|line| line.starts_with(self.case))
+                .any(|line| line.strip_prefix(self.case).is_some_and(|rest| rest.starts_with(' ')))
                 .then(|| "not all systems trained the same".to_owned()),
         );
         CaseAnswer {
@@ -119,7 +119,7 @@ impl Podium<'_> {
 }
 
 /// `A is fastest in 7 of 9 cases, B in 2.`
-fn winners(podiums: &[Podium]) -> Option<String> {
+fn winners(summary: &Summary, podiums: &[Podium]) -> Option<String> {
     let mut wins: Vec<(String, usize)> = Vec::new();
     for podium in podiums {
         let title = figures::title(&podium.first.key.system);
@@ -130,11 +130,14 @@ fn winners(podiums: &[Podium]) -> Option<String> {
     }
     wins.sort_by_key(|(_, count)| Reverse(*count));
     let ((first, count), others) = wins.split_first()?;
-    if podiums.iter().all(|podium| podium.second.is_none()) {
-        return Some(format!("One system ran in each case: {first}."));
-    }
     let all = podiums.len();
     let others: String = others.iter().map(|(system, count)| format!(", {system} in {count}")).collect();
+    if podiums.iter().all(|podium| podium.second.is_none()) {
+        let ran_alone = summary.rows.chunk_by(|a, b| a.key.case == b.key.case).all(|rows| rows.len() == 1);
+        let what = if ran_alone { "One system ran in each case" } else { "No case has times of two systems" };
+        let count = if others.is_empty() { String::new() } else { format!(" in {count}") };
+        return Some(format!("{what}: {first}{count}{others}."));
+    }
     Some(match (all, *count) {
         (1, _) => format!("{first} is fastest."),
         (all, count) if all == count => format!("{first} is fastest in all {all} cases."),

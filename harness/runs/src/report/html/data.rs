@@ -11,6 +11,7 @@ use crate::report::html::answer::phase_words;
 use crate::report::html::cases::{self, Labels};
 use crate::stored::StoredRun;
 use crate::summary::SummaryRow;
+use crate::traces::each_once;
 
 /// Room on a page, so that it stays below some megabytes: what later cases have beyond it is left out.
 struct Room {
@@ -149,13 +150,7 @@ impl<'a> RunData<'a> {
 
 /// Systems of a run, in order.
 fn systems(run: &StoredRun) -> Vec<&str> {
-    let mut systems: Vec<&str> = Vec::new();
-    for row in &run.summary.rows {
-        if !systems.contains(&row.key.system.as_str()) {
-            systems.push(&row.key.system);
-        }
-    }
-    systems
+    each_once(run.summary.rows.iter().map(|row| row.key.system.as_str()))
 }
 
 /// Cases of a run, in order, by their first rows.
@@ -195,9 +190,15 @@ impl<'a> CaseData<'a> {
             batch: details.first().map(|details| details.global_batch),
             node: details.first().map(|details| details.gpus_per_node),
             limit: details.first().map(|details| details.memory_limit),
-            imbalance: details.iter().find_map(|details| details.imbalance.as_ref()),
+            imbalance: furthest(&details),
         }
     }
+}
+
+/// The imbalance of the run that went furthest, of equals the first: one that failed has only the beginning.
+fn furthest<'a>(details: &[&'a RunDetails]) -> Option<&'a Imbalance> {
+    let all = details.iter().filter_map(|details| details.imbalance.as_ref());
+    all.rev().max_by_key(|imbalance| imbalance.from.last())
 }
 
 impl<'a> RowData<'a> {
