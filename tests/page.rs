@@ -80,7 +80,8 @@ fn what_a_folder_lacks_is_said() {
     assert_eq!(ran.status, Some(0), "{}", ran.stderr);
     let page = folder.text("out/report.html");
     for words in [
-        "no details.json: memory of each rank, routing over time, traffic and timelines are left out",
+        "no details.json: memory of each rank, routing over time, traffic and timelines are left out, and times near the limit \
+         of memory are not marked as extrapolated",
         "run.json, of an older version, does not state the suite: speedups over expert-only and a warm-up of 0 iterations are \
          assumed",
     ] {
@@ -105,7 +106,6 @@ fn a_folder_without_a_run_is_refused() {
     fs::remove_file(folder.join("out/iterations.parquet")).unwrap();
     folder.refuse("report out", &["out/iterations.parquet", "the run has not ended"]);
     folder.refuse("report out --out own.html", &["has not ended"]);
-    assert!(!folder.join("own.html").exists());
     fs::write(folder.join("out/iterations.parquet"), "no Parquet").unwrap();
     folder.refuse("report out", &["out/iterations.parquet", "not readable as Parquet"]);
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use workloads::{EngineKind, Published, Suite};
+use workloads::{EngineKind, Suite};
 
 use crate::failure::{Failure, OrFail};
 use crate::{output, progress};
@@ -22,7 +22,7 @@ use runs::report::{self, TextTable, html, latex};
 use runs::runner::Runner;
 use runs::store::Store;
 use runs::stored::StoredRun;
-use runs::summary::{Summary, model_error};
+use runs::summary::Summary;
 use runs::traces::CaseTraces;
 
 /// What a command asks for, its arguments checked.
@@ -234,14 +234,9 @@ fn run(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store:
 }
 
 fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<Summary> {
-    let mut summary = Summary::new(rows, &suite.baseline, suite.warmup);
-    summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
-    let usable = cases.iter().flat_map(|case| &case.runs).map(|run| {
-        let gpu = &run.job.cluster.gpu;
-        (run.case.cluster.name.clone(), gpu.memory.value - gpu.memory_reserved.value)
-    });
-    summary.mark_extrapolations(&usable.collect());
-    Ok(summary)
+    let runs = cases.iter().flat_map(|case| &case.runs);
+    let usable = runs.map(|run| (run.case.cluster.name.clone(), run.job.cluster.gpu.usable())).collect();
+    Summary::with_errors(rows, &suite.baseline, suite.warmup, &usable)
 }
 
 /// What is shown of a run.

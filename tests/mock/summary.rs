@@ -3,7 +3,7 @@
 use runs::records::{RowsByRun, Status};
 use runs::summary::model_error::{ClusterError, Measured, Part};
 use runs::summary::{StepTime, Summary, SummaryRow};
-use workloads::{EngineKind, Published, Suite};
+use workloads::{Bytes, EngineKind, Published, Suite};
 
 use super::engine::{MockEngine, suite};
 
@@ -185,7 +185,7 @@ fn a_published_ratio_is_one_claim() {
 fn plans_unlike_those_that_were_calibrated_are_marked() {
     let mut summary = summary(&MockEngine::default(), 2);
     let why = |summary: &mut Summary, usable: f64| {
-        summary.mark_extrapolations(&[("inky".to_owned(), usable)].into());
+        summary.mark_extrapolations(&[("inky".to_owned(), Bytes(usable))].into());
         summary.row(CASE, "smartmoe").unwrap().extrapolated
     };
     // The peak is 2 GB.

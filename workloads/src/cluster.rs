@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 
+use crate::Bytes;
 use crate::error::{self, ConfigError};
 use crate::fields;
 use crate::measured::MeasuredOperation;
@@ -162,6 +163,13 @@ impl Constant {
             return Err(ConfigError::value(file, format!("{field}.source"), "\"\"", "where the value comes from"));
         }
         Ok(())
+    }
+}
+
+impl Gpu {
+    /// Memory that a job can use.
+    pub fn usable(&self) -> Bytes {
+        Bytes(self.memory.value - self.memory_reserved.value)
     }
 }
 

@@ -100,14 +100,13 @@ pub fn watched(world: usize) -> Vec<usize> {
 
 impl RunDetails {
     pub fn new(run: &PreparedRun, outcome: &Outcome) -> Self {
-        let gpu = &run.job.cluster.gpu;
         Self {
             case: run.case_id.clone(),
             seed: run.seed,
             system: run.system.name().to_owned(),
             global_batch: run.case.global_batch,
             gpus_per_node: run.job.cluster.gpus_per_node,
-            memory_limit: gpu.memory.value - gpu.memory_reserved.value,
+            memory_limit: run.job.cluster.gpu.usable().0,
             memory: memory(outcome),
             imbalance: Imbalance::new(&outcome.imbalance),
             traffic: Traffic::new(&outcome.exchanged),

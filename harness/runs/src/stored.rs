@@ -1,18 +1,17 @@
 //! A stored run, read back from its folder alone, whatever version of the program wrote it. What an older version did not keep
 //! is left out, and said.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use workloads::{Published, Suite};
+use workloads::{Bytes, Suite};
 
 use crate::details::RunDetails;
 use crate::provenance::{self, Provenance, SuiteFacts};
 use crate::records::{self, MeanPhases, Row, RowsByRun, SCHEMA_VERSION};
 use crate::store::{self, DETAILS};
-use crate::summary::{Summary, model_error};
+use crate::summary::Summary;
 
 /// A run that has ended.
 pub struct StoredRun {
@@ -100,8 +99,10 @@ fn facts(provenance: &Provenance, rows: &[Row], missing: &mut Vec<String>) -> Su
 fn details(root: &Path, missing: &mut Vec<String>) -> Result<Vec<RunDetails>> {
     let path = root.join(DETAILS);
     if !path.exists() {
-        missing
-            .push(format!("no {DETAILS}: memory of each rank, routing over time, traffic and timelines are left out"));
+        missing.push(format!(
+            "no {DETAILS}: memory of each rank, routing over time, traffic and timelines are left out, and times near the \
+             limit of memory are not marked as extrapolated"
+        ));
         return Ok(Vec::new());
     }
     store::read_details(&path)
@@ -119,11 +120,7 @@ fn figures(root: &Path) -> Result<Vec<(String, String)>> {
 }
 
 fn summary(rows: &[Row], facts: &SuiteFacts, details: &[RunDetails]) -> Result<Summary> {
-    let mut summary = Summary::new(&RowsByRun::new(rows), &facts.baseline, facts.warmup);
-    summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
     let cluster = |case: &str| rows.iter().find(|row| row.key.case == case).map(|row| row.key.cluster.clone());
-    let usable: BTreeMap<String, f64> =
-        details.iter().filter_map(|run| Some((cluster(&run.case)?, run.memory_limit))).collect();
-    summary.mark_extrapolations(&usable);
-    Ok(summary)
+    let usable = details.iter().filter_map(|run| Some((cluster(&run.case)?, Bytes(run.memory_limit)))).collect();
+    Summary::with_errors(&RowsByRun::new(rows), &facts.baseline, facts.warmup, &usable)
 }

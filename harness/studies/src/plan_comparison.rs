@@ -78,7 +78,6 @@ pub fn compare(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<
         (Some(pick), Some(authors)) => pick <= authors,
         (pick, _) => pick.is_some(),
     };
-    let gpu = &prepared.job.cluster.gpu;
     Ok(PlanComparison {
         case: id,
         candidates: candidates.len(),
@@ -87,7 +86,7 @@ pub fn compare(case: &PreparedCase, warmup: usize, iterations: usize) -> Result<
         measured_agrees: pick.measured_s.zip(authors.measured_s).map(|(pick, authors)| pick <= authors),
         pick,
         authors,
-        usable_bytes: gpu.memory.value - gpu.memory_reserved.value,
+        usable_bytes: prepared.job.cluster.gpu.usable().0,
     })
 }
 

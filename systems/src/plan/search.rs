@@ -380,8 +380,7 @@ impl PerformanceModel<'_> {
 /// # Errors
 /// [`PlanError::Memory`] when it does not.
 pub fn fits(job: &Job, plan: &Plan, peak: Peak) -> Result<(), PlanError> {
-    let gpu = &job.cluster.gpu;
-    let have = workloads::Bytes(gpu.memory.value - gpu.memory_reserved.value);
+    let have = job.cluster.gpu.usable();
     if peak.bytes <= have {
         return Ok(());
     }

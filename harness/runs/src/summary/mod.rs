@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use polars::prelude::DataFrame;
 use workloads::published::{PublishedRun, Quantity};
-use workloads::{EngineKind, Published};
+use workloads::{Bytes, EngineKind, Published};
 
 use crate::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, case_columns, column};
 use crate::summary::errors::mean;
@@ -160,6 +160,22 @@ impl Summary {
         Self { baseline: baseline.to_owned(), rows }
     }
 
+    /// Of rows, held against all that was published, with extrapolations marked. `usable`: of a rank's memory, by cluster.
+    ///
+    /// # Errors
+    /// None that is known of: what comes with moebench can be read.
+    pub fn with_errors(
+        rows: &RowsByRun,
+        baseline: &str,
+        warmup: usize,
+        usable: &BTreeMap<String, Bytes>,
+    ) -> Result<Self> {
+        let mut summary = Self::new(rows, baseline, warmup);
+        summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
+        summary.mark_extrapolations(usable);
+        Ok(summary)
+    }
+
     /// The row of a case and system.
     pub fn row(&self, case: &str, system: &str) -> Option<&SummaryRow> {
         self.rows.iter().find(|row| row.key.case == case && row.key.system == system)
@@ -196,8 +212,8 @@ impl Summary {
     }
 
     /// Marks simulated times of plans unlike those that were calibrated: without expert parallelism, or close to the limit of
-    /// a rank's memory. `usable`: by cluster, B.
-    pub fn mark_extrapolations(&mut self, usable: &BTreeMap<String, f64>) {
+    /// a rank's memory. `usable`: of it, by cluster.
+    pub fn mark_extrapolations(&mut self, usable: &BTreeMap<String, Bytes>) {
         for row in &mut self.rows {
             row.extrapolated = row.extrapolation(usable.get(&row.key.cluster).copied());
         }
@@ -341,12 +357,12 @@ impl SummaryRow {
         (self.step.is_some() && reference.step.is_some()).then(|| Speedup::new(&reference.series, &self.series))?
     }
 
-    fn extrapolation(&self, usable: Option<f64>) -> Option<&'static str> {
+    fn extrapolation(&self, usable: Option<Bytes>) -> Option<&'static str> {
         let measured = matches!(self.model_error, Some(ModelError::Run(_)));
         if self.key.engine.trains() || self.step.is_none() || measured {
             return None;
         }
-        let full = self.peak_bytes.zip(usable).is_some_and(|(peak, usable)| peak >= NEAR_THE_LIMIT * usable);
+        let full = self.peak_bytes.zip(usable).is_some_and(|(peak, usable)| peak >= NEAR_THE_LIMIT * usable.0);
         match self.key.plan {
             Some(plan) if plan.ep == 1 && self.key.gpus > 1 => Some("no expert parallelism"),
             _ if full => Some("memory within 10% of the limit"),
