@@ -63,6 +63,15 @@ fn what_is_gone_or_breaks_is_worse_than_slow() {
     // Another seed draws other routing from the trace: nothing to pair.
     assert!(ran.stdout.contains("not paired"), "{}", ran.stdout);
     assert!(folder.succeed("compare part whole --fail-above 50%").contains("is new"));
+    // So does another way through the trace.
+    folder.succeed(&format!("{RUN} --set trace.stride=2 --out strides"));
+    let shown = folder.succeed("compare whole strides");
+    assert!(shown.contains("trace use says something else") && shown.contains("not paired"), "{shown}");
+    assert!(!shown.contains(" to "), "{shown}");
+    // A trace of another name does not.
+    fs::copy(folder.join("trace.parquet"), folder.join("zzz.parquet")).unwrap();
+    folder.succeed(&format!("{} --out renamed", RUN.replace("trace.parquet", "zzz.parquet")));
+    assert!(!folder.succeed("compare whole renamed").contains("not paired"));
 }
 
 #[test]

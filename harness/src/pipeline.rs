@@ -190,6 +190,7 @@ impl RunRequest<'_> {
         let mut texts = BTreeMap::new();
         texts.insert(format!("suite {}", suite.name), format!("{suite:?}"));
         texts.insert("engine".to_owned(), self.session.engine().inputs());
+        texts.insert(format!("{}use", provenance::TRACE), format!("{:?}", suite.trace));
         for run in cases.iter().flat_map(|case| &case.runs) {
             texts.entry(format!("model {}", run.case.model)).or_insert_with(|| format!("{:?}", run.job.model));
             texts.entry(format!("cluster {}", run.case.cluster)).or_insert_with(|| format!("{:?}", run.job.cluster));
@@ -199,7 +200,7 @@ impl RunRequest<'_> {
         for trace in traces.all() {
             let hash = provenance::trace_hash(trace);
             // Several may have one name.
-            let name = format!("trace {}", trace.name());
+            let name = format!("{}{}", provenance::TRACE, trace.name());
             let taken = hashes.contains_key(&name);
             hashes.insert(if taken { format!("{name} {hash}") } else { name }, hash);
         }

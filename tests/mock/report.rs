@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use runs::compare::{self, What};
 use runs::engines::{Engine, Extent};
 use runs::prepare::{self, PreparedRun};
 use runs::provenance::{Inputs, Provenance, SuiteFacts};
@@ -178,6 +179,22 @@ fn several_runs_stand_beside_each_other() {
     let page = html::page(&twice).unwrap();
     let name = folders[1].path().file_name().unwrap().to_str().unwrap();
     assert!(page.contains(&format!("a&amp;b (simulated, {name})")));
+}
+
+/// Whose gate learns goes another way than a trace.
+#[test]
+fn a_trained_run_is_not_paired_with_a_simulated_one() {
+    let folders = [Folder::new(), Folder::new()];
+    let of = |kind, folder| stored(folder, &MockEngine::of(kind), "fastermoe");
+    let [simulated, trained] = [of(EngineKind::Simulated, &folders[0]), of(EngineKind::Measured, &folders[1])];
+    let paired = |before, now| {
+        let changes = compare::changes(before, now);
+        let intervals = changes.iter().map(|change| matches!(change.what, What::Times { interval: Some(_), .. }));
+        intervals.collect::<Vec<_>>()
+    };
+    assert_eq!(paired(&simulated, &trained), [false; 6]);
+    assert_eq!(paired(&simulated, &simulated), [true; 6]);
+    assert_eq!(paired(&trained, &trained), [true; 6]);
 }
 
 #[test]

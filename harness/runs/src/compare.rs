@@ -4,10 +4,13 @@
 //! Where both runs saw the same routing, times are paired iteration by iteration, and the interval is that of a moving-block
 //! bootstrap of the pairs, as for speedups ([`Speedup`]). Elsewhere the ratio is one of means and has no interval.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use workloads::bands::{Band, Bands};
 
 use crate::part::Pattern;
+use crate::provenance::TRACE;
 use crate::stored::StoredRun;
 use crate::summary::SummaryRow;
 use crate::summary::speedup::Speedup;
@@ -59,13 +62,16 @@ pub fn changes(before: &StoredRun, now: &StoredRun) -> Vec<Change> {
     known.chain(new).collect()
 }
 
-/// Whether iterations of both are of the same routing, one by one.
+/// Whether iterations of both are of the same routing, one by one. Of a model that is trained, its own gate may choose.
 fn see_the_same(before: &StoredRun, now: &StoredRun) -> bool {
-    let traces = |run: &StoredRun| {
-        let hashes = run.provenance.inputs.hashes.iter();
-        hashes.filter(|(name, _)| name.starts_with("trace ")).map(|(_, hash)| hash.clone()).collect::<Vec<_>>()
-    };
-    before.facts.warmup == now.facts.warmup && traces(before) == traces(now)
+    let trained = |run: &StoredRun| run.provenance.engine.trains();
+    before.facts.warmup == now.facts.warmup && trained(before) == trained(now) && routing(before) == routing(now)
+}
+
+/// Hashes of what a run's routing follows from besides its seeds; a trace may have another name elsewhere.
+fn routing(run: &StoredRun) -> BTreeSet<&str> {
+    let hashes = run.provenance.inputs.hashes.iter();
+    hashes.filter(|(name, _)| name.starts_with(TRACE)).map(|(_, hash)| hash.as_str()).collect()
 }
 
 fn change(before: &SummaryRow, now: &SummaryRow, paired: bool) -> What {

@@ -48,6 +48,9 @@ pub struct SuiteFacts {
     pub differences: Vec<String>,
 }
 
+/// How the names of hashes begin that say which routing a run goes through: of its traces, and of how it reads them.
+pub const TRACE: &str = "trace ";
+
 /// What the records follow from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Inputs {
@@ -62,7 +65,7 @@ pub struct Inputs {
     pub iterations: usize,
     pub seeds: Vec<u64>,
     pub trace: String,
-    /// SHA-256 of suite, models, clusters and trace.
+    /// SHA-256 of suite, engine, models, clusters, traces and how they are read.
     pub hashes: BTreeMap<String, String>,
 }
 

@@ -26,8 +26,8 @@ pub struct CompareArgs {
     /// Folders of a run before and a run now; the latter alone with --bands
     #[arg(required = true, num_args = 1..=2, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// Exit with status 1 where a case is slower by more than this under a system, and its interval says so, too: `5%`; or where
-    /// it is gone or ends otherwise than before
+    /// Exit with status 1 where a case takes longer under a system by more than this part, `5%`, and, if its iterations were
+    /// paired, the whole spread is above 1; or where it had a time and has none now, or is gone
     #[arg(long, value_name = "PART", value_parser = part)]
     fail_above: Option<f64>,
     /// Exit with status 1 where a number of the run now is outside the bands of this TOML: `[[bands]]` with `case` (a pattern),
