@@ -106,6 +106,11 @@ fn a_folder_without_a_run_is_refused() {
     fs::remove_file(folder.join("out/iterations.parquet")).unwrap();
     folder.refuse("report out", &["out/iterations.parquet", "the run has not ended"]);
     folder.refuse("report out --out own.html", &["has not ended"]);
+    folder.write("out/iterations.parquet", "");
+    folder.write("out/cases/one.iterations.parquet", "");
+    folder.refuse("report out", &["out/cases", "the run has not ended"]);
+    fs::remove_dir_all(folder.join("out/cases")).unwrap();
+    assert!(!folder.join("own.html").exists());
     fs::write(folder.join("out/iterations.parquet"), "no Parquet").unwrap();
     folder.refuse("report out", &["out/iterations.parquet", "not readable as Parquet"]);
 }

@@ -70,7 +70,8 @@ pub fn execute(request: &RunRequest) -> Result<(), Failure> {
 
 /// A request whose samples are there.
 pub struct Sampled {
-    facts: SuiteFacts,
+    /// How the numbers were obtained, and on which routing.
+    origin: String,
     store: Store,
     rows: Vec<Row>,
     /// Whether the run was finished before.
@@ -101,21 +102,10 @@ pub fn inputs(request: &RunRequest) -> Result<Inputs, Failure> {
 /// Bad input, a folder of another run, or what `fill` says.
 pub fn fill(request: &RunRequest, fill: &dyn Fn(&Store, &RunRequest) -> Result<()>) -> Result<(), Failure> {
     let cases = request.cases()?;
-    let (store, _) = open(request, request.session.engine(), &cases, request.inputs(&cases))?;
+    let provenance = request.provenance(&cases, request.inputs(&cases));
+    let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
     let ended = store.finished().or_run()?.is_some();
     if ended { Ok(()) } else { fill(&store, request).or_run() }
-}
-
-/// The request's folder, and what it says of the suite.
-fn open(
-    request: &RunRequest,
-    engine: &dyn Engine,
-    cases: &[PreparedCase],
-    inputs: Inputs,
-) -> Result<(Store, SuiteFacts), Failure> {
-    let facts = request.facts(engine.kind(), cases);
-    let provenance = Provenance { suite: Some(facts.clone()), ..Provenance::new(engine.kind(), inputs) };
-    Ok((Store::open(&request.out, &provenance, request.overwrite).or_input()?, facts))
 }
 
 fn sampled(
@@ -124,21 +114,27 @@ fn sampled(
     cases: &[PreparedCase],
     inputs: Inputs,
 ) -> Result<Sampled, Failure> {
-    let (store, facts) = open(request, engine, cases, inputs)?;
+    let provenance = request.provenance(cases, inputs);
+    let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
     let finished = finished(request, cases, &store).or_run()?;
     let read_back = finished.is_some();
+    if !read_back {
+        // A run that had ended may be run again, for its timelines.
+        store.state(&provenance).or_run()?;
+    }
     let rows = finished.map_or_else(|| run(request, engine, cases, &store), Ok).or_run()?;
     let summary = summarise(&request.suite, &RowsByRun::new(&rows), cases).or_run()?;
-    Ok(Sampled { facts, store, rows, read_back, summary })
+    let origin = provenance.suite.map_or(String::new(), |facts| facts.origin);
+    Ok(Sampled { origin, store, rows, read_back, summary })
 }
 
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
     let begun = Instant::now();
-    let Sampled { facts, store, rows, read_back, summary } = sampled(request, engine, cases, inputs)?;
+    let Sampled { origin, store, rows, read_back, summary } = sampled(request, engine, cases, inputs)?;
     let rows = RowsByRun::new(&rows);
     let shown = Shown {
         suite: &request.suite,
-        origin: facts.origin,
+        origin,
         table: TextTable::new(&summary, &request.suite.compare),
         summary,
         store: &store,
@@ -169,6 +165,11 @@ impl RunRequest<'_> {
         let (engine, extent) = (self.session.engine(), self.extent());
         cases.iter().flat_map(|case| &case.runs).try_for_each(|run| engine.check(run, extent)).or_input()?;
         Ok(cases)
+    }
+
+    fn provenance(&self, cases: &[PreparedCase], inputs: Inputs) -> Provenance {
+        let engine = self.session.engine().kind();
+        Provenance { suite: Some(self.facts(engine, cases)), ..Provenance::new(engine, inputs) }
     }
 
     /// What `run.json` says of the suite. Of a trained gate nobody knows beforehand how it will route.

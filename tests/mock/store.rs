@@ -32,6 +32,29 @@ fn a_folder_of_another_run_is_refused_until_it_may_go() {
     assert!(!store.path("tables/summary.tex").exists());
 }
 
+/// Whoever reads a run back is not who ran it.
+#[test]
+fn a_run_that_ended_goes_on_saying_who_ran_it() {
+    let folder = Folder::new();
+    let of = |host: &str| Provenance { host: host.to_owned(), ..provenance("one") };
+    let opened = |host: &str, overwrite: bool| {
+        Store::open(folder.path(), &of(host), overwrite).unwrap();
+        runs::provenance::read(folder.path()).unwrap().host
+    };
+    assert_eq!((opened("a", false), opened("b", false)), ("a".to_owned(), "b".to_owned()));
+    let end = || write_text(&folder.join("spans.parquet"), "").unwrap();
+    end();
+    assert_eq!(opened("c", false), "b");
+    // Run again, for more, and interrupted.
+    folder.write("cases/one.spans.parquet", "");
+    assert_eq!(opened("d", false), "d");
+    fs::remove_dir_all(folder.join("cases")).unwrap();
+    assert_eq!((opened("e", false), opened("f", true)), ("d".to_owned(), "f".to_owned()));
+    end();
+    Store::open(folder.path(), &Provenance { host: "g".to_owned(), ..provenance("two") }, true).unwrap();
+    assert_eq!(runs::provenance::read(folder.path()).unwrap().host, "g");
+}
+
 #[test]
 fn cases_are_joined_in_the_order_asked_for_and_read_back() {
     let folder = Folder::new();

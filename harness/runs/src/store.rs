@@ -27,7 +27,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes a run's folder.
+    /// Opens or makes a run's folder. One of a run that has ended goes on saying who ran it.
     ///
     /// # Errors
     /// When it holds another run and `overwrite` is not set, or cannot be written.
@@ -46,8 +46,18 @@ impl Store {
         if overwrite || !same {
             store.clear()?;
         }
-        store.write_text("run.json", &(serde_json::to_string_pretty(provenance)? + "\n"))?;
+        if !has_ended(root) {
+            store.state(provenance)?;
+        }
         Ok(store)
+    }
+
+    /// Writes what is run, by which program, on which machine.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn state(&self, provenance: &Provenance) -> Result<()> {
+        self.write_text("run.json", &(serde_json::to_string_pretty(provenance)? + "\n"))
     }
 
     /// The folder.
@@ -68,6 +78,7 @@ impl Store {
         write_figure(&self.path("figures").join(name), figure)
     }
 
+    /// Writes a text.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -130,8 +141,7 @@ impl Store {
     /// # Errors
     /// When they cannot be read.
     pub fn finished(&self) -> Result<Option<Vec<Row>>> {
-        // The spans are joined last.
-        if !self.path("spans.parquet").exists() {
+        if !has_ended(&self.root) {
             return Ok(None);
         }
         let path = self.path("iterations.parquet");
@@ -229,6 +239,11 @@ impl Store {
     fn case_path(&self, id: &str, kind: &str) -> PathBuf {
         self.root.join("cases").join(format!("{id}.{kind}.parquet"))
     }
+}
+
+/// Whether the run in a folder has ended: its spans are joined last, and then its cases go.
+pub fn has_ended(root: &Path) -> bool {
+    root.join("spans.parquet").exists() && !root.join("cases").exists()
 }
 
 /// Reads details of runs.

@@ -41,6 +41,8 @@ impl StoredRun {
         let provenance = provenance::read(root)?;
         let path = root.join("iterations.parquet");
         ensure!(path.exists(), "{}: not there: the run has not ended: start it again to go on", path.display());
+        let cases = root.join("cases");
+        ensure!(!cases.exists(), "{}: still there: the run has not ended: start it again to go on", cases.display());
         let readable = || {
             let (version, last) = (provenance.schema_version, SCHEMA_VERSION);
             format!("{}: columns of version {version}, this program reads up to {last}", path.display())

@@ -9,6 +9,7 @@ use crate::commands::run;
 use crate::failure::{Failure, OrFail};
 use runs::part::Shard;
 use runs::provenance::{self, Provenance};
+use runs::store;
 
 /// `moebench merge`.
 #[derive(Args)]
@@ -63,11 +64,7 @@ fn part(folder: &Path) -> Result<Part<'_>> {
     let shard = provenance.inputs.shard.as_deref();
     let shard = shard.with_context(|| format!("{}: is a run of a whole suite, not of a shard", folder.display()))?;
     let shard = shard.parse().map_err(|error: String| anyhow!("{}: run.json: {error}", folder.display()))?;
-    ensure!(
-        folder.join("spans.parquet").exists(),
-        "{}: the run has not ended: start it again to go on",
-        folder.display()
-    );
+    ensure!(store::has_ended(folder), "{}: the run has not ended: start it again to go on", folder.display());
     Ok(Part { folder, shard, provenance })
 }
 
