@@ -10,7 +10,7 @@ use serde::{Deserializer, forward_to_deserialize_any};
 use toml::{Table, Value};
 
 use crate::error::ConfigError;
-use crate::suite::Suite;
+use crate::suite::{Suite, is_path};
 use crate::sweep::CaseSpec;
 
 /// A field and its new value.
@@ -48,10 +48,9 @@ fn read(text: &str) -> Value {
 impl Change {
     /// With `place` of every text that names a file, for a model or a cluster.
     pub fn with_files(mut self, place: &dyn Fn(&str) -> String) -> Self {
-        let names_file = |text: &str| text.ends_with(".toml") || text.contains('/');
         let replace = |value: &mut Value| {
             if let Value::String(text) = value
-                && names_file(text)
+                && is_path(text)
             {
                 *text = place(text);
             }

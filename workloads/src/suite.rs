@@ -240,10 +240,14 @@ impl Described {
     }
 }
 
-/// With a slash or the ending of a TOML, it is a path.
+/// Whether a suite, model or cluster of that name is a file.
+pub fn is_path(name: &str) -> bool {
+    name.ends_with(".toml") || name.contains('/')
+}
+
 impl From<String> for Described {
     fn from(text: String) -> Self {
-        let file = (text.ends_with(".toml") || text.contains('/')).then(|| text.clone());
+        let file = is_path(&text).then(|| text.clone());
         Self { name: text, file }
     }
 }
@@ -348,6 +352,26 @@ impl fmt::Display for Difference {
 }
 
 impl Case {
+    /// A case of its own, outside a suite: nothing is given, and searches choose among degrees.
+    pub fn new(model: &str, cluster: &str, gpus: usize, gate: Gate, global_batch: usize) -> Self {
+        Self {
+            name: None,
+            model: model.into(),
+            cluster: cluster.into(),
+            gpus,
+            gate,
+            global_batch,
+            micro_batch: None,
+            search: SearchSpace::Degrees,
+            plans: BTreeMap::new(),
+            ranked: BTreeMap::new(),
+            differs: BTreeMap::new(),
+            routing: Vec::new(),
+            layer: None,
+            batch: None,
+        }
+    }
+
     /// The case as `system` runs it.
     pub fn as_run_by(&self, system: &str) -> Self {
         let mut case = self.clone();

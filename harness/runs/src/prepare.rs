@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use systems::plan::routing::JobRouting;
 use systems::plan::search;
 use systems::{CostModel, Job, Plan, PlanError, System};
-use workloads::suite::{SuiteFile, TraceUse};
+use workloads::suite::{SuiteFile, TraceUse, is_path};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, Change, Cluster, Model, Seconds, Suite};
 
@@ -203,11 +203,6 @@ pub fn stated_routing(file: &str, suite: &Suite, other: &dyn Fn() -> Result<Arc<
         traces.push(Some(format!("{stated:?} {layers} {experts} {top_k}")), &make)?;
     }
     Ok(traces)
-}
-
-/// Whether a suite, model or cluster of that name is a file.
-pub fn is_path(name: &str) -> bool {
-    name.ends_with(".toml") || name.contains('/')
 }
 
 /// The text of a file.

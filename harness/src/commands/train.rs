@@ -1,13 +1,12 @@
 //! `moebench train`: one model, one system, really trained.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 use workloads::model::Recompute;
 use workloads::plan::Zero;
-use workloads::suite::{ForcedPlan, SearchSpace, TraceUse};
+use workloads::suite::{ForcedPlan, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
 use crate::commands::run::folder;
@@ -113,8 +112,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         threads: None,
         timelines: args.timeline,
     });
-    if args.out.is_none() && out.exists() && !matches!(ended, Err(Failure::Input(_))) {
-        folder::link_latest(&out);
+    if args.out.is_none() {
+        folder::link_latest(&out, &ended);
     }
     ended
 }
@@ -133,10 +132,9 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
     for (flag, value) in [("--learning-rate", args.learning_rate), ("--clip-norm", args.clip_norm)] {
         ensure!(value.is_finite() && value >= 0.0, "{flag} {value}: expected a finite number of at least 0");
     }
-    let mut plans = BTreeMap::new();
-    if let Some(plan) = plan(args)? {
-        plans.insert(args.system.clone(), plan);
-    }
+    let mut case = Case::new(&args.model, &args.cluster, args.gpus, args.gate, args.global_batch_size);
+    case.micro_batch = args.micro_batch_size;
+    case.plans.extend(plan(args)?.map(|plan| (args.system.clone(), plan)));
     let mut suite = Suite {
         name: "train".to_owned(),
         description: String::new(),
@@ -152,22 +150,7 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
         engine: EngineKind::Measured,
         training: Training { learning_rate: args.learning_rate, clip_norm: args.clip_norm, ..Training::default() },
         figure: Default::default(),
-        cases: vec![Case {
-            model: args.model.clone().into(),
-            cluster: args.cluster.clone().into(),
-            gpus: args.gpus,
-            gate: args.gate,
-            global_batch: args.global_batch_size,
-            micro_batch: args.micro_batch_size,
-            search: SearchSpace::Degrees,
-            plans,
-            name: None,
-            differs: BTreeMap::new(),
-            ranked: BTreeMap::new(),
-            routing: Vec::new(),
-            layer: None,
-            batch: None,
-        }],
+        cases: vec![case],
     };
     named::suite("moebench train", &mut suite, Path::new(""))?;
     suite.description = format!("{} under {}", suite.cases[0].model, args.system);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use workloads::fields;
-use workloads::suite::SuiteFile;
+use workloads::suite::{SuiteFile, is_path};
 use workloads::{Cluster, Model, Suite};
 
 use crate::failure::{Failure, OrFail};
@@ -102,7 +102,7 @@ fn described(args: &NewArgs, text: String, tried: &str) -> Result<(), Failure> {
     let path = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.toml")));
     write(&path, &text).or_input()?;
     let file = match path.display().to_string() {
-        file if file.contains('/') || file.ends_with(".toml") => file,
+        file if is_path(&file) => file,
         file => format!("./{file}"),
     };
     output::print(format!("{}: moebench {}", path.display(), tried.replace("FILE", &file))).or_run()

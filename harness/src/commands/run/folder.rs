@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use runs::provenance::sha256;
 
+use crate::failure::Failure;
+
 const RESULTS: &str = "results";
 
 /// `results/NAME`, or `results/NAME-HASH` where anything was asked for otherwise.
@@ -15,9 +17,11 @@ pub(crate) fn default(name: &str, otherwise: &str) -> PathBuf {
     Path::new(RESULTS).join(name)
 }
 
-/// Lets `results/latest` lead to a run's folder; a link that cannot be made is no error.
-pub(crate) fn link_latest(folder: &Path) {
-    if let Err(error) = link(folder) {
+/// Lets `results/latest` lead to the folder of a run that took place, also of one that failed: its rows say why. A link that
+/// cannot be made is no error.
+pub(crate) fn link_latest(folder: &Path, ended: &Result<(), Failure>) {
+    let took_place = folder.exists() && !matches!(ended, Err(Failure::Input(_)));
+    if took_place && let Err(error) = link(folder) {
         eprintln!("{RESULTS}/latest: {error}");
     }
 }

@@ -108,9 +108,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             (out.clone(), run_collection(args, &collection, out))
         }
     };
-    // Also of a run that failed: its rows say why.
-    if args.out.is_none() && !args.dry_run && out.exists() && !matches!(ended, Err(Failure::Input(_))) {
-        folder::link_latest(&out);
+    if args.out.is_none() && !args.dry_run {
+        folder::link_latest(&out, &ended);
     }
     ended
 }

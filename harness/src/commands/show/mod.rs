@@ -5,7 +5,7 @@ pub mod schema;
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use workloads::fields;
-use workloads::suite::SuiteFile;
+use workloads::suite::{SuiteFile, is_path};
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
@@ -75,7 +75,7 @@ pub fn run(command: &ShowCommand) -> Result<(), Failure> {
 
 /// The text of a file, or what comes with moebench under that name.
 fn text_of(name: &str, own: impl Fn(&str) -> Result<&'static str>) -> Result<String> {
-    if prepare::is_path(name) { prepare::read(name) } else { Ok(own(name)?.to_owned()) }
+    if is_path(name) { prepare::read(name) } else { Ok(own(name)?.to_owned()) }
 }
 
 fn system(name: &str) -> Result<String> {
@@ -85,14 +85,15 @@ fn system(name: &str) -> Result<String> {
         true => "searches every combination of degrees that the case's `search` allows",
         false => "its own rule; `searched = [\"NAME\"]` or --plan searched lets SmartMoE's search find them",
     };
+    // Speedups are over expert parallelism alone, which has none over itself.
+    let beside = if name == "expert-only" { "" } else { "expert-only," };
     Ok(format!(
         "{} ({})\n\n{}\n\nplans     {}\nby hand   plans.{name} = \"pp1 dp8 tp1 ep8 edp1 mb1\" in a case, or --set plans.{name}=RANK\n\
          ranks     moebench plan --system {name} --model MODEL --cluster CLUSTER --gpus N\n\
-         run       moebench run smoke --systems expert-only,{name}\n",
+         run       moebench run smoke --systems {beside}{name}\n",
         about.title,
         about.name,
         about.summary,
         plans.replace("NAME", name),
-    )
-    .replace("expert-only,expert-only", "expert-only"))
+    ))
 }
