@@ -89,7 +89,8 @@ fn a_plan_is_taken_by_its_rank_or_its_words() {
         .copied()
         .collect::<Vec<_>>()
         .join(" ");
-    assert!(shown.contains(&format!("moebench run suite.toml --case {case} --set plans.smartmoe=RANK")), "{shown}");
+    let by_rank = format!("moebench run suite.toml --case {case} --set plans.smartmoe=RANK --trace trace.parquet\n");
+    assert!(shown.contains(&by_rank), "{shown}");
     for (given, out) in [("3", "ranked"), (plan.as_str(), "worded")] {
         folder.succeed(&format!(
             "run suite.toml --case {case} --trace trace.parquet --systems smartmoe --set 'plans.smartmoe={given}' --out {out}"
@@ -103,4 +104,71 @@ fn a_plan_is_taken_by_its_rank_or_its_words() {
     let far = folder
         .moebench("run suite.toml --trace trace.parquet --systems smartmoe --set plans.smartmoe=100000 --dry-run");
     assert!(far.stdout.contains("plan 100000 of "), "{}", far.stdout);
+}
+
+/// Whose plans are ranked is what the suite says of the system, for `plan` as for `run`; both call a case by the suite's id.
+#[test]
+fn ranks_are_of_the_list_that_a_run_takes() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let more = "searched = [\"fastermoe\"]\n[[cases]]";
+    let suite = suite_toml(&[(8, "capacity 1.2")]).replacen("[[cases]]", more, 1);
+    folder.write("suite.toml", &(suite + "differs = { fastermoe = { gate = \"no-drop\" } }\n"));
+    let list = |more: &str| {
+        let shown = folder.succeed(&format!(
+            "plan --suite suite.toml --system fastermoe --trace trace.parquet --top 100000 --json{more}"
+        ));
+        let plans: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(plans["case"], "gpt-tiny.inky.8.capacity-1.2");
+        plans["plans"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["plan"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (suites, own, searched) = (list(""), list(" --plan own"), list(" --plan searched"));
+    assert_eq!(suites, searched);
+    assert!(suites.len() > own.len(), "{own:?}");
+    let rank = (1..=suites.len()).find(|rank| own.get(rank - 1) != Some(&suites[rank - 1])).unwrap();
+    let shown = folder.succeed("plan --suite suite.toml --system fastermoe --trace trace.parquet --plan searched");
+    let (_, hint) = shown.split_once("to run one: moebench ").unwrap();
+    assert!(hint.contains("--case gpt-tiny.inky.8.capacity-1.2 ") && hint.ends_with(" --plan searched\n"), "{hint}");
+    for run in [hint.trim_end(), hint.trim_end().strip_suffix(" --plan searched").unwrap()] {
+        let shown =
+            folder.succeed(&format!("{} --systems fastermoe --dry-run", run.replace("RANK", &rank.to_string())));
+        assert!(shown.contains(&format!(" {} ", suites[rank - 1])), "{shown}");
+    }
+    let rated = format!("plan --suite suite.toml --trace trace.parquet --rate '{}'", own[0]);
+    assert!(!folder.succeed(&rated).contains("to run one"));
+    assert!(!folder.succeed("plan --suite suite.toml --system laer --trace trace.parquet").contains("to run one"));
+}
+
+/// The suite that the paper's table of equal plans is made of: tutel's first rank is the one that SmartMoE's search finds.
+#[test]
+fn the_first_rank_of_equal_plans_is_run() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let case = "gpt-l16-h2560-e16.inky.16.no-drop";
+    let of = format!("paper-equal-plans --case {case} --trace trace.parquet");
+    let plans: serde_json::Value =
+        serde_json::from_str(&folder.succeed(&format!("plan --suite {of} --system tutel --top 1 --json"))).unwrap();
+    let first = plans["plans"][0]["plan"].as_str().unwrap();
+    let shown = folder.succeed(&format!("run {of} --systems tutel --set plans.tutel=1 --dry-run"));
+    assert!(shown.contains(&format!(" {first} ")), "{first}: {shown}");
+    let own = folder.succeed(&format!("plan --suite {of} --system tutel --plan own --top 1"));
+    assert!(!own.contains(&format!(" {first} ")), "{own}");
+}
+
+/// An id that begins another's is a case of its own.
+#[test]
+fn a_whole_id_is_one_case() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("suite.toml", &suite_toml(&[(8, "capacity 2"), (8, "capacity 2.4")]));
+    let run = "run suite.toml --trace trace.parquet --dry-run --case";
+    let shown = folder.succeed(&format!("{run} gpt-tiny.inky.8.capacity-2"));
+    assert!(shown.contains("(cases 1,") && !shown.contains("capacity-2.4"), "{shown}");
+    assert!(folder.succeed(&format!("{run} capacity-2")).contains("(cases 2,"));
+    folder.succeed("plan --suite suite.toml --trace trace.parquet --case gpt-tiny.inky.8.capacity-2");
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use workloads::{Case, Suite};
 
-/// A pattern of ids: a part of one, or all of one where `*` stands for any characters.
+/// A pattern of ids: one of them as it is, a part of some, or all of some where `*` stands for any characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -19,7 +19,12 @@ impl FromStr for Pattern {
 }
 
 impl Pattern {
-    pub fn fits(&self, id: &str) -> bool {
+    /// Whether it means that one of all ids: where it is one of them, that one alone, though it may be a part of others.
+    pub fn means<'i>(&self, id: &str, all: impl IntoIterator<Item = &'i str>) -> bool {
+        if all.into_iter().any(|other| other == self.0) { id == self.0 } else { self.fits(id) }
+    }
+
+    fn fits(&self, id: &str) -> bool {
         let mut pieces = self.0.split('*');
         let first = pieces.next().unwrap_or_default();
         let Some(last) = pieces.next_back() else { return id.contains(first) };
@@ -35,10 +40,14 @@ impl Pattern {
     }
 }
 
-/// Keeps the cases that one of the patterns fits, all where there is no pattern; their ids stay what they are in the whole suite.
-pub fn keep(suite: &mut Suite, patterns: &[Pattern]) {
-    let fits = |case: &Case| patterns.iter().any(|pattern| pattern.fits(&case.id()));
-    suite.cases.retain(|case| patterns.is_empty() || fits(case));
+/// Keeps the cases that one of the patterns means, all where there is no pattern; their ids stay what they are in the whole suite.
+pub fn keep(suites: &mut [Suite], patterns: &[Pattern]) {
+    if patterns.is_empty() {
+        return;
+    }
+    let all: Vec<String> = suites.iter().flat_map(|suite| &suite.cases).map(Case::id).collect();
+    let meant = |id: String| patterns.iter().any(|pattern| pattern.means(&id, all.iter().map(String::as_str)));
+    suites.iter_mut().for_each(|suite| suite.cases.retain(|case| meant(case.id())));
 }
 
 /// One of several equal parts of a suite: every so manieth case.
@@ -108,6 +117,19 @@ mod tests {
         for pattern in ["pinky", "inky*", "*inky", "gpt*inky", "*16*inky*", "gpt-tiny.inky.16.no-drop*no-drop"] {
             assert!(!fits(pattern), "{pattern}");
         }
+    }
+
+    #[test]
+    fn a_pattern_that_is_an_id_means_no_other() {
+        let all = ["m.c.8.capacity-2.4", "m.c.8.capacity-2", "m.c.8.capacity-2.batch64"];
+        let meant = |pattern: &str| {
+            let pattern: Pattern = pattern.parse().unwrap();
+            all.map(|id| pattern.means(id, all))
+        };
+        assert_eq!(meant("m.c.8.capacity-2"), [false, true, false]);
+        assert_eq!(meant("capacity-2"), [true, true, true]);
+        assert_eq!(meant("capacity-2."), [true, false, true]);
+        assert_eq!(meant("m.c.8.capacity-2*"), [true, true, true]);
     }
 
     #[test]

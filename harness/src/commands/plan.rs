@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
-use systems::plan::search::{self, PerformanceModel};
+use systems::plan::search::{self, Estimate};
 use systems::price::ledger::Phase;
-use systems::{Candidate, CostModel, Job, Plan, System};
+use systems::{Candidate, CostModel, Plan};
 use workloads::suite::{SearchSpace, TraceUse};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, Suite};
@@ -57,9 +57,10 @@ pub struct PlanArgs {
     /// System whose search is shown
     #[arg(long, default_value = "smartmoe")]
     pub system: String,
-    /// The plans of the system's own rule, or those that SmartMoE's search finds for it
-    #[arg(long, value_name = "WHOSE", default_value = "own")]
-    pub plan: PlanRule,
+    /// The plans of the system's own rule, or those that SmartMoE's search finds for it [default: what the suite says of the
+    /// system, or own]
+    #[arg(long, value_name = "WHOSE")]
+    pub plan: Option<PlanRule>,
     /// What the search may choose: `degrees`, or `all` (virtual stages, ZeRO and recomputation, too)
     #[arg(long, value_name = "SPACE", default_value = "all")]
     pub search: SearchSpace,
@@ -88,7 +89,14 @@ const SAMPLES_PER_GPU: usize = 8;
 struct Asked {
     /// What errors call it.
     context: String,
+    /// Of the case as the suite states it, whatever the system makes of it.
+    id: String,
+    /// The command that runs a plan by its rank in this very list, where a suite runs the system.
+    by_rank: Option<String>,
+    /// As the system runs it.
     case: Case,
+    /// Whose plans the system runs where nobody says.
+    rule: PlanRule,
     part: TraceUse,
     trace: Arc<RoutingTrace>,
     seed: u64,
@@ -99,11 +107,13 @@ struct Asked {
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let system = prepare::system("--system", &args.system).or_input()?;
     let asked = args.suite.as_ref().map_or_else(|| described(args), |suite| of_suite(args, suite)).or_input()?;
-    let Asked { context, case, part, trace, seed } = &asked;
+    let Asked { context, case, rule, part, trace, seed, .. } = &asked;
     let (job, routing) = prepare::job(context, case, *part, trace, *seed).or_input()?;
     let costs = CostModel::new(&job.cluster, job.gpus);
-    let candidates = match args.plan {
-        _ if args.rate.is_some() => args.rate.into_iter().map(|plan| rated(system, &job, &costs, plan)).collect(),
+    let candidates = match args.plan.unwrap_or(*rule) {
+        _ if args.rate.is_some() => {
+            args.rate.into_iter().map(|plan| search::rated(system, &job, &costs, plan)).collect()
+        }
         PlanRule::Own => system.candidates(&job, &costs),
         PlanRule::Searched => search::searched(system, &job, &costs),
     };
@@ -121,9 +131,9 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let imbalance = figures::imbalance(std::iter::once(&routing), part.profile);
     let trace = format!("{}, {imbalance}", trace.name());
     if args.json {
-        return output::print(as_json(args, case, &trace, &candidates)).or_run();
+        return output::print(as_json(args, &asked.id, &trace, &candidates)).or_run();
     }
-    show(args, case, system.name(), &trace, &candidates).or_run()?;
+    show(args, &asked, &trace, &candidates).or_run()?;
     let best = candidates.iter().find(|candidate| candidate.outcome.is_ok());
     if let Some(reasons) = best.and_then(|best| system.explain(&job, &best.plan)) {
         writeln!(output::stdout(), "\n{reasons}").context("standard output").or_run()?;
@@ -144,34 +154,20 @@ fn described(args: &PlanArgs) -> Result<Asked> {
     ] {
         check_extent(option, value)?;
     }
-    let mut case = Case {
-        model: model.clone().into(),
-        cluster: cluster.clone().into(),
-        gpus,
-        gate: args.gate,
-        global_batch,
-        micro_batch: args.micro_batch_size,
-        search: args.search,
-        plans: Default::default(),
-        ranked: Default::default(),
-        name: None,
-        routing: Vec::new(),
-        layer: None,
-        batch: None,
-        differs: Default::default(),
-    };
+    let mut case = Case::new(model, cluster, gpus, args.gate, global_batch);
+    (case.micro_batch, case.search) = (args.micro_batch_size, args.search);
     let context = "moebench plan".to_owned();
     named::case(&context, &mut case)?;
     let trace = traces::load(args.trace.as_deref())?.into();
     let part = TraceUse { start: args.trace_start, ..TraceUse::default() };
-    Ok(Asked { context, case, part, trace, seed: 0 })
+    Ok(Asked { context, id: case.id(), by_rank: None, case, rule: PlanRule::Own, part, trace, seed: 0 })
 }
 
 /// The one case of a suite that the pattern fits, with its routing: what `moebench run` would search on.
 fn of_suite(args: &PlanArgs, name: &str) -> Result<Asked> {
     let mut suite = prepare::suite(name)?;
     let all = suite.clone();
-    part::keep(&mut suite, args.case.as_slice());
+    part::keep(std::slice::from_mut(&mut suite), args.case.as_slice());
     let ids = |suite: &Suite| suite.cases.iter().map(Case::id).collect::<Vec<_>>().join(", ");
     match suite.cases.len() {
         1 => {}
@@ -183,24 +179,23 @@ fn of_suite(args: &PlanArgs, name: &str) -> Result<Asked> {
         (suite.routing, suite.cases[0].routing) = (None, Vec::new());
     }
     let trace = prepare::stated_routing(name, &suite, &default)?.shared(0);
-    let case = suite.cases.remove(0).as_run_by(&args.system);
-    Ok(Asked { context: name.to_owned(), case, part: suite.trace, trace, seed: suite.seeds[0] })
+    let stated = suite.cases.remove(0);
+    let id = stated.id();
+    Ok(Asked {
+        context: name.to_owned(),
+        by_rank: suite.systems.contains(&args.system).then(|| by_rank(args, name, &id)),
+        id,
+        case: stated.as_run_by(&args.system),
+        rule: if suite.searched.contains(&args.system) { PlanRule::Searched } else { PlanRule::Own },
+        part: suite.trace,
+        trace,
+        seed: suite.seeds[0],
+    })
 }
 
-/// A given plan under the system's programs, experts where its policy puts them under the loads of the profile.
-fn rated(system: &dyn System, job: &Job, costs: &CostModel, plan: Plan) -> Candidate {
-    let estimate = || {
-        plan.check(job)?;
-        let mut policy = system.policy(job, &plan);
-        let performance = PerformanceModel { job, costs, profile: &job.profile };
-        let placements = performance.placed(&plan, policy.as_mut());
-        performance.estimate(&plan, policy.as_ref(), &placements)
-    };
-    Candidate { plan, outcome: estimate() }
-}
-
-fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[Candidate]) -> Result<()> {
+fn show(args: &PlanArgs, asked: &Asked, trace: &str, candidates: &[Candidate]) -> Result<()> {
     let mut out = output::stdout();
+    let case = &asked.case;
     writeln!(
         out,
         "{} on {} GPUs of {}, {} gate, global batch {}: {} plans by {}; simulated times, routing of {}\n",
@@ -210,7 +205,7 @@ fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[C
         case.gate,
         case.global_batch,
         candidates.len(),
-        system,
+        args.system,
         trace,
     )
     .context("standard output")?;
@@ -218,10 +213,21 @@ fn show(args: &PlanArgs, case: &Case, system: &str, trace: &str, candidates: &[C
     if candidates.len() > args.top {
         writeln!(out, "\n{} more; --top {} shows all", candidates.len() - args.top, candidates.len())?;
     }
-    if let Some(suite) = &args.suite {
-        writeln!(out, "\nto run one: moebench run {suite} --case {} --set plans.{system}=RANK", case.id())?;
+    if let Some(run) = asked.by_rank.as_ref().filter(|_| args.rate.is_none()) {
+        writeln!(out, "\nto run one: {run}")?;
     }
     Ok(())
+}
+
+fn by_rank(args: &PlanArgs, suite: &str, id: &str) -> String {
+    let mut run = format!("moebench run {suite} --case {id} --set plans.{}=RANK", args.system);
+    if let Some(trace) = &args.trace {
+        run += &format!(" --trace {}", trace.display());
+    }
+    if let Some(rule) = args.plan.and_then(|rule| rule.to_possible_value()) {
+        run += &format!(" --plan {}", rule.get_name());
+    }
+    run
 }
 
 const SHOWN: [(&str, &[Phase]); 6] = [
@@ -233,13 +239,15 @@ const SHOWN: [(&str, &[Phase]); 6] = [
     ("update", &[Phase::GradientSync, Phase::Optimizer, Phase::Host]),
 ];
 
-fn as_json(args: &PlanArgs, case: &Case, trace: &str, candidates: &[Candidate]) -> String {
+/// Seconds of each of the columns.
+fn shares(estimate: &Estimate) -> impl Iterator<Item = (&'static str, f64)> {
+    SHOWN.iter().map(|(name, phases)| (*name, phases.iter().map(|&phase| estimate.phases.of(phase).0).sum()))
+}
+
+fn as_json(args: &PlanArgs, case: &str, trace: &str, candidates: &[Candidate]) -> String {
     let row = |(index, candidate): (usize, &Candidate)| match &candidate.outcome {
         Ok(estimate) => {
-            let seconds = |(name, phases): (&str, &[Phase])| {
-                (name.to_owned(), json!(phases.iter().map(|&phase| estimate.phases.of(phase).0).sum::<f64>()))
-            };
-            let phases: Map<String, Value> = SHOWN.map(seconds).into_iter().collect();
+            let phases: Map<String, Value> = shares(estimate).map(|(name, s)| (name.to_owned(), s.into())).collect();
             json!({
                 "rank": index + 1, "plan": candidate.plan.to_string(), "step_s": estimate.step.0, "phases_s": phases,
                 "peak_bytes": estimate.peak.bytes.0,
@@ -251,10 +259,7 @@ fn as_json(args: &PlanArgs, case: &Case, trace: &str, candidates: &[Candidate]) 
     };
     let rows: Vec<Value> = candidates.iter().enumerate().take(args.top).map(row).collect();
     let found = candidates.len();
-    format!(
-        "{:#}",
-        json!({ "case": case.id(), "system": args.system, "routing": trace, "found": found, "plans": rows })
-    )
+    format!("{:#}", json!({ "case": case, "system": args.system, "routing": trace, "found": found, "plans": rows }))
 }
 
 fn table(candidates: &[Candidate], top: usize) -> comfy_table::Table {
@@ -269,9 +274,7 @@ fn table(candidates: &[Candidate], top: usize) -> comfy_table::Table {
         match &candidate.outcome {
             Ok(estimate) => {
                 cells.push(ms(estimate.step.0));
-                for (_, phases) in SHOWN {
-                    cells.push(ms(phases.iter().map(|&phase| estimate.phases.of(phase).0).sum()));
-                }
+                cells.extend(shares(estimate).map(|(_, seconds)| ms(seconds)));
                 cells.push(format!("{:.1} GB", estimate.peak.bytes.0 / 1e9));
                 cells.push(String::new());
             }
@@ -285,44 +288,4 @@ fn table(candidates: &[Candidate], top: usize) -> comfy_table::Table {
         table.add_row(cells);
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use workloads::trace::{Skew, SkewSpec, TraceShape};
-    use workloads::{Cluster, Gate, Model};
-
-    /// Their searches believe in even routing, in rates alone or in moves that their runs do not make: a given plan is rated on what
-    /// its run meets.
-    const BELIEVERS: [&str; 4] = ["alpa", "smartmoe-uniform", "smartmoe-paper-estimate", "smartmoe-migration-aware"];
-
-    #[test]
-    fn a_given_plan_is_rated_as_its_search_rates_it() {
-        let (model, cluster) = (Model::named("test", "gpt-tiny").unwrap(), Cluster::named("test", "inky").unwrap());
-        let (layers, moe) = (model.moe_layers().count(), *model.moe_layers().next().unwrap());
-        let top_k = model.top_k as u32;
-        let shape =
-            TraceShape { layers, micro_batches: 1, ranks: 4, experts: moe.experts, entries: 512 * top_k, top_k };
-        let skew = Skew { max_over_mean: Some(3.0), ..Skew::default() };
-        let trace = SkewSpec { shape, samples: 4, step: 1, seed: 1, skew }.generate().unwrap();
-        let job = Job::new(model, cluster, 8, Gate::NoDrop, 16).with_micro_batch(1);
-        let routing = systems::plan::routing::JobRouting::new(&job, TraceUse::default(), &trace, 0).unwrap();
-        let job = job.with_profile((0..2).map(|t| routing.iteration(t)).collect());
-        let costs = CostModel::new(&job.cluster, job.gpus);
-        let mut moved = 0;
-        for &system in systems::ALL.iter().filter(|system| !BELIEVERS.contains(&system.name())) {
-            let usable = system.candidates(&job, &costs).into_iter().filter(|candidate| candidate.outcome.is_ok());
-            for candidate in usable.take(5) {
-                assert_eq!(rated(system, &job, &costs, candidate.plan), candidate, "{}", system.name());
-                let (policy, in_order) = (system.policy(&job, &candidate.plan), candidate.plan.experts_in_order(&job));
-                let starts_so =
-                    !policy.joins_replicas() && policy.first_placement(0, &moe, candidate.plan.ep) == in_order[0];
-                let performance = PerformanceModel { job: &job, costs: &costs, profile: &job.profile };
-                let as_ordered = || performance.estimate(&candidate.plan, policy.as_ref(), &in_order);
-                moved += usize::from(!starts_so || as_ordered() != candidate.outcome);
-            }
-        }
-        assert!(moved > 20, "plans whose experts are not in order: {moved}");
-    }
 }

@@ -252,12 +252,19 @@ pub fn under_own_policy(
         let start = Start::new(job, plan, policy.as_ref());
         policy.storage() != Storage::Slots || start.placements.iter().any(|placement| !placement.is_bijection())
     };
-    over_pools(&performance, balances, fits, |pool| {
-        let plan = pool.plan(placement_every);
+    over_pools(&performance, balances, fits, |pool| rated(system, job, costs, pool.plan(placement_every)))
+}
+
+/// A plan under the system's own policy, experts where it puts them under the loads of the profile.
+pub fn rated(system: &dyn System, job: &Job, costs: &CostModel, plan: Plan) -> Candidate {
+    let estimate = || {
+        plan.check(job)?;
         let mut policy = system.policy(job, &plan);
+        let performance = PerformanceModel { job, costs, profile: &job.profile };
         let placements = performance.placed(&plan, policy.as_mut());
-        Candidate { plan, outcome: performance.estimate(&plan, policy.as_ref(), &placements) }
-    })
+        performance.estimate(&plan, policy.as_ref(), &placements)
+    };
+    Candidate { plan, outcome: estimate() }
 }
 
 /// The micro-batch that the job fixes, or all powers of two that divide a replica's share.
@@ -429,6 +436,9 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::routing::JobRouting;
+    use workloads::suite::TraceUse;
+    use workloads::trace::{Skew, SkewSpec, TraceShape};
     use workloads::{Cluster, Gate, Model};
 
     fn job() -> Job {
@@ -478,6 +488,39 @@ mod tests {
         expected.sort();
         assert_eq!(found, expected);
         assert_eq!(pools(&job)[0].plan(10), Plan { placement_every: 10, ..pools(&job)[0].plan(0) });
+    }
+
+    /// Their searches believe in even routing, in rates alone or in moves that their runs do not make: a given plan is rated on what
+    /// its run meets.
+    const BELIEVERS: [&str; 4] = ["alpa", "smartmoe-uniform", "smartmoe-paper-estimate", "smartmoe-migration-aware"];
+
+    #[test]
+    fn a_given_plan_is_rated_as_its_search_rates_it() {
+        let (model, cluster) = (Model::named("test", "gpt-tiny").unwrap(), Cluster::named("test", "inky").unwrap());
+        let (layers, moe) = (model.moe_layers().count(), *model.moe_layers().next().unwrap());
+        let top_k = model.top_k as u32;
+        let shape =
+            TraceShape { layers, micro_batches: 1, ranks: 4, experts: moe.experts, entries: 512 * top_k, top_k };
+        let skew = Skew { max_over_mean: Some(3.0), ..Skew::default() };
+        let trace = SkewSpec { shape, samples: 4, step: 1, seed: 1, skew }.generate().unwrap();
+        let job = Job::new(model, cluster, 8, Gate::NoDrop, 16).with_micro_batch(1);
+        let routing = JobRouting::new(&job, TraceUse::default(), &trace, 0).unwrap();
+        let job = job.with_profile((0..2).map(|t| routing.iteration(t)).collect());
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let mut moved = 0;
+        for &system in crate::ALL.iter().filter(|system| !BELIEVERS.contains(&system.name())) {
+            let usable = system.candidates(&job, &costs).into_iter().filter(|candidate| candidate.outcome.is_ok());
+            for candidate in usable.take(5) {
+                assert_eq!(rated(system, &job, &costs, candidate.plan), candidate, "{}", system.name());
+                let (policy, in_order) = (system.policy(&job, &candidate.plan), candidate.plan.experts_in_order(&job));
+                let starts_so =
+                    !policy.joins_replicas() && policy.first_placement(0, &moe, candidate.plan.ep) == in_order[0];
+                let performance = PerformanceModel { job: &job, costs: &costs, profile: &job.profile };
+                let as_ordered = || performance.estimate(&candidate.plan, policy.as_ref(), &in_order);
+                moved += usize::from(!starts_so || as_ordered() != candidate.outcome);
+            }
+        }
+        assert!(moved > 20, "plans whose experts are not in order: {moved}");
     }
 
     #[test]

@@ -39,7 +39,7 @@ Examples:
 pub struct RunArgs {
     /// A suite by name (see `moebench list`), or the path of a suite's TOML
     suite: String,
-    /// Run the cases alone whose id has this in it, or is like it where it has a `*`; again for more
+    /// Run one case alone by its id, or those whose id has this in it, or is like it where it has a `*`; again for more
     #[arg(long, value_name = "PATTERN")]
     case: Vec<Pattern>,
     /// Change a field of the suite, or else of every case, before anything else: `gpus=[16, 32]`, `plans.smartmoe=3` (the third
@@ -117,7 +117,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 /// The suite with the command line's changes, and its routing.
 fn asked(args: &RunArgs, suite: Suite) -> Result<(Suite, CaseTraces)> {
     let mut suite = adjusted(args, suite)?;
-    check_cases(args, std::slice::from_ref(&suite))?;
+    some_cases(args, std::slice::from_mut(&mut suite))?;
     if let Some(shard) = args.shard {
         let cases = suite.cases.len();
         shard.keep(&mut suite);
@@ -236,7 +236,7 @@ fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Resu
     let suites =
         collection.suites.iter().map(|name| adjusted(args, prepare::changed(&collection.name, name, &changes)?));
     let mut suites: Vec<Suite> = suites.collect::<Result<_>>().or_input()?;
-    check_cases(args, &suites).or_input()?;
+    some_cases(args, &mut suites).or_input()?;
     suites.retain(|suite| !suite.cases.is_empty());
     // Loaded once for all suites.
     let load = load(args);
@@ -316,8 +316,9 @@ fn changes(args: &RunArgs) -> Vec<Change> {
     args.set.iter().map(|change| change.clone().with_files(&absolute)).collect()
 }
 
-/// Refuses patterns that leave no case.
-fn check_cases(args: &RunArgs, suites: &[Suite]) -> Result<()> {
+/// Keeps the cases that the patterns mean; refuses patterns that leave none.
+fn some_cases(args: &RunArgs, suites: &mut [Suite]) -> Result<()> {
+    part::keep(suites, &args.case);
     if suites.iter().any(|suite| !suite.cases.is_empty()) {
         return Ok(());
     }
@@ -371,6 +372,5 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
     }
     check_extent("--iterations", suite.iterations)?;
     ensure!(args.threads != Some(0), "--threads 0: expected at least 1");
-    part::keep(&mut suite, &args.case);
     Ok(suite)
 }
