@@ -127,7 +127,7 @@ const ZOO: &str = "systems/src/zoo";
 fn system(name: &str) -> Result<(), Failure> {
     let module = name.replace('-', "_");
     check_system(name, &module).or_input()?;
-    let title: String = name.split('-').map(capitalised).collect();
+    let title = titled(name);
     let text = SYSTEM
         .replace("use systems::", "use crate::")
         .replace("pub(crate) struct", "pub struct")
@@ -160,8 +160,31 @@ fn check_system(name: &str, module: &str) -> Result<()> {
             && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
     });
     ensure!(fit, "`{name}`: expected words of small letters and digits, joined by `-`, for example hot-swap");
-    ensure!(!["mod", "my"].contains(&module) && systems::by_name(name).is_err(), "`{name}`: is there already");
+    ensure!(systems::by_name(name).is_err(), "`{name}`: is there already");
+    ensure!(!KEYWORDS.contains(&module), "`{name}`: is a word of Rust's own: expected another, for example my-{name}");
+    let title = titled(name);
+    let taken = in_template(&title);
+    ensure!(!taken, "`{name}`: its file has another `{title}` already: expected another name, for example my-{name}");
     Ok(())
+}
+
+/// Words that no module can be called by, of Rust's edition 2024.
+const KEYWORDS: [&str; 51] = [
+    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
+    "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
+    "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "trait", "true",
+    "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
+];
+
+/// Whether the template's code uses a name: one of its imports, of its own types, or of what every file of Rust knows.
+fn in_template(title: &str) -> bool {
+    let code = SYSTEM.lines().filter(|line| !line.trim_start().starts_with("//") && !line.contains('"'));
+    code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric())).any(|word| word == title && word != "MySystem")
+}
+
+/// The name as a type: `HotSwap` of `hot-swap`.
+fn titled(name: &str) -> String {
+    name.split('-').map(capitalised).collect()
 }
 
 fn capitalised(word: &str) -> String {
@@ -195,6 +218,19 @@ mod tests {
         }
         for name in ["", "-", "Hot", "hot_swap", "2fast", "hot-", "smartmoe", "mod", "a b"] {
             assert!(check_system(name, &name.replace('-', "_")).is_err(), "{name}");
+        }
+        for (name, expected) in [
+            ("move", "is a word of Rust's own"),
+            ("self", "is a word of Rust's own"),
+            ("policy", "another `Policy`"),
+            ("system", "another `System`"),
+            ("swap-hottest", "another `SwapHottest`"),
+            ("vec", "another `Vec`"),
+            ("some", "another `Some`"),
+        ] {
+            let error = check_system(name, &name.replace('-', "_")).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains(&format!("for example my-{name}")), "{error}");
+            check_system(&format!("my-{name}"), &format!("my-{name}").replace('-', "_")).unwrap();
         }
     }
 }
