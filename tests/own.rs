@@ -196,6 +196,11 @@ fn programs_can_read_it() {
     assert_eq!(lists["systems"].as_array().unwrap().len(), systems::ALL.len());
     let tiny = lists["models"].as_array().unwrap().iter().find(|model| model["model"] == "gpt-tiny").unwrap();
     assert_eq!((tiny["experts"].as_f64(), tiny["blocks"].as_f64()), (Some(8.0), Some(4.0)));
+    let constants = json("list clusters --json")["constants"].as_array().unwrap().clone();
+    assert!(constants.iter().all(|constant| constant["value"].is_number() && constant["source"].is_string()));
+    let fitted = constants.iter().filter(|constant| constant["uncertainty"].is_number()).count();
+    let unsaid = constants.iter().filter(|constant| constant["uncertainty"].is_null()).count();
+    assert!(fitted > 0 && unsaid > 0 && fitted + unsaid == constants.len(), "{fitted} of {}", constants.len());
     let plan = "plan --model gpt-tiny --cluster inky --gpus 8 --trace trace.parquet --top 7";
     let plans = json(&format!("{plan} --json"));
     let (rows, shown) = (plans["plans"].as_array().unwrap(), folder.succeed(plan));

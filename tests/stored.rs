@@ -47,6 +47,9 @@ fn a_slower_run_is_told_and_fails_the_gate() {
     folder.succeed("compare slow fast --fail-above 5%");
     folder.succeed("compare fast slow --fail-above 1000000%");
     folder.refuse("compare fast", &["a second RUN, or --bands"]);
+    folder.write("bands.toml", "[[bands]]\ncase = \"*\"\nsystem = \"smartmoe\"\nspeedup = [0, 1000]\n");
+    folder.refuse("compare fast --bands bands.toml --fail-above 5%", &["--fail-above: ", "expected a second RUN"]);
+    folder.refuse("compare fast --bands bands.toml --json", &["--json: ", "expected a second RUN"]);
     folder.refuse("compare fast nowhere", &["nowhere/run.json"]);
 }
 
@@ -137,6 +140,14 @@ fn shards_join_to_the_bytes_of_the_whole() {
     folder.refuse("merge x 2-1 2-2 2-1", &["shard 1/2 is there several times: 2-1, 2-1"]);
     folder.refuse("merge x 2-1 3-2", &["2-1: shard 1/2, but 3-2: shard 2/3"]);
     folder.refuse("merge x whole", &["whole: is a run of a whole suite"]);
+    let shard = folder.bytes("2-2/iterations.parquet");
+    for out in ["2-2", "./2-1/../2-2"] {
+        folder.refuse(
+            &format!("merge --overwrite {out} 2-1 2-2"),
+            &[&format!("{out}: is the folder of shard 2/2: expected another")],
+        );
+    }
+    assert_eq!(folder.bytes("2-2/iterations.parquet"), shard);
     folder.succeed(&format!("{} --shard 2/2 --out other", run.replace("12", "11")));
     folder.refuse("merge x 2-1 other", &["other: is not shard 2/2 of what 2-1 ran", "iterations = 11, now 12"]);
     folder.refuse(&format!("{run} --shard 4/4"), &["--shard 4/4: there are 3 cases"]);

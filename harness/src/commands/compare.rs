@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 use workloads::bands::Bands;
@@ -50,6 +50,7 @@ fn part(text: &str) -> Result<f64, String> {
 /// # Errors
 /// Folders that hold no run that can be read; after that, what is worse than it may be.
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
+    of_two_runs(args).or_input()?;
     let runs: Vec<StoredRun> =
         args.runs.iter().map(|folder| StoredRun::open(folder)).collect::<Result<_>>().or_input()?;
     let bands = args.bands.as_deref().map(read_bands).transpose().or_input()?;
@@ -65,6 +66,14 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
         [] => Ok(()),
         all => Err(Failure::Run(anyhow!("{}", all.join("; ")))),
     }
+}
+
+/// Refuses what says something of two runs where there is one.
+fn of_two_runs(args: &CompareArgs) -> Result<()> {
+    for (option, given) in [("--fail-above", args.fail_above.is_some()), ("--json", args.json)] {
+        ensure!(!given || args.runs.len() == 2, "{option}: holds two runs beside each other: expected a second RUN");
+    }
+    Ok(())
 }
 
 fn read_bands(path: &Path) -> Result<Bands> {

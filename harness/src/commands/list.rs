@@ -156,16 +156,16 @@ fn clusters() -> List {
 fn constants() -> List {
     let rows = |cluster: Cluster| {
         let row = |(field, constant, _): (std::borrow::Cow<str>, &workloads::cluster::Constant, bool)| {
-            let spread = constant.uncertainty.map_or(String::new(), |sigma| format!(" ± {sigma:.1e}"));
-            let value = format!("{:.3e}{spread}", constant.value);
-            vec![cluster.name.clone(), field.into_owned(), value, constant.source.clone()]
+            let uncertainty = constant.uncertainty.map_or(String::new(), |sigma| format!("{sigma:.1e}"));
+            let value = format!("{:.3e}", constant.value);
+            vec![cluster.name.clone(), field.into_owned(), value, uncertainty, constant.source.clone()]
         };
         cluster.constants().into_iter().map(row).collect::<Vec<_>>()
     };
     List {
         name: "constants",
-        header: &["cluster", "constant", "value", "source"],
-        numbers: &[2],
+        header: &["cluster", "constant", "value", "uncertainty", "source"],
+        numbers: &[2, 3],
         rows: all_clusters().flat_map(rows).collect(),
     }
 }

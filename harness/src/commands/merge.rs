@@ -38,6 +38,7 @@ struct Part<'a> {
 pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     let parts: Vec<Part> = args.runs.iter().map(|folder| part(folder)).collect::<Result<_>>().or_input()?;
     check_all(&parts).or_input()?;
+    check_out(&args.out, &parts).or_input()?;
     let command = run::RunArgs::of_command(&parts[0].provenance.command).or_input()?;
     for part in &parts {
         let expected = run::inputs(&command, Some(part.shard))?;
@@ -66,6 +67,15 @@ fn part(folder: &Path) -> Result<Part<'_>> {
     let shard = shard.parse().map_err(|error: String| anyhow!("{}: run.json: {error}", folder.display()))?;
     ensure!(store::has_ended(folder), "{}: the run has not ended: start it again to go on", folder.display());
     Ok(Part { folder, shard, provenance })
+}
+
+/// Refuses a shard's folder, which would be emptied before it is read.
+fn check_out(out: &Path, parts: &[Part]) -> Result<()> {
+    let place = |folder: &Path| folder.canonicalize().ok();
+    let taken = parts.iter().find(|part| place(out).is_some_and(|out| place(part.folder) == Some(out)));
+    taken.map_or(Ok(()), |part| {
+        bail!("{}: is the folder of shard {}: expected another", out.display(), part.shard);
+    })
 }
 
 /// Every shard once.
