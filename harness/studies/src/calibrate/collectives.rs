@@ -48,8 +48,8 @@ fn bus_factor(name: &str, ranks: usize) -> Option<f64> {
     let n = ranks as f64;
     Some(match name {
         "all_reduce" => 2.0 * (n - 1.0) / n,
-        "all_gather" | "reduce_scatter" | "gather" | "scatter" | "alltoall" | "alltoallv" => (n - 1.0) / n,
-        "broadcast" | "reduce" | "sendrecv" | "hypercube" => 1.0,
+        "all_gather" | "reduce_scatter" | "alltoall" | "alltoallv" => (n - 1.0) / n,
+        "broadcast" | "reduce" | "sendrecv" => 1.0,
         _ => return None,
     })
 }
@@ -57,7 +57,7 @@ fn bus_factor(name: &str, ranks: usize) -> Option<f64> {
 /// Reads what a program of nccl-tests printed, or wrote as JSON. Where the text does not name the collective, the file's name must.
 ///
 /// # Errors
-/// A text without a row of a known collective.
+/// A text without a row of a known collective, or without the line that names its columns.
 pub fn read(path: &Path, text: &str) -> Result<Vec<Collective>> {
     let file = path.display().to_string();
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
@@ -95,16 +95,29 @@ fn of_text(text: &str, stem: &str) -> Result<Vec<Collective>> {
     };
     let ranks = text.lines().filter(|line| after(line, "Rank ").is_some()).count();
     ensure!(ranks > 0, "no line `#  Rank ..`: expected one for each rank");
+    let from_end = time_from_end(text).context(
+        "no line `# size count ... time algbw ...` that names the columns: expected one, as nccl-tests prints it",
+    )?;
     let mut found = Vec::new();
     for (number, row) in text.lines().enumerate().filter(|(_, row)| !row.trim_start().starts_with('#')) {
         let columns: Vec<&str> = row.split_whitespace().collect();
-        // size, count, type, redop, root, then time, algbw, busbw and #wrong out of place.
-        if let (Some(Ok(bytes)), Some(time)) = (columns.first().map(|text| text.parse::<f64>()), columns.get(5)) {
+        let time = columns.len().checked_sub(from_end).and_then(|place| columns.get(place));
+        if let (Some(Ok(bytes)), Some(time)) = (columns.first().map(|text| text.parse::<f64>()), time) {
             let time: f64 = time.parse().with_context(|| format!("line {}: time {time}", number + 1))?;
             found.extend((bytes > 0.0 && time > 0.0).then(|| point(&name, ranks, bytes, time)).transpose()?);
         }
     }
     Ok(found)
+}
+
+/// How many columns before the end of a row its first time begins, by the line that names them. Not all versions have `redop` and
+/// `root`, and a row may leave empty what stands before the time (`redop` of an all-to-all), never what stands behind it.
+fn time_from_end(text: &str) -> Option<usize> {
+    text.lines().find_map(|line| {
+        let names: Vec<&str> = line.trim_start().strip_prefix('#')?.split_whitespace().collect();
+        let time = names.iter().position(|&name| name == "time")?;
+        (names[0] == "size").then(|| names.len() - time)
+    })
 }
 
 fn of_json(text: &str, stem: &str) -> Result<Vec<Collective>> {
@@ -245,8 +258,35 @@ mod tests {
                         {"size": 2000, "out_of_place": null, "in_place": {"cpu_time": 12.0}}]}"#;
         let found = read(Path::new("x.json"), json).unwrap();
         assert_eq!((found.len(), found[1].name.as_str(), found[1].moved), (2, "sendrecv", 2000.0));
+        let unnamed: String =
+            TEXT.lines().filter(|line| !line.contains("algbw")).map(|line| format!("{line}\n")).collect();
+        let message = format!("{:#}", read(Path::new("x.txt"), &unnamed).unwrap_err());
+        assert!(message.contains("x.txt: no line `# size count ... time"), "{message}");
         for text in ["", "{}", "# Collective test starting: all_reduce_perf\n"] {
             assert!(read(Path::new("x"), text).is_err(), "{text:?}");
+        }
+    }
+
+    /// Older layouts have no `root`, and `redop` only of what reduces, or named and left empty.
+    #[test]
+    fn times_stand_where_the_header_says() {
+        let of = |names: &str, row: &str| {
+            let ranks =
+                "#  Rank  0 Pid  1 on  host device  0 [0x1b] A100\n#  Rank  1 Pid  1 on  host device  1 [0x43] A100\n";
+            let rest = "time   algbw   busbw  error     time   algbw   busbw  error";
+            format!(
+                "{ranks}#\n#  size   count    type   {names}  {rest}\n#  (B)  (elements)   (us)  (GB/s)  (GB/s)\n{row}\n"
+            )
+        };
+        let rest = "60.00  139.81  139.81  0e+00    59.00  142.18  142.18  0e+00";
+        for (file, names, row) in [
+            ("all_reduce.txt", "redop", "8388608  2097152  float  sum"),
+            ("all_gather.txt", "", "8388608  1048576  float"),
+            ("alltoall.txt", "redop", "8388608  1048576  float"),
+            ("broadcast.txt", "redop  root", "8388608  2097152  float  none  -1"),
+        ] {
+            let found = read(Path::new(file), &of(names, &format!("{row}  {rest}"))).unwrap();
+            assert_eq!((found.len(), found[0].bytes, found[0].times), (1, 8_388_608.0, [60.0 * 1e-6; 3]), "{file}");
         }
     }
 }
