@@ -93,7 +93,8 @@ mod with_torch {
         let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
         let of_file = Cluster::parse(&args.cluster, &text).or_input()?;
         let mut base = of_file.clone();
-        // Peaks are those of the base's GPU.
+        // Operations that were measured would be taken for the formulas whose constants are fitted, and peaks are those of the base's GPU.
+        base.gpu.measured.clear();
         for constant in [&mut base.gpu.gemm_rate, &mut base.gpu.memory_bandwidth, &mut base.gpu.scatter_bandwidth] {
             constant.peak = None;
         }

@@ -198,7 +198,8 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
     }
     if let Some([used, total]) = measured.memory {
         gpu.memory = constant(total, f64::NAN, None, "all memory of the GPU");
-        gpu.memory_reserved = constant(used, f64::NAN, None, "in use once the GPU and its communicator are open");
+        let open = if request.launch.is_some() { "the GPU and its communicator are" } else { "the GPU is" };
+        gpu.memory_reserved = constant(used, f64::NAN, None, &format!("in use once {open} open"));
     }
     let ranks = measured.collectives.first().map_or(0, |of| of.ranks);
     collectives::apply(&mut cluster, &measured.collectives, &by(&format!("{ranks} processes")));

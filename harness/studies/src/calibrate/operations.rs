@@ -11,26 +11,21 @@ use workloads::model::{Moe, shapes};
 use super::line;
 use super::segments::{MeasuredRun, Segment, SegmentPlace};
 
-/// Units and times of an operation of one shape: forward, and backward.
+/// Units and times of one start of an operation of one shape: forward, and backward.
 type Points = [Vec<(f64, f64)>; 2];
 
 /// The operations that the runs show, with where their times come from.
 pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
-    let mut all: BTreeMap<(Operation, String), (Points, f64)> = BTreeMap::new();
+    let mut all: BTreeMap<(Operation, String), Points> = BTreeMap::new();
     for run in runs {
         for (place, time) in &run.measured {
-            let Some((operation, shape, units, of_start)) = units(run, place) else { continue };
-            let (points, starts) = all.entry((operation, shape)).or_default();
-            points[usize::from(place.backward)].push((units, time.0));
-            *starts = of_start;
+            let Some((operation, shape, units, starts)) = units(run, place) else { continue };
+            let points = all.entry((operation, shape)).or_default();
+            points[usize::from(place.backward)].push((units / starts, time.0 / starts));
         }
     }
-    let measured = |((operation, shape), (points, starts)): ((Operation, String), (Points, f64))| {
-        let [forward, backward] = points.map(|points| {
-            let mut line = line::fit(&points)?;
-            line.start /= starts;
-            Some(line)
-        });
+    let measured = |((operation, shape), points): ((Operation, String), Points)| {
+        let [forward, backward] = points.map(|points| line::fit(&points));
         Some(MeasuredOperation { operation, shape, forward: forward?, backward, source: source.to_owned() })
     };
     let is_whole = |of: &MeasuredOperation| of.backward.is_some() != (of.operation == Operation::Optimizer);
@@ -109,13 +104,15 @@ mod tests {
     use workloads::trace::BatchCounts;
     use workloads::{Cluster, Gate, Model};
 
-    fn run_on(there: &Cluster, micro_batch: usize) -> MeasuredRun {
+    /// A run in which the first `idle` of each rank's four experts get no row.
+    fn run_with(there: &Cluster, micro_batch: usize, idle: usize) -> MeasuredRun {
         let model = Model::named("test", "gpt-tiny").unwrap();
         let (layers, experts) = (model.moe_layers().count(), model.moe_layers().next().unwrap().experts);
         let tokens = model.blocks[0].tokens * model.top_k;
         let plan = Plan { dp: 2, ep: 2, micro_batch, ..Plan::default() };
         let chunks = 2 * micro_batch;
-        let counts = (0..layers * chunks * experts).map(|place| (tokens / experts + place % 3) as u32).collect();
+        let of = |place: usize| if place % 4 < idle { 0 } else { tokens / experts + place % 3 };
+        let counts = (0..layers * chunks * experts).map(|place| of(place) as u32).collect();
         let job = Job::new(model, there.clone(), 2, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
         let batch = BatchCounts::new(layers, chunks, experts, counts);
         let system: &'static dyn systems::System = &expert_only::ExpertOnly;
@@ -123,6 +120,10 @@ mod tests {
             MeasuredRun { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
         run.measured = run.predict(there);
         run
+    }
+
+    fn run_on(there: &Cluster, micro_batch: usize) -> MeasuredRun {
+        run_with(there, micro_batch, 0)
     }
 
     /// What the cost model says of a run comes out the same once it takes the lines of that run instead of its formulas.
@@ -150,5 +151,24 @@ mod tests {
             }
         }
         assert!((host(&runs).unwrap().0 / there.host.iteration.value - 1.0).abs() < 1e-9);
+    }
+
+    /// Ranks start two, three or four experts, in whatever order the runs stand.
+    #[test]
+    fn an_experts_line_does_not_depend_on_how_many_had_rows() {
+        let mut there = Cluster::named("test", "inky").unwrap();
+        let all_start = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
+        there.gpu.measured = of_runs(&all_start, "a test");
+        let expert = |of: &[MeasuredOperation]| of.iter().find(|of| of.operation == Operation::Expert).unwrap().clone();
+        let truth = expert(&there.gpu.measured);
+        let mut runs = vec![run_with(&there, 1, 2), run_on(&there, 2), run_with(&there, 4, 1)];
+        for _ in 0..runs.len() {
+            runs.rotate_left(1);
+            let found = expert(&of_runs(&runs, "a test"));
+            for (found, truth) in [(found.forward, truth.forward), (found.backward.unwrap(), truth.backward.unwrap())] {
+                assert!((found.start / truth.start - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
+                assert!((found.unit / truth.unit - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
+            }
+        }
     }
 }

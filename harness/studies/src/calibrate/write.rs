@@ -33,7 +33,8 @@ pub fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// The TOML of `before`, changed to that of `after`: names, description and constants.
+/// The TOML of `before`, changed to that of `after`: names, description and constants, and without measured operations where `after`
+/// has none.
 ///
 /// # Errors
 /// A text that is not the TOML of `before`.
@@ -56,7 +57,16 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
             write_constant(constant, to).with_context(|| format!("{path} is not a table"))?;
         }
     }
+    if after.gpu.measured.is_empty() {
+        without_measured(&mut document);
+    }
     Ok(document.to_string())
+}
+
+fn without_measured(document: &mut DocumentMut) {
+    if let Some(gpu) = document.get_mut("gpu").and_then(Item::as_table_like_mut) {
+        gpu.remove("measured");
+    }
 }
 
 /// The TOML of a cluster with these measured operations and this size of a gradient, instead of those that it states.
@@ -66,9 +76,7 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
 pub fn with_measured(text: &str, gradient: &Constant, measured: &[MeasuredOperation]) -> Result<String> {
     let mut document: DocumentMut = text.parse()?;
     document.remove("program");
-    if let Some(gpu) = document.get_mut("gpu").and_then(Item::as_table_like_mut) {
-        gpu.remove("measured");
-    }
+    without_measured(&mut document);
     let number = |number: f64| number_value(rounded(number)).to_string();
     let quoted = |text: &str| Value::from(text).to_string();
     let mut text = document.to_string();
@@ -197,6 +205,10 @@ mod tests {
         let cluster = Cluster::parse("t.toml", &once).unwrap();
         assert_eq!((cluster.gpu.measured.as_slice(), cluster.gradient_bytes()), (&measured[..], Some(4.0)));
         assert_eq!(with_measured(&once, &gradient, &measured).unwrap(), once, "what was there is replaced");
+        let mut without = cluster.clone();
+        without.gpu.measured.clear();
+        let text = updated(&once, &cluster, &without).unwrap();
+        assert_eq!(Cluster::parse("t.toml", &text).unwrap(), without);
     }
 
     #[test]
