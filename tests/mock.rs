@@ -1,5 +1,6 @@
 //! An engine of known times: runner, records, store, summary, figures and tables without a simulation.
 
+mod beside;
 mod engine;
 mod figures;
 mod records;

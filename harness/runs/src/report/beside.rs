@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use crate::summary::beside::{self, Compared};
 use crate::summary::errors::{Errors, Pair};
+use crate::summary::speedup::Speedup;
 
 /// A line for every case and system.
 pub fn table(all: &[Compared]) -> comfy_table::Table {
+    let spread = spread_over(all);
     let heads = [
         "case",
         "system",
@@ -15,15 +17,17 @@ pub fn table(all: &[Compared]) -> comfy_table::Table {
         "predicted ms",
         "error",
         "speedup",
-        "of a seed",
+        "seeds",
+        &spread,
         "predicted",
         "memory GB",
         "predicted GB",
         "error",
     ];
-    let mut table = super::table(&heads, &[2, 4, 5, 6, 8, 9, 10, 11]);
+    let mut table = super::table(&heads, &[2, 4, 5, 6, 7, 9, 10, 11, 12]);
     for of in all {
         let memory = |of: &dyn Fn(Pair) -> String, pair: Option<Pair>| pair.map_or(String::new(), of);
+        let speedup = |show: &dyn Fn(&[Speedup; 2]) -> String| of.speedup.as_ref().map_or(String::new(), show);
         table.add_row([
             of.case.clone(),
             of.system.clone(),
@@ -31,15 +35,25 @@ pub fn table(all: &[Compared]) -> comfy_table::Table {
             format!("{:.2} to {:.2}", of.middle[0] * 1e3, of.middle[1] * 1e3),
             format!("{:.2}", of.step.predicted * 1e3),
             format!("{:+.1}%", of.step.error() * 100.0),
-            of.speedup.map_or(String::new(), |(pair, _)| format!("{:.3}x", pair.measured)),
-            of.speedup.map_or(String::new(), |(_, [low, high])| format!("{low:.3} to {high:.3}")),
-            of.speedup.map_or(String::new(), |(pair, _)| format!("{:.3}x", pair.predicted)),
+            speedup(&|[measured, _]| format!("{:.3}x", measured.by_totals)),
+            speedup(&|[measured, _]| measured.seeds.to_string()),
+            speedup(&|[measured, _]| {
+                measured.spread.map_or(String::new(), |[low, high]| format!("{low:.3} to {high:.3}"))
+            }),
+            speedup(&|[_, predicted]| format!("{:.3}x", predicted.by_totals)),
             memory(&|pair| format!("{:.1}", pair.measured / 1e9), of.memory),
             memory(&|pair| format!("{:.1}", pair.predicted / 1e9), of.memory),
             memory(&|pair| format!("{:+.1}%", pair.error() * 100.0), of.memory),
         ]);
     }
     table
+}
+
+/// What the intervals of measured speedups are: see [`Speedup::spread`].
+fn spread_over(all: &[Compared]) -> String {
+    let has = |several: bool| all.iter().flat_map(|of| &of.speedup).any(|[own, _]| (own.seeds > 1) == several);
+    let kinds = [(false, "95%, block bootstrap"), (true, "range of seeds")];
+    kinds.iter().filter(|(several, _)| has(*several)).map(|(_, kind)| *kind).collect::<Vec<_>>().join(" or ")
 }
 
 /// Errors over all, and the order of systems.
@@ -74,7 +88,9 @@ pub fn csv(all: &[Compared]) -> String {
         };
         line("step_s", &of.step);
         of.memory.iter().for_each(|pair| line("peak_bytes", pair));
-        of.speedup.iter().for_each(|(pair, _)| line("speedup", pair));
+        if let Some([measured, predicted]) = &of.speedup {
+            line("speedup", &Pair { predicted: predicted.by_totals, measured: measured.by_totals });
+        }
         of.phases.iter().for_each(|(phase, pair)| line(&format!("phase {phase} s"), pair));
     }
     text

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use systems::price::ledger::Phase;
 
-use crate::records::{self, RowsByRun};
+use crate::records::{self, Row, RowsByRun};
 use crate::store::read_parquet;
 use crate::summary::errors::{Pair, quantile};
+use crate::summary::series;
+use crate::summary::speedup::{Series, Speedup};
 
 /// A case under a system in both runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,8 +27,8 @@ pub struct Compared {
     pub memory: Option<Pair>,
     /// Means of the phases that take any time in either run, s.
     pub phases: Vec<(String, Pair)>,
-    /// Total time of the baseline over its own, over all measured runs, and the least and the most of a seed.
-    pub speedup: Option<(Pair, [f64; 2])>,
+    /// Over the baseline, measured and predicted, by the seeds that both finished.
+    pub speedup: Option<[Speedup; 2]>,
 }
 
 /// Compares runs in folders, a folder for each seed; `reserved` is what a device has in use besides what is predicted, bytes.
@@ -47,7 +49,6 @@ pub fn compare(
         let at = |steps: &[f64], share| quantile(steps, share);
         let (Some(measured), Some(predicted)) = (at(steps, 0.5), at(predicted, 0.5)) else { continue };
         let base = [key[0].clone(), baseline.to_owned()];
-        let ratios = [&own, &other].map(|side| side.speedup(&base, key));
         all.push(Compared {
             case: key[0].clone(),
             system: key[1].clone(),
@@ -58,10 +59,7 @@ pub fn compare(
                 .zip(*predicted_peak)
                 .map(|(measured, predicted)| Pair { predicted: predicted + reserved, measured }),
             phases: own.phases_beside(&other, key),
-            speedup: match ratios {
-                [Some((measured, spread)), Some((predicted, _))] => Some((Pair { predicted, measured }, spread)),
-                _ => None,
-            },
+            speedup: own.speedup(&base, key).zip(other.speedup(&base, key)).map(|(own, other)| [own, other]),
         });
     }
     ensure!(!all.is_empty(), "the measured and the predicted runs have nothing in common");
@@ -73,8 +71,8 @@ pub fn compare(
 struct Side {
     /// Sorted steps after warm-up, and the fullest rank.
     runs: BTreeMap<[String; 2], (Vec<f64>, Option<f64>)>,
-    /// By seed: total time after warm-up.
-    totals: BTreeMap<u64, BTreeMap<[String; 2], f64>>,
+    /// Steps after warm-up of the seeds that finished.
+    series: BTreeMap<[String; 2], Vec<Series>>,
     /// By phase: the mean of the folders' means.
     phases: BTreeMap<[String; 3], f64>,
 }
@@ -108,10 +106,11 @@ impl Side {
         for rows in RowsByRun::new(&rows).iter() {
             let samples = rows.iter().filter(|row| row.iteration > warmup).filter_map(|row| row.sample.as_ref().ok());
             let key = [rows[0].key.case.clone(), rows[0].key.system.clone()];
-            for row in rows.iter().filter(|row| row.iteration > warmup) {
-                let step = row.sample.as_ref().map_or(0.0, |sample| sample.step.0);
-                *self.totals.entry(row.key.seed).or_default().entry(key.clone()).or_default() += step;
-            }
+            let finished: Vec<&[&Row]> = rows
+                .chunk_by(|a, b| a.key.seed == b.key.seed)
+                .filter(|rows| rows.iter().all(|row| row.sample.is_ok()))
+                .collect();
+            self.series.entry(key.clone()).or_default().extend(series(&finished.concat(), warmup as usize));
             let (steps, peak) = self.runs.entry(key).or_default();
             steps.extend(samples.clone().map(|sample| sample.step.0));
             *peak = samples.filter_map(|sample| Some(sample.peak?.bytes.0)).chain(*peak).reduce(f64::max);
@@ -119,14 +118,8 @@ impl Side {
         Ok(())
     }
 
-    /// Total time of `base` over that of `own`; and the least and the most of a seed.
-    fn speedup(&self, base: &[String; 2], own: &[String; 2]) -> Option<(f64, [f64; 2])> {
-        let pairs: Vec<[f64; 2]> =
-            self.totals.values().filter_map(|totals| Some([*totals.get(base)?, *totals.get(own)?])).collect();
-        let sum = |side: usize| pairs.iter().map(|pair| pair[side]).sum::<f64>();
-        let ratios = || pairs.iter().map(|[base, own]| base / own);
-        let range = [ratios().reduce(f64::min)?, ratios().reduce(f64::max)?];
-        (sum(1) > 0.0).then(|| (sum(0) / sum(1), range))
+    fn speedup(&self, base: &[String; 2], own: &[String; 2]) -> Option<Speedup> {
+        Speedup::new(self.series.get(base)?, self.series.get(own)?)
     }
 
     fn phases_beside(&self, other: &Self, [case, system]: &[String; 2]) -> Vec<(String, Pair)> {

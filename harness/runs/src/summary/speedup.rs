@@ -31,6 +31,8 @@ pub struct Speedup {
     /// Of one seed, over its iterations: the middle 95% of a block bootstrap. Of several, the smallest and the largest ratio
     /// of a seed. None of fewer than two placement periods.
     pub spread: Option<[f64; 2]>,
+    /// How many seeds both ran.
+    pub seeds: usize,
     /// Ratio of the medians of all iterations after warm-up.
     pub by_medians: f64,
     /// The placement period, where a run was shorter: then all its iterations were counted.
@@ -56,6 +58,7 @@ impl Speedup {
         Some(Self {
             by_totals,
             spread,
+            seeds: runs.len(),
             by_medians: median(&reference)? / median(&system)?,
             unreached_period: runs.iter().find_map(|run| run.unreached_period),
         })
