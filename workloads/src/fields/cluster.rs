@@ -84,7 +84,8 @@ static MEASURED: Table = Table {
             "operation",
             Words(&["block", "gate", "expert", "edges", "optimizer"]),
             "\"expert\"",
-            "Which; their units are a sample, a token, a row, a sample and a parameter",
+            "Which; their units are a sample, a token, a row, a sample and a parameter; a gate's line holds for the one top-k and kind of \
+             gate, bounded or not, that it was measured with",
         ),
         must("shape", Text, "\"\"", "What it was measured on, in the words of the command that writes it"),
         must(
