@@ -20,6 +20,7 @@ use trainer::rank::report::Report;
 use trainer::record;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
+use workloads::cluster::{Constant, Program};
 use workloads::suite::TraceUse;
 use workloads::trace::{BatchCounts, RoutingTrace};
 use workloads::{Cluster, EngineKind, Gate, Model, Training};
@@ -158,12 +159,21 @@ fn collectives_take_the_same_in_both_engines() {
     check_collectives(Model::named("test", "deepseek-micro").unwrap(), &all);
 }
 
-/// Copies that stand, copies for a micro-batch, and shards: what comes and goes takes the same in both engines.
+/// Replicas, copies that stand, copies for a micro-batch, and shards: what comes and goes takes the same in both engines, where
+/// gradients are in half precision and where a cluster's program has them in single precision.
 #[test]
 fn copies_take_the_same_in_both_engines() {
-    let job = job(model(32, 2), Cluster::named("test", "inky").unwrap(), 8);
+    let half = Cluster::named("test", "inky").unwrap();
+    let gradient = Constant { value: 4.0, ..half.gpu.memory.clone() };
+    let single = Cluster { program: Some(Program { gradient }), ..half.clone() };
+    [half, single].into_iter().for_each(check_copies);
+}
+
+fn check_copies(cluster: Cluster) {
+    let job = job(model(32, 2), cluster, 8);
     let synchronised = Activity::GradientSync(Gradients::Experts);
-    let cases: [(&'static dyn System, Plan, &[Activity]); 6] = [
+    let cases: [(&'static dyn System, Plan, &[Activity]); 7] = [
+        (&expert_only::ExpertOnly, plan([1, 8, 1, 4, 2], 0), &[synchronised]),
         (&eplb::Eplb, plan([1, 8, 1, 4, 2], 1), &[synchronised, Activity::Gathering]),
         (&flexmoe::FLEXMOE, plan([2, 4, 1, 2, 2], 1), &[synchronised]),
         (&quota::MOONEP, plan([1, 8, 1, 8, 1], 0), &[Activity::Op(Op::CopyWeights), Activity::Op(Op::ReturnGrad)]),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use systems::iteration::Start;
 use systems::plan::PlanError;
-use systems::plan::memory::StageParameters;
+use systems::plan::memory::{StageParameters, gradient_bytes};
 use systems::plan::routing::JobRouting;
 use systems::plan::slots::{SlotState, layers_of};
 use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
@@ -165,7 +165,7 @@ pub fn fits(
         match storage {
             Storage::Slots => state * StageParameters { experts: slots, ..parameters }.total(),
             Storage::OptimizerShards | Storage::Shards => {
-                let experts = SlotState::new(storage, layers).parameters;
+                let experts = SlotState::new(storage, gradient_bytes(&job.cluster), layers).parameters;
                 state * StageParameters { experts, ..parameters }.total() + copy * slots
             }
         }

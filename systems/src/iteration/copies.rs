@@ -36,8 +36,9 @@ impl Copies<'_> {
                 let group = costs.group(plan.expert_group(self.stage, 0), 1);
                 let traffic = Traffic::all_to_all(&group);
                 let of_layer = |filled: usize, parameters: u64| {
-                    let shard = Bytes(filled as f64 * parameters as f64 * HALF / group.size() as f64);
-                    costs.exchange(&group, &traffic, shard) * 2.0
+                    let shards = |bytes: f64| Bytes(filled as f64 * parameters as f64 * bytes / group.size() as f64);
+                    let [gradients, weights] = [costs.gradient_bytes(), HALF].map(shards);
+                    costs.exchange(&group, &traffic, gradients) + costs.exchange(&group, &traffic, weights)
                 };
                 let layers = layers.iter();
                 Some(layers.map(|(moe, placement)| of_layer(fullest(placement), moe.expert_parameters())).sum())
@@ -46,7 +47,7 @@ impl Copies<'_> {
             Storage::Slots => {
                 let mut of_rank = vec![Seconds::ZERO; plan.ep];
                 for (moe, placement) in layers {
-                    let bytes = Bytes(moe.expert_parameters() as f64 * HALF);
+                    let bytes = Bytes(moe.expert_parameters() as f64 * costs.gradient_bytes());
                     for expert in 0..placement.experts() {
                         let group = costs.group_of(self.holders(placement, expert));
                         let time = match plan.zero {

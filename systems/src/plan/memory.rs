@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use workloads::Bytes;
 use workloads::model::{Block, HALF, Moe};
+use workloads::{Bytes, Cluster};
 
 use crate::plan::job::Job;
 use crate::plan::slots::SlotState;
@@ -36,6 +36,16 @@ pub const MIGRATED_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0 + 8.0;
 /// The half-precision gradient becomes a single-precision one (6), is unscaled and checked (8), Adam reads gradient, master
 /// weight and moments and writes the last three (28), and the weight is written back in half precision (6).
 pub const OPTIMIZER_TRAFFIC_PER_PARAMETER: f64 = 6.0 + 8.0 + 28.0 + 6.0;
+
+/// Bytes of a parameter's gradient as it is held and summed over replicas: in half precision unless the cluster states another size.
+pub fn gradient_bytes(cluster: &Cluster) -> f64 {
+    cluster.gradient_bytes().unwrap_or(GRADIENT_BYTES)
+}
+
+/// What the optimizer's step adds for a gradient of so many bytes: one that is in single precision need not become it.
+fn converted(gradient: f64) -> f64 {
+    if gradient < UPDATE_BYTES { UPDATE_BYTES } else { 0.0 }
+}
 
 /// Parameters of one stage on one rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -131,7 +141,7 @@ struct StateMemory {
 impl StateMemory {
     fn new(job: &Job, plan: &Plan, stage: usize) -> Self {
         let parameters = StageParameters::new(job, plan, stage);
-        let gradient = job.cluster.gradient_bytes().unwrap_or(GRADIENT_BYTES);
+        let gradient = gradient_bytes(&job.cluster);
         let held = |from| if plan.zero >= from { parameters.share(plan) } else { parameters }.total();
         let mut training = held(Zero::Weights) * WEIGHT_BYTES
             + held(Zero::Gradients) * gradient
@@ -145,8 +155,7 @@ impl StateMemory {
             // The block that runs, and the next one, whose weights are gathered meanwhile.
             training += 2.0 * block * WEIGHT_BYTES;
         }
-        // A gradient that is in single precision need not become it.
-        let update = training + held(Zero::Optimizer) * if gradient < UPDATE_BYTES { UPDATE_BYTES } else { 0.0 };
+        let update = training + held(Zero::Optimizer) * converted(gradient);
         Self { training: Bytes(training), update: Bytes(update) }
     }
 }
@@ -263,8 +272,9 @@ impl StageMemory {
     #[must_use]
     pub fn with_slots(mut self, equal: f64, slots: &SlotState) -> Self {
         let more = slots.parameters - equal;
-        self.state.training += Bytes(more * STATE_BYTES_PER_PARAMETER) + slots.bytes;
-        self.state.update += Bytes(more * (STATE_BYTES_PER_PARAMETER + UPDATE_BYTES)) + slots.bytes;
+        let state = WEIGHT_BYTES + slots.gradient + OPTIMIZER_BYTES;
+        self.state.training += Bytes(more * state) + slots.bytes;
+        self.state.update += Bytes(more * (state + converted(slots.gradient))) + slots.bytes;
         self
     }
 
@@ -330,7 +340,7 @@ pub fn exchange_buffers(moe: &Moe, sent: f64, received: f64) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use workloads::{Cluster, Gate, Model};
+    use workloads::{Gate, Model};
 
     #[test]
     fn few_activations_are_less_than_the_update_takes() {
@@ -384,6 +394,19 @@ mod tests {
         close(Zero::Optimizer, p * (4.0 + 12.0 / 8.0));
         close(Zero::Gradients, p * (2.0 + 14.0 / 8.0) + 2.0 * block);
         close(Zero::Weights, p * 16.0 / 8.0 + 6.0 * block);
+    }
+
+    /// A slot more on every rank is an expert more, whatever a gradient takes.
+    #[test]
+    fn slots_hold_gradients_as_all_parameters_do() {
+        for (gradient, training, update) in [(2.0, 16.0, 20.0), (4.0, 18.0, 18.0)] {
+            let state = StateMemory { training: Bytes(training * 100.0), update: Bytes(update * 100.0) };
+            let memory = StageMemory { state, kept: Vec::new(), recomputed: Bytes::ZERO, recompute: Recompute::None };
+            let slots = SlotState { parameters: 15.0, gradient, bytes: Bytes(7.0) };
+            let found = memory.with_slots(10.0, &slots).state;
+            let expected = StateMemory { training: Bytes(training * 105.0 + 7.0), update: Bytes(update * 105.0 + 7.0) };
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::plan::Plan;
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 
-/// A half-precision weight, and a gradient that is summed in single precision.
+/// A half-precision weight, and a gradient that is summed in single precision on its way home.
 const COPY_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0;
 
 /// What the experts' slots make the fullest rank of a stage hold.
@@ -16,14 +16,16 @@ const COPY_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0;
 pub struct SlotState {
     /// Parameters with all of their state: weight, gradient, optimizer state.
     pub parameters: f64,
+    /// Bytes of a parameter's gradient, as it is held and summed over copies.
+    pub gradient: f64,
     /// Besides: weights and gradients without optimizer state, and room for copies.
     pub bytes: Bytes,
 }
 
 impl SlotState {
-    /// Of the MoE layers of a stage.
-    pub fn new<'a>(storage: Storage, layers: impl Iterator<Item = (&'a Moe, &'a Placement)>) -> Self {
-        let (mut state, mut room) = (Self::default(), Bytes::ZERO);
+    /// Of the MoE layers of a stage, with gradients of so many bytes a parameter.
+    pub fn new<'a>(storage: Storage, gradient: f64, layers: impl Iterator<Item = (&'a Moe, &'a Placement)>) -> Self {
+        let (mut state, mut room) = (Self { gradient, ..Self::default() }, Bytes::ZERO);
         for (moe, placement) in layers {
             let rank = |rank| placement.experts_of(rank).iter().flatten().count();
             let (least, most) = (0..placement.ranks())
@@ -37,7 +39,7 @@ impl SlotState {
                 Storage::Slots => state.parameters += filled,
                 Storage::OptimizerShards => {
                     state.parameters += share;
-                    state.bytes += Bytes((filled - share) * 2.0 * HALF);
+                    state.bytes += Bytes((filled - share) * (HALF + gradient));
                 }
                 Storage::Shards => {
                     state.parameters += share;
@@ -79,11 +81,15 @@ mod tests {
         let plain = Placement::in_order(8, 4, 4).unwrap();
         let copies = plain.with([(7, 2), (6, 3)].into_iter());
         let placements = [plain.clone(), plain.clone(), plain, copies];
-        let state = |storage| SlotState::new(storage, layers_of(&job, &plan, 1, &placements));
-        assert_eq!(state(Storage::Slots), SlotState { parameters: (2.0 + 4.0) * size, bytes: Bytes(2.0 * size * 6.0) });
-        let optimizer = state(Storage::OptimizerShards);
-        assert_eq!(optimizer, SlotState { parameters: 4.0 * size, bytes: Bytes((2.0 * 4.0 + 2.0 * 6.0) * size) });
-        let shards = state(Storage::Shards);
-        assert_eq!(shards, SlotState { parameters: 4.0 * size, bytes: Bytes(4.0 * 8.0 * size) });
+        for gradient in [2.0, 4.0] {
+            let check = |storage, parameters: f64, bytes: f64| {
+                let found = SlotState::new(storage, gradient, layers_of(&job, &plan, 1, &placements));
+                let expected = SlotState { parameters: parameters * size, gradient, bytes: Bytes(bytes * size) };
+                assert_eq!(found, expected, "{storage:?}");
+            };
+            check(Storage::Slots, 2.0 + 4.0, 2.0 * 6.0);
+            check(Storage::OptimizerShards, 4.0, 2.0 * (2.0 + gradient) + 2.0 * 6.0);
+            check(Storage::Shards, 4.0, 4.0 * 8.0);
+        }
     }
 }

@@ -171,7 +171,7 @@ impl CostModel {
 
     /// Bytes of a parameter's gradient as it is summed over replicas.
     pub fn gradient_bytes(&self) -> f64 {
-        self.cluster.gradient_bytes().unwrap_or(HALF)
+        memory::gradient_bytes(&self.cluster)
     }
 
     /// Launches of a block's small kernels, once per pass.

@@ -8,7 +8,7 @@ use systems::price::network::Group;
 use systems::{Placement, Storage};
 use tch::{Kind, Tensor};
 use workloads::Bytes;
-use workloads::model::{HALF, Moe};
+use workloads::model::Moe;
 
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
@@ -55,7 +55,7 @@ impl Rank<'_> {
         let storage = self.online.policy().storage();
         let layers: Vec<(&Moe, &Placement)> =
             stage.layers().map(|layer| (layer.experts.moe(), &layer.placement)).collect();
-        let slots = SlotState::new(storage, layers.iter().copied());
+        let slots = SlotState::new(storage, costs.gradient_bytes(), layers.iter().copied());
         let copies = Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers };
         let synchronised = copies.synchronisation();
         if storage == Storage::Shards || synchronised.is_none() && groups.replicas.size() == 1 {
@@ -78,7 +78,7 @@ impl Rank<'_> {
         match synchronised {
             Some(price) => self.timer.collective(activity, &*groups.stage, price),
             None => {
-                let price = costs.all_reduce(place, Bytes(slots.parameters * HALF));
+                let price = costs.all_reduce(place, Bytes(slots.parameters * slots.gradient));
                 self.timer.collective(activity, &*groups.replicas, price)
             }
         }
