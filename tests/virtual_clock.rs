@@ -13,7 +13,7 @@ use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::plan::routing::JobRouting;
 use systems::program::{Op, Stream};
 use systems::zoo::{eplb, expert_only, fastermoe, flexmoe, laer, microep, quota, smartmoe, symi};
-use systems::{CostModel, Job, Plan, System};
+use systems::{CostModel, Job, Plan, Recompute, System};
 use tch::{Device, Kind};
 use trainer::data::Language;
 use trainer::rank::report::Report;
@@ -172,13 +172,16 @@ fn copies_take_the_same_in_both_engines() {
 fn check_copies(cluster: Cluster) {
     let job = job(model(32, 2), cluster, 8);
     let synchronised = Activity::GradientSync(Gradients::Experts);
-    let cases: [(&'static dyn System, Plan, &[Activity]); 7] = [
+    let restored = [Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)];
+    let recomputed = Plan { recompute: Recompute::Full, ..plan([2, 4, 1, 2, 2], 1) };
+    let cases: [(&'static dyn System, Plan, &[Activity]); 8] = [
         (&expert_only::ExpertOnly, plan([1, 8, 1, 4, 2], 0), &[synchronised]),
         (&eplb::Eplb, plan([1, 8, 1, 4, 2], 1), &[synchronised, Activity::Gathering]),
         (&flexmoe::FLEXMOE, plan([2, 4, 1, 2, 2], 1), &[synchronised]),
         (&quota::MOONEP, plan([1, 8, 1, 8, 1], 0), &[Activity::Op(Op::CopyWeights), Activity::Op(Op::ReturnGrad)]),
         (&microep::ASYMMETRIC, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
-        (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &[Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)]),
+        (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &restored),
+        (&laer::Laer, recomputed, &restored),
         (&symi::Symi, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
     ];
     for (system, plan, activities) in cases {

@@ -506,11 +506,12 @@ impl<'a> StageRun<'a> {
         let e = self.evaluation;
         let block = &e.job.model.blocks[b];
         self.block = Some(b);
-        let priced = block.moe().map(|moe| (moe, self.layers[pass].pop().expect("the forward pass has priced it")));
+        let mut priced = block.moe().map(|moe| (moe, self.layers[pass].pop().expect("the forward pass has priced it")));
         if self.recompute == Recompute::Full {
             self.dense_block(block, Direction::Forward);
-            if let Some((_, (program, priced))) = &priced {
+            if let Some((_, (program, priced))) = &mut priced {
                 self.pass(&priced.pass(program, Direction::Forward), &mut workspace.streams);
+                priced.after_recomputation(program);
             }
         } else if self.recompute == Recompute::Selective {
             self.advance(Activity::Block, [self.dense.again(block, self.recompute)]);
@@ -520,7 +521,6 @@ impl<'a> StageRun<'a> {
         }
         if let Some((moe, (program, priced))) = priced {
             let shown = self.exchanges_shown(block, &program, &priced, Direction::Backward);
-            let shown = self.restored_before(&program, &priced).or(shown);
             self.pass(&with_durations(priced.pass(&program, Direction::Backward), &shown), &mut workspace.streams);
             let (tokens, placement) = (e.plan.tokens(moe), &e.placements[layer]);
             for (rank, experts) in self.experts.iter_mut().enumerate() {
@@ -530,18 +530,6 @@ impl<'a> StageRun<'a> {
             workspace.scratch.reuse(priced);
         }
         self.dense_block(block, Direction::Backward);
-    }
-
-    /// Durations of a layer's backward pass, `[task][rank]`, where the recomputation before it has restored its experts from their shards already;
-    /// none where there is no such thing.
-    fn restored_before(&self, program: &LayerProgram, priced: &LayerPrice) -> Option<Vec<Seconds>> {
-        if self.recompute != Recompute::Full || !program.forward.iter().any(|task| task.op == Op::Unshard) {
-            return None;
-        }
-        let mut left = priced.backward.clone();
-        let tasks = program.backward.iter().zip(left.chunks_exact_mut(self.ranks.len()));
-        tasks.filter(|(task, _)| task.op == Op::Unshard).for_each(|(_, times)| times.fill(Seconds::ZERO));
-        Some(left)
     }
 
     /// All ranks do the same, in parts one after the other.

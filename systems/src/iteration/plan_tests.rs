@@ -9,12 +9,16 @@ use workloads::trace::{BatchCounts, Routing, RoutingSpec, SynthSpec};
 use workloads::{Cluster, Gate, Model, Seconds};
 
 use crate::iteration::outline::Outline;
+use crate::iteration::schedule::Work;
+use crate::iteration::timeline::{Activity, Span};
 use crate::iteration::{Charge, Coverage, Evaluation, Timing};
 use crate::plan::search::{self, Candidate, PerformanceModel};
 use crate::price::ledger::Phase;
+use crate::program::split::Split;
+use crate::program::{Op, Weights};
 use crate::zoo::smartmoe::OFFLINE_ONLY;
 use crate::{CostModel, Job, LayerProgram, Overlap, Placement, Plain, Plan, PlanError, Policy, Recompute};
-use crate::{RoutingCounts, System, Zero};
+use crate::{RoutingCounts, Storage, System, Zero};
 
 /// The tiny GPT, eight blocks deep, on two nodes of inky.
 fn job(skewed: bool) -> (Job, BatchCounts) {
@@ -42,8 +46,18 @@ fn job(skewed: bool) -> (Job, BatchCounts) {
 }
 
 fn run(job: &Job, plan: &Plan, policy: &dyn Policy, batch: &BatchCounts) -> Timing {
+    evaluate(job, plan, policy, batch, |of| of.run())
+}
+
+fn evaluate<T>(
+    job: &Job,
+    plan: &Plan,
+    policy: &dyn Policy,
+    batch: &BatchCounts,
+    of: impl FnOnce(&Evaluation) -> T,
+) -> T {
     plan.check(job).unwrap();
-    Evaluation {
+    of(&Evaluation {
         job,
         plan,
         costs: &CostModel::new(&job.cluster, job.gpus),
@@ -52,8 +66,7 @@ fn run(job: &Job, plan: &Plan, policy: &dyn Policy, batch: &BatchCounts) -> Timi
         batch,
         charges: &vec![Charge::default(); plan.pp],
         coverage: Coverage::Full,
-    }
-    .run()
+    })
 }
 
 /// A job without anything but equal blocks: no edges, no communication that takes time.
@@ -156,6 +169,42 @@ fn overlap_hides_what_computation_has_room_for() {
     assert!(exchanges.step < none.step && state.step < none.step);
     // One forward pass more is in flight.
     assert!(exchanges.peak.bytes > none.peak.bytes && state.peak.bytes == none.peak.bytes);
+}
+
+/// Experts in shards, restored for each pass, with what runs beside computation.
+struct Resharding(Overlap);
+
+impl Policy for Resharding {
+    fn storage(&self) -> Storage {
+        Storage::Shards
+    }
+
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        LayerProgram::split(Split::Even, Vec::new(), Weights::Sharded, 0)
+    }
+
+    fn overlap(&self) -> Overlap {
+        self.0
+    }
+}
+
+/// A forward pass that is run again restores experts for the backward pass, too, whose exchanges hide as they do without.
+#[test]
+fn recomputation_restores_experts_once_and_shows_no_hidden_exchange() {
+    let (job, batch) = job(true);
+    let time = |recompute, exchanges, op| {
+        let plan = Plan { pp: 2, dp: 8, ep: 8, recompute, ..Plan::default() };
+        let policy = Resharding(Overlap { exchanges, ..Overlap::default() });
+        let (_, spans) = evaluate(&job, &plan, &policy, &batch, |of| of.observe());
+        let backward = |span: &&Span| matches!(span.work, Some(Work::Backward(_))) && span.activity == Activity::Op(op);
+        spans.iter().filter(backward).map(|span| (span.end - span.start).0).sum::<f64>()
+    };
+    let same = |a: f64, b: f64| assert!(a > 0.0 && (a / b - 1.0).abs() < 1e-9, "{a} {b}");
+    let [none, full] = [Recompute::None, Recompute::Full];
+    same(time(none, false, Op::Unshard), time(full, false, Op::Unshard));
+    let dispatch = Op::Dispatch { step: 0 };
+    let hidden = |recompute| time(recompute, false, dispatch) - time(recompute, true, dispatch);
+    same(hidden(none), hidden(full));
 }
 
 /// A random plan of 16 ranks that the job allows.

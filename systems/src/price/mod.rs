@@ -47,6 +47,15 @@ impl LayerPrice {
             Direction::Backward => TimedPass { tasks: &program.backward, durations: &self.backward, steps },
         }
     }
+
+    /// Where the program's forward pass is run again right before its backward pass: this one finds the experts restored.
+    pub fn after_recomputation(&mut self, program: &LayerProgram) {
+        let ranks = self.computed_rows.len();
+        if program.restores() {
+            let tasks = program.backward.iter().zip(self.backward.chunks_exact_mut(ranks));
+            tasks.filter(|(task, _)| task.op == Op::Unshard).for_each(|(_, times)| times.fill(Seconds::ZERO));
+        }
+    }
 }
 
 /// What a layer's prices depend on besides its program and routing.

@@ -310,6 +310,12 @@ impl LayerProgram {
         self.copies.iter().enumerate().map(|(index, copy)| (from(index, copy), rank(copy))).collect()
     }
 
+    /// Whether the forward pass restores experts from shards. A backward pass that follows at once, as behind a full recomputation, finds
+    /// them in their slots and restores nothing.
+    pub fn restores(&self) -> bool {
+        self.forward.iter().any(|task| task.op == Op::Unshard)
+    }
+
     /// Plain expert parallelism: gate, counts, one dispatch, the local experts, one combine; the host waits for every
     /// exchange.
     pub fn expert_parallel() -> Self {

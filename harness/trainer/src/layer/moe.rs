@@ -85,8 +85,22 @@ pub struct Saved {
     outputs: Tensor,
     experts: SlotsSaved,
     shadows: Vec<Shadow>,
+    /// Whether experts that the forward pass restored from shards are in their slots still.
+    restored: bool,
     /// Under a virtual clock.
     price: Option<LayerPrice>,
+}
+
+impl Saved {
+    /// Of a forward pass that was run again for the backward pass that follows.
+    #[must_use]
+    pub fn recomputed(mut self) -> Self {
+        self.restored = self.program.restores();
+        if let Some(price) = &mut self.price {
+            price.after_recomputation(&self.program);
+        }
+        self
+    }
 }
 
 /// Where the tokens of a micro-batch go.
@@ -131,7 +145,9 @@ impl Layer {
             times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
         }
         stats.shadowed = program.shadowed.len();
-        Ok((result, Saved { program, splits, transfers, routing, outputs, experts: saved, shadows, price }, stats))
+        let restored = false;
+        let saved = Saved { program, splits, transfers, routing, outputs, experts: saved, shadows, restored, price };
+        Ok((result, saved, stats))
     }
 
     /// The gradient of the tokens from that of the outputs. Adds to the gradients of the experts and the gate.
@@ -140,10 +156,10 @@ impl Layer {
     /// As for [`Self::forward`].
     pub fn backward(&self, site: &MoeSite, saved: Saved, gradient: &Tensor) -> Result<Tensor, TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Saved { program, splits, transfers, routing, outputs, experts, shadows, price } = saved;
+        let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, price } = saved;
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
-        let local = self.local(site, &splits, &transfers);
+        let local = Local { restored, ..self.local(site, &splits, &transfers) };
         let mut pass = Pass::new(local, Backward { saved: experts }, of_rows, shadows);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
@@ -248,7 +264,8 @@ impl Layer {
     }
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
-        Local { group: site.group, experts: &self.experts, placement: &self.placement, splits, transfers }
+        let (experts, placement) = (&self.experts, &self.placement);
+        Local { group: site.group, experts, placement, splits, transfers, restored: false }
     }
 
     /// The prices of the program's tasks, under a virtual clock.

@@ -53,6 +53,8 @@ pub(super) struct Local<'a> {
     pub(super) placement: &'a Placement,
     pub(super) splits: &'a Splits,
     pub(super) transfers: &'a Transfers,
+    /// Whether the pass before has left the experts that the program restores from shards in their slots.
+    pub(super) restored: bool,
 }
 
 /// `[step][slot]`: saved for backward.
@@ -122,7 +124,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A peer that died; a program that sends what is not computed yet.
     pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        let Local { splits, transfers, group, experts, placement } = self.local;
+        let Local { splits, transfers, group, experts, placement, restored } = self.local;
         match op {
             Op::Dispatch { step } => self.dispatch(step),
             Op::Combine { step } => self.combine(step),
@@ -133,6 +135,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
             Op::CopyWeights => Ok(transfers.weights(experts, group)?),
             Op::ReturnGrad => Ok(transfers.gradients(experts, group)?),
+            Op::Unshard if restored => Ok(Vec::new()),
             Op::Unshard => {
                 let shards = self.shards()?;
                 Ok(vec![shards.gather(&shards.bucket.weights, placement, group)?])
@@ -177,7 +180,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A program that exchanges an expert it does not shadow.
     pub(super) fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        let Local { splits, transfers, experts, placement, group } = self.local;
+        let Local { splits, transfers, experts, placement, group, .. } = self.local;
         match op {
             Op::Dispatch { step } => self.arrived[step] = tensors,
             Op::Combine { step } => {

@@ -39,6 +39,16 @@ enum FeedForwardSaved {
     Moe(Box<moe::Saved>, Option<SharedSaved>),
 }
 
+impl FeedForwardSaved {
+    /// Of a forward pass that was run again for the backward pass that follows.
+    fn recomputed(self) -> Self {
+        match self {
+            Self::Moe(saved, shared) => Self::Moe(Box::new(saved.recomputed()), shared),
+            Self::Dense(tape) => Self::Dense(tape),
+        }
+    }
+}
+
 /// What an iteration's micro-batches did.
 pub(super) struct Ran {
     /// `[micro-batch][layer of the stage]`.
@@ -188,7 +198,7 @@ impl Rank<'_> {
         let (attention, feed_forward) = match saved {
             BlockSaved::Whole(saved) => *saved,
             BlockSaved::Input(input) => match self.block_forward(block, m, &input)?.1 {
-                BlockSaved::Whole(saved) => *saved,
+                BlockSaved::Whole(saved) => (saved.0, saved.1.recomputed()),
                 BlockSaved::Input(_) => unreachable!("a block's forward pass saves all"),
             },
         };
