@@ -199,12 +199,21 @@ pub(super) fn watch(
             return;
         };
         if let Some((mut failure, late)) = shared.look(first_death) {
-            if late && let Err(CommError { reason: CommFailure::Late { ranks, .. }, .. }) = roll_call.barrier() {
-                failure.reason = CommFailure::Late { ranks, waited: shared.timeout };
+            if late && let Err(error) = roll_call.barrier() {
+                failure.reason = missed(error.reason, shared.timeout);
             }
             shared.abort(failure);
             return;
         }
+    }
+}
+
+/// Why an operation is not over after `waited`, where the roll call failed: because of ranks that did not come, or of what ended it, such
+/// as a rank that died meanwhile.
+fn missed(roll_call: CommFailure, waited: Duration) -> CommFailure {
+    match roll_call {
+        CommFailure::Late { ranks, .. } => CommFailure::Late { ranks, waited },
+        other => other,
     }
 }
 
@@ -285,4 +294,18 @@ impl Drop for GroupComm {
 pub(super) fn error_of(control: &Exchange, operation: Operation, reason: CommFailure) -> CommError {
     let (rank, group) = (control.world_rank(), control.name().to_owned());
     CommError { rank, collective: operation.name(), group, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_roll_call_says_who_did_not_come_and_why() {
+        let waited = Duration::from_secs(600);
+        let late = missed(CommFailure::Late { ranks: vec![3], waited: ROLL_CALL }, waited);
+        assert_eq!(late.to_string(), "rank 3 did not arrive within 600s");
+        let died = CommFailure::Died { rank: 2, how: "its process ended".to_owned() };
+        assert_eq!(missed(died, waited).to_string(), "rank 2 died: its process ended");
+    }
 }
