@@ -39,11 +39,12 @@ pub fn migrate(
     }
     let row = |of: &Tensor, slot: usize| layer.experts.row(of, slot);
     let held = |slot: usize| state.iter().map(|of| row(of, slot).copy()).collect::<Vec<_>>();
-    // What its slots get, by expert; of an expert that it has already, from the first slot.
+    let changed = changed_slots(&layer.placement, next, me);
+    // What these slots get, by expert; of an expert that the rank has already, from the first slot.
     let mut staged: BTreeMap<usize, Vec<Tensor>> = BTreeMap::new();
-    for expert in next.experts_of(me).iter().flatten() {
-        if let Some(slot) = layer.placement.slot_on(me, *expert) {
-            staged.entry(*expert).or_insert_with(|| held(slot));
+    for &(_, expert) in &changed {
+        if let Some(slot) = layer.placement.slot_on(me, expert) {
+            staged.entry(expert).or_insert_with(|| held(slot));
         }
     }
     for Move { expert, from, to } in layer.placement.moves_to(next) {
@@ -59,12 +60,32 @@ pub fn migrate(
             staged.insert(expert, state.iter().map(receive).collect::<Result<_, _>>()?);
         }
     }
-    for (slot, expert) in next.experts_of(me).iter().enumerate() {
-        let stays = *expert == layer.placement.experts_of(me).get(slot).copied().flatten();
-        let Some(tensors) = expert.filter(|_| !stays).and_then(|expert| staged.get(&expert)) else { continue };
-        for (of, tensor) in state.iter().zip(tensors) {
+    for (slot, expert) in changed {
+        for (of, tensor) in state.iter().zip(staged.get(&expert).into_iter().flatten()) {
             row(of, slot).copy_(tensor);
         }
     }
     Ok(())
+}
+
+/// The slots of a rank that get another expert, and which.
+fn changed_slots(now: &Placement, next: &Placement, rank: usize) -> Vec<(usize, usize)> {
+    let slots = now.experts_of(rank).iter().zip(next.experts_of(rank)).enumerate();
+    slots.filter_map(|(slot, (before, after))| Some((slot, after.filter(|_| before != after)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is staged for an expert that stays, nor for a slot that is left empty.
+    #[test]
+    fn slots_that_keep_their_expert_do_not_change() {
+        let slots = |of: [i32; 8]| of.iter().map(|&expert| usize::try_from(expert).ok()).collect();
+        let now = Placement::of_slots(slots([0, 1, 2, -1, 3, 1, -1, 2]), 4, 2).unwrap();
+        let next = Placement::of_slots(slots([0, 3, -1, 1, 3, 2, 1, 2]), 4, 2).unwrap();
+        assert_eq!(changed_slots(&now, &next, 0), [(1, 3), (3, 1)]);
+        assert_eq!(changed_slots(&now, &next, 1), [(1, 2), (2, 1)]);
+        assert_eq!(changed_slots(&now, &now, 0), []);
+    }
 }
