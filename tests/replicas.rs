@@ -13,6 +13,8 @@ use systems::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, Recompute,
     RoutingCounts, Storage, System,
 };
+use trainer::TrainError;
+use trainer::setup::SetupError;
 use workloads::model::Moe;
 use workloads::trace::{RoutingTrace, TraceShape};
 
@@ -317,6 +319,39 @@ fn experts_anywhere_train_the_same_model() {
         }
     }
     check_resume(driven(&IN_SLOTS, [2, 4, 1, 2, 2]));
+}
+
+/// Shards of one set of experts know nothing of the other's gradients: such a run is refused.
+#[test]
+fn shards_of_replicas_apart_are_refused() {
+    struct Apart(Storage);
+    struct InShards(Storage);
+    impl System for Apart {
+        fn about(&self) -> About {
+            About { name: "apart", title: "Apart", summary: "Shards in every replica" }
+        }
+
+        fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
+            Vec::new()
+        }
+
+        fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
+            Box::new(InShards(self.0))
+        }
+    }
+    impl Policy for InShards {
+        fn storage(&self) -> Storage {
+            self.0
+        }
+    }
+    static SHARDS: Apart = Apart(Storage::Shards);
+    static OPTIMIZER: Apart = Apart(Storage::OptimizerShards);
+    for system in [&SHARDS, &OPTIMIZER] {
+        let Err(error) = driven(system, [1, 4, 1, 2, 2]).train() else { panic!("{:?} is trained", system.0) };
+        let text = error.to_string();
+        let named = text.contains("system apart") && text.contains("edp2") && text.contains(&format!("{:?}", system.0));
+        assert!(matches!(error, TrainError::Setup(SetupError::ReplicasApart { .. })) && named, "{text}");
+    }
 }
 
 /// Blocks run again before their backward pass, and their copies are made again.

@@ -122,7 +122,7 @@ pub trait Policy: Send {
         false
     }
 
-    /// Where the state of experts is.
+    /// Where the state of experts is. Shards lie over one expert-parallel group: a policy that has some joins replicas, or its plans have none.
     fn storage(&self) -> Storage {
         Storage::Slots
     }

@@ -6,10 +6,14 @@ use tch::Kind;
 use crate::checkpoint::error::CheckpointError;
 use crate::comm::{CheckError, CommError, CommFailure, RendezvousError};
 use crate::cuda::CudaError;
+use crate::setup::SetupError;
 
 /// Why a rank stopped training.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
+    /// What is asked for cannot be trained.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// A peer died, or a collective failed.
     #[error(transparent)]
     Comm(#[from] CommError),

@@ -29,7 +29,7 @@ use crate::model::dense::Cut;
 use crate::rank::groups::Groups;
 use crate::rank::report::Report;
 use crate::rank::stage::{FeedForward, Stage};
-use crate::setup::Setup;
+use crate::setup::{self, Setup};
 
 /// A rank between two iterations.
 pub struct Rank<'a> {
@@ -55,17 +55,18 @@ pub struct Rank<'a> {
 
 impl<'a> Rank<'a> {
     /// # Errors
-    /// A peer that died; kernels that cannot be compiled for the GPU.
+    /// Copies of experts that would not stay equal; a peer that died; kernels that cannot be compiled for the GPU.
     pub fn new(
         setup: &'a Setup<'a>,
         world: Box<dyn Communicator>,
         device: Device,
         timer: Timer,
     ) -> Result<Self, TrainError> {
+        let policy = setup.system.policy(setup.job, &setup.plan);
+        setup::keeps_copies_equal(setup.system, &setup.plan, policy.as_ref())?;
         if let Device::Cuda(ordinal) = device {
             kernels::load(ordinal)?;
         }
-        let policy = setup.system.policy(setup.job, &setup.plan);
         let start = Start::new(setup.job, &setup.plan, policy.as_ref());
         let plan = start.plan;
         let (stage_number, position) = (world.rank() / plan.stage_ranks(), world.rank() % plan.stage_ranks());

@@ -134,6 +134,8 @@ impl Trainer {
         let Ok(chosen) = run.plan() else { return Ok(()) };
         let available = memory(self.options.device)?;
         setup::gpt(&run.job, &chosen.plan)?;
+        let policy = run.system.policy(&run.job, &chosen.plan);
+        setup::keeps_copies_equal(run.system, &chosen.plan, policy.as_ref())?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
         setup::fits(&run.job, run.system, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
         let costs = CostModel::new(&run.job.cluster, run.job.gpus);
