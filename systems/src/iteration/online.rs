@@ -2,6 +2,8 @@
 //! decides about a layer from past loads alone, its answer is checked, and what moves follows from it. The simulator charges
 //! what is returned at the cluster's prices; a trainer does it and measures.
 
+use std::fmt;
+
 use thiserror::Error;
 use workloads::model::{Block, Moe};
 use workloads::{Bytes, Seconds};
@@ -35,18 +37,41 @@ pub struct Migration {
     pub expert_bytes: Bytes,
 }
 
-/// A policy's placement that is not one of the layer's experts on the group's ranks.
+/// A policy's placement that is not one of the layer's experts in the slots that the group's ranks have had from the start.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("MoE layer {layer}: the policy placed {experts} experts on {ranks} ranks: expected {} on {}", expected.0, expected.1)]
+#[error("MoE layer {layer}: the policy placed {placed}: expected {expected}")]
 pub struct WrongPlacement {
     /// Number of the layer among MoE layers.
     pub layer: usize,
-    /// What the policy placed.
+    /// By the policy.
+    pub placed: PlacementSize,
+    /// As the layer and its ranks are.
+    pub expected: PlacementSize,
+}
+
+/// How large a placement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacementSize {
+    /// Experts of the layer.
     pub experts: usize,
-    /// Where it placed them.
+    /// Ranks that share them.
     pub ranks: usize,
-    /// Experts of the layer, and ranks that share them.
-    pub expected: (usize, usize),
+    /// Slots of each rank.
+    pub slots: usize,
+}
+
+impl PlacementSize {
+    /// Of a placement.
+    pub fn of(placement: &Placement) -> Self {
+        Self { experts: placement.experts(), ranks: placement.ranks(), slots: placement.slots_per_rank() }
+    }
+}
+
+impl fmt::Display for PlacementSize {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { experts, ranks, slots } = self;
+        write!(f, "{experts} experts on {ranks} ranks of {slots} slots")
+    }
 }
 
 impl Online {
@@ -73,15 +98,15 @@ impl Online {
     /// Asks the policy about MoE layer `layer` before an iteration for which a decision is due.
     ///
     /// # Errors
-    /// A placement of other experts or ranks.
+    /// A placement of other experts, ranks or slots.
     pub fn decide(&mut self, layer: usize, moe: &Moe, now: &Placement) -> Result<Decided, WrongPlacement> {
         let placement = match self.policy.place(self.history.len(), layer, &self.history, now) {
             Decision::Stay => None,
             Decision::Move(next) => Some(next),
         };
-        let expected = (now.experts(), now.ranks());
-        if let Some(next) = placement.as_ref().filter(|next| (next.experts(), next.ranks()) != expected) {
-            return Err(WrongPlacement { layer, experts: next.experts(), ranks: next.ranks(), expected });
+        let expected = PlacementSize::of(now);
+        if let Some(placed) = placement.as_ref().map(PlacementSize::of).filter(|placed| *placed != expected) {
+            return Err(WrongPlacement { layer, placed, expected });
         }
         let expert_bytes = Bytes(moe.expert_parameters() as f64 * self.policy.migrated_bytes_per_parameter());
         let migration = |placement| Migration { moves: now.moves_to(&placement), placement, expert_bytes };
@@ -140,10 +165,16 @@ mod tests {
     }
 
     #[test]
-    fn a_placement_of_other_experts_is_refused() {
-        let mut online = Online::new(Box::new(Told(Placement::identity(8, 2))));
-        online.remember(vec![vec![1; 4]]);
-        let error = online.decide(3, &MOE, &Placement::identity(4, 2)).unwrap_err().to_string();
-        assert_eq!(error, "MoE layer 3: the policy placed 8 experts on 2 ranks: expected 4 on 2");
+    fn a_placement_of_other_experts_or_slots_is_refused() {
+        let refused = |next: Placement, placed: &str| {
+            let mut online = Online::new(Box::new(Told(next)));
+            online.remember(vec![vec![1; 4]]);
+            let error = online.decide(3, &MOE, &Placement::identity(4, 2)).unwrap_err().to_string();
+            let expected = "expected 4 experts on 2 ranks of 2 slots";
+            assert_eq!(error, format!("MoE layer 3: the policy placed {placed}: {expected}"));
+        };
+        refused(Placement::identity(8, 2), "8 experts on 2 ranks of 4 slots");
+        refused(Placement::identity(4, 4), "4 experts on 4 ranks of 1 slots");
+        refused(Placement::with_room(4, 2, 1), "4 experts on 2 ranks of 3 slots");
     }
 }
