@@ -429,6 +429,37 @@ fn a_checkpoint_of_another_run_is_refused() {
     refused(Asked { iterations: 3, ..asked }, "rank-1.safetensors");
 }
 
+/// A file that says something else than its mark, or than the run's slots, is refused before anything follows from it.
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let folder = Folder::new();
+    let asked = Asked {
+        iterations: 2,
+        checkpoint: Some((folder.join("kept"), 1)),
+        ..asked(&systems::zoo::smartmoe::SMARTMOE, plan([1, 2, 1, 2, 1]))
+    };
+    asked.train().unwrap();
+    let path = folder.join("kept/iteration-2/rank-1.safetensors");
+    let whole = Tensor::read_safetensors(&path).unwrap();
+    let refused = |name: &str, numbers: &[i64], expected: &str| {
+        let damaged = |(of, tensor): &(String, Tensor)| {
+            let tensor = if of == name { Tensor::from_slice(numbers) } else { tensor.shallow_clone() };
+            (of.clone(), tensor)
+        };
+        let damaged: Vec<(String, Tensor)> = whole.iter().map(damaged).collect();
+        Tensor::write_safetensors(&damaged, &path).unwrap();
+        let error = Asked { iterations: 3, ..asked.clone() }.train().unwrap_err().to_string();
+        assert!(error.contains("rank-1.safetensors") && error.contains(expected), "{error}");
+    };
+    refused("iterations gathered", &[-1], "`iterations gathered` is -1: expected 0 to 2");
+    refused("iterations gathered", &[3], "`iterations gathered` is 3: expected 0 to 2");
+    refused("iterations gathered", &[i64::MAX], "expected 0 to 2");
+    refused("iterations gathered", &[1, 1], "`iterations gathered` has 2 numbers: expected 1");
+    let slots = [0, 1, 2, 3, 4, 5, 6, 7, -1, -1];
+    refused("placement of layer 0", &slots, "`placement of layer 0` has 10 numbers: expected 8");
+    refused("loads of layer 1", &[1], "`loads of layer 1` has 1 numbers");
+}
+
 /// What one of the ranks does in its second iteration.
 struct Faulty {
     fault: fn(),

@@ -78,31 +78,37 @@ impl<'a> Checkpoints<'a> {
             }
             bucket.weights.shallow_clone().copy_(&bucket.master);
         }
-        let moe = self.setup.job.model.moe_layers();
-        let gathered: Vec<i64> = to_host(&take(GATHERED.to_owned())?)?;
-        let [gathered] = gathered[..] else {
-            return Err(CheckpointError::file(
-                &path,
-                format!("`{GATHERED}` has {} numbers: expected one", gathered.len()),
-            )
-            .into());
+        let mut numbers = |name: String, expected: usize| -> Result<Vec<i64>, TrainError> {
+            let found: Vec<i64> = to_host(&take(name.clone())?)?;
+            if found.len() != expected {
+                let reason = format!("`{name}` has {} numbers: expected {expected}", found.len());
+                return Err(CheckpointError::file(&path, reason).into());
+            }
+            Ok(found)
         };
-        let gathered = gathered as usize;
+        let moe = self.setup.job.model.moe_layers();
+        let gathered = numbers(GATHERED.to_owned(), 1)?[0];
+        let gathered = usize::try_from(gathered).ok().filter(|&gathered| gathered <= iteration).ok_or_else(|| {
+            CheckpointError::file(&path, format!("`{GATHERED}` is {gathered}: expected 0 to {iteration}"))
+        })?;
+        let since = iteration - gathered;
         let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); gathered];
-        let mut own: Vec<Vec<Vec<i64>>> = vec![Vec::new(); iteration.saturating_sub(gathered)];
+        let mut own: Vec<Vec<Vec<i64>>> = vec![Vec::new(); since];
         let first: Vec<Placement> = rank.stage.layers().map(|layer| layer.placement.clone()).collect();
         for layer in rank.stage.layers_mut() {
-            let expert_in: Vec<i64> = to_host(&take(placement_of(layer.number))?)?;
             let experts = layer.experts.moe().experts;
+            // The slots have room from the start, and stay as many.
+            let slots = layer.placement.experts_in_slots().len();
+            let expert_in = numbers(placement_of(layer.number), slots)?;
             let expert_in = expert_in.iter().map(|&expert| usize::try_from(expert).ok()).collect();
             layer.placement = Placement::of_slots(expert_in, experts, layer.placement.ranks())
                 .map_err(|error| CheckpointError::file(&path, error))?;
-            let past: Vec<i64> = to_host(&take(loads_of(layer.number))?)?;
+            let past = numbers(loads_of(layer.number), gathered * experts)?;
             for (loads, past) in loads.iter_mut().zip(past.chunks_exact(experts)) {
                 loads[layer.number] = past.iter().map(|&load| load as u64).collect();
             }
-            let since: Vec<i64> = to_host(&take(own_loads_of(layer.number))?)?;
-            own.iter_mut().zip(since.chunks_exact(experts)).for_each(|(own, since)| own.push(since.to_vec()));
+            let of_rank = numbers(own_loads_of(layer.number), since * experts)?;
+            own.iter_mut().zip(of_rank.chunks_exact(experts)).for_each(|(own, of_rank)| own.push(of_rank.to_vec()));
         }
         decide_again(rank, &first, loads).map_err(|error| CheckpointError::file(&path, error))?;
         rank.own_loads = own;
