@@ -252,13 +252,16 @@ impl Asked {
     }
 }
 
-/// Whole parameters by name, from the parts of every rank.
+/// Whole parameters by name, from the parts of every rank. Ranks that hold the same must hold the same bits.
 fn join(ranks: Vec<Weights>, tp: usize) -> BTreeMap<String, Vec<f32>> {
     let mut parts: BTreeMap<String, (Option<Cut>, BTreeMap<usize, Tensor>)> = BTreeMap::new();
     for (rank, weights) in ranks.into_iter().enumerate() {
         for (name, tensor, cut) in weights {
             let slot = if cut.is_some() { rank % tp } else { 0 };
-            parts.entry(name).or_insert((cut, BTreeMap::new())).1.insert(slot, tensor);
+            let (_, of_name) = parts.entry(name.clone()).or_insert((cut, BTreeMap::new()));
+            if let Some(other) = of_name.insert(slot, tensor.shallow_clone()) {
+                assert!(tensor.equal(&other), "{name}: ranks that hold the same differ");
+            }
         }
     }
     let whole = |(cut, parts): (Option<Cut>, BTreeMap<usize, Tensor>)| {
