@@ -15,7 +15,7 @@ pub enum Operation {
     /// a token chooses and whether a capacity bounds them: a line holds for the one top-k and kind of gate, bounded or not, that it was
     /// measured with, and a cluster states one.
     Gate,
-    /// One of a rank's experts. Its unit is a row.
+    /// One of a rank's experts. Its unit is a row. A rank's experts then cost the same in one grouped product as one after the other.
     Expert,
     /// Embedding, head and loss together. Their unit is a sample.
     Edges,

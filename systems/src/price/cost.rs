@@ -104,6 +104,8 @@ impl CostModel {
 
     /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
     /// the products and activations; weights read, gradients read, added to and written.
+    ///
+    /// An expert that was measured is a line whose start is not split, so that grouped products cost what separate ones do.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
         if let Some(line) = self.measured(Operation::Expert, direction, || shapes::of_expert(moe)) {
             return ExpertPrice { start: Seconds(line.start), launch: Seconds::ZERO, row: Seconds(line.unit) };

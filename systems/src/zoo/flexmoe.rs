@@ -5,7 +5,9 @@
 //! optimizer state move to it, and copies stay one by an all-reduce of their gradients. *Offline*: all pools under this policy.
 //!
 //! `flexmoe-fsep` is FlexMoE as LAER's authors ran it beside theirs (ASPLOS'26): on experts that are stored in shards over all ranks
-//! and restored where the placement wants them, so that changes move nothing; entries stay in their node where it has the expert.
+//! and restored where the placement wants them, so that changes move nothing; entries stay in their node where it has the expert. Each
+//! node changes its own copies. A node that has no copy of some expert, as where it has fewer slots than there are experts, changes
+//! nothing: the loads of all nodes say little of the entries that come to it.
 //!
 //! Left out: that changes are made beside the training steps. Here training waits for them.
 
@@ -182,25 +184,48 @@ mod tests {
         assert!(!policy.placement_due(0) && !policy.placement_due(9) && policy.placement_due(10));
     }
 
+    const LOADS: [u64; 8] = [900, 90, 80, 70, 60, 50, 40, 30];
+
+    /// Two nodes of four ranks; `sets` ranks hold every expert once at the start. The policy, and its placements before and after.
+    fn on_two_nodes(sets: usize) -> (AdjustingShards, Placement, Placement) {
+        let nodes = vec![0, 0, 0, 0, 1, 1, 1, 1];
+        let mut policy = AdjustingShards { of: Adjusting { every: 1 }, nodes, sets };
+        let now = policy.first_placement(0, &Moe::plain(64, 8, 16, 8), 8);
+        let mut past = LoadHistory::default();
+        past.push(vec![LOADS.to_vec()]);
+        let next = match policy.place(1, 0, &past, &now) {
+            Decision::Move(next) => next,
+            Decision::Stay => now.clone(),
+        };
+        (policy, now, next)
+    }
+
     /// On shards, every node adjusts its own copies and keeps every expert; entries stay in their node.
     #[test]
     fn nodes_adjust_apart() {
-        let nodes = vec![0, 0, 0, 0, 1, 1, 1, 1];
-        let mut policy = AdjustingShards { of: Adjusting { every: 1 }, nodes, sets: 4 };
-        let now = policy.first_placement(0, &Moe::plain(64, 8, 16, 8), 8);
-        assert_eq!((now.slots_per_rank(), now.slots_of(0).len()), (2, 2));
-        let mut past = LoadHistory::default();
-        past.push(vec![vec![900, 90, 80, 70, 60, 50, 40, 30]]);
-        // Four ranks with two slots each hold eight experts: copies can only change places.
-        let next = match policy.place(1, 0, &past, &now) {
-            Decision::Move(next) => next,
-            Decision::Stay => now,
-        };
-        assert!((0..8).all(|expert| next.ranks_of(expert).map(|rank| rank / 4).eq([0, 1])));
-        let counts = RoutingCounts::evenly(&[900, 90, 80, 70, 60, 50, 40, 30], 8);
-        let program = policy.program(0, &counts, &next);
-        let Split::Rows(rows) = program.split else { panic!("rows from each source to each slot") };
-        let across = |(at, rows): (usize, &u32)| (at / 16 / 4 != at % 16 / 8 && *rows > 0).then_some(at);
-        assert_eq!(rows.iter().enumerate().filter_map(across).next(), None);
+        // With two slots a rank, a node has no room for more copies, and experts can only change places; with four, copies of the
+        // experts with least make room.
+        for (sets, slots, expands) in [(4, 2, false), (2, 4, true)] {
+            let (policy, now, next) = on_two_nodes(sets);
+            assert_eq!((now.slots_per_rank(), now.slots_of(0).len()), (slots, slots));
+            assert_eq!(next.slots_of(0).len() > slots, expands, "{next:?}");
+            for node in [0..4, 4..8] {
+                let holds = |expert: usize| next.ranks_of(expert).any(|rank| node.contains(&rank));
+                assert!((0..8).all(holds), "{next:?}");
+            }
+            let program = policy.program(0, &RoutingCounts::evenly(&LOADS, 8), &next);
+            let Split::Rows(rows) = program.split else { panic!("rows from each source to each slot") };
+            let node = |at: usize| (at / (8 * slots) / 4, at % (8 * slots) / (4 * slots));
+            let across = (0..rows.len()).find(|&at| node(at).0 != node(at).1 && rows[at] > 0);
+            assert_eq!(across, None);
+        }
+    }
+
+    /// Four ranks with a slot each do not hold eight experts.
+    #[test]
+    fn a_node_without_all_experts_changes_nothing() {
+        let (_, now, next) = on_two_nodes(8);
+        assert_eq!(now.slots_per_rank(), 1);
+        assert_eq!(next, now);
     }
 }
