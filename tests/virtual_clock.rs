@@ -172,16 +172,13 @@ fn copies_take_the_same_in_both_engines() {
 fn check_copies(cluster: Cluster) {
     let job = job(model(32, 2), cluster, 8);
     let synchronised = Activity::GradientSync(Gradients::Experts);
-    let restored = [Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)];
-    let recomputed = Plan { recompute: Recompute::Full, ..plan([2, 4, 1, 2, 2], 1) };
-    let cases: [(&'static dyn System, Plan, &[Activity]); 8] = [
+    let cases: [(&'static dyn System, Plan, &[Activity]); 7] = [
         (&expert_only::ExpertOnly, plan([1, 8, 1, 4, 2], 0), &[synchronised]),
         (&eplb::Eplb, plan([1, 8, 1, 4, 2], 1), &[synchronised, Activity::Gathering]),
         (&flexmoe::FLEXMOE, plan([2, 4, 1, 2, 2], 1), &[synchronised]),
         (&quota::MOONEP, plan([1, 8, 1, 8, 1], 0), &[Activity::Op(Op::CopyWeights), Activity::Op(Op::ReturnGrad)]),
         (&microep::ASYMMETRIC, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
-        (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &restored),
-        (&laer::Laer, recomputed, &restored),
+        (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &[Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)]),
         (&symi::Symi, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
     ];
     for (system, plan, activities) in cases {
@@ -194,6 +191,25 @@ fn check_copies(cluster: Cluster) {
             let of_rank = |of: &Report| time_of(Activity::Migration, &of.spans, of.spans[0].rank);
             let (emulated, simulated) = (reports.iter().map(of_rank).fold(0.0, f64::max), simulated.migration.0);
             assert!((emulated - simulated).abs() <= 1e-9 * simulated, "{}: {emulated} {simulated}", system.name());
+        }
+    }
+}
+
+/// Experts in shards are restored for a forward pass, and for its backward pass unless the forward pass is run again right before.
+/// On a network that starts slowly, what of it hides behind measured or priced computation is next to nothing.
+#[test]
+fn experts_are_restored_as_often_in_both_engines() {
+    let mut cluster = Cluster::named("test", "inky").unwrap();
+    cluster.network.call_start.value = 10.0;
+    let job = job(model(32, 2), cluster, 8);
+    for recompute in [Recompute::None, Recompute::Full] {
+        let run = train(&job, &laer::Laer, Plan { recompute, ..plan([2, 4, 1, 2, 2], 1) }, 2, true);
+        for report in run.reports.last().unwrap() {
+            let restored = |spans| time_of(Activity::Op(Op::Unshard), spans, report.spans[0].rank);
+            let (simulated, emulated) = (restored(&run.spans), restored(&report.spans));
+            // One layer, two micro-batches, two passes that restore.
+            assert!((simulated / 40.0 - 1.0).abs() < 0.02, "{recompute:?}: {simulated}");
+            assert!((emulated / 40.0 - 1.0).abs() < 0.02, "{recompute:?}: {emulated}");
         }
     }
 }
