@@ -38,6 +38,8 @@ mod sweeps;
 mod own;
 // Models and clusters by files, and routing as an axis of a suite.
 mod names;
+// The columns of stored runs, their version, and readers that are not ours.
+mod schema;
 // The page of stored runs: rebuilt from their folders, complete or not, and in a browser.
 mod page;
 // Suites of single layers, and collections of suites.

@@ -22,7 +22,7 @@ use runs::report::{self, TextTable, html, latex};
 use runs::runner::Runner;
 use runs::store::Store;
 use runs::stored::StoredRun;
-use runs::summary::Summary;
+use runs::summary::{GpuFacts, Summary};
 use runs::traces::CaseTraces;
 
 /// What a command asks for, its arguments checked.
@@ -237,8 +237,8 @@ fn run(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store:
 
 fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<Summary> {
     let runs = cases.iter().flat_map(|case| &case.runs);
-    let usable = runs.map(|run| (run.case.cluster.name.clone(), run.job.cluster.gpu.usable())).collect();
-    Summary::with_errors(rows, &suite.baseline, suite.warmup, &usable)
+    let gpus = runs.map(|run| (run.case.cluster.name.clone(), GpuFacts::new(&run.job.cluster.gpu))).collect();
+    Summary::with_errors(rows, &suite.baseline, suite.warmup, &gpus)
 }
 
 /// What is shown of a run.

@@ -65,6 +65,8 @@ pub struct Gpu {
     /// its small kernels are fused and the cluster states no such constant; more where a program runs normalisations,
     /// rotations and sums one by one.
     pub block_traffic: Option<Constant>,
+    /// What an hour of one costs, in the currency that its source names. No time depends on it.
+    pub hour_price: Option<Constant>,
     /// Operations that were measured there one by one; formulas say what all others take.
     #[serde(default)]
     pub measured: Vec<MeasuredOperation>,
@@ -183,6 +185,9 @@ impl Cluster {
             if constant.value == 0.0 && !may_be_zero {
                 return Err(ConfigError::value(file, format!("{field}.value"), constant.value, "a number above 0"));
             }
+        }
+        if let Some(price) = &cluster.gpu.hour_price {
+            price.check(file, "gpu.hour_price")?;
         }
         cluster.check_tiers(file)?;
         cluster.check_measured(file)?;

@@ -45,6 +45,9 @@ pub struct RunDetails {
     pub gpus_per_node: usize,
     /// What a run may use of a rank's memory, B.
     pub memory_limit: f64,
+    /// What an hour of a GPU costs, where the cluster says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hour_price: Option<f64>,
     /// `[rank]`: most memory over all iterations, B; empty where memory was not followed rank by rank.
     pub memory: Vec<f64>,
     /// Of what the gate chose, before any capacity; none where it is that of the case's first run.
@@ -107,6 +110,7 @@ impl RunDetails {
             global_batch: run.case.global_batch,
             gpus_per_node: run.job.cluster.gpus_per_node,
             memory_limit: run.job.cluster.gpu.usable().0,
+            hour_price: run.job.cluster.gpu.hour_price.as_ref().map(|price| price.value),
             memory: memory(outcome),
             imbalance: Imbalance::new(&outcome.imbalance),
             traffic: Traffic::new(&outcome.exchanged),

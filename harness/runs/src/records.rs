@@ -25,6 +25,9 @@ use crate::prepare::PreparedRun;
 /// `measured` where it said `train`; version 4 adds `balanced_step_s`.
 pub const SCHEMA_VERSION: u32 = 4;
 
+/// Key of that version in the metadata of the Parquet files.
+pub const SCHEMA_KEY: &str = "moebench_schema_version";
+
 /// How an iteration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {

@@ -9,13 +9,13 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use chart::Figure;
-use polars::prelude::{CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
+use polars::prelude::{CsvWriter, DataFrame, KeyValueMetadata, ParquetReader, ParquetWriter, SerReader, SerWriter};
 
 use crate::details::{self, RunDetails};
 use crate::provenance::{self, Provenance};
-use crate::records::{self, Row, RunRecord};
+use crate::records::{self, Row, RunRecord, SCHEMA_KEY, SCHEMA_VERSION};
 use crate::timeline::{self, Timeline};
 
 /// The file of what a report shows besides the records.
@@ -271,15 +271,30 @@ fn rows_of(frame: &DataFrame, case: &str, seed: u64) -> Result<DataFrame> {
 /// Reads a Parquet file.
 ///
 /// # Errors
-/// When it cannot be opened or is no Parquet.
+/// When it cannot be opened, is no Parquet, or says that its columns are of a later version than this program's.
 pub fn read_parquet(path: &Path) -> Result<DataFrame> {
     let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
-    ParquetReader::new(file).finish().with_context(|| format!("{}: not readable as Parquet", path.display()))
+    let mut reader = ParquetReader::new(file);
+    let unreadable = || format!("{}: not readable as Parquet", path.display());
+    let metadata = reader.get_metadata().with_context(unreadable)?.key_value_metadata();
+    let version = metadata.iter().flatten().find(|pair| pair.key == SCHEMA_KEY).and_then(|pair| pair.value.as_deref());
+    check_version(version).with_context(|| path.display().to_string())?;
+    reader.finish().with_context(unreadable)
+}
+
+/// `version`: as the file states it; files of older programs do not.
+fn check_version(version: Option<&str>) -> Result<()> {
+    let Some(text) = version else { return Ok(()) };
+    let version: u32 = text.parse().map_err(|_| anyhow!("{SCHEMA_KEY} = {text:?}: expected a whole number"))?;
+    ensure!(version <= SCHEMA_VERSION, "columns of version {version}: this program reads up to {SCHEMA_VERSION}");
+    Ok(())
 }
 
 fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<()> {
     write_atomically(path, |file| {
-        ParquetWriter::new(file).finish(frame)?;
+        let version = vec![(SCHEMA_KEY.to_owned(), SCHEMA_VERSION.to_string())];
+        let metadata = KeyValueMetadata::from_static(version);
+        ParquetWriter::new(file).with_key_value_metadata(Some(metadata)).finish(frame)?;
         Ok(())
     })
 }

@@ -11,7 +11,7 @@ use crate::details::RunDetails;
 use crate::provenance::{self, Provenance, SuiteFacts};
 use crate::records::{self, MeanPhases, Row, RowsByRun, SCHEMA_VERSION};
 use crate::store::{self, DETAILS};
-use crate::summary::Summary;
+use crate::summary::{GpuFacts, Summary};
 
 /// A run that has ended.
 pub struct StoredRun {
@@ -123,6 +123,7 @@ fn figures(root: &Path) -> Result<Vec<(String, String)>> {
 
 fn summary(rows: &[Row], facts: &SuiteFacts, details: &[RunDetails]) -> Result<Summary> {
     let cluster = |case: &str| rows.iter().find(|row| row.key.case == case).map(|row| row.key.cluster.clone());
-    let usable = details.iter().filter_map(|run| Some((cluster(&run.case)?, Bytes(run.memory_limit)))).collect();
-    Summary::with_errors(&RowsByRun::new(rows), &facts.baseline, facts.warmup, &usable)
+    let facts_of = |run: &RunDetails| GpuFacts { usable: Bytes(run.memory_limit), hour_price: run.hour_price };
+    let gpus = details.iter().filter_map(|run| Some((cluster(&run.case)?, facts_of(run)))).collect();
+    Summary::with_errors(&RowsByRun::new(rows), &facts.baseline, facts.warmup, &gpus)
 }

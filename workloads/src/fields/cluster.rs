@@ -69,6 +69,12 @@ static GPU: Table = Table {
             "How often what a block stores outside its experts goes through memory in a forward pass; twice where absent",
         ),
         may(
+            "hour_price",
+            Constant("per hour"),
+            CONSTANT,
+            "What an hour of one costs, in the currency that its source names: summaries then say what a run costs; no time depends on it",
+        ),
+        may(
             "measured",
             List(&Inner(&MEASURED)),
             "[]",

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use polars::prelude::DataFrame;
+use workloads::cluster::Gpu;
 use workloads::published::{PublishedRun, Quantity};
 use workloads::{Bytes, EngineKind, Published};
 
@@ -51,6 +52,8 @@ pub struct SummaryRow {
     pub predicted: Option<f64>,
     /// Largest peak of any rank, B; nothing where memory was not followed.
     pub peak_bytes: Option<f64>,
+    /// What an hour of a GPU costs, where the cluster says so.
+    pub hour_price: Option<f64>,
     /// What was published for this system on this case.
     pub published: PublishedRow,
     /// How far the model is from measurements here.
@@ -59,6 +62,21 @@ pub struct SummaryRow {
     pub speedup_error: Option<f64>,
     /// Why the simulated time is an extrapolation, if it is one.
     pub extrapolated: Option<&'static str>,
+}
+
+/// What a summary needs to know of a cluster's GPUs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuFacts {
+    /// Memory that a job can use.
+    pub usable: Bytes,
+    /// What an hour of one costs, where the cluster says so.
+    pub hour_price: Option<f64>,
+}
+
+impl GpuFacts {
+    pub fn new(gpu: &Gpu) -> Self {
+        Self { usable: gpu.usable(), hour_price: gpu.hour_price.as_ref().map(|price| price.value) }
+    }
 }
 
 /// Time of an iteration, s.
@@ -160,7 +178,7 @@ impl Summary {
         Self { baseline: baseline.to_owned(), rows }
     }
 
-    /// Of rows, held against all that was published, with extrapolations marked. `usable`: of a rank's memory, by cluster.
+    /// Of rows, held against all that was published, with extrapolations marked and GPU hours priced. `gpus`: by cluster.
     ///
     /// # Errors
     /// None that is known of: what comes with moebench can be read.
@@ -168,11 +186,14 @@ impl Summary {
         rows: &RowsByRun,
         baseline: &str,
         warmup: usize,
-        usable: &BTreeMap<String, Bytes>,
+        gpus: &BTreeMap<String, GpuFacts>,
     ) -> Result<Self> {
         let mut summary = Self::new(rows, baseline, warmup);
         summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
-        summary.mark_extrapolations(usable);
+        summary.mark_extrapolations(&gpus.iter().map(|(cluster, gpu)| (cluster.clone(), gpu.usable)).collect());
+        for row in &mut summary.rows {
+            row.hour_price = gpus.get(&row.key.cluster).and_then(|gpu| gpu.hour_price);
+        }
         Ok(summary)
     }
 
@@ -295,6 +316,8 @@ impl Summary {
             column("final_loss", rows, |row| row.loss),
             column("predicted_step_s", rows, |row| row.predicted),
             column("peak_bytes", rows, |row| row.peak_bytes.filter(|_| row.step.is_some())),
+            column("gpu_hours_per_1000_iterations", rows, SummaryRow::gpu_hours),
+            column("cost_per_1000_iterations", rows, SummaryRow::cost),
             column("published_step_s", rows, |row| row.published.step),
             column("published_sum_s", rows, |row| row.published.sum),
             column("published_speedup_by_medians", rows, |row| row.published.speedup_by_medians),
@@ -341,6 +364,7 @@ impl SummaryRow {
             loss: final_loss(&losses),
             predicted: statistics::median(&predicted),
             peak_bytes: samples.iter().filter_map(|(_, sample)| Some(sample.peak?.bytes.0)).reduce(f64::max),
+            hour_price: None,
             published: PublishedRow::default(),
             model_error: None,
             speedup_error: None,
@@ -350,6 +374,16 @@ impl SummaryRow {
 
     pub fn status(&self) -> Status {
         self.failure.as_ref().map_or(Status::Ok, |failure| failure.status)
+    }
+
+    /// GPU hours of 1000 iterations: GPUs x mean time of an iteration in seconds x 1000 / 3600.
+    pub fn gpu_hours(&self) -> Option<f64> {
+        self.step.map(|step| f64::from(self.key.gpus) * step.mean * 1000.0 / 3600.0)
+    }
+
+    /// What these cost, where the cluster says what an hour of a GPU does.
+    pub fn cost(&self) -> Option<f64> {
+        Some(self.gpu_hours()? * self.hour_price?)
     }
 
     /// How much faster than `reference`; none where either failed.
