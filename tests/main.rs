@@ -28,6 +28,8 @@ mod timeline;
 mod cli;
 // Models that people train: configs, fields, and what the trainer has not learned.
 mod models;
+// Logs of other training programs as stored runs.
+mod logs;
 // Recordings of other tools, workloads and skews as traces.
 mod traces;
 // Stored runs: compared, joined from shards, and where they go.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, calibrate, claims, compare, doctor, import_model, list, merge, new, plan, report, run, shell, show, trace,
-    train, validate,
+    bench, calibrate, claims, compare, doctor, import_log, import_model, list, merge, new, plan, report, run, shell,
+    show, trace, train, validate,
 };
 use crate::failure::Failure;
 
@@ -51,6 +51,8 @@ enum Command {
     /// Find a cluster's constants
     #[command(subcommand)]
     Calibrate(calibrate::CalibrateCommand),
+    /// Make a stored run of a log of Megatron-LM or torchtitan, to stand beside a simulated one
+    ImportLog(import_log::ImportLogArgs),
     /// Make a model of a Hugging Face config.json
     ImportModel(import_model::ImportModelArgs),
     /// Time a layer or a step of training on this machine
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Validate(command) => validate::run(&command),
         Command::Claims(args) => claims::run(&args),
         Command::Calibrate(command) => calibrate::run(&command),
+        Command::ImportLog(args) => import_log::run(&args),
         Command::ImportModel(args) => import_model::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::List(args) => list::run(&args),

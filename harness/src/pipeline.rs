@@ -181,7 +181,11 @@ impl RunRequest<'_> {
             description: suite.description.clone(),
             baseline: suite.baseline.clone(),
             warmup: suite.warmup,
-            origin: figures::origin(engine, self.traces, imbalance.as_deref()),
+            origin: self
+                .session
+                .engine()
+                .origin()
+                .unwrap_or_else(|| figures::origin(engine, self.traces, imbalance.as_deref())),
             differences: report::differences(&suite.cases),
         }
     }

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod details;
 pub mod engines;
 pub mod figures;
+pub mod logs;
 pub mod looks;
 pub mod machine;
 pub mod named;

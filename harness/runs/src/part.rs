@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::{Result, bail};
 use workloads::{Case, Suite};
 
 /// A pattern of ids: one of them as it is, a part of some, or all of some where `*` stands for any characters.
@@ -48,6 +49,21 @@ pub fn keep(suites: &mut [Suite], patterns: &[Pattern]) {
     let all: Vec<String> = suites.iter().flat_map(|suite| &suite.cases).map(Case::id).collect();
     let meant = |id: String| patterns.iter().any(|pattern| pattern.means(&id, all.iter().map(String::as_str)));
     suites.iter_mut().for_each(|suite| suite.cases.retain(|case| meant(case.id())));
+}
+
+/// Keeps the one case of a suite that a pattern means; `name` is what errors call the suite.
+///
+/// # Errors
+/// None or several, with the ids of all.
+pub fn keep_one(name: &str, suite: &mut Suite, pattern: Option<&Pattern>) -> Result<()> {
+    let ids = |suite: &Suite| suite.cases.iter().map(Case::id).collect::<Vec<_>>().join(", ");
+    let all = ids(suite);
+    keep(std::slice::from_mut(suite), pattern.cloned().as_slice());
+    match suite.cases.len() {
+        1 => Ok(()),
+        0 => bail!("--case: no case of {name} is like that; it has {all}"),
+        _ => bail!("--case: expected one case of {name}: {}", ids(suite)),
+    }
 }
 
 /// One of several equal parts of a suite: every so manieth case.

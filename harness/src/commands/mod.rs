@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod claims;
 pub mod compare;
 pub mod doctor;
+pub mod import_log;
 pub mod import_model;
 pub mod list;
 pub mod merge;

@@ -10,9 +10,9 @@ use serde_json::{Map, Value, json};
 use systems::plan::search::{self, Estimate};
 use systems::price::ledger::Phase;
 use systems::{Candidate, CostModel, Plan};
+use workloads::Case;
 use workloads::suite::{SearchSpace, TraceUse};
 use workloads::trace::RoutingTrace;
-use workloads::{Case, Suite};
 
 use crate::commands::{PlanRule, check_extent};
 use crate::failure::{Failure, OrFail};
@@ -166,14 +166,7 @@ fn described(args: &PlanArgs) -> Result<Asked> {
 /// The one case of a suite that the pattern fits, with its routing: what `moebench run` would search on.
 fn of_suite(args: &PlanArgs, name: &str) -> Result<Asked> {
     let mut suite = prepare::suite(name)?;
-    let all = suite.clone();
-    part::keep(std::slice::from_mut(&mut suite), args.case.as_slice());
-    let ids = |suite: &Suite| suite.cases.iter().map(Case::id).collect::<Vec<_>>().join(", ");
-    match suite.cases.len() {
-        1 => {}
-        0 => bail!("--case: no case of {name} is like that; it has {}", ids(&all)),
-        _ => bail!("--case: expected one case of {name}: {}", ids(&suite)),
-    }
+    part::keep_one(name, &mut suite, args.case.as_ref())?;
     let default = || Ok(Arc::new(traces::load(args.trace.as_deref())?));
     if args.trace.is_some() {
         (suite.routing, suite.cases[0].routing) = (None, Vec::new());

@@ -2,9 +2,10 @@
 //! by name.
 //!
 //! [`simulate`] prices layer programs on a described cluster. [`train`] executes them with real ranks: under the wall clock
-//! its numbers are measured, under a virtual clock emulated.
+//! its numbers are measured, under a virtual clock emulated. [`recorded`] takes what another program measured from its log.
 
 pub mod args;
+pub mod recorded;
 pub mod simulate;
 #[cfg(feature = "train")]
 pub mod train;
@@ -75,6 +76,11 @@ pub trait Engine: Sync {
 
     /// After the last run: an engine of several processes tells the others to exit with this status.
     fn end(&self, _status: u8) {}
+
+    /// How its numbers were obtained, where that is neither by this program nor by its ranks.
+    fn origin(&self) -> Option<String> {
+        None
+    }
 
     /// Floor and unigram entropy of what the model of a run reads, nats per token, where they are known.
     fn entropy(&self, _run: &PreparedRun) -> Option<[f64; 2]> {
