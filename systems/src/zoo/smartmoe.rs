@@ -6,7 +6,9 @@
 //! *Online* (section 5): every few iterations, each layer's experts are placed greedily by the loads of the last
 //! iterations; a placement is taken when its fullest rank is less full than now, as in the artifact, whatever the move costs
 //! (`smartmoe-migration-aware` weighs it). Every ten iterations: the paper's adaptive experiment has no other rule for its
-//! interval. Weights and optimizer state move; the replicas of an expert-parallel group are placed alike.
+//! interval. A decision looks at ten iterations, so that one odd iteration moves nothing; the artifact's adaptive experiment
+//! looked at one (`smartmoe-artifact-window`). Weights and optimizer state move; the replicas of an expert-parallel group are
+//! placed alike.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -34,6 +36,9 @@ pub struct SmartMoe {
     weighs_migration: bool,
     /// Iterations between placements in plans that the search picks; 0 for none.
     placement_every: usize,
+    /// Iterations whose loads a placement decision looks at, up to the one before it: it lags by one iteration, and by up to
+    /// `placement_every` more until the next decision.
+    history: usize,
     migrated_bytes_per_parameter: f64,
 }
 
@@ -48,6 +53,7 @@ pub static SMARTMOE: SmartMoe = SmartMoe {
     paper_estimate: false,
     weighs_migration: false,
     placement_every: 10,
+    history: 10,
     migrated_bytes_per_parameter: memory::MIGRATED_BYTES_PER_PARAMETER,
 };
 
@@ -96,6 +102,17 @@ pub static MIGRATION_AWARE: SmartMoe = SmartMoe {
     ..SMARTMOE
 };
 
+/// With decisions as the artifact's adaptive experiment takes them.
+pub static LAST_ITERATION: SmartMoe = SmartMoe {
+    about: About {
+        name: "smartmoe-artifact-window",
+        title: "SmartMoE (last iteration's loads)",
+        summary: "SmartMoE that places experts by the loads of the last iteration alone, as its artifact's adaptive experiment does by one iteration's",
+    },
+    history: 1,
+    ..SMARTMOE
+};
+
 /// With migration that costs nothing.
 pub static FREE_MIGRATION: SmartMoe = SmartMoe {
     about: About {
@@ -117,10 +134,6 @@ pub static WEIGHTS_ONLY_MIGRATION: SmartMoe = SmartMoe {
     migrated_bytes_per_parameter: 2.0,
     ..SMARTMOE
 };
-
-/// Iterations whose loads a placement decision looks at, up to the one before it: the history lags by one iteration, and by
-/// up to `placement_every` more until the next decision.
-const HISTORY: usize = 10;
 
 impl System for SmartMoe {
     fn about(&self) -> About {
@@ -145,15 +158,22 @@ impl System for SmartMoe {
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        Box::new(OnlinePlacement {
-            every: plan.placement_every,
-            migrated_bytes_per_parameter: self.migrated_bytes_per_parameter,
-            moves: self.weighs_migration.then(|| moves(job, plan, self.migrated_bytes_per_parameter)),
-        })
+        let moves = self.weighs_migration.then(|| moves(job, plan, self.migrated_bytes_per_parameter));
+        Box::new(OnlinePlacement { moves, ..self.placement(plan.placement_every) })
     }
 }
 
 impl SmartMoe {
+    /// The online part alone, which decides every so many iterations and moves whatever it costs.
+    pub fn online(&self, every: usize) -> Box<dyn Policy> {
+        Box::new(self.placement(every))
+    }
+
+    fn placement(&self, every: usize) -> OnlinePlacement {
+        let Self { history, migrated_bytes_per_parameter, .. } = *self;
+        OnlinePlacement { every, history, migrated_bytes_per_parameter, moves: None }
+    }
+
     /// What the offline search makes of one plan, be it its own or not.
     ///
     /// # Errors
@@ -199,6 +219,7 @@ fn rates_alone(job: &Job) -> CostModel {
 
 struct OnlinePlacement {
     every: usize,
+    history: usize,
     migrated_bytes_per_parameter: f64,
     /// `[moe layer]`, where moves must pay.
     moves: Option<Vec<Moves>>,
@@ -249,10 +270,10 @@ impl Policy for OnlinePlacement {
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
-        let loads = past.sum(layer, HISTORY, now.experts());
+        let loads = past.sum(layer, self.history, now.experts());
         let better = better_placement(&loads, now);
         let pays = |next: &Placement| {
-            let seen = past.len().min(HISTORY);
+            let seen = past.len().min(self.history);
             self.moves.as_ref().is_none_or(|moves| moves[layer].pay(&loads, [now, next], seen, self.every))
         };
         better.filter(pays).map_or(Decision::Stay, Decision::Move)
@@ -320,6 +341,19 @@ mod tests {
         let now = Placement::identity(4, 2);
         assert!(better_placement(&[5, 1, 4, 2], &now).is_none());
         assert!(better_placement(&[5, 4, 1, 2], &now).is_some());
+    }
+
+    /// Nine iterations are even, the tenth is not.
+    #[test]
+    fn one_odd_iteration_moves_experts_where_it_is_all_that_is_seen() {
+        let mut past = LoadHistory::default();
+        (0..9).for_each(|_| past.push(vec![vec![300, 0, 100, 200]]));
+        past.push(vec![vec![300, 250, 50, 0]]);
+        let now = Placement::identity(4, 2);
+        let last = place_experts(&[300, 250, 50, 0], &now);
+        let decided = |system: &SmartMoe| system.online(10).place(10, 0, &past, &now);
+        assert_eq!(decided(&LAST_ITERATION), Decision::Move(last));
+        assert_eq!(decided(&SMARTMOE), Decision::Stay);
     }
 
     /// Against every placement of tiny cases: at most 4/3 of the best (Graham 1969, with slots for machines).

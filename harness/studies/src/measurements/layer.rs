@@ -96,13 +96,30 @@ impl LayerReader<'_> {
 
     /// Counts of one of the trace's micro-batches, scaled to the tokens of ours.
     pub fn counts(&self, index: TraceIndex, micro_batch: usize) -> RoutingCounts {
+        self.sum_of(index, micro_batch, 1)
+    }
+
+    /// Counts of one of our micro-batches: the sum of as many of the trace's, from the first on, as it has tokens for.
+    pub fn merged(&self, index: TraceIndex) -> RoutingCounts {
         let shape = self.trace.shape();
-        let scale = self.entries() / f64::from(shape.entries);
-        let rows = (0..self.ranks).flat_map(|rank| {
-            let micro_batch = (micro_batch + rank / shape.ranks) % shape.micro_batches;
-            self.trace.row(index.sample, index.layer, micro_batch, rank % shape.ranks)
-        });
-        RoutingCounts::new(shape.experts, rows.map(|&count| (f64::from(count) * scale).round() as u32).collect())
+        let merged = (self.entries() / f64::from(shape.entries)) as usize;
+        self.sum_of(index, 0, merged.clamp(1, shape.micro_batches))
+    }
+
+    /// Counts of `merged` micro-batches of the trace, from number `first` on, summed and scaled to the tokens of ours.
+    fn sum_of(&self, index: TraceIndex, first: usize, merged: usize) -> RoutingCounts {
+        let shape = self.trace.shape();
+        let scale = self.entries() / (merged as f64 * f64::from(shape.entries));
+        let row = |rank: usize| {
+            let first = first + rank / shape.ranks * merged;
+            let mut sums = vec![0u64; shape.experts];
+            for micro_batch in (first..first + merged).map(|micro_batch| micro_batch % shape.micro_batches) {
+                let counts = self.trace.row(index.sample, index.layer, micro_batch, rank % shape.ranks);
+                sums.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += u64::from(count));
+            }
+            sums.into_iter().map(move |sum| (sum as f64 * scale).round() as u32)
+        };
+        RoutingCounts::new(shape.experts, (0..self.ranks).flat_map(row).collect())
     }
 
     /// Time of the layer alone, forward and backward.
@@ -140,6 +157,34 @@ mod tests {
     use systems::zoo::smartmoe;
     use workloads::suite::TraceUse;
     use workloads::trace::SynthSpec;
+
+    /// Eight samples of 1,024 tokens are four of the synthetic trace's micro-batches of two, all that it has; of three samples
+    /// one is taken, half as large again.
+    #[test]
+    fn a_large_micro_batch_is_the_sum_of_the_traces() {
+        let trace = SynthSpec { samples: 2, ..SynthSpec::default() }.generate().unwrap();
+        let shape = trace.shape();
+        assert_eq!((shape.entries, shape.micro_batches, shape.ranks), (4096, 4, 16));
+        let reader = |micro_batch| LayerReader { trace: &trace, ranks: 16, micro_batch, shape: LayerShape::default() };
+        let index = TraceIndex { sample: 1, layer: 3 };
+        let of = |micro_batch, rank| trace.row(1, 3, micro_batch, rank);
+        let [two, three, eight, sixteen] = [2, 3, 8, 16].map(|samples| reader(samples).merged(index));
+        for rank in 0..16 {
+            let sum: Vec<u32> =
+                (0..shape.experts).map(|e| (0..4).map(|micro_batch| of(micro_batch, rank)[e]).sum()).collect();
+            assert_eq!(eight.row(rank), sum);
+            assert!(sixteen.row(rank).iter().zip(&sum).all(|(twice, once)| *twice == 2 * once));
+            assert_eq!(two.row(rank), of(0, rank));
+            assert!(
+                three
+                    .row(rank)
+                    .iter()
+                    .zip(of(0, rank))
+                    .all(|(more, once)| *more == (f64::from(*once) * 1.5).round() as u32)
+            );
+        }
+        assert_eq!(reader(8).counts(index, 0).row(0)[0], 4 * of(0, 0)[0]);
+    }
 
     /// Where micro-batches are the trace's own, a suite's layer alone is the layer that studies are predicted with.
     #[test]
