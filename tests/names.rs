@@ -118,6 +118,10 @@ fn routing_is_an_axis() {
     assert!(svg.contains("max1.5") && svg.contains("W0"), "a group says its routing");
     folder.write("far.toml", &suite.replace("max_over_mean = 1.5", "max_over_mean = 99"));
     folder.refuse("run far.toml --out x", &["far.toml: cases[0].routing", "max_over_mean is 99"]);
+    // A case is called by its place in its file, whichever of them are run.
+    let last = "run far.toml --case gpt-tiny.*max99 --out x";
+    folder.refuse(last, &["far.toml: cases[3].routing", "max_over_mean is 99"]);
+    folder.refuse(&format!("{last} --shard 1/1"), &["far.toml: cases[3].routing"]);
     folder.write("both.toml", &suite.replace("{ workload = \"W0\" }", "{ workload = \"W0\", gini = 0.1 }"));
     folder.refuse("run both.toml --out x", &["both.toml: cases[2].routing", "one of them"]);
 }

@@ -130,6 +130,29 @@ fn a_killed_process_ends_the_others_and_a_checkpoint_goes_on() {
     );
 }
 
+/// Another program listens at the port and says nothing: both ranks say so, and neither blames the other.
+#[test]
+fn a_port_that_another_program_has_is_named_by_both_ranks() {
+    let folder = folder();
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let ranks = [0, 1].map(|rank| start(&folder, rank, port, &format!("{MODEL} --iterations 3 --timeout 2 --out out")));
+    let said = ranks.map(|rank| {
+        let ran = end(rank);
+        assert_eq!((ran.status, errors(&ran).len()), (Some(1), 1), "{}", ran.stderr);
+        errors(&ran)[0].to_owned()
+    });
+    let place = format!("127.0.0.1:{port}");
+    for (said, fragments) in said.iter().zip([
+        ["rank 0 cannot listen at", "Address already in use", "--master-port"],
+        ["does not answer as rank 0 does", "another program has the port", "--master-port"],
+    ]) {
+        assert!(fragments.iter().chain([&place.as_str()]).all(|fragment| said.contains(fragment)), "{said}");
+    }
+    assert_eq!(said[0].matches("Address already in use").count(), 1, "{}", said[0]);
+    assert!(!folder.join("out").exists());
+}
+
 /// Iterations of the last whole checkpoint of the one run in a folder.
 fn reached(folder: &Path) -> Option<usize> {
     let run = std::fs::read_dir(folder).ok()?.next()?.ok()?.path();

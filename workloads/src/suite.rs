@@ -298,6 +298,8 @@ impl FromStr for SearchSpace {
 /// One group of bars: a model on a cluster under a gate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
+    /// Its place among all cases of its file, from 0, whichever of them are run.
+    pub number: usize,
     /// Tells apart cases that differ in their plans alone; part of the id.
     pub name: Option<String>,
     /// The model, by name, or by a path that is relative to the suite's folder.
@@ -355,6 +357,7 @@ impl Case {
     /// A case of its own, outside a suite: nothing is given, and searches choose among degrees.
     pub fn new(model: &str, cluster: &str, gpus: usize, gate: Gate, global_batch: usize) -> Self {
         Self {
+            number: 0,
             name: None,
             model: model.into(),
             cluster: cluster.into(),
@@ -494,17 +497,18 @@ impl Suite {
             return refuse("trace.stride", "0".into(), "at least 1");
         }
         let mut seen = BTreeMap::new();
-        for (index, case) in self.cases.iter().enumerate() {
-            self.check_case(file, index, case)?;
-            if let Some(first) = seen.insert(case.id(), index) {
+        for case in &self.cases {
+            self.check_case(file, case)?;
+            if let Some(first) = seen.insert(case.id(), case.number) {
                 let expected = format!("an id unlike that of cases[{first}]: give one of them a `name`");
-                return refuse(&format!("cases[{index}]"), case.id(), &expected);
+                return refuse(&format!("cases[{}]", case.number), case.id(), &expected);
             }
         }
         Ok(())
     }
 
-    fn check_case(&self, file: &str, index: usize, case: &Case) -> Result<(), ConfigError> {
+    fn check_case(&self, file: &str, case: &Case) -> Result<(), ConfigError> {
+        let index = case.number;
         let refuse = |field: &str, value: String, expected: &str| {
             Err(ConfigError::value(file, format!("cases[{index}].{field}"), value, expected))
         };

@@ -55,6 +55,7 @@ pub(crate) fn cases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ca
         }
         cases.extend(spec.cases());
     }
+    cases.iter_mut().enumerate().for_each(|(number, case)| case.number = number);
     Ok(cases)
 }
 
@@ -109,6 +110,7 @@ impl CaseSpec {
             }
         }
         Case {
+            number: 0,
             name: self.name.clone(),
             model: self.model.0[0].clone(),
             cluster: self.cluster.0[0].clone(),

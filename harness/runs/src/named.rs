@@ -17,8 +17,8 @@ use crate::provenance::sha256;
 /// A file that cannot be read or used, or a name that no table can show.
 pub fn suite(file: &str, suite: &mut Suite, folder: &Path) -> Result<()> {
     let mut names = Names { folder, ..Names::default() };
-    for (index, case) in suite.cases.iter_mut().enumerate() {
-        names.case(&format!("{file}: cases[{index}]"), case)?;
+    for case in &mut suite.cases {
+        names.case(&format!("{file}: cases[{}]", case.number), case)?;
     }
     Ok(suite.settle(file)?)
 }

@@ -185,19 +185,19 @@ pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
 /// An unknown model, or an imbalance that its layers cannot have.
 pub fn stated_routing(file: &str, suite: &Suite, other: &dyn Fn() -> Result<Arc<RoutingTrace>>) -> Result<CaseTraces> {
     let mut traces = CaseTraces::default();
-    for (index, case) in suite.cases.iter().enumerate() {
+    for case in &suite.cases {
         let Some(stated) = case.routing.first().copied().or(suite.routing) else {
             traces.push(None, other)?;
             continue;
         };
-        let model = model(&format!("{file}: cases[{index}].model"), case.model.place())?;
+        let model = model(&format!("{file}: cases[{}].model", case.number), case.model.place())?;
         let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(1);
         let (layers, top_k) = (model.moe_layers().count(), case.gate.top_k(model.top_k) as u32);
         // As many as the profiling run sees; past the end, a trace begins again.
         let iterations = suite.iterations.max(suite.trace.profile);
         let make = || {
             let trace = stated.trace(layers, experts, top_k, iterations);
-            let of_case = if case.routing.is_empty() { String::new() } else { format!("cases[{index}].") };
+            let of_case = if case.routing.is_empty() { String::new() } else { format!("cases[{}].", case.number) };
             Ok(Arc::new(trace.with_context(|| format!("{file}: {of_case}routing"))?))
         };
         traces.push(Some(format!("{stated:?} {layers} {experts} {top_k}")), &make)?;
@@ -226,7 +226,7 @@ pub fn cases<'a>(
     for &seed in &suite.seeds {
         for (index, case) in suite.cases.iter().enumerate() {
             let number = cases.len() * suite.systems.len();
-            cases.push(Preparation { file, suite, trace: trace_of(index), seed, index }.case(case, number)?);
+            cases.push(Preparation { file, suite, trace: trace_of(index), seed }.case(case, number)?);
         }
     }
     Ok(cases)
@@ -241,12 +241,11 @@ struct Preparation<'s, 'a> {
     suite: &'s Suite,
     trace: &'a RoutingTrace,
     seed: u64,
-    index: usize,
 }
 
 impl<'a> Preparation<'_, 'a> {
     fn case(&self, case: &Case, first: usize) -> Result<PreparedCase<'a>> {
-        let context = format!("{}: cases[{}]", self.file, self.index);
+        let context = format!("{}: cases[{}]", self.file, case.number);
         let length = case.id().len();
         ensure!(
             length <= LONGEST_ID,
