@@ -18,12 +18,19 @@ mod house;
 mod copies;
 // The same bytes whatever the threads, the order of cases or an interruption.
 mod determinism;
+// Kills, full disks and read-only folders at each write of a run.
+#[cfg(target_os = "linux")]
+mod trust;
+// The licences of all dependencies against Cargo.lock.
+mod licences;
 // Wrong input: exit status 2, one line that names file, field and what is allowed, nothing written.
 mod bad_input;
 // Mutated files against every reader.
 mod fuzzed;
 // Spans of an iteration against its ledgers, and the files that show them.
 mod timeline;
+// Chakra execution traces, read back by a decoder of their own.
+mod chakra;
 // Every command from its arguments to its files.
 mod cli;
 // Models that people train: configs, fields, and what the trainer has not learned.

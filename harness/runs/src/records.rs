@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 use systems::Plan;
 use systems::iteration::Peak;
+use systems::iteration::moved::Communications;
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::Span;
 use systems::price::ledger::{Ledger, Phase};
@@ -115,6 +116,8 @@ pub struct Outcome {
     pub timelines: Vec<(EngineKind, Vec<Span>)>,
     /// `[iteration][moe layer]`: load of the busiest expert over the mean load, as the gate chose; empty where not followed.
     pub imbalance: Vec<Vec<f64>>,
+    /// What the spans of the last iteration move, where all ranks were watched and that is known.
+    pub communications: Option<Communications>,
     /// `[from][to]`: what ranks send each other for MoE layers in the last iteration; empty where not followed.
     pub exchanged: Vec<Vec<Bytes>>,
     /// `[rank]`: memory in the iteration that did not end; empty where not followed.

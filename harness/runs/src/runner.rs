@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use systems::{Plan, PlanError};
 use workloads::EngineKind;
 
+use crate::chakra;
 use crate::engines::{Engine, Extent};
 use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunRecord, Status};
@@ -44,8 +45,21 @@ impl Runner<'_> {
         if self.extent.timelines {
             // Before the frames, which mark a case as finished.
             self.store.write_timelines(&id, &records)?;
+            for (run, record) in case.runs.iter().zip(&records) {
+                self.write_chakra(&id, run, record)?;
+            }
         }
         self.store.write_case(&id, &records)
+    }
+
+    /// What the ranks of the engine's own timeline do, as execution traces.
+    fn write_chakra(&self, id: &str, run: &PreparedRun, record: &RunRecord) -> Result<()> {
+        let (Some((_, spans)), Ok(chosen)) = (record.outcome.timelines.first(), run.plan()) else { return Ok(()) };
+        let (communications, known) = match &record.outcome.communications {
+            Some(followed) => (followed.clone(), chakra::FOLLOWED),
+            None => (chakra::expected(run, chosen.plan, self.extent.iterations), chakra::EXPECTED),
+        };
+        self.store.write_chakra(id, &record.key.system, &chakra::traces(&run.job, &communications, spans, known))
     }
 
     /// A record of every run of a case; one without a plan is not run.

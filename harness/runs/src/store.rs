@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use chart::Figure;
 use polars::prelude::{CsvWriter, DataFrame, KeyValueMetadata, ParquetReader, ParquetWriter, SerReader, SerWriter};
 
+use crate::chakra::Traces;
 use crate::details::{self, RunDetails};
 use crate::provenance::{self, Provenance};
 use crate::records::{self, Row, RunRecord, SCHEMA_KEY, SCHEMA_VERSION};
@@ -136,6 +137,18 @@ impl Store {
         Ok(())
     }
 
+    /// Writes execution traces beside a system's timeline: `timelines/CASE/SYSTEM.RANK.et`, and the groups that they name.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_chakra(&self, id: &str, system: &str, traces: &Traces) -> Result<()> {
+        let folder = self.timelines_path(id);
+        for (rank, bytes) in traces.ranks.iter().enumerate() {
+            write_atomically(&folder.join(format!("{system}.{rank}.et")), |file| Ok(file.write_all(bytes)?))?;
+        }
+        write_text(&folder.join(format!("{system}.groups.json")), &traces.groups)
+    }
+
     /// The run's rows, if an earlier attempt joined them.
     ///
     /// # Errors
@@ -158,7 +171,8 @@ impl Store {
         write_parquet(&self.path("iterations.parquet"), &mut iterations)?;
         self.join_details(ids)?;
         write_parquet(&self.path("spans.parquet"), &mut self.join_kind(ids, "spans")?)?;
-        fs::remove_dir_all(self.path("cases"))?;
+        let cases = self.path("cases");
+        fs::remove_dir_all(&cases).with_context(|| format!("{}: cannot be removed", cases.display()))?;
         records::from_frame(&iterations)
     }
 

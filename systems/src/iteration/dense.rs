@@ -5,6 +5,7 @@ use workloads::model::{Block, Edge, HALF, Recompute};
 use workloads::{Bytes, Seconds};
 
 use crate::Plan;
+use crate::iteration::moved::{Collective, tensor_parallel};
 use crate::plan::job::{Job, Scope};
 use crate::price::cost::CostModel;
 use crate::price::network::Group;
@@ -60,31 +61,16 @@ impl<'a> Dense<'a> {
     }
 
     /// The collectives of a block's pass.
-    ///
-    /// One all-reduce for attention (of its output, or of the gradient of what its heads start from) and one for a dense
-    /// network, also where it is a shared expert (Shoeybi et al. 2019). Around routed experts each rank takes its slice of the
-    /// tokens instead: their outputs are gathered in the forward pass, the slices' gradients in the backward pass (as in
-    /// FastMoE).
     pub(super) fn collectives(&self, block: &Block, direction: Direction) -> Seconds {
         if self.plan.tp == 1 || self.job.scope == Scope::Layer {
             return Seconds::ZERO;
         }
-        let bytes = block.boundary_bytes() * self.plan.micro_batch as f64;
-        let reduced = self.costs.all_reduce(&self.tensor, bytes);
-        let attention = match direction {
-            Direction::Forward => reduced,
-            Direction::Backward => {
-                let [of_token, weights] = block.attention.shared_by_heads(block.hidden);
-                let numbers = block.tokens * self.plan.micro_batch * of_token + weights;
-                self.costs.all_reduce(&self.tensor, Bytes(numbers as f64 * HALF))
-            }
-        };
-        attention
-            + match block.moe() {
-                None => reduced,
-                Some(moe) if moe.shared.is_some() => self.costs.all_gather(&self.tensor, bytes) + reduced,
-                Some(_) => self.costs.all_gather(&self.tensor, bytes),
-            }
+        let mut times = tensor_parallel(block, self.plan, direction).map(|(collective, bytes)| match collective {
+            Collective::AllGather => self.costs.all_gather(&self.tensor, bytes),
+            _ => self.costs.all_reduce(&self.tensor, bytes),
+        });
+        let attention = times.next().unwrap_or(Seconds::ZERO);
+        attention + times.sum()
     }
 
     /// Embedding before the first block (`first`), head and loss after the last one (`last`).

@@ -10,6 +10,7 @@ pub mod copies;
 mod dense;
 mod exchanged;
 mod lane;
+pub mod moved;
 pub mod online;
 pub mod outline;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use thiserror::Error;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
+use crate::iteration::moved::Communications;
 use crate::iteration::online::{self, Online, WrongPlacement};
 use crate::iteration::timeline::{Recorder, Span, Watch};
 use crate::iteration::{Charge, Coverage, Evaluation, Start, Timing};
@@ -29,6 +30,10 @@ pub struct Run<'a> {
     placements: Vec<Placement>,
     /// Iterations whose loads were gathered.
     gathered: usize,
+    /// Those of them that were gathered before the last iteration.
+    gathered_last: usize,
+    /// `[stage][rank of a group]`: what experts that changed ranks before the last iteration took along.
+    migrated: Vec<Vec<Bytes>>,
 }
 
 /// What one iteration did.
@@ -74,7 +79,8 @@ impl<'a> Run<'a> {
         let online = Online::new(system.policy(job, &plan));
         let chosen = plan;
         let Start { plan, placements } = Start::new(job, &chosen, online.policy());
-        Self { job, costs, chosen, plan, online, placements, gathered: 0 }
+        let migrated = vec![vec![Bytes::ZERO; plan.ep]; plan.pp];
+        Self { job, costs, chosen, plan, online, placements, gathered: 0, gathered_last: 0, migrated }
     }
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
@@ -118,6 +124,16 @@ impl<'a> Run<'a> {
         self.evaluation(batch, &vec![Charge::default(); self.plan.pp]).exchanged()
     }
 
+    /// What the spans of the last iteration moved, if `batch` is what its gate chose.
+    pub fn communications(&self, batch: &BatchCounts) -> Communications {
+        let charges = vec![Charge::default(); self.plan.pp];
+        let most = |of_stage: &Vec<Bytes>| of_stage.iter().copied().fold(Bytes::ZERO, Bytes::max);
+        let mut all = self.evaluation(batch, &charges).communications();
+        all.gathered = self.gathered_last;
+        all.migrated = self.migrated.iter().map(most).collect();
+        all
+    }
+
     fn evaluation<'e>(&'e self, batch: &'e BatchCounts, charges: &'e [Charge]) -> Evaluation<'e> {
         Evaluation {
             job: self.job,
@@ -137,12 +153,15 @@ impl<'a> Run<'a> {
         let (job, plan) = (self.job, &self.plan);
         let mut placed = Placed { charges: vec![Charge::default(); plan.pp], moved: 0 };
         let seen = self.online.history().len();
+        self.gathered_last = 0;
+        self.migrated.iter_mut().for_each(|of_stage| of_stage.fill(Bytes::ZERO));
         if !self.online.policy().placement_due(seen) {
             return Ok(placed);
         }
         for (stage, charge) in placed.charges.iter_mut().enumerate() {
             charge.gathering = online::gathering(job, plan, stage, seen - self.gathered, self.costs);
         }
+        self.gathered_last = seen - self.gathered;
         self.gathered = seen;
         let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers());
         for (layer, ((block, moe), placement)) in layers.zip(&mut self.placements).enumerate() {
@@ -153,6 +172,9 @@ impl<'a> Run<'a> {
             let groups = (0..plan.expert_dp).map(|group| plan.expert_group(stage, group).start);
             let times = groups.map(|first| migration.time(self.costs, first));
             placed.charges[stage].migration += times.fold(Seconds::ZERO, Seconds::max);
+            for moved in &migration.moves {
+                self.migrated[stage][moved.from] += migration.expert_bytes;
+            }
             placed.moved += migration.moves.len();
             *placement = migration.placement;
         }

@@ -21,7 +21,7 @@ use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, LayerProgram, Layout, Op, Products, Rows, Task};
 
 /// Bytes of a number in the gradient of a copied or sharded expert: it is summed in single precision on its way (UltraEP 2026).
-const RETURNED_GRADIENT: f64 = 4.0;
+pub(crate) const RETURNED_GRADIENT: f64 = 4.0;
 
 /// Durations of a program's tasks on each rank.
 #[derive(Clone, Debug, Default)]

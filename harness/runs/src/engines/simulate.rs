@@ -106,7 +106,7 @@ impl<'a> Simulation<'a> {
     }
 
     fn step(&mut self, Chosen { batch, imbalance }: &Chosen, watch: Watch) {
-        let watched = watch != Watch::Nobody;
+        let (watched, everybody) = (watch != Watch::Nobody, watch == Watch::Everybody);
         let (mut done, spans) = self.run.watch(batch, watch);
         self.outcome.imbalance.push(imbalance.clone());
         match done.failure.take() {
@@ -115,6 +115,9 @@ impl<'a> Simulation<'a> {
                 if watched {
                     self.outcome.timelines = vec![(EngineKind::Simulated, spans)];
                     self.outcome.exchanged = self.run.exchanged(batch);
+                    if everybody {
+                        self.outcome.communications = Some(self.run.communications(batch));
+                    }
                 }
             }
             Some(failure) => {

@@ -1,0 +1,266 @@
+//! Timelines as Chakra execution traces, a file a rank, for simulators such as ASTRA-sim.
+//!
+//! A span that computes is a `COMP` node that takes as long. A span that communicates is a `COMM_COLL` node for each of its collectives,
+//! with kind, bytes and group; a send between stages is a `COMM_SEND` and, on the other rank, a `COMM_RECV` of the same tag. A node
+//! depends on the node before it on its stream, and on the last one of each other stream that had ended when it began: the order in which
+//! the rank was seen to do things, which is that of the layer programs or stricter.
+//!
+//! The format has no all-to-all whose ranks send unequal amounts: `comm_size` is that of the rank that sends most, the same on all
+//! ranks, and `moebench_sent_bytes` is what this rank sends. Experts of online systems stand as in the iteration that is shown.
+
+pub mod proto;
+
+use std::collections::BTreeMap;
+
+use systems::iteration::moved::{Collective, Communication, Communications};
+use systems::iteration::run::Run;
+use systems::iteration::schedule::Work;
+use systems::iteration::timeline::{Activity, Span};
+use systems::program::Stream;
+use systems::{CostModel, Job, Plan};
+
+use crate::chakra::proto::{Node, NodeType, Value};
+use crate::prepare::PreparedRun;
+
+/// Version of the schema, as ASTRA-sim's own examples state it.
+const VERSION: &str = "0.0.4";
+
+/// What sizes are of where the simulator followed the iteration.
+pub const FOLLOWED: &str = "of the iteration's own routing and placement";
+/// What they are of elsewhere.
+pub const EXPECTED: &str = "of the routing trace, with experts where they stand first";
+
+/// Files of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traces {
+    /// `[rank]`: a file's bytes.
+    pub ranks: Vec<Vec<u8>>,
+    /// What groups' names mean: `{"1": [0, 1], ...}`, as `--comm-group-configuration` takes it.
+    pub groups: String,
+}
+
+/// What an iteration moves if its gate chooses as the trace says and no expert has moved.
+pub fn expected(run: &PreparedRun, plan: Plan, iterations: usize) -> Communications {
+    let costs = CostModel::new(&run.job.cluster, run.job.gpus);
+    let last = run.routing.iteration(iterations.saturating_sub(1));
+    Run::new(&run.job, &costs, run.system, plan).communications(&last)
+}
+
+/// The traces of all ranks; `sizes`: what sizes are of.
+pub fn traces(job: &Job, communications: &Communications, spans: &[Span], sizes: &str) -> Traces {
+    let mut ranks: Vec<Rank> = Vec::new();
+    let mut groups = Groups::default();
+    let mut ordered: Vec<&Span> = spans.iter().collect();
+    ordered.sort_by(|a, b| {
+        (a.rank, a.start.0, a.end.0).partial_cmp(&(b.rank, b.start.0, b.end.0)).expect("times are numbers")
+    });
+    let world = ordered.last().map_or(0, |span| span.rank + 1);
+    ranks.resize_with(world, Rank::default);
+    let mut sends = Vec::new();
+    for span in ordered {
+        let rank = &mut ranks[span.rank];
+        match span.activity {
+            Activity::Boundary => sends.extend(rank.send(job, communications, span, sends.len())),
+            _ => rank.add(span, communications.of(job, span), &mut groups),
+        }
+    }
+    for send in sends {
+        if let Some(rank) = ranks.get_mut(send.to) {
+            rank.receive(&send);
+        }
+    }
+    let metadata = [
+        ("schema", Value::Text(format!("chakra {VERSION}"))),
+        ("written_by", Value::Text(format!("moebench {}", env!("CARGO_PKG_VERSION")))),
+        ("sizes", Value::Text(sizes.to_owned())),
+    ];
+    Traces {
+        ranks: ranks.into_iter().map(|rank| proto::file(VERSION, &metadata, &rank.nodes)).collect(),
+        groups: groups.to_json(),
+    }
+}
+
+/// A send, and what the receiver needs to know of it.
+struct Send {
+    from: usize,
+    to: usize,
+    bytes: i64,
+    tag: i32,
+    work: Option<Work>,
+    end_microseconds: u64,
+}
+
+/// A rank's nodes, and what of its spans they are.
+#[derive(Default)]
+struct Rank {
+    nodes: Vec<Node>,
+    /// `[stream]`: nodes that it had, by their ends.
+    ended: [Vec<(u64, u64)>; 3],
+    /// By node, the pass that it is part of.
+    works: Vec<Option<Work>>,
+    /// Sends of each pass so far.
+    sent: BTreeMap<(bool, usize), usize>,
+}
+
+impl Rank {
+    /// The node before it on its stream, and the last ones of the others that had ended.
+    fn depends(&self, stream: Stream, start: u64) -> Vec<u64> {
+        let mut all: Vec<u64> = (0..self.ended.len())
+            .filter_map(|other| {
+                let nodes = &self.ended[other];
+                match other == stream as usize {
+                    true => nodes.last(),
+                    false => nodes.iter().rev().find(|(_, end)| *end <= start),
+                }
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn push(&mut self, span: &Span, kind: NodeType, [start, end]: [u64; 2], attributes: Vec<(&'static str, Value)>) {
+        let id = self.nodes.len() as u64;
+        let stream = span.activity.stream();
+        let depends = self.depends(stream, start);
+        self.nodes.push(Node {
+            id,
+            name: name(span),
+            kind,
+            depends,
+            start_microseconds: start,
+            microseconds: end - start,
+            attributes,
+        });
+        self.works.push(span.work);
+        self.ended[stream as usize].push((id, end));
+    }
+
+    /// A span that is no send between stages: one node, or one for each of several collectives, which share its time by their bytes.
+    fn add(&mut self, span: &Span, moves: Vec<Communication>, groups: &mut Groups) {
+        let [start, end] = ends(span);
+        let moves: Vec<Communication> =
+            moves.into_iter().filter(|of| of.ranks.len() > 1 && of.bytes.0 >= 1.0).collect();
+        if moves.is_empty() {
+            return self.push(span, NodeType::Compute, [start, end], vec![("is_cpu_op", Value::Bool(false))]);
+        }
+        let all: f64 = moves.iter().map(|of| of.bytes.0).sum();
+        let (mut done, mut begun) = (0.0, start);
+        for of in moves {
+            done += of.bytes.0;
+            let until = start + ((end - start) as f64 * (done / all)).round() as u64;
+            let mut attributes = vec![
+                ("is_cpu_op", Value::Bool(false)),
+                ("comm_type", Value::Int64(comm_type(of.collective))),
+                ("comm_size", Value::Int64(of.bytes.0.round() as i64)),
+                ("pg_name", Value::Text(groups.name(&of.ranks))),
+            ];
+            if of.collective == Collective::AllToAll {
+                attributes.push(("moebench_sent_bytes", Value::Int64(of.own.0.round() as i64)));
+            }
+            self.push(span, NodeType::Collective, [begun, until], attributes);
+            begun = until;
+        }
+    }
+
+    /// A send between stages, whose tag is its number among all.
+    fn send(&mut self, job: &Job, communications: &Communications, span: &Span, number: usize) -> Option<Send> {
+        let pass = match span.work? {
+            Work::Forward(m) => (true, m),
+            Work::Backward(m) => (false, m),
+        };
+        let before = self.sent.entry(pass).or_default();
+        let sent = communications.sent(job, span, *before);
+        *before += 1;
+        let sent = sent?;
+        let [start, end] = ends(span);
+        let send = Send {
+            from: span.rank,
+            to: sent.to,
+            bytes: sent.bytes.0.round() as i64,
+            tag: number as i32,
+            work: span.work,
+            end_microseconds: end,
+        };
+        self.push(span, NodeType::Send, [start, end], send.attributes());
+        Some(send)
+    }
+
+    /// What is received comes before the first node of the same micro-batch and direction that began once it was there.
+    fn receive(&mut self, send: &Send) {
+        let first = self.nodes.iter().zip(&self.works).position(|(node, work)| {
+            *work == send.work && node.start_microseconds >= send.end_microseconds && node.kind != NodeType::Receive
+        });
+        let id = self.nodes.len() as u64;
+        if let Some(first) = first {
+            self.nodes[first].depends.push(id);
+        }
+        self.nodes.push(Node {
+            id,
+            name: "receive".to_owned(),
+            kind: NodeType::Receive,
+            depends: Vec::new(),
+            start_microseconds: send.end_microseconds,
+            microseconds: 0,
+            attributes: send.attributes(),
+        });
+        self.works.push(None);
+    }
+}
+
+impl Send {
+    fn attributes(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("is_cpu_op", Value::Bool(false)),
+            ("comm_src", Value::Int32(self.from as i32)),
+            ("comm_dst", Value::Int32(self.to as i32)),
+            ("comm_size", Value::Int64(self.bytes)),
+            ("comm_tag", Value::Int32(self.tag)),
+        ]
+    }
+}
+
+/// Groups of ranks, by their numbers from 1.
+#[derive(Default)]
+struct Groups(BTreeMap<Vec<usize>, usize>);
+
+impl Groups {
+    fn name(&mut self, ranks: &[usize]) -> String {
+        let next = self.0.len() + 1;
+        self.0.entry(ranks.to_vec()).or_insert(next).to_string()
+    }
+
+    fn to_json(&self) -> String {
+        let mut all: Vec<(&usize, &Vec<usize>)> = self.0.iter().map(|(ranks, number)| (number, ranks)).collect();
+        all.sort();
+        let lines: Vec<String> = all.iter().map(|(number, ranks)| format!("  \"{number}\": {ranks:?}")).collect();
+        format!("{{\n{}\n}}\n", lines.join(",\n"))
+    }
+}
+
+/// Whole microseconds, rounded so that what touches still does.
+fn ends(span: &Span) -> [u64; 2] {
+    [span.start, span.end].map(|time| (time.0 * 1e6).round() as u64)
+}
+
+fn name(span: &Span) -> String {
+    let block = span.block.map_or(String::new(), |block| format!(", block {block}"));
+    let work = match span.work {
+        Some(Work::Forward(m)) => format!(", forward {m}"),
+        Some(Work::Backward(m)) => format!(", backward {m}"),
+        None => String::new(),
+    };
+    format!("{}{block}{work}", span.activity.name())
+}
+
+/// `CollectiveCommType`.
+fn comm_type(collective: Collective) -> i64 {
+    match collective {
+        Collective::AllReduce => 0,
+        Collective::Reduce => 1,
+        Collective::AllGather => 2,
+        Collective::Broadcast => 5,
+        Collective::AllToAll => 6,
+        Collective::ReduceScatter => 7,
+    }
+}

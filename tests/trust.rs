@@ -1,0 +1,293 @@
+//! What is stored survives: SIGKILL at any moment, a full disk and folders that cannot be written, at each write of a run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use crate::support::{Folder, Ran, small_trace, suite_toml};
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// All files of the folder below `part` but half-written ones, of which some lead to a device without an end.
+fn files(folder: &Folder, part: &str) -> Files {
+    let below = format!("{part}/");
+    let names = folder.files().into_iter().filter(|name| name.starts_with(&below) && !name.ends_with(".tmp"));
+    names.map(|name| (name[part.len() + 1..].to_owned(), folder.bytes(&name))).collect()
+}
+
+/// Records of the cases that are finished in a folder whose run has not ended: what marks them is written last.
+fn finished(folder: &Folder, out: &str) -> Files {
+    let all = files(folder, &format!("{out}/cases"));
+    let ids = all.keys().filter_map(|name| name.strip_suffix(".spans.parquet"));
+    let of = |id: &str| ["iterations.parquet", "details.json", "spans.parquet"].map(|kind| format!("{id}.{kind}"));
+    ids.flat_map(of).map(|name| (name.clone(), all.get(&name).unwrap_or_else(|| panic!("no {name}")).clone())).collect()
+}
+
+/// Kills a run `kills` times at random moments, of its beginning, its cases and its end, going on after each; whenever it
+/// ends it begins anew elsewhere. No record of a finished case may be lost or another afterwards.
+fn kill(folder: &Folder, run: &str, kills: usize, seed: u64) -> Vec<String> {
+    let begun = Instant::now();
+    folder.succeed(&format!("{run} --out whole"));
+    let whole = begun.elapsed();
+    let mut draw = crate::support::draws(seed, 1_000_000);
+    let (mut killed, mut ended) = (0, Vec::new());
+    while killed < kills {
+        let out = format!("killed{}", ended.len());
+        let mut kept = Files::new();
+        loop {
+            let mut child = folder
+                .command(&format!("{run} --out {out}"))
+                .stderr(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(whole.mul_f64(draw() as f64 / 1e6));
+            // What has ended by itself was not killed.
+            let survived = child.try_wait().unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if let Some(status) = survived {
+                assert!(status.success());
+                break;
+            }
+            killed += 1;
+            if folder.join(&format!("{out}/cases")).exists() {
+                let now = finished(folder, &out);
+                let joined = folder.join(&format!("{out}/spans.parquet")).exists();
+                for (name, bytes) in &kept {
+                    assert!(joined || now.get(name) == Some(bytes), "{out}: {name} was lost or is another");
+                }
+                kept.extend(now);
+            }
+            if killed == kills {
+                folder.succeed(&format!("{run} --out {out}"));
+                break;
+            }
+        }
+        hold(folder, &out, &kept);
+        ended.push(out);
+    }
+    ended
+}
+
+/// The joined frames have the rows of every case that was finished before.
+fn hold(folder: &Folder, out: &str, kept: &Files) {
+    for kind in ["iterations", "spans"] {
+        let joined = folder.frame(&format!("{out}/{kind}.parquet"));
+        let cases = joined.column("case").unwrap().str().unwrap().clone();
+        for (name, bytes) in kept.iter().filter(|(name, _)| name.ends_with(&format!("{kind}.parquet"))) {
+            folder.write("kept.parquet", "");
+            fs::write(folder.join("kept.parquet"), bytes).unwrap();
+            let rows = folder.frame("kept.parquet");
+            let case = rows.column("case").unwrap().str().unwrap().get(0).unwrap().to_owned();
+            let first = cases.iter().position(|other| other == Some(case.as_str())).unwrap();
+            assert!(joined.slice(first as i64, rows.height()).equals_missing(&rows), "{out}: {name}: other rows");
+        }
+    }
+    assert!(!folder.join(&format!("{out}/cases")).exists());
+}
+
+/// Simulated: the bytes of a run that nobody killed, all derived files included.
+fn simulated(kills: usize) {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("suite.toml", &suite_toml(&[(4, "no-drop"), (8, "no-drop"), (16, "capacity 1.2"), (16, "no-drop")]));
+    let run = "run suite.toml --trace trace.parquet --threads 2 --iterations 60 --timeline";
+    let ended = kill(&folder, run, kills, 1);
+    // These two say which command ran it, its folder included.
+    let but_origin = |mut files: Files| {
+        files.retain(|name, _| !["run.json", "report.html"].contains(&name.as_str()));
+        files
+    };
+    let expected = but_origin(files(&folder, "whole"));
+    for out in ended {
+        let found = but_origin(files(&folder, &out));
+        assert!(folder.files().iter().all(|name| !name.ends_with(".tmp")));
+        assert!(found.keys().eq(expected.keys()), "{out}: {:?}", found.keys());
+        for (name, bytes) in &expected {
+            assert!(found[name] == *bytes, "{out}: {name} is another");
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+fn trained(kills: usize, options: &str) {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let case = |gate: &str| {
+        format!(
+            "[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\ngate = \"{gate}\"\nglobal_batch = 8\nmicro_batch = 1\n"
+        )
+    };
+    let cases = ["no-drop", "capacity 1.2", "switch 1.5"].map(case).concat();
+    folder.write(
+        "suite.toml",
+        &format!(
+            "name = \"both\"\ndescription = \"d\"\nengine = \"train\"\nsystems = [\"expert-only\", \"tutel\"]\n\
+             baseline = \"tutel\"\niterations = 4\nwarmup = 1\n{cases}"
+        ),
+    );
+    kill(&folder, &format!("run suite.toml --trace trace.parquet {options}"), kills, 2);
+}
+
+#[test]
+fn kills_lose_no_record_of_a_simulated_run() {
+    simulated(4);
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn kills_lose_no_record_of_a_measured_run() {
+    trained(3, "");
+}
+
+#[test]
+#[ignore = "long: 50 kills of every engine that this build has"]
+fn fifty_kills_lose_no_record_of_any_engine() {
+    simulated(50);
+    #[cfg(feature = "train")]
+    for options in ["", "--engine emulate"] {
+        trained(50, options);
+    }
+}
+
+const SMALL: &str = "run suite.toml --trace trace.parquet --out out --timeline";
+
+/// A run of two cases in `whole`, the names of all files that it writes on its way, and its folder as it is just after its start.
+fn prepared() -> (Folder, Vec<String>) {
+    let folder = Folder::new();
+    small_trace(&folder);
+    let suite = suite_toml(&[(4, "no-drop"), (8, "no-drop")]).replace("iterations = 12", "iterations = 3");
+    folder.write("suite.toml", &suite);
+    folder.succeed(SMALL);
+    fs::rename(folder.join("out"), folder.join("whole")).unwrap();
+    let mut names: Vec<String> = files(&folder, "whole").into_keys().collect();
+    // Execution traces are a file a rank: one stands for all.
+    names.retain(|name| !name.ends_with(".et") || name.ends_with("8.no-drop.seed1/smartmoe.0.et"));
+    for case in ["gpt-tiny.inky.4.no-drop.seed1", "gpt-tiny.inky.8.no-drop.seed1"] {
+        let of_case = |kind: &str| format!("cases/{case}.{kind}");
+        names.extend(["iterations.parquet", "details.json", "spans.parquet"].map(of_case));
+    }
+    assert!(names.len() >= 19, "{names:?}");
+    (folder, names)
+}
+
+/// The folder `out` of a run that has begun and done nothing.
+fn begun(folder: &Folder) {
+    let _ = fs::remove_dir_all(folder.join("out"));
+    folder.write("out/run.json", &folder.text("whole/run.json"));
+}
+
+fn failed(ran: &Ran, path: &str, why: &str) {
+    let errors: Vec<&str> = ran.stderr.lines().filter(|line| line.starts_with("error:")).collect();
+    assert!(ran.status.is_some_and(|status| status != 0), "{path}: {}", ran.stderr);
+    assert!(errors.len() == 1 && errors[0].contains(path) && errors[0].contains(why), "{path}, {why}: {}", ran.stderr);
+}
+
+/// What was there is there, and going on ends with the bytes of a run that nothing disturbed.
+fn goes_on(folder: &Folder, before: &Files) {
+    let now = files(folder, "out");
+    for (name, bytes) in before {
+        // When cases were joined, they go; every start says anew who it is.
+        let passing = name.starts_with("cases/") || name == "run.json";
+        assert!(passing || now.get(name) == Some(bytes), "{name} was harmed");
+    }
+    folder.succeed(SMALL);
+    let [mut whole, mut out] = ["whole", "out"].map(|part| files(folder, part));
+    // These two say by whom and by which command it was run.
+    for files in [&mut whole, &mut out] {
+        files.retain(|name, _| !["run.json", "report.html"].contains(&name.as_str()));
+    }
+    assert!(whole == out, "{:?}, expected {:?}", out.keys(), whole.keys());
+}
+
+/// Every temporary file of a write in turn leads to `/dev/full`, on which every write fails as on a full disk.
+#[test]
+fn a_full_disk_at_each_write_is_told_and_harms_nothing() {
+    let (folder, names) = prepared();
+    for name in &names {
+        begun(&folder);
+        if name == "run.json" {
+            fs::remove_file(folder.join("out/run.json")).unwrap();
+        }
+        let temporary = folder.join(&format!("out/{name}.tmp"));
+        fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+        symlink("/dev/full", &temporary).unwrap();
+        let before = files(&folder, "out");
+        failed(&folder.moebench(SMALL), &format!("out/{name}: cannot be written"), "No space left on device");
+        assert!(!temporary.is_symlink(), "{name}: what was half-written goes");
+        goes_on(&folder, &before);
+    }
+}
+
+/// The same where the run has ended, for all that is derived from it: what was there stays.
+#[test]
+fn a_full_disk_leaves_an_ended_run_as_it_is() {
+    let (folder, names) = prepared();
+    for name in names.iter().filter(|name| !name.starts_with("cases/")) {
+        let derived = ["figures/", "tables/", "summary.csv", "report.html"].iter().any(|part| name.starts_with(part));
+        if !derived {
+            continue;
+        }
+        let _ = fs::remove_dir_all(folder.join("out"));
+        for (name, bytes) in files(&folder, "whole") {
+            folder.write(&format!("out/{name}"), "");
+            fs::write(folder.join(&format!("out/{name}")), bytes).unwrap();
+        }
+        let before = files(&folder, "out");
+        symlink("/dev/full", folder.join(&format!("out/{name}.tmp"))).unwrap();
+        failed(&folder.moebench(SMALL), &format!("out/{name}: cannot be written"), "No space left on device");
+        assert!(files(&folder, "out") == before, "{name}");
+        goes_on(&folder, &before);
+    }
+}
+
+/// Runs it as somebody who may read everything and write where everybody may: root may write everywhere.
+fn as_nobody(folder: &Folder, arguments: &str) -> Ran {
+    use std::os::unix::process::CommandExt;
+    let mut command = folder.command(arguments);
+    if is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+fn allow(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Each folder of a run in turn can be read alone.
+#[test]
+fn a_read_only_folder_is_told_and_harms_nothing() {
+    let (folder, names) = prepared();
+    let mut parents: Vec<&str> =
+        names.iter().filter_map(|name| name.rsplit_once('/')).map(|(parent, _)| parent).collect();
+    parents.sort_unstable();
+    parents.dedup();
+    for parent in [""].into_iter().chain(parents) {
+        begun(&folder);
+        let mut path = folder.join("out");
+        allow(&path, 0o777);
+        for part in parent.split('/').filter(|part| !part.is_empty()) {
+            path = path.join(part);
+            fs::create_dir(&path).unwrap();
+            allow(&path, 0o777);
+        }
+        let before = files(&folder, "out");
+        allow(&path, 0o555);
+        let said = if parent.is_empty() { "out/".to_owned() } else { format!("out/{parent}/") };
+        failed(&as_nobody(&folder, SMALL), &said, "Permission denied");
+        allow(&path, 0o777);
+        goes_on(&folder, &before);
+    }
+}
