@@ -41,7 +41,7 @@ fn balance(c: &mut Criterion) {
     for (domain, name) in [(RANKS, "one domain"), (8, "domains of 8")] {
         let domain_of: Vec<usize> = (0..RANKS).map(|rank| rank / domain).collect();
         let homes = quota::Homes { rank_of: &rank_of, domain_of: &domain_of };
-        let limits = quota::Limits { room: 2, least: 1024 };
+        let limits = quota::Limits { room: 2, least: 1024, slack: 0 };
         group.bench_function(format!("quota: 256 experts, 64 ranks, {name}"), |b| {
             b.iter(|| quota::replicate(black_box(next.next().unwrap()), homes, limits));
         });

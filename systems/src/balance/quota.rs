@@ -37,6 +37,8 @@ pub struct Limits {
     pub room: usize,
     /// Fewest entries that a copy is made for, unless fewer are all that is left to give away.
     pub least: u64,
+    /// What a rank may have above the mean, in percent.
+    pub slack: u64,
 }
 
 /// `T` is found to this part of the mean load.
@@ -51,17 +53,18 @@ pub fn steps(experts: usize, ranks: usize, copies: usize, bounds: u64) -> u64 {
     experts as u64 * log(experts) + bounds * (ranks + copies) as u64 * log(ranks)
 }
 
-/// The copies with which no rank has more than `T` entries, for the least `T` that a bisection between the mean and the
+/// The copies with which no rank has more than `T` entries, for the least `T` that a bisection between the mean with its slack and the
 /// fullest rank finds. `loads`: `[expert]` entries.
 pub fn replicate(loads: &[u64], homes: Homes, limits: Limits) -> Vec<Copy> {
     let mut search = Search::new(loads, homes, limits);
-    let (mut fails, mut holds) = (search.mean(), search.base.iter().copied().max().unwrap_or(0));
+    let lowest = (search.mean() * (100 + limits.slack)).div_ceil(100);
+    let (mut fails, mut holds) = (lowest, search.base.iter().copied().max().unwrap_or(0));
     if search.give_away(fails) {
         return search.copies;
     }
     let precision = (fails / PRECISION).max(1);
     let mut best = Vec::new();
-    while holds - fails > precision {
+    while holds.saturating_sub(fails) > precision {
         let middle = fails.midpoint(holds);
         if search.give_away(middle) {
             holds = middle;
@@ -233,7 +236,7 @@ mod tests {
     use crate::balance::microep;
     use crate::balance::tests::{below, loads, random};
 
-    const ULTRA: Limits = Limits { room: 2, least: 64 };
+    const ULTRA: Limits = Limits { room: 2, least: 64, slack: 0 };
 
     fn in_order(experts: usize, ranks: usize) -> Vec<usize> {
         (0..experts).map(|expert| expert * ranks / experts).collect()
@@ -274,7 +277,11 @@ mod tests {
                 let domain_of: Vec<usize> = (0..ranks).map(|rank| rank / domain).collect();
                 let homes = Homes { rank_of: &rank_of, domain_of: &domain_of };
                 let before = rank_loads(&loads, homes, &[]).into_iter().max().unwrap();
-                for limits in [ULTRA, Limits { room: experts / ranks, least: 1 }, Limits { room: 0, least: 1 }] {
+                for limits in [
+                    ULTRA,
+                    Limits { room: experts / ranks, least: 1, slack: 10 },
+                    Limits { room: 0, least: 1, slack: 0 },
+                ] {
                     let copies = replicate(&loads, homes, limits);
                     check(&loads, homes, limits.room, &copies);
                     assert!(rank_loads(&loads, homes, &copies).into_iter().max().unwrap() <= before);
@@ -294,7 +301,7 @@ mod tests {
             let loads = loads(&mut random, 16);
             let rank_of = in_order(16, 8);
             let homes = Homes { rank_of: &rank_of, domain_of: &[0; 8] };
-            let copies = replicate(&loads, homes, Limits { room: 16, least: 1 });
+            let copies = replicate(&loads, homes, Limits { room: 16, least: 1, slack: 0 });
             let most = rank_loads(&loads, homes, &copies).into_iter().max().unwrap();
             assert_eq!(most, loads.iter().sum::<u64>().div_ceil(8));
         }
@@ -324,7 +331,7 @@ mod tests {
                     })
                     .min()
                     .unwrap();
-                let copies = replicate(&loads, homes, Limits { room, least: 1 });
+                let copies = replicate(&loads, homes, Limits { room, least: 1, slack: 0 });
                 let most = rank_loads(&loads, homes, &copies).into_iter().max().unwrap();
                 assert!(most >= best);
                 assert!(most * 10 <= best * 13, "{loads:?}: {most} against {best}");
@@ -335,13 +342,13 @@ mod tests {
     #[test]
     fn small_copies_are_not_made() {
         let homes = Homes { rank_of: &[0, 1], domain_of: &[0; 2] };
-        let limits = |least| Limits { room: 1, least };
+        let limits = |least| Limits { room: 1, least, slack: 0 };
         assert_eq!(replicate(&[110, 90], homes, limits(1)), [Copy { expert: 0, rank: 1, quota: 10 }]);
         // Ten entries are all that is to be given away: the bound holds whatever a copy is worth.
         assert_eq!(replicate(&[110, 90], homes, limits(64)).len(), 1);
         // Three experts of 40 on rank 0: 60 of the 120 go, 40 of one, and 20 of another are all that is left.
         let homes = Homes { rank_of: &[0, 0, 0], domain_of: &[0; 2] };
-        let copies = replicate(&[40, 40, 40], homes, Limits { room: 2, least: 30 });
+        let copies = replicate(&[40, 40, 40], homes, Limits { room: 2, least: 30, slack: 0 });
         assert_eq!(copies, [Copy { expert: 0, rank: 1, quota: 40 }, Copy { expert: 1, rank: 1, quota: 20 }]);
     }
 

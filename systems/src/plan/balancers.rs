@@ -1,4 +1,9 @@
 //! Search over plans and balancers together: what balances the experts of each layer is chosen for every plan, by price.
+//!
+//! Prices are those of iterations of the profile whose experts stand where *earlier* iterations put them, so that drift counts, with
+//! what adapting to the drift moves. Memory is held against the limit with room for as much more as it varied in the profile.
+
+use std::ops::Range;
 
 use workloads::model::Moe;
 use workloads::trace::BatchCounts;
@@ -6,13 +11,13 @@ use workloads::{Bytes, Seconds};
 
 use crate::Recompute;
 use crate::balance::laer;
-use crate::iteration::{Charge, Coverage, Evaluation, Start};
+use crate::iteration::{Charge, Coverage, Evaluation, Peak, Start};
 use crate::plan::job::Job;
-use crate::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
 use crate::plan::placement::Placement;
 use crate::plan::search::{self, Candidate, Estimate, PerformanceModel};
 use crate::plan::{Plan, PlanError};
 use crate::price::cost::CostModel;
+use crate::price::ledger::Ledger;
 use crate::program::Direction;
 use crate::{Decision, LoadHistory, Policy};
 
@@ -23,15 +28,19 @@ pub enum Balancer {
     None,
     /// One slot an expert, placed by past loads.
     Place,
-    /// Copies that stand, by past loads.
+    /// Copies that stand, by past loads; entries split between them by a linear program.
     Replicate,
-    /// Copies for one micro-batch inside the node, of at least so many entries.
+    /// Copies for one micro-batch inside the node.
     Quota {
         /// Fewest entries that a copy is made for.
         least: u64,
+        /// What a rank may have above the mean, in percent.
+        slack: u64,
     },
     /// Replicas of all groups on different ranks, entries split by a linear program.
     Program,
+    /// As [`Balancer::Replicate`] over the whole stage, in every iteration, optimizer state in shards that stay.
+    Relay,
     /// Experts in shards over the stage, restored where past loads want them.
     Shards,
 }
@@ -43,18 +52,44 @@ impl Balancer {
             Balancer::None => "none",
             Balancer::Place => "place",
             Balancer::Replicate => "replicate",
-            Balancer::Quota { .. } => "quota",
+            Balancer::Quota { slack: 0, .. } => "quota",
+            Balancer::Quota { .. } => "quota with slack",
             Balancer::Program => "linear program",
+            Balancer::Relay => "relay",
             Balancer::Shards => "shards",
         }
+    }
+
+    /// Whether all ranks of a stage share the experts of a layer; then all layers have this balancer, or none.
+    pub fn joins_replicas(self) -> bool {
+        matches!(self, Balancer::Program | Balancer::Relay | Balancer::Shards)
+    }
+
+    /// Whether it has slots beyond those that hold every expert once, whose number is free.
+    pub fn has_extra_slots(self) -> bool {
+        matches!(self, Balancer::Replicate | Balancer::Quota { .. } | Balancer::Relay)
+    }
+
+    /// Whether it follows the loads of the last iteration, whatever the plan says.
+    pub fn follows_every_iteration(self) -> bool {
+        matches!(self, Balancer::Relay | Balancer::Shards)
     }
 }
 
 /// The balancers of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balancers {
+    /// `[moe layer]`; one stands for all layers.
+    pub layers: Vec<Balancer>,
+    /// Slots of a rank beyond those that hold every expert once, where a balancer has any.
+    pub extra: usize,
+}
+
+/// What was chosen for a plan.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// `[moe layer]`; [`Balancer::Program`] and [`Balancer::Shards`] in all layers or none.
-    pub layers: Vec<Balancer>,
+    /// The balancers.
+    pub balancers: Balancers,
     /// What is expected of them.
     pub outcome: Result<Estimate, PlanError>,
     /// Everything that was tried, by name, and what an iteration takes under it.
@@ -73,8 +108,8 @@ pub fn shard_prices(job: &Job, plan: &Plan, costs: &CostModel) -> Option<laer::P
     })
 }
 
-/// The policy of a plan whose layers have these balancers; one balancer stands for all layers.
-pub type PolicyOf<'a> = dyn Fn(&Plan, &[Balancer]) -> Box<dyn Policy> + 'a;
+/// The policy of a plan whose layers have these balancers.
+pub type PolicyOf<'a> = dyn Fn(&Plan, &Balancers) -> Box<dyn Policy> + 'a;
 
 /// Searches for a system whose policy is told the balancers of the layers.
 pub struct BalancerSearch<'a> {
@@ -84,20 +119,62 @@ pub struct BalancerSearch<'a> {
     pub costs: &'a CostModel,
     /// Iterations between placements.
     pub every: usize,
+    /// Most slots of a rank beyond those that hold every expert once.
+    pub extra: usize,
     /// The system's policies.
     pub policy: &'a PolicyOf<'a>,
 }
+
+/// An iteration, and one whose loads are known before it.
+pub struct Round<'a> {
+    now: &'a BatchCounts,
+    /// Loads of the earlier one, and of this one.
+    loads: [LoadHistory; 2],
+}
+
+impl<'a> Round<'a> {
+    /// Of a past and a present iteration.
+    pub fn new(past: &BatchCounts, now: &'a BatchCounts) -> Self {
+        let history = |batch: &BatchCounts| {
+            let mut history = LoadHistory::default();
+            history.push((0..batch.layers()).map(|layer| batch.loads(layer)).collect());
+            history
+        };
+        Self { now, loads: [history(past), history(now)] }
+    }
+}
+
+/// What memory is left free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reserve {
+    /// As much as the fullest rank's need varied over the profile's iterations.
+    Spread,
+    Nothing,
+}
+
+/// How much longer than the best a balancer's first iteration may take for the others to be looked at. Not sourced.
+const CLOSE: f64 = 1.15;
 
 impl BalancerSearch<'_> {
     /// Plans under their best balancers, fastest first. They are tried in the order of their estimates under even loads; those whose
     /// estimate is above the best found are left out, because a balancer seldom beats even loads (one that keeps rows on
     /// their rank may). A plan that memory rejects with experts in order is tried where shards may need less.
+    /// Memory is left free unless that leaves no plan.
     pub fn candidates(&self) -> Vec<Candidate> {
+        let careful = self.candidates_with(Reserve::Spread);
+        if careful.iter().any(|candidate| candidate.outcome.is_ok()) {
+            return careful;
+        }
+        self.candidates_with(Reserve::Nothing)
+    }
+
+    fn candidates_with(&self, reserve: Reserve) -> Vec<Candidate> {
         let &Self { job, costs, .. } = self;
         let uniform = job.uniform_profile();
         let even = PerformanceModel { job, costs, profile: &uniform };
+        let plain = Balancers { layers: vec![Balancer::None], extra: 0 };
         let ideal = |plan: Plan| {
-            let policy = (self.policy)(&plan, &[Balancer::None]);
+            let policy = (self.policy)(&plan, &plain);
             Candidate { plan, outcome: even.estimate(&plan, policy.as_ref(), &plan.experts_in_order(job)) }
         };
         let plans = search::pools(job).into_iter().map(|pool| ideal(pool.plan(self.every))).collect();
@@ -106,8 +183,8 @@ impl BalancerSearch<'_> {
         for Candidate { plan, outcome } in search::rank(plans) {
             let outcome = match outcome {
                 Ok(bound) if bound.step > least => continue,
-                Err(PlanError::Memory { .. }) if plan.expert_dp > 1 => self.choose(&plan).outcome,
-                Ok(_) => self.choose(&plan).outcome,
+                Err(PlanError::Memory { .. }) if plan.expert_dp > 1 => self.chosen(&plan, reserve, least).outcome,
+                Ok(_) => self.chosen(&plan, reserve, least).outcome,
                 Err(reason) => Err(reason),
             };
             if let Ok(estimate) = &outcome {
@@ -120,57 +197,78 @@ impl BalancerSearch<'_> {
 
     /// The balancers of a plan's layers.
     pub fn choose(&self, plan: &Plan) -> Choice {
-        let layers = self.job.model.moe_layers().count();
-        // Step 1: each layer by itself. What history shows: the profile's iteration before, or the only one.
-        let pairs: Vec<(&BatchCounts, &BatchCounts)> = match self.job.profile.as_slice() {
-            [only] => vec![(only, only)],
-            several => several.windows(2).map(|pair| (&pair[0], &pair[1])).collect(),
-        };
-        let mixed: Vec<Balancer> =
-            (0..layers).map(|layer| self.of_layer(plan, layer, &pairs, Balancer::None, 1.0)).collect();
-        // Step 2: what stands against the mixture.
-        let [forward, all] = self.worth();
-        let mut variants = vec![Balancer::None, Balancer::Quota { least: forward }, Balancer::Quota { least: all }];
-        variants.extend((plan.expert_dp > 1).then_some(Balancer::Program));
-        variants.push(Balancer::Shards);
-        let mut variants: Vec<_> = variants.into_iter().map(|one| (one.name(), vec![one; layers])).collect();
-        if variants.iter().all(|(_, variant)| *variant != mixed) {
-            variants.push(("mixed", mixed));
+        let careful = self.chosen(plan, Reserve::Spread, Seconds(f64::INFINITY));
+        if careful.outcome.is_ok() {
+            return careful;
         }
-        // Step 3: the least estimate, the first of equal ones.
-        let step = |outcome: &Result<Estimate, PlanError>| outcome.as_ref().map_or(f64::INFINITY, |e| e.step.0);
-        let mut best = Choice { layers: Vec::new(), outcome: Err(PlanError::NoCandidate), tried: Vec::new() };
-        for (name, layers) in variants {
-            let outcome = self.estimate(plan, &layers);
-            best.tried.push((name, outcome.as_ref().map(|estimate| estimate.step).map_err(Clone::clone)));
-            if best.layers.is_empty() || step(&outcome) < step(&best.outcome) {
-                (best.layers, best.outcome) = (layers, outcome);
-            }
-        }
-        best
+        self.chosen(plan, Reserve::Nothing, Seconds(f64::INFINITY))
     }
 
-    /// The balancer of least time in a layer of those that need no more than its own group, over pairs of a past and a present; the one
-    /// that it has unless another takes less than `below` of its time.
-    pub fn of_layer(
-        &self,
-        plan: &Plan,
-        layer: usize,
-        pairs: &[(&BatchCounts, &BatchCounts)],
-        has: Balancer,
-        below: f64,
-    ) -> Balancer {
-        let time = |balancer| pairs.iter().map(|(past, now)| self.time(plan, layer, balancer, past, now)).sum::<f64>();
-        let quotas = self.worth().map(|least| Balancer::Quota { least });
-        let mut best = (time(has) * below, has);
-        let others = [Balancer::None, Balancer::Place, Balancer::Replicate].into_iter().chain(quotas);
-        for balancer in others.filter(|&other| other != has) {
-            let time = time(balancer);
-            if time < best.0 {
-                best = (time, balancer);
+    /// Those of a plan that is of use if it takes less than `bound`.
+    fn chosen(&self, plan: &Plan, reserve: Reserve, bound: Seconds) -> Choice {
+        let layers = self.job.model.moe_layers().count();
+        let rounds = self.rounds();
+        let mut pricing = Pricing { search: self, plan, reserve, rounds: &rounds, bound, choice: None };
+        // Step 1: the same in all layers.
+        let everywhere = self.of_one_group().into_iter().chain((plan.expert_dp > 1).then_some(Balancer::Program));
+        for balancer in everywhere.chain([Balancer::Relay, Balancer::Shards]) {
+            pricing.hold(balancer.name(), vec![balancer; layers]);
+        }
+        // Step 2: each layer by itself, where that may be of use.
+        if pricing.bound < Seconds(f64::INFINITY) && plan.ep > 1 {
+            let drifted = &rounds[self.lag()..];
+            let mixed =
+                self.of_layers(plan, 0..layers, drifted, &Balancers { layers: Vec::new(), extra: self.extra }, 1.0);
+            if mixed.iter().any(|balancer| *balancer != mixed[0]) {
+                pricing.hold("mixed", mixed);
             }
         }
-        best.1
+        pricing.choice.expect("something was tried")
+    }
+
+    /// Iterations of the profile between one whose loads are known and one that is priced: half of them.
+    fn lag(&self) -> usize {
+        self.job.profile.len() / 2
+    }
+
+    /// The profile's iterations, each after an earlier one where there is one.
+    fn rounds(&self) -> Vec<Round<'_>> {
+        let profile = &self.job.profile;
+        let round = |(at, now): (usize, _)| Round::new(&profile[at.saturating_sub(self.lag())], now);
+        profile.iter().enumerate().map(round).collect()
+    }
+
+    /// All balancers that need no more than a layer's own group.
+    fn of_one_group(&self) -> Vec<Balancer> {
+        let [forward, all] = self.worth();
+        let quota = |least, slack| Balancer::Quota { least, slack };
+        let mut balancers = vec![Balancer::None, Balancer::Place, Balancer::Replicate];
+        balancers.extend([quota(forward, 0), quota(all, 0), quota(all, SLACK)]);
+        balancers
+    }
+
+    /// The balancer of least time in each layer, of those that need no more than the layer's own group; the one that it `has`, if any, unless another
+    /// takes less than `below` of its time.
+    pub fn of_layers(
+        &self,
+        plan: &Plan,
+        layers: Range<usize>,
+        rounds: &[Round],
+        has: &Balancers,
+        below: f64,
+    ) -> Vec<Balancer> {
+        let of = |balancer| {
+            let one = Balancers { layers: vec![balancer], extra: has.extra };
+            (balancer, self.times(plan, layers.clone(), rounds, &one))
+        };
+        let times: Vec<(Balancer, Vec<f64>)> = self.of_one_group().into_iter().map(of).collect();
+        let best = |(at, layer): (usize, usize)| {
+            let weighed = |(balancer, times): &(Balancer, Vec<f64>)| {
+                times[at] * if has.layers.get(layer) == Some(balancer) { below } else { 1.0 }
+            };
+            times.iter().min_by(|a, b| weighed(a).total_cmp(&weighed(b))).map_or(Balancer::None, |(best, _)| *best)
+        };
+        layers.clone().enumerate().map(best).collect()
     }
 
     /// Fewest entries that pay for a copy: whose products take as long as the weights' way there, or as all ways of weights and
@@ -184,41 +282,188 @@ impl BalancerSearch<'_> {
         [way, 4.0 * way].map(|time| (time / row).ceil().max(1.0) as u64)
     }
 
-    fn estimate(&self, plan: &Plan, layers: &[Balancer]) -> Result<Estimate, PlanError> {
+    /// What the passes of layers take over some rounds, with what their balancer costs between iterations, s.
+    fn times(&self, plan: &Plan, layers: Range<usize>, rounds: &[Round], balancers: &Balancers) -> Vec<f64> {
         let &Self { job, costs, .. } = self;
-        let performance = PerformanceModel { job, costs, profile: &job.profile };
-        let mut policy = (self.policy)(plan, layers);
-        let placements = performance.placed(plan, policy.as_mut());
-        performance.estimate(plan, policy.as_ref(), &placements)
-    }
-
-    /// What a layer's passes take in an iteration, with what its balancer costs between iterations, s.
-    fn time(&self, plan: &Plan, layer: usize, balancer: Balancer, past: &BatchCounts, now: &BatchCounts) -> f64 {
-        let &Self { job, costs, .. } = self;
-        let layers: Vec<&Moe> = job.model.moe_layers().collect();
-        let mut policy = (self.policy)(plan, &vec![balancer; layers.len()]);
+        let moes: Vec<&Moe> = job.model.moe_layers().collect();
+        let mut policy = (self.policy)(plan, balancers);
         let mut placements = Start::new(job, plan, policy.as_ref()).placements;
-        let mut history = LoadHistory::default();
-        history.push((0..layers.len()).map(|of| if of == layer { past.loads(of) } else { Vec::new() }).collect());
-        let start = placements[layer].clone();
-        if let Decision::Move(next) = policy.place(plan.placement_every.max(1), layer, &history, &start) {
-            placements[layer] = next;
-        }
-        let between = self.between(plan, layers[layer], &start, &placements[layer]);
-        let (charges, coverage) = (vec![Charge::default(); plan.pp], Coverage::Sample);
-        let (policy, placements, charges) = (policy.as_ref(), placements.as_slice(), charges.as_slice());
-        let pass = Evaluation { job, plan, costs, policy, placements, batch: now, charges, coverage }.layer(layer);
-        pass.0 * plan.micro_batches(job) as f64 + between
+        let charges = vec![Charge::default(); plan.pp];
+        let mut time = |layer: usize, round: &Round| {
+            let start = placements[layer].clone();
+            let [placed, next] = self.placed(plan, policy.as_mut(), layer, round, &start);
+            let moving = self.moving(plan, moes[layer], policy.as_ref(), &placed, &next);
+            let copies = self.keeping_one(plan, moes[layer], &placed);
+            placements[layer] = placed;
+            let (policy, placements_now) = (policy.as_ref(), placements.as_slice());
+            let evaluation = Evaluation {
+                job,
+                plan,
+                costs,
+                policy,
+                placements: placements_now,
+                batch: round.now,
+                charges: &charges,
+                coverage: Coverage::Sample,
+            };
+            let pass = evaluation.layer(layer);
+            placements[layer] = start;
+            pass.0 * plan.micro_batches(job) as f64 + moving.0 + copies.0
+        };
+        layers.map(|layer| rounds.iter().map(|round| time(layer, round)).sum()).collect()
     }
 
-    /// What copies that stand cost in an iteration: each one's gradients around a ring, and the moves of a placement spread over the
-    /// iterations until the next, s.
-    fn between(&self, plan: &Plan, moe: &Moe, start: &Placement, placed: &Placement) -> f64 {
-        let parameters = moe.expert_parameters() as f64;
-        let moves = start.moves_to(placed);
-        let migration = self.costs.migration(0, plan.ep, &moves, Bytes(parameters * MIGRATED_BYTES_PER_PARAMETER));
-        let copies = placed.experts_in_slots().iter().flatten().count() - placed.experts();
-        let ring = self.costs.all_reduce(&self.costs.group(plan.expert_group(0, 0), 1), Bytes(parameters * 2.0));
-        ring.0 * copies as f64 / plan.ep as f64 + migration.0 / self.every.max(1) as f64
+    /// Where a layer's experts stand in a round, and where its loads put them next.
+    fn placed(
+        &self,
+        plan: &Plan,
+        policy: &mut dyn Policy,
+        layer: usize,
+        round: &Round,
+        start: &Placement,
+    ) -> [Placement; 2] {
+        let due = plan.placement_every.max(1);
+        let mut place = |loads: &LoadHistory, now: &Placement| match policy.placement_due(due) {
+            true => match policy.place(due, layer, loads, now) {
+                Decision::Move(next) => next,
+                Decision::Stay => now.clone(),
+            },
+            false => now.clone(),
+        };
+        let placed = place(&round.loads[0], start);
+        let next = place(&round.loads[1], &placed);
+        [placed, next]
     }
+
+    /// What a layer's experts take to their next places, spread over the iterations between placements.
+    fn moving(&self, plan: &Plan, moe: &Moe, policy: &dyn Policy, from: &Placement, to: &Placement) -> Seconds {
+        let bytes = Bytes(moe.expert_parameters() as f64 * policy.migrated_bytes_per_parameter());
+        if bytes == Bytes::ZERO {
+            return Seconds::ZERO;
+        }
+        self.costs.migration(0, from.ranks(), &from.moves_to(to), bytes) / plan.placement_every.max(1) as f64
+    }
+
+    /// What copies that stand cost in an iteration: each one's gradients around a ring.
+    fn keeping_one(&self, plan: &Plan, moe: &Moe, placed: &Placement) -> Seconds {
+        let copies = placed.experts_in_slots().iter().flatten().count() - placed.experts();
+        let group = self.costs.group(plan.expert_group(0, 0), 1);
+        let ring = self.costs.all_reduce(&group, Bytes(moe.expert_parameters() as f64 * 2.0));
+        ring * (copies as f64 / plan.ep as f64)
+    }
+}
+
+/// What a rank may have above the mean under the laxer quotas, in percent: as in least-loaded expert parallelism.
+const SLACK: u64 = 10;
+
+/// A plan's balancers while they are tried.
+struct Pricing<'a> {
+    search: &'a BalancerSearch<'a>,
+    plan: &'a Plan,
+    reserve: Reserve,
+    rounds: &'a [Round<'a>],
+    /// What the best takes that is known.
+    bound: Seconds,
+    choice: Option<Choice>,
+}
+
+impl Pricing<'_> {
+    /// Holds balancers against the best so far, with fewer extra slots where memory has no room for more.
+    fn hold(&mut self, name: &'static str, layers: Vec<Balancer>) {
+        let most = if layers.iter().any(|balancer| balancer.has_extra_slots()) { self.search.extra } else { 0 };
+        let mut balancers = Balancers { layers, extra: most };
+        let mut outcome = self.estimate(&balancers);
+        while balancers.extra > 1 && matches!(outcome, Err(PlanError::Memory { .. })) {
+            balancers.extra -= 1;
+            outcome = self.estimate(&balancers);
+        }
+        let step = outcome.as_ref().map(|estimate| estimate.step).map_err(Clone::clone);
+        if let Ok(step) = step {
+            self.bound = self.bound.min(step);
+        }
+        let Some(choice) = &mut self.choice else {
+            self.choice = Some(Choice { balancers, outcome, tried: vec![(name, step)] });
+            return;
+        };
+        choice.tried.push((name, step));
+        let time = |outcome: &Result<Estimate, PlanError>| outcome.as_ref().map_or(f64::INFINITY, |e| e.step.0);
+        if time(&outcome) < time(&choice.outcome) {
+            (choice.balancers, choice.outcome) = (balancers, outcome);
+        }
+    }
+
+    /// The mean over the rounds that have a past, and the most memory of all; the last round alone where that is far above the
+    /// bound.
+    fn estimate(&self, balancers: &Balancers) -> Result<Estimate, PlanError> {
+        let &Pricing { search, plan, rounds, .. } = self;
+        if rounds.is_empty() {
+            return Err(PlanError::NoProfile { plan: Box::new(*plan) });
+        }
+        let mut policy = (search.policy)(plan, balancers);
+        let start = Start::new(search.job, plan, policy.as_ref());
+        let counted = rounds.len() - search.lag();
+        let mut mean = Estimate { step: Seconds::ZERO, phases: Ledger::default(), peak: Peak::default() };
+        let mut least = Bytes(f64::INFINITY);
+        for (at, round) in rounds.iter().enumerate().rev() {
+            let placed = self.place(policy.as_mut(), &start, round);
+            let estimate = self.round(at, policy.as_ref(), &placed)?;
+            if at + 1 == rounds.len() && estimate.step > self.bound * CLOSE {
+                let about = estimate.step;
+                return Err(PlanError::Outlined { plan: Box::new(*plan), about, fastest: self.bound });
+            }
+            if at >= search.lag() {
+                mean.step += estimate.step / counted as f64;
+                mean.phases.merge(&estimate.phases, 1.0 / counted as f64);
+            }
+            if estimate.peak.bytes > mean.peak.bytes {
+                mean.peak = estimate.peak;
+            }
+            least = least.min(estimate.peak.bytes);
+        }
+        let spread = if self.reserve == Reserve::Spread { mean.peak.bytes - least } else { Bytes::ZERO };
+        search::fits(search.job, plan, Peak { bytes: mean.peak.bytes + spread, ..mean.peak })?;
+        Ok(mean)
+    }
+
+    /// An iteration of the profile. A balancer that follows every iteration has loads a fraction as old as the round's past: of the time
+    /// that drift costs, it is charged that fraction; memory must hold all of it.
+    fn round(&self, at: usize, policy: &dyn Policy, placed: &Placed) -> Result<Estimate, PlanError> {
+        let &Pricing { search: &BalancerSearch { job, costs, every, .. }, plan, .. } = self;
+        let performance = PerformanceModel { job, costs, profile: &job.profile[at..=at] };
+        let mut estimate = performance.estimate(plan, policy, &placed.stale)?;
+        if let Some(fresh) = &placed.fresh {
+            let fresh = performance.estimate(plan, policy, fresh)?;
+            let drift = (estimate.step - fresh.step).max(Seconds::ZERO) / every.max(1) as f64;
+            let peak = if estimate.peak.bytes > fresh.peak.bytes { estimate.peak } else { fresh.peak };
+            estimate = Estimate { step: fresh.step + drift, peak, ..fresh };
+        }
+        estimate.step += placed.moving;
+        Ok(estimate)
+    }
+
+    /// Where the experts of all layers stand in a round, and what moving them takes of an iteration on the stage that moves most.
+    fn place(&self, policy: &mut dyn Policy, start: &Start, round: &Round) -> Placed {
+        let &Pricing { search, plan, .. } = self;
+        let job = search.job;
+        let mut moving = vec![Seconds::ZERO; plan.pp];
+        let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers());
+        let placed = layers.zip(&start.placements).enumerate().map(|(layer, ((block, moe), start))| {
+            let [stale, fresh] = search.placed(plan, policy, layer, round, start);
+            moving[plan.stage_of(job, block)] += search.moving(plan, moe, policy, &stale, &fresh);
+            (stale, fresh)
+        });
+        let (stale, fresh): (Vec<_>, Vec<_>) = placed.collect();
+        let every_iteration = policy.placement_due(1) && stale != fresh;
+        let moving = moving.into_iter().fold(Seconds::ZERO, Seconds::max);
+        Placed { stale, fresh: every_iteration.then_some(fresh), moving }
+    }
+}
+
+/// Where the experts of all layers stand in a round, `[moe layer]`.
+struct Placed {
+    /// By the round's past.
+    stale: Vec<Placement>,
+    /// By its own loads, where experts are placed before every iteration.
+    fresh: Option<Vec<Placement>>,
+    moving: Seconds,
 }

@@ -6,6 +6,7 @@
 pub mod balancers;
 pub mod job;
 pub mod memory;
+pub mod moves;
 pub mod placement;
 pub mod routing;
 pub mod search;

@@ -490,9 +490,10 @@ mod tests {
         assert_eq!(pools(&job)[0].plan(10), Plan { placement_every: 10, ..pools(&job)[0].plan(0) });
     }
 
-    /// Their searches believe in even routing, in rates alone or in moves that their runs do not make: a given plan is rated on what
-    /// its run meets.
-    const BELIEVERS: [&str; 4] = ["alpa", "smartmoe-uniform", "smartmoe-paper-estimate", "smartmoe-migration-aware"];
+    /// Their searches believe in even routing, in rates alone, in moves that their runs do not make or in loads that drift: a given plan is
+    /// rated on what its run meets.
+    const BELIEVERS: [&str; 5] =
+        ["alpa", "smartmoe-uniform", "smartmoe-paper-estimate", "smartmoe-migration-aware", "cobalance"];
 
     #[test]
     fn a_given_plan_is_rated_as_its_search_rates_it() {

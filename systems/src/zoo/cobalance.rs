@@ -1,29 +1,31 @@
 //! CoBalance, this project's own: the plan and the balancers of its layers are chosen together, offline, each priced on the profiled
 //! routing, within memory.
 //!
-//! *Offline* ([`crate::plan::balancers`]), for every plan: 1. each layer is priced under none, placing by history, replicating by history, and quotas inside the
-//! node; history is what iterations of the profile before the priced one show, so drift counts. 2. Against that mixture stand plain expert
-//! parallelism, quotas in every layer, a linear program over the replicas of all groups, and shards over the stage. 3. The one with the least
-//! estimate is the plan's. Plans are tried in the order of their estimates under even loads, which balancing does not
-//! beat: the search ends where that of the next plan is above the best found.
-//! *Online*, every few iterations: placed and replicated layers follow the loads; a layer whose loads are balanced otherwise than its
-//! forecast said is priced anew on the loads measured.
+//! *Offline* ([`crate::plan::balancers`]), for every plan: 1. every balancer in all layers: none, placing or replicating by history, quotas
+//! inside the node, a linear program over the replicas of all groups, slots laid anew in every update, and shards over the stage. 2. A
+//! mixture: the best of the first four in each layer. 3. The one with the least estimate is the plan's. What follows history is priced with
+//! experts where earlier iterations of the profile put them, so drift counts. Plans are tried in the order of their estimates under even
+//! loads, which balancing does not beat: the search ends where that of the next plan is above the best found.
+//! *Online*: training starts with experts where the profile wants them. Every few iterations, placed and replicated layers follow the loads
+//! where a move pays for itself before the next; a layer that is balanced otherwise than its forecast said is priced anew on the loads
+//! measured. Entries are split between copies that stand by a linear program, micro-batch by micro-batch.
 //!
 //! A copy for one micro-batch is made for no fewer entries than pay for it: those whose products on the full rank take as long as
 //! the weights' way there, or all ways of weights and gradients.
 
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use workloads::model::Moe;
 use workloads::trace::BatchCounts;
 
 use crate::balance::eplb::{self, Shape};
 use crate::balance::quota::{self, Homes, Limits};
-use crate::balance::{laer, microep};
+use crate::balance::{Slots, laer, microep};
 use crate::plan;
-use crate::plan::balancers::{self, Balancer, BalancerSearch, Choice};
+use crate::plan::balancers::{self, Balancer, BalancerSearch, Balancers, Choice, Round};
 use crate::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
+use crate::plan::moves::{Moves, moves};
 use crate::program::Weights;
 use crate::program::routing::sum_of_loads;
 use crate::program::split::{self, Split};
@@ -48,9 +50,6 @@ const SURPRISE: f64 = 1.25;
 /// balancers that go by them.
 const WORTH_CHANGING: f64 = 0.9;
 
-/// How much lower the fullest rank must be after a placement, in percent, so that experts move for it.
-const WORTH_MOVING: u64 = 5;
-
 impl System for CoBalance {
     fn about(&self) -> About {
         About {
@@ -70,9 +69,10 @@ impl System for CoBalance {
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let setting = Arc::new(Setting::new(job));
-        let layers = searching(job, &setting.costs, |search| search.choose(plan)).layers;
-        let mut policy = Layered::new(&setting, plan, layers);
-        policy.forecast = forecast(job, policy.nodes.len());
+        let balancers = searching(job, &setting.costs, |search| search.choose(plan)).balancers;
+        let mut policy = Layered::new(&setting, plan, &balancers);
+        policy.profile = job.model.moe_layers().enumerate().map(|(layer, moe)| profiled(job, layer, moe)).collect();
+        policy.forecast = policy.forecast();
         Box::new(policy)
     }
 
@@ -85,26 +85,30 @@ impl System for CoBalance {
 /// The system's search.
 fn searching<T>(job: &Job, costs: &CostModel, then: impl FnOnce(&BalancerSearch) -> T) -> T {
     let setting = Arc::new(Setting { job: job.clone(), costs: costs.clone() });
-    let policy = |plan: &Plan, layers: &[Balancer]| -> Box<dyn Policy> {
-        Box::new(Layered::new(&setting, plan, layers.to_vec()))
+    let policy = |plan: &Plan, balancers: &Balancers| -> Box<dyn Policy> {
+        Box::new(Layered::new(&setting, plan, balancers))
     };
-    then(&BalancerSearch { job, costs, every: EVERY, policy: &policy })
+    then(&BalancerSearch { job, costs, every: EVERY, extra: EXTRA_SLOTS, policy: &policy })
 }
 
 fn reasons(plan: &Plan, choice: &Choice) -> String {
     let mut text = format!("balancers under {plan}:");
     let mut first = 0;
-    for same in choice.layers.chunk_by(|a, b| a == b) {
+    for same in choice.balancers.layers.chunk_by(|a, b| a == b) {
         let last = first + same.len() - 1;
         let _ = write!(text, " layers {first} to {last} {},", same[0].name());
         first = last + 1;
     }
     text.truncate(text.len() - 1);
+    if choice.balancers.extra > 0 {
+        let _ = write!(text, "; {} extra slots a rank", choice.balancers.extra);
+    }
     text += "\nan iteration with the same in all layers:";
     for (name, outcome) in &choice.tried {
         let _ = match outcome {
             Ok(step) => write!(text, " {name} {:.0} ms,", step.0 * 1e3),
             Err(PlanError::Memory { .. }) => write!(text, " {name} does not fit into memory,"),
+            Err(PlanError::Outlined { about, .. }) => write!(text, " {name} about {:.0} ms,", about.0 * 1e3),
             Err(reason) => write!(text, " {name}: {reason},"),
         };
     }
@@ -128,67 +132,76 @@ impl Setting {
 struct Layered {
     setting: Arc<Setting>,
     plan: Plan,
-    /// `[moe layer]`; all of them program or shards, or none.
-    layers: Vec<Balancer>,
-    /// `[moe layer]`: the fullest rank over the mean, experts in order; nothing during a search.
+    balancers: Balancers,
+    /// `[moe layer]`.
+    moves: Vec<Moves>,
+    /// `[moe layer][expert]` entries that the profile saw; nothing during a search.
+    profile: Vec<Vec<u64>>,
+    /// `[moe layer]`: the fullest rank over the mean, copies sharing evenly; nothing during a search.
     forecast: Vec<f64>,
     /// `[rank]` of the group.
     nodes: Vec<usize>,
+    /// Replicas on different ranks, for layers of as many experts as the first that asked.
+    symmetric: OnceLock<(usize, Slots)>,
 }
 
 impl Layered {
-    fn new(setting: &Arc<Setting>, plan: &Plan, layers: Vec<Balancer>) -> Self {
-        let joined = matches!(layers.first(), Some(Balancer::Program | Balancer::Shards));
+    fn new(setting: &Arc<Setting>, plan: &Plan, balancers: &Balancers) -> Self {
+        let joined = balancers.layers.first().is_some_and(|balancer| balancer.joins_replicas());
         let ranks = if joined { plan.stage_ranks() } else { plan.ep };
         let nodes = setting.costs.group(0..ranks, 1).nodes().to_vec();
-        Self { setting: Arc::clone(setting), plan: *plan, layers, forecast: Vec::new(), nodes }
+        Self {
+            setting: Arc::clone(setting),
+            plan: *plan,
+            balancers: balancers.clone(),
+            moves: moves(&setting.job, plan, &setting.costs, MIGRATED_BYTES_PER_PARAMETER),
+            profile: Vec::new(),
+            forecast: Vec::new(),
+            nodes,
+            symmetric: OnceLock::new(),
+        }
     }
 
     fn balancer(&self, layer: usize) -> Balancer {
-        self.layers.get(layer).or(self.layers.first()).copied().unwrap_or(Balancer::None)
+        let layers = &self.balancers.layers;
+        layers.get(layer).or(layers.first()).copied().unwrap_or(Balancer::None)
     }
 
     /// Slots of a rank beyond those that hold every expert once.
     fn extra(&self) -> usize {
-        let uses = |balancer: &Balancer| matches!(balancer, Balancer::Replicate | Balancer::Quota { .. });
-        match self.layers.first() {
+        match self.balancer(0) {
             _ if self.nodes.len() == 1 => 0,
-            Some(Balancer::Shards) => 1,
-            _ if self.layers.iter().any(uses) => EXTRA_SLOTS,
-            _ => 0,
+            Balancer::Shards => 1,
+            _ => self.balancers.extra,
         }
     }
 
-    /// Where a layer's balancer puts experts under these loads; none where it stays.
-    fn balanced(&mut self, layer: usize, loads: &[u64], now: &Placement) -> Option<Placement> {
+    /// Where a layer's balancer wants experts under these loads, in the slots that they have now; none where they stay.
+    fn wanted(&self, layer: usize, loads: &[u64], now: &Placement) -> Option<Placement> {
         let shape = Shape { ranks: now.ranks(), slots: now.slots_per_rank(), nodes: 1 };
         let next = match self.balancer(layer) {
-            Balancer::Replicate => eplb::global(loads, shape),
-            Balancer::Place => {
-                let mut slots = vec![None; now.experts_in_slots().len()];
-                let mut taken = vec![0; shape.ranks];
-                for (expert, rank) in eplb::pack(loads, shape.ranks).into_iter().enumerate() {
-                    slots[rank * shape.slots + taken[rank]] = Some(expert);
-                    taken[rank] += 1;
-                }
-                slots
-            }
+            Balancer::Replicate => eplb::keep(now.experts_in_slots(), &eplb::global(loads, shape), shape.ranks),
+            Balancer::Relay => eplb::global(loads, shape),
+            Balancer::Place => eplb::keep(now.experts_in_slots(), &packed(loads, shape), shape.ranks),
             Balancer::Shards => {
                 let counts = RoutingCounts::evenly(loads, shape.ranks);
                 let shape = laer::Shape { nodes: &self.nodes, capacity: shape.slots };
-                let slots = laer::plan(
-                    &counts,
-                    shape,
-                    balancers::shard_prices(&self.setting.job, &self.plan, &self.setting.costs)?,
-                );
-                return Placement::of_slots(slots, now.experts(), now.ranks()).ok();
+                let prices = balancers::shard_prices(&self.setting.job, &self.plan, &self.setting.costs)?;
+                laer::plan(&counts, shape, prices)
             }
             Balancer::None | Balancer::Quota { .. } | Balancer::Program => return self.home(now),
         };
-        let next = eplb::keep(now.experts_in_slots(), &next, now.ranks());
-        let next = Placement::of_slots(next, now.experts(), now.ranks()).ok()?;
-        let (before, after) = (now.max_rank_load(loads), next.max_rank_load(loads));
-        (after * 100 <= before * (100 - WORTH_MOVING)).then_some(next)
+        Placement::of_slots(next, now.experts(), now.ranks()).ok()
+    }
+
+    /// The same, where going there pays.
+    fn balanced(&self, layer: usize, loads: &[u64], seen: usize, now: &Placement) -> Option<Placement> {
+        let next = self.wanted(layer, loads, now)?;
+        if self.migrated_bytes_per_parameter() == 0.0 || !matches!(self.balancer(layer), Balancer::Place | Balancer::Replicate) {
+            return Some(next);
+        }
+        let better = next.max_rank_load(loads) < now.max_rank_load(loads);
+        (better && self.moves[layer].pay(&self.setting.costs, loads, [now, &next], seen, EVERY)).then_some(next)
     }
 
     /// One copy of every expert, in order, where a layer whose balancer has changed has more.
@@ -199,56 +212,99 @@ impl Layered {
         Placement::in_order(now.experts(), now.ranks(), now.slots_per_rank()).ok()
     }
 
+    /// `[moe layer]`: the fullest rank over the mean in the profile's last iteration, experts where half of the profile before wanted
+    /// them.
+    fn forecast(&self) -> Vec<f64> {
+        let profile = &self.setting.job.profile;
+        let (Some(last), Some(earlier)) = (profile.last(), profile.get(profile.len().saturating_sub(1) / 2)) else {
+            return Vec::new();
+        };
+        let of_layer = |(layer, moe): (usize, &Moe)| {
+            let start = self.start(layer, moe, self.nodes.len());
+            let placed = self.wanted(layer, &earlier.loads(layer), &start).unwrap_or(start);
+            imbalance(&last.loads(layer), &placed)
+        };
+        self.setting.job.model.moe_layers().enumerate().map(of_layer).collect()
+    }
+
     /// Prices a layer anew on the loads of the last iterations if they are balanced otherwise than its forecast said.
-    fn revisit(&mut self, layer: usize, loads: &[u64], past: &LoadHistory) {
+    fn revisit(&mut self, layer: usize, past: &LoadHistory, now: &Placement) {
         let Some(forecast) = self.forecast.get(layer).copied() else { return };
-        let measured = imbalance(loads, self.nodes.len());
+        let measured = imbalance(&past.sum(layer, 1, now.experts()), now);
         let surprise = (measured / forecast).max(forecast / measured);
         if self.joins_replicas() || self.extra() == 0 || surprise <= SURPRISE {
             return;
         }
         let Setting { job, costs } = self.setting.as_ref();
         // What history shows is older than what it is for, as it will be.
-        let (Some(before), Some(now)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
-        self.layers[layer] = searching(job, costs, |search| {
-            search.of_layer(&self.plan, layer, &[(&before, &now)], self.layers[layer], WORTH_CHANGING)
+        let (Some(before), Some(present)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
+        let rounds = [Round::new(&before, &present)];
+        let chosen = searching(job, costs, |search| {
+            search.of_layers(&self.plan, layer..layer + 1, &rounds, &self.balancers, WORTH_CHANGING)
         });
+        self.balancers.layers[layer] = chosen[0];
         self.forecast[layer] = measured;
     }
 
     /// Copies for one micro-batch and their quotas.
-    fn quotas(&self, least: u64, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+    fn quotas(&self, [least, slack]: [u64; 2], counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
         let (experts, ranks, loads) = (placement.experts(), placement.ranks(), counts.loads());
         let rank_of: Vec<usize> = (0..experts).map(|expert| placement.rank_of(expert)).collect();
         let homes = Homes { rank_of: &rank_of, domain_of: &self.nodes };
-        let copies = quota::replicate(&loads, homes, Limits { room: self.extra(), least });
+        let copies = quota::replicate(&loads, homes, Limits { room: self.extra(), least, slack });
         let steps = quota::steps(experts, ranks, copies.len(), quota::BOUNDS);
         let (copied, quotas) = split::in_slots(&loads, &copies, placement);
         LayerProgram::split(quotas, copied, Weights::Copied, steps)
     }
-}
 
-impl Policy for Layered {
-    fn first_placement(&self, layer: usize, moe: &Moe, ranks: usize) -> Placement {
+    /// Copies that stand, and the linear program's quotas for them.
+    fn among_copies(counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+        let slots = placement.experts_in_slots();
+        let quota = microep::split(&counts.loads(), slots, placement.ranks()).quota;
+        let quota = Split::Quota(quota.into_iter().map(|entries| entries as u32).collect());
+        LayerProgram::split(quota, Vec::new(), Weights::Stand, microep::steps(slots.len(), placement.ranks()))
+    }
+
+    /// Where experts are without any loads.
+    fn start(&self, layer: usize, moe: &Moe, ranks: usize) -> Placement {
         let own = moe.experts.div_ceil(ranks);
+        let all = moe.experts * self.plan.expert_dp / ranks;
+        let even = vec![1; moe.experts];
         let slots = match self.balancer(layer) {
-            Balancer::Program => microep::symmetric(moe.experts, ranks, moe.experts * self.plan.expert_dp / ranks),
+            Balancer::Program => {
+                let make = || microep::symmetric(moe.experts, ranks, all);
+                let (experts, slots) = self.symmetric.get_or_init(|| (moe.experts, make()));
+                if *experts == moe.experts { slots.clone() } else { make() }
+            }
+            Balancer::Relay => eplb::global(&even, Shape { ranks, slots: all + self.extra(), nodes: 1 }),
             Balancer::Shards => {
-                let (loads, capacity) = (vec![1; moe.experts], own + self.extra());
-                let copies = laer::even(&loads, ranks * capacity);
-                laer::relocate(&loads, &copies, laer::Shape { nodes: &self.nodes, capacity })
+                let capacity = own + self.extra();
+                let copies = laer::even(&even, ranks * capacity);
+                laer::relocate(&even, &copies, laer::Shape { nodes: &self.nodes, capacity })
             }
             _ => return Placement::with_room(moe.experts, ranks, self.extra()),
         };
         Placement::of_slots(slots, moe.experts, ranks).expect("every expert has a copy")
     }
+}
+
+impl Policy for Layered {
+    fn first_placement(&self, layer: usize, moe: &Moe, ranks: usize) -> Placement {
+        let start = self.start(layer, moe, ranks);
+        let wanted = self.profile.get(layer).and_then(|loads| self.wanted(layer, loads, &start));
+        wanted.unwrap_or(start)
+    }
 
     fn joins_replicas(&self) -> bool {
-        matches!(self.layers.first(), Some(Balancer::Program | Balancer::Shards))
+        self.balancer(0).joins_replicas()
     }
 
     fn storage(&self) -> Storage {
-        if self.layers.first() == Some(&Balancer::Shards) { Storage::Shards } else { Storage::Slots }
+        match self.balancer(0) {
+            Balancer::Shards => Storage::Shards,
+            Balancer::Relay => Storage::OptimizerShards,
+            _ => Storage::Slots,
+        }
     }
 
     fn migrated_bytes_per_parameter(&self) -> f64 {
@@ -259,49 +315,51 @@ impl Policy for Layered {
     }
 
     fn placement_due(&self, iteration: usize) -> bool {
-        let every = if self.storage() == Storage::Shards { 1 } else { self.plan.placement_every };
+        let every = if self.balancer(0).follows_every_iteration() { 1 } else { self.plan.placement_every };
         let follows = |balancer: &Balancer| !matches!(balancer, Balancer::None | Balancer::Program);
-        plan::is_due(every, iteration) && self.layers.iter().any(follows)
+        plan::is_due(every, iteration) && self.balancers.layers.iter().any(follows)
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
-        let window = if self.storage() == Storage::Shards { 1 } else { EVERY };
-        let loads = past.sum(layer, window, now.experts());
-        self.revisit(layer, &loads, past);
-        self.balanced(layer, &loads, now).filter(|next| next != now).map_or(Decision::Stay, Decision::Move)
+        let window = if self.balancer(0).follows_every_iteration() { 1 } else { EVERY };
+        self.revisit(layer, past, now);
+        let (loads, seen) = (past.sum(layer, window, now.experts()), past.len().min(window));
+        self.balanced(layer, &loads, seen, now).filter(|next| next != now).map_or(Decision::Stay, Decision::Move)
     }
 
     fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
         match self.balancer(layer) {
-            Balancer::Quota { least } if placement.ranks() > 1 => self.quotas(least, counts, placement),
-            Balancer::Program if placement.has_copies() => {
-                let slots = placement.experts_in_slots();
-                let quota = microep::split(&counts.loads(), slots, placement.ranks()).quota;
-                let quota = Split::Quota(quota.into_iter().map(|entries| entries as u32).collect());
-                LayerProgram::split(quota, Vec::new(), Weights::Stand, microep::steps(slots.len(), placement.ranks()))
-            }
+            Balancer::Quota { least, slack } if placement.ranks() > 1 => self.quotas([least, slack], counts, placement),
             Balancer::Shards => {
                 let rows = laer::route(counts, placement.experts_in_slots(), &self.nodes);
                 LayerProgram::split(Split::Rows(rows), Vec::new(), Weights::Sharded, 0)
             }
+            _ if placement.has_copies() => Self::among_copies(counts, placement),
             _ => LayerProgram::split(Split::Even, Vec::new(), Weights::Stand, 0),
         }
     }
 }
 
-/// The load of the fullest rank over the mean, experts in order.
-fn imbalance(loads: &[u64], ranks: usize) -> f64 {
-    let fullest = loads.chunks(loads.len().div_ceil(ranks)).map(|own| own.iter().sum::<u64>()).max().unwrap_or(0);
-    let total: u64 = loads.iter().sum();
-    fullest as f64 * ranks as f64 / total.max(1) as f64
+/// One slot an expert, in `[slot]`, by loads.
+fn packed(loads: &[u64], shape: Shape) -> Slots {
+    let mut slots = vec![None; shape.ranks * shape.slots];
+    let mut taken = vec![0; shape.ranks];
+    for (expert, rank) in eplb::pack(loads, shape.ranks).into_iter().enumerate() {
+        slots[rank * shape.slots + taken[rank]] = Some(expert);
+        taken[rank] += 1;
+    }
+    slots
 }
 
-/// Of every layer of the profile.
-fn forecast(job: &Job, ranks: usize) -> Vec<f64> {
-    let of_layer = |(layer, moe): (usize, &Moe)| {
-        imbalance(&sum_of_loads(moe.experts, job.profile.iter().map(|batch| batch.loads(layer))), ranks)
-    };
-    job.model.moe_layers().enumerate().map(of_layer).collect()
+/// The load of the fullest rank over the mean, copies sharing evenly.
+fn imbalance(loads: &[u64], placement: &Placement) -> f64 {
+    let total: u64 = loads.iter().sum();
+    placement.max_rank_load(loads) as f64 * placement.ranks() as f64 / total.max(1) as f64
+}
+
+/// What a layer's experts got in the profile.
+fn profiled(job: &Job, layer: usize, moe: &Moe) -> Vec<u64> {
+    sum_of_loads(moe.experts, job.profile.iter().map(|batch| batch.loads(layer)))
 }
 
 /// A batch in which every sample chooses as an iteration did on the whole, `ago` iterations before the last, or the first; none for

@@ -63,7 +63,7 @@ pub static LEAST_LOADED: Quota = Quota {
 /// Slots of a rank for copies, but for MoonEP: as many as the other balancers of this table have.
 const EXTRA_SLOTS: usize = 2;
 
-const ULTRA: Limits = Limits { room: EXTRA_SLOTS, least: 1024 };
+const ULTRA: Limits = Limits { room: EXTRA_SLOTS, least: 1024, slack: 0 };
 const LEAST_LOADED_RULE: LeastLoaded = LeastLoaded { cap: 110, chunk: 1024, threshold: 130, room: EXTRA_SLOTS };
 
 impl System for Quota {
@@ -118,7 +118,7 @@ impl Policy for Replicating {
         // Step 2: copies and quotas.
         let copies = match self.rule {
             Rule::Ultra => quota::replicate(&loads, homes, ULTRA),
-            Rule::Moon => quota::replicate(&loads, homes, Limits { room: self.room(experts, ranks), least: 1 }),
+            Rule::Moon => quota::replicate(&loads, homes, Limits { room: self.room(experts, ranks), least: 1, slack: 0 }),
             Rule::LeastLoaded => quota::least_loaded(&loads, homes, LEAST_LOADED_RULE),
         };
         let bounds = if self.rule == Rule::LeastLoaded { 1 } else { quota::BOUNDS };
