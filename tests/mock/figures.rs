@@ -64,6 +64,14 @@ fn a_series_leaves_out_decisions_and_marks_moves() {
     assert!(shown.contains("experts moved") && shown.contains("Layer time (ms)"), "{shown}");
 }
 
+#[test]
+fn a_map_has_the_fastest_systems_gain_in_a_cell() {
+    let shown = svg(&MockEngine::default(), FigureKind::Map);
+    for text in ["Network between nodes", ">×1<", ">trace<", "least mean iteration"] {
+        assert!(shown.contains(text), "no {text} in {shown}");
+    }
+}
+
 /// How far a cluster's simulation was off says whether constants were fitted to what it was held against.
 #[test]
 fn an_error_of_a_cluster_says_whether_a_fit_saw_it() {

@@ -96,6 +96,15 @@ pub struct Network {
     pub tiers: Vec<Tier>,
 }
 
+impl Network {
+    /// Multiplies every bandwidth between nodes; start-ups stay.
+    pub fn scale_between_nodes(&mut self, factor: f64) {
+        let tiers = self.tiers.iter_mut().map(|tier| &mut tier.bandwidth);
+        let between = [&mut self.inter_bandwidth, &mut self.port_bandwidth, &mut self.rooted_bandwidth];
+        between.into_iter().chain(tiers).for_each(|bandwidth| bandwidth.value *= factor);
+    }
+}
+
 /// Nodes that share links to the rest of the cluster: a pod, a rack, a rail group.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

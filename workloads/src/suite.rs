@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::change::Change;
+use crate::cluster::Cluster;
 use crate::engine::EngineKind;
 use crate::error::{self, ConfigError, MOST_EXTENT};
 use crate::fields;
@@ -75,6 +76,8 @@ pub enum FigureKind {
     Layers,
     /// Lines: time of a single layer over the iterations, a panel per case.
     Series,
+    /// Cells: which system is fastest, by skew and speed of the network between nodes, a panel per model.
+    Map,
 }
 
 /// Suites that are run one after the other.
@@ -215,11 +218,13 @@ pub struct TraceUse {
     /// Iterations of a profiling run of the same job; offline searches see the routing of four of them, the last of each
     /// quarter. The run that is measured goes through the same iterations: a search knows some of its routing.
     pub profile: usize,
+    /// Trace iteration of the profiling run's first iteration, where it was not the same as that of the run: a stale profile.
+    pub profile_start: Option<u32>,
 }
 
 impl Default for TraceUse {
     fn default() -> Self {
-        Self { start: None, stride: 1, profile: 100 }
+        Self { start: None, stride: 1, profile: 100, profile_start: None }
     }
 }
 
@@ -306,6 +311,8 @@ pub struct Case {
     pub model: Described,
     /// The cluster, likewise.
     pub cluster: Described,
+    /// Factor on every bandwidth between nodes of the cluster.
+    pub network: Option<f64>,
     /// GPUs used, from the cluster's first node on.
     pub gpus: usize,
     /// The gate.
@@ -323,7 +330,7 @@ pub struct Case {
     /// What a system trains otherwise than the case says, by system: published comparisons do not always hold everything
     /// else equal.
     pub differs: BTreeMap<String, Difference>,
-    /// Routing made for the case, instead of the suite's; at most one.
+    /// Routing made for the case, instead of the suite's or that of a trace on the command line; at most one.
     pub routing: Vec<SuiteRouting>,
     /// The MoE layer that is run alone, forward and backward, instead of whole iterations.
     pub layer: Option<usize>,
@@ -361,6 +368,7 @@ impl Case {
             name: None,
             model: model.into(),
             cluster: cluster.into(),
+            network: None,
             gpus,
             gate,
             global_batch,
@@ -373,6 +381,14 @@ impl Case {
             layer: None,
             batch: None,
         }
+    }
+
+    /// Its cluster with the network that the case has.
+    pub fn on_network(&self, mut cluster: Cluster) -> Cluster {
+        if let Some(factor) = self.network {
+            cluster.network.scale_between_nodes(factor);
+        }
+        cluster
     }
 
     /// The case as `system` runs it.
@@ -388,11 +404,12 @@ impl Case {
     }
 
     /// A name that is unique in its suite and fit for a file:
-    /// `MODEL.CLUSTER.GPUS.GATE[.layerN][.ROUTING][.BATCH][.NAME]`.
+    /// `MODEL.CLUSTER.GPUS.GATE[.layerN][.netFACTOR][.ROUTING][.BATCH][.NAME]`.
     pub fn id(&self) -> String {
         let layer = self.layer.map(|layer| format!("layer{layer}"));
         let routing = self.routing.first().map(SuiteRouting::label);
-        let more = [layer, routing, self.batch.clone(), self.name.clone()];
+        let network = self.network.map(|factor| format!("net{factor}"));
+        let more = [layer, network, routing, self.batch.clone(), self.name.clone()];
         let more: String = more.into_iter().flatten().map(|part| format!(".{part}")).collect();
         format!("{}.{}.{}.{}{more}", self.model, self.cluster, self.gpus, self.gate).replace(['/', '\\', ' '], "-")
     }
@@ -402,7 +419,8 @@ impl Case {
     pub fn label(&self) -> String {
         let factor = self.gate.capacity_factor().map_or("∞".to_owned(), |factor| factor.to_string());
         let routing = self.routing.first().map_or(String::new(), |routing| format!(", {}", routing.label()));
-        format!("{}/{factor}{routing}", self.gpus)
+        let network = self.network.map_or(String::new(), |factor| format!(", network ×{factor}"));
+        format!("{}/{factor}{network}{routing}", self.gpus)
     }
 }
 
@@ -517,6 +535,9 @@ impl Suite {
         {
             ConfigError::check_extent(file, &format!("cases[{index}].{name}"), value)?;
         }
+        if let Some(factor) = case.network.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
+            return refuse("network", factor.to_string(), "a finite number above 0");
+        }
         if let Some(name) = case.name.as_ref().filter(|name| !is_label(name)) {
             return refuse("name", format!("{name:?}"), LABEL);
         }
@@ -609,6 +630,8 @@ const SUITES: &[(&str, &str)] = embedded![
     "paper-adaptive",
     "modern",
     "balance",
+    "balance-modern",
+    "balance-map",
 ];
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Cases as a suite writes them. A list of values is an axis: a table of `[[cases]]` becomes a case for each combination of its
-//! lists, the last axis fastest: model, cluster, GPUs, gate, global batch, micro-batch, then layers and routing.
+//! lists, the last axis fastest: model, cluster, network, GPUs, gate, global batch, micro-batch, then layers and routing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +23,7 @@ pub(crate) struct CaseSpec {
     name: Option<String>,
     model: Axis<Described>,
     cluster: Axis<Described>,
+    network: Option<Axis<f64>>,
     gpus: Axis<usize>,
     gate: Axis<Gate>,
     global_batch: Axis<usize>,
@@ -60,10 +61,11 @@ pub(crate) fn cases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ca
 }
 
 impl CaseSpec {
-    fn lengths(&self) -> [(&'static str, usize); 6] {
+    fn lengths(&self) -> [(&'static str, usize); 7] {
         [
             ("model", self.model.0.len()),
             ("cluster", self.cluster.0.len()),
+            ("network", self.network.as_ref().map_or(1, |axis| axis.0.len())),
             ("gpus", self.gpus.0.len()),
             ("gate", self.gate.0.len()),
             ("global_batch", self.global_batch.0.len()),
@@ -85,6 +87,9 @@ impl CaseSpec {
         let mut cases = vec![self.first()];
         cases = each(&cases, &self.model.0, |case, model| case.model = model.clone());
         cases = each(&cases, &self.cluster.0, |case, cluster| case.cluster = cluster.clone());
+        if let Some(factors) = &self.network {
+            cases = each(&cases, &factors.0, |case, &factor| case.network = Some(factor));
+        }
         cases = each(&cases, &self.gpus.0, |case, &gpus| case.gpus = gpus);
         cases = each(&cases, &self.gate.0, |case, &gate| case.gate = gate);
         cases = each(&cases, &self.global_batch.0, |case, &batch| case.global_batch = batch);
@@ -114,6 +119,7 @@ impl CaseSpec {
             name: self.name.clone(),
             model: self.model.0[0].clone(),
             cluster: self.cluster.0[0].clone(),
+            network: None,
             gpus: self.gpus.0[0],
             gate: self.gate.0[0],
             global_batch: self.global_batch.0[0],
@@ -218,6 +224,8 @@ mod tests {
         let micro = "model = \"gpt-tiny\"\ngpus = 8\ngate = [\"no-drop\"]\nglobal_batch = 64\nmicro_batch = [1, 2]\n";
         let one = "gpt-tiny.inky.8.no-drop";
         assert_eq!(ids(micro).unwrap(), [1, 2].map(|size| format!("{one}.batch64x{size}")));
+        let slower = format!("{}network = [0.5, 2]\n", micro.replace("[1, 2]", "1"));
+        assert_eq!(ids(&slower).unwrap(), ["net0.5", "net2"].map(|end| format!("{one}.{end}")));
         let routed = format!("{micro}routing = [{{ max_over_mean = 2 }}, {{ workload = \"W1\" }}]");
         assert_eq!(
             ids(&routed).unwrap(),
@@ -236,6 +244,7 @@ mod tests {
         check("[8, 16]", "[]", "cases[0].gpus = []: expected a value, or a list");
         check("[8, 16]", "[8, \"16\"]", "invalid type: string \"16\", expected usize");
         check("[8, 16]", "true", "invalid type: boolean `true`, expected usize");
+        check("gpus", "network = [1, 0]\ngpus", "cases[2].network = 0: expected a finite number above 0");
         check("[8, 16]", "[8, 0]", "cases[1].gpus = 0: expected at least 1");
         check("[8, 16]", "[8, 8]", "cases[1] = gpt-tiny.inky.8.no-drop: expected an id unlike");
         check("\"no-drop\"", "[\"no-drop\", \"nodrop\"]", "gate `nodrop`: expected `no-drop`");

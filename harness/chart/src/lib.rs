@@ -1,4 +1,4 @@
-//! Publication figures from plain values: grouped bars, stacked bars, lines and scatter plots, as SVG and PDF.
+//! Publication figures from plain values: grouped bars, stacked bars, lines, scatter plots and maps of winners, as SVG and PDF.
 //!
 //! ```
 //! use chart::{Bar, Group, GroupedBars, Panel, Series};
@@ -34,6 +34,7 @@ mod canvas;
 mod columns;
 mod font;
 mod frame;
+mod heat;
 mod legend;
 mod lines;
 mod marks;
@@ -49,6 +50,7 @@ mod text;
 pub use bars::{Bar, BarValue, GroupedBars};
 pub use columns::{Group, Panel};
 pub use frame::{Frame, Width};
+pub use heat::{HeatCell, HeatMap, HeatPanel};
 pub use lines::{LineChart, LinePanel, LineSeries};
 pub use palette::{Hatch, Look, Series, look};
 pub use scatter::{Scatter, ScatterPanel, ScatterSeries};

@@ -322,7 +322,7 @@ pub fn job<'a>(
     seed: u64,
 ) -> Result<(Job, JobRouting<'a>)> {
     let model = model(&format!("{context}.model"), case.model.place())?;
-    let cluster = cluster(&format!("{context}.cluster"), case.cluster.place())?;
+    let cluster = case.on_network(cluster(&format!("{context}.cluster"), case.cluster.place())?);
     if model.moe_layers().next().is_none() {
         bail!("{context}.model: {} has no MoE layer", case.model);
     }
@@ -343,6 +343,7 @@ pub fn job<'a>(
         // The last iteration of each quarter; iterations count from 0.
         None => {
             let last = |quarter: usize| (part.profile * quarter / 4).saturating_sub(1);
+            let part = TraceUse { start: part.profile_start.or(part.start), ..part };
             let seen = JobRouting::new(&profiled(&job), part, trace, seed).with_context(|| context.to_owned())?;
             job.profile = (1..=4).map(|quarter| seen.iteration(last(quarter))).collect();
         }

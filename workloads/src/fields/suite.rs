@@ -42,7 +42,7 @@ pub static SUITE: Table = Table {
         may("training", Inner(&TRAINING), "{ learning_rate = 1e-3 }", "How models are trained, where they really are"),
         may(
             "figure",
-            Words(&["speedups", "performance-model", "layers", "series"]),
+            Words(&["speedups", "performance-model", "layers", "series", "map"]),
             "\"speedups\"",
             "What is drawn; `speedups` when absent",
         ),
@@ -61,6 +61,7 @@ pub(super) static CASE: Table = Table {
             "The model, by name (`moebench list models`), or by a path that is relative to the suite's folder",
         ),
         must("cluster", Axis(&Text), "\"inky\"", "The cluster, likewise"),
+        may("network", Axis(&Number), "0.5", "Factor on every bandwidth between the cluster's nodes; 1 when absent"),
         must("gpus", Axis(&Whole), "8", "GPUs used, from the cluster's first node on"),
         must(
             "gate",
@@ -158,6 +159,12 @@ pub(super) static TRACE: Table = Table {
         may("start", Whole, "1", "Trace iteration of the first training iteration; the trace's first when absent"),
         may("stride", Whole, "1", "Trace iterations per training iteration; 1 when absent"),
         may("profile", Whole, "100", "Iterations of the profiling run that offline searches see; 100 when absent"),
+        may(
+            "profile_start",
+            Whole,
+            "1",
+            "Trace iteration of its first iteration, for a stale profile; that of the first training iteration when absent",
+        ),
     ],
 };
 

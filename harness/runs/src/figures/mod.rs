@@ -4,6 +4,7 @@ pub mod adaptive;
 pub mod end_to_end;
 pub mod layers;
 pub mod loss;
+pub mod map;
 pub mod performance_model;
 
 use chart::{Figure, FigureError};
@@ -24,6 +25,7 @@ pub fn name(kind: FigureKind) -> &'static str {
         FigureKind::PerformanceModel => "performance_model",
         FigureKind::Layers => "layers",
         FigureKind::Series => "adaptive",
+        FigureKind::Map => "map",
     }
 }
 
@@ -37,6 +39,7 @@ pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) ->
         FigureKind::PerformanceModel => performance_model::searches(suite, summary, origin).draw(),
         FigureKind::Layers => layers::draw(suite, summary, origin),
         FigureKind::Series => adaptive::draw(suite, summary, rows, origin),
+        FigureKind::Map => map::draw(suite, summary, origin),
     }
 }
 

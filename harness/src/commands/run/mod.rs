@@ -268,14 +268,15 @@ fn load(args: &RunArgs) -> impl Fn() -> Result<Arc<RoutingTrace>> {
     }
 }
 
-/// The routing of every case: a trace that the command line names goes before what suite and cases state.
+/// The routing of every case: a trace that the command line names goes before what the suite states, and a case's own before both.
 fn case_traces(
     args: &RunArgs,
     file: &str,
     suite: &Suite,
     load: &dyn Fn() -> Result<Arc<RoutingTrace>>,
 ) -> Result<CaseTraces> {
-    if args.trace.is_some() { Ok(load()?.into()) } else { prepare::stated_routing(file, suite, load) }
+    let of_suite = suite.routing.filter(|_| args.trace.is_none());
+    prepare::stated_routing(file, &Suite { routing: of_suite, ..suite.clone() }, load)
 }
 
 /// `file` is what errors call the suite.

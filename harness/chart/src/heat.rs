@@ -1,0 +1,199 @@
+//! Maps of winners: a grid of cells in the colour and hatch of whoever is best there, and a number in each.
+
+use crate::canvas::Drawn;
+use crate::frame::{self, Chart, Frame};
+use crate::legend::{self, Swatch};
+use crate::page::{Area, Page};
+use crate::palette::{AXIS, MUTED, Series, axis_line, ink};
+use crate::plot;
+use crate::text::{BASE, FINE, Type};
+use crate::{Figure, FigureError, marks};
+
+/// A map of winners, one panel beside the other.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HeatMap {
+    pub frame: Frame,
+    /// Name of what columns differ in.
+    pub x_label: String,
+    /// Name of what rows differ in.
+    pub y_label: String,
+    /// Who may win.
+    pub series: Vec<Series>,
+    pub panels: Vec<HeatPanel>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HeatPanel {
+    /// Printed above.
+    pub title: String,
+    /// Printed below, from left to right.
+    pub columns: Vec<String>,
+    /// Printed on the left, from the bottom up.
+    pub rows: Vec<String>,
+    /// `[row][column]`; what is absent is left white.
+    pub cells: Vec<Vec<Option<HeatCell>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeatCell {
+    /// Index of the winner's look.
+    pub ink: usize,
+    /// Printed inside, such as the gain.
+    pub label: String,
+}
+
+/// Height of a cell.
+const CELL: f64 = 19.0;
+/// Between neighbouring panels.
+const GAP: f64 = 10.0;
+/// Between a label and what it names.
+const NEAR: f64 = 3.0;
+
+impl HeatMap {
+    /// Lays the chart out and draws it.
+    ///
+    /// # Errors
+    /// [`FigureError`] when the compiled-in font or the drawing library fails; never because of the data.
+    pub fn draw(&self) -> Result<Figure, FigureError> {
+        frame::draw(self)
+    }
+
+    fn most_rows(&self) -> usize {
+        self.panels.iter().map(|panel| panel.rows.len()).max().unwrap_or(1).max(1)
+    }
+
+    fn titles(&self) -> f64 {
+        plot::title_room(self.panels.iter().map(|panel| panel.title.as_str()))
+    }
+
+    /// The cells of each panel.
+    fn areas(&self, inner: Area) -> Vec<Area> {
+        let rows = self.panels.iter().flat_map(|panel| &panel.rows).map(String::as_str);
+        let labels = Type::of(FINE).widest(rows) + NEAR;
+        let count = self.panels.len().max(1) as f64;
+        let left = inner.left + BASE + NEAR;
+        let width = (inner.right - left - GAP * (count - 1.0)) / count;
+        let area = |at: usize| {
+            let start = left + (width + GAP) * at as f64;
+            let top = inner.top + self.titles();
+            Area { left: start + labels, right: start + width, top, bottom: inner.bottom - BELOW }
+        };
+        (0..self.panels.len()).map(area).collect()
+    }
+}
+
+/// Column labels and the x axis' name.
+const BELOW: f64 = FINE + BASE + 3.0 * NEAR;
+
+impl Chart for HeatMap {
+    fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    fn legend(&self) -> Vec<legend::Entry> {
+        let wins = |series: &&Series| {
+            let mut cells = self.panels.iter().flat_map(|panel| panel.cells.iter().flatten().flatten());
+            cells.any(|cell| cell.ink == series.ink)
+        };
+        legend::entries(self.series.iter().filter(wins).map(|s| (Swatch::Fill(s.ink), s.name.as_str())))
+    }
+
+    fn height(&self) -> f64 {
+        self.most_rows() as f64 * CELL + self.titles() + BELOW
+    }
+
+    fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
+        if self.panels.is_empty() {
+            return plot::draw_no_data(page, inner);
+        }
+        let areas = self.areas(inner);
+        for (panel, area) in self.panels.iter().zip(&areas) {
+            panel.draw(page, *area)?;
+        }
+        let all = Area { left: areas[0].left, ..inner };
+        plot::draw_x_name(page, &self.x_label, areas[0].bottom + FINE + 2.0 * NEAR, all)?;
+        plot::draw_y_name(page, &self.y_label, inner.left, areas[0])
+    }
+}
+
+impl HeatPanel {
+    fn cell(&self, area: Area, row: usize, column: usize) -> Area {
+        let width = area.width() / self.columns.len().max(1) as f64;
+        let height = area.height() / self.rows.len().max(1) as f64;
+        let (left, bottom) = (area.left + width * column as f64, area.bottom - height * row as f64);
+        Area { left, right: left + width, top: bottom - height, bottom }
+    }
+
+    fn draw(&self, page: &Page<'_>, area: Area) -> Drawn {
+        plot::draw_title(page, &self.title, area)?;
+        for (row, cells) in self.cells.iter().enumerate().take(self.rows.len()) {
+            for (column, cell) in cells.iter().enumerate().take(self.columns.len()) {
+                let place = self.cell(area, row, column);
+                let Some(cell) = cell else {
+                    page.text("–", place.center(), Type::of(FINE).centered().middle().color(MUTED))?;
+                    continue;
+                };
+                page.draw(&marks::filled(place.corners(), ink(cell.ink)))?;
+                page.draw(&marks::label_inside(place.corners(), &cell.label, FINE, ink(cell.ink)))?;
+            }
+        }
+        self.draw_labels(page, area)?;
+        page.outline(area, axis_line())
+    }
+
+    fn draw_labels(&self, page: &Page<'_>, area: Area) -> Drawn {
+        for (row, label) in self.rows.iter().enumerate() {
+            let y = self.cell(area, row, 0).center().1;
+            page.text(label, (area.left - NEAR, y), Type::of(FINE).right().middle().color(AXIS))?;
+        }
+        for (column, label) in self.columns.iter().enumerate() {
+            let place = self.cell(area, 0, column);
+            let kind = Type::of(FINE).centered().hanging().color(AXIS);
+            page.text_within(label, (place.center().0, area.bottom + NEAR), kind, place.width())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> HeatMap {
+        let cell = |ink, label: &str| Some(HeatCell { ink, label: label.into() });
+        HeatMap {
+            x_label: "max/mean".into(),
+            y_label: "Network".into(),
+            series: Series::numbered(["EP", "Quota", "Nobody"]),
+            panels: vec![HeatPanel {
+                title: "Mixtral".into(),
+                columns: vec!["1".into(), "4".into()],
+                rows: vec!["×0.5".into(), "×1".into()],
+                cells: vec![vec![cell(0, "1.0"), cell(1, "2.5")], vec![None, cell(1, "2.0")]],
+            }],
+            ..HeatMap::default()
+        }
+    }
+
+    #[test]
+    fn cells_rows_and_winners_are_in_the_picture() -> Result<(), FigureError> {
+        let svg = sample().draw()?.svg;
+        for label in ["max/mean", "Network", "EP", "Quota", "Mixtral", "1", "4", "×0.5", "×1", "1.0", "2.5", "2.0", "–"]
+        {
+            assert!(svg.contains(&format!(">{label}<")), "{label} is not in the picture");
+        }
+        assert!(!svg.contains(">Nobody<"), "who wins nowhere needs no legend");
+        assert!(HeatMap::default().draw()?.svg.contains(">no data<"));
+        Ok(())
+    }
+
+    #[test]
+    fn rows_go_from_the_bottom_up() {
+        let map = sample();
+        let area = Area { left: 0.0, right: 20.0, top: 0.0, bottom: 10.0 };
+        let lower = map.panels[0].cell(area, 0, 0);
+        let upper = map.panels[0].cell(area, 1, 1);
+        assert_eq!((lower.top, lower.bottom, lower.right), (5.0, 10.0, 10.0));
+        assert_eq!((upper.top, upper.bottom, upper.left), (0.0, 5.0, 10.0));
+    }
+}
