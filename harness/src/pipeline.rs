@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
+use workloads::suite::FigureKind;
 use workloads::{EngineKind, Suite};
 
 use crate::failure::{Failure, OrFail};
@@ -260,6 +261,9 @@ impl Shown<'_> {
         self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
         let figure = figures::draw(self.suite, &self.summary, rows, &self.origin)?;
         self.store.write_figure(figures::name(self.suite.figure), &figure)?;
+        if self.suite.figure == FigureKind::Map {
+            self.store.write_figure("skew", &figures::skew::draw(self.suite, &self.summary, &self.origin)?)?;
+        }
         self.store.write_text("tables/summary.tex", &latex::render(&self.table))
     }
 

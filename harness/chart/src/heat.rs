@@ -44,6 +44,8 @@ pub struct HeatCell {
 
 /// Height of a cell.
 const CELL: f64 = 19.0;
+/// Rows that a panel is at least as high as.
+const FEWEST: usize = 5;
 /// Between neighbouring panels.
 const GAP: f64 = 10.0;
 /// Between a label and what it names.
@@ -58,8 +60,9 @@ impl HeatMap {
         frame::draw(self)
     }
 
+    /// For the height, which the y axis' name needs, too.
     fn most_rows(&self) -> usize {
-        self.panels.iter().map(|panel| panel.rows.len()).max().unwrap_or(1).max(1)
+        self.panels.iter().map(|panel| panel.rows.len()).max().unwrap_or(0).max(FEWEST)
     }
 
     fn titles(&self) -> f64 {

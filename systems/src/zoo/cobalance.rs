@@ -278,7 +278,8 @@ impl Layered {
             }
             Balancer::Relay => eplb::global(&even, Shape { ranks, slots: all + self.extra(), nodes: 1 }),
             Balancer::Shards => {
-                let capacity = own + self.extra();
+                // As many as a rank holds under the plan, as in LAER's own runs, and at least one for a copy.
+                let capacity = (own + self.extra()).max(all);
                 let copies = laer::even(&even, ranks * capacity);
                 laer::relocate(&even, &copies, laer::Shape { nodes: &self.nodes, capacity })
             }

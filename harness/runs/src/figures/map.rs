@@ -33,8 +33,8 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
     .draw()
 }
 
-/// What a panel is of.
-fn setting(case: &Case) -> String {
+/// What a panel is of: model, GPUs and cluster.
+pub(super) fn setting(case: &Case) -> String {
     format!("{}, {} × {}", case.model, case.gpus, case.cluster)
 }
 

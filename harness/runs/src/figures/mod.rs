@@ -6,6 +6,7 @@ pub mod layers;
 pub mod loss;
 pub mod map;
 pub mod performance_model;
+pub mod skew;
 
 use chart::{Figure, FigureError};
 use systems::plan::routing::JobRouting;

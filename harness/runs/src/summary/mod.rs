@@ -46,6 +46,8 @@ pub struct SummaryRow {
     pub share_of_ideal: Option<f64>,
     /// Part of the time that online decisions and migrations took.
     pub online_share: f64,
+    /// Of an iteration after warm-up; absent where a run failed.
+    pub balancing: Option<Balancing>,
     /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
     pub loss: Option<f64>,
     /// Median after warm-up of what the simulator says of the same iterations, s, where it followed an emulated run.
@@ -76,6 +78,31 @@ pub struct GpuFacts {
 impl GpuFacts {
     pub fn new(gpu: &Gpu) -> Self {
         Self { usable: gpu.usable(), hour_price: gpu.hour_price.as_ref().map(|price| price.value) }
+    }
+}
+
+/// What balancing did in an iteration, means over those after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Balancing {
+    /// Of online decisions between iterations, the gathering of loads included, s.
+    pub decision: f64,
+    /// Of experts changing rank, s.
+    pub migration: f64,
+    /// Experts that changed rank.
+    pub moved: f64,
+    /// Copies made for one micro-batch, over layers, micro-batches and groups.
+    pub copied: f64,
+}
+
+impl Balancing {
+    fn new(samples: &[&Sample]) -> Option<Self> {
+        let of = |value: fn(&Sample) -> f64| mean(&samples.iter().map(|sample| value(sample)).collect::<Vec<_>>());
+        Some(Self {
+            decision: of(|sample| sample.decision.0)?,
+            migration: of(|sample| sample.migration.0)?,
+            moved: of(|sample| f64::from(sample.moved))?,
+            copied: of(|sample| sample.shadowed as f64)?,
+        })
     }
 }
 
@@ -313,6 +340,10 @@ impl Summary {
             column("balanced_step_s", rows, |row| row.key.balanced.map(|time| time.0)),
             column("share_of_ideal", rows, |row| row.share_of_ideal),
             column("online_share", rows, |row| row.step.map(|_| row.online_share)),
+            column("decision_s", rows, |row| row.balancing.map(|of| of.decision)),
+            column("migration_s", rows, |row| row.balancing.map(|of| of.migration)),
+            column("moved_experts", rows, |row| row.balancing.map(|of| of.moved)),
+            column("copied_experts", rows, |row| row.balancing.map(|of| of.copied)),
             column("final_loss", rows, |row| row.loss),
             column("predicted_step_s", rows, |row| row.predicted),
             column("peak_bytes", rows, |row| row.peak_bytes.filter(|_| row.step.is_some())),
@@ -339,10 +370,11 @@ impl SummaryRow {
     fn new(rows: &[&Row], warmup: usize) -> Option<Self> {
         let samples: Vec<(u32, &Sample)> =
             rows.iter().filter_map(|row| Some((row.iteration, row.sample.as_ref().ok()?))).collect();
-        let warm = samples.iter().filter(|(iteration, _)| *iteration as usize > warmup).map(|(_, sample)| *sample);
+        let warm = samples.iter().filter(|(iteration, _)| *iteration as usize > warmup);
+        let warm: Vec<&Sample> = warm.map(|(_, sample)| *sample).collect();
         let failure = rows.iter().rev().find_map(|row| row.sample.as_ref().err()).cloned();
         let series = series(rows, warmup);
-        let predicted: Vec<f64> = warm.filter_map(|sample| Some(sample.predicted?.0)).collect();
+        let predicted: Vec<f64> = warm.iter().filter_map(|sample| Some(sample.predicted?.0)).collect();
         let losses: Vec<f64> = samples.iter().filter_map(|(_, sample)| sample.loss).collect();
         let (mut sum, mut online) = (0.0, 0.0);
         for (_, sample) in &samples {
@@ -353,6 +385,7 @@ impl SummaryRow {
         let step = StepTime::new(&series).filter(|_| failure.is_none());
         Some(Self {
             share_of_ideal: key.balanced.zip(step).map(|(balanced, step)| balanced.0 / step.mean),
+            balancing: Balancing::new(&warm).filter(|_| failure.is_none()),
             key,
             step,
             series,
