@@ -85,9 +85,8 @@ impl System for CoBalance {
 /// The system's search.
 fn searching<T>(job: &Job, costs: &CostModel, then: impl FnOnce(&BalancerSearch) -> T) -> T {
     let setting = Arc::new(Setting { job: job.clone(), costs: costs.clone() });
-    let policy = |plan: &Plan, balancers: &Balancers| -> Box<dyn Policy> {
-        Box::new(Layered::new(&setting, plan, balancers))
-    };
+    let policy =
+        |plan: &Plan, balancers: &Balancers| -> Box<dyn Policy> { Box::new(Layered::new(&setting, plan, balancers)) };
     then(&BalancerSearch { job, costs, every: EVERY, extra: EXTRA_SLOTS, policy: &policy })
 }
 
@@ -197,7 +196,9 @@ impl Layered {
     /// The same, where going there pays.
     fn balanced(&self, layer: usize, loads: &[u64], seen: usize, now: &Placement) -> Option<Placement> {
         let next = self.wanted(layer, loads, now)?;
-        if self.migrated_bytes_per_parameter() == 0.0 || !matches!(self.balancer(layer), Balancer::Place | Balancer::Replicate) {
+        if self.migrated_bytes_per_parameter() == 0.0
+            || !matches!(self.balancer(layer), Balancer::Place | Balancer::Replicate)
+        {
             return Some(next);
         }
         let better = next.max_rank_load(loads) < now.max_rank_load(loads);

@@ -118,7 +118,9 @@ impl Policy for Replicating {
         // Step 2: copies and quotas.
         let copies = match self.rule {
             Rule::Ultra => quota::replicate(&loads, homes, ULTRA),
-            Rule::Moon => quota::replicate(&loads, homes, Limits { room: self.room(experts, ranks), least: 1, slack: 0 }),
+            Rule::Moon => {
+                quota::replicate(&loads, homes, Limits { room: self.room(experts, ranks), least: 1, slack: 0 })
+            }
             Rule::LeastLoaded => quota::least_loaded(&loads, homes, LEAST_LOADED_RULE),
         };
         let bounds = if self.rule == Rule::LeastLoaded { 1 } else { quota::BOUNDS };
