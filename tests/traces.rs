@@ -261,6 +261,29 @@ fn a_suite_of_stated_skew() {
     folder.refuse("run far.toml --out x", &["far.toml: routing", "gini is 0.99"]);
 }
 
+/// Samples of one rank that are recorded in parts are those of as many ranks, and only every so many iterations are.
+#[cfg(feature = "train")]
+#[test]
+fn parts_of_a_rank_are_recorded_as_ranks() {
+    let folder = Folder::new();
+    let recorded = |name: &str, arguments: &str| {
+        folder.succeed(&format!(
+            "train --model gpt-micro --system expert-only --global-batch-size 4 --iterations 4 --record-trace {name}.parquet --out {name} {arguments}"
+        ));
+        runs::traces::load(Some(&folder.join(&format!("{name}.parquet")))).unwrap()
+    };
+    let two = recorded("two", "--gpus 2 --micro-batch-size 2");
+    let one = recorded("one", "--gpus 1 --micro-batch-size 4 --record-parts 2 --record-every 3");
+    assert_eq!((one.shape(), one.iterations()), (two.shape(), &[1, 4][..]));
+    assert_eq!(two.iterations(), [1, 2, 3, 4]);
+    // Before the first update, both have the same weights.
+    let first = one.shape().counts_per_iteration();
+    assert_eq!(one.counts()[..first], two.counts()[..first]);
+    let thirds =
+        "train --model gpt-micro --gpus 1 --global-batch-size 4 --micro-batch-size 4 --record-trace t --record-parts 3";
+    folder.refuse(thirds, &["--record-parts 3 of micro-batches of 4 samples", "a divisor"]);
+}
+
 /// What the trainer records of any gate can be read, and says that its tokens were random.
 #[cfg(feature = "train")]
 #[test]

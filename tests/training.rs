@@ -133,7 +133,7 @@ impl Asked {
             seed: self.seed,
             iterations: self.iterations,
             replay: replay.as_ref(),
-            record_choices: false,
+            record: None,
             record_spans: false,
             checkpoint: self.checkpoint.clone(),
             kind: Kind::Float,

@@ -18,7 +18,7 @@ use tch::{Device, Kind};
 use trainer::data::Language;
 use trainer::rank::report::Report;
 use trainer::record;
-use trainer::setup::{self, Setup};
+use trainer::setup::{self, Recording, Setup};
 use trainer::world::{self, Threads};
 use workloads::cluster::{Constant, Program};
 use workloads::suite::TraceUse;
@@ -84,7 +84,7 @@ fn train_with(
         seed: 3,
         iterations,
         replay: None,
-        record_choices: true,
+        record: Some(Recording::ALL),
         record_spans: true,
         checkpoint,
         kind: Kind::Float,

@@ -6,39 +6,41 @@
 use workloads::trace::{BatchCounts, RoutingTrace, TraceError, TraceShape};
 
 use crate::rank::report::Report;
-use crate::setup::Setup;
+use crate::setup::{Recording, Setup};
 
-/// The choices of all MoE layers as a trace. `iterations`: `[iteration][rank]`; the first is labelled `first` (training
-/// starts at 1).
+/// The choices of all MoE layers as a trace, every recorded part as a rank. `iterations`: `[recorded iteration][rank]`, labelled from 1.
 ///
 /// # Errors
 /// Choices that no trace can hold, or reports without choices.
-pub fn trace(name: &str, setup: &Setup, first: u32, iterations: &[Vec<Report>]) -> Result<RoutingTrace, TraceError> {
+pub fn trace(name: &str, setup: &Setup, iterations: &[Vec<Report>]) -> Result<RoutingTrace, TraceError> {
     let (job, plan) = (setup.job, &setup.plan);
+    let Recording { every, parts } = setup.record.unwrap_or(Recording::ALL);
     let (layers, experts) = extents(setup);
     let tokens = setup.gpt.seq_len * plan.micro_batch / plan.tp;
     let shape = TraceShape {
         layers,
         micro_batches: plan.micro_batches(job),
-        ranks: plan.stage_ranks(),
+        ranks: plan.stage_ranks() * parts,
         experts,
-        entries: (tokens * job.top_k()) as u32,
+        entries: (tokens / parts * job.top_k()) as u32,
         top_k: job.top_k() as u32,
     };
     let mut counts = Vec::with_capacity(iterations.len() * shape.counts_per_iteration());
     for reports in iterations {
         for layer in 0..layers {
             for m in 0..shape.micro_batches {
-                let of_ranks = (0..shape.ranks).filter_map(|position| chosen(setup, reports, layer, m, position));
+                let of_ranks =
+                    (0..plan.stage_ranks()).filter_map(|position| chosen(setup, reports, layer, m, position));
                 counts.extend(of_ranks.flatten());
             }
         }
     }
-    let labels = (first..).take(iterations.len()).collect();
+    let labels = (1..).step_by(every).take(iterations.len()).collect();
     RoutingTrace::new(name, shape, labels, counts)
 }
 
-/// The choices of one iteration as the simulator takes them under the same plan: all of a micro-batch in its first sample.
+/// The choices of one iteration, recorded in one part, as the simulator takes them under the same plan: all of a micro-batch in its first
+/// sample.
 pub fn batch(setup: &Setup, reports: &[Report]) -> BatchCounts {
     let (job, plan) = (setup.job, &setup.plan);
     let (layers, experts) = extents(setup);
@@ -62,7 +64,7 @@ fn extents(setup: &Setup) -> (usize, usize) {
     (layers.clone().count(), layers.map(|moe| moe.experts).next().unwrap_or(0))
 }
 
-/// The choices of one rank in a micro-batch, by expert; none if the reports hold no choices. `layer` counts the MoE layers of
+/// The choices of one rank in a micro-batch, by part and expert; none if the reports hold no choices. `layer` counts the MoE layers of
 /// the model, reports those of their stage.
 fn chosen<'a>(setup: &Setup, reports: &'a [Report], layer: usize, m: usize, position: usize) -> Option<&'a Vec<u32>> {
     let (job, plan) = (setup.job, &setup.plan);

@@ -31,8 +31,8 @@ pub struct Setup<'a> {
     pub iterations: usize,
     /// The routing that drives the gate instead of its scores.
     pub replay: Option<&'a JobRouting<'a>>,
-    /// Whether reports hold the gate's choices.
-    pub record_choices: bool,
+    /// Which of the gate's choices reports hold.
+    pub record: Option<Recording>,
     /// Whether reports hold spans.
     pub record_spans: bool,
     /// Where checkpoints are written, and after how many iterations each.
@@ -40,6 +40,27 @@ pub struct Setup<'a> {
     /// Kind of weights and activations.
     pub kind: Kind,
     pub gpt: Gpt,
+}
+
+/// Which of the gate's choices reports hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recording {
+    /// Iterations from one that is recorded to the next, beginning with the first.
+    pub every: usize,
+    /// Equal parts of a rank's micro-batch that are counted apart, as if each were a rank's.
+    pub parts: usize,
+}
+
+impl Recording {
+    /// Every iteration, of the ranks that there are.
+    pub const ALL: Self = Self { every: 1, parts: 1 };
+}
+
+impl Setup<'_> {
+    /// The parts whose choices are recorded in an iteration, from 0; none where they are not.
+    pub(crate) fn recorded_parts(&self, iteration: usize) -> Option<usize> {
+        self.record.filter(|record| iteration.is_multiple_of(record.every)).map(|record| record.parts)
+    }
 }
 
 /// Why a job cannot be trained.

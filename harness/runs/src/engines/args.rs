@@ -26,6 +26,26 @@ pub struct TrainingArgs {
     /// Write the gate's choices as a routing trace
     #[arg(long, value_name = "FILE.parquet", help_heading = "Training", hide_short_help = true)]
     pub record_trace: Option<PathBuf>,
+    /// Iterations from one that is recorded to the next
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "N",
+        requires = "record_trace",
+        help_heading = "Training",
+        hide_short_help = true
+    )]
+    pub record_every: usize,
+    /// Source ranks that each rank is recorded as: equal parts of its micro-batches
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "N",
+        requires = "record_trace",
+        help_heading = "Training",
+        hide_short_help = true
+    )]
+    pub record_parts: usize,
     /// Write checkpoints here, and go on from those that are there
     #[arg(long, value_name = "DIR", help_heading = "Training", hide_short_help = true)]
     pub checkpoint: Option<PathBuf>,

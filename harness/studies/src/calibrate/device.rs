@@ -19,7 +19,7 @@ use super::segments::{MeasuredRun, SegmentPlace, segments};
 use trainer::data::{Entropy, Language, Samples};
 use trainer::rank::report::Report;
 use trainer::record;
-use trainer::setup::{self, Setup, kind_on};
+use trainer::setup::{self, Recording, Setup, kind_on};
 use trainer::world::{self, Threads};
 
 /// Iterations before the measured ones: allocations settle, experts find their places.
@@ -149,7 +149,7 @@ impl Measurement<'_> {
             seed: 1,
             iterations: WARMUP + REPEATS,
             replay: None,
-            record_choices: true,
+            record: Some(Recording::ALL),
             record_spans: true,
             checkpoint: None,
             kind: kind_on(self.device),

@@ -142,6 +142,7 @@ impl LayerBench {
             timer: &self.timer,
             group: &*self.group,
             policy: &Plain,
+            recorded_parts: None,
             gate: &Gate::NoDrop,
             top_k: self.shape.top_k,
             balance: 0.0,

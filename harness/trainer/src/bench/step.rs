@@ -95,7 +95,7 @@ impl StepShape {
             seed: 1,
             iterations: warmup + repeats,
             replay: None,
-            record_choices: false,
+            record: None,
             record_spans: false,
             checkpoint: None,
             kind: kind.unwrap_or_else(|| kind_on(device)),

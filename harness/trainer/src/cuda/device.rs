@@ -155,6 +155,13 @@ impl Stream {
         driver("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
     }
 
+    /// Waits for its work.
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
+        self.gpu.enter()?;
+        // SAFETY: it exists.
+        driver("cuStreamSynchronize", unsafe { result::stream::synchronize(self.raw) })
+    }
+
     pub(crate) fn raw(&self) -> sys::CUstream {
         self.raw
     }

@@ -60,6 +60,8 @@ pub struct MoeSite<'a> {
     pub random: (u64, String),
     /// `[tokens * k]`: the expert of every choice, where a trace drives the gate.
     pub replay: Option<Vec<usize>>,
+    /// Equal parts of the tokens whose choices are recorded, each apart.
+    pub recorded_parts: Option<usize>,
 }
 
 /// What a layer did in a forward pass.
@@ -67,6 +69,8 @@ pub struct MoeSite<'a> {
 pub struct LayerStats {
     /// `[expert]`: choices of this rank, before any limit.
     pub chosen: Vec<u32>,
+    /// `[part * experts]`: the same of every recorded part.
+    pub of_parts: Vec<u32>,
     /// `[expert]`: entries of this rank.
     pub entries: Vec<u32>,
     /// Number of shadowed experts.
@@ -180,6 +184,11 @@ impl Layer {
         let begun = self.begin(site, timer, &choices);
         let mut counts = timer.wait(Op::Counts, || self.counts(site, &mut choices, tokens.device()))?;
         let chosen = choices.chosen(experts).unwrap_or_else(|| counts.row(me).to_vec());
+        let of_parts = match site.recorded_parts {
+            None => Vec::new(),
+            Some(1) => chosen.clone(),
+            Some(parts) => choices.of_parts(experts, parts)?,
+        };
         let balance = choices.balance_loss()?;
         if let (Gate::Switch { .. }, Choices::Host { choices, .. }) = (site.gate, &mut choices)
             && let Some(capacity) = site.gate.capacity(tokens.size()[0] as usize, site.top_k, experts)
@@ -192,7 +201,7 @@ impl Layer {
         if counts.row(me) != before {
             choices = self.redirect(site, tokens, choices, counts.row(me))?;
         }
-        let stats = LayerStats { chosen, entries: counts.row(me).to_vec(), shadowed: 0, balance };
+        let stats = LayerStats { chosen, of_parts, entries: counts.row(me).to_vec(), shadowed: 0, balance };
         Ok(Routed { choices, counts, stats, begun })
     }
 
@@ -248,12 +257,10 @@ impl Layer {
         choices: Choices,
         wanted: &[u32],
     ) -> Result<Choices, TrainError> {
-        let (mut moved, before) = match choices {
-            Choices::Host { scored, choices } => (choices, scored.experts),
-            Choices::Gpu(choices) => {
-                let chosen: Vec<usize> = to_host::<i32>(choices.chosen())?.into_iter().map(|e| e as usize).collect();
-                (chosen.iter().copied().map(Some).collect(), chosen)
-            }
+        let before = choices.experts()?;
+        let mut moved = match choices {
+            Choices::Host { choices, .. } => choices,
+            Choices::Gpu(_) => before.iter().copied().map(Some).collect(),
         };
         gate::redirect(&mut moved, site.top_k, wanted);
         let experts: Vec<usize> = moved.iter().zip(before).map(|(new, old)| new.unwrap_or(old)).collect();
@@ -346,6 +353,7 @@ mod tests {
                 gates: &self.gates,
                 random: (1, "test".to_owned()),
                 replay: None,
+                recorded_parts: None,
             };
             let (result, saved, stats) = self.layer.forward(&site, &self.tokens).unwrap();
             let value = f64::try_from((result * &self.weight).sum(Kind::Double)).unwrap() + 0.5 * stats.balance;

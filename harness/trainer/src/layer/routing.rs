@@ -7,7 +7,7 @@ use systems::program::Layout;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TrainError;
-use crate::host::to_device;
+use crate::host::{to_device, to_host};
 use crate::kernels::{self, Kernels, Reading, Sorted};
 use crate::layer::gate::{self, Gates, Scored};
 use crate::layer::permute::Permutation;
@@ -84,11 +84,6 @@ impl GpuChoices {
     /// The rows expert after expert, and `[experts]` the row after each expert's last.
     pub(super) fn by_expert(&self) -> Option<[&Tensor; 2]> {
         self.rows.as_ref().map(|rows| [rows, &self.sorted.ends])
-    }
-
-    /// `[tokens, k]`: the chosen experts, as 32-bit numbers on the GPU.
-    pub(super) fn chosen(&self) -> &Tensor {
-        &self.chosen
     }
 
     /// Adds to the gradients of the gate, from those of the scores of choices.
@@ -219,6 +214,27 @@ impl Choices {
             Self::Host { scored, .. } => Some(gate::count(scored.experts.iter().copied(), experts)),
             Self::Gpu(_) => None,
         }
+    }
+
+    /// `[tokens * k]`: the expert of every choice before any limit. The host waits for the GPU.
+    ///
+    /// # Errors
+    /// Choices of another kind than 32-bit numbers.
+    pub(super) fn experts(&self) -> Result<Vec<usize>, TrainError> {
+        match self {
+            Self::Host { scored, .. } => Ok(scored.experts.clone()),
+            Self::Gpu(gpu) => Ok(to_host::<i32>(&gpu.chosen)?.into_iter().map(|expert| expert as usize).collect()),
+        }
+    }
+
+    /// `[part * experts]`: choices before any limit of each of equal parts of the tokens.
+    ///
+    /// # Errors
+    /// As for [`Self::experts`].
+    pub(super) fn of_parts(&self, experts: usize, parts: usize) -> Result<Vec<u32>, TrainError> {
+        let chosen = self.experts()?;
+        let of_part = |part: &[usize]| gate::count(part.iter().copied(), experts);
+        Ok(chosen.chunks(chosen.len().div_ceil(parts).max(1)).flat_map(of_part).collect())
     }
 
     /// The auxiliary loss; 0 if the gate has none.

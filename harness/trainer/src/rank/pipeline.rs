@@ -272,6 +272,7 @@ impl Rank<'_> {
             gates: &self.stage.gates,
             random: (setup.seed, name),
             replay: self.replayed_choices(layer, m),
+            recorded_parts: setup.recorded_parts(self.iteration),
         }
     }
 

@@ -39,7 +39,7 @@ pub struct Report {
     pub migration: Seconds,
     /// Experts that changed rank; on the first rank of a stage.
     pub moved: u64,
-    /// `[layer of the stage][micro-batch][expert]`: its choices before any limit, if they are recorded.
+    /// `[layer of the stage][micro-batch][part * experts]`: the choices of each part before any limit, if they are recorded.
     pub chosen: Vec<Vec<Vec<u32>>>,
     /// Its spans, if they are recorded.
     pub spans: Vec<Span>,
@@ -78,8 +78,8 @@ impl Rank<'_> {
                 report.shadowed += of.shadowed as u64;
             }
         }
-        if self.setup.record_choices {
-            let of_layer = |layer: usize| stats.iter().map(|layers| layers[layer].chosen.clone()).collect();
+        if self.setup.recorded_parts(self.iteration).is_some() {
+            let of_layer = |layer: usize| stats.iter().map(|layers| layers[layer].of_parts.clone()).collect();
             report.chosen = (0..self.stage.layers().count()).map(of_layer).collect();
         }
         self.own_loads.push(self.sum_by_expert(stats, |of| &of.entries));

@@ -134,6 +134,11 @@ impl Trainer {
         let Ok(chosen) = run.plan() else { return Ok(()) };
         let available = memory(self.options.device)?;
         setup::gpt(&run.job, &chosen.plan)?;
+        let (samples, parts) = (chosen.plan.micro_batch, self.options.recording.parts);
+        ensure!(
+            samples.is_multiple_of(parts),
+            "--record-parts {parts} of micro-batches of {samples} samples: expected a divisor"
+        );
         let policy = run.system.policy(&run.job, &chosen.plan);
         setup::keeps_copies_equal(run.system, &chosen.plan, policy.as_ref())?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
@@ -183,7 +188,8 @@ impl Trainer {
             seed: run.seed,
             iterations: extent.iterations,
             replay: self.options.replay.then_some(&*run.routing),
-            record_choices: self.options.record_trace.is_some() || self.options.virtual_clock(),
+            record: (self.options.record_trace.is_some() || self.options.virtual_clock())
+                .then_some(self.options.recording),
             record_spans: extent.timelines,
             checkpoint: self.options.checkpoint.as_ref().map(|(path, every)| (path.join(run.id()), *every)),
             kind: setup::kind_on(self.options.device),
@@ -252,7 +258,7 @@ impl Collected {
         }
         self.iterations.push(iteration);
         self.spans = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.spans)).collect();
-        if setup.record_choices {
+        if reports.iter().any(|report| !report.chosen.is_empty()) {
             self.reports.push(reports);
         }
     }
@@ -280,7 +286,7 @@ fn status_of_last_words(words: &str) -> Status {
 
 /// What the gates chose, with a word on what they were trained on.
 fn recorded(name: &str, setup: &Setup, reports: &[Vec<Report>]) -> Result<RoutingTrace> {
-    let trace = record::trace(name, setup, 1, reports)?;
+    let trace = record::trace(name, setup, reports)?;
     let random = setup.samples.entropy().is_some();
     let note = "recorded on random token ids, which overstates the skew of real text".to_owned();
     Ok(if random { trace.with_notes(vec![note]) } else { trace })

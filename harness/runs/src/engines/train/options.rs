@@ -7,9 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::Device;
 use trainer::comm::launch::{Flags, Launch};
 use trainer::data::{Language, Samples, TokenFile, TokenKind};
+use trainer::setup::Recording;
 use workloads::{Case, EngineKind, Suite, Training};
 
-use crate::engines::args::{Backend, TrainingArgs};
+use crate::engines::args::{Backend, Clock, TrainingArgs};
 use crate::prepare::{PreparedRun, run_id};
 
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Options {
     pub(super) replay: bool,
     /// Where the gate's choices are written as a routing trace.
     pub(super) record_trace: Option<PathBuf>,
+    /// Which of them.
+    pub(super) recording: Recording,
     /// Whether the suite has several systems, and several cases or seeds: so many traces are recorded.
     several: [bool; 2],
     /// Where checkpoints are, and after how many iterations each is written.
@@ -58,6 +61,7 @@ impl Options {
             data: args.data.clone().map(|path| (path, tokens)),
             replay: args.replay,
             record_trace: args.record_trace.clone(),
+            recording: recording(args)?,
             several: [suite.systems.len() > 1, suite.cases.len() * suite.seeds.len() > 1],
             checkpoint: args.checkpoint.clone().map(|path| (path, args.checkpoint_every)),
             run_ids: run_ids(suite),
@@ -96,6 +100,17 @@ impl Options {
             [_, true] => path.with_extension(format!("{}.parquet", run.id())),
         })
     }
+}
+
+fn recording(args: &TrainingArgs) -> Result<Recording> {
+    let &TrainingArgs { record_every: every, record_parts: parts, .. } = args;
+    ensure!(every > 0 && parts > 0, "--record-every {every}, --record-parts {parts}: expected 1 or more of both");
+    let all = (every, parts) == (1, 1);
+    ensure!(
+        all || args.clock == Clock::Wall,
+        "--record-every {every}, --record-parts {parts} under --clock virtual: expected 1 of both, for the simulator follows every iteration"
+    );
+    Ok(Recording { every, parts })
 }
 
 fn run_ids(suite: &Suite) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! Ranks as processes with a GPU each: collectives by NCCL, control by TCP.
 //!
-//! Every group has an NCCL communicator and a stream of its own, beside libtorch's. On the GPU, an operation waits for the work
+//! Every group of several ranks has an NCCL communicator and a stream of its own, beside libtorch's. On the GPU, an operation waits for the work
 //! that libtorch was given before it; after [`Pending::wait`], libtorch's stream waits for the operation. The host waits in
 //! neither case. The tensors that an operation reads and writes live until libtorch's stream is behind it, also when the
 //! pending operation is dropped.
@@ -258,6 +258,10 @@ impl Communicator for Nccl {
     fn split(&self, name: &str, groups: &[Vec<usize>]) -> Result<Box<dyn Communicator>, CommError> {
         self.shared.check()?;
         let control = self.control.part(name, groups)?;
+        // Alone, nothing leaves the GPU, and NCCL would take a third of a second to begin.
+        if control.size() == 1 {
+            return Ok(Box::new(control));
+        }
         let group = self.shared.join(&control)?;
         Ok(Box::new(Self { control, shared: self.shared.clone(), group }))
     }
@@ -276,7 +280,7 @@ impl Drop for Nccl {
             let reason = CommFailure::Died { rank: self.control.world_rank(), how };
             self.shared.abort(error_of(&self.control, Operation::Barrier, reason));
         }
-        self.shared.forget_groups();
+        self.shared.leave(&self.control, &self.group);
     }
 }
 

@@ -68,9 +68,21 @@ impl Shared {
         self.lock().under_way.push(flight);
     }
 
-    /// Forgets groups that are gone.
-    pub(super) fn forget_groups(&self) {
-        self.lock().groups.retain(|group| group.strong_count() > 0);
+    /// Ends a group whose owner is done with it. NCCL waits there until the other members end theirs: so each ends its groups in the
+    /// order of the program, in the thread of their owner, and locks nothing meanwhile; the watchdog, which comes upon groups in
+    /// whatever order, never does. Where a rank has died, nobody waits.
+    pub(super) fn leave(&self, control: &Exchange, group: &Arc<GroupComm>) {
+        // Still under watch: an operation that never ends is aborted.
+        let _ = group.stream.synchronize();
+        let raw = {
+            let mut state = self.lock();
+            state.groups.retain(|other| other.strong_count() > 0 && !ptr::eq(other.as_ptr(), Arc::as_ptr(group)));
+            state.under_way.retain(|flight| !Arc::ptr_eq(&flight.group, group));
+            // The watchdog asks for errors under the lock: from here on, it finds none.
+            group.take()
+        };
+        let all_live = control.watch()().is_none();
+        group.end(raw, if all_live { self.api.ncclCommDestroy } else { self.api.ncclCommAbort });
     }
 
     /// Makes the communicator of the group of `control`, under an identity that its first member makes.
@@ -151,7 +163,7 @@ impl Shared {
         // All at once: what one frees waits for the kernels of all, which wait for their own abort.
         thread::scope(|scope| {
             for group in &groups {
-                scope.spawn(|| group.end(self.api.ncclCommAbort));
+                scope.spawn(|| group.end(group.take(), self.api.ncclCommAbort));
             }
         });
         drop(under_way);
@@ -274,20 +286,24 @@ impl GroupComm {
         self.api.check(asked).and_then(|()| self.api.check(status)).err()
     }
 
-    /// Ends the communicator, once.
-    fn end(&self, how: unsafe extern "C" fn(ncclComm_t) -> c_int) {
-        let raw = self.raw.swap(ptr::null_mut(), Ordering::SeqCst);
+    /// What NCCL has made, for the first that asks for it.
+    fn take(&self) -> ncclComm_t {
+        self.raw.swap(ptr::null_mut(), Ordering::SeqCst)
+    }
+
+    /// Ends what was taken, if anything was.
+    fn end(&self, raw: ncclComm_t, how: unsafe extern "C" fn(ncclComm_t) -> c_int) {
         if !raw.is_null() {
-            // SAFETY: it was made by NCCL and not ended before. Nothing can be done about an error.
+            // SAFETY: it was made by NCCL and taken once. Nothing can be done about an error.
             let _ = unsafe { how(raw) };
         }
     }
 }
 
 impl Drop for GroupComm {
+    /// Of a group that nobody left.
     fn drop(&mut self) {
-        let how = if thread::panicking() { self.api.ncclCommAbort } else { self.api.ncclCommDestroy };
-        self.end(how);
+        self.end(self.take(), self.api.ncclCommAbort);
     }
 }
 
