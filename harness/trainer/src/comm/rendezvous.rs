@@ -325,9 +325,28 @@ fn try_connect(address: (&str, u16), timeout: Duration) -> io::Result<TcpStream>
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, timeout.min(Duration::from_secs(5))) {
+            // On one machine, while nobody listens yet, an attempt may get the port itself for its own end, and reaches itself.
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                last = io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there yet");
+            }
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Attempts get the ports of a range one after the other for their own ends: some of them the port that is called.
+    #[test]
+    fn a_port_where_nobody_listens_is_never_reached() {
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        for attempt in 0..30_000 {
+            let reached = try_connect(("127.0.0.1", port), Duration::from_millis(100));
+            assert!(reached.is_err(), "attempt {attempt} reached {:?}", reached.unwrap());
+        }
+    }
 }
