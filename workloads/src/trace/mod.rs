@@ -1,13 +1,14 @@
 //! Routing traces: how many token-expert entries every source rank sent to every expert, while a model was trained.
 //!
 //! A [`RoutingTrace`] is a checked block of counts and nothing else. Around it: [`artifact`] reads the trace published
-//! with SmartMoE, [`synth`] makes one from a seed, [`rescale`] turns one into the routing of another model and batch,
+//! with SmartMoE, [`recorded`] holds our own, [`synth`] makes one from a seed, [`rescale`] turns one into the routing of another model and batch,
 //! and [`stats`] says how skewed and how persistent it is. Which rank owns which expert is no business of a trace.
 
 mod apportion;
 pub mod artifact;
 pub mod imbalance;
 pub mod import;
+pub mod recorded;
 pub mod rescale;
 pub mod skew;
 pub mod stats;

@@ -78,14 +78,16 @@ impl From<RoutingTrace> for CaseTraces {
     }
 }
 
-/// The trace at `path`, or the synthetic default.
+/// The trace at `path`, that of this name where nothing is there, or the synthetic default.
 ///
 /// # Errors
 /// What is wrong with the files, where.
 pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
-    match path {
-        Some(path) => import(path, ImportOptions::default()),
-        None => Ok(SynthSpec::default().generate()?),
+    let Some(path) = path else { return Ok(SynthSpec::default().generate()?) };
+    let name = path.to_str().filter(|_| !path.exists());
+    match name.and_then(trace::recorded::named) {
+        Some(recorded) => Ok(recorded?),
+        None => import(path, ImportOptions::default()),
     }
 }
 
