@@ -37,7 +37,8 @@ pub enum Balancer {
         /// What a rank may have above the mean, in percent.
         slack: u64,
     },
-    /// Replicas of all groups on different ranks, entries split by a linear program.
+    /// Replicas of all groups on different ranks, entries split by a linear program; of one group, experts spread, so that neighbours may be
+    /// hot together.
     Program,
     /// As [`Balancer::Replicate`] over the whole stage, in every iteration, optimizer state in shards that stay.
     Relay,
@@ -210,8 +211,8 @@ impl BalancerSearch<'_> {
         let rounds = self.rounds();
         let mut pricing = Pricing { search: self, plan, reserve, rounds: &rounds, bound, choice: None };
         // Step 1: the same in all layers.
-        let everywhere = self.of_one_group().into_iter().chain((plan.expert_dp > 1).then_some(Balancer::Program));
-        for balancer in everywhere.chain([Balancer::Relay, Balancer::Shards]) {
+        let joined = [Balancer::Program, Balancer::Relay, Balancer::Shards];
+        for balancer in self.of_one_group().into_iter().chain(joined) {
             pricing.hold(balancer.name(), vec![balancer; layers]);
         }
         // Step 2: each layer by itself, where that may be of use.
