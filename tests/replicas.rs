@@ -5,19 +5,21 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use systems::iteration::run::{Failure, Run};
 use systems::program::split::Split;
 use systems::program::{Copied, Weights};
 use systems::zoo::expert_only::ExpertOnly;
 use systems::zoo::{cobalance, eplb, flexmoe, laer, microep, quota, symi};
 use systems::{
-    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, Recompute,
-    RoutingCounts, Storage, System,
+    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, PlanError, Policy,
+    Recompute, RoutingCounts, Storage, System,
 };
 use trainer::TrainError;
 use trainer::setup::SetupError;
 use workloads::model::Moe;
 use workloads::trace::{RoutingTrace, TraceShape};
 
+use crate::support::{batch, cluster, job, model};
 use crate::training::{Asked, Trained, asked, check_resume, difference, plan};
 
 /// Iterations that a test trains at the most, and samples of each.
@@ -352,8 +354,18 @@ fn shards_of_replicas_apart_are_refused() {
     for system in [&SHARDS, &OPTIMIZER] {
         let Err(error) = driven(system, [1, 4, 1, 2, 2]).train() else { panic!("{:?} is trained", system.0) };
         let text = error.to_string();
-        let named = text.contains("system apart") && text.contains("edp2") && text.contains(&format!("{:?}", system.0));
-        assert!(matches!(error, TrainError::Setup(SetupError::ReplicasApart { .. })) && named, "{text}");
+        let named = text.contains("edp2") && text.contains(&format!("{:?}", system.0));
+        let apart = matches!(error, TrainError::Setup(SetupError::Plan(PlanError::ReplicasApart { .. })));
+        assert!(apart && named, "{text}");
+        // The simulator, too.
+        let batch = batch(1, 4, |_| vec![16; 4]);
+        let job = job(model(1, 64, 16, 4), cluster(4, &[]), 4, &batch);
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let chosen = Plan { dp: 4, ep: 2, expert_dp: 2, ..Plan::default() };
+        let refused = Run::new(&job, &costs, system, chosen).step(&batch).failure;
+        assert!(matches!(refused, Some(Failure::Plan(PlanError::ReplicasApart { .. }))), "{refused:?}");
+        let together = Plan { ep: 4, expert_dp: 1, ..chosen };
+        assert_eq!(Run::new(&job, &costs, system, together).step(&batch).failure, None);
     }
 }
 

@@ -7,7 +7,7 @@ use systems::plan::PlanError;
 use systems::plan::memory::{StageParameters, gradient_bytes};
 use systems::plan::routing::JobRouting;
 use systems::plan::slots::{SlotState, layers_of};
-use systems::{CostModel, Job, Placement, Plan, Policy, Recompute, Storage, System, Zero};
+use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
 use tch::{Device, Kind};
 use workloads::model::attention::QkNorm;
 use workloads::model::{Ffn, Moe};
@@ -82,12 +82,6 @@ pub enum SetupError {
         .available / 1e9
     )]
     Memory { model: String, plan: Box<Plan>, ranks: String, need: f64, available: f64 },
-    #[error(
-        "system {system}, plan {plan}: its policy keeps state of experts in shards ({storage:?}) and has {} sets of them, \
-         between which nothing sums gradients: expected a policy that joins replicas, or expert_dp = 1",
-        .plan.expert_dp
-    )]
-    ReplicasApart { system: &'static str, plan: Box<Plan>, storage: Storage },
 }
 
 /// The shape of the job's model.
@@ -163,18 +157,6 @@ fn trained(model: &Model, tp: usize) -> Result<(), SetupError> {
 pub fn vocabulary(job: &Job) -> Result<usize, SetupError> {
     let model = &job.model;
     model.vocabulary.ok_or_else(|| SetupError::NotALanguageModel { model: model.name.clone() })
-}
-
-/// Whether the copies of every expert stay equal under the system's policy for the plan.
-///
-/// # Errors
-/// State in shards over each of several expert-parallel groups.
-pub fn keeps_copies_equal(system: &dyn System, plan: &Plan, policy: &dyn Policy) -> Result<(), SetupError> {
-    let storage = policy.storage();
-    if storage == Storage::Slots || plan.evaluated(policy).expert_dp == 1 {
-        return Ok(());
-    }
-    Err(SetupError::ReplicasApart { system: system.name(), plan: Box::new(*plan), storage })
 }
 
 /// Whether `ranks` ranks that share a device of `available` bytes fit, by weights, gradients and optimizer state alone, which

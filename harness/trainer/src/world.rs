@@ -117,7 +117,7 @@ fn keep_freed_memory() {
 fn keep_freed_memory() {}
 
 /// Why a run ended, from the errors of all ranks that failed. The death of a rank is reported as another one noticed it,
-/// which also names the collective. Among timeouts, the one whose missing rank did not time out itself is reported.
+/// which also names the collective; what a rank refuses to begin with, as it says. Among timeouts, the one whose missing rank did not time out itself is reported.
 fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
     let late: Vec<usize> =
         failures.iter().filter(|(_, error)| !error.late_peers().is_empty()).map(|(rank, _)| *rank).collect();
@@ -126,7 +126,7 @@ fn cause(mut failures: Vec<(usize, TrainError)>) -> Option<TrainError> {
     let first = failures.iter().position(|failure| is_own(failure) && holds_up(&failure.1));
     let first = first.or_else(|| failures.iter().position(is_own)).unwrap_or(0);
     let noticed = failures.get(first).and_then(|(rank, error)| match error {
-        TrainError::Comm(_) => None,
+        TrainError::Comm(_) | TrainError::Setup(_) => None,
         _ => failures.iter().position(|(_, other)| other.dead_peer() == Some(*rank)),
     });
     let chosen = noticed.unwrap_or(first);

@@ -2,7 +2,7 @@
 //! adds.
 
 use workloads::model::{Block, Edge, HALF, Recompute};
-use workloads::{Bytes, Seconds};
+use workloads::{Bytes, Flops, Seconds};
 
 use crate::Plan;
 use crate::iteration::moved::{Collective, tensor_parallel};
@@ -55,9 +55,19 @@ impl<'a> Dense<'a> {
 
     /// What a recomputation that keeps the rest of a block does again of it.
     pub(super) fn again(&self, block: &Block, recompute: Recompute) -> Seconds {
-        let again = block.dense_activations() - block.kept(recompute);
-        self.costs.matrix(block.recomputed_flops(recompute) * self.part())
-            + self.costs.elementwise(again * (2.0 * self.part()))
+        let [again, all] = [block.dense_activations() - block.kept(recompute), block.dense_activations()];
+        let priced = self.at_rates(block.recomputed_flops(recompute), again);
+        match self.costs.measured_block(block, self.part(), Direction::Forward) {
+            // What was measured is the whole block: of it, the part that this is of the whole at the cluster's rates.
+            Some([_, measured]) => measured * (priced / self.at_rates(block.dense_flops(), all)),
+            None => priced,
+        }
+    }
+
+    /// What operations and the traffic of activations take at the cluster's rates.
+    fn at_rates(&self, flops: Flops, activations: Bytes) -> Seconds {
+        self.costs.matrix(flops * self.part())
+            + self.costs.elementwise(activations * (self.costs.block_traffic() * self.part()))
     }
 
     /// The collectives of a block's pass.

@@ -3,11 +3,13 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use workloads::model::Edge;
+use workloads::measured::{Line, MeasuredOperation, Operation};
+use workloads::model::{Edge, shapes};
 use workloads::suite::SearchSpace;
 use workloads::trace::{BatchCounts, Routing, RoutingSpec, SynthSpec};
 use workloads::{Cluster, Gate, Model, Seconds};
 
+use crate::iteration::dense::Dense;
 use crate::iteration::outline::Outline;
 use crate::iteration::schedule::Work;
 use crate::iteration::timeline::{Activity, Span};
@@ -240,6 +242,24 @@ fn sharding_and_recomputing_save_memory_and_nothing_else() {
             assert!(pair[1].step > pair[0].step && pair[1].peak.bytes <= pair[0].peak.bytes, "{plan}");
         }
     }
+}
+
+/// A block that takes three times what it is priced at, where it was measured, takes three times as long to compute in part again.
+#[test]
+fn a_selective_recomputation_is_a_part_of_the_measured_block() {
+    let (mut job, _) = job(true);
+    let plan = Plan { dp: 16, ep: 8, expert_dp: 2, ..Plan::default() };
+    let block = job.model.blocks[0];
+    let again = |job: &Job| {
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        Dense::new(job, &plan, &costs, 0).again(&block, Recompute::Selective).0
+    };
+    let (costs, priced) = (CostModel::new(&job.cluster, job.gpus), again(&job));
+    let whole = costs.matrix(block.dense_flops()) + costs.elementwise(block.dense_activations() * 2.0);
+    let line = Line { start: 1.0, unit: 3.0 * whole.0, error: None };
+    let (operation, shape, source) = (Operation::Block, shapes::of_block(&block), "a test".to_owned());
+    job.cluster.gpu.measured.push(MeasuredOperation { operation, shape, forward: line, backward: Some(line), source });
+    assert!(priced > 0.0 && (again(&job) / priced - 3.0).abs() < 1e-9, "{} for {priced}", again(&job));
 }
 
 #[test]

@@ -58,9 +58,9 @@ pub struct Iteration {
 /// Why an iteration does not end.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum Failure {
-    /// The fullest rank's memory does not hold it.
+    /// The plan does not fit: the fullest rank's memory, or the policy.
     #[error(transparent)]
-    Memory(#[from] PlanError),
+    Plan(#[from] PlanError),
     /// The policy's placement cannot be.
     #[error(transparent)]
     Placement(#[from] WrongPlacement),
@@ -101,6 +101,9 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, batch: &BatchCounts, recorder: &mut Recorder) -> Iteration {
+        if let Err(apart) = self.chosen.keeps_copies_equal(self.online.policy()) {
+            return Iteration { failure: Some(apart.into()), ..Iteration::default() };
+        }
         let Placed { charges, moved } = match self.place() {
             Ok(placed) => placed,
             Err(refused) => return Iteration { failure: Some(refused.into()), ..Iteration::default() },

@@ -23,9 +23,9 @@ pub use workloads::plan::Zero;
 use workloads::plan::{BadPlan, ForcedPlan};
 use workloads::{Bytes, Seconds};
 
-use crate::Policy;
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
+use crate::{Policy, Storage};
 
 /// A hybrid-parallel plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,6 +107,18 @@ pub enum PlanError {
         found: usize,
         /// The job's.
         wanted: usize,
+    },
+    /// State of experts in shards over each of several expert-parallel groups.
+    #[error(
+        "plan {plan}: the system's policy keeps state of experts in shards ({storage:?}) and has {} sets of them, \
+         between which nothing sums gradients: expected a policy that joins replicas, or expert_dp = 1",
+        .plan.expert_dp
+    )]
+    ReplicasApart {
+        /// The plan.
+        plan: Box<Plan>,
+        /// The policy's.
+        storage: Storage,
     },
     /// A rank's memory does not hold the plan.
     #[error("plan {plan}: out of memory: rank {rank} needs {need:.1} GB of {have:.1} GB usable", need = need.0 / 1e9, have = have.0 / 1e9)]
@@ -244,6 +256,18 @@ impl Plan {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the copies of every expert stay equal under a policy.
+    ///
+    /// # Errors
+    /// State in shards over each of several expert-parallel groups.
+    pub fn keeps_copies_equal(&self, policy: &dyn Policy) -> Result<(), PlanError> {
+        let storage = policy.storage();
+        if storage == Storage::Slots || self.evaluated(policy).expert_dp == 1 {
+            return Ok(());
+        }
+        Err(PlanError::ReplicasApart { plan: Box::new(*self), storage })
     }
 
     /// Interleaving runs micro-batches through a chunk `pp` at a time (Narayanan et al., SC'21).

@@ -6,7 +6,7 @@ use anyhow::Result;
 use systems::iteration::run::{Failure, Run};
 use systems::iteration::timeline::Watch;
 use systems::plan::routing::JobRouting;
-use systems::{CostModel, Plan};
+use systems::{CostModel, Plan, PlanError};
 use workloads::trace::BatchCounts;
 use workloads::trace::stats::max_over_mean;
 use workloads::{EngineKind, Seconds};
@@ -130,7 +130,8 @@ impl<'a> Simulation<'a> {
 
 fn status(failure: &Failure) -> Status {
     match failure {
-        Failure::Memory(_) => Status::Oom,
+        Failure::Plan(PlanError::Memory { .. }) => Status::Oom,
+        Failure::Plan(_) => Status::Skipped,
         Failure::Placement(_) => Status::Crash,
     }
 }

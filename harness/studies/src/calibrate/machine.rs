@@ -9,7 +9,7 @@ use chart::{Frame, LineChart, LinePanel, LineSeries};
 use runs::{report, store};
 use tch::Device;
 use trainer::bench::comm::{self, CollectiveTimes};
-use trainer::bench::curves::{self, Curve, Rate, Shapes};
+use trainer::bench::curves::{self, Curve, Rate, Shapes, Work};
 use trainer::comm::launch::Launch;
 use trainer::cuda;
 use trainer::processes::Processes;
@@ -161,35 +161,35 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
         peak: peak.filter(|&peak| peak >= value),
         source: by(what),
     };
-    let largest = |prefix: &str| -> Vec<f64> {
-        let of = measured.curves.iter().filter(|curve| curve.name.starts_with(prefix));
+    let largest = |is: fn(Work) -> bool| -> Vec<f64> {
+        let of = measured.curves.iter().filter(|curve| is(curve.work));
         of.filter_map(|curve| curve.points.last()).map(|point| point.amount / point.median()).collect()
     };
     let (gpu, host) = (&mut cluster.gpu, &mut cluster.host);
     if let (Some([value, error]), peak) =
-        (spread(&[largest("product"), largest("grouped")].concat()), gpu.gemm_rate.peak)
+        (spread(&largest(|work| matches!(work, Work::Product | Work::Grouped { .. }))), gpu.gemm_rate.peak)
     {
         gpu.gemm_rate =
             constant(value, error, peak, "mean of plain and grouped products with most rows; half their range");
     }
-    if let (Some([value, error]), peak) = (spread(&largest("sum")), gpu.memory_bandwidth.peak) {
+    if let (Some([value, error]), peak) = (spread(&largest(|work| work == Work::Sum)), gpu.memory_bandwidth.peak) {
         gpu.memory_bandwidth = constant(value, error, peak, "the largest sum of two tensors");
     }
-    if let (Some([value, error]), peak) = (spread(&largest("rows")), gpu.scatter_bandwidth.peak) {
+    if let (Some([value, error]), peak) = (spread(&largest(|work| work == Work::Rows)), gpu.scatter_bandwidth.peak) {
         gpu.scatter_bandwidth = constant(value, error, peak, "most rows put into another order");
     }
     if let Some([value, error]) = spread(&starts(&measured.curves)) {
         gpu.expert_start =
             constant(value, error, None, "start of the line of grouped products over rows, for each expert");
     }
-    let each = |prefix: &str| {
-        let curve = measured.curves.iter().find(|curve| curve.name.starts_with(prefix))?;
+    let each = |work: Work| {
+        let curve = measured.curves.iter().find(|curve| curve.work == work)?;
         curve.points.last().map(|point| point.median() / point.amount)
     };
-    if let Some(time) = each("host reads") {
+    if let Some(time) = each(Work::Wait) {
         host.synchronisation = constant(time, f64::NAN, None, "the host reads a number that a small kernel writes");
     }
-    if let Some(time) = each("small kernel") {
+    if let Some(time) = each(Work::Launch) {
         let what = format!("{KERNELS_OF_A_BLOCK} small kernels, a number that is assumed");
         host.block = constant(KERNELS_OF_A_BLOCK * time, f64::NAN, None, &what);
     }
@@ -217,13 +217,12 @@ fn spread(values: &[f64]) -> Option<[f64; 2]> {
 
 /// What a grouped product of each shape takes for an expert without rows.
 fn starts(curves: &[Curve]) -> Vec<f64> {
-    let grouped = curves.iter().filter(|curve| curve.name.starts_with("grouped"));
     let start = |curve: &Curve| {
+        let Work::Grouped { experts } = curve.work else { return None };
         let points: Vec<(f64, f64)> = curve.points.iter().map(|point| (point.size, point.median())).collect();
-        let experts: f64 = curve.name.split(' ').nth(2)?.parse().ok()?;
-        Some(line::fit(&points)?.start / experts)
+        Some(line::fit(&points)?.start / experts as f64)
     };
-    grouped.filter_map(start).collect()
+    curves.iter().filter_map(start).collect()
 }
 
 fn write_all(request: &Request, measured: &Measured) -> Result<String> {

@@ -23,10 +23,31 @@ pub enum Rate {
     Time,
 }
 
+/// A kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Product,
+    /// A product for each of several experts at once.
+    Grouped {
+        experts: usize,
+    },
+    Attention,
+    /// Of two tensors.
+    Sum,
+    /// Rows into another order.
+    Rows,
+    Copy,
+    /// A kernel that does next to nothing.
+    Launch,
+    /// The host for the device.
+    Wait,
+}
+
 /// Times of one kind of work over a size.
 #[derive(Clone, Debug)]
 pub struct Curve {
-    /// What runs.
+    pub work: Work,
+    /// What runs, with its shape.
     pub name: String,
     /// What the size counts.
     pub size: &'static str,
@@ -130,7 +151,13 @@ impl Bench {
             self.point(rows as f64, 2.0 * (rows * width * inner) as f64, || input.matmul(&weights))
         });
         let name = format!("product, {width} x {inner}");
-        Ok(Curve { name, size: "rows", rate: Rate::Flops, points: points.collect::<Result<_, _>>()? })
+        Ok(Curve {
+            work: Work::Product,
+            name,
+            size: "rows",
+            rate: Rate::Flops,
+            points: points.collect::<Result<_, _>>()?,
+        })
     }
 
     /// As many rows for each of several experts, in one grouped product on a GPU.
@@ -148,7 +175,13 @@ impl Bench {
             self.point(rows as f64, 2.0 * (experts * rows * width * inner) as f64, work)
         });
         let name = format!("grouped product, {experts} x {width} x {inner}");
-        Ok(Curve { name, size: "rows of an expert", rate: Rate::Flops, points: points.collect::<Result<_, _>>()? })
+        Ok(Curve {
+            work: Work::Grouped { experts },
+            name,
+            size: "rows of an expert",
+            rate: Rate::Flops,
+            points: points.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Causal attention, forward; its operations are counted as if it were not causal, as the cost model counts them.
@@ -161,7 +194,13 @@ impl Bench {
             self.point(samples as f64, 4.0 * (samples * heads * tokens * tokens * head) as f64, work)
         });
         let name = format!("attention, {heads} heads of {head}, {tokens} tokens");
-        Ok(Curve { name, size: "samples", rate: Rate::Flops, points: points.collect::<Result<_, _>>()? })
+        Ok(Curve {
+            work: Work::Attention,
+            name,
+            size: "samples",
+            rate: Rate::Flops,
+            points: points.collect::<Result<_, _>>()?,
+        })
     }
 
     /// A sum of two tensors: two numbers read and one written.
@@ -173,7 +212,7 @@ impl Bench {
             self.point((numbers * bytes) as f64, (3 * numbers * bytes) as f64, || a.f_add_out(&out, &b))
         });
         let (name, size) = ("sum of two tensors".to_owned(), "bytes of a tensor");
-        Ok(Curve { name, size, rate: Rate::Bytes, points: points.collect::<Result<_, _>>()? })
+        Ok(Curve { work: Work::Sum, name, size, rate: Rate::Bytes, points: points.collect::<Result<_, _>>()? })
     }
 
     /// Rows in another order: each read and written once.
@@ -185,7 +224,7 @@ impl Bench {
             self.point((rows * row) as f64, (2 * rows * row) as f64, || input.index_select(0, &order))
         });
         let (name, size) = (format!("rows of {width} in another order"), "bytes of the rows");
-        Ok(Curve { name, size, rate: Rate::Bytes, points: points.collect::<Result<_, _>>()? })
+        Ok(Curve { work: Work::Rows, name, size, rate: Rate::Bytes, points: points.collect::<Result<_, _>>()? })
     }
 
     /// On the device; from the host and to it, its memory being pageable.
@@ -203,7 +242,7 @@ impl Bench {
                 self.point(bytes as f64, (times * bytes) as f64, || target.copy_(&source))
             });
             let points = points.collect::<Result<_, _>>()?;
-            Ok(Curve { name: name.to_owned(), size: "bytes", rate: Rate::Bytes, points })
+            Ok(Curve { work: Work::Copy, name: name.to_owned(), size: "bytes", rate: Rate::Bytes, points })
         };
         ways.map(curve).collect()
     }
@@ -216,7 +255,7 @@ impl Bench {
             self.point(number as f64, number as f64, &mut work)
         });
         let points = points.into_iter().collect::<Result<_, _>>()?;
-        Ok(Curve { name: "small kernel".to_owned(), size: "kernels", rate: Rate::Time, points })
+        Ok(Curve { work: Work::Launch, name: "small kernel".to_owned(), size: "kernels", rate: Rate::Time, points })
     }
 
     /// The host reads a number that a small kernel writes, again and again: what each time takes, kernel included.
@@ -235,6 +274,7 @@ impl Bench {
         match failure {
             Some(error) => Err(error),
             None => Ok(Curve {
+                work: Work::Wait,
                 name: "host reads a number".to_owned(),
                 size: "reads",
                 rate: Rate::Time,

@@ -29,7 +29,7 @@ use crate::model::dense::Cut;
 use crate::rank::groups::Groups;
 use crate::rank::report::Report;
 use crate::rank::stage::{FeedForward, Stage};
-use crate::setup::{self, Setup};
+use crate::setup::{Setup, SetupError};
 
 /// A rank between two iterations.
 pub struct Rank<'a> {
@@ -63,7 +63,7 @@ impl<'a> Rank<'a> {
         timer: Timer,
     ) -> Result<Self, TrainError> {
         let policy = setup.system.policy(setup.job, &setup.plan);
-        setup::keeps_copies_equal(setup.system, &setup.plan, policy.as_ref())?;
+        setup.plan.keeps_copies_equal(policy.as_ref()).map_err(SetupError::from)?;
         if let Device::Cuda(ordinal) = device {
             kernels::load(ordinal)?;
         }

@@ -140,7 +140,7 @@ impl Trainer {
             "--record-parts {parts} of micro-batches of {samples} samples: expected a divisor"
         );
         let policy = run.system.policy(&run.job, &chosen.plan);
-        setup::keeps_copies_equal(run.system, &chosen.plan, policy.as_ref())?;
+        chosen.plan.keeps_copies_equal(policy.as_ref())?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
         setup::fits(&run.job, run.system, &chosen.plan, setup::kind_on(self.options.device), together, available)?;
         let costs = CostModel::new(&run.job.cluster, run.job.gpus);
