@@ -38,6 +38,7 @@ fn import(rows: &[[i64; 6]], options: &str) -> (RoutingTrace, String) {
     let folder = Folder::new();
     parquet(&folder.join("in.parquet"), NAMES, rows);
     let said = folder.succeed(&format!("trace import in.parquet out.parquet {options}"));
+    folder.succeed("trace stats out.parquet");
     (runs::traces::load(Some(&folder.join("out.parquet"))).unwrap(), said)
 }
 
@@ -216,6 +217,8 @@ fn any_file_drives_a_run() {
     let folder = Folder::new();
     folder.write("loads.csv", "layer_id,expert_id,count\n3,0,120\n3,1,40\n3,2,96\n4,0,64\n4,2,192\n");
     folder.write("s.toml", &suite_toml(&[(8, "no-drop")]));
+    assert!(folder.succeed("trace stats loads.csv").contains("3 ranks share the experts"));
+    folder.refuse("trace stats loads.csv --expert-parallel 2", &["--expert-parallel", "a divisor of 3"]);
     folder.succeed("run s.toml --trace loads.csv --iterations 1 --out out");
     let page = folder.text("out/report.html");
     assert!(page.contains("routing: loads.csv, expert load max/mean") && page.contains("numbered from 0: layers 3, 4"));

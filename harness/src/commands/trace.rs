@@ -31,9 +31,9 @@ pub enum TraceCommand {
         /// A second trace to compare with
         #[arg(long, value_name = "PATH")]
         against: Option<PathBuf>,
-        /// Ranks that share the experts, for the load per rank
-        #[arg(long, default_value_t = 8)]
-        expert_parallel: usize,
+        /// Ranks that share the experts, for the load per rank [default: 8, or the most below that share them equally]
+        #[arg(long)]
+        expert_parallel: Option<usize>,
     },
 }
 
@@ -168,8 +168,12 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
             if let Some(path) = against {
                 all.push(traces::load(Some(path)).or_input()?);
             }
-            let stats = all.iter().map(|trace| TraceStats::new(trace, *expert_parallel)).collect::<Result<Vec<_>, _>>();
-            show(&all, &stats.or_input()?, *expert_parallel).or_run()
+            let of = |trace: &RoutingTrace| {
+                let ranks = expert_parallel.unwrap_or_else(|| sharing(trace.shape().experts));
+                Ok((ranks, TraceStats::new(trace, ranks).context("--expert-parallel")?))
+            };
+            let stats = all.iter().map(of).collect::<Result<Vec<_>>>();
+            show(&all, &stats.or_input()?).or_run()
         }
     }
 }
@@ -285,13 +289,19 @@ fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
     Ok(rescaled.with_notes(trace.notes().iter().map(|note| format!("before rescaling: {note}")).collect()))
 }
 
-fn show(traces: &[RoutingTrace], stats: &[TraceStats], expert_parallel: usize) -> Result<()> {
+/// The most ranks, up to a node of eight, that share so many experts equally.
+fn sharing(experts: usize) -> usize {
+    (1..=8).rev().find(|&ranks| experts.is_multiple_of(ranks)).unwrap_or(1)
+}
+
+/// `stats`: ranks that share the experts, and what was found, of each trace.
+fn show(traces: &[RoutingTrace], stats: &[(usize, TraceStats)]) -> Result<()> {
     let mut out = output::stdout();
-    for (index, (trace, stats)) in traces.iter().zip(stats).enumerate() {
+    for (index, (trace, (ranks, stats))) in traces.iter().zip(stats).enumerate() {
         let mark = if traces.len() > 1 { format!("[{}] ", index + 1) } else { String::new() };
         writeln!(out, "{mark}{}: {}", trace.name(), describe(trace)).context("standard output")?;
         trace.notes().iter().try_for_each(|note| writeln!(out, "{mark}note: {note}"))?;
-        writeln!(out, "\n{mark}per layer, means over iterations ({expert_parallel} ranks share the experts)")?;
+        writeln!(out, "\n{mark}per layer, means over iterations ({ranks} ranks share the experts)")?;
         writeln!(out, "{}", per_layer(&stats.per_layer))?;
         stats.balance.map_or(Ok(()), |balance| writeln!(out, "{mark}experts: {balance}"))?;
         writeln!(out, "\n{mark}over time, means over layers")?;
