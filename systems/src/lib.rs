@@ -164,8 +164,8 @@ pub struct Overlap {
     /// Gathers and reductions of sharded state that accompany a micro-batch go block by block and in line with the exchanges of rows, which use the same
     /// links and wait for what was asked for before them. Otherwise they are out of the exchanges' way.
     pub queued: bool,
-    /// Exchanges of one micro-batch run beside the computation of another, where the schedule has both: one forward pass more
-    /// is then in flight.
+    /// Exchanges of one micro-batch run beside the computation of another, where the schedule has both, block by
+    /// block: one forward pass more runs before the first backward pass, and one block more is kept.
     pub exchanges: bool,
 }
 

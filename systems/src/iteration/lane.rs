@@ -342,7 +342,11 @@ impl<'a> StageRun<'a> {
 
     fn forward(&mut self, chunk: usize, m: usize, workspace: &mut Workspace) {
         let e = self.evaluation;
-        let before = self.computation();
+        let (before, beside) = (self.computation(), self.is_beside());
+        if beside {
+            let dense = self.kept + self.memory.block();
+            self.experts.iter_mut().for_each(|rank| rank.mark_beside(dense));
+        }
         let mut layer = self.chunks[chunk].first_layer;
         for b in self.chunks[chunk].blocks.clone() {
             let block = &e.job.model.blocks[b];
@@ -357,8 +361,16 @@ impl<'a> StageRun<'a> {
         self.block = None;
         self.edges(chunk, Direction::Forward);
         self.kept += self.memory.kept(chunk);
-        self.experts.iter_mut().for_each(|rank| rank.mark(self.kept));
+        // Beside a backward pass, that one's activations have gone before all of these are there.
+        if !beside {
+            self.experts.iter_mut().for_each(|rank| rank.mark(self.kept));
+        }
         self.finish_pass(chunk, Direction::Forward, before);
+    }
+
+    /// Whether the turn's pass runs beside another micro-batch's in the other direction, block by block.
+    fn is_beside(&self) -> bool {
+        self.hides_exchanges && self.turn.is_some_and(|turn| turn.paired)
     }
 
     /// What the ranks have computed, summed over them.
@@ -451,7 +463,7 @@ impl<'a> StageRun<'a> {
         priced: &LayerPrice,
         direction: Direction,
     ) -> Option<Vec<Seconds>> {
-        if !(self.hides_exchanges && self.turn.is_some_and(|turn| turn.paired)) {
+        if !self.is_beside() {
             return None;
         }
         let (other, tasks, durations, beside) = match direction {
@@ -498,6 +510,9 @@ impl<'a> StageRun<'a> {
         }
         self.block = None;
         self.kept = self.kept - self.memory.kept(chunk);
+        if self.is_beside() {
+            self.experts.iter_mut().for_each(|rank| rank.mark(self.kept));
+        }
         self.finish_pass(chunk, Direction::Backward, before);
     }
 

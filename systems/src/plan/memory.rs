@@ -178,6 +178,8 @@ pub struct ExpertMemory {
     most: Bytes,
     /// Experts' activations of the layer and micro-batch that has most.
     largest: Bytes,
+    /// What is kept of them.
+    largest_kept: Bytes,
     /// Exchange buffers of the layer and micro-batch that has most.
     buffers: Bytes,
 }
@@ -227,7 +229,9 @@ impl HeldRows {
 impl ExpertMemory {
     /// A layer's forward pass; what of its activations is not recomputed stays.
     pub fn forward(&mut self, moe: &Moe, held: &HeldRows, recompute: Recompute) {
-        self.kept += held.activations(moe, recompute);
+        let kept = held.activations(moe, recompute);
+        self.kept += kept;
+        self.largest_kept = self.largest_kept.max(kept);
         self.largest = self.largest.max(held.activations(moe, Recompute::None));
         self.buffers = self.buffers.max(held.buffers(moe));
     }
@@ -241,6 +245,12 @@ impl ExpertMemory {
     pub fn mark(&mut self, dense: Bytes) {
         self.most = self.most.max(self.kept + dense);
     }
+
+    /// Before a chunk's forward pass that goes block by block beside another micro-batch's backward pass, whose blocks make room
+    /// for its own: one block more is kept, `dense` being with it.
+    pub fn mark_beside(&mut self, dense: Bytes) {
+        self.most = self.most.max(self.kept + self.largest_kept + dense);
+    }
 }
 
 /// What all ranks of a stage hold alike.
@@ -249,6 +259,8 @@ pub struct StageMemory {
     state: StateMemory,
     /// `[chunk of the stage]`: activations of one micro-batch without the experts' rows.
     kept: Vec<Bytes>,
+    /// The same of the block that keeps most.
+    block: Bytes,
     /// What the backward pass of one block computes again.
     recomputed: Bytes,
     recompute: Recompute,
@@ -263,9 +275,11 @@ impl StageMemory {
             Recompute::Full => block.dense_activations(),
             _ => block.dense_activations() - block.kept(recompute),
         };
-        let recomputed = plan.stage_blocks(job, stage).map(again).fold(Bytes::ZERO, Bytes::max) * part;
+        let most =
+            |of: &dyn Fn(&Block) -> Bytes| plan.stage_blocks(job, stage).map(of).fold(Bytes::ZERO, Bytes::max) * part;
+        let (recomputed, block) = (most(&again), most(&|block| block.kept(recompute)));
         let state = StateMemory::new(job, plan, stage);
-        Self { state, kept: plan.chunks_of(stage).map(kept).collect(), recomputed, recompute }
+        Self { state, kept: plan.chunks_of(stage).map(kept).collect(), block, recomputed, recompute }
     }
 
     /// With experts' slots as they are, instead of an equal part of the experts, `equal` parameters, on every rank.
@@ -281,6 +295,11 @@ impl StageMemory {
     /// Activations of one micro-batch in a chunk of the stage, without the experts' rows.
     pub fn kept(&self, chunk: usize) -> Bytes {
         self.kept[chunk]
+    }
+
+    /// What one more block of a micro-batch keeps, without the experts' rows.
+    pub fn block(&self) -> Bytes {
+        self.block
     }
 
     /// The peak of a rank that the passes in flight made hold `experts`.
