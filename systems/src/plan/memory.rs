@@ -373,7 +373,9 @@ mod tests {
         let peak = |parameters: f64| {
             let state = StateMemory { training: Bytes(16.0 * parameters), update: Bytes(20.0 * parameters) };
             let recompute = Recompute::None;
-            StageMemory { state, kept: vec![Bytes(7.0)], recomputed: Bytes::ZERO, recompute }.peak(&experts).0
+            StageMemory { state, kept: vec![Bytes(7.0)], block: Bytes::ZERO, recomputed: Bytes::ZERO, recompute }
+                .peak(&experts)
+                .0
         };
         assert_eq!(peak(1.0), 16.0 + 7.0 + rows);
         assert_eq!(peak(1e6), 20e6);
@@ -420,7 +422,13 @@ mod tests {
     fn slots_hold_gradients_as_all_parameters_do() {
         for (gradient, training, update) in [(2.0, 16.0, 20.0), (4.0, 18.0, 18.0)] {
             let state = StateMemory { training: Bytes(training * 100.0), update: Bytes(update * 100.0) };
-            let memory = StageMemory { state, kept: Vec::new(), recomputed: Bytes::ZERO, recompute: Recompute::None };
+            let memory = StageMemory {
+                state,
+                kept: Vec::new(),
+                block: Bytes::ZERO,
+                recomputed: Bytes::ZERO,
+                recompute: Recompute::None,
+            };
             let slots = SlotState { parameters: 15.0, gradient, bytes: Bytes(7.0) };
             let found = memory.with_slots(10.0, &slots).state;
             let expected = StateMemory { training: Bytes(training * 105.0 + 7.0), update: Bytes(update * 105.0 + 7.0) };
