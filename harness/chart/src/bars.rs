@@ -5,7 +5,8 @@
 
 use crate::axis::{Axis, Spacing, extent};
 use crate::canvas::Drawn;
-use crate::columns::{Column, Columns, Panel, bars};
+use crate::columns::{Column, ColumnLayout, Columns, Panel, bars};
+use crate::font::CAP_HEIGHT;
 use crate::frame::{self, Chart, Frame};
 use crate::legend::{self, Swatch};
 use crate::marks;
@@ -118,9 +119,19 @@ impl GroupedBars {
         frame::draw(self)
     }
 
-    fn columns(&self) -> Columns<'_, Bar> {
+    fn columns(&self, least_slot: f64) -> Columns<'_, Bar> {
         let (x_label, y_label) = (self.x_label.as_str(), self.y_label.as_str());
-        Columns { panels: &self.panels, series: self.series.len(), x_label, y_label }
+        Columns { panels: &self.panels, series: self.series.len(), least_slot, x_label, y_label }
+    }
+
+    /// Panels in as many rows as labels need; where these would not fit on a page, bars without labels.
+    fn lay_out(&self, inner: Area) -> ColumnLayout {
+        let rough = Axis::new(self.range(1.3), Spacing::Linear).ticked(5);
+        let legible = self.columns(LEGIBLE_SLOT).lay_out(inner, &rough);
+        match wanted_height(&legible) <= MOST_HEIGHT {
+            true => legible,
+            false => self.columns(LEAST_SLOT).lay_out(inner, &rough),
+        }
     }
 
     /// From zero, or below it, to the highest bar times `headroom`.
@@ -181,14 +192,13 @@ impl Chart for GroupedBars {
         legend::entries(series.chain(second).chain(same).chain(other))
     }
 
-    fn height(&self) -> f64 {
-        HEIGHT
+    fn height(&self, width: f64) -> f64 {
+        wanted_height(&self.lay_out(Area { left: 0.0, right: width, top: 0.0, bottom: PLOT }))
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
-        let columns = self.columns();
-        let layout = columns.lay_out(inner, &Axis::new(self.range(1.3), Spacing::Linear).ticked(5));
-        let height = layout.area.height();
+        let layout = self.lay_out(inner);
+        let height = layout.height;
         let texts = BarTexts::choose(bars(&self.panels), layout.slot, height);
         let y = Axis::new(self.range_with_room(height, &texts), Spacing::Linear).ticked((height / 15.0) as usize);
         let reference = |plot: &Plot<'_>, area: Area| match self.reference.filter(|v| y.holds(*v)) {
@@ -198,7 +208,7 @@ impl Chart for GroupedBars {
             }
             None => Ok(()),
         };
-        columns.draw(page, &layout, &y, reference, |plot, n, bar, edges| {
+        self.columns(layout.slot).draw(page, &layout, &y, reference, |plot, n, bar, edges| {
             let ink = ink(self.series.get(n).map_or(n, |s| s.ink));
             self.draw_bar(plot, bar, ink, edges)?;
             texts.draw(plot, bar, ink, (edges.0 + edges.1) / 2.0)
@@ -206,26 +216,38 @@ impl Chart for GroupedBars {
     }
 }
 
-/// Of the panels and what stands below them, in points; labels that stand upright take a third of it.
-const HEIGHT: f64 = 140.0;
-/// Below this many points, labels above bars are left out.
-const LEAST_READABLE: f64 = 5.2;
+/// Height of a row's panels, in points.
+const PLOT: f64 = 96.0;
+/// Width of a bar's place in which an upright label can be read.
+const LEGIBLE_SLOT: f64 = 6.0;
+/// Width of a bar's place without one.
+const LEAST_SLOT: f64 = 2.4;
+/// Of panels with their labels: what a page leaves beside a legend and a caption.
+const MOST_HEIGHT: f64 = 520.0;
+
+fn wanted_height(layout: &ColumnLayout) -> f64 {
+    layout.around() + layout.rows() as f64 * PLOT
+}
+
 /// Between a bar and its label, and between a label and what stands beyond it, in points.
 const LABEL_GAP: f64 = 2.5;
 const ASIDE_GAP: f64 = 2.0;
+/// Half the height of the cross in the place of a bar that is not there.
+const CROSS: f64 = 1.8;
 
 /// Half the height of the mark of a published value, in points.
 fn mark_reach(slot: f64) -> f64 {
     (slot * 0.3).clamp(1.2, 2.5)
 }
 
-/// How texts fit above bars: labels flat over wide bars, upright over narrow ones, left out where unreadable; why there
-/// is no bar, always upright.
+/// How texts fit above bars: labels flat over wide bars, upright over narrow ones, left out where there is no room; why there
+/// is no bar, always upright, or a cross.
 struct BarTexts {
     /// Width of a bar's place.
     slot: f64,
-    label: Type,
-    status: Type,
+    /// None where there is no room.
+    label: Option<Type>,
+    status: Option<Type>,
     /// The longest text that is not cut, in points.
     longest: f64,
 }
@@ -234,22 +256,27 @@ impl BarTexts {
     fn choose<'b>(bars: impl Iterator<Item = &'b Bar>, slot: f64, height: f64) -> Self {
         let labelled = bars.filter(|b| b.label.is_some());
         let widest = Type::of(FINE).widest(labelled.flat_map(|b| b.label.iter().chain(&b.aside)).map(String::as_str));
-        let upright = widest > slot;
-        let size = if upright { (slot * 1.25).min(FINE) } else { FINE };
-        let label = Type::of(if size < LEAST_READABLE { 0.0 } else { size });
-        let status = Type::of((slot * 0.95).clamp(4.5, FINE)).upright();
-        Self { slot, label: if upright { label.upright() } else { label }, status, longest: height * 0.4 }
+        // Digits and capitals are as high as this part of their size.
+        let upright = (FINE * CAP_HEIGHT < slot).then(|| Type::of(FINE).upright());
+        let label = if widest + 1.0 > slot { upright } else { Some(Type::of(FINE)) };
+        Self { slot, label, status: upright, longest: height * 0.4 }
     }
 
     /// Points that one label takes upwards.
     fn reach(&self, label: &str) -> f64 {
-        if self.label.upright { self.label.width(label).min(self.longest) } else { self.label.size }
+        match self.label {
+            Some(kind) if kind.upright => kind.width(label).min(self.longest),
+            Some(kind) => kind.size,
+            None => 0.0,
+        }
     }
 
     /// Points that the bar's texts take upwards.
     fn length(&self, bar: &Bar) -> f64 {
         match (&bar.value, &bar.label) {
-            (BarValue::Failed { label }, _) => self.status.width(label).min(self.longest),
+            (BarValue::Failed { label }, _) => {
+                self.status.map_or(2.0 * CROSS, |status| status.width(label).min(self.longest))
+            }
             (_, Some(label)) => {
                 self.reach(label) + bar.aside.as_ref().map_or(0.0, |aside| ASIDE_GAP + self.reach(aside))
             }
@@ -264,13 +291,17 @@ impl BarTexts {
             let text = kind.shortened(text, self.longest);
             plot.draw(&marks::label_above(peak, mark, rise, &text, kind))
         };
-        match (&bar.value, &bar.label) {
-            (BarValue::Failed { label }, _) => write(LABEL_GAP, label, self.status.color(ink.dark())),
-            _ if bar.drawn().is_none() => write(LABEL_GAP, "n/a", self.status.color(MUTED)),
-            (_, Some(label)) if self.label.size > 0.0 => {
-                write(LABEL_GAP, label, self.label.color(AXIS))?;
+        let status = |text: &str, color| match self.status {
+            Some(kind) => write(LABEL_GAP, text, kind.color(color)),
+            None => plot.draw(&marks::cross(peak, LABEL_GAP + CROSS, CROSS.min(self.slot * 0.4), color)),
+        };
+        match (&bar.value, &bar.label, self.label) {
+            (BarValue::Failed { label }, ..) => status(label, ink.dark()),
+            _ if bar.drawn().is_none() => status("n/a", MUTED),
+            (_, Some(label), Some(kind)) => {
+                write(LABEL_GAP, label, kind.color(AXIS))?;
                 let Some(aside) = &bar.aside else { return Ok(()) };
-                write(LABEL_GAP + self.reach(label) + ASIDE_GAP, aside, self.label.color(MUTED))
+                write(LABEL_GAP + self.reach(label) + ASIDE_GAP, aside, kind.color(MUTED))
             }
             _ => Ok(()),
         }
@@ -283,7 +314,7 @@ mod tests {
     use crate::Group;
 
     fn sample() -> GroupedBars {
-        let group = |label: &str, bars: Vec<Bar>| Group { label: label.into(), bars };
+        let group = |label: &str, bars: Vec<Bar>| Group { label: label.into(), bars, ..Group::default() };
         let labelled = Bar {
             label: Some("1.88×".into()),
             aside: Some("(+6%)".into()),
@@ -354,8 +385,8 @@ mod tests {
     fn labels_fit_below_the_upper_edge() {
         let chart = sample();
         let texts = BarTexts::choose(bars(&chart.panels), 8.0, 100.0);
-        assert!(texts.label.upright);
-        let needed = texts.label.width("1.88×") + texts.label.width("(+6%)");
+        let kind = texts.label.filter(|kind| kind.upright).unwrap();
+        let needed = kind.width("1.88×") + kind.width("(+6%)");
         let (low, high) = chart.range_with_room(100.0, &texts);
         assert_eq!(low, 0.0);
         assert!(1.97 / high * 100.0 + needed + LABEL_GAP + ASIDE_GAP <= 100.0);

@@ -1,5 +1,5 @@
-//! The plotters backend of this crate. Whatever plotters draws goes into an SVG document and a PDF document at once, so
-//! both files hold the same picture, point for point.
+//! The plotters backend of this crate. Whatever plotters draws becomes a list of elements, from which every format is
+//! written, so all files hold the same picture, point for point.
 //!
 //! plotters counts in whole units; a unit here is 1/100 pt, so nothing is rounded visibly. Colours are opaque, which
 //! prints alike everywhere and needs no graphics state in the PDF.
@@ -13,10 +13,8 @@ use plotters_backend::{
     BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind, FontTransform,
 };
 
+use crate::TextBox;
 use crate::font::{CAP_HEIGHT, Weight};
-use crate::pdf::PdfDocument;
-use crate::svg::SvgDocument;
-use crate::{Figure, FigureError};
 
 /// Canvas units per point.
 pub(crate) const UNITS: f64 = 100.0;
@@ -42,37 +40,61 @@ pub(crate) struct Pen {
     pub(crate) width: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Paint {
     Fill(Rgb),
     Stroke(Pen),
 }
 
+/// What a picture is made of, in the order of drawing.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Element {
+    Stroke(Vec<Path>, Pen),
+    /// Corners, the first not repeated.
+    Fill(Path, Rgb),
+    /// Center, radius in canvas units.
+    Circle(BackendCoord, u32, Paint),
+    Text(TextRun),
+}
+
+/// Which part of a line of text lies at its anchor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Align {
+    Left,
+    Center,
+    Right,
+}
+
 /// One line of text, anchored at a point.
-pub(crate) struct TextRun<'t> {
-    pub(crate) text: &'t str,
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TextRun {
+    pub(crate) text: String,
     pub(crate) at: BackendCoord,
     /// Type size in canvas units.
     pub(crate) size: f64,
     pub(crate) weight: Weight,
     pub(crate) color: Rgb,
-    pub(crate) align: HPos,
+    pub(crate) align: Align,
     /// From the anchor down to the baseline, before turning.
     pub(crate) drop: f64,
     /// Reads upwards.
     pub(crate) upright: bool,
 }
 
-impl<'t> TextRun<'t> {
-    pub(crate) fn new(text: &'t str, style: &impl BackendTextStyle, at: BackendCoord) -> Self {
+impl TextRun {
+    pub(crate) fn new(text: &str, style: &impl BackendTextStyle, at: BackendCoord) -> Self {
         let cap = style.size() * CAP_HEIGHT;
         Self {
-            text,
+            text: text.to_owned(),
             at,
             size: style.size(),
             weight: if matches!(style.style(), FontStyle::Bold) { Weight::Bold } else { Weight::Regular },
             color: style.color().rgb,
-            align: style.anchor().h_pos,
+            align: match style.anchor().h_pos {
+                HPos::Left => Align::Left,
+                HPos::Center => Align::Center,
+                HPos::Right => Align::Right,
+            },
             drop: match style.anchor().v_pos {
                 VPos::Top => cap,
                 VPos::Center => cap / 2.0,
@@ -81,76 +103,74 @@ impl<'t> TextRun<'t> {
             upright: matches!(style.transform(), FontTransform::Rotate270),
         }
     }
+
+    /// From the anchor to where the line starts, along it, in canvas units.
+    pub(crate) fn start(&self) -> f64 {
+        let width = self.weight.width(&self.text, self.size);
+        match self.align {
+            Align::Left => 0.0,
+            Align::Center => -width / 2.0,
+            Align::Right => -width,
+        }
+    }
+
+    pub(crate) fn text_box(&self) -> TextBox {
+        let (x, y, start) = (f64::from(self.at.0), f64::from(self.at.1), self.start());
+        let (end, cap) = (start + self.weight.width(&self.text, self.size), self.size * CAP_HEIGHT);
+        let [left, right, top, bottom] = match self.upright {
+            true => [x + self.drop - cap, x + self.drop, y - end, y - start],
+            false => [x + start, x + end, y + self.drop - cap, y + self.drop],
+        }
+        .map(|units| units / UNITS);
+        TextBox { text: self.text.clone(), size: self.size / UNITS, left, right, top, bottom }
+    }
 }
 
-/// The two documents of a figure while it is drawn.
-pub(crate) struct Documents {
+/// A picture while it is drawn.
+pub(crate) struct Picture {
+    /// Width and height in points.
     size: (f64, f64),
-    svg: SvgDocument,
-    pdf: PdfDocument,
-    /// Lines that are not written yet, because neighbours in one pen become one element: a hatched bar is not twenty.
-    lines: Option<(Pen, Vec<Path>)>,
+    elements: Vec<Element>,
 }
 
-impl Documents {
-    /// Empty pages of width x height points.
-    pub(crate) fn new((width, height): (f64, f64)) -> Self {
-        Self {
-            size: (width, height),
-            svg: SvgDocument::new(width, height),
-            pdf: PdfDocument::new(width, height),
-            lines: None,
-        }
+impl Picture {
+    /// An empty page of width x height points.
+    pub(crate) fn new(size: (f64, f64)) -> Self {
+        Self { size, elements: Vec::new() }
     }
 
-    pub(crate) fn finish(mut self) -> Result<Figure, FigureError> {
-        self.write_lines();
-        Ok(Figure { svg: self.svg.finish(), pdf: self.pdf.finish()? })
-    }
-
-    fn write_lines(&mut self) {
-        if let Some((pen, paths)) = self.lines.take() {
-            self.svg.stroke(&paths, pen);
-            self.pdf.stroke(&paths, pen);
-        }
+    pub(crate) fn into_elements(self) -> Vec<Element> {
+        self.elements
     }
 }
 
-/// The documents as plotters draws on them.
-pub(crate) struct Canvas<'d>(pub(crate) &'d mut Documents);
+/// The picture as plotters draws on it.
+pub(crate) struct Canvas<'d>(pub(crate) &'d mut Picture);
 
 impl Canvas<'_> {
+    /// Neighbours in one pen become one element: a hatched bar is not twenty.
     pub(crate) fn line(&mut self, mut path: Path, pen: Pen) {
         let closed = is_closed(&path);
         path.dedup();
         if path.len() < 2 && !closed {
             return;
         }
-        match &mut self.0.lines {
-            Some((drawn_with, paths)) if *drawn_with == pen => paths.push(path),
-            _ => {
-                self.0.write_lines();
-                self.0.lines = Some((pen, vec![path]));
-            }
+        match self.0.elements.last_mut() {
+            Some(Element::Stroke(paths, drawn_with)) if *drawn_with == pen => paths.push(path),
+            _ => self.0.elements.push(Element::Stroke(vec![path], pen)),
         }
     }
 
     pub(crate) fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
-        self.0.write_lines();
-        self.0.svg.fill(corners, color);
-        self.0.pdf.fill(corners, color);
+        self.0.elements.push(Element::Fill(corners.to_vec(), color));
     }
 
     pub(crate) fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
-        self.0.write_lines();
-        self.0.svg.circle(center, radius, paint);
-        self.0.pdf.circle(center, radius, paint);
+        self.0.elements.push(Element::Circle(center, radius, paint));
     }
 
-    pub(crate) fn text(&mut self, run: &TextRun<'_>) {
-        self.0.write_lines();
-        self.0.svg.text(run);
-        self.0.pdf.text(run);
+    pub(crate) fn text(&mut self, run: TextRun) {
+        self.0.elements.push(Element::Text(run));
     }
 }
 
@@ -214,7 +234,7 @@ impl DrawingBackend for Canvas<'_> {
     }
 
     fn draw_text<S: BackendTextStyle>(&mut self, text: &str, style: &S, at: BackendCoord) -> Done {
-        self.text(&TextRun::new(text, style, at));
+        self.text(TextRun::new(text, style, at));
         Ok(())
     }
 }

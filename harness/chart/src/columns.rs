@@ -1,4 +1,9 @@
-//! Panels of groups of bars side by side on one y axis, with labels that fit below: what bars and stacked bars share.
+//! Panels of groups of bars in rows on one y axis, with labels that fit below: what bars and stacked bars share.
+//!
+//! A row holds as many panels as leave every bar a legible width; a panel with more groups goes on in the next row. Groups
+//! may have labels of several levels: neighbours whose outer labels are the same share one.
+
+use std::ops::Range;
 
 use crate::Bar;
 use crate::axis::{Axis, Spacing};
@@ -6,11 +11,16 @@ use crate::canvas::Drawn;
 use crate::page::{Area, Page, Point};
 use crate::palette::{AXIS, stroke};
 use crate::plot::{self, Axes, Plot};
-use crate::text::{BASE, SMALL, Type, wrapped};
+use crate::text::{BASE, LEAST, SMALL, Type, wrapped};
 
 const PANEL_GAP: f64 = 7.0;
-const LONGEST_LABEL: f64 = 70.0;
+const ROW_GAP: f64 = 7.0;
+const LONGEST_LABEL: f64 = 76.0;
 const LEAST_HEIGHT: f64 = 20.0;
+/// Part of a group's width that its bars take.
+const FILLED: f64 = 0.84;
+/// Between a level of labels and the next.
+const LEVEL_GAP: f64 = 3.5;
 
 /// A named set of groups.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -24,8 +34,10 @@ pub struct Panel<B = Bar> {
 /// Bars that are compared with each other.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Group<B = Bar> {
-    /// Printed below, such as "16/1.2".
+    /// Printed below, such as "1.2".
     pub label: String,
+    /// Below that, from level to level, such as "16 GPUs". All groups of a chart have as many levels.
+    pub over: Vec<String>,
     /// From left to right.
     pub bars: Vec<B>,
 }
@@ -50,6 +62,8 @@ pub(crate) struct Columns<'c, B> {
     pub(crate) panels: &'c [Panel<B>],
     /// Bars that every group has room for, at least.
     pub(crate) series: usize,
+    /// Width of a bar's place below which panels go into further rows.
+    pub(crate) least_slot: f64,
     pub(crate) x_label: &'c str,
     pub(crate) y_label: &'c str,
 }
@@ -58,12 +72,19 @@ pub(crate) struct Columns<'c, B> {
 pub(crate) struct ColumnLayout {
     /// All panels.
     pub(crate) area: Area,
-    /// Width of a bar's place.
+    /// Height of each row of panels.
+    pub(crate) height: f64,
+    /// Width of the narrowest bar's place.
     pub(crate) slot: f64,
     bars_per_group: usize,
-    places: Vec<PanelPlace>,
+    rows: Vec<Vec<Segment>>,
     names: LabelFit,
     groups: LabelFit,
+    /// Height of each outer level of labels.
+    levels: Vec<f64>,
+    /// Height of a row's titles.
+    titles: f64,
+    x_name: f64,
     /// Where the y axis' name stands.
     left: f64,
 }
@@ -74,37 +95,116 @@ impl ColumnLayout {
         if self.names.height > 0.0 { self.names.height + 9.0 } else { 4.0 }
     }
 
-    /// From the bars down to below all labels.
-    fn depth(&self) -> f64 {
+    /// From the bars down to below the labels of groups.
+    fn inner_depth(&self) -> f64 {
         self.group_drop() + self.groups.height
     }
+
+    /// From the bars down to below all labels.
+    fn depth(&self) -> f64 {
+        self.inner_depth() + self.levels.iter().map(|height| height + LEVEL_GAP).sum::<f64>()
+    }
+
+    /// Points that everything but the panels' boxes takes.
+    pub(crate) fn around(&self) -> f64 {
+        let rows = self.rows.len() as f64;
+        3.0 + self.x_name + rows * (self.titles + self.depth()) + (rows - 1.0) * ROW_GAP
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+}
+
+/// Groups of a panel that stand in one row, and where.
+struct Segment {
+    panel: usize,
+    groups: Range<usize>,
+    area: Area,
+    /// (left, right) of each group.
+    edges: Vec<(f64, f64)>,
 }
 
 impl<B: Column> Columns<'_, B> {
     /// `rough` is an axis with numbers as wide as those that will be drawn.
     pub(crate) fn lay_out(&self, inner: Area, rough: &Axis) -> ColumnLayout {
-        let groups: Vec<usize> = self.panels.iter().map(|p| p.groups.len()).collect();
-        let (left, right) = (inner.left + plot::y_axis_room(self.y_label, rough.ticks()), inner.right - 2.0);
-        let group_width = group_width(right - left, &groups);
+        let left = inner.left + plot::y_axis_room(self.y_label, rough.ticks());
+        let area = Area { left, right: inner.right - 2.0, ..inner };
         let fullest = self.panels.iter().flat_map(|p| &p.groups).map(|g| g.bars.len()).max();
         let bars_per_group = fullest.unwrap_or(0).max(self.series);
+        let rows = self.segments(area, bars_per_group);
+        let segments = || rows.iter().flatten();
+        let width = |segment: &Segment| segment.area.width() / segment.groups.len().max(1) as f64;
+        let group_width = segments().map(width).fold(f64::INFINITY, f64::min);
         let (_, slot) = slots((0.0, group_width), bars_per_group);
         let group_labels = self.panels.iter().flat_map(|p| &p.groups).map(|g| g.label.as_str());
-        let titles = plot::title_room(self.panels.iter().map(|p| p.title.as_str()));
+        let titled = segments().map(|segment| (self.panels[segment.panel].title.as_str(), segment.area.width()));
         let mut layout = ColumnLayout {
-            area: Area { left, right, top: inner.top + 3.0 + titles, bottom: inner.bottom },
+            area,
+            height: 0.0,
             slot,
             bars_per_group,
-            places: Vec::new(),
             names: LabelFit::choose(bars(self.panels).map(B::name), slot),
             groups: LabelFit::choose(group_labels, group_width),
+            levels: self.levels(&rows),
+            titles: plot::title_room(titled),
+            x_name: if self.x_label.is_empty() { 2.0 } else { BASE + 5.0 },
             left: inner.left,
+            rows: Vec::new(),
         };
-        let x_label = if self.x_label.is_empty() { 2.0 } else { BASE + 5.0 };
-        let bottom = inner.bottom - layout.depth() - x_label;
-        layout.area.bottom = bottom.max(layout.area.top + LEAST_HEIGHT);
-        layout.places = places(layout.area, &groups);
+        layout.rows = rows;
+        layout.stack(inner);
         layout
+    }
+
+    /// The groups of all panels in rows, without their heights.
+    fn segments(&self, area: Area, bars_per_group: usize) -> Vec<Vec<Segment>> {
+        let most = area.width() * FILLED / (bars_per_group.max(1) as f64 * self.least_slot);
+        let capacity = (most as usize).max(1);
+        let mut rows: Vec<Vec<(usize, Range<usize>)>> = Vec::new();
+        let mut used = capacity;
+        for (panel, groups) in self.panels.iter().map(|panel| panel.groups.len()).enumerate() {
+            let parts = groups.div_ceil(capacity).max(1);
+            for part in 0..parts {
+                let range = groups * part / parts..groups * (part + 1) / parts;
+                let taken = range.len().max(1);
+                match rows.last_mut() {
+                    Some(row) if part == 0 && used + taken <= capacity => {
+                        used += taken;
+                        row.push((panel, range));
+                    }
+                    _ => {
+                        used = taken;
+                        rows.push(vec![(panel, range)]);
+                    }
+                }
+            }
+        }
+        rows.into_iter().map(|row| places(area, row)).collect()
+    }
+
+    /// Height of each outer level; none where it has no label.
+    fn levels(&self, rows: &[Vec<Segment>]) -> Vec<f64> {
+        let count = self.panels.iter().flat_map(|p| &p.groups).map(|g| g.over.len()).max().unwrap_or(0);
+        let lines = |level: usize| {
+            let spans = rows.iter().flatten().flat_map(|segment| self.spans(segment, level));
+            spans.map(|(label, (left, right))| wrapped(label, Type::of(SMALL), right - left - 3.0).len()).max().unwrap_or(0)
+        };
+        (0..count).map(|level| lines(level).saturating_sub(1) as f64 * SMALL * LEADING + SMALL).collect()
+    }
+
+    /// Labels of an outer level, each once for neighbours that have it and all further ones in common.
+    fn spans<'s>(&'s self, segment: &'s Segment, level: usize) -> Vec<(&'s str, (f64, f64))> {
+        let groups = &self.panels[segment.panel].groups[segment.groups.clone()];
+        let mut spans: Vec<(&[String], (f64, f64))> = Vec::new();
+        for (group, (left, right)) in groups.iter().zip(&segment.edges) {
+            let Some(labels) = group.over.get(level..).filter(|labels| !labels.is_empty()) else { continue };
+            match spans.last_mut() {
+                Some((last, edges)) if *last == labels => edges.1 = *right,
+                _ => spans.push((labels, (*left, *right))),
+            }
+        }
+        spans.into_iter().map(|(labels, edges)| (labels[0].as_str(), edges)).collect()
     }
 
     /// Draws every panel on one y axis: `behind` first, across the whole panel; then `bar`, the n-th of its group between
@@ -122,17 +222,17 @@ impl<B: Column> Columns<'_, B> {
         if self.panels.is_empty() {
             return plot::draw_no_data(page, layout.area);
         }
-        for (i, (panel, place)) in self.panels.iter().zip(&layout.places).enumerate() {
-            let area = place.area;
+        for (i, segment) in layout.rows.iter().flat_map(|row| row.iter().enumerate()) {
+            let (panel, area) = (&self.panels[segment.panel], segment.area);
             let x = Axis::new((area.left, area.right), Spacing::Linear);
             let plot = Plot::new(page, area, Axes { x, y: y.clone(), grid: true, y_numbers: i == 0 })?;
             behind(&plot, area)?;
-            self.draw_labels(page, layout, panel, place)?;
+            self.draw_labels(page, layout, panel, segment)?;
             if panel.groups.iter().flat_map(|g| &g.bars).all(B::is_blank) {
                 plot.draw_no_data(page)?;
                 continue;
             }
-            for (group, edges) in panel.groups.iter().zip(&place.groups) {
+            for (group, edges) in panel.groups[segment.groups.clone()].iter().zip(&segment.edges) {
                 let (lefts, slot) = slots(*edges, layout.bars_per_group);
                 for (n, (one, left)) in group.bars.iter().zip(lefts).enumerate() {
                     bar(&plot, n, one, (left, left + slot))?;
@@ -144,16 +244,16 @@ impl<B: Column> Columns<'_, B> {
     }
 
     /// Title, and below the panel the names of its bars and groups.
-    fn draw_labels(&self, page: &Page<'_>, layout: &ColumnLayout, panel: &Panel<B>, place: &PanelPlace) -> Drawn {
-        plot::draw_title(page, &panel.title, place.area)?;
-        let bottom = place.area.bottom;
+    fn draw_labels(&self, page: &Page<'_>, layout: &ColumnLayout, panel: &Panel<B>, segment: &Segment) -> Drawn {
+        plot::draw_title(page, &panel.title, segment.area)?;
+        let bottom = segment.area.bottom;
         let named = layout.names.height > 0.0;
         // Between groups, short marks that tie labels to bars; long ones where bars have names of their own.
-        let length = if named { layout.depth() } else { 2.5 };
-        for (left, _) in place.groups.iter().skip(1) {
+        let length = if named { layout.inner_depth() } else { 2.5 };
+        for (left, _) in segment.edges.iter().skip(1) {
             page.path(&[(*left, bottom), (*left, bottom + length)], stroke(AXIS, 0.4))?;
         }
-        for (i, (group, edges)) in panel.groups.iter().zip(&place.groups).enumerate() {
+        for (i, (group, edges)) in panel.groups[segment.groups.clone()].iter().zip(&segment.edges).enumerate() {
             let middle = (edges.0 + edges.1) / 2.0;
             layout.groups.draw(page, i, &group.label, (middle, bottom + layout.group_drop()))?;
             if !named {
@@ -164,85 +264,117 @@ impl<B: Column> Columns<'_, B> {
                 layout.names.draw(page, n, bar.name(), (left + slot / 2.0, bottom + 4.0))?;
             }
         }
+        self.draw_levels(page, layout, segment)
+    }
+
+    /// Outer labels, each below a line as wide as what it holds for.
+    fn draw_levels(&self, page: &Page<'_>, layout: &ColumnLayout, segment: &Segment) -> Drawn {
+        let mut top = segment.area.bottom + layout.inner_depth();
+        for (level, height) in layout.levels.iter().enumerate() {
+            for (label, (left, right)) in self.spans(segment, level) {
+                let line = top + 1.2;
+                page.path(&[(left + 1.5, line), (right - 1.5, line)], stroke(AXIS, 0.4))?;
+                let kind = Type::of(SMALL).centered().hanging();
+                for (row, text) in wrapped(label, Type::of(SMALL), right - left - 3.0).iter().enumerate() {
+                    page.text(text, ((left + right) / 2.0, top + LEVEL_GAP + row as f64 * SMALL * LEADING), kind)?;
+                }
+            }
+            top += height + LEVEL_GAP;
+        }
         Ok(())
     }
 }
 
-/// Where one panel lies and where its groups are, as (left, right).
-struct PanelPlace {
-    area: Area,
-    groups: Vec<(f64, f64)>,
+impl ColumnLayout {
+    /// Gives the rows equal heights, one below the other.
+    fn stack(&mut self, inner: Area) {
+        let rows = self.rows.len().max(1) as f64;
+        self.height = ((inner.height() - self.around()) / rows).max(LEAST_HEIGHT);
+        let mut top = inner.top + 3.0;
+        let depth = self.depth();
+        for row in &mut self.rows {
+            top += self.titles;
+            for segment in row {
+                (segment.area.top, segment.area.bottom) = (top, top + self.height);
+            }
+            top += self.height + depth + ROW_GAP;
+        }
+        let ends = |edge: fn(&Area) -> f64| self.rows.iter().flatten().map(move |segment| edge(&segment.area));
+        self.area.top = ends(|area| area.top).fold(f64::INFINITY, f64::min).min(inner.bottom);
+        self.area.bottom = ends(|area| area.bottom).fold(self.area.top + LEAST_HEIGHT, f64::max);
+        if self.rows.is_empty() {
+            (self.area.top, self.area.bottom) = (inner.top + 3.0, (inner.bottom - self.x_name).max(inner.top + LEAST_HEIGHT));
+        }
+    }
 }
 
-/// Splits the area among panels so that every group of every panel is equally wide. An empty panel counts as one group.
-fn places(area: Area, groups_per_panel: &[usize]) -> Vec<PanelPlace> {
-    let width = group_width(area.width(), groups_per_panel);
-    let gap = panel_gap(area.width(), groups_per_panel.len());
+/// Splits a row among the groups of its panels, all equally wide. A panel without groups counts as one.
+fn places(area: Area, row: Vec<(usize, Range<usize>)>) -> Vec<Segment> {
+    let gap = PANEL_GAP.min(area.width() * 0.25 / row.len().max(1) as f64);
+    let groups: usize = row.iter().map(|(_, groups)| groups.len().max(1)).sum();
+    let width = (area.width() - gap * row.len().saturating_sub(1) as f64) / groups.max(1) as f64;
     let mut left = area.left;
-    let place = |&groups: &usize| {
-        let right = left + width * groups.max(1) as f64;
-        let edges = (0..groups).map(|i| (left + width * i as f64, left + width * (i + 1) as f64)).collect();
+    let place = |(panel, groups): (usize, Range<usize>)| {
+        let right = left + width * groups.len().max(1) as f64;
+        let edges = (0..groups.len()).map(|i| (left + width * i as f64, left + width * (i + 1) as f64)).collect();
         let area = Area { left, right, ..area };
         left = right + gap;
-        PanelPlace { area, groups: edges }
+        Segment { panel, groups, area, edges }
     };
-    groups_per_panel.iter().map(place).collect()
-}
-
-/// Between panels; at most a quarter of `room` in all.
-fn panel_gap(room: f64, panels: usize) -> f64 {
-    PANEL_GAP.min(room * 0.25 / panels.max(1) as f64)
-}
-
-/// Width of a group when the panels share `room`.
-fn group_width(room: f64, groups_per_panel: &[usize]) -> f64 {
-    let groups: usize = groups_per_panel.iter().map(|g| (*g).max(1)).sum();
-    let gaps = groups_per_panel.len().saturating_sub(1) as f64;
-    (room - panel_gap(room, groups_per_panel.len()) * gaps) / groups.max(1) as f64
+    row.into_iter().map(place).collect()
 }
 
 /// Left edges and width of `count` bars centred in a group; few bars stay slim.
 fn slots((left, right): (f64, f64), count: usize) -> (Vec<f64>, f64) {
     let count = count.max(1) as f64;
-    let slot = ((right - left) * 0.84 / count).min(22.0);
+    let slot = ((right - left) * FILLED / count).min(22.0);
     let first = (left + right - slot * count) / 2.0;
     ((0..count as usize).map(|i| first + slot * i as f64).collect(), slot)
 }
 
-/// How labels fit below their slots: flat, smaller, in two lines, upright, and at last only every so many.
+/// How labels fit below their slots: flat, smaller, in lines, upright, and at last only every so many.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct LabelFit {
     size: f64,
-    /// Width of a flat label's lines.
+    /// Length of a label's lines.
     room: f64,
     upright: bool,
     every: usize,
+    /// Lines that fit beside each other where labels are upright.
+    lines: usize,
     /// Height of the rows of labels; 0 where none has text.
     height: f64,
 }
 
 /// Sizes of flat labels, from the one that is liked best.
-const FLAT: [f64; 4] = [SMALL, 7.0, 6.5, 6.0];
+const FLAT: [f64; 2] = [SMALL, LEAST];
 /// From one line of a label to the next, over its size.
 const LEADING: f64 = 1.2;
+/// Lines of a flat label, at most.
+const MOST_LINES: usize = 3;
 
 impl LabelFit {
     fn choose<'l>(labels: impl Iterator<Item = &'l str>, slot: f64) -> Self {
         let labels: Vec<&str> = labels.collect();
         let widest = Type::of(1.0).widest(labels.iter().copied());
-        let flat = Self { size: SMALL, room: slot - 3.0, upright: false, every: 1, height: 0.0 };
+        let flat = Self { size: SMALL, room: slot - 3.0, upright: false, every: 1, lines: 1, height: 0.0 };
         if widest == 0.0 {
             return flat;
         }
         if let Some(size) = FLAT.into_iter().find(|size| widest * size <= flat.room) {
             return Self { size, height: size, ..flat };
         }
-        if let Some(size) = FLAT.into_iter().find(|size| labels.iter().all(|l| in_two_lines(l, *size, flat.room))) {
-            return Self { size, height: size * (1.0 + LEADING), ..flat };
+        let in_lines = |size: f64| Some((size, all_in_lines(&labels, size, flat.room)?));
+        if let Some((size, lines)) = FLAT.into_iter().find_map(in_lines) {
+            return Self { size, lines, height: size * (1.0 + LEADING * (lines - 1) as f64), ..flat };
         }
-        let size = (slot * 0.95).clamp(5.5, 7.0);
-        let every = (size / (slot * 0.95)).ceil().max(1.0) as usize;
-        Self { size, upright: true, every, height: (widest * size).min(LONGEST_LABEL), ..flat }
+        let size = LEAST;
+        let lines = ((slot - 1.0) / (size * LEADING)).max(1.0) as usize;
+        let every = (size * 0.8 / slot).ceil().max(1.0) as usize;
+        let kind = Type::of(size);
+        let broken = labels.iter().flat_map(|label| upright_lines(label, kind, lines));
+        let height = broken.map(|line| kind.width(&line)).fold(0.0, f64::max);
+        Self { size, room: LONGEST_LABEL, upright: true, every, lines, height }
     }
 
     /// Draws the `index`-th label, hanging from `top` and centred on `x`.
@@ -250,19 +382,40 @@ impl LabelFit {
         if !index.is_multiple_of(self.every) {
             return Ok(());
         }
-        let kind = Type::of(self.size);
-        match self.upright {
-            true => page.text(&kind.shortened(label, LONGEST_LABEL), (x, top), kind.upright().right().middle()),
-            false => wrapped(label, kind, self.room).iter().enumerate().try_for_each(|(row, line)| {
-                page.text(line, (x, top + row as f64 * self.size * LEADING), kind.centered().hanging())
-            }),
+        let (kind, leading) = (Type::of(self.size), self.size * LEADING);
+        let texts = match self.upright {
+            true => upright_lines(label, kind, self.lines),
+            false => wrapped(label, kind, self.room),
+        };
+        let first = x - leading * (texts.len().saturating_sub(1)) as f64 / 2.0;
+        texts.iter().enumerate().try_for_each(|(line, text)| match self.upright {
+            true => page.text(text, (first + line as f64 * leading, top), kind.upright().right().middle()),
+            false => page.text(text, (x, top + line as f64 * leading), kind.centered().hanging()),
+        })
+    }
+}
+
+/// A label in at most so many upright lines; what does not fit is cut.
+fn upright_lines(label: &str, kind: Type, most: usize) -> Vec<String> {
+    let lines = wrapped(label, kind, LONGEST_LABEL);
+    match lines.len() <= most {
+        true => lines,
+        false if most == 1 => vec![kind.shortened(label, LONGEST_LABEL)],
+        false => {
+            let last = lines[most - 1..].join(" ");
+            lines[..most - 1].iter().cloned().chain([kind.shortened(&last, LONGEST_LABEL)]).collect()
         }
     }
 }
 
-fn in_two_lines(label: &str, size: f64, room: f64) -> bool {
+/// The most lines that one of the labels takes, where all fit without a word being cut.
+fn all_in_lines(labels: &[&str], size: f64, room: f64) -> Option<usize> {
     let kind = Type::of(size);
-    kind.widest(label.split_whitespace()) <= room && wrapped(label, kind, room).len() <= 2
+    let lines = labels.iter().map(|label| {
+        let count = wrapped(label, kind, room).len();
+        (count <= MOST_LINES && kind.widest(label.split_whitespace()) <= room).then_some(count)
+    });
+    lines.collect::<Option<Vec<usize>>>()?.into_iter().max()
 }
 
 #[cfg(test)]
@@ -281,21 +434,49 @@ mod tests {
     }
 
     #[test]
-    fn a_label_of_several_words_takes_two_lines_before_it_turns() {
+    fn a_label_of_several_words_takes_lines_before_it_turns() {
         let label = "2560x10240x16, 8192";
-        let whole = Type::of(6.0).width(label);
+        let whole = Type::of(LEAST).width(label);
         let fit = |room| LabelFit::choose([label].into_iter(), room);
         assert!(!fit(whole + 4.0).upright && fit(whole + 4.0).height <= SMALL);
-        assert!(!fit(whole * 0.8 + 3.0).upright && fit(whole * 0.8 + 3.0).height > 6.0 * 2.0);
+        assert!(!fit(whole * 0.8 + 3.0).upright && fit(whole * 0.8 + 3.0).height > LEAST * 2.0);
         assert!(fit(whole * 0.5).upright, "the first word does not fit");
+        assert_eq!(upright_lines("one two", Type::of(LEAST), 1), ["one two"]);
+    }
+
+    struct Blank;
+
+    impl Column for Blank {
+        fn is_blank(&self) -> bool {
+            false
+        }
+    }
+
+    /// (panel, first group, left, right) of each segment, row by row.
+    fn rows(groups: &[usize], least_slot: f64) -> Vec<Vec<(usize, usize, f64, f64)>> {
+        let group = || Group { label: String::new(), over: Vec::new(), bars: vec![Blank, Blank] };
+        let panel = |count: &usize| Panel { title: String::new(), groups: (0..*count).map(|_| group()).collect() };
+        let panels: Vec<Panel<Blank>> = groups.iter().map(panel).collect();
+        let columns = Columns { panels: &panels, series: 0, least_slot, x_label: "", y_label: "" };
+        let area = Area { left: 0.0, right: 107.0, top: 0.0, bottom: 50.0 };
+        let place = |s: &Segment| (s.panel, s.groups.start, s.area.left, s.area.right);
+        columns.segments(area, 2).iter().map(|row| row.iter().map(place).collect()).collect()
     }
 
     #[test]
-    fn panels_share_the_width_by_their_groups() {
-        let area = Area { left: 0.0, right: 107.0, top: 0.0, bottom: 50.0 };
-        let found: Vec<_> = places(area, &[3, 1]).iter().map(|p| (p.area.left, p.area.right)).collect();
-        assert_eq!(found, [(0.0, 75.0), (82.0, 107.0)]);
+    fn panels_share_a_row_by_their_groups() {
+        assert_eq!(rows(&[3, 1], 2.0), [[(0, 0, 0.0, 75.0), (1, 0, 82.0, 107.0)]]);
         let (lefts, slot) = slots((0.0, 300.0), 2);
         assert_eq!((lefts, slot), (vec![128.0, 150.0], 22.0));
+    }
+
+    #[test]
+    fn what_would_be_too_narrow_goes_into_further_rows() {
+        // Bars of 15 points: three groups of two in a row of 107.
+        let found = rows(&[1, 2, 4], 14.0);
+        let panels: Vec<Vec<(usize, usize)>> =
+            found.iter().map(|row| row.iter().map(|(panel, first, ..)| (*panel, *first)).collect()).collect();
+        assert_eq!(panels, [vec![(0, 0), (1, 0)], vec![(2, 0)], vec![(2, 2)]]);
+        assert!(found.iter().all(|row| row.last().is_some_and(|(.., right)| (right - 107.0).abs() < 1e-9)));
     }
 }

@@ -42,15 +42,16 @@ pub struct Frame {
 pub(crate) trait Chart {
     fn frame(&self) -> &Frame;
     fn legend(&self) -> Vec<Entry>;
-    /// Points that the panels with their axes want.
-    fn height(&self) -> f64;
+    /// Points that the panels with their axes want, so many points wide.
+    fn height(&self, width: f64) -> f64;
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn;
 }
 
 /// Lays a chart out and draws it.
 pub(crate) fn draw(chart: &impl Chart) -> Result<Figure, FigureError> {
     let frame = chart.frame();
-    let layout = PageLayout::new(frame, chart.legend(), chart.height());
+    let wanted = chart.height(frame.width.points() - 2.0 * MARGIN);
+    let layout = PageLayout::new(frame, chart.legend(), wanted);
     on_page((frame.width.points(), layout.height), |page| {
         layout.draw(page, frame)?;
         chart.draw_panels(page, layout.inner)

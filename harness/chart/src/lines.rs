@@ -52,8 +52,8 @@ pub struct LineSeries {
 }
 
 impl LinePanel {
-    fn title_room(&self) -> f64 {
-        title_room(std::iter::once(self.title.as_str()))
+    fn title_room(&self, width: f64) -> f64 {
+        title_room(std::iter::once((self.title.as_str(), width)))
     }
 }
 
@@ -111,20 +111,26 @@ impl LineChart {
         extent(points.filter(|p| self.holds(**p)).map(|(_, y)| *y), Spacing::Linear)
     }
 
-    fn areas(&self, inner: Area) -> Vec<Area> {
+    /// Room left of the panels.
+    fn left_room(&self) -> f64 {
         let rooms = self.panels.iter().map(|panel| {
             let axis = self.y_range(panel).map(|range| Axis::new(range, Spacing::Linear).ticked(5));
             plot::y_axis_room(&panel.y_label, axis.as_ref().map_or(&[], Axis::ticks))
         });
-        let left = inner.left + rooms.fold(0.0, f64::max);
+        rooms.fold(0.0, f64::max)
+    }
+
+    fn areas(&self, inner: Area) -> Vec<Area> {
+        let left = inner.left + self.left_room();
         let count = self.panels.len().max(1);
-        let titles = |some: &[LinePanel]| some.iter().map(LinePanel::title_room).sum::<f64>();
+        let right = inner.right - 4.0;
+        let titles = |some: &[LinePanel]| some.iter().map(|panel| panel.title_room(right - left)).sum::<f64>();
         let room = inner.height() - 3.0 - x_axis_room(&self.x_label) - titles(&self.panels);
         let height = (room - PANEL_GAP * (count - 1) as f64) / count as f64;
         let area = |i: usize| {
             let above = titles(self.panels.get(..=i).unwrap_or_default());
             let top = inner.top + 3.0 + (height + PANEL_GAP) * i as f64 + above;
-            Area { left, right: inner.right - 4.0, top, bottom: top + height }
+            Area { left, right, top, bottom: top + height }
         };
         (0..count).map(area).collect()
     }
@@ -168,9 +174,9 @@ impl Chart for LineChart {
         legend::entries(series.chain(marked.then_some((Swatch::Star, self.mark_label.as_str()))))
     }
 
-    fn height(&self) -> f64 {
+    fn height(&self, width: f64) -> f64 {
         let panels = self.panels.len().max(1) as f64;
-        let titles: f64 = self.panels.iter().map(LinePanel::title_room).sum();
+        let titles: f64 = self.panels.iter().map(|panel| panel.title_room(width - self.left_room() - 4.0)).sum();
         panels * (PANEL_HEIGHT + PANEL_GAP) + titles + x_axis_room(&self.x_label)
     }
 

@@ -10,7 +10,7 @@ use plotters::style::{Color as _, RGBColor, ShapeStyle};
 use plotters_backend::{BackendCoord, DrawingErrorKind};
 
 use crate::canvas::{Canvas, Paint, Path, Pen, TextRun, UNITS, units};
-use crate::palette::{BLACK, Hatch, Ink, Marker, PAPER, pen};
+use crate::palette::{BLACK, Hatch, Ink, PAPER, Shape, pen};
 use crate::text::Type;
 
 /// An element: its points in the plot's or the page's coordinates, and how it is drawn once they are placed.
@@ -60,34 +60,32 @@ pub(crate) fn filled<C>(points: [C; 2], ink: Ink) -> Mark<C, 2, impl Fn([Backend
         let line = pen(ink.dark(), 0.45);
         let outline = rectangle(corners);
         canvas.fill(&outline[..4], ink.color.rgb());
-        if matches!(ink.hatch, Hatch::Rising | Hatch::Crossed) {
-            hatch(canvas, corners, line, |point| point);
-        }
-        if matches!(ink.hatch, Hatch::Falling | Hatch::Crossed) {
-            let [(left, _), (right, _)] = corners;
-            hatch(canvas, corners, line, |(x, y)| (left + right - x, y));
-        }
+        hatched(canvas, corners, ink.hatch, line);
         canvas.line(outline, line);
     };
     Mark { points, draw }
 }
 
-/// A series' marker, `radius` points to each side, with a white rim that keeps neighbours apart.
+/// A series' marker, `radius` points to each side, with a white rim that keeps neighbours apart; a hollow one with a rim of
+/// its colour.
 pub(crate) fn marker<C>(at: C, ink: Ink, radius: f64) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
     let draw = move |[at]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
-        let rim = pen(PAPER, 0.35);
-        if ink.marker == Marker::Circle {
-            let radius = units(radius).unsigned_abs();
-            canvas.circle(at, radius, Paint::Fill(ink.color.rgb()));
-            return canvas.circle(at, radius, Paint::Stroke(rim));
-        }
-        let corners: &[(f64, f64)] = match ink.marker {
-            Marker::Triangle => &[(0.0, -1.1), (1.0, 0.75), (-1.0, 0.75)],
-            Marker::Down => &[(0.0, 1.1), (1.0, -0.75), (-1.0, -0.75)],
-            Marker::Diamond => &[(0.0, -1.15), (1.0, 0.0), (0.0, 1.15), (-1.0, 0.0)],
-            Marker::Circle | Marker::Square => &[(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+        let (inside, rim) = match ink.marker.hollow {
+            true => (PAPER, pen(ink.color, 0.8)),
+            false => (ink.color, pen(PAPER, 0.35)),
         };
-        polygon(canvas, at, corners.iter().copied(), radius * 1.12, (ink.color, rim));
+        let corners: &[(f64, f64)] = match ink.marker.shape {
+            Shape::Circle => {
+                let radius = units(radius).unsigned_abs();
+                canvas.circle(at, radius, Paint::Fill(inside.rgb()));
+                return canvas.circle(at, radius, Paint::Stroke(rim));
+            }
+            Shape::Triangle => &[(0.0, -1.1), (1.0, 0.75), (-1.0, 0.75)],
+            Shape::Down => &[(0.0, 1.1), (1.0, -0.75), (-1.0, -0.75)],
+            Shape::Diamond => &[(0.0, -1.15), (1.0, 0.0), (0.0, 1.15), (-1.0, 0.0)],
+            Shape::Square => &[(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+        };
+        polygon(canvas, at, corners.iter().copied(), radius * 1.12, (inside, rim));
     };
     Mark { points: [at], draw }
 }
@@ -122,6 +120,22 @@ pub(crate) fn published<C>(
 pub(crate) fn rule<C>(ends: [C; 2]) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
     let draw = |ends: [BackendCoord; 2], canvas: &mut Canvas<'_>| canvas.line(ends.to_vec(), pen(BLACK, 0.9));
     Mark { points: ends, draw }
+}
+
+/// A cross `rise` points above a place, in the place of a bar that is not there.
+pub(crate) fn cross<C>(
+    at: C,
+    rise: f64,
+    reach: f64,
+    color: RGBColor,
+) -> Mark<C, 1, impl Fn([BackendCoord; 1], &mut Canvas<'_>)> {
+    let draw = move |[(x, y)]: [BackendCoord; 1], canvas: &mut Canvas<'_>| {
+        let (y, reach) = (y - units(rise), units(reach));
+        for slope in [-1, 1] {
+            canvas.line(vec![(x - reach, y - slope * reach), (x + reach, y + slope * reach)], pen(color, 0.7));
+        }
+    };
+    Mark { points: [at], draw }
 }
 
 /// A vertical interval between its two ends, with caps that reach `cap` points to each side.
@@ -197,7 +211,7 @@ pub(crate) fn label_inside<C>(
 
 fn write(canvas: &mut Canvas<'_>, text: &str, kind: Type, at: BackendCoord) {
     if !text.is_empty() {
-        canvas.text(&TextRun::new(text, &kind.style(), at));
+        canvas.text(TextRun::new(text, &kind.style(), at));
     }
 }
 
@@ -225,14 +239,45 @@ fn polygon(
     canvas.line(outline, rim);
 }
 
+/// From one line of a hatch to the next, in canvas units.
+const STEP: f64 = 3.2 * UNITS;
+
+/// The lines or dots across a rectangle.
+fn hatched(canvas: &mut Canvas<'_>, corners: [BackendCoord; 2], hatch: Hatch, line: Pen) {
+    let [(left, top), (right, bottom)] = corners;
+    if matches!(hatch, Hatch::Rising | Hatch::Crossed) {
+        slanted(canvas, corners, line, |point| point);
+    }
+    if matches!(hatch, Hatch::Falling | Hatch::Crossed) {
+        slanted(canvas, corners, line, |(x, y)| (left + right - x, y));
+    }
+    // Anchored to the lower left corner, so that every bar starts alike.
+    let steps = |length: i32, first: f64| {
+        (0..).map(move |n| (STEP * (f64::from(n) + first)).round() as i32).take_while(move |at| *at < length)
+    };
+    if matches!(hatch, Hatch::Level | Hatch::Grid) {
+        steps(bottom - top, 0.75).for_each(|up| canvas.line(vec![(left, bottom - up), (right, bottom - up)], line));
+    }
+    if matches!(hatch, Hatch::Upright | Hatch::Grid) {
+        steps(right - left, 0.5).for_each(|over| canvas.line(vec![(left + over, top), (left + over, bottom)], line));
+    }
+    if hatch == Hatch::Dotted {
+        let radius = units(0.55);
+        for (over, up) in steps(right - left, 0.5).flat_map(|over| steps(bottom - top, 0.5).map(move |up| (over, up))) {
+            if over + radius < right - left && up + radius < bottom - top {
+                canvas.circle((left + over, bottom - up), radius.unsigned_abs(), Paint::Fill(line.color));
+            }
+        }
+    }
+}
+
 /// Lines of slope 1 across a rectangle, anchored to its lower left corner so that every bar starts alike.
-fn hatch(
+fn slanted(
     canvas: &mut Canvas<'_>,
     [(left, top), (right, bottom)]: [BackendCoord; 2],
     line: Pen,
     turned: impl Fn(BackendCoord) -> BackendCoord,
 ) {
-    const STEP: f64 = 3.2 * UNITS;
     let (width, height) = (f64::from(right - left), f64::from(bottom - top));
     let mut offset = STEP - height;
     // A line from (offset, 0) up and to the right, in coordinates from the lower left corner.

@@ -6,9 +6,9 @@ use plotters::element::{Drawable, PathElement, PointCollection, Rectangle};
 use plotters::style::{Color, RGBColor, ShapeStyle};
 use plotters_backend::BackendCoord;
 
-use crate::canvas::{Canvas, Documents, Drawn, units};
+use crate::canvas::{Canvas, Drawn, Picture, units};
 use crate::palette::PAPER;
-use crate::text::Type;
+use crate::text::{LEAST, Type};
 use crate::{Figure, FigureError, marks};
 
 /// A place on the page, in points.
@@ -59,15 +59,15 @@ pub(crate) struct Page<'d> {
 
 /// Draws a white page of width x height points.
 pub(crate) fn on_page(size: (f64, f64), draw: impl FnOnce(&Page<'_>) -> Drawn) -> Result<Figure, FigureError> {
-    let mut documents = Documents::new(size);
-    let root = Canvas(&mut documents).into_drawing_area();
+    let mut picture = Picture::new(size);
+    let root = Canvas(&mut picture).into_drawing_area();
     let page = Page { area: root.apply_coord_spec(Points) };
     let whole = Area { left: 0.0, right: size.0, top: 0.0, bottom: size.1 };
     page.fill(whole, PAPER)
         .and_then(|()| draw(&page))
         .map_err(|error| FigureError::Draw { reason: error.to_string() })?;
     drop((page, root));
-    documents.finish()
+    Figure::new(size, picture.into_elements())
 }
 
 impl<'d> Page<'d> {
@@ -104,7 +104,7 @@ impl<'d> Page<'d> {
 
     /// A line of text that keeps within `room`: reduced first, then cut.
     pub(crate) fn text_within(&self, text: &str, anchor: Point, kind: Type, room: f64) -> Drawn {
-        let fitted = kind.reduced(text, room, kind.size * 0.8);
+        let fitted = kind.reduced(text, room, LEAST);
         self.text(&fitted.shortened(text, room), anchor, fitted)
     }
 }

@@ -37,12 +37,12 @@ pub(crate) fn pen(color: RGBColor, width: f64) -> Pen {
     Pen { color: color.rgb(), width: units(width).unsigned_abs() }
 }
 
-/// A named series. `ink` picks its look, so that one system keeps its colour in every figure of a run.
+/// A named series. `ink` picks its look, so that one system keeps it in every figure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Series {
     /// As shown in the legend.
     pub name: String,
-    /// Index of its look; eight exist, and further ones start over.
+    /// Index of its look, below [`LOOKS`]; further ones start over.
     pub ink: usize,
 }
 
@@ -57,21 +57,33 @@ impl Series {
     }
 }
 
-/// Lines across a filled area.
+/// Lines across a filled area, or dots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hatch {
     None,
     Rising,
     Falling,
     Crossed,
+    Level,
+    Upright,
+    Grid,
+    Dotted,
 }
 
 impl Hatch {
-    const ALL: [Self; 4] = [Self::None, Self::Rising, Self::Falling, Self::Crossed];
+    const ALL: [Self; 8] = [
+        Self::None,
+        Self::Rising,
+        Self::Falling,
+        Self::Crossed,
+        Self::Level,
+        Self::Upright,
+        Self::Grid,
+        Self::Dotted,
+    ];
 
     /// The one that many further, round and round.
-    #[must_use]
-    pub fn next(self, further: usize) -> Self {
+    fn next(self, further: usize) -> Self {
         Self::ALL[(self as usize + further) % Self::ALL.len()]
     }
 
@@ -81,6 +93,10 @@ impl Hatch {
             Self::Rising => "rising",
             Self::Falling => "falling",
             Self::Crossed => "crossed",
+            Self::Level => "level",
+            Self::Upright => "upright",
+            Self::Grid => "grid",
+            Self::Dotted => "dotted",
         }
     }
 }
@@ -101,12 +117,19 @@ pub fn look(ink: usize) -> Look {
 
 /// Shape of a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Marker {
+pub(crate) enum Shape {
     Circle,
     Square,
     Triangle,
     Diamond,
     Down,
+}
+
+/// A point: its shape, filled or an outline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Marker {
+    pub(crate) shape: Shape,
+    pub(crate) hollow: bool,
 }
 
 /// The look of one series.
@@ -119,19 +142,45 @@ pub(crate) struct Ink {
     pub(crate) marker: Marker,
 }
 
-const INKS: [Ink; 8] = [
-    Ink { color: RGBColor(86, 180, 233), hatch: Hatch::None, dash: None, marker: Marker::Circle },
-    Ink { color: RGBColor(230, 159, 0), hatch: Hatch::Rising, dash: Some((4.5, 1.6)), marker: Marker::Square },
-    Ink { color: RGBColor(0, 94, 158), hatch: Hatch::None, dash: None, marker: Marker::Triangle },
-    Ink { color: RGBColor(0, 158, 115), hatch: Hatch::Falling, dash: Some((1.4, 1.4)), marker: Marker::Diamond },
-    Ink { color: RGBColor(213, 94, 0), hatch: Hatch::None, dash: Some((7.0, 2.0)), marker: Marker::Down },
-    Ink { color: RGBColor(204, 121, 167), hatch: Hatch::Crossed, dash: Some((2.6, 1.2)), marker: Marker::Square },
-    Ink { color: RGBColor(110, 110, 110), hatch: Hatch::Rising, dash: None, marker: Marker::Triangle },
-    Ink { color: RGBColor(236, 222, 60), hatch: Hatch::None, dash: Some((3.5, 3.0)), marker: Marker::Diamond },
+/// Colours with the hatch, the dash and the shape that each begins with.
+const COLORS: [(RGBColor, Hatch, usize, usize); 8] = [
+    (RGBColor(86, 180, 233), Hatch::None, 0, 0),
+    (RGBColor(230, 159, 0), Hatch::Rising, 1, 1),
+    (RGBColor(0, 94, 158), Hatch::None, 0, 2),
+    (RGBColor(0, 158, 115), Hatch::Falling, 2, 3),
+    (RGBColor(213, 94, 0), Hatch::None, 3, 4),
+    (RGBColor(204, 121, 167), Hatch::Crossed, 4, 1),
+    (RGBColor(110, 110, 110), Hatch::Rising, 0, 2),
+    (RGBColor(236, 222, 60), Hatch::None, 5, 3),
 ];
 
+const DASHES: [Option<(f64, f64)>; 8] = [
+    None,
+    Some((4.5, 1.6)),
+    Some((1.4, 1.4)),
+    Some((7.0, 2.0)),
+    Some((2.6, 1.2)),
+    Some((3.5, 3.0)),
+    Some((9.0, 1.2)),
+    Some((1.0, 2.6)),
+];
+
+const SHAPES: [Shape; 5] = [Shape::Circle, Shape::Square, Shape::Triangle, Shape::Diamond, Shape::Down];
+
+/// How many looks differ. The first eight have a colour each, every further eight the same colours with another hatch, dash
+/// and marker.
+pub const LOOKS: usize = COLORS.len() * Hatch::ALL.len();
+
 pub(crate) fn ink(index: usize) -> Ink {
-    INKS[index % INKS.len()]
+    let (color, hatch, dash, shape) = COLORS[index % COLORS.len()];
+    let turn = index % LOOKS / COLORS.len();
+    let marker = shape + turn;
+    Ink {
+        color,
+        hatch: hatch.next(turn),
+        dash: DASHES[(dash + turn) % DASHES.len()],
+        marker: Marker { shape: SHAPES[marker % SHAPES.len()], hollow: marker / SHAPES.len() % 2 == 1 },
+    }
 }
 
 impl Ink {
@@ -145,5 +194,23 @@ impl Ink {
     pub(crate) fn on_top(self) -> RGBColor {
         let RGBColor(r, g, b) = self.color;
         if 0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b) > 120.0 { BLACK } else { PAPER }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_looks_are_the_same() {
+        let inks: Vec<Ink> = (0..LOOKS).map(ink).collect();
+        for (index, one) in inks.iter().enumerate() {
+            for other in &inks[..index] {
+                assert!((one.color, one.hatch) != (other.color, other.hatch), "{one:?} and {other:?} as bars");
+                assert!((one.color, one.dash) != (other.color, other.dash), "{one:?} and {other:?} as lines");
+                assert!((one.color, one.marker) != (other.color, other.marker), "{one:?} and {other:?} as points");
+            }
+        }
+        assert_eq!(ink(LOOKS), ink(0));
     }
 }

@@ -10,13 +10,12 @@ use std::collections::BTreeMap;
 
 use pdf_writer::types::{CidFontType, FontFlags, LineJoinStyle, SystemInfo, UnicodeCmap};
 use pdf_writer::{Content, Finish, Name, Pdf, Rect, Ref, Str, TextStr};
-use plotters::style::text_anchor::HPos;
 use plotters_backend::BackendCoord;
 use subsetter::GlyphRemapper;
 use ttf_parser::GlyphId;
 
 use crate::FigureError;
-use crate::canvas::{Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::canvas::{Element, Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
 use crate::font::Weight;
 
 const CATALOG: Ref = Ref::new(1);
@@ -30,7 +29,24 @@ const BOLD: i32 = 11;
 
 const IDENTITY: SystemInfo<'static> = SystemInfo { registry: Str(b"Adobe"), ordering: Str(b"Identity"), supplement: 0 };
 
-pub(crate) struct PdfDocument {
+/// The document of a picture of width x height points.
+///
+/// # Errors
+/// A font that cannot be cut down to the glyphs in use.
+pub(crate) fn document(size: (f64, f64), elements: &[Element]) -> Result<Vec<u8>, FigureError> {
+    let mut document = PdfDocument::new(size);
+    for element in elements {
+        match element {
+            Element::Stroke(paths, pen) => document.stroke(paths, *pen),
+            Element::Fill(corners, color) => document.fill(corners, *color),
+            Element::Circle(center, radius, paint) => document.circle(*center, *radius, *paint),
+            Element::Text(run) => document.text(run),
+        }
+    }
+    document.finish()
+}
+
+struct PdfDocument {
     size: (f64, f64),
     content: Content,
     regular: FontSubset,
@@ -38,16 +54,16 @@ pub(crate) struct PdfDocument {
 }
 
 impl PdfDocument {
-    pub(crate) fn new(width: f64, height: f64) -> Self {
+    fn new(size: (f64, f64)) -> Self {
         let mut content = Content::new();
         // From here on in points, y downwards, as on the canvas.
-        content.transform([1.0, 0.0, 0.0, -1.0, 0.0, height as f32]);
+        content.transform([1.0, 0.0, 0.0, -1.0, 0.0, size.1 as f32]);
         content.set_line_join(LineJoinStyle::RoundJoin);
         let (regular, bold) = (FontSubset::new(Weight::Regular), FontSubset::new(Weight::Bold));
-        Self { size: (width, height), content, regular, bold }
+        Self { size, content, regular, bold }
     }
 
-    pub(crate) fn finish(self) -> Result<Vec<u8>, FigureError> {
+    fn finish(self) -> Result<Vec<u8>, FigureError> {
         let fonts: Vec<FontSubset> = [self.regular, self.bold].into_iter().filter(FontSubset::is_used).collect();
         let mut pdf = Pdf::new();
         pdf.catalog(CATALOG).pages(PAGES);
@@ -61,7 +77,7 @@ impl PdfDocument {
         Ok(pdf.finish())
     }
 
-    pub(crate) fn stroke(&mut self, paths: &[Path], pen: Pen) {
+    fn stroke(&mut self, paths: &[Path], pen: Pen) {
         self.set_stroke(pen);
         for path in paths {
             let closed = is_closed(path);
@@ -73,14 +89,14 @@ impl PdfDocument {
         self.content.stroke();
     }
 
-    pub(crate) fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
+    fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
         self.set_fill(color);
         self.trace(corners);
         self.content.close_path().fill_nonzero();
     }
 
     /// Four Bezier arcs; 0.5523 is the handle length that keeps within 0.03 % of a circle.
-    pub(crate) fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
+    fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
         match paint {
             Paint::Fill(color) => self.set_fill(color),
             Paint::Stroke(pen) => self.set_stroke(pen),
@@ -98,14 +114,9 @@ impl PdfDocument {
         };
     }
 
-    pub(crate) fn text(&mut self, run: &TextRun<'_>) {
+    fn text(&mut self, run: &TextRun) {
         let size = run.size / UNITS;
-        let width = run.weight.width(run.text, size);
-        let shift = match run.align {
-            HPos::Left => 0.0,
-            HPos::Center => -width / 2.0,
-            HPos::Right => -width,
-        };
+        let shift = run.start() / UNITS;
         let (x, y, drop) = (f64::from(run.at.0) / UNITS, f64::from(run.at.1) / UNITS, run.drop / UNITS);
         // The matrix flips y back, because glyphs are drawn upwards.
         let matrix = match run.upright {
@@ -116,7 +127,7 @@ impl PdfDocument {
             Weight::Regular => &mut self.regular,
             Weight::Bold => &mut self.bold,
         };
-        let (name, glyphs) = (font.resource_name(), font.encode(run.text));
+        let (name, glyphs) = (font.resource_name(), font.encode(&run.text));
         self.set_fill(run.color);
         self.content
             .begin_text()

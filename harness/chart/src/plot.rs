@@ -12,7 +12,7 @@ use crate::canvas::{Canvas, DrawingError, Drawn, units};
 use crate::marks;
 use crate::page::{Area, Page};
 use crate::palette::{AXIS_WIDTH, GRID, Ink, MUTED, axis_line, stroke};
-use crate::text::{BASE, SMALL, Type};
+use crate::text::{BASE, SMALL, Type, wrapped};
 
 /// Length of a tick mark in points; plotters sets numbers twice as far from the axis.
 const TICK: f64 = 2.0;
@@ -98,7 +98,17 @@ impl<'d> Plot<'d> {
 /// Room left of a panel: the axis' name, its numbers, its tick marks.
 pub(crate) fn y_axis_room(name: &str, ticks: &[Tick]) -> f64 {
     let numbers = Type::of(SMALL).widest(ticks.iter().map(|t| t.label.as_str()));
-    numbers + 2.0 * TICK + 1.0 + if name.is_empty() { 0.0 } else { BASE + 3.0 }
+    let lines = y_name_lines(name).len();
+    numbers + 2.0 * TICK + 1.0 + if lines == 0 { 0.0 } else { lines as f64 * LINE + 1.0 }
+}
+
+/// From one line of an axis' name or a title to the next.
+const LINE: f64 = BASE + 2.0;
+/// Length of a line of a y axis' name: little more than most panels are high.
+const NAME_LENGTH: f64 = 108.0;
+
+fn y_name_lines(name: &str) -> Vec<String> {
+    wrapped(name, Type::of(BASE), NAME_LENGTH)
 }
 
 /// Room below a panel: tick marks, numbers, the axis' name.
@@ -109,7 +119,10 @@ pub(crate) fn x_axis_room(name: &str) -> f64 {
 /// The y axis' name, reading upwards at `left`, centred on the panel.
 pub(crate) fn draw_y_name(page: &Page<'_>, name: &str, left: f64, area: Area) -> Drawn {
     let kind = Type::of(BASE).upright().centered().hanging();
-    page.text_within(name, (left + 1.0, area.center().1), kind, area.height() + 16.0)
+    let lines = y_name_lines(name);
+    lines.iter().enumerate().try_for_each(|(line, text)| {
+        page.text(text, (left + 1.0 + line as f64 * LINE, area.center().1), kind)
+    })
 }
 
 /// The x axis' name, its capitals hanging from `top`.
@@ -117,15 +130,23 @@ pub(crate) fn draw_x_name(page: &Page<'_>, name: &str, top: f64, area: Area) -> 
     page.text_within(name, (area.center().0, top), Type::of(BASE).centered().hanging(), area.width() + 30.0)
 }
 
-/// Height of the row of panel titles; none where no panel has one.
-pub(crate) fn title_room<'t>(mut titles: impl Iterator<Item = &'t str>) -> f64 {
-    if titles.any(|t| !t.is_empty()) { BASE + 4.0 } else { 0.0 }
+/// Height of a row of panel titles, each with the width of its panel; none where no panel has one.
+pub(crate) fn title_room<'t>(titles: impl Iterator<Item = (&'t str, f64)>) -> f64 {
+    let lines = titles.map(|(title, width)| title_lines(title, width).len()).max().unwrap_or(0);
+    if lines == 0 { 0.0 } else { lines as f64 * LINE + 2.0 }
+}
+
+fn title_lines(title: &str, width: f64) -> Vec<String> {
+    wrapped(title, Type::of(BASE).bold(), width + 3.0)
 }
 
 /// Names a panel above its box.
 pub(crate) fn draw_title(page: &Page<'_>, title: &str, area: Area) -> Drawn {
-    let anchor = (area.center().0, area.top - 3.5);
-    page.text_within(title, anchor, Type::of(BASE).bold().centered(), area.width() + 3.0)
+    let lines = title_lines(title, area.width());
+    let kind = Type::of(BASE).bold().centered();
+    lines.iter().rev().enumerate().try_for_each(|(line, text)| {
+        page.text(text, (area.center().0, area.top - 3.5 - line as f64 * LINE), kind)
+    })
 }
 
 /// An empty box that says so, in place of a plot.

@@ -86,7 +86,7 @@ impl Scatter {
         let columns = count.div_ceil(rows);
         let numbers = self.panels.iter().filter_map(|p| self.numbers(p, 5)).fold(12.0, f64::max) + 5.0;
         let side = ((width - NAME) / columns as f64 - numbers).min(if rows > 1 { 118.0 } else { 150.0 });
-        let titles = 3.0 + plot::title_room(self.panels.iter().map(|p| p.title.as_str()));
+        let titles = 3.0 + plot::title_room(self.panels.iter().map(|p| (p.title.as_str(), side)));
         let below = x_axis_room(&self.x_label) - x_axis_room("");
         Grid { rows, columns, side, numbers, titles, over: titles + x_axis_room(""), below }
     }
@@ -138,7 +138,7 @@ impl Chart for Scatter {
         legend::entries(series.map(|s| (Swatch::Point(s.ink), s.name.as_str())))
     }
 
-    fn height(&self) -> f64 {
+    fn height(&self, _: f64) -> f64 {
         let grid = self.grid();
         grid.rows as f64 * (grid.side + grid.over) + grid.below
     }

@@ -66,6 +66,11 @@ impl StackedBars {
         frame::draw(self)
     }
 
+    fn columns(&self) -> Columns<'_, StackedBar> {
+        let (x_label, y_label) = (self.x_label.as_str(), self.y_label.as_str());
+        Columns { panels: &self.panels, series: 0, least_slot: LEAST_SLOT, x_label, y_label }
+    }
+
     fn range(&self, headroom: f64) -> (f64, f64) {
         if self.shares {
             return (0.0, headroom);
@@ -86,15 +91,25 @@ impl StackedBars {
     }
 
     /// Room for notes above the highest bar.
-    fn headroom(&self, height: f64) -> f64 {
-        match bars(&self.panels).any(|b| !b.note.is_empty()) {
-            true => 1.04 + 8.0 / height,
+    fn headroom(&self, height: f64, notes: &Notes) -> f64 {
+        match notes.reach > 0.0 {
+            true => height / (height - notes.reach - 2.0 * NOTE_GAP),
             false if self.shares => 1.0,
             false => 1.04,
         }
     }
 
-    fn draw_bar(&self, plot: &Plot<'_>, bar: &StackedBar, (left, right): (f64, f64)) -> Drawn {
+    /// Notes of all bars, flat where the widest fits above its bar.
+    fn notes(&self, slot: f64, height: f64) -> Notes {
+        let kind = Type::of(FINE);
+        let widest = kind.widest(bars(&self.panels).map(|bar| bar.note.as_str()));
+        let upright = widest > slot - 1.0;
+        let longest = if upright { height * 0.4 } else { slot };
+        let reach = if upright { widest.min(longest) } else { widest.min(FINE) };
+        Notes { kind: if upright { kind.upright() } else { kind }, longest, reach }
+    }
+
+    fn draw_bar(&self, plot: &Plot<'_>, bar: &StackedBar, notes: &Notes, (left, right): (f64, f64)) -> Drawn {
         let total = bar.total();
         let unit = if self.shares { total } else { 1.0 };
         let inset = (right - left) * 0.08;
@@ -109,10 +124,27 @@ impl StackedBars {
             }
             below += value;
         }
-        let kind = Type::of(FINE).color(AXIS).centered().reduced(&bar.note, right - left + 1.0, 4.5);
-        plot.draw(&marks::label(((left + right) / 2.0, below / unit), 2.5, &bar.note, kind))
+        let top = ((left + right) / 2.0, below / unit);
+        let note = notes.kind.shortened(&bar.note, notes.longest);
+        plot.draw(&marks::label_above(top, (top, 0.0), NOTE_GAP, &note, notes.kind.color(AXIS)))
     }
 }
+
+/// How notes stand above bars.
+struct Notes {
+    kind: Type,
+    /// What is longer is cut, in points.
+    longest: f64,
+    /// Points that they take upwards.
+    reach: f64,
+}
+
+/// Between a bar and its note, in points.
+const NOTE_GAP: f64 = 2.5;
+/// Height of a row's panels, in points.
+const PLOT: f64 = 118.0;
+/// Width of a bar's place below which the names of bars cannot be read.
+const LEAST_SLOT: f64 = 8.0;
 
 impl Chart for StackedBars {
     fn frame(&self) -> &Frame {
@@ -123,16 +155,17 @@ impl Chart for StackedBars {
         legend::entries(self.parts.iter().map(|p| (Swatch::Fill(p.ink), p.name.as_str())))
     }
 
-    fn height(&self) -> f64 {
-        178.0
+    fn height(&self, width: f64) -> f64 {
+        let layout = self.columns().lay_out(Area { left: 0.0, right: width, top: 0.0, bottom: PLOT }, &self.axis(1.2, 5));
+        layout.around() + layout.rows() as f64 * PLOT
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
-        let (x_label, y_label) = (self.x_label.as_str(), self.y_label.as_str());
-        let columns = Columns { panels: &self.panels, series: 0, x_label, y_label };
+        let columns = self.columns();
         let layout = columns.lay_out(inner, &self.axis(1.2, 5));
-        let height = layout.area.height();
-        let y = self.axis(self.headroom(height), (height / 15.0) as usize);
+        let height = layout.height;
+        let notes = self.notes(layout.slot, height);
+        let y = self.axis(self.headroom(height, &notes), (height / 15.0) as usize);
         columns.draw(
             page,
             &layout,
@@ -140,7 +173,7 @@ impl Chart for StackedBars {
             |_, _| Ok(()),
             |plot, _, bar, edges| match bar.is_blank() {
                 true => Ok(()),
-                false => self.draw_bar(plot, bar, edges),
+                false => self.draw_bar(plot, bar, &notes, edges),
             },
         )
     }
@@ -154,7 +187,7 @@ mod tests {
     fn sample(shares: bool) -> StackedBars {
         let bar = |label: &str, values: Vec<f64>| StackedBar { label: label.into(), values, note: String::new() };
         let bars = vec![bar("FastMoE", vec![30.0, 70.0]), bar("Tutel", vec![f64::NAN, 50.0]), bar("none", vec![])];
-        let groups = vec![Group { label: "32 GPUs".into(), bars }];
+        let groups = vec![Group { label: "32 GPUs".into(), bars, ..Group::default() }];
         StackedBars {
             y_label: "Time".into(),
             parts: Series::numbered(["Experts", "All-to-all"]),

@@ -2,40 +2,45 @@
 
 use std::fmt::Write as _;
 
-use plotters::style::text_anchor::HPos;
 use plotters_backend::BackendCoord;
 
-use crate::canvas::{Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::canvas::{Align, Element, Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
 use crate::font::{FAMILY, Weight};
 
-pub(crate) struct SvgDocument {
+/// The document of a picture of width x height points.
+pub(crate) fn document((width, height): (f64, f64), elements: &[Element]) -> String {
+    let (width, height) = (decimal(width), decimal(height));
+    let text = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}pt\" height=\"{height}pt\" \
+         viewBox=\"0 0 {width} {height}\" font-family=\"{FAMILY}\" stroke-linejoin=\"round\">\n"
+    );
+    let mut document = SvgDocument { text };
+    for element in elements {
+        match element {
+            Element::Stroke(paths, pen) => document.stroke(paths, *pen),
+            Element::Fill(corners, color) => document.fill(corners, *color),
+            Element::Circle(center, radius, paint) => document.circle(*center, *radius, *paint),
+            Element::Text(run) => document.text(run),
+        }
+    }
+    document.text + "</svg>\n"
+}
+
+struct SvgDocument {
     text: String,
 }
 
 impl SvgDocument {
-    pub(crate) fn new(width: f64, height: f64) -> Self {
-        let (width, height) = (decimal(width), decimal(height));
-        let text = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}pt\" height=\"{height}pt\" \
-             viewBox=\"0 0 {width} {height}\" font-family=\"{FAMILY}\" stroke-linejoin=\"round\">\n"
-        );
-        Self { text }
-    }
-
-    pub(crate) fn finish(self) -> String {
-        self.text + "</svg>\n"
-    }
-
-    pub(crate) fn stroke(&mut self, paths: &[Path], pen: Pen) {
+    fn stroke(&mut self, paths: &[Path], pen: Pen) {
         let data: String = paths.iter().map(|path| path_data(path)).collect();
         self.element(format!("<path d=\"{data}\" fill=\"none\" {}/>", stroke(pen)));
     }
 
-    pub(crate) fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
+    fn fill(&mut self, corners: &[BackendCoord], color: Rgb) {
         self.element(format!("<path d=\"{}Z\" fill=\"{}\"/>", path_data(corners), hex(color)));
     }
 
-    pub(crate) fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
+    fn circle(&mut self, center: BackendCoord, radius: u32, paint: Paint) {
         let ((x, y), radius) = (at(center), points(f64::from(radius)));
         let paint = match paint {
             Paint::Fill(color) => format!("fill=\"{}\"", hex(color)),
@@ -45,23 +50,23 @@ impl SvgDocument {
     }
 
     /// Offsets are baked into `y`: viewers disagree on `dominant-baseline`.
-    pub(crate) fn text(&mut self, run: &TextRun<'_>) {
+    fn text(&mut self, run: &TextRun) {
         let (x, y) = at(run.at);
         let place = match run.upright {
             true => format!("transform=\"translate({x} {y}) rotate(-90)\" y=\"{}\"", points(run.drop)),
             false => format!("x=\"{x}\" y=\"{}\"", points(f64::from(run.at.1) + run.drop)),
         };
         let anchor = match run.align {
-            HPos::Left => "",
-            HPos::Center => " text-anchor=\"middle\"",
-            HPos::Right => " text-anchor=\"end\"",
+            Align::Left => "",
+            Align::Center => " text-anchor=\"middle\"",
+            Align::Right => " text-anchor=\"end\"",
         };
         let weight = if run.weight == Weight::Bold { " font-weight=\"bold\"" } else { "" };
         self.element(format!(
             "<text {place} font-size=\"{}\" fill=\"{}\"{anchor}{weight}>{}</text>",
             points(run.size),
             hex(run.color),
-            escape_xml(run.text)
+            escape_xml(&run.text)
         ));
     }
 

@@ -12,7 +12,9 @@ pub(crate) const BASE: f64 = 8.0;
 /// Type size of tick labels.
 pub(crate) const SMALL: f64 = 7.5;
 /// Type size of footnotes and labels beside data.
-pub(crate) const FINE: f64 = 6.5;
+pub(crate) const FINE: f64 = LEAST;
+/// No text is smaller: it could not be read in print.
+pub(crate) const LEAST: f64 = 7.0;
 
 /// How a line of text looks and which of its edges lies at its anchor. The top is that of capitals; the bottom is the
 /// baseline. Alignment turns with upright text.

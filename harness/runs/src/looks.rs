@@ -1,40 +1,63 @@
-//! How systems look on the page of runs, whatever else is on it: a colour for each paper's system, and its variants in the same
-//! colour with another hatch. There are fewer looks than systems. The first eight papers' systems and three variants of each
-//! differ; after them colours and hatches begin again, so that two systems of a page may look the same. The page names both.
+//! How systems look, in figures and on the page of runs, whatever else is beside them: a colour for each paper's system, and its
+//! variants in the same colour with another hatch, dash and marker. There are fewer colours than papers, so later papers share
+//! them, again with other hatches. No two systems of this program look the same; of others it is said where they do.
 
-use chart::Look;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-/// Colours before they begin again, in the order in which systems take them.
+use chart::{LOOKS, Look};
+
+/// Colours before they begin again, in the order in which papers take them: the first eight looks have a colour each.
 const ORDER: [usize; 8] = [0, 1, 3, 4, 5, 6, 7, 2];
 
 /// The look of a system; of one that this program does not know, one that follows from its name alone.
 pub fn of(system: &str) -> Look {
-    let (family, variant) = place(system).unwrap_or_else(|| {
-        let sum = system.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
-        (sum % ORDER.len(), sum / ORDER.len() % 4)
-    });
-    let Look { color, hatch } = chart::look(ORDER[family % ORDER.len()]);
-    // Systems beyond the last colour, and variants, take the next hatches.
-    Look { color, hatch: hatch.next(family / ORDER.len() + variant) }
+    chart::look(ink(system))
 }
 
-/// Which family a system belongs to, and which of its variants it is, from 0.
-fn place(system: &str) -> Option<(usize, usize)> {
-    let mut families: Vec<(&str, usize)> = Vec::new();
-    for name in systems::ALL.iter().map(|system| system.name()) {
-        let of = families
-            .iter()
-            .position(|(family, _)| name.strip_prefix(*family).is_some_and(|rest| rest.starts_with('-')));
-        let family = of.unwrap_or_else(|| {
-            families.push((name, 0));
-            families.len() - 1
-        });
-        if name == system {
-            return Some((family, families[family].1));
+/// The number of a system's look, as charts know it.
+pub fn ink(system: &str) -> usize {
+    static KNOWN: LazyLock<BTreeMap<&'static str, usize>> =
+        LazyLock::new(|| assigned(systems::ALL.iter().map(|system| system.name())));
+    let hash = || system.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte))) % LOOKS;
+    KNOWN.get(system).copied().unwrap_or_else(hash)
+}
+
+/// Which of these systems look the same, for a caption; none where all differ.
+pub fn alike<'s>(systems: impl IntoIterator<Item = &'s str>) -> Option<String> {
+    let mut by_ink: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for system in systems {
+        let same = by_ink.entry(ink(system)).or_default();
+        if !same.contains(&system) {
+            same.push(system);
         }
-        families[family].1 += 1;
     }
-    None
+    let same: Vec<String> =
+        by_ink.into_values().filter(|same| same.len() > 1).map(|same| same.join(" and ")).collect();
+    (!same.is_empty()).then(|| format!("{} look the same", same.join("; ")))
+}
+
+/// In order, each system the next look in its paper's colour that is free; any free one where none is; after the last, they
+/// begin again.
+fn assigned<'s>(names: impl IntoIterator<Item = &'s str>) -> BTreeMap<&'s str, usize> {
+    let (mut papers, mut taken, mut looks) = (Vec::new(), [false; LOOKS], BTreeMap::new());
+    for name in names {
+        let known = papers.iter().position(|paper| is_variant(name, paper));
+        let paper = known.unwrap_or(papers.len());
+        if known.is_none() {
+            papers.push(name);
+        }
+        let own = (0..LOOKS / ORDER.len()).map(|turn| ORDER[paper % ORDER.len()] + turn * ORDER.len());
+        let free = own.chain(0..LOOKS).find(|look| !taken[*look]).unwrap_or(looks.len() % LOOKS);
+        taken[free] = true;
+        looks.insert(name, free);
+    }
+    looks
+}
+
+/// Whether a system is a variant of another: `smartmoe-offline` of `smartmoe`.
+fn is_variant(name: &str, of: &str) -> bool {
+    name.strip_prefix(of).is_some_and(|rest| rest.starts_with('-'))
 }
 
 #[cfg(test)]
@@ -42,26 +65,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn systems_of_one_family_differ_in_hatches_alone() {
-        let first = systems::ALL[0].name();
-        assert_eq!(place(first), Some((0, 0)));
-        for system in systems::ALL {
-            let (family, variant) = place(system.name()).unwrap();
-            assert!(variant == 0 || system.name().contains('-'), "{}", system.name());
-            assert_eq!(of(system.name()).color, chart::look(ORDER[family % ORDER.len()]).color);
+    fn no_two_systems_look_the_same() {
+        let all = || systems::ALL.iter().map(|system| system.name());
+        assert_eq!(alike(all()), None);
+        // Variants have the colour of their paper while hatches last.
+        for name in all() {
+            let paper = all().find(|paper| is_variant(name, paper)).unwrap_or(name);
+            assert_eq!(of(name).color, of(paper).color, "{name} and {paper}");
         }
-        // The first eight families have eight colours.
-        let firsts = systems::ALL
-            .iter()
-            .filter(|system| place(system.name()).is_some_and(|(family, variant)| family < 8 && variant == 0));
-        let colors: std::collections::BTreeSet<_> = firsts.map(|system| of(system.name()).color).collect();
+        let papers = ["expert-only", "fastermoe", "deepspeed", "tutel", "alpa", "megatron", "fsdp-ep", "smartmoe"];
+        let colors: std::collections::BTreeSet<_> = papers.map(|name| of(name).color).into_iter().collect();
         assert_eq!(colors.len(), 8);
-        let differ = systems::ALL.iter().map(|system| system.name());
-        let differ = differ.filter(|name| place(name).is_some_and(|(family, variant)| family < 8 && variant < 4));
-        let differ: Vec<Look> = differ.map(of).collect();
-        for (index, look) in differ.iter().enumerate() {
-            assert!(!differ[..index].contains(look), "{look:?} twice");
-        }
+    }
+
+    #[test]
+    fn looks_are_given_out_once_and_what_repeats_is_said() {
+        let names: Vec<String> = (0..LOOKS + 1).map(|number| format!("paper{number}")).collect();
+        let looks = assigned(names.iter().map(String::as_str));
+        let different: std::collections::BTreeSet<_> = looks.values().collect();
+        assert_eq!(different.len(), LOOKS);
+        let mut by_ink: BTreeMap<usize, Vec<&String>> = BTreeMap::new();
+        names.iter().for_each(|name| by_ink.entry(ink(name)).or_default().push(name));
+        let same = by_ink.values().find(|same| same.len() > 1).unwrap();
+        let said = alike(same.iter().map(|name| name.as_str())).unwrap();
+        assert!(said.starts_with(&format!("{} and {}", same[0], same[1])) && said.ends_with("look the same"), "{said}");
         assert_eq!(of("<script>"), of("<script>"));
     }
 }

@@ -81,7 +81,7 @@ fn bar_charts(frame: &Frame, name: &str, values: &[f64]) -> [GroupedBars; 2] {
         aside: Some(name.to_owned()),
     };
     let bars: Vec<Bar> = values.iter().enumerate().map(bar).collect();
-    let group = |bars| Group { label: name.to_owned(), bars };
+    let group = |bars| Group { label: name.to_owned(), over: vec![name.to_owned()], bars };
     let chart = |groups, reference| GroupedBars {
         frame: frame.clone(),
         x_label: name.to_owned(),
@@ -100,7 +100,7 @@ fn bar_charts(frame: &Frame, name: &str, values: &[f64]) -> [GroupedBars; 2] {
 fn stacked_charts(frame: &Frame, name: &str, values: &[f64]) -> [StackedBars; 2] {
     let bar = |values: &[f64]| StackedBar { label: name.to_owned(), values: values.to_vec(), note: name.to_owned() };
     let bars: Vec<StackedBar> = values.chunks(3).map(bar).chain([bar(values)]).collect();
-    let group = Group { label: name.to_owned(), bars };
+    let group = Group { label: name.to_owned(), over: vec![name.to_owned()], bars };
     [false, true].map(|shares| StackedBars {
         frame: frame.clone(),
         x_label: name.to_owned(),

@@ -18,6 +18,7 @@ pub(crate) fn grouped_bars() -> GroupedBars {
         Group {
             label: label.into(),
             bars: vec![bar(1.0, None), bar(y * 0.8, Some(y * 0.85)), bar(y * 0.7, None), last],
+            ..Group::default()
         }
     };
     let failed = Group {
@@ -28,6 +29,7 @@ pub(crate) fn grouped_bars() -> GroupedBars {
             Bar::default(),
             Bar::value(1.4),
         ],
+        ..Group::default()
     };
     GroupedBars {
         frame: Frame {
@@ -62,6 +64,7 @@ pub(crate) fn stacked_bars() -> StackedBars {
             bar("FasterMoE", [30.0, 41.0, 12.0, 20.0].map(|v| v * scale)),
             bar("SmartMoE", [29.0, 24.5, 12.0, 3.0].map(|v| v * scale)),
         ],
+        ..Group::default()
     };
     StackedBars {
         frame: Frame { title: "Where the time goes".into(), footnote: "simulated".into(), ..Frame::default() },
