@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, calibrate, claims, compare, doctor, import_log, import_model, list, merge, new, plan, report, run, shell,
-    show, trace, train, validate,
+    bench, calibrate, claims, compare, doctor, import_log, import_model, list, merge, new, plan, plot, report, run,
+    shell, show, trace, train, validate,
 };
 use crate::failure::Failure;
 
@@ -34,6 +34,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Write the page of stored runs, side by side, from their folders alone
     Report(report::ReportArgs),
+    /// Draw the figures of a stored run for a paper: one or two columns wide, SVG, PDF, PNG or TikZ
+    Plot(plot::PlotArgs),
     /// Compare two stored runs, case by case and system by system, and fail where one is slower; or hold one against bands
     Compare(compare::CompareArgs),
     /// Join runs of a suite's shards to the run of the whole suite
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Plan(args) => plan::run(&args),

@@ -12,16 +12,18 @@ use workloads::{EngineKind, Suite};
 
 use crate::failure::{Failure, OrFail};
 use crate::{output, progress};
+use chart::Width;
 use runs::engines::{Engine, Extent, Session};
 use runs::figures;
+use runs::figures::files::{self, Format};
 use runs::machine::Memory;
 use runs::part::Shard;
 use runs::prepare::{self, PreparedCase};
-use runs::provenance::{self, Inputs, Provenance, SuiteFacts};
+use runs::provenance::{self, DrawnFacts, Inputs, Provenance, SuiteFacts};
 use runs::records::{Row, RowsByRun};
 use runs::report::{self, TextTable, html, latex};
 use runs::runner::Runner;
-use runs::store::Store;
+use runs::store::{self, Store};
 use runs::stored::StoredRun;
 use runs::summary::{GpuFacts, Summary};
 use runs::traces::CaseTraces;
@@ -131,21 +133,10 @@ fn sampled(
 
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
     let begun = Instant::now();
-    let Sampled { origin, store, rows, read_back, summary } = sampled(request, engine, cases, inputs)?;
-    let rows = RowsByRun::new(&rows);
-    let shown = Shown {
-        suite: &request.suite,
-        origin,
-        table: TextTable::new(&summary, &request.suite.compare),
-        summary,
-        store: &store,
-    };
-    shown.write(&rows).or_run()?;
-    // All seeds read data of the same entropy.
-    let first_seed = cases.iter().take(request.suite.cases.len());
-    let entropies: Vec<_> = first_seed.map(|case| engine.entropy(case.runs.first()?)).collect();
-    shown.write_losses(&rows, &entropies).or_run()?;
-    shown.write_report().or_run()?;
+    let Sampled { origin, store, read_back, summary, .. } = sampled(request, engine, cases, inputs)?;
+    let table = TextTable::new(&summary, &request.suite.compare);
+    let mut shown = Shown { suite: &request.suite, origin, table, summary, store: &store, figures: Vec::new() };
+    shown.write().or_run()?;
     shown.print(request.timelines).or_run()?;
     if !read_back {
         let memory =
@@ -188,7 +179,15 @@ impl RunRequest<'_> {
                 .origin()
                 .unwrap_or_else(|| figures::origin(engine, self.traces, imbalance.as_deref())),
             differences: report::differences(&suite.cases),
+            drawn: DrawnFacts { entropies: self.entropies(cases), ..DrawnFacts::new(suite) },
         }
+    }
+
+    /// By case; all seeds read data of the same entropy.
+    fn entropies(&self, cases: &[PreparedCase]) -> BTreeMap<String, [f64; 2]> {
+        let first_seed = cases.iter().take(self.suite.cases.len()).filter_map(|case| case.runs.first());
+        let engine = self.session.engine();
+        first_seed.filter_map(|run| Some((run.case_id.clone(), engine.entropy(run)?))).collect()
     }
 
     fn inputs(&self, cases: &[PreparedCase]) -> Inputs {
@@ -254,34 +253,27 @@ struct Shown<'a> {
     /// How the numbers were obtained, and on which routing.
     origin: String,
     store: &'a Store,
+    /// Paths of those that were written.
+    figures: Vec<PathBuf>,
 }
 
 impl Shown<'_> {
-    fn write(&self, rows: &RowsByRun) -> Result<()> {
+    fn write(&mut self) -> Result<()> {
         self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
-        let figure = figures::draw(self.suite, &self.summary, rows, &self.origin)?;
-        self.store.write_figure(figures::name(self.suite.figure), &figure)?;
+        self.store.write_text("tables/summary.tex", &latex::render(&self.table))?;
         if self.suite.figure == FigureKind::Map {
-            self.store.write_figure("skew", &figures::skew::draw(self.suite, &self.summary, &self.origin)?)?;
+            let path = |name: &str| self.store.path("figures").join(name);
+            let map = figures::map::draw(self.suite, &self.summary, &self.origin)?;
+            store::write_figure(&path("map"), &map)?;
+            store::write_figure(&path("skew"), &figures::skew::draw(self.suite, &self.summary, &self.origin)?)?;
         }
-        self.store.write_text("tables/summary.tex", &latex::render(&self.table))
-    }
-
-    /// From the files alone, so that `moebench report` writes the same.
-    fn write_report(&self) -> Result<()> {
-        let run = StoredRun::open(self.store.root())?;
-        self.store.write_text("report.html", &html::page(&[run])?)
-    }
-
-    fn has_losses(&self) -> bool {
-        self.summary.rows.iter().any(|row| row.loss.is_some())
-    }
-
-    fn write_losses(&self, rows: &RowsByRun, entropies: &[Option<[f64; 2]>]) -> Result<()> {
-        if !self.has_losses() {
-            return Ok(());
+        // From the files alone, so that `moebench plot` and `moebench report` write the same.
+        let root = self.store.root();
+        for figure in figures::all(&StoredRun::open(root)?) {
+            let written = files::write(&root.join("figures"), &figure, Width::Page, &[Format::Svg, Format::Pdf])?;
+            self.figures.extend(written.into_iter().next());
         }
-        self.store.write_figure("loss", &figures::loss::draw(self.suite, rows, entropies, &self.origin)?)
+        self.store.write_text("report.html", &html::page(&[StoredRun::open(root)?])?)
     }
 
     fn print(&self, timelines: bool) -> Result<()> {
@@ -294,11 +286,10 @@ impl Shown<'_> {
         writeln!(out, "\ntimes    {}", self.origin)?;
         writeln!(out, "samples  {}", path("iterations.parquet"))?;
         writeln!(out, "summary  {}", path("summary.csv"))?;
-        writeln!(out, "figure   {}", path(&format!("figures/{}.svg", figures::name(self.suite.figure))))?;
-        writeln!(out, "report   {}", path("report.html"))?;
-        if self.has_losses() {
-            writeln!(out, "losses   {}", path("figures/loss.svg"))?;
+        for figure in &self.figures {
+            writeln!(out, "figure   {}", figure.display())?;
         }
+        writeln!(out, "report   {}", path("report.html"))?;
         if timelines {
             writeln!(out, "timelines {}", path("timelines"))?;
         }

@@ -64,7 +64,7 @@ pub struct Suite {
 }
 
 /// What a suite's samples are drawn as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FigureKind {
     /// Bars: speedup over the baseline, a group per case.

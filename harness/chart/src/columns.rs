@@ -188,7 +188,10 @@ impl<B: Column> Columns<'_, B> {
         let count = self.panels.iter().flat_map(|p| &p.groups).map(|g| g.over.len()).max().unwrap_or(0);
         let lines = |level: usize| {
             let spans = rows.iter().flatten().flat_map(|segment| self.spans(segment, level));
-            spans.map(|(label, (left, right))| wrapped(label, Type::of(SMALL), right - left - 3.0).len()).max().unwrap_or(0)
+            spans
+                .map(|(label, (left, right))| wrapped(label, Type::of(SMALL), right - left - 3.0).len())
+                .max()
+                .unwrap_or(0)
         };
         (0..count).map(|level| lines(level).saturating_sub(1) as f64 * SMALL * LEADING + SMALL).collect()
     }
@@ -303,7 +306,8 @@ impl ColumnLayout {
         self.area.top = ends(|area| area.top).fold(f64::INFINITY, f64::min).min(inner.bottom);
         self.area.bottom = ends(|area| area.bottom).fold(self.area.top + LEAST_HEIGHT, f64::max);
         if self.rows.is_empty() {
-            (self.area.top, self.area.bottom) = (inner.top + 3.0, (inner.bottom - self.x_name).max(inner.top + LEAST_HEIGHT));
+            (self.area.top, self.area.bottom) =
+                (inner.top + 3.0, (inner.bottom - self.x_name).max(inner.top + LEAST_HEIGHT));
         }
     }
 }

@@ -65,20 +65,27 @@ impl HeatMap {
         self.panels.iter().map(|panel| panel.rows.len()).max().unwrap_or(0).max(FEWEST)
     }
 
-    fn titles(&self) -> f64 {
-        plot::title_room(self.panels.iter().map(|panel| panel.title.as_str()))
+    /// Height of the panels' titles where all panels together are so wide.
+    fn titles(&self, width: f64) -> f64 {
+        let count = self.panels.len().max(1) as f64;
+        let own = (width - BASE - NEAR - GAP * (count - 1.0)) / count - self.labels();
+        plot::title_room(self.panels.iter().map(|panel| (panel.title.as_str(), own)))
+    }
+
+    /// Width of the labels of rows.
+    fn labels(&self) -> f64 {
+        Type::of(FINE).widest(self.panels.iter().flat_map(|panel| &panel.rows).map(String::as_str)) + NEAR
     }
 
     /// The cells of each panel.
     fn areas(&self, inner: Area) -> Vec<Area> {
-        let rows = self.panels.iter().flat_map(|panel| &panel.rows).map(String::as_str);
-        let labels = Type::of(FINE).widest(rows) + NEAR;
+        let labels = self.labels();
         let count = self.panels.len().max(1) as f64;
         let left = inner.left + BASE + NEAR;
         let width = (inner.right - left - GAP * (count - 1.0)) / count;
         let area = |at: usize| {
             let start = left + (width + GAP) * at as f64;
-            let top = inner.top + self.titles();
+            let top = inner.top + self.titles(inner.width());
             Area { left: start + labels, right: start + width, top, bottom: inner.bottom - BELOW }
         };
         (0..self.panels.len()).map(area).collect()
@@ -101,8 +108,8 @@ impl Chart for HeatMap {
         legend::entries(self.series.iter().filter(wins).map(|s| (Swatch::Fill(s.ink), s.name.as_str())))
     }
 
-    fn height(&self) -> f64 {
-        self.most_rows() as f64 * CELL + self.titles() + BELOW
+    fn height(&self, width: f64) -> f64 {
+        self.most_rows() as f64 * CELL + self.titles(width) + BELOW
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {

@@ -29,6 +29,7 @@
 //! Nothing here computes a statistic or writes a file. Means, intervals, errors and labels arrive as values; NaN, infinite
 //! values and those beyond 1e100 are drawn as missing.
 
+mod any;
 mod axis;
 mod bars;
 mod canvas;
@@ -50,6 +51,7 @@ mod svg;
 mod text;
 mod tikz;
 
+pub use any::AnyChart;
 pub use bars::{Bar, BarValue, GroupedBars};
 pub use columns::{Group, Panel};
 pub use frame::{Frame, Width};

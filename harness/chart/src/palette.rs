@@ -71,16 +71,8 @@ pub enum Hatch {
 }
 
 impl Hatch {
-    const ALL: [Self; 8] = [
-        Self::None,
-        Self::Rising,
-        Self::Falling,
-        Self::Crossed,
-        Self::Level,
-        Self::Upright,
-        Self::Grid,
-        Self::Dotted,
-    ];
+    const ALL: [Self; 8] =
+        [Self::None, Self::Rising, Self::Falling, Self::Crossed, Self::Level, Self::Upright, Self::Grid, Self::Dotted];
 
     /// The one that many further, round and round.
     fn next(self, further: usize) -> Self {

@@ -120,9 +120,10 @@ pub(crate) fn x_axis_room(name: &str) -> f64 {
 pub(crate) fn draw_y_name(page: &Page<'_>, name: &str, left: f64, area: Area) -> Drawn {
     let kind = Type::of(BASE).upright().centered().hanging();
     let lines = y_name_lines(name);
-    lines.iter().enumerate().try_for_each(|(line, text)| {
-        page.text(text, (left + 1.0 + line as f64 * LINE, area.center().1), kind)
-    })
+    lines
+        .iter()
+        .enumerate()
+        .try_for_each(|(line, text)| page.text(text, (left + 1.0 + line as f64 * LINE, area.center().1), kind))
 }
 
 /// The x axis' name, its capitals hanging from `top`.
@@ -144,9 +145,11 @@ fn title_lines(title: &str, width: f64) -> Vec<String> {
 pub(crate) fn draw_title(page: &Page<'_>, title: &str, area: Area) -> Drawn {
     let lines = title_lines(title, area.width());
     let kind = Type::of(BASE).bold().centered();
-    lines.iter().rev().enumerate().try_for_each(|(line, text)| {
-        page.text(text, (area.center().0, area.top - 3.5 - line as f64 * LINE), kind)
-    })
+    lines
+        .iter()
+        .rev()
+        .enumerate()
+        .try_for_each(|(line, text)| page.text(text, (area.center().0, area.top - 3.5 - line as f64 * LINE), kind))
 }
 
 /// An empty box that says so, in place of a plot.

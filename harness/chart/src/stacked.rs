@@ -156,7 +156,8 @@ impl Chart for StackedBars {
     }
 
     fn height(&self, width: f64) -> f64 {
-        let layout = self.columns().lay_out(Area { left: 0.0, right: width, top: 0.0, bottom: PLOT }, &self.axis(1.2, 5));
+        let layout =
+            self.columns().lay_out(Area { left: 0.0, right: width, top: 0.0, bottom: PLOT }, &self.axis(1.2, 5));
         layout.around() + layout.rows() as f64 * PLOT
     }
 

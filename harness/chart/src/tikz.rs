@@ -136,7 +136,10 @@ mod tests {
     #[test]
     fn text_is_escaped() {
         assert_eq!(escape_latex("a_b & 5%"), "a\\_b \\& 5\\%");
-        assert_eq!(escape_latex("2×10⁻³ † <x>"), "2$\\times$10$^{-}$$^{3}$ \\textdagger{} \\textless{}x\\textgreater{}");
+        assert_eq!(
+            escape_latex("2×10⁻³ † <x>"),
+            "2$\\times$10$^{-}$$^{3}$ \\textdagger{} \\textless{}x\\textgreater{}"
+        );
     }
 
     #[test]

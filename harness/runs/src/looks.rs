@@ -19,7 +19,8 @@ pub fn of(system: &str) -> Look {
 pub fn ink(system: &str) -> usize {
     static KNOWN: LazyLock<BTreeMap<&'static str, usize>> =
         LazyLock::new(|| assigned(systems::ALL.iter().map(|system| system.name())));
-    let hash = || system.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte))) % LOOKS;
+    let hash =
+        || system.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte))) % LOOKS;
     KNOWN.get(system).copied().unwrap_or_else(hash)
 }
 
@@ -32,15 +33,14 @@ pub fn alike<'s>(systems: impl IntoIterator<Item = &'s str>) -> Option<String> {
             same.push(system);
         }
     }
-    let same: Vec<String> =
-        by_ink.into_values().filter(|same| same.len() > 1).map(|same| same.join(" and ")).collect();
+    let same: Vec<String> = by_ink.into_values().filter(|same| same.len() > 1).map(|same| same.join(" and ")).collect();
     (!same.is_empty()).then(|| format!("{} look the same", same.join("; ")))
 }
 
 /// In order, each system the next look in its paper's colour that is free; any free one where none is; after the last, they
 /// begin again.
 fn assigned<'s>(names: impl IntoIterator<Item = &'s str>) -> BTreeMap<&'s str, usize> {
-    let (mut papers, mut taken, mut looks) = (Vec::new(), [false; LOOKS], BTreeMap::new());
+    let (mut papers, mut taken, mut looks) = (Vec::<&str>::new(), [false; LOOKS], BTreeMap::new());
     for name in names {
         let known = papers.iter().position(|paper| is_variant(name, paper));
         let paper = known.unwrap_or(papers.len());

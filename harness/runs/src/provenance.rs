@@ -1,6 +1,6 @@
 //! `run.json`: what was run, from which inputs, by which program, on which machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -8,8 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use workloads::EngineKind;
+use workloads::suite::{FigureKind, TraceUse};
 use workloads::trace::RoutingTrace;
+use workloads::{EngineKind, Suite};
 
 use crate::records::SCHEMA_VERSION;
 
@@ -46,6 +47,42 @@ pub struct SuiteFacts {
     pub origin: String,
     /// Where a system did not train what its case says, a line each.
     pub differences: Vec<String>,
+    /// What figures and tables need besides; none of it in runs of versions that did not keep it.
+    #[serde(default)]
+    pub drawn: DrawnFacts,
+}
+
+/// What figures and tables say of a suite.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DrawnFacts {
+    /// What the samples are drawn as first.
+    pub figure: FigureKind,
+    /// Systems that tables show speedups over besides the baseline.
+    pub compare: Vec<String>,
+    /// Systems whose plans SmartMoE's search found.
+    pub searched: Vec<String>,
+    /// Systems that trained something else than a case says.
+    pub otherwise: Vec<String>,
+    /// Training iteration of the first sample, and iterations from one to the next.
+    pub trace: TraceUse,
+    /// Floor and unigram entropy of what models read, nats per token, by case, where they are known.
+    pub entropies: BTreeMap<String, [f64; 2]>,
+}
+
+impl DrawnFacts {
+    /// Of a suite; entropies are the engine's to tell.
+    pub fn new(suite: &Suite) -> Self {
+        let otherwise: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
+        Self {
+            figure: suite.figure,
+            compare: suite.compare.clone(),
+            searched: suite.searched.clone(),
+            otherwise: otherwise.into_iter().cloned().collect(),
+            trace: suite.trace,
+            entropies: BTreeMap::new(),
+        }
+    }
 }
 
 /// How the names of hashes begin that say which routing a run goes through: of its traces, and of how it reads them.

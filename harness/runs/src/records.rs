@@ -463,6 +463,11 @@ impl<'a> Cells<'a> {
 pub struct MeanPhases(BTreeMap<(String, String), Vec<Ledger>>);
 
 impl MeanPhases {
+    /// Whether any phase was kept.
+    pub fn is_there(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// Of a system on a case, `[stage]`; empty where it did not end an iteration after warm-up.
     pub fn of(&self, case: &str, system: &str) -> &[Ledger] {
         self.0.get(&(case.to_owned(), system.to_owned())).map_or(&[], Vec::as_slice)

@@ -71,14 +71,6 @@ impl Store {
         self.root.join(name)
     }
 
-    /// Writes a figure as SVG and PDF into `figures/`.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn write_figure(&self, name: &str, figure: &Figure) -> Result<()> {
-        write_figure(&self.path("figures").join(name), figure)
-    }
-
     /// Writes a text.
     ///
     /// # Errors
@@ -318,7 +310,15 @@ fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<()> {
 /// # Errors
 /// When the file cannot be written.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_atomically(path, |file| Ok(file.write_all(text.as_bytes())?))
+    write_bytes(path, text.as_bytes())
+}
+
+/// Writes bytes by [`write_atomically`].
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, |file| Ok(file.write_all(bytes)?))
 }
 
 /// Writes a figure as `STEM.svg` and `STEM.pdf`; a stem may hold dots.
@@ -328,7 +328,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 pub fn write_figure(stem: &Path, figure: &Figure) -> Result<()> {
     let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", stem.display()));
     write_text(&path("svg"), &figure.svg)?;
-    write_atomically(&path("pdf"), |file| Ok(file.write_all(&figure.pdf)?))
+    write_bytes(&path("pdf"), &figure.pdf)
 }
 
 /// Writes a file under a temporary name beside its own and renames it, making the folder if need be.

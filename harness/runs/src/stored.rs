@@ -2,13 +2,13 @@
 //! is left out, and said.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use workloads::{Bytes, Suite};
 
 use crate::details::RunDetails;
-use crate::provenance::{self, Provenance, SuiteFacts};
+use crate::provenance::{self, DrawnFacts, Provenance, SuiteFacts};
 use crate::records::{self, MeanPhases, Row, RowsByRun, SCHEMA_VERSION};
 use crate::store::{self, DETAILS};
 use crate::summary::{GpuFacts, Summary};
@@ -22,8 +22,8 @@ pub struct StoredRun {
     pub rows: Vec<Row>,
     pub phases: MeanPhases,
     pub details: Vec<RunDetails>,
-    /// Of figures that say more than speedups do: name, and SVG.
-    pub figures: Vec<(String, String)>,
+    /// Of figures that say more than speedups do: name, SVG and caption.
+    pub figures: Vec<[String; 3]>,
     pub summary: Summary,
     /// What the folder does not hold, a line each.
     pub missing: Vec<String>,
@@ -88,6 +88,7 @@ fn facts(provenance: &Provenance, rows: &[Row], missing: &mut Vec<String>) -> Su
         warmup: known.as_ref().map_or(0, |suite| suite.warmup.min(inputs.iterations.saturating_sub(1))),
         origin: format!("{}, routing: {}", provenance.engine.label(), inputs.trace),
         differences: Vec::new(),
+        drawn: known.as_ref().map_or_else(DrawnFacts::default, DrawnFacts::new),
     };
     let whence = if known.is_some() { "as the suite of that name has them today" } else { "assumed" };
     missing.push(format!(
@@ -110,15 +111,16 @@ fn details(root: &Path, missing: &mut Vec<String>) -> Result<Vec<RunDetails>> {
     store::read_details(&path)
 }
 
-fn figures(root: &Path) -> Result<Vec<(String, String)>> {
-    let path = |name: &str| root.join("figures").join(format!("{name}.svg"));
-    let there = FIGURES.iter().filter(|name| path(name).exists());
+fn figures(root: &Path) -> Result<Vec<[String; 3]>> {
+    let path = |name: &str, suffix: &str| root.join("figures").join(format!("{name}.{suffix}"));
+    let text = |path: PathBuf| fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()));
     let read = |name: &&str| {
-        let path = path(name);
-        let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        Ok(((*name).to_owned(), text))
+        let caption = path(name, "caption.txt");
+        // An older version wrote it into the figure.
+        let caption = if caption.exists() { text(caption)? } else { format!("figures/{name}.svg") };
+        Ok([(*name).to_owned(), text(path(name, "svg"))?, caption])
     };
-    there.map(read).collect()
+    FIGURES.iter().filter(|name| path(name, "svg").exists()).map(read).collect()
 }
 
 fn summary(rows: &[Row], facts: &SuiteFacts, details: &[RunDetails]) -> Result<Summary> {

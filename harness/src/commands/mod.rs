@@ -11,6 +11,7 @@ pub mod list;
 pub mod merge;
 pub mod new;
 pub mod plan;
+pub mod plot;
 pub mod report;
 pub mod run;
 pub mod shell;

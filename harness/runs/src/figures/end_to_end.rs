@@ -1,68 +1,72 @@
-//! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster, a group per GPUs and capacity factor, a bar
-//! per system: speedup over the baseline by totals, with its spread, and a line where it is by medians; a run that died is
-//! marked with how.
+//! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster, a group per case, a bar per system: speedup over
+//! the baseline by totals, with its spread, and a line where it is by medians; a run that died is marked with how.
 
-use std::collections::BTreeSet;
+use chart::{AnyChart, Bar, Group, GroupedBars, Panel, Series};
 
-use workloads::{Case, Suite};
-
-use super::{error_notes, statistic_note, title};
+use super::labels::{self, CaseLabels, Part};
+use super::{RunFigure, engine_note, error_notes, look_notes, statistic_note, title};
+use crate::looks;
+use crate::records::RunKey;
+use crate::stored::StoredRun;
 use crate::summary::{ModelError, Summary, SummaryRow};
-use chart::{Bar, Figure, FigureError, Frame, Group, GroupedBars, Panel, Series};
 
-/// Draws the figure of a suite from its summary.
-///
-/// # Errors
-/// When the font or the drawing library fails.
-pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, FigureError> {
-    let mut clusters: Vec<&str> = suite.cases.iter().map(|case| case.cluster.name.as_str()).collect();
-    clusters.dedup();
-    let panels = clusters.into_iter().map(|cluster| Panel {
-        title: cluster.to_owned(),
-        groups: suite
-            .cases
-            .iter()
-            .filter(|case| case.cluster.name == cluster)
-            .map(|case| group(suite, case, summary))
-            .collect(),
-    });
-    let marked: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
-    let series = |name: &String| {
-        let plan = if suite.searched.contains(name) { ", searched plan" } else { "" };
-        let mark = if marked.contains(name) { " †" } else { "" };
-        format!("{}{plan}{mark}", title(name))
-    };
-    GroupedBars {
-        frame: Frame {
-            footnote: format!(
-                "{origin}; {}{}{}",
-                statistic_note(suite, summary),
-                error_notes(summary),
-                if marked.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" }
-            ),
-            ..Frame::default()
-        },
-        y_label: format!("Speedup over {}", title(&suite.baseline)),
-        x_label: "GPUs / capacity factor".to_owned(),
-        series: Series::numbered(suite.systems.iter().map(series)),
-        panels: panels.collect(),
-        reference: Some(1.0),
-        second_label: "by medians".to_owned(),
+/// The figure of a run of whole iterations.
+pub(super) fn figure(run: &StoredRun) -> RunFigure {
+    let (cases, systems) = (labels::cases(run), labels::systems(run));
+    let labels = CaseLabels::new(&cases, &[Part::Cluster]);
+    let mut panels: Vec<Panel> = Vec::new();
+    for key in &cases {
+        let group = group(key, &labels, systems.iter().copied(), &run.summary);
+        match panels.iter_mut().find(|panel| panel.title == key.cluster) {
+            Some(panel) => panel.groups.push(group),
+            None => panels.push(Panel { title: key.cluster.clone(), groups: vec![group] }),
+        }
     }
-    .draw()
+    let drawn = &run.facts.drawn;
+    let among = |names: &[String], name: &str| names.iter().any(|one| one == name);
+    let series = |name: &&str| {
+        let plan = if among(&drawn.searched, name) { ", searched plan" } else { "" };
+        let mark = if among(&drawn.otherwise, name) { " †" } else { "" };
+        Series::new(format!("{}{plan}{mark}", title(name)), looks::ink(name))
+    };
+    let otherwise = if drawn.otherwise.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" };
+    RunFigure {
+        name: "end_to_end",
+        caption: format!(
+            "Speedup over {}{}. {}; {}{}{otherwise}{}.",
+            title(&run.summary.baseline),
+            labels.common(),
+            run.facts.origin,
+            statistic_note(run),
+            error_notes(&run.summary),
+            look_notes(run),
+        ),
+        chart: AnyChart::Bars(GroupedBars {
+            y_label: format!("Speedup over {} ({})", title(&run.summary.baseline), engine_note(run)),
+            x_label: labels.axis().to_owned(),
+            series: systems.iter().map(series).collect(),
+            panels,
+            reference: Some(1.0),
+            second_label: "by medians".to_owned(),
+            ..GroupedBars::default()
+        }),
+    }
 }
 
-fn group(suite: &Suite, case: &Case, summary: &Summary) -> Group {
-    let bars = suite.systems.iter().map(|system| match summary.row(&case.id(), system) {
-        Some(row) => bar(row),
-        None => Bar::default(),
-    });
-    Group { label: case.label(), bars: bars.collect() }
+/// A case, with a bar for each of these systems.
+pub(super) fn group<'s>(
+    key: &RunKey,
+    labels: &CaseLabels,
+    systems: impl Iterator<Item = &'s str>,
+    summary: &Summary,
+) -> Group {
+    let bars = systems.map(|system| summary.row(&key.case, system).map_or_else(Bar::default, bar));
+    Group { bars: bars.collect(), label: labels.label(key), over: labels.over(key) }
 }
 
 /// A speedup with its spread, the published one, and beside it the speedup's error where this very run was measured, or that
 /// it is extrapolated.
-pub(super) fn bar(row: &SummaryRow) -> Bar {
+fn bar(row: &SummaryRow) -> Bar {
     let published = Bar {
         published: row.published.speedup_by_medians,
         published_of_other: row.published.speedup_of_other_plan,

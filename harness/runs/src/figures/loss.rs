@@ -1,51 +1,55 @@
 //! `loss`: the loss of every iteration, a panel per case, a line per system, between the entropies of the data where they
 //! are known. Systems that train the same model lie on one another.
 
-use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
-use workloads::Suite;
+use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 
-use super::title;
+use super::labels::{self, CaseLabels};
+use super::{RunFigure, look_notes, title};
+use crate::looks;
 use crate::records::{Row, RowsByRun};
+use crate::stored::StoredRun;
 
-/// Draws the losses of a run; `entropies`: floor and unigram entropy per case, nats per token.
-///
-/// # Errors
-/// When the font or the drawing library fails.
-pub fn draw(
-    suite: &Suite,
-    rows: &RowsByRun,
-    entropies: &[Option<[f64; 2]>],
-    origin: &str,
-) -> Result<Figure, FigureError> {
+/// Looks of the two entropies, which no system has: greys and dashes of their own.
+const ENTROPIES: [(&str, usize); 2] =
+    [("entropy of the language", chart::LOOKS - 2), ("unigram entropy", chart::LOOKS - 10)];
+
+/// The losses of a run.
+pub(super) fn figure(run: &StoredRun) -> RunFigure {
+    let (rows, cases) = (RowsByRun::new(&run.rows), labels::cases(run));
+    let labels = CaseLabels::new(&cases, &[]);
     let point = |row: &&Row| Some((f64::from(row.iteration), row.sample.as_ref().ok()?.loss?));
-    let mut panels = Vec::new();
-    for (case, entropy) in suite.cases.iter().zip(entropies) {
-        let id = case.id();
-        let mut series = Vec::new();
-        for (ink, system) in suite.systems.iter().enumerate() {
-            series.push(LineSeries {
+    let end = run.provenance.inputs.iterations as f64;
+    let panels =
+        cases.iter().map(|key| {
+            let systems = labels::systems(run).into_iter().map(|system| LineSeries {
                 name: title(system),
-                ink,
-                points: rows.of(&id, system).iter().filter_map(point).collect(),
+                ink: looks::ink(system),
+                points: rows.of(&key.case, system).iter().filter_map(point).collect(),
                 marks: Vec::new(),
             });
-        }
-        let end = suite.iterations as f64;
-        for (name, value) in ["entropy of the language", "unigram entropy"].into_iter().zip(entropy.iter().flatten()) {
-            let points = vec![(1.0, *value), (end, *value)];
-            series.push(LineSeries { name: name.to_owned(), ink: series.len(), points, marks: Vec::new() });
-        }
-        panels.push(LinePanel { title: id, y_label: "Loss (nats per token)".to_owned(), series, from_zero: false });
+            let known = run.facts.drawn.entropies.get(&key.case);
+            let entropies = ENTROPIES.into_iter().zip(known.into_iter().flatten()).map(|((name, ink), value)| {
+                LineSeries { name: name.to_owned(), ink, points: vec![(1.0, *value), (end, *value)], marks: Vec::new() }
+            });
+            LinePanel {
+                title: labels.whole(key),
+                y_label: "Loss (nats per token)".to_owned(),
+                series: systems.chain(entropies).collect(),
+                from_zero: false,
+            }
+        });
+    RunFigure {
+        name: "loss",
+        caption: format!(
+            "Loss of every iteration{}. {}; systems that train the same model lie on one another{}.",
+            labels.common(),
+            run.facts.origin,
+            look_notes(run),
+        ),
+        chart: AnyChart::Lines(LineChart {
+            x_label: "Iteration".to_owned(),
+            panels: panels.collect(),
+            ..LineChart::default()
+        }),
     }
-    LineChart {
-        frame: Frame {
-            footnote: format!("{origin}; systems that train the same model lie on one another"),
-            ..Frame::default()
-        },
-        x_label: "Iteration".to_owned(),
-        panels,
-        mark_label: String::new(),
-        log_x: false,
-    }
-    .draw()
 }

@@ -4,6 +4,7 @@ use chart::{Figure, FigureError, Frame, HeatCell, HeatMap, HeatPanel, Series};
 use workloads::{Case, Suite};
 
 use super::title;
+use crate::looks;
 use crate::summary::{Summary, SummaryRow};
 use crate::traces::each_once;
 
@@ -27,7 +28,7 @@ pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, Fi
         },
         x_label: "Routing: entries of the fullest expert over the mean".to_owned(),
         y_label: "Network between nodes".to_owned(),
-        series: suite.systems.iter().enumerate().map(|(ink, name)| Series::new(title(name), ink)).collect(),
+        series: suite.systems.iter().map(|name| Series::new(title(name), looks::ink(name))).collect(),
         panels: panels.collect(),
     }
     .draw()
@@ -65,7 +66,7 @@ fn panel(suite: &Suite, summary: &Summary, over: &str, of: &str) -> HeatPanel {
 /// The fastest system of a case; of equal ones the first.
 fn winner(suite: &Suite, summary: &Summary, over: &str, case: &str) -> Option<HeatCell> {
     let time = |row: &SummaryRow| row.step.map(|step| step.mean);
-    let rows = suite.systems.iter().enumerate().filter_map(|(ink, name)| Some((ink, summary.row(case, name)?)));
+    let rows = suite.systems.iter().filter_map(|name| Some((looks::ink(name), summary.row(case, name)?)));
     let ended = rows.filter_map(|(ink, row)| Some((time(row)?, ink, row)));
     let (_, ink, row) = ended.min_by(|a, b| a.0.total_cmp(&b.0))?;
     let speedup = summary.row(case, over).and_then(|reference| row.over(reference));

@@ -1,23 +1,37 @@
-//! The study's figures, each derived from summaries or records and drawn by [`chart`].
+//! The figures of a stored run, each derived from its folder alone and drawn by [`chart`]: a run writes what `moebench plot`
+//! draws again.
 
 pub mod adaptive;
 pub mod end_to_end;
+pub mod files;
+pub mod labels;
 pub mod layers;
 pub mod loss;
 pub mod map;
 pub mod performance_model;
+pub mod phases;
 pub mod skew;
 
-use chart::{Figure, FigureError};
+use chart::AnyChart;
 use systems::plan::routing::JobRouting;
+use workloads::EngineKind;
 use workloads::suite::FigureKind;
 use workloads::trace::Balance;
-use workloads::{EngineKind, Suite};
 
-use crate::records::RowsByRun;
+use crate::looks;
 use crate::report;
+use crate::stored::StoredRun;
 use crate::summary::{ModelError, Summary};
 use crate::traces::{CaseTraces, each_once};
+
+/// A figure of a run, and what stands beside it.
+pub struct RunFigure {
+    /// Its name, and that of its files.
+    pub name: &'static str,
+    pub chart: AnyChart,
+    /// What it shows, how the numbers were obtained and on which routing: text of a paper, not of the picture.
+    pub caption: String,
+}
 
 /// The name of a suite's figure, and of its files.
 pub fn name(kind: FigureKind) -> &'static str {
@@ -30,18 +44,34 @@ pub fn name(kind: FigureKind) -> &'static str {
     }
 }
 
-/// A suite's figure; its footnote says how the numbers were obtained and on which routing.
-///
-/// # Errors
-/// When the font or the drawing library fails.
-pub fn draw(suite: &Suite, summary: &Summary, rows: &RowsByRun, origin: &str) -> Result<Figure, FigureError> {
-    match suite.figure {
-        FigureKind::Speedups => end_to_end::draw(suite, summary, origin),
-        FigureKind::PerformanceModel => performance_model::searches(suite, summary, origin).draw(),
-        FigureKind::Layers => layers::draw(suite, summary, origin),
-        FigureKind::Series => adaptive::draw(suite, summary, rows, origin),
-        FigureKind::Map => map::draw(suite, summary, origin),
-    }
+/// Panels that a figure of lines has room for on a page.
+const MOST_SERIES: usize = 6;
+
+/// All figures that a run has data for; the suite's own is the first.
+pub fn all(run: &StoredRun) -> Vec<RunFigure> {
+    let (kind, cases) = (run.facts.drawn.figure, labels::cases(run));
+    let of_layers = cases.iter().all(|key| key.layer.is_some());
+    let own = match kind {
+        // A map and its cost of skew are drawn from the suite, whose networks and skews no record states.
+        FigureKind::Speedups | FigureKind::Map => end_to_end::figure(run),
+        FigureKind::PerformanceModel => performance_model::figure(run),
+        FigureKind::Layers => layers::figure(run),
+        FigureKind::Series => adaptive::figure(run),
+    };
+    let mut figures = vec![own];
+    let mut also = |there: bool, figure: fn(&StoredRun) -> RunFigure| {
+        if there {
+            let figure = figure(run);
+            figures.extend(figures.iter().all(|own| own.name != figure.name).then_some(figure));
+        }
+    };
+    also(!of_layers, end_to_end::figure);
+    also(of_layers, layers::figure);
+    also(of_layers && cases.len() <= MOST_SERIES, adaptive::figure);
+    also(!of_layers && performance_model::is_there(run), performance_model::figure);
+    also(run.summary.rows.iter().any(|row| row.loss.is_some()), loss::figure);
+    also(!of_layers && run.phases.is_there(), phases::figure);
+    figures
 }
 
 /// How the numbers were obtained, and on which routing: its name, how imbalanced it was in the cases that were run, and what
@@ -88,8 +118,20 @@ pub(crate) fn title(name: &str) -> String {
     systems::by_name(name).map_or(name, |system| system.title()).to_owned()
 }
 
-/// What bars, whiskers and lines across bars are, for a footnote.
-fn statistic_note(suite: &Suite, summary: &Summary) -> String {
+/// How the numbers of a figure were obtained, in a word.
+fn engine_note(run: &StoredRun) -> &'static str {
+    run.provenance.engine.name()
+}
+
+/// Which systems look the same, for a caption.
+fn look_notes(run: &StoredRun) -> String {
+    let alike = looks::alike(labels::systems(run));
+    alike.map_or(String::new(), |alike| format!("; {alike}"))
+}
+
+/// What bars, whiskers and lines across bars are, for a caption.
+fn statistic_note(run: &StoredRun) -> String {
+    let summary = &run.summary;
     let spread = match summary.spread_over() {
         iterations if iterations == "iterations" => "spread over iterations (block bootstrap)".to_owned(),
         seeds => format!("smallest and largest of {seeds}"),
@@ -101,20 +143,20 @@ fn statistic_note(suite: &Suite, summary: &Summary) -> String {
     };
     format!(
         "bars: ratios of total times over whole placement periods after {} iterations of warm-up; whiskers: {spread}{medians}{}",
-        suite.warmup,
+        run.facts.warmup,
         unreached_periods(summary)
     )
 }
 
-/// Which runs were shorter than a placement period, for a footnote.
+/// Which runs were shorter than a placement period, for a caption.
 fn unreached_periods(summary: &Summary) -> String {
     report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
 }
 
-/// What stands beside bars, for a footnote, and how far a cluster's simulation was off where nothing does.
+/// What stands beside bars, for a caption, and how far a cluster's simulation was off where nothing does.
 fn error_notes(summary: &Summary) -> String {
     let simulated = || summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
-    let mut notes: Vec<String> = Vec::new();
+    let (mut notes, mut unmeasured): (Vec<String>, Vec<String>) = Default::default();
     if simulated().any(|row| row.speedup_error.is_some()) {
         notes.push("(+n%): simulated over published speedup by medians, under the plans that ran".to_owned());
     }
@@ -138,15 +180,17 @@ fn error_notes(summary: &Summary) -> String {
                 e.max * 100.0
             ),
             None => {
-                format!(
-                    "{}, {}, {} GPUs: nothing measured, error unknown",
-                    row.key.cluster, row.key.model, row.key.gpus
-                )
+                let unknown = format!("{} on {} {} GPUs", row.key.model, row.key.gpus, row.key.cluster);
+                unmeasured.extend((!unmeasured.contains(&unknown)).then_some(unknown));
+                continue;
             }
         };
         if !notes.contains(&note) {
             notes.push(note);
         }
+    }
+    if !unmeasured.is_empty() {
+        notes.push(format!("nothing measured, so error unknown: {}", unmeasured.join(", ")));
     }
     notes.iter().map(|note| format!("; {note}")).collect()
 }

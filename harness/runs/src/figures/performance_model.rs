@@ -1,47 +1,66 @@
 //! `performance_model`: what offline searches expected against what the simulated runs took, as in the paper's figure 11.
 
-use workloads::Suite;
+use chart::{AnyChart, Scatter, ScatterPanel, ScatterSeries};
 
-use super::title;
+use super::{RunFigure, labels, look_notes, title};
+use crate::looks;
+use crate::stored::StoredRun;
+use crate::summary::SummaryRow;
 use crate::summary::errors::{Errors, Pair};
-use crate::summary::{Summary, SummaryRow};
-use chart::{Frame, Scatter, ScatterPanel, ScatterSeries};
 
-/// The searches of a suite: a panel per cluster and number of GPUs, a series per system that chose its plan.
-pub fn searches(suite: &Suite, summary: &Summary, origin: &str) -> Scatter {
+/// Runs whose plans a search chose, with what it expected and what the run took.
+fn chosen(run: &StoredRun) -> Vec<(&SummaryRow, Pair)> {
     let pair = |row: &SummaryRow| {
         row.key.expected.zip(row.step).map(|(predicted, step)| Pair { predicted: predicted.0, measured: step.mean })
     };
-    let chosen: Vec<(&SummaryRow, Pair)> = summary.rows.iter().filter_map(|row| Some((row, pair(row)?))).collect();
-    let mut settings: Vec<(&str, u32)> =
-        chosen.iter().map(|(row, _)| (row.key.cluster.as_str(), row.key.gpus)).collect();
-    settings.dedup();
+    run.summary.rows.iter().filter_map(|row| Some((row, pair(row)?))).collect()
+}
+
+/// Whether a search chose any plan.
+pub(super) fn is_there(run: &StoredRun) -> bool {
+    !chosen(run).is_empty()
+}
+
+/// The searches of a run: a panel per cluster and number of GPUs, a series per system that chose its plan.
+pub(super) fn figure(run: &StoredRun) -> RunFigure {
+    let chosen = chosen(run);
+    let mut settings: Vec<(&str, u32)> = Vec::new();
+    for (row, _) in &chosen {
+        let setting = (row.key.cluster.as_str(), row.key.gpus);
+        if !settings.contains(&setting) {
+            settings.push(setting);
+        }
+    }
     let panels = settings.into_iter().map(|setting| {
-        let pairs = |system: Option<&String>| -> Vec<Pair> {
+        let pairs = |system: Option<&str>| -> Vec<Pair> {
             let of = chosen.iter().filter(|(row, _)| (row.key.cluster.as_str(), row.key.gpus) == setting);
             of.filter(|(row, _)| system.is_none_or(|system| row.key.system == *system)).map(|(_, pair)| *pair).collect()
         };
-        let systems = suite.systems.iter().enumerate();
+        let systems = labels::systems(run).into_iter().map(|name| (name, pairs(Some(name))));
+        let series = systems.filter(|(_, pairs)| !pairs.is_empty());
         ScatterPanel {
             title: format!("{}, {} GPUs", setting.0, setting.1),
-            series: systems.map(|(ink, name)| series(&title(name), ink, &pairs(Some(name)), 1.0)).collect(),
+            series: series.map(|(name, pairs)| self::series(&title(name), looks::ink(name), &pairs, 1.0)).collect(),
             notes: notes(&pairs(None)),
         }
     });
-    Scatter {
-        frame: Frame {
-            footnote: format!(
-                "{origin}; a point per case: what a system's search expected of the plan that it picked (from four profiled \
-                 iterations, or an even routing where the estimate is uniform), and the mean of the simulated run over \
-                 whole placement periods after warm-up; band: within 10% of the run"
-            ),
-            ..Frame::default()
-        },
-        x_label: "Simulated iteration time (s)".to_owned(),
-        y_label: "Expected by the search (s)".to_owned(),
-        panels: panels.collect(),
-        band: Some(0.1),
-        log: true,
+    RunFigure {
+        name: "performance_model",
+        caption: format!(
+            "What searches expected against what runs took. {}; a point per case: what a system's search expected of the plan \
+             that it picked (from four profiled iterations, or an even routing where the estimate is uniform), and the mean of \
+             the simulated run over whole placement periods after warm-up; band: within 10% of the run{}.",
+            run.facts.origin,
+            look_notes(run),
+        ),
+        chart: AnyChart::Scatter(Scatter {
+            x_label: "Simulated iteration time (s)".to_owned(),
+            y_label: "Expected by the search (s)".to_owned(),
+            panels: panels.collect(),
+            band: Some(0.1),
+            log: true,
+            ..Scatter::default()
+        }),
     }
 }
 

@@ -6,6 +6,7 @@ use workloads::{Case, Suite};
 
 use super::map::setting;
 use super::title;
+use crate::looks;
 use crate::summary::Summary;
 use crate::traces::each_once;
 
@@ -38,16 +39,16 @@ fn panel(suite: &Suite, summary: &Summary, of: &str) -> LinePanel {
         case.routing.first().filter(|_| as_it_is)?.max_over_mean
     };
     let cases: Vec<(f64, String)> = suite.cases.iter().filter_map(|case| Some((skew(case)?, case.id()))).collect();
-    let line = |(ink, system): (usize, &String)| LineSeries {
+    let line = |system: &String| LineSeries {
         name: title(system),
-        ink,
+        ink: looks::ink(system),
         points: cases.iter().map(|(skew, case)| (*skew, time(summary, case, system))).collect(),
         ..LineSeries::default()
     };
     LinePanel {
         title: of.to_owned(),
         y_label: "Iteration (s)".to_owned(),
-        series: suite.systems.iter().enumerate().map(line).collect(),
+        series: suite.systems.iter().map(line).collect(),
         from_zero: true,
     }
 }

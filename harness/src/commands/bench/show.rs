@@ -69,7 +69,11 @@ pub(super) fn figure(bars: &[Bars], x_label: &str, y_label: &str, footnote: Stri
             let found = of.others.iter().find(|(other, _)| other == name);
             found.map_or_else(Bar::default, |&(_, ms)| Bar { label: Some(format!("{ms:.1}")), ..Bar::value(ms) })
         };
-        Group { label: of.label.clone(), bars: std::iter::once(own).chain(names.iter().map(other)).collect() }
+        Group {
+            label: of.label.clone(),
+            bars: std::iter::once(own).chain(names.iter().map(other)).collect(),
+            over: Vec::new(),
+        }
     };
     let panels = bars.chunk_by(|one, next| one.panel == next.panel);
     let panels = panels.map(|of| Panel { title: of[0].panel.clone(), groups: of.iter().map(group).collect() });

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use workloads::Gate;
-
+pub(super) use crate::figures::labels::gate;
+use crate::figures::labels::rest;
 use crate::records::RunKey;
 use crate::stored::StoredRun;
 
@@ -96,14 +96,5 @@ fn folder(run: &StoredRun) -> String {
 /// Model, cluster, GPUs, gate, layer, and what else the case's name says.
 fn parts(key: &RunKey) -> [String; 6] {
     let layer = key.layer.map_or(String::new(), |layer| format!("layer {layer}"));
-    let prefix = format!("{}.{}.{}.{}", key.model, key.cluster, key.gpus, key.gate).replace(['/', '\\', ' '], "-");
-    let rest = key.case.strip_prefix(&prefix).unwrap_or("").trim_start_matches('.');
-    let of_layer = key.layer.map_or(String::new(), |layer| format!("layer{layer}"));
-    let rest = rest.strip_prefix(&of_layer).unwrap_or(rest).trim_start_matches('.');
-    [key.model.clone(), key.cluster.clone(), format!("{} GPUs", key.gpus), gate(&key.gate), layer, rest.to_owned()]
-}
-
-/// A gate in words.
-pub(super) fn gate(gate: &Gate) -> String {
-    gate.to_string().replace('-', " ")
+    [key.model.clone(), key.cluster.clone(), format!("{} GPUs", key.gpus), gate(&key.gate), layer, rest(key)]
 }

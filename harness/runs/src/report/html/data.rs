@@ -5,13 +5,13 @@ use systems::price::ledger::{Ledger, Phase};
 
 use crate::details::{Imbalance, RunDetails, Timeline, Traffic};
 use crate::figures;
+use crate::figures::labels::systems;
 use crate::looks;
 use crate::records::{Row, RunKey};
 use crate::report::html::answer::phase_words;
 use crate::report::html::cases::{self, Labels};
 use crate::stored::StoredRun;
 use crate::summary::SummaryRow;
-use crate::traces::each_once;
 
 /// Room on a page, so that it stays below some megabytes: what later cases have beyond it is left out.
 struct Room {
@@ -146,11 +146,6 @@ impl<'a> RunData<'a> {
             systems: systems.into_iter().map(SystemData::new).collect(),
         }
     }
-}
-
-/// Systems of a run, in order.
-fn systems(run: &StoredRun) -> Vec<&str> {
-    each_once(run.summary.rows.iter().map(|row| row.key.system.as_str()))
 }
 
 /// Cases of a run, in order, by their first rows.

@@ -150,10 +150,10 @@ fn question(run: &StoredRun, index: usize, labels: &Labels) -> String {
 
 /// Figures that the page does not draw itself, as images: nothing in them can run.
 fn figures(run: &StoredRun, label: &str) -> String {
-    let of = |(name, svg): &(String, String)| {
-        let name = escape_xml(name);
+    let of = |[name, svg, caption]: &[String; 3]| {
+        let (name, caption) = (escape_xml(name), escape_xml(caption.trim()));
         format!(
-            "<figure><img alt=\"figure {name} of {}\" src=\"data:image/svg+xml,{}\"><figcaption>figures/{name}.svg</figcaption></figure>\n",
+            "<figure><img alt=\"figure {name} of {}\" src=\"data:image/svg+xml,{}\"><figcaption>{caption}</figcaption></figure>\n",
             escape_xml(label),
             policy::percent_encoded(svg)
         )

@@ -31,7 +31,7 @@ function drawSeries(body, width) {
 }
 
 function dash(system) {
-  const kinds = { rising: "6 3", falling: "2 2", crossed: "8 2 2 2" };
+  const kinds = { rising: "6 3", falling: "2 2", crossed: "8 2 2 2", level: "10 3", upright: "4 4", grid: "1 3", dotted: "8 3 1 3" };
   return kinds[system.hatch] ? { "stroke-dasharray": kinds[system.hatch] } : {};
 }
 

@@ -143,7 +143,7 @@ function fillOf(system) {
 
 /** Patterns of all systems that have a hatch, for drawings to refer to. */
 function hatches() {
-  const lines = { rising: ["M0 6L6 0"], falling: ["M0 0L6 6"], crossed: ["M0 6L6 0", "M0 0L6 6"] };
+  const lines = { rising: ["M0 6L6 0"], falling: ["M0 0L6 6"], crossed: ["M0 6L6 0", "M0 0L6 6"], level: ["M0 3L6 3"], upright: ["M3 0L3 6"], grid: ["M0 3L6 3", "M3 0L3 6"], dotted: ["M2 3L4 3"] };
   const pattern = (system, index) => {
     const strokes = (lines[system.hatch] || []).map((d) => svg("path", { d, class: "hatch" }));
     const size = { id: `hatch-${index}`, width: 6, height: 6, patternUnits: "userSpaceOnUse" };

@@ -1,0 +1,160 @@
+//! What cases are called in figures and tables: by whatever differs between them, and not by what is the same.
+
+use std::collections::BTreeSet;
+
+use workloads::Gate;
+
+use crate::records::RunKey;
+use crate::stored::StoredRun;
+use crate::traces::each_once;
+
+/// A part of what a case says, from the outermost label to the innermost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Model,
+    Cluster,
+    Gpus,
+    Gate,
+    Layer,
+    /// What else the case's name says: its routing, batch and own name.
+    Rest,
+}
+
+impl Part {
+    const ALL: [Self; 6] = [Self::Model, Self::Cluster, Self::Gpus, Self::Gate, Self::Layer, Self::Rest];
+
+    /// The part of a case, which says of itself what it is.
+    pub(crate) fn of(self, key: &RunKey) -> String {
+        match self {
+            Self::Model => key.model.clone(),
+            Self::Cluster => key.cluster.clone(),
+            Self::Gpus => format!("{} GPUs", key.gpus),
+            Self::Gate => gate(&key.gate),
+            Self::Layer => key.layer.map_or(String::new(), |layer| format!("layer {layer}")),
+            Self::Rest => rest(key),
+        }
+    }
+
+    /// The same where an axis says what it is.
+    fn short(self, key: &RunKey) -> String {
+        match self {
+            Self::Gpus => key.gpus.to_string(),
+            Self::Gate => match key.gate {
+                Gate::Capacity { factor } | Gate::Switch { factor } => factor.to_string(),
+                Gate::NoDrop | Gate::BalancedNoDrop => gate(&key.gate),
+            },
+            Self::Layer => key.layer.map_or(String::new(), |layer| layer.to_string()),
+            _ => self.of(key),
+        }
+    }
+
+    /// What it is called on an axis or above a column.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Cluster => "cluster",
+            Self::Gpus => "GPUs",
+            Self::Gate => "gate",
+            Self::Layer => "MoE layer",
+            Self::Rest => "case",
+        }
+    }
+}
+
+/// A gate in words.
+pub(crate) fn gate(gate: &Gate) -> String {
+    gate.to_string().replace('-', " ")
+}
+
+/// What a case's id says beyond model, cluster, GPUs, gate and layer.
+pub(crate) fn rest(key: &RunKey) -> String {
+    let prefix = prefix(key);
+    let rest = key.case.strip_prefix(&prefix).unwrap_or("").trim_start_matches('.');
+    let of_layer = key.layer.map_or(String::new(), |layer| format!("layer{layer}"));
+    rest.strip_prefix(&of_layer).unwrap_or(rest).trim_start_matches('.').to_owned()
+}
+
+fn prefix(key: &RunKey) -> String {
+    format!("{}.{}.{}.{}", key.model, key.cluster, key.gpus, key.gate).replace(['/', '\\', ' '], "-")
+}
+
+/// The systems of a run, in order.
+pub(crate) fn systems(run: &StoredRun) -> Vec<&str> {
+    each_once(run.summary.rows.iter().map(|row| row.key.system.as_str()))
+}
+
+/// The cases of a run, in order, each by the key of a system that ran it as it says.
+pub(crate) fn cases(run: &StoredRun) -> Vec<&RunKey> {
+    let mut cases: Vec<&RunKey> = Vec::new();
+    for key in run.summary.rows.iter().map(|row| &*row.key) {
+        match cases.iter_mut().find(|known| known.case == key.case) {
+            Some(known) if !known.case.starts_with(&prefix(known)) => *known = key,
+            Some(_) => {}
+            None => cases.push(key),
+        }
+    }
+    cases
+}
+
+/// Which parts tell cases apart.
+pub(crate) struct CaseLabels {
+    told: Vec<Part>,
+    /// Gates that a factor says, or that there is none.
+    factors: bool,
+    /// What all cases have in common.
+    pub(crate) same: Vec<String>,
+}
+
+impl CaseLabels {
+    /// Of cases whose panels say the parts in `titled`.
+    pub(crate) fn new(cases: &[&RunKey], titled: &[Part]) -> Self {
+        let values = |part: Part| cases.iter().map(|key| part.of(key)).collect::<BTreeSet<_>>();
+        let (told, same): (Vec<Part>, Vec<Part>) = Part::ALL.into_iter().partition(|part| values(*part).len() > 1);
+        let kinds = |key: &&&RunKey| matches!(key.gate, Gate::Capacity { .. } | Gate::NoDrop);
+        Self {
+            told: told.into_iter().filter(|part| !titled.contains(part)).collect(),
+            factors: cases.iter().all(|key| kinds(&key)),
+            same: same.into_iter().flat_map(values).filter(|text| !text.is_empty()).collect(),
+        }
+    }
+
+    /// Parts that cases are told apart by.
+    pub(crate) fn told(&self) -> &[Part] {
+        &self.told
+    }
+
+    fn short(&self, part: Part, key: &RunKey) -> String {
+        if part == Part::Gate && !self.factors { part.of(key) } else { part.short(key) }
+    }
+
+    /// The innermost label.
+    pub(crate) fn label(&self, key: &RunKey) -> String {
+        self.told.last().map_or(String::new(), |part| self.short(*part, key))
+    }
+
+    /// The labels below it, outwards.
+    pub(crate) fn over(&self, key: &RunKey) -> Vec<String> {
+        self.told.iter().rev().skip(1).map(|part| part.of(key)).collect()
+    }
+
+    /// The whole label in one line.
+    pub(crate) fn whole(&self, key: &RunKey) -> String {
+        let parts: Vec<String> = self.told.iter().map(|part| part.of(key)).filter(|text| !text.is_empty()).collect();
+        parts.join(", ")
+    }
+
+    /// What the innermost label is; nothing where it says so itself.
+    pub(crate) fn axis(&self) -> &'static str {
+        match self.told.last() {
+            Some(Part::Gate) if self.factors => "Capacity factor",
+            Some(Part::Gpus) => "GPUs",
+            Some(Part::Layer) => "MoE layer",
+            _ => "",
+        }
+    }
+
+    /// What all cases have in common, for a caption.
+    pub(crate) fn common(&self) -> String {
+        if self.same.is_empty() { String::new() } else { format!(" ({})", self.same.join(", ")) }
+    }
+}

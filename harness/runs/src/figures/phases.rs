@@ -1,0 +1,90 @@
+//! `phases`: where the time of an iteration goes, a bar per system, its parts the phases of the ledger, mean over stages and
+//! iterations after warm-up.
+
+use chart::{AnyChart, Group, Panel, Series, StackedBar, StackedBars};
+use systems::price::ledger::Phase;
+use workloads::Seconds;
+
+use super::labels::{self, CaseLabels, Part};
+use super::{RunFigure, engine_note, title};
+use crate::records::RunKey;
+use crate::stored::StoredRun;
+
+/// Parts of a bar from the bottom up: what computes, what communicates, what waits, what online systems add.
+const PARTS: [(&str, &[Phase]); 8] = [
+    ("experts", &[Phase::Experts]),
+    ("attention, dense, gate", &[Phase::Dense, Phase::Gate, Phase::Host]),
+    ("dispatch, combine", &[Phase::Counts, Phase::Dispatch, Phase::Combine]),
+    ("experts' weights", &[Phase::ShadowTransfer]),
+    ("other communication", &[Phase::TensorParallel, Phase::Boundary]),
+    ("waiting", &[Phase::Wait, Phase::Bubble]),
+    ("gradients, optimizer", &[Phase::GradientSync, Phase::Optimizer]),
+    ("deciding, moving", &[Phase::Decision, Phase::Migration]),
+];
+
+/// The figure of a run whose phases were kept.
+pub(super) fn figure(run: &StoredRun) -> RunFigure {
+    let cases = labels::cases(run);
+    let labels = CaseLabels::new(&cases, &[Part::Cluster]);
+    let mut panels: Vec<Panel<StackedBar>> = Vec::new();
+    for key in &cases {
+        let bars = labels::systems(run).into_iter().map(|system| bar(run, key, system)).collect();
+        // Bars have names of their own: no axis says what the labels are.
+        let label = labels.told().last().map_or(String::new(), |part| part.of(key));
+        let group = Group { label, over: labels.over(key), bars };
+        match panels.iter_mut().find(|panel| panel.title == key.cluster) {
+            Some(panel) => panel.groups.push(group),
+            None => panels.push(Panel { title: key.cluster.clone(), groups: vec![group] }),
+        }
+    }
+    // Parts that no run spends time in are not in the legend.
+    let spent = |part: &usize| {
+        let bars = panels.iter().flat_map(|panel| &panel.groups).flat_map(|group| &group.bars);
+        bars.filter_map(|bar| bar.values.get(*part)).any(|value| *value > 0.0)
+    };
+    let kept: Vec<usize> = (0..PARTS.len()).filter(spent).collect();
+    let parts = kept.iter().map(|part| Series::new(PARTS[*part].0, *part)).collect();
+    for bar in panels.iter_mut().flat_map(|panel| &mut panel.groups).flat_map(|group| &mut group.bars) {
+        bar.values = kept.iter().filter_map(|part| bar.values.get(*part).copied()).collect();
+    }
+    RunFigure {
+        name: "phases",
+        caption: format!(
+            "Where the time of an iteration goes{}. {}; means over stages and over the iterations after {} of warm-up; a run \
+             without a bar did not end an iteration.",
+            labels.common(),
+            run.facts.origin,
+            run.facts.warmup,
+        ),
+        chart: AnyChart::Stacked(StackedBars {
+            y_label: format!("Time of an iteration (ms, {})", engine_note(run)),
+            parts,
+            panels,
+            ..StackedBars::default()
+        }),
+    }
+}
+
+/// Mean over the stages; no parts where no iteration ended.
+fn bar(run: &StoredRun, key: &RunKey, system: &str) -> StackedBar {
+    let stages = run.phases.of(&key.case, system);
+    let value = |phases: &[Phase]| {
+        let all: Seconds = stages.iter().flat_map(|stage| phases.iter().map(|phase| stage.of(*phase))).sum();
+        all.0 * 1e3 / stages.len().max(1) as f64
+    };
+    let values = if stages.is_empty() { Vec::new() } else { PARTS.iter().map(|(_, phases)| value(phases)).collect() };
+    StackedBar { label: title(system), values, note: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_phase_is_in_one_part() {
+        for phase in Phase::ALL {
+            let parts = PARTS.iter().filter(|(_, phases)| phases.contains(&phase)).count();
+            assert_eq!(parts, 1, "{}", phase.name());
+        }
+    }
+}
