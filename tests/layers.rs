@@ -34,7 +34,7 @@ fn layers_are_recorded_as_iterations_are() {
         folder.write("suite.toml", &SUITE.replace("FIGURE", figure));
         let shown = folder.succeed("run ./suite.toml --trace trace.parquet --out out --overwrite");
         assert!(shown.contains(&format!("out/figures/{file}.svg")), "{shown}");
-        assert!(folder.text(&format!("out/figures/{file}.svg")).contains("routing: trace.parquet"));
+        assert!(folder.text(&format!("out/figures/{file}.caption.txt")).contains("routing: trace.parquet"));
     }
     let frame = folder.frame("out/iterations.parquet");
     assert_eq!(frame.height(), 2 * 2 * 12);

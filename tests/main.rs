@@ -51,6 +51,8 @@ mod names;
 mod schema;
 // The page of stored runs: rebuilt from their folders, complete or not, and in a browser.
 mod page;
+// Figures of stored runs: the same bytes again, legible in print, every format.
+mod figures;
 // Suites of single layers, and collections of suites.
 mod layers;
 // Measurements of other shapes and spellings, and the page of all studies.

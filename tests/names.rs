@@ -107,8 +107,8 @@ fn routing_is_an_axis() {
     let expected = ["max1.5", "max3-half50", "W0"];
     let of = |model: &str, gpus| expected.map(|routing| format!("{model}.inky.{gpus}.no-drop.{routing}"));
     assert_eq!(cases, [of("wide", 4), of("gpt-tiny", 8)].concat());
-    // The footers of figure and text say what was run: from balance to the strongest skew.
-    for said in [shown, folder.text("out/figures/end_to_end.svg")] {
+    // The figure's caption and the text say what was run: from balance to the strongest skew.
+    for said in [shown, folder.text("out/figures/end_to_end.caption.txt")] {
         assert!(
             said.contains("expert load max/mean 1.0 to 3.") || said.contains("expert load max/mean 1.0 to 2.9"),
             "{said}"

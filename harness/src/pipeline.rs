@@ -76,7 +76,6 @@ pub struct Sampled {
     /// How the numbers were obtained, and on which routing.
     origin: String,
     store: Store,
-    rows: Vec<Row>,
     /// Whether the run was finished before.
     pub read_back: bool,
     pub summary: Summary,
@@ -128,12 +127,12 @@ fn sampled(
     let rows = finished.map_or_else(|| run(request, engine, cases, &store), Ok).or_run()?;
     let summary = summarise(&request.suite, &RowsByRun::new(&rows), cases).or_run()?;
     let origin = provenance.suite.map_or(String::new(), |facts| facts.origin);
-    Ok(Sampled { origin, store, rows, read_back, summary })
+    Ok(Sampled { origin, store, read_back, summary })
 }
 
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
     let begun = Instant::now();
-    let Sampled { origin, store, read_back, summary, .. } = sampled(request, engine, cases, inputs)?;
+    let Sampled { origin, store, read_back, summary } = sampled(request, engine, cases, inputs)?;
     let table = TextTable::new(&summary, &request.suite.compare);
     let mut shown = Shown { suite: &request.suite, origin, table, summary, store: &store, figures: Vec::new() };
     shown.write().or_run()?;

@@ -1,7 +1,10 @@
 //! What figures show of a run of known times.
 
-use runs::figures::{draw, loss, origin};
-use runs::records::{RowsByRun, Status};
+use chart::Width;
+use runs::figures::{RunFigure, all, origin};
+use runs::provenance::{DrawnFacts, Inputs, Provenance, SuiteFacts};
+use runs::records::{MeanPhases, RowsByRun, Status};
+use runs::stored::StoredRun;
 use runs::summary::Summary;
 use runs::summary::model_error::{ClusterError, Measured, Part};
 use workloads::suite::FigureKind;
@@ -10,58 +13,100 @@ use workloads::{EngineKind, Published};
 
 use super::engine::{MockEngine, suite};
 
-fn svg(engine: &MockEngine, figure: FigureKind) -> String {
-    let mut suite = suite();
-    suite.figure = figure;
+/// A run as its folder would give it.
+fn stored(engine: &MockEngine, figure: FigureKind) -> StoredRun {
+    let suite = suite();
     let rows = engine.rows(&suite);
-    let rows = RowsByRun::new(&rows);
-    let summary = Summary::new(&rows, &suite.baseline, suite.warmup);
+    let summary = Summary::new(&RowsByRun::new(&rows), &suite.baseline, suite.warmup);
     let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 1, experts: 1, entries: 1, top_k: 1 };
     let trace = RoutingTrace::new("traces/a.parquet", shape, vec![1], vec![1]).unwrap();
     let trace = trace.with_notes(vec!["made up".to_owned()]);
-    draw(
-        &suite,
-        &summary,
-        &rows,
-        &origin(summary.engine().unwrap(), &trace.into(), (!summary.is_trained()).then_some("max/mean 2")),
-    )
-    .unwrap()
-    .svg
+    let imbalance = (!summary.is_trained()).then_some("max/mean 2");
+    let facts = SuiteFacts {
+        baseline: suite.baseline.clone(),
+        warmup: suite.warmup,
+        origin: origin(summary.engine().unwrap(), &trace.into(), imbalance),
+        drawn: DrawnFacts { figure, ..DrawnFacts::new(&suite) },
+        ..SuiteFacts::default()
+    };
+    let inputs = Inputs { iterations: suite.iterations, ..Inputs::default() };
+    StoredRun {
+        folder: String::new(),
+        provenance: Provenance { suite: Some(facts.clone()), ..Provenance::new(engine.kind, inputs) },
+        facts,
+        rows,
+        phases: MeanPhases::default(),
+        details: Vec::new(),
+        figures: Vec::new(),
+        summary,
+        missing: Vec::new(),
+    }
+}
+
+fn figure(run: &StoredRun, name: &str) -> RunFigure {
+    all(run).into_iter().find(|figure| figure.name == name).unwrap()
+}
+
+fn svg(run: &StoredRun, name: &str) -> String {
+    figure(run, name).chart.draw(Width::Page).unwrap().svg
 }
 
 #[test]
 fn bars_show_speedups_failures_and_where_numbers_come_from() {
-    let shown = svg(&MockEngine::failing("fastermoe", Status::Timeout), FigureKind::Speedups);
-    for text in [
-        "4.00",
-        "TIMEOUT",
-        "by medians",
-        "spread over iterations",
-        "simulated, routing: a.parquet, max/mean 2; made up",
-        "Speedup over Expert-only",
-    ] {
+    let run = stored(&MockEngine::failing("fastermoe", Status::Timeout), FigureKind::Speedups);
+    let shown = svg(&run, "end_to_end");
+    for text in ["4.00", "TIMEOUT", "by medians", "Speedup over Expert-only", "(simulated)"] {
         assert!(shown.contains(text), "no {text} in {shown}");
     }
     assert!(!shown.contains("2.00"), "a failed run has no bar");
-    let trained = svg(&MockEngine::of(EngineKind::Emulated), FigureKind::Speedups);
-    assert!(trained.contains("emulated") && trained.contains("routing by the trained gate"));
+    let caption = figure(&run, "end_to_end").caption;
+    for text in ["spread over iterations", "simulated, routing: a.parquet, max/mean 2; made up"] {
+        assert!(caption.contains(text), "no {text} in {caption}");
+        assert!(!shown.contains(text), "a caption stands beside the figure, not in it");
+    }
+    let trained = stored(&MockEngine::of(EngineKind::Emulated), FigureKind::Speedups);
+    assert!(svg(&trained, "end_to_end").contains("emulated"));
+    assert!(figure(&trained, "end_to_end").caption.contains("routing by the trained gate"));
+}
+
+/// Cases in the order inky, pinky, inky once drew two panels of inky with all its groups each.
+#[test]
+fn a_cluster_has_one_panel_and_groups_are_called_by_what_differs() {
+    let mut run = stored(&MockEngine::default(), FigureKind::Speedups);
+    let rows = run.summary.rows.clone();
+    for (case, cluster, gpus) in [("b", "pinky", 8), ("c", "inky", 64)] {
+        let own = rows.iter().filter(|row| row.key.case == rows[0].key.case).cloned().map(|mut row| {
+            let key = std::sync::Arc::make_mut(&mut row.key);
+            (key.case, key.cluster, key.gpus) = (case.to_owned(), cluster.to_owned(), gpus);
+            row
+        });
+        run.summary.rows.extend(own.collect::<Vec<_>>());
+    }
+    let shown = svg(&run, "end_to_end");
+    assert_eq!((shown.matches(">inky<").count(), shown.matches(">pinky<").count()), (1, 1));
+    assert!(shown.contains(">64 GPUs<"), "{shown}");
+    let model = &rows[0].key.model;
+    assert!(!shown.contains(model.as_str()), "the model is the same in all cases");
+    assert!(figure(&run, "end_to_end").caption.contains(model.as_str()));
 }
 
 #[test]
 fn losses_are_drawn_between_entropies() {
-    let engine = MockEngine::of(EngineKind::Measured);
-    let (suite, rows) = (suite(), engine.rows(&suite()));
-    let rows = RowsByRun::new(&rows);
-    let drawn = |entropies: [Option<[f64; 2]>; 2]| loss::draw(&suite, &rows, &entropies, "measured").unwrap().svg;
-    let with = drawn([Some([1.0, 3.0]), None]);
+    let mut run = stored(&MockEngine::of(EngineKind::Measured), FigureKind::Speedups);
+    assert!(!svg(&run, "loss").contains("unigram entropy"));
+    let case = run.summary.rows[0].key.case.clone();
+    run.facts.drawn.entropies.insert(case, [1.0, 3.0]);
+    let with = svg(&run, "loss");
     assert!(with.contains("unigram entropy") && with.contains("Loss (nats per token)"));
-    assert!(!drawn([None, None]).contains("unigram entropy"));
 }
 
 #[test]
 fn a_series_leaves_out_decisions_and_marks_moves() {
-    let shown = svg(&MockEngine::default(), FigureKind::Series);
-    assert!(shown.contains("experts moved") && shown.contains("Layer time (ms)"), "{shown}");
+    let shown = svg(&stored(&MockEngine::default(), FigureKind::Series), "adaptive");
+    assert!(
+        shown.contains("experts moved") && shown.contains(">Layer time (ms,<") && shown.contains(">simulated)<"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -75,25 +120,15 @@ fn a_map_has_the_fastest_systems_gain_in_a_cell() {
 /// How far a cluster's simulation was off says whether constants were fitted to what it was held against.
 #[test]
 fn an_error_of_a_cluster_says_whether_a_fit_saw_it() {
-    let (suite, engine) = (suite(), MockEngine::default());
-    let rows = engine.rows(&suite);
-    let rows = RowsByRun::new(&rows);
     let text = "figure,model,cluster,gpus,gate,system,plan,quantity,value,source\n\
                 8,gpt-tiny,inky,8,capacity 2,deepspeed,pp1 dp8 tp1 ep8 edp1 mb1,median_step_s,1,a test\n";
-    let shown = |measured| {
-        let (cluster, part) = ("inky".to_owned(), Part::Iteration);
-        let error = ClusterError { cluster, part, measurements: 5, median: 0.02, p90: 0.08, max: 0.09, measured };
-        let mut summary = Summary::new(&rows, &suite.baseline, suite.warmup);
-        summary.hold_against(&Published::parse("test", text).unwrap(), &[error]);
-        draw(&suite, &summary, &rows, "a test").unwrap().svg
-    };
-    let words = |svg: String| {
-        let texts = svg.split('<').filter_map(|tag| tag.split_once('>')).map(|(_, text)| text.trim());
-        texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")
-    };
     for (measured, said) in [(Measured::Unseen, "that no fit saw"), (Measured::Fitted, "that constants were fitted to")]
     {
-        let words = words(shown(measured));
-        assert!(words.contains(&format!("inky: 5 runs {said} were 2% off at the median")), "{words}");
+        let (cluster, part) = ("inky".to_owned(), Part::Iteration);
+        let error = ClusterError { cluster, part, measurements: 5, median: 0.02, p90: 0.08, max: 0.09, measured };
+        let mut run = stored(&MockEngine::default(), FigureKind::Speedups);
+        run.summary.hold_against(&Published::parse("test", text).unwrap(), &[error]);
+        let caption = figure(&run, "end_to_end").caption;
+        assert!(caption.contains(&format!("inky: 5 runs {said} were 2% off at the median")), "{caption}");
     }
 }

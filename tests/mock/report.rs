@@ -55,6 +55,7 @@ fn stored(folder: &Folder, engine: &MockEngine, name: &str) -> StoredRun {
         warmup: 2,
         origin: "by hand".to_owned(),
         differences: vec!["<case> ran with \"other\"".to_owned()],
+        ..SuiteFacts::default()
     };
     let provenance = Provenance { suite: Some(facts), ..Provenance::new(engine.kind, inputs) };
     let store = Store::open(folder.path(), &provenance, true).unwrap();

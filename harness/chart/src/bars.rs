@@ -5,7 +5,7 @@
 
 use crate::axis::{Axis, Spacing, extent};
 use crate::canvas::Drawn;
-use crate::columns::{Column, ColumnLayout, Columns, Panel, bars};
+use crate::columns::{Column, ColumnLayout, Columns, MOST_HEIGHT, Panel, bars};
 use crate::font::CAP_HEIGHT;
 use crate::frame::{self, Chart, Frame};
 use crate::legend::{self, Swatch};
@@ -125,13 +125,31 @@ impl GroupedBars {
     }
 
     /// Panels in as many rows as labels need; where these would not fit on a page, bars without labels.
-    fn lay_out(&self, inner: Area) -> ColumnLayout {
-        let rough = Axis::new(self.range(1.3), Spacing::Linear).ticked(5);
-        let legible = self.columns(LEGIBLE_SLOT).lay_out(inner, &rough);
-        match wanted_height(&legible) <= MOST_HEIGHT {
+    fn lay_out(&self, inner: Area, numbers: &Axis) -> ColumnLayout {
+        let legible = self.columns(LEGIBLE_SLOT).lay_out(inner, numbers);
+        match legible.wanted_height(PLOT) <= MOST_HEIGHT {
             true => legible,
-            false => self.columns(LEAST_SLOT).lay_out(inner, &rough),
+            false => self.columns(LEAST_SLOT).lay_out(inner, numbers),
         }
+    }
+
+    /// The layout, its texts and its axis: the room left of an axis depends on its numbers, these on the room for texts, and
+    /// this on the width that is left.
+    fn settled(&self, inner: Area) -> (ColumnLayout, BarTexts, Axis) {
+        let mut numbers = Axis::new(self.range(1.3), Spacing::Linear).ticked(5);
+        for _ in 0..2 {
+            let layout = self.lay_out(inner, &numbers);
+            let height = layout.height;
+            let texts = BarTexts::choose(bars(&self.panels), layout.slot, height);
+            let y = Axis::new(self.range_with_room(height, &texts), Spacing::Linear).ticked((height / 15.0) as usize);
+            if layout.has_room_for(&y, &self.y_label) {
+                return (layout, texts, y);
+            }
+            numbers = y;
+        }
+        let layout = self.lay_out(inner, &numbers);
+        let texts = BarTexts::choose(bars(&self.panels), layout.slot, layout.height);
+        (layout, texts, numbers)
     }
 
     /// From zero, or below it, to the highest bar times `headroom`.
@@ -193,14 +211,13 @@ impl Chart for GroupedBars {
     }
 
     fn height(&self, width: f64) -> f64 {
-        wanted_height(&self.lay_out(Area { left: 0.0, right: width, top: 0.0, bottom: PLOT }))
+        // The axis has to be drawn for such a panel before it is known how wide its numbers are.
+        let (layout, ..) = self.settled(Area { left: 0.0, right: width, top: 0.0, bottom: MOST_HEIGHT });
+        layout.wanted_height(PLOT)
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
-        let layout = self.lay_out(inner);
-        let height = layout.height;
-        let texts = BarTexts::choose(bars(&self.panels), layout.slot, height);
-        let y = Axis::new(self.range_with_room(height, &texts), Spacing::Linear).ticked((height / 15.0) as usize);
+        let (layout, texts, y) = self.settled(inner);
         let reference = |plot: &Plot<'_>, area: Area| match self.reference.filter(|v| y.holds(*v)) {
             Some(value) => {
                 let ends = [(area.left, value), (area.right, value)];
@@ -216,18 +233,12 @@ impl Chart for GroupedBars {
     }
 }
 
-/// Height of a row's panels, in points.
+/// Height of a row's panels, in points, where a page has room for it.
 const PLOT: f64 = 96.0;
 /// Width of a bar's place in which an upright label can be read.
 const LEGIBLE_SLOT: f64 = 6.0;
 /// Width of a bar's place without one.
 const LEAST_SLOT: f64 = 2.4;
-/// Of panels with their labels: what a page leaves beside a legend and a caption.
-const MOST_HEIGHT: f64 = 520.0;
-
-fn wanted_height(layout: &ColumnLayout) -> f64 {
-    layout.around() + layout.rows() as f64 * PLOT
-}
 
 /// Between a bar and its label, and between a label and what stands beyond it, in points.
 const LABEL_GAP: f64 = 2.5;

@@ -15,7 +15,11 @@ use crate::text::{BASE, LEAST, SMALL, Type, wrapped};
 
 const PANEL_GAP: f64 = 7.0;
 const ROW_GAP: f64 = 7.0;
-const LONGEST_LABEL: f64 = 76.0;
+const LONGEST_LABEL: f64 = 94.0;
+/// Height of panels with their labels that fits on a page beside a legend and a caption.
+pub(crate) const MOST_HEIGHT: f64 = 560.0;
+/// Lowest panel that is drawn where many rows have to share that.
+const LEAST_PLOT: f64 = 56.0;
 const LEAST_HEIGHT: f64 = 20.0;
 /// Part of a group's width that its bars take.
 const FILLED: f64 = 0.84;
@@ -106,13 +110,20 @@ impl ColumnLayout {
     }
 
     /// Points that everything but the panels' boxes takes.
-    pub(crate) fn around(&self) -> f64 {
+    fn around(&self) -> f64 {
         let rows = self.rows.len() as f64;
         3.0 + self.x_name + rows * (self.titles + self.depth()) + (rows - 1.0) * ROW_GAP
     }
 
-    pub(crate) fn rows(&self) -> usize {
-        self.rows.len()
+    /// Height of the whole, with panels `plot` points high, or lower where the rows would not fit on a page.
+    pub(crate) fn wanted_height(&self, plot: f64) -> f64 {
+        let rows = self.rows.len().max(1) as f64;
+        self.around() + rows * ((MOST_HEIGHT - self.around()) / rows).clamp(LEAST_PLOT, plot)
+    }
+
+    /// Whether the numbers of an axis fit left of the panels.
+    pub(crate) fn has_room_for(&self, axis: &Axis, name: &str) -> bool {
+        plot::y_axis_room(name, axis.ticks()) <= self.area.left - self.left + 0.01
     }
 }
 

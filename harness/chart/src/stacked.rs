@@ -2,7 +2,7 @@
 
 use crate::axis::{Axis, Spacing, Tick, extent};
 use crate::canvas::Drawn;
-use crate::columns::{Column, Columns, Panel, bars};
+use crate::columns::{Column, ColumnLayout, Columns, MOST_HEIGHT, Panel, bars};
 use crate::frame::{self, Chart, Frame};
 use crate::legend::{self, Swatch};
 use crate::page::{Area, Page};
@@ -156,17 +156,21 @@ impl Chart for StackedBars {
     }
 
     fn height(&self, width: f64) -> f64 {
-        let layout =
-            self.columns().lay_out(Area { left: 0.0, right: width, top: 0.0, bottom: PLOT }, &self.axis(1.2, 5));
-        layout.around() + layout.rows() as f64 * PLOT
+        let inner = Area { left: 0.0, right: width, top: 0.0, bottom: MOST_HEIGHT };
+        self.columns().lay_out(inner, &self.axis(1.2, 5)).wanted_height(PLOT)
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
         let columns = self.columns();
-        let layout = columns.lay_out(inner, &self.axis(1.2, 5));
-        let height = layout.height;
-        let notes = self.notes(layout.slot, height);
-        let y = self.axis(self.headroom(height, &notes), (height / 15.0) as usize);
+        let drawn = |layout: &ColumnLayout| {
+            let notes = self.notes(layout.slot, layout.height);
+            let y = self.axis(self.headroom(layout.height, &notes), (layout.height / 15.0) as usize);
+            (notes, y)
+        };
+        // Numbers may be wider than those of the first guess.
+        let (_, guess) = drawn(&columns.lay_out(inner, &self.axis(1.2, 5)));
+        let layout = columns.lay_out(inner, &guess);
+        let (notes, y) = drawn(&layout);
         columns.draw(
             page,
             &layout,

@@ -23,7 +23,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     RunFigure {
         name: "adaptive",
         caption: format!(
-            "Time of a MoE layer over the iterations{}. Gain over {}: {}. {}; time of the layer alone{means}; what deciding and \
+            "Time of a MoE layer over the iterations{}; gain over {}: {}; {}; time of the layer alone{means}; what deciding and \
              moving experts takes is in the gain; placements follow the iterations before them (the paper's followed the very \
              iteration that they served); gain: by totals over whole placement periods after {} iterations of warm-up \
              (published: by sums over all){}{}{}.",

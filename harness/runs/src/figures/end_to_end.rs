@@ -33,7 +33,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     RunFigure {
         name: "end_to_end",
         caption: format!(
-            "Speedup over {}{}. {}; {}{}{otherwise}{}.",
+            "Speedup over {}{}; {}; {}{}{otherwise}{}.",
             title(&run.summary.baseline),
             labels.common(),
             run.facts.origin,

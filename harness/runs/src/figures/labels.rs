@@ -47,18 +47,6 @@ impl Part {
             _ => self.of(key),
         }
     }
-
-    /// What it is called on an axis or above a column.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Model => "model",
-            Self::Cluster => "cluster",
-            Self::Gpus => "GPUs",
-            Self::Gate => "gate",
-            Self::Layer => "MoE layer",
-            Self::Rest => "case",
-        }
-    }
 }
 
 /// A gate in words.

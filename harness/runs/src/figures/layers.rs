@@ -28,7 +28,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     RunFigure {
         name: "layers",
         caption: format!(
-            "Speedup of MoE layers over {}{}. {}; one layer, forward and backward, deciding and moving experts included; {}{}; \
+            "Speedup of MoE layers over {}{}; {}; one layer, forward and backward, deciding and moving experts included; {}{}; \
              {}{}.",
             title(baseline),
             settings.common(),

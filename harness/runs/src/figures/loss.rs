@@ -41,7 +41,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     RunFigure {
         name: "loss",
         caption: format!(
-            "Loss of every iteration{}. {}; systems that train the same model lie on one another{}.",
+            "Loss of every iteration{}; {}; systems that train the same model lie on one another{}.",
             labels.common(),
             run.facts.origin,
             look_notes(run),
@@ -51,5 +51,17 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
             panels: panels.collect(),
             ..LineChart::default()
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_system_looks_like_an_entropy() {
+        for system in systems::ALL {
+            assert!(ENTROPIES.iter().all(|(_, ink)| *ink != looks::ink(system.name())), "{}", system.name());
+        }
     }
 }

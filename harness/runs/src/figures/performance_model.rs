@@ -47,7 +47,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     RunFigure {
         name: "performance_model",
         caption: format!(
-            "What searches expected against what runs took. {}; a point per case: what a system's search expected of the plan \
+            "What searches expected against what runs took; {}; a point per case: what a system's search expected of the plan \
              that it picked (from four profiled iterations, or an even routing where the estimate is uniform), and the mean of \
              the simulated run over whole placement periods after warm-up; band: within 10% of the run{}.",
             run.facts.origin,

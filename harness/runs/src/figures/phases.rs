@@ -1,5 +1,5 @@
 //! `phases`: where the time of an iteration goes, a bar per system, its parts the phases of the ledger, mean over stages and
-//! iterations after warm-up.
+//! iterations after warm-up, in parts of the baseline's time.
 
 use chart::{AnyChart, Group, Panel, Series, StackedBar, StackedBars};
 use systems::price::ledger::Phase;
@@ -28,7 +28,8 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     let labels = CaseLabels::new(&cases, &[Part::Cluster]);
     let mut panels: Vec<Panel<StackedBar>> = Vec::new();
     for key in &cases {
-        let bars = labels::systems(run).into_iter().map(|system| bar(run, key, system)).collect();
+        let whole = whole(run, key);
+        let bars = labels::systems(run).into_iter().map(|system| bar(run, key, system, whole)).collect();
         // Bars have names of their own: no axis says what the labels are.
         let label = labels.told().last().map_or(String::new(), |part| part.of(key));
         let group = Group { label, over: labels.over(key), bars };
@@ -50,14 +51,15 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     RunFigure {
         name: "phases",
         caption: format!(
-            "Where the time of an iteration goes{}. {}; means over stages and over the iterations after {} of warm-up; a run \
+            "Where the time of an iteration goes{}; {}; in parts of the time of {}, or of the slowest system where that has none; means over stages and over the iterations after {} of warm-up; a run \
              without a bar did not end an iteration.",
             labels.common(),
             run.facts.origin,
+            title(&run.summary.baseline),
             run.facts.warmup,
         ),
         chart: AnyChart::Stacked(StackedBars {
-            y_label: format!("Time of an iteration (ms, {})", engine_note(run)),
+            y_label: format!("Time over that of {} ({})", title(&run.summary.baseline), engine_note(run)),
             parts,
             panels,
             ..StackedBars::default()
@@ -65,15 +67,23 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     }
 }
 
-/// Mean over the stages; no parts where no iteration ended.
-fn bar(run: &StoredRun, key: &RunKey, system: &str) -> StackedBar {
+/// What a case's bars are in parts of, s: the baseline's time, or that of the slowest system where the baseline has none.
+fn whole(run: &StoredRun, key: &RunKey) -> f64 {
+    let time = |system: &str| mean(run, key, system, &Phase::ALL);
+    let slowest = || labels::systems(run).into_iter().filter_map(time).fold(0.0, f64::max);
+    time(&run.summary.baseline).unwrap_or_else(slowest)
+}
+
+/// Time of some phases, s, mean over the stages; none where no iteration ended.
+fn mean(run: &StoredRun, key: &RunKey, system: &str, phases: &[Phase]) -> Option<f64> {
     let stages = run.phases.of(&key.case, system);
-    let value = |phases: &[Phase]| {
-        let all: Seconds = stages.iter().flat_map(|stage| phases.iter().map(|phase| stage.of(*phase))).sum();
-        all.0 * 1e3 / stages.len().max(1) as f64
-    };
-    let values = if stages.is_empty() { Vec::new() } else { PARTS.iter().map(|(_, phases)| value(phases)).collect() };
-    StackedBar { label: title(system), values, note: String::new() }
+    let all: Seconds = stages.iter().flat_map(|stage| phases.iter().map(|phase| stage.of(*phase))).sum();
+    (!stages.is_empty()).then(|| all.0 / stages.len() as f64)
+}
+
+fn bar(run: &StoredRun, key: &RunKey, system: &str, whole: f64) -> StackedBar {
+    let values = PARTS.iter().filter_map(|(_, phases)| Some(mean(run, key, system, phases)? / whole));
+    StackedBar { label: title(system), values: values.collect(), note: String::new() }
 }
 
 #[cfg(test)]

@@ -1,0 +1,131 @@
+//! The figures of stored runs: drawn again to the byte, legible at their printed size, and in every format.
+
+use std::path::Path;
+use std::process::Command;
+
+use chart::{TextBox, Width};
+use runs::figures::{self, RunFigure};
+use runs::stored::StoredRun;
+
+use crate::support::{Folder, small_trace};
+
+const RUN: &str = "run smoke --trace trace.parquet --iterations 12 --set warmup=2 --out out";
+
+#[test]
+fn figures_are_drawn_again_to_the_byte_from_the_folder_alone() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.succeed(RUN);
+    let files = || folder.files().into_iter().filter(|name| name.starts_with("out/figures/")).collect::<Vec<_>>();
+    let names = files();
+    let before: Vec<Vec<u8>> = names.iter().map(|name| folder.bytes(name)).collect();
+    std::fs::remove_dir_all(folder.join("out/figures")).unwrap();
+    let shown = folder.succeed("plot out");
+    assert!(shown.contains("out/figures/end_to_end.pdf") && shown.contains("out/figures/phases.svg"), "{shown}");
+    assert_eq!(files(), names);
+    for (name, before) in names.iter().zip(before) {
+        assert!(folder.bytes(name) == before, "{name} is another");
+    }
+    for out in ["a", "b"] {
+        folder.succeed(&format!("plot out --columns 1 --format svg,pdf,png,tikz --out {out}"));
+    }
+    let of = |out: &str| folder.files().into_iter().filter(move |name| name.starts_with(out)).collect::<Vec<_>>();
+    assert_eq!(of("a/").len(), 3 * 7, "{:?}", of("a/"));
+    for (one, other) in of("a/").iter().zip(of("b/")) {
+        assert!(folder.bytes(one) == folder.bytes(&other), "{one} is another");
+    }
+}
+
+#[test]
+fn one_figure_is_asked_for_by_name() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.succeed(RUN);
+    folder.refuse("plot out --figure end-to-end", &["--figure end-to-end", "end_to_end, performance_model, phases"]);
+    folder.refuse("plot nowhere", &["nowhere/run.json"]);
+    folder.succeed("plot out --figure phases --columns 1 --format png --out paper");
+    let files: Vec<String> = folder.files().into_iter().filter(|name| name.starts_with("paper/")).collect();
+    assert_eq!(files, ["paper/phases-column.png", "paper/phases.caption.txt", "paper/phases.csv"]);
+    // 3.33 in at 300 to the inch.
+    let png = folder.bytes("paper/phases-column.png");
+    assert_eq!(u32::from_be_bytes(png[16..20].try_into().unwrap()), 1000);
+    let data = folder.text("paper/phases.csv");
+    assert!(
+        data.starts_with("panel,group,bar,part,value\n") && data.contains("inky,\"8 GPUs, no drop\",SmartMoE,experts,")
+    );
+    let caption = folder.text("out/figures/end_to_end.caption.txt");
+    let snippet = folder.text("out/figures/end_to_end.figure.tex");
+    assert!(snippet.contains("\\begin{figure*}") && snippet.contains("\\includegraphics{end_to_end.pdf}"), "{snippet}");
+    assert!(snippet.contains(caption.split(';').next().unwrap()), "{snippet}");
+}
+
+/// Points that two texts may share: rounding, and the blank that a font leaves around a glyph.
+const TOUCH: f64 = 0.3;
+
+fn overlap(a: &TextBox, b: &TextBox) -> bool {
+    let shared = |(a, b): (f64, f64), (c, d): (f64, f64)| b.min(d) - a.max(c);
+    shared((a.left, a.right), (b.left, b.right)) > TOUCH && shared((a.top, a.bottom), (b.top, b.bottom)) > TOUCH
+}
+
+/// Every text of a figure is at least 7 pt high, on the page, and clear of every other.
+fn check(suite: &str, figure: &RunFigure, width: Width) {
+    let drawn = figure.chart.draw(width).unwrap();
+    let what = format!("{suite}, {} at {width:?}", figure.name);
+    let (right, bottom) = drawn.size();
+    assert!(bottom <= 9.0 * 72.0, "{what}: {bottom} points do not fit on a page");
+    let texts = drawn.texts();
+    for (at, text) in texts.iter().enumerate() {
+        assert!((7.0..=8.0).contains(&text.size), "{what}: {text:?}");
+        let inside = text.left >= -TOUCH && text.right <= right + TOUCH && text.top >= -TOUCH && text.bottom <= bottom;
+        assert!(inside, "{what}: leaves the page: {text:?}");
+        for other in &texts[..at] {
+            assert!(!overlap(text, other), "{what}: {text:?} and {other:?}");
+        }
+    }
+}
+
+fn check_all(suite: &str, folder: &Path) {
+    for figure in figures::all(&StoredRun::open(folder).unwrap()) {
+        for width in [Width::Column, Width::Page] {
+            check(suite, &figure, width);
+        }
+    }
+}
+
+#[test]
+fn no_text_is_small_or_over_another_in_any_figure() {
+    let folder = Folder::new();
+    for suite in ["smoke", "paper-gpt", "modern", "balance"] {
+        folder.succeed(&format!("run {suite} --iterations 4 --set warmup=1 --out {suite}"));
+        check_all(suite, &folder.join(suite));
+    }
+}
+
+/// Compiles a document in its folder; false where there is no LaTeX.
+fn compiles(folder: &Folder, document: &str) -> bool {
+    let mut run = Command::new("pdflatex");
+    run.args(["-interaction=nonstopmode", "-halt-on-error", document]);
+    let Ok(output) = run.current_dir(folder.path()).output() else { return false };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{document}: {said}");
+    assert!(!said.contains("Overfull"), "{document}: {said}");
+    true
+}
+
+#[test]
+#[ignore = "needs pdflatex with TikZ and standalone"]
+fn latex_takes_what_is_written_for_it() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.succeed(RUN);
+    folder.succeed("plot out --columns 1 --format pdf,tikz --out .");
+    for figure in ["end_to_end", "performance_model", "phases"] {
+        assert!(compiles(&folder, &format!("{figure}-column.tex")), "no pdflatex");
+    }
+    let figure = "\\input{end_to_end-column.figure.tex}";
+    let paper = format!(
+        "\\documentclass[twocolumn]{{article}}\n\\usepackage{{graphicx}}\n\\begin{{document}}\n{figure}\n\\end{{document}}\n"
+    );
+    folder.write("paper.tex", &paper);
+    assert!(compiles(&folder, "paper.tex"));
+}
