@@ -1,7 +1,7 @@
 //! What figures show of a run of known times.
 
 use chart::Width;
-use runs::figures::{RunFigure, all, origin};
+use runs::figures::{RunFigure, all, map, origin};
 use runs::provenance::{DrawnFacts, Inputs, Provenance, SuiteFacts};
 use runs::records::{MeanPhases, RowsByRun, Status};
 use runs::stored::StoredRun;
@@ -111,7 +111,8 @@ fn a_series_leaves_out_decisions_and_marks_moves() {
 
 #[test]
 fn a_map_has_the_fastest_systems_gain_in_a_cell() {
-    let shown = svg(&MockEngine::default(), FigureKind::Map);
+    let (suite, run) = (suite(), stored(&MockEngine::default(), FigureKind::Map));
+    let shown = map::draw(&suite, &run.summary, &run.facts.origin).unwrap().svg;
     for text in ["Network between nodes", ">×1<", ">trace<", "least mean iteration"] {
         assert!(shown.contains(text), "no {text} in {shown}");
     }
