@@ -31,6 +31,8 @@ mod fuzzed;
 mod timeline;
 // Chakra execution traces, read back by a decoder of their own.
 mod chakra;
+// Runs as MLPerf's log lines.
+mod mllog;
 // Every command from its arguments to its files.
 mod cli;
 // Models that people train: configs, fields, and what the trainer has not learned.

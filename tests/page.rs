@@ -56,6 +56,12 @@ fn a_page_holds_what_its_views_show() {
     let ranks: Vec<u64> =
         smartmoe["timelines"][0]["ranks"].as_array().unwrap().iter().map(|of| of["rank"].as_u64().unwrap()).collect();
     assert_eq!(ranks, [0, 2, 4, 6]);
+    // As many moves by layer as in all.
+    let sum = |value: &Value| value.as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).sum::<u64>();
+    let by_layer: u64 = smartmoe["layers"]["experts"].as_array().unwrap().iter().map(sum).sum();
+    let in_all: u64 = smartmoe["moves"].as_array().unwrap().iter().map(|moved| moved[1].as_u64().unwrap()).sum();
+    assert!(by_layer == in_all && in_all > 0, "{by_layer} {in_all}");
+    assert!(rows.iter().any(|row| row["layers"].is_null()), "nothing of who moves nothing");
     // Four digits of each.
     let number = |value: &Value| value.as_f64().unwrap();
     let most = smartmoe["memory"].as_array().unwrap().iter().map(number).fold(0.0, f64::max);

@@ -174,7 +174,7 @@ fn a_published_ratio_is_one_claim() {
     }
     let mut summary = summary(&MockEngine::default(), 2);
     summary.hold_against(&Published::parse("test", &text).unwrap(), &[]);
-    let claims = studies::paper::claims(&suite, &summary);
+    let claims = runs::summary::claims::claims(&summary, &suite.compare);
     let found: Vec<_> = claims.iter().map(|c| (c.system.as_str(), c.over.as_str(), c.published, c.simulated)).collect();
     let expected =
         [("fastermoe", "expert-only", 2.0), ("smartmoe", "expert-only", 4.0), ("smartmoe", "fastermoe", 2.0)];

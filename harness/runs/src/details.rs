@@ -52,6 +52,9 @@ pub struct RunDetails {
     pub memory: Vec<f64>,
     /// Of what the gate chose, before any capacity; none where it is that of the case's first run.
     pub imbalance: Option<Imbalance>,
+    /// Of experts that changed rank; none where none did, or where that was not followed layer by layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<Moves>,
     pub traffic: Option<Traffic>,
     /// Of the last iteration, by each engine that says what its ranks do when.
     pub timelines: Vec<Timeline>,
@@ -64,6 +67,15 @@ pub struct Imbalance {
     pub from: Vec<usize>,
     /// `[moe layer][column]`: load of the busiest expert over the mean load, mean over the column's iterations.
     pub max_over_mean: Vec<Vec<f64>>,
+}
+
+/// Experts that changed rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moves {
+    /// `[column]`: the iteration that it begins with, counted from 1.
+    pub from: Vec<usize>,
+    /// `[moe layer][column]`: how many, in all of the column's iterations.
+    pub experts: Vec<Vec<usize>>,
 }
 
 /// What ranks send each other in the last iteration.
@@ -113,6 +125,7 @@ impl RunDetails {
             hour_price: run.job.cluster.gpu.hour_price.as_ref().map(|price| price.value),
             memory: memory(outcome),
             imbalance: Imbalance::new(&outcome.imbalance),
+            moves: Moves::new(&outcome.moved),
             traffic: Traffic::new(&outcome.exchanged),
             timelines: outcome.timelines.iter().map(|(engine, spans)| Timeline::new(*engine, spans)).collect(),
         }
@@ -143,6 +156,22 @@ impl Imbalance {
             from: (0..columns.len()).map(|column| column * width + 1).collect(),
             max_over_mean: (0..layers)
                 .map(|layer| columns.iter().map(|column| short(mean(column, layer))).collect())
+                .collect(),
+        })
+    }
+}
+
+impl Moves {
+    /// From `[iteration][layer]`; nothing where nothing moved.
+    fn new(iterations: &[Vec<usize>]) -> Option<Self> {
+        let layers = iterations.first()?.len();
+        iterations.iter().flatten().any(|&moved| moved > 0).then_some(())?;
+        let width = iterations.len().div_ceil(MOST_COLUMNS);
+        let sum = |column: &[Vec<usize>], layer: usize| column.iter().map(|of| of[layer]).sum();
+        Some(Self {
+            from: (1..=iterations.len()).step_by(width).collect(),
+            experts: (0..layers)
+                .map(|layer| iterations.chunks(width).map(|column| sum(column, layer)).collect())
                 .collect(),
         })
     }
@@ -264,6 +293,15 @@ mod tests {
         assert_eq!(imbalance.max_over_mean[0][..3], [0.5, 2.5, 4.5]);
         assert!(imbalance.max_over_mean[1].iter().all(|&one| one == 1.0));
         assert_eq!(Imbalance::new(&[]), None);
+    }
+
+    #[test]
+    fn moves_keep_their_sum() {
+        let moved: Vec<Vec<usize>> = (0..100).map(|t| vec![usize::from(t % 10 == 0), 0]).collect();
+        let moves = Moves::new(&moved).unwrap();
+        assert_eq!((moves.from.len(), &moves.from[..3]), (34, &[1, 4, 7][..]));
+        assert_eq!(moves.experts.iter().map(|layer| layer.iter().sum::<usize>()).collect::<Vec<_>>(), [10, 0]);
+        assert_eq!((Moves::new(&[vec![0, 0]]), Moves::new(&[])), (None, None));
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub struct Outcome {
     pub timelines: Vec<(EngineKind, Vec<Span>)>,
     /// `[iteration][moe layer]`: load of the busiest expert over the mean load, as the gate chose; empty where not followed.
     pub imbalance: Vec<Vec<f64>>,
+    /// `[iteration][moe layer]`: experts that changed rank before it; empty where not followed.
+    pub moved: Vec<Vec<usize>>,
     /// What the spans of the last iteration move, where all ranks were watched and that is known.
     pub communications: Option<Communications>,
     /// `[from][to]`: what ranks send each other for MoE layers in the last iteration; empty where not followed.

@@ -11,6 +11,7 @@ use crate::output;
 use crate::pipeline::{self, RunRequest};
 use runs::engines::{Session, simulate::Simulator};
 use runs::machine::Memory;
+use runs::summary::claims::claims;
 use runs::traces::CaseTraces;
 use runs::{figures, store, traces};
 use studies::paper::{self, Effort, Tested};
@@ -71,6 +72,6 @@ fn test(args: &ClaimsArgs, name: &str, traces: &CaseTraces) -> Result<Tested, Fa
         suite: name.to_owned(),
         command: format!("moebench run {name}{option}"),
         effort: (!sampled.read_back).then_some(effort),
-        claims: paper::claims(&request.suite, &sampled.summary),
+        claims: claims(&sampled.summary, &request.suite.compare),
     })
 }

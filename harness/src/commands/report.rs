@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
-use runs::report::html;
+use runs::report::{html, mllog};
 use runs::store;
 use runs::stored::StoredRun;
 
@@ -20,6 +20,9 @@ pub struct ReportArgs {
     /// The page [default: report.html in the run's folder, or here where there are several]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Also write every run as lines of MLPerf's logs: mllog/CASE.SYSTEM.seedN.log in the run's folder
+    #[arg(long)]
+    mllog: bool,
 }
 
 /// # Errors
@@ -34,6 +37,9 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let out = args.out.clone().unwrap_or_else(default);
     store::write_text(&out, &html::page(&runs).or_run()?).or_run()?;
     for (folder, run) in args.runs.iter().zip(&runs) {
+        for log in mllog::logs(run).iter().filter(|_| args.mllog) {
+            store::write_text(&folder.join("mllog").join(format!("{}.log", log.name)), &log.text).or_run()?;
+        }
         for line in &run.missing {
             eprintln!("{}: {line}", folder.display());
         }

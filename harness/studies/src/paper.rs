@@ -2,117 +2,9 @@
 //! that cannot be held against a number, whatever the outcome.
 
 use anyhow::Result;
-use workloads::Suite;
 use workloads::published::NotHeld;
 
-use runs::summary::errors::Pair;
-use runs::summary::{Summary, SummaryRow};
-
-/// A ratio within this of the published one is reproduced.
-pub const REPRODUCED: f64 = 0.05;
-/// And one within this is within tolerance.
-pub const TOLERATED: f64 = 0.15;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Reproduced,
-    WithinTolerance,
-    NotReproduced,
-    NotTestable,
-}
-
-impl Verdict {
-    /// Of a simulated ratio and a published one.
-    pub fn of(ratio: &Pair) -> Self {
-        match ratio.error().abs() {
-            error if error <= REPRODUCED => Self::Reproduced,
-            error if error <= TOLERATED => Self::WithinTolerance,
-            _ => Self::NotReproduced,
-        }
-    }
-
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Reproduced => "reproduced",
-            Self::WithinTolerance => "within tolerance",
-            Self::NotReproduced => "**not reproduced**",
-            Self::NotTestable => "not testable here",
-        }
-    }
-}
-
-/// What a ratio is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Statistic {
-    Medians,
-    /// All iterations, start-up included, as the paper has it.
-    Sums,
-}
-
-impl Statistic {
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Medians => "medians",
-            Self::Sums => "sums",
-        }
-    }
-}
-
-/// A published ratio of two systems' times on a case.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PaperClaim {
-    pub case: String,
-    pub system: String,
-    pub over: String,
-    pub statistic: Statistic,
-    pub published: f64,
-    /// None where a run failed.
-    pub simulated: Option<f64>,
-}
-
-impl PaperClaim {
-    /// A run that failed where the published one did not reproduces nothing.
-    pub fn verdict(&self) -> Verdict {
-        let ratio = self.simulated.map(|predicted| Pair { predicted, measured: self.published });
-        ratio.map_or(Verdict::NotReproduced, |ratio| Verdict::of(&ratio))
-    }
-}
-
-/// The published ratios of a suite that was run: of every system but the baseline over the baseline and over those that it is
-/// compared with, under the plans that ran.
-pub fn claims(suite: &Suite, summary: &Summary) -> Vec<PaperClaim> {
-    let mut claims = Vec::new();
-    for row in summary.rows.iter().filter(|row| row.key.system != suite.baseline) {
-        let others = std::iter::once(&suite.baseline).chain(&suite.compare).filter(|other| **other != row.key.system);
-        for over in others.filter_map(|other| summary.row(&row.key.case, other)) {
-            claims.extend(of_medians(row, over));
-            claims.extend(of_sums(row, over, over.key.system == suite.baseline));
-        }
-    }
-    claims
-}
-
-fn claim(row: &SummaryRow, over: &SummaryRow, statistic: Statistic, published: f64) -> PaperClaim {
-    let simulated = match statistic {
-        Statistic::Medians => row.over(over).map(|speedup| speedup.by_medians),
-        Statistic::Sums => row.step.and(over.step).map(|_| over.sum / row.sum),
-    };
-    let (case, system, over) = (row.key.case.clone(), row.key.system.clone(), over.key.system.clone());
-    PaperClaim { case, system, over, statistic, published, simulated }
-}
-
-fn of_medians(row: &SummaryRow, over: &SummaryRow) -> Option<PaperClaim> {
-    let published = [row, over].map(|row| row.published.step.filter(|_| !row.published.other_plan));
-    Some(claim(row, over, Statistic::Medians, published[1]? / published[0]?))
-}
-
-/// Sums are held of both runs, or as their ratio.
-fn of_sums(row: &SummaryRow, over: &SummaryRow, over_baseline: bool) -> Option<PaperClaim> {
-    let sums = [row, over].map(|row| row.published.sum.filter(|_| !row.published.other_plan));
-    let ratio = sums[1].zip(sums[0]).map(|(over, own)| over / own);
-    let ratio = ratio.or(row.published.speedup_by_sums.filter(|_| over_baseline && row.published.step.is_none()));
-    Some(claim(row, over, Statistic::Sums, ratio?))
-}
+use runs::summary::claims::{PaperClaim, REPRODUCED, TOLERATED, Verdict};
 
 /// What it took to run a suite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -193,6 +85,7 @@ fn suite(tested: &Tested) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use runs::summary::claims::Statistic;
 
     #[test]
     fn a_row_exists_whatever_its_outcome() {

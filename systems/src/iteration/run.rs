@@ -34,6 +34,8 @@ pub struct Run<'a> {
     gathered_last: usize,
     /// `[stage][rank of a group]`: what experts that changed ranks before the last iteration took along.
     migrated: Vec<Vec<Bytes>>,
+    /// `[moe layer]`: how many these were.
+    moved: Vec<usize>,
 }
 
 /// What one iteration did.
@@ -80,7 +82,8 @@ impl<'a> Run<'a> {
         let chosen = plan;
         let Start { plan, placements } = Start::new(job, &chosen, online.policy());
         let migrated = vec![vec![Bytes::ZERO; plan.ep]; plan.pp];
-        Self { job, costs, chosen, plan, online, placements, gathered: 0, gathered_last: 0, migrated }
+        let moved = vec![0; placements.len()];
+        Self { job, costs, chosen, plan, online, placements, gathered: 0, gathered_last: 0, migrated, moved }
     }
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
@@ -127,6 +130,11 @@ impl<'a> Run<'a> {
         self.evaluation(batch, &vec![Charge::default(); self.plan.pp]).exchanged()
     }
 
+    /// `[moe layer]`: experts that changed rank before the last iteration.
+    pub fn moved(&self) -> &[usize] {
+        &self.moved
+    }
+
     /// What the spans of the last iteration moved, if `batch` is what its gate chose.
     pub fn communications(&self, batch: &BatchCounts) -> Communications {
         let charges = vec![Charge::default(); self.plan.pp];
@@ -158,6 +166,7 @@ impl<'a> Run<'a> {
         let seen = self.online.history().len();
         self.gathered_last = 0;
         self.migrated.iter_mut().for_each(|of_stage| of_stage.fill(Bytes::ZERO));
+        self.moved.fill(0);
         if !self.online.policy().placement_due(seen) {
             return Ok(placed);
         }
@@ -178,6 +187,7 @@ impl<'a> Run<'a> {
             for moved in &migration.moves {
                 self.migrated[stage][moved.from] += migration.expert_bytes;
             }
+            self.moved[layer] = migration.moves.len();
             placed.moved += migration.moves.len();
             *placement = migration.placement;
         }

@@ -111,6 +111,7 @@ impl<'a> Simulation<'a> {
         self.outcome.imbalance.push(imbalance.clone());
         match done.failure.take() {
             None => {
+                self.outcome.moved.push(self.run.moved().to_vec());
                 self.outcome.iterations.push(done);
                 if watched {
                     self.outcome.timelines = vec![(EngineKind::Simulated, spans)];

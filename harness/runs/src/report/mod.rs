@@ -3,6 +3,7 @@
 pub mod beside;
 pub mod html;
 pub mod latex;
+pub mod mllog;
 pub mod page;
 
 use comfy_table::{CellAlignment, Table, presets};

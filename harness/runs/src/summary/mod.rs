@@ -2,6 +2,7 @@
 //! published and how far the model is from measurements.
 
 pub mod beside;
+pub mod claims;
 pub mod errors;
 pub mod model_error;
 pub mod speedup;

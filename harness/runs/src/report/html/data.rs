@@ -3,7 +3,7 @@
 use serde::Serialize;
 use systems::price::ledger::{Ledger, Phase};
 
-use crate::details::{Imbalance, RunDetails, Timeline, Traffic};
+use crate::details::{Imbalance, Moves, RunDetails, Timeline, Traffic};
 use crate::figures;
 use crate::figures::labels::systems;
 use crate::looks;
@@ -107,6 +107,8 @@ struct RowData<'a> {
     steps: Vec<f64>,
     /// Iteration, experts that moved, and what moving took.
     moves: Vec<(u32, u32, f64)>,
+    /// Of the same seed, layer by layer.
+    layers: Option<&'a Moves>,
     memory: &'a [f64],
     traffic: Option<&'a Traffic>,
     timelines: &'a [Timeline],
@@ -234,6 +236,7 @@ impl<'a> RowData<'a> {
                 .filter(|(_, sample)| sample.moved > 0)
                 .map(|(iteration, sample)| (iteration, sample.moved, short(sample.migration.0)))
                 .collect(),
+            layers: details.and_then(|details| details.moves.as_ref()),
             memory: details.map_or(&[], |details| &details.memory),
             traffic,
             timelines,

@@ -98,6 +98,7 @@ pub fn page(runs: &[StoredRun]) -> Result<String> {
              <form id=\"controls\" aria-label=\"What is shown\" hidden></form>\n\
              <section id=\"compare\"><h2>Comparison</h2><div class=\"view\"></div></section>\n";
     page += &format!("<section id=\"table\"><h2>All numbers</h2>\n{}</section>\n", tables::summary(runs, &labels));
+    page += &tables::claims(runs, &labels);
     page += "<form id=\"case\" aria-label=\"Which case is shown below\" hidden></form>\n";
     for (name, heading, what) in VIEWS {
         page += &format!(

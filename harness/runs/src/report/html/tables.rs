@@ -9,6 +9,7 @@ use crate::report::html::answer::{CaseAnswer, time};
 use crate::report::html::cases::Labels;
 use crate::stored::StoredRun;
 use crate::summary::SummaryRow;
+use crate::summary::claims::{self, PaperClaim};
 
 /// A cell: its text, and what it is sorted by where that is a number.
 struct Cell {
@@ -141,6 +142,43 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
         columns,
         |index| format!(" data-run=\"{}\" data-row=\"{}\"", rows[index].0, rows[index].1),
         "numbers",
+    )
+}
+
+/// Published ratios of what ran, with verdicts; nothing where none is held against these cases and plans.
+pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
+    let of_run = |(run, stored): (usize, &StoredRun)| {
+        claims::claims(&stored.summary, &[]).into_iter().map(move |claim| (run, claim)).collect::<Vec<_>>()
+    };
+    let all: Vec<(usize, PaperClaim)> = runs.iter().enumerate().flat_map(of_run).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    let column = |heading: &str, cell: &dyn Fn(usize, &PaperClaim) -> Cell| Column {
+        heading: heading.to_owned(),
+        cells: all.iter().map(|(run, claim)| cell(*run, claim)).collect(),
+    };
+    let several = runs.len() > 1;
+    let columns = vec![
+        column("run", &|run, _| Cell::words(if several { labels.short()[run].as_str() } else { "" })),
+        column("case", &|_, claim| Cell::words(labels.case(&claim.case))),
+        column("speedup", &|_, claim| {
+            let [system, over] = [&claim.system, &claim.over].map(|name| figures::title(name));
+            Cell::words(format!("{system} over {over}, by {}", claim.statistic.label()))
+        }),
+        column("published", &|_, claim| ratio(Some(claim.published))),
+        column("simulated", &|_, claim| match claim.simulated {
+            Some(value) => ratio(Some(value)),
+            None => Cell::words("failed"),
+        }),
+        column("verdict", &|_, claim| Cell::words(claim.verdict().label().trim_matches('*'))),
+    ];
+    format!(
+        "<section id=\"claims\"><h2>Against what was published</h2>\n<p class=\"note\">Under the plans that ran. Reproduced: within \
+         {:.0}% of the published ratio; within tolerance: within {:.0}%.</p>\n{}</section>\n",
+        claims::REPRODUCED * 100.0,
+        claims::TOLERATED * 100.0,
+        table("against what was published", columns, |_| String::new(), "answers")
     )
 }
 

@@ -27,7 +27,27 @@ function drawSeries(body, width) {
     return element("span", {}, key, nameOf(entry));
   });
   const moved = movers.map(movedLine);
-  body.replaceChildren(element("p", { class: "legend" }, ...lines), roving(made), element("ul", { class: "differences" }, ...moved));
+  const layers = movers.filter((entry) => entry.row.layers).flatMap((entry) => movesByLayer(entry, width));
+  body.replaceChildren(element("p", { class: "legend" }, ...lines), roving(made), element("ul", { class: "differences" }, ...moved), ...layers);
+}
+
+/** Which layers' experts moved when: a row per MoE layer, time to the right. */
+function movesByLayer(entry, width) {
+  const { from, experts: values } = entry.row.layers;
+  const most = largest(values.flat());
+  const made = grid({
+    label: `experts of ${nameOf(entry)} that moved, by layer and iteration`,
+    values,
+    range: [0, most],
+    width,
+    cellHeight: Math.min(Math.max(160 / values.length, 5), 22),
+    lines: (layer, column) => [`${nameOf(entry)}, MoE layer ${layer}, from iteration ${from[column]}`, `${values[layer][column]} experts changed rank`],
+    rowLabel: (layer) => layer,
+    columnLabel: (column) => from[column],
+    rowTitle: "MoE layer",
+    columnTitle: "iteration",
+  });
+  return [element("p", {}, `Experts of ${nameOf(entry)} that moved, by layer:`), made, scale("0", String(most))];
 }
 
 function dash(system) {
