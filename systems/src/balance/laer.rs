@@ -79,7 +79,7 @@ pub fn relocate(loads: &[u64], copies: &[u32], shape: Shape) -> Slots {
 }
 
 /// Rows that each source sends to each slot, `[source][slot]`, flat: evenly to the copies on its own node, or evenly to all where its node
-/// has none. What does not divide goes on from copy to copy, starting at another one for each source.
+/// has none. What does not divide goes on from copy to copy, starting at another one for each source. Rows of an expert in no slot go nowhere.
 pub fn route(counts: &RoutingCounts, slots: &[Option<usize>], nodes: &[usize]) -> Vec<u32> {
     let ranks = counts.ranks();
     let per_rank = slots.len() / ranks;
@@ -95,10 +95,13 @@ pub fn route(counts: &RoutingCounts, slots: &[Option<usize>], nodes: &[usize]) -
             let first = all.partition_point(|slot| node(slot) < nodes[source]);
             let last = all.partition_point(|slot| node(slot) <= nodes[source]);
             let near = if first < last { &all[first..last] } else { all.as_slice() };
-            for (index, &slot) in near.iter().enumerate() {
-                let turn = (index + source) % near.len();
-                rows[slot] = count / near.len() as u32 + u32::from((turn as u32) < count % near.len() as u32);
+            if near.is_empty() {
+                continue;
             }
+            let copies = near.len() as u32;
+            let (each, rest) = (count / copies, count % copies);
+            let turns = (0..copies).cycle().skip(source % near.len());
+            near.iter().zip(turns).for_each(|(&slot, turn)| rows[slot] = each + u32::from(turn < rest));
         }
     }
     rows
@@ -161,6 +164,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn rows_of_an_expert_in_no_slot_go_nowhere() {
+        let counts = RoutingCounts::new(3, vec![4, 7, 5, 2, 9, 1]);
+        assert_eq!(route(&counts, &[Some(0), Some(2)], &[0, 1]), [4, 5, 2, 1]);
     }
 
     #[test]

@@ -210,15 +210,18 @@ fn meet_once(experts: usize, ranks: usize, slots: usize, random: &mut SplitMix) 
     let mut taken = vec![0; ranks];
     // `[rank][rank]`: experts that stand on both, above the diagonal.
     let mut met = vec![0u32; ranks * ranks];
+    let mut meets = vec![0u32; ranks];
     let pair = |a: usize, b: usize| a.min(b) * ranks + a.max(b);
     for expert in 0..experts {
         let copies = (ranks * slots / experts + usize::from(expert < ranks * slots % experts)).min(ranks);
         let mut own: Vec<usize> = Vec::with_capacity(copies);
+        // `[rank]`: how often it has met the expert's ranks so far.
+        meets.fill(0);
         for _ in 0..copies {
-            let meets = |rank: usize| own.iter().map(|&other| met[pair(rank, other)]).sum::<u32>();
             let open = (0..ranks).filter(|rank| taken[*rank] < slots && !own.contains(rank));
-            let order = open.map(|rank| (taken[rank], meets(rank), random.next(), rank));
+            let order = open.map(|rank| (taken[rank], meets[rank], random.next(), rank));
             let Some((.., rank)) = order.min() else { break };
+            meets.iter_mut().enumerate().for_each(|(other, meets)| *meets += met[pair(rank, other)]);
             placed[rank * slots + taken[rank]] = Some(expert);
             taken[rank] += 1;
             own.iter().for_each(|&other| met[pair(rank, other)] += 1);

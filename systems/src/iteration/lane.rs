@@ -133,12 +133,16 @@ impl<'a> Lane<'a> {
         Self { evaluation, micro_batches, stages: (0..evaluation.plan.pp).map(stage).collect() }
     }
 
-    /// Runs every stage's work as soon as what it needs is there.
-    pub(super) fn run(&mut self, workspace: &mut Workspace) {
+    /// Runs every stage's work as soon as what it needs is there, until all is done or the lane is `beyond` what is of interest; whether all was
+    /// done.
+    pub(super) fn run(&mut self, workspace: &mut Workspace, beyond: impl Fn(&Self) -> bool) -> bool {
         let mut left: usize = self.stages.iter().map(|stage| stage.order.len()).sum();
         while left > 0 {
             for index in 0..self.stages.len() {
                 while self.stages[index].can_run() {
+                    if beyond(self) {
+                        return false;
+                    }
                     self.step(index, workspace);
                     left -= 1;
                 }
@@ -147,6 +151,16 @@ impl<'a> Lane<'a> {
         for stage in &mut self.stages {
             stage.links.drain(&mut stage.clock, &mut stage.ledger);
         }
+        true
+    }
+
+    /// What the fullest rank has held so far; nothing where memory is not followed.
+    pub(super) fn held(&self) -> Peak {
+        let mut peak = Peak::default();
+        if self.evaluation.job.scope == Scope::Iteration {
+            self.raise(|_, _| {}, &mut peak);
+        }
+        peak
     }
 
     /// Runs a stage's next pass and hands its result to the stage that waits for it.
@@ -200,12 +214,12 @@ impl<'a> Lane<'a> {
         busy.fold(Seconds::ZERO, Seconds::max) / runs
     }
 
-    /// Enters the peak of each of the lane's ranks, and raises `peak` to that of the fullest.
-    pub(super) fn raise(&self, memory: &mut [Bytes], peak: &mut Peak) {
+    /// Enters the peak of each of the lane's ranks, `(global rank, peak)`, and raises `peak` to that of the fullest.
+    pub(super) fn raise(&self, mut enter: impl FnMut(usize, Bytes), peak: &mut Peak) {
         for stage in &self.stages {
             for (rank, experts) in stage.ranks.clone().zip(&stage.experts) {
                 let bytes = stage.memory.peak(experts);
-                memory[rank] = bytes;
+                enter(rank, bytes);
                 if bytes > peak.bytes {
                     *peak = Peak { rank, bytes };
                 }

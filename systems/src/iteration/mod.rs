@@ -107,6 +107,46 @@ impl Start {
     }
 }
 
+/// What an iteration may take and hold to be of interest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// Duration of the iteration.
+    pub step: Seconds,
+    /// On the fullest rank.
+    pub bytes: Bytes,
+}
+
+/// The part of a [`Limit`] that an iteration is sure to exceed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Exceeded {
+    /// It takes so long at least.
+    Step(Seconds),
+    /// Its fullest rank holds so much at least.
+    Memory(Peak),
+}
+
+impl Limit {
+    /// Everything is of interest.
+    pub const NONE: Self = Self { step: Seconds(f64::INFINITY), bytes: Bytes(f64::INFINITY) };
+
+    /// By a lane as far as it has run: clocks, busy time and memory only grow. Each stage is followed by its tail, `rest`
+    /// micro-batches are not evaluated.
+    fn exceeded_by(self, lane: &Lane, tails: &[Seconds], rest: usize) -> Option<Exceeded> {
+        if self == Self::NONE {
+            return None;
+        }
+        let held = lane.held();
+        if held.bytes > self.bytes {
+            return Some(Exceeded::Memory(held));
+        }
+        let ends =
+            lane.stages().zip(tails).flat_map(|(stage, &tail)| stage.clock.iter().map(move |&clock| clock + tail));
+        let step = ends.fold(Seconds::ZERO, Seconds::max) + lane.pace() * rest as f64;
+        // The sums of a lane that has ended are taken in another order.
+        (step > self.step * (1.0 + 1e-9)).then_some(Exceeded::Step(step))
+    }
+}
+
 /// The fullest rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Peak {
@@ -151,6 +191,14 @@ impl Evaluation<'_> {
         self.evaluate(&mut Recorder::new(Watch::Nobody))
     }
 
+    /// Evaluates the iteration as long as it may stay within a limit.
+    ///
+    /// # Errors
+    /// Which part of the limit it is sure to exceed, as soon as that is sure.
+    pub fn run_within(&self, limit: Limit) -> Result<Timing, Exceeded> {
+        self.evaluate_within(limit, &mut Recorder::new(Watch::Nobody))
+    }
+
     /// Evaluates the iteration and says what every rank does when; of a sample, what is evaluated of it.
     pub fn observe(&self) -> (Timing, Vec<Span>) {
         let mut recorder = Recorder::new(Watch::Everybody);
@@ -159,6 +207,11 @@ impl Evaluation<'_> {
     }
 
     fn evaluate(&self, recorder: &mut Recorder) -> Timing {
+        self.evaluate_within(Limit::NONE, recorder).expect("nothing exceeds no limit")
+    }
+
+    fn evaluate_within(&self, limit: Limit, recorder: &mut Recorder) -> Result<Timing, Exceeded> {
+        let tails = if limit == Limit::NONE { Vec::new() } else { self.tails() };
         let all = self.plan.micro_batches(self.job);
         let (lanes, micro_batches) = self.sampled(all);
         let mut stages = vec![StageSum::default(); self.plan.pp];
@@ -172,7 +225,10 @@ impl Evaluation<'_> {
         for sampled in 0..lanes {
             let group = sampled * self.plan.expert_dp / lanes;
             let mut lane = Lane::new(self, group, micro_batches, recorder.watch());
-            lane.run(&mut workspace);
+            let exceeded = |lane: &Lane| limit.exceeded_by(lane, &tails, all - micro_batches);
+            if !lane.run(&mut workspace, |lane| exceeded(lane).is_some()) {
+                return Err(exceeded(&lane).expect("that is why it did not end"));
+            }
             let rest = lane.pace() * (all - micro_batches) as f64;
             for (sum, stage) in stages.iter_mut().zip(lane.stages()) {
                 sum.add(&stage, lanes, rest);
@@ -181,7 +237,7 @@ impl Evaluation<'_> {
                 }
             }
             if self.job.scope == Scope::Iteration {
-                lane.raise(&mut memory, &mut peak);
+                lane.raise(|rank, bytes| memory[rank] = bytes, &mut peak);
             }
             lane.into_recorders().for_each(|of_stage| recorder.append(of_stage));
         }
@@ -192,7 +248,7 @@ impl Evaluation<'_> {
         let scale = all as f64 / micro_batches as f64 / (lanes * self.plan.ep) as f64;
         let (step, phases) = self.finish(&stages, scale, recorder);
         let routed = workspace.routed;
-        Timing {
+        Ok(Timing {
             step,
             phases,
             peak,
@@ -201,7 +257,17 @@ impl Evaluation<'_> {
             dropped: routed.dropped,
             shadowed: routed.shadowed,
             loads: routed.loads,
+        })
+    }
+
+    /// `[stage]`: what follows its lanes at least. Nothing where that depends on what they compute.
+    fn tails(&self) -> Vec<Seconds> {
+        let pp = self.plan.pp;
+        if self.job.scope == Scope::Layer || self.policy.overlap().state {
+            return vec![Seconds::ZERO; pp];
         }
+        let (stages, mut nobody) = (vec![StageSum::default(); pp], Recorder::new(Watch::Nobody));
+        (0..pp).map(|index| self.update(index, &stages, &mut Ledger::default(), &mut nobody)).collect()
     }
 
     /// How many lanes, and how many of `all` micro-batches, are evaluated.

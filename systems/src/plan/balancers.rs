@@ -11,7 +11,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::Recompute;
 use crate::balance::laer;
-use crate::iteration::{Charge, Coverage, Evaluation, Peak, Start};
+use crate::iteration::{Charge, Coverage, Evaluation, Limit, Peak, Start};
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 use crate::plan::search::{self, Candidate, Estimate, PerformanceModel};
@@ -162,15 +162,27 @@ impl BalancerSearch<'_> {
     /// their rank may). A plan that memory rejects with experts in order is tried where shards may need less.
     /// Memory is left free unless that leaves no plan.
     pub fn candidates(&self) -> Vec<Candidate> {
-        let careful = self.candidates_with(Reserve::Spread);
+        self.candidates_within(|fastest| self.limit(fastest))
+    }
+
+    /// The same, with every evaluation run to its end: the plain reference.
+    #[cfg(test)]
+    pub(crate) fn candidates_to_their_ends(&self) -> Vec<Candidate> {
+        self.candidates_within(|_| Limit::NONE)
+    }
+
+    /// Those of a search that ends evaluations at a limit, by what the fastest plan takes that is known.
+    fn candidates_within(&self, limit: impl Fn(Seconds) -> Limit) -> Vec<Candidate> {
+        let careful = self.candidates_with(Reserve::Spread, &limit);
         if careful.iter().any(|candidate| candidate.outcome.is_ok()) {
             return careful;
         }
-        self.candidates_with(Reserve::Nothing)
+        self.candidates_with(Reserve::Nothing, &limit)
     }
 
-    fn candidates_with(&self, reserve: Reserve) -> Vec<Candidate> {
+    fn candidates_with(&self, reserve: Reserve, limit: &dyn Fn(Seconds) -> Limit) -> Vec<Candidate> {
         let &Self { job, costs, .. } = self;
+        let rounds = self.rounds();
         let uniform = job.uniform_profile();
         let even = PerformanceModel { job, costs, profile: &uniform };
         let plain = Balancers { layers: vec![Balancer::None], extra: 0 };
@@ -182,10 +194,11 @@ impl BalancerSearch<'_> {
         let mut least = Seconds(f64::INFINITY);
         let mut candidates = Vec::new();
         for Candidate { plan, outcome } in search::rank(plans) {
+            let chosen = || self.chosen(&plan, &rounds, reserve, least, limit(least)).outcome;
             let outcome = match outcome {
                 Ok(bound) if bound.step > least => continue,
-                Err(PlanError::Memory { .. }) if plan.expert_dp > 1 => self.chosen(&plan, reserve, least).outcome,
-                Ok(_) => self.chosen(&plan, reserve, least).outcome,
+                Err(PlanError::Memory { .. }) if plan.expert_dp > 1 => chosen(),
+                Ok(_) => chosen(),
                 Err(reason) => Err(reason),
             };
             if let Ok(estimate) = &outcome {
@@ -198,18 +211,19 @@ impl BalancerSearch<'_> {
 
     /// The balancers of a plan's layers.
     pub fn choose(&self, plan: &Plan) -> Choice {
-        let careful = self.chosen(plan, Reserve::Spread, Seconds(f64::INFINITY));
+        let rounds = self.rounds();
+        let chosen = |reserve| self.chosen(plan, &rounds, reserve, Seconds(f64::INFINITY), Limit::NONE);
+        let careful = chosen(Reserve::Spread);
         if careful.outcome.is_ok() {
             return careful;
         }
-        self.chosen(plan, Reserve::Nothing, Seconds(f64::INFINITY))
+        chosen(Reserve::Nothing)
     }
 
-    /// Those of a plan that is of use if it takes less than `bound`.
-    fn chosen(&self, plan: &Plan, reserve: Reserve, bound: Seconds) -> Choice {
+    /// Those of a plan that is of use if it takes less than `bound`, what the fastest other takes.
+    fn chosen(&self, plan: &Plan, rounds: &[Round], reserve: Reserve, bound: Seconds, limit: Limit) -> Choice {
         let layers = self.job.model.moe_layers().count();
-        let rounds = self.rounds();
-        let mut pricing = Pricing { search: self, plan, reserve, rounds: &rounds, bound, choice: None };
+        let mut pricing = Pricing { search: self, plan, reserve, rounds, bound, limit, choice: None };
         // Step 1: the same in all layers.
         let joined = [Balancer::Program, Balancer::Relay, Balancer::Shards];
         for balancer in self.of_one_group().into_iter().chain(joined) {
@@ -225,6 +239,14 @@ impl BalancerSearch<'_> {
             }
         }
         pricing.choice.expect("something was tried")
+    }
+
+    /// What an iteration may take and hold for its balancers to be looked at further; none where no other plan is known.
+    fn limit(&self, fastest: Seconds) -> Limit {
+        if fastest == Seconds(f64::INFINITY) {
+            return Limit::NONE;
+        }
+        Limit { step: fastest * CLOSE, bytes: self.job.cluster.gpu.usable() }
     }
 
     /// Iterations of the profile between one whose loads are known and one that is priced: half of them.
@@ -365,6 +387,8 @@ struct Pricing<'a> {
     rounds: &'a [Round<'a>],
     /// What the best takes that is known.
     bound: Seconds,
+    /// What evaluations end at; they all run to their ends where this is none.
+    limit: Limit,
     choice: Option<Choice>,
 }
 
@@ -372,12 +396,9 @@ impl Pricing<'_> {
     /// Holds balancers against the best so far, with fewer extra slots where memory has no room for more.
     fn hold(&mut self, name: &'static str, layers: Vec<Balancer>) {
         let most = if layers.iter().any(|balancer| balancer.has_extra_slots()) { self.search.extra } else { 0 };
-        let mut balancers = Balancers { layers, extra: most };
-        let mut outcome = self.estimate(&balancers);
-        while balancers.extra > 1 && matches!(outcome, Err(PlanError::Memory { .. })) {
-            balancers.extra -= 1;
-            outcome = self.estimate(&balancers);
-        }
+        // What is told of a plan that is of no use is what the first balancers come to: these run to their ends.
+        let limit = if self.choice.is_some() { self.limit } else { Limit::NONE };
+        let (balancers, outcome) = self.fitted(Balancers { layers, extra: most }, limit);
         let step = outcome.as_ref().map(|estimate| estimate.step).map_err(Clone::clone);
         if let Ok(step) = step {
             self.bound = self.bound.min(step);
@@ -393,9 +414,26 @@ impl Pricing<'_> {
         }
     }
 
+    /// Balancers with as many extra slots as memory has room for, and what is expected of them.
+    fn fitted(&self, balancers: Balancers, limit: Limit) -> (Balancers, Result<Estimate, PlanError>) {
+        let outcome = self.estimate(&balancers, limit);
+        if balancers.extra <= 1 {
+            return (balancers, outcome);
+        }
+        let fewer = || self.fitted(Balancers { extra: balancers.extra - 1, ..balancers.clone() }, limit);
+        match outcome {
+            Err(PlanError::Memory { .. }) => fewer(),
+            // Whether memory has room was still open. That matters only where fewer are of use.
+            Err(PlanError::Outlined { .. }) if limit != Limit::NONE && fewer().1.is_ok() => {
+                self.fitted(balancers, Limit::NONE)
+            }
+            outcome => (balancers, outcome),
+        }
+    }
+
     /// The mean over the rounds that have a past, and the most memory of all; the last round alone where that is far above the
-    /// bound.
-    fn estimate(&self, balancers: &Balancers) -> Result<Estimate, PlanError> {
+    /// bound or beyond the limit.
+    fn estimate(&self, balancers: &Balancers, limit: Limit) -> Result<Estimate, PlanError> {
         let &Pricing { search, plan, rounds, .. } = self;
         if rounds.is_empty() {
             return Err(PlanError::NoProfile { plan: Box::new(*plan) });
@@ -407,7 +445,8 @@ impl Pricing<'_> {
         let mut least = Bytes(f64::INFINITY);
         for (at, round) in rounds.iter().enumerate().rev() {
             let placed = self.place(policy.as_mut(), &start, round);
-            let estimate = self.round(at, policy.as_ref(), &placed)?;
+            let limit = if at + 1 == rounds.len() { limit } else { Limit { step: Limit::NONE.step, ..limit } };
+            let estimate = self.round(at, policy.as_ref(), &placed, limit)?;
             if at + 1 == rounds.len() && estimate.step > self.bound * CLOSE {
                 let about = estimate.step;
                 return Err(PlanError::Outlined { plan: Box::new(*plan), about, fastest: self.bound });
@@ -428,12 +467,15 @@ impl Pricing<'_> {
 
     /// An iteration of the profile. A balancer that follows every iteration has loads a fraction as old as the round's past: of the time
     /// that drift costs, it is charged that fraction; memory must hold all of it.
-    fn round(&self, at: usize, policy: &dyn Policy, placed: &Placed) -> Result<Estimate, PlanError> {
+    fn round(&self, at: usize, policy: &dyn Policy, placed: &Placed, limit: Limit) -> Result<Estimate, PlanError> {
         let &Pricing { search: &BalancerSearch { job, costs, every, .. }, plan, .. } = self;
         let performance = PerformanceModel { job, costs, profile: &job.profile[at..=at] };
-        let mut estimate = performance.estimate(plan, policy, &placed.stale)?;
-        if let Some(fresh) = &placed.fresh {
-            let fresh = performance.estimate(plan, policy, fresh)?;
+        let within = |limit, placements: &[Placement]| performance.estimate_within(limit, plan, policy, placements);
+        // The iteration takes no less than under fresh loads; how much longer it takes under stale ones is divided.
+        let fresh = placed.fresh.as_ref().map(|fresh| within(limit, fresh)).transpose()?;
+        let stale = if fresh.is_some() { Limit { step: Limit::NONE.step, ..limit } } else { limit };
+        let mut estimate = within(stale, &placed.stale)?;
+        if let Some(fresh) = fresh {
             let drift = (estimate.step - fresh.step).max(Seconds::ZERO) / every.max(1) as f64;
             let peak = if estimate.peak.bytes > fresh.peak.bytes { estimate.peak } else { fresh.peak };
             estimate = Estimate { step: fresh.step + drift, peak, ..fresh };

@@ -8,7 +8,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::iteration::outline::Outline;
 use crate::iteration::schedule::Position;
-use crate::iteration::{Charge, Coverage, Evaluation, Peak, Start};
+use crate::iteration::{Charge, Coverage, Evaluation, Exceeded, Limit, Peak, Start};
 use crate::plan::job::Job;
 use crate::plan::memory::StageMemory;
 use crate::plan::placement::Placement;
@@ -358,6 +358,21 @@ impl PerformanceModel<'_> {
     /// When the plan's degrees do not fit the job, when it does not fit into memory on the profile's worst iteration, or
     /// when there is no profile.
     pub fn estimate(&self, plan: &Plan, policy: &dyn Policy, placements: &[Placement]) -> Result<Estimate, PlanError> {
+        self.estimate_within(Limit::NONE, plan, policy, placements)
+    }
+
+    /// The same, as long as no iteration is sure to exceed the limit.
+    ///
+    /// # Errors
+    /// Those of an estimate, and [`PlanError::Outlined`] for an iteration that takes longer than the limit. What such an error says of time or memory
+    /// is then what was sure when the evaluation ended, not all.
+    pub fn estimate_within(
+        &self,
+        limit: Limit,
+        plan: &Plan,
+        policy: &dyn Policy,
+        placements: &[Placement],
+    ) -> Result<Estimate, PlanError> {
         let &Self { job, costs, profile } = self;
         plan.check(job)?;
         if profile.is_empty() {
@@ -370,7 +385,8 @@ impl PerformanceModel<'_> {
             let coverage = Coverage::Sample;
             let timing =
                 Evaluation { job, plan: &evaluated, costs, policy, placements, batch, charges: &charges, coverage }
-                    .run();
+                    .run_within(limit)
+                    .map_err(|exceeded| beyond(limit, plan, exceeded))?;
             mean.step += timing.step / profile.len() as f64;
             mean.phases.merge(&timing.slowest_stage(), 1.0 / profile.len() as f64);
             if timing.peak.bytes > mean.peak.bytes {
@@ -379,6 +395,14 @@ impl PerformanceModel<'_> {
         }
         fits(job, plan, mean.peak)?;
         Ok(mean)
+    }
+}
+
+fn beyond(limit: Limit, plan: &Plan, exceeded: Exceeded) -> PlanError {
+    let plan = Box::new(*plan);
+    match exceeded {
+        Exceeded::Step(about) => PlanError::Outlined { plan, about, fastest: limit.step },
+        Exceeded::Memory(Peak { rank, bytes }) => PlanError::Memory { plan, rank, need: bytes, have: limit.bytes },
     }
 }
 

@@ -13,8 +13,9 @@
 //! A copy for one micro-batch is made for no fewer entries than pay for it: those whose products on the full rank take as long as
 //! the weights' way there, or all ways of weights and gradients.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use workloads::model::Moe;
 use workloads::trace::BatchCounts;
@@ -68,7 +69,7 @@ impl System for CoBalance {
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        let setting = Arc::new(Setting::new(job));
+        let setting = Arc::new(Setting::new(job, &CostModel::new(&job.cluster, job.gpus)));
         let balancers = searching(job, &setting.costs, |search| search.choose(plan)).balancers;
         let mut policy = Layered::new(&setting, plan, &balancers);
         policy.profile = job.model.moe_layers().enumerate().map(|(layer, moe)| profiled(job, layer, moe)).collect();
@@ -84,7 +85,7 @@ impl System for CoBalance {
 
 /// The system's search.
 fn searching<T>(job: &Job, costs: &CostModel, then: impl FnOnce(&BalancerSearch) -> T) -> T {
-    let setting = Arc::new(Setting { job: job.clone(), costs: costs.clone() });
+    let setting = Arc::new(Setting::new(job, costs));
     let policy =
         |plan: &Plan, balancers: &Balancers| -> Box<dyn Policy> { Box::new(Layered::new(&setting, plan, balancers)) };
     then(&BalancerSearch { job, costs, every: EVERY, extra: EXTRA_SLOTS, policy: &policy })
@@ -119,11 +120,27 @@ fn reasons(plan: &Plan, choice: &Choice) -> String {
 struct Setting {
     job: Job,
     costs: CostModel,
+    /// By balancer, experts, ranks and slots of a rank: copies without any loads, which many plans and all layers ask for alike.
+    spread: Mutex<BTreeMap<(&'static str, [usize; 3]), Placement>>,
 }
 
 impl Setting {
-    fn new(job: &Job) -> Self {
-        Self { job: job.clone(), costs: CostModel::new(&job.cluster, job.gpus) }
+    fn new(job: &Job, costs: &CostModel) -> Self {
+        Self { job: job.clone(), costs: costs.clone(), spread: Mutex::default() }
+    }
+
+    /// Copies that fill all slots, for a balancer that has a stage's ranks share the experts.
+    fn spread(&self, balancer: Balancer, experts: usize, shape: laer::Shape) -> Placement {
+        let (ranks, slots) = (shape.nodes.len(), shape.capacity);
+        let even = vec![1; experts];
+        let make = || match balancer {
+            Balancer::Program => microep::symmetric(experts, ranks, slots),
+            Balancer::Relay => eplb::global(&even, Shape { ranks, slots, nodes: 1 }),
+            _ => laer::relocate(&even, &laer::even(&even, ranks * slots), shape),
+        };
+        let place = || Placement::of_slots(make(), experts, ranks).expect("every expert has a copy");
+        let mut known = self.spread.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry((balancer.name(), [experts, ranks, slots])).or_insert_with(place).clone()
     }
 }
 
@@ -140,8 +157,6 @@ struct Layered {
     forecast: Vec<f64>,
     /// `[rank]` of the group.
     nodes: Vec<usize>,
-    /// Replicas on different ranks, for layers of as many experts as the first that asked.
-    symmetric: OnceLock<(usize, Slots)>,
 }
 
 impl Layered {
@@ -157,7 +172,6 @@ impl Layered {
             profile: Vec::new(),
             forecast: Vec::new(),
             nodes,
-            symmetric: OnceLock::new(),
         }
     }
 
@@ -236,7 +250,7 @@ impl Layered {
         if self.joins_replicas() || self.extra() == 0 || surprise <= SURPRISE {
             return;
         }
-        let Setting { job, costs } = self.setting.as_ref();
+        let Setting { job, costs, .. } = self.setting.as_ref();
         // What history shows is older than what it is for, as it will be.
         let (Some(before), Some(present)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
         let rounds = [Round::new(&before, &present)];
@@ -270,23 +284,15 @@ impl Layered {
     fn start(&self, layer: usize, moe: &Moe, ranks: usize) -> Placement {
         let own = moe.experts.div_ceil(ranks);
         let all = moe.experts * self.plan.expert_dp / ranks;
-        let even = vec![1; moe.experts];
-        let slots = match self.balancer(layer) {
-            Balancer::Program => {
-                let make = || microep::symmetric(moe.experts, ranks, all);
-                let (experts, slots) = self.symmetric.get_or_init(|| (moe.experts, make()));
-                if *experts == moe.experts { slots.clone() } else { make() }
-            }
-            Balancer::Relay => eplb::global(&even, Shape { ranks, slots: all + self.extra(), nodes: 1 }),
-            Balancer::Shards => {
-                // As many as a rank holds under the plan, as in LAER's own runs, and at least one for a copy.
-                let capacity = (own + self.extra()).max(all);
-                let copies = laer::even(&even, ranks * capacity);
-                laer::relocate(&even, &copies, laer::Shape { nodes: &self.nodes, capacity })
-            }
+        let balancer = self.balancer(layer);
+        let slots = match balancer {
+            Balancer::Program => all,
+            Balancer::Relay => all + self.extra(),
+            // As many as a rank holds under the plan, as in LAER's own runs, and at least one for a copy.
+            Balancer::Shards => (own + self.extra()).max(all),
             _ => return Placement::with_room(moe.experts, ranks, self.extra()),
         };
-        Placement::of_slots(slots, moe.experts, ranks).expect("every expert has a copy")
+        self.setting.spread(balancer, moe.experts, laer::Shape { nodes: &self.nodes, capacity: slots })
     }
 }
 
@@ -380,4 +386,106 @@ fn as_batch(job: &Job, past: &LoadHistory, ago: usize) -> Option<BatchCounts> {
     }
     let same = layers.iter().all(|moe| moe.experts == experts);
     same.then(|| BatchCounts::new(layers.len(), job.global_batch, experts, counts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iteration::{Charge, Coverage, Evaluation, Exceeded, Limit, Start};
+    use crate::plan::routing::JobRouting;
+    use crate::plan::search;
+    use workloads::suite::TraceUse;
+    use workloads::trace::{Skew, SkewSpec, TraceShape};
+    use workloads::{Cluster, Gate, Model};
+
+    /// The first blocks of a model of the paper on eight GPUs with a part of the memory that their usual cluster has.
+    fn job(max_over_mean: f64, seed: u64, memory: f64) -> Job {
+        let mut model = Model::named("test", "gpt-l16-h1536-e64").unwrap();
+        model.blocks.truncate(4);
+        let mut cluster = Cluster::named("test", "pinky").unwrap();
+        cluster.gpu.memory.value = cluster.gpu.memory_reserved.value + cluster.gpu.usable().0 * memory;
+        let (layers, moe) = (model.moe_layers().count(), *model.moe_layers().next().unwrap());
+        let top_k = model.top_k as u32;
+        let shape =
+            TraceShape { layers, micro_batches: 1, ranks: 4, experts: moe.experts, entries: 512 * top_k, top_k };
+        let skew = Skew { max_over_mean: Some(max_over_mean), ..Skew::default() };
+        let trace = SkewSpec { shape, samples: 4, step: 1, seed, skew }.generate().unwrap();
+        let job = Job::new(model, cluster, 8, Gate::NoDrop, 32).with_micro_batch(1);
+        let routing = JobRouting::new(&job, TraceUse::default(), &trace, 0).unwrap();
+        job.with_profile((0..3).map(|t| routing.iteration(t)).collect())
+    }
+
+    /// A search that ends evaluations early ranks plans as one that runs them all to their ends, where memory is plenty, short and
+    /// too little for any plan.
+    #[test]
+    fn ending_evaluations_early_changes_no_candidate() {
+        let (mut usable, mut rejected) = (0, 0);
+        for (max_over_mean, seed) in [(1.2, 0), (2.0, 1), (3.5, 2)] {
+            for memory in [1.0, 0.85, 0.7, 0.5, 0.3] {
+                let job = job(max_over_mean, seed, memory);
+                let costs = CostModel::new(&job.cluster, job.gpus);
+                searching(&job, &costs, |search| {
+                    let candidates = search.candidates();
+                    assert_eq!(candidates, search.candidates_to_their_ends(), "{max_over_mean} {memory}");
+                    let fits = candidates.iter().filter(|candidate| candidate.outcome.is_ok()).count();
+                    usable += usize::from(fits > 0);
+                    rejected += candidates.len() - fits;
+                });
+            }
+        }
+        assert!(usable > 5 && rejected > 100, "{usable} searches with a plan, {rejected} plans rejected");
+    }
+
+    /// Under every balancer: an evaluation that is not ended is the whole one, one that is has a whole one beyond the limit, by no less than
+    /// was said.
+    #[test]
+    fn an_evaluation_ends_early_only_where_it_exceeds_the_limit() {
+        let job = job(3.0, 3, 1.0);
+        let setting = Arc::new(Setting::new(&job, &CostModel::new(&job.cluster, job.gpus)));
+        let quota = Balancer::Quota { least: 1, slack: 0 };
+        let all = [Balancer::None, Balancer::Replicate, quota, Balancer::Program, Balancer::Relay, Balancer::Shards];
+        let (mut slow, mut large) = (0, 0);
+        for plan in search::pools(&job).into_iter().map(|pool| pool.plan(EVERY)) {
+            for balancer in all {
+                let policy = Layered::new(&setting, &plan, &Balancers { layers: vec![balancer], extra: EXTRA_SLOTS });
+                let Start { plan, placements } = Start::new(&job, &plan, &policy);
+                let charges = vec![Charge::default(); plan.pp];
+                let evaluation = Evaluation {
+                    job: &job,
+                    plan: &plan,
+                    costs: &setting.costs,
+                    policy: &policy,
+                    placements: &placements,
+                    batch: &job.profile[0],
+                    charges: &charges,
+                    coverage: Coverage::Sample,
+                };
+                let whole = evaluation.run();
+                for part in [0.1, 0.5, 0.9, 0.99, 1.01] {
+                    let step = Limit { step: whole.step * part, ..Limit::NONE };
+                    let bytes = Limit { bytes: whole.peak.bytes * part, ..Limit::NONE };
+                    for limit in [step, bytes] {
+                        match evaluation.run_within(limit) {
+                            Ok(timing) => assert_eq!(timing, whole, "{plan} {balancer:?} {limit:?}"),
+                            Err(Exceeded::Step(least)) => {
+                                assert!(
+                                    limit.step < least && least <= whole.step * (1.0 + 1e-9),
+                                    "{plan} {balancer:?}"
+                                );
+                                slow += 1;
+                            }
+                            Err(Exceeded::Memory(held)) => {
+                                assert!(
+                                    limit.bytes < held.bytes && held.bytes <= whole.peak.bytes,
+                                    "{plan} {balancer:?}"
+                                );
+                                large += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(slow > 300 && large > 300, "{slow} ended for their time, {large} for their memory");
+    }
 }
