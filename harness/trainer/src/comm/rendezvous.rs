@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, T
 use std::thread;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use super::list;
 
 /// First bytes of every connection: protocol and version.
@@ -320,11 +322,20 @@ fn resolve((address, port): (Ipv6Addr, u16), host: IpAddr) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
+/// Connects so that the port of this end may be listened at while the connection lasts and after: the system may choose the very port
+/// at which rank 0 is to listen, and keeps it for a minute after the connection is over.
+pub(super) fn connect(address: &SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.connect_timeout(&(*address).into(), timeout)?;
+    Ok(socket.into())
+}
+
 /// Tries every address of a name.
 fn try_connect(address: (&str, u16), timeout: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, timeout.min(Duration::from_secs(5))) {
+        match connect(&address, timeout.min(Duration::from_secs(5))) {
             // On one machine, while nobody listens yet, an attempt may get the port itself for its own end, and reaches itself.
             Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
                 last = io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there yet");
@@ -342,12 +353,20 @@ mod tests {
 
     /// Attempts get the even ports of a range one after the other for their own ends: at some time the port that is called.
     #[test]
-    fn a_port_where_nobody_listens_is_never_reached() {
+    fn a_port_where_nobody_listens_is_never_reached_and_stays_free() {
         let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).and_then(|listener| listener.local_addr());
         let port = std::iter::repeat_with(|| free(0).unwrap().port() & !1).find(|&port| free(port).is_ok()).unwrap();
-        for attempt in 0..60_000 {
-            let reached = try_connect(("127.0.0.1", port), Duration::from_millis(100));
-            assert!(reached.is_err(), "attempt {attempt} reached {:?}", reached.unwrap());
+        let (address, timeout) = (("127.0.0.1", port), Duration::from_millis(100));
+        let reached_itself = (0..60_000).any(|attempt| {
+            let reached = try_connect(address, timeout);
+            let error = reached.map_or_else(|error| error, |to| panic!("attempt {attempt} reached {to:?}"));
+            // The system refuses the others.
+            error.raw_os_error().is_none()
+        });
+        assert!(reached_itself, "no attempt got port {port} for its own end");
+        for host in ["127.0.0.1", "a name"] {
+            let rank_0 = Rendezvous { rank: 0, size: 2, address: (host, port), timeout, started: Instant::now() };
+            rank_0.listen().unwrap();
         }
     }
 }

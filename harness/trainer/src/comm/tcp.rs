@@ -14,7 +14,9 @@ use tch::{Kind, Tensor};
 
 use super::exchange::{Exchange, Transport};
 use super::mailbox::{Channel, Death, Key, Mailbox, Parcel};
-use super::rendezvous::{Rendezvous, RendezvousError, introduce, listen_everywhere, read_introduction, read_u64};
+use super::rendezvous::{
+    Rendezvous, RendezvousError, connect, introduce, listen_everywhere, read_introduction, read_u64,
+};
 use super::{CommFailure, Operation};
 
 /// How long to wait for a rank's reason after its connection broke.
@@ -58,7 +60,7 @@ fn mesh(
     let mut streams: Vec<Option<TcpStream>> = addresses.iter().map(|_| None).collect();
     for (peer, address) in addresses.iter().enumerate().take(rendezvous.rank) {
         let call = || {
-            let mut stream = TcpStream::connect_timeout(address, rendezvous.rest())?;
+            let mut stream = connect(address, rendezvous.rest())?;
             introduce(&mut stream, rendezvous.rank, rendezvous.size, 0)?;
             Ok(stream)
         };
