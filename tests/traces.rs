@@ -287,6 +287,35 @@ fn parts_of_a_rank_are_recorded_as_ranks() {
     folder.refuse(thirds, &["--record-parts 3 of micro-batches of 4 samples", "a divisor"]);
 }
 
+/// A run that goes on from a checkpoint records what the whole run does, under the numbers of its iterations, or does not begin.
+#[cfg(feature = "train")]
+#[test]
+fn a_resumed_run_records_what_it_is_asked_for_or_is_refused() {
+    let folder = Folder::new();
+    let train = |iterations: usize, out: &str, rest: &str| {
+        format!(
+            "train --model gpt-micro --system expert-only --gpus 1 --global-batch-size 2 --micro-batch-size 2 --iterations {iterations} --out {out} {rest}"
+        )
+    };
+    let load = |name: &str| runs::traces::load(Some(&folder.join(name))).unwrap();
+    folder.succeed(&train(4, "whole", "--record-trace whole.parquet --record-every 2"));
+    folder.succeed(&train(2, "begun", "--checkpoint all --record-trace begun.parquet"));
+    folder.succeed(&train(4, "resumed", "--checkpoint all --record-trace resumed.parquet --record-every 2"));
+    let [whole, resumed] = ["whole.parquet", "resumed.parquet"].map(load);
+    assert_eq!(resumed.iterations(), [1, 3]);
+    assert_eq!((resumed.iterations(), resumed.counts()), (whole.iterations(), whole.counts()));
+    // The fourth iteration is in that checkpoint without its choices.
+    let refused = |checkpoint: &str, recorded: &str, missing: &str| {
+        let rest = format!("--checkpoint {checkpoint} {recorded}");
+        folder.refuse(&train(5, "refused", &rest), &["reports.jsonl", missing, "choose another --checkpoint"]);
+    };
+    refused("all", "--record-trace t.parquet", "iteration 4 was not recorded with --record-parts 1");
+    refused("all", "--record-trace t.parquet --record-parts 2", "iteration 1 was not recorded with --record-parts 2");
+    folder.succeed(&train(1, "unrecorded", "--checkpoint none"));
+    refused("none", "--record-trace t.parquet", "iteration 1 was not recorded with --record-parts 1");
+    refused("none", "--clock virtual", "iteration 1 was not recorded with --record-parts 1");
+}
+
 /// What the trainer records of any gate can be read, and says that its tokens were random.
 #[cfg(feature = "train")]
 #[test]

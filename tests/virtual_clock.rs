@@ -103,7 +103,7 @@ fn train_with(
     Trained {
         iterations: reports.iter().map(|of| world::iteration(&setup, of)).collect(),
         batches: reports.iter().map(|of| record::batch(&setup, of)).collect(),
-        trace: record::trace("recorded", &setup, &reports).unwrap(),
+        trace: record::trace("recorded", &setup, &reports.iter().cloned().enumerate().collect::<Vec<_>>()).unwrap(),
         reports,
         simulated,
         spans,

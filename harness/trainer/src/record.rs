@@ -8,13 +8,14 @@ use workloads::trace::{BatchCounts, RoutingTrace, TraceError, TraceShape};
 use crate::rank::report::Report;
 use crate::setup::{Recording, Setup};
 
-/// The choices of all MoE layers as a trace, every recorded part as a rank. `iterations`: `[recorded iteration][rank]`, labelled from 1.
+/// The choices of all MoE layers as a trace, every recorded part as a rank. `iterations`: of those that the setup records, their numbers
+/// from 0 and the reports of all ranks; the trace counts them from 1.
 ///
 /// # Errors
 /// Choices that no trace can hold, or reports without choices.
-pub fn trace(name: &str, setup: &Setup, iterations: &[Vec<Report>]) -> Result<RoutingTrace, TraceError> {
+pub fn trace(name: &str, setup: &Setup, iterations: &[(usize, Vec<Report>)]) -> Result<RoutingTrace, TraceError> {
     let (job, plan) = (setup.job, &setup.plan);
-    let Recording { every, parts } = setup.record.unwrap_or(Recording::ALL);
+    let Recording { parts, .. } = setup.record.unwrap_or(Recording::ALL);
     let (layers, experts) = extents(setup);
     let tokens = setup.gpt.seq_len * plan.micro_batch / plan.tp;
     let shape = TraceShape {
@@ -26,7 +27,7 @@ pub fn trace(name: &str, setup: &Setup, iterations: &[Vec<Report>]) -> Result<Ro
         top_k: job.top_k() as u32,
     };
     let mut counts = Vec::with_capacity(iterations.len() * shape.counts_per_iteration());
-    for reports in iterations {
+    for (_, reports) in iterations {
         for layer in 0..layers {
             for m in 0..shape.micro_batches {
                 let of_ranks =
@@ -35,7 +36,7 @@ pub fn trace(name: &str, setup: &Setup, iterations: &[Vec<Report>]) -> Result<Ro
             }
         }
     }
-    let labels = (1..).step_by(every).take(iterations.len()).collect();
+    let labels = iterations.iter().map(|(iteration, _)| *iteration as u32 + 1).collect();
     RoutingTrace::new(name, shape, labels, counts)
 }
 
@@ -58,6 +59,17 @@ pub fn batch(setup: &Setup, reports: &[Report]) -> BatchCounts {
     BatchCounts::new(layers, job.global_batch, experts, counts)
 }
 
+/// Whether the reports of all ranks hold what the setup records of an iteration.
+pub(crate) fn is_complete(setup: &Setup, iteration: usize, reports: &[Report]) -> bool {
+    let Some(parts) = setup.recorded_parts(iteration) else { return true };
+    setup.job.model.moe_layers().enumerate().all(|(layer, moe)| {
+        let of_rank = |position: usize, m: usize| chosen(setup, reports, layer, m, position);
+        let is_held = |found: Option<&Vec<u32>>| found.is_some_and(|found| found.len() == parts * moe.experts);
+        let mut ranks = 0..setup.plan.stage_ranks();
+        ranks.all(|position| (0..setup.plan.micro_batches(setup.job)).all(|m| is_held(of_rank(position, m))))
+    })
+}
+
 /// MoE layers, and experts of each.
 fn extents(setup: &Setup) -> (usize, usize) {
     let layers = setup.job.model.moe_layers();
@@ -71,5 +83,5 @@ fn chosen<'a>(setup: &Setup, reports: &'a [Report], layer: usize, m: usize, posi
     let blocks = job.model.moe_blocks();
     let stage = plan.stage_of(job, blocks[layer]);
     let before = blocks.partition_point(|&block| block < plan.chunk_blocks(job, stage).start);
-    reports[stage * plan.stage_ranks() + position].chosen.get(layer - before)?.get(m)
+    reports.get(stage * plan.stage_ranks() + position)?.chosen.get(layer - before)?.get(m)
 }

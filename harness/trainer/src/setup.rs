@@ -58,7 +58,7 @@ impl Recording {
 
 impl Setup<'_> {
     /// The parts whose choices are recorded in an iteration, from 0; none where they are not.
-    pub(crate) fn recorded_parts(&self, iteration: usize) -> Option<usize> {
+    pub fn recorded_parts(&self, iteration: usize) -> Option<usize> {
         self.record.filter(|record| iteration.is_multiple_of(record.every)).map(|record| record.parts)
     }
 }

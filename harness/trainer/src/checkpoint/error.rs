@@ -15,6 +15,11 @@ pub enum CheckpointError {
         "{path}: a checkpoint after {found} iterations, and this run has {asked}: ask for more, or choose another --checkpoint"
     )]
     Beyond { path: PathBuf, found: usize, asked: usize },
+    /// It lacks choices of the gate that this run records.
+    #[error(
+        "{path}: iteration {iteration} was not recorded with --record-parts {parts}, as this run is: go on with the --record-trace, --record-every, --record-parts and --clock of the run that wrote it, or choose another --checkpoint"
+    )]
+    NotRecorded { path: PathBuf, iteration: usize, parts: usize },
     /// Ranks see different folders.
     #[error(
         "rank {rank} finds a checkpoint after {own} iterations, rank {other} one after {found} (0: none): --checkpoint must be one folder that all machines share"

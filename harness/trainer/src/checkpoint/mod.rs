@@ -32,6 +32,7 @@ use crate::model::parameters::Bucket;
 use crate::rank::Rank;
 use crate::rank::report::Report;
 use crate::rank::stage::Stage;
+use crate::record::is_complete;
 use crate::setup::Setup;
 
 pub use mark::{found, refuse_others};
@@ -119,21 +120,14 @@ impl<'a> Checkpoints<'a> {
     /// The reports of all ranks up to the last checkpoint. Removes those of later iterations, which an interrupted run left.
     ///
     /// # Errors
-    /// A file that is missing or too short.
+    /// A file that is missing or too short, or lacks what the run records.
     pub fn reports(&self, iteration: usize) -> Result<Vec<Vec<Report>>, CheckpointError> {
         let path = self.folder.join(REPORTS);
         if iteration == 0 && !path.exists() {
             return Ok(Vec::new());
         }
-        let text = fs::read_to_string(&path).map_err(|error| CheckpointError::file(&path, error))?;
-        let kept: Vec<&str> = text.split_inclusive('\n').take(iteration).collect();
-        if kept.len() < iteration {
-            return Err(CheckpointError::file(&path, format!("{} iterations: expected {iteration}", kept.len())));
-        }
-        let reports =
-            kept.iter().map(|line| serde_json::from_str(line).map_err(|error| CheckpointError::file(&path, error)));
-        let reports = reports.collect::<Result<_, _>>()?;
-        write_atomically(&path, |temporary| fs::write(temporary, kept.concat()))
+        let (reports, text) = finished(self.setup, &path, iteration)?;
+        write_atomically(&path, |temporary| fs::write(temporary, text))
             .map_err(|error| CheckpointError::file(&path, error))?;
         Ok(reports)
     }
@@ -216,6 +210,35 @@ impl<'a> Checkpoints<'a> {
     fn of_rank(&self, iteration: usize, rank: usize) -> PathBuf {
         self.path(iteration).join(format!("rank-{rank}.safetensors"))
     }
+}
+
+/// Refuses a checkpoint of `iteration` iterations that lacks choices of the gate which the run records: it would have no whole trace, and
+/// the simulator could not follow it.
+///
+/// # Errors
+/// The first iteration without them; a file that is missing or too short.
+pub fn check_recorded(setup: &Setup, iteration: usize) -> Result<(), CheckpointError> {
+    match (&setup.checkpoint, &setup.record) {
+        (Some((folder, _)), Some(_)) if iteration > 0 => finished(setup, &folder.join(REPORTS), iteration).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// The reports of all ranks in the first `iterations`, and their text.
+fn finished(setup: &Setup, path: &Path, iterations: usize) -> Result<(Vec<Vec<Report>>, String), CheckpointError> {
+    let text = fs::read_to_string(path).map_err(|error| CheckpointError::file(path, error))?;
+    let kept: Vec<&str> = text.split_inclusive('\n').take(iterations).collect();
+    if kept.len() < iterations {
+        return Err(CheckpointError::file(path, format!("{} iterations: expected {iterations}", kept.len())));
+    }
+    let parse = |line: &&str| serde_json::from_str(line).map_err(|error| CheckpointError::file(path, error));
+    let reports: Vec<Vec<Report>> = kept.iter().map(parse).collect::<Result<_, _>>()?;
+    for (iteration, reports) in reports.iter().enumerate() {
+        if let (Some(parts), false) = (setup.recorded_parts(iteration), is_complete(setup, iteration, reports)) {
+            return Err(CheckpointError::NotRecorded { path: path.to_owned(), iteration: iteration + 1, parts });
+        }
+    }
+    Ok((reports, kept.concat()))
 }
 
 /// Lets the policy decide about `loads`, `[iteration][layer][expert]`, as it did while they came, from the `first` placements of

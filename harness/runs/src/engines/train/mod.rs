@@ -146,7 +146,7 @@ impl Trainer {
         let costs = CostModel::new(&run.job.cluster, run.job.gpus);
         self.with_setup(run, chosen.plan, extent, &costs, |setup| {
             checkpoint::refuse_others(setup, &self.options.run_ids)?;
-            Ok(checkpoint::found(setup).map(drop)?)
+            Ok(checkpoint::check_recorded(setup, checkpoint::found(setup)?)?)
         })
     }
 
@@ -223,10 +223,10 @@ impl Trainer {
         let collected = Mutex::new(Collected::default());
         // The simulator follows an emulated run: same cluster, same routing.
         let mut replay = virtual_clock.then(|| Replay::new(setup, setup.costs));
-        let mut sink = |_: usize, reports: Vec<Report>| {
+        let mut sink = |iteration: usize, reports: Vec<Report>| {
             tick();
             let mut collected = collected.lock().unwrap_or_else(PoisonError::into_inner);
-            collected.add(setup, reports, replay.as_mut());
+            collected.add(setup, iteration, reports, replay.as_mut());
         };
         let ended = match self.processes.get() {
             Some(processes) => world::run_process(setup, processes, &mut sink, |_| ()),
@@ -244,12 +244,12 @@ struct Collected {
     spans: Vec<Span>,
     /// The simulator's, of the same.
     simulated: Vec<Span>,
-    /// With choices, where they are recorded.
-    reports: Vec<Vec<Report>>,
+    /// Of the iterations whose choices are recorded, by their numbers from 0.
+    reports: Vec<(usize, Vec<Report>)>,
 }
 
 impl Collected {
-    fn add(&mut self, setup: &Setup, mut reports: Vec<Report>, replay: Option<&mut Replay>) {
+    fn add(&mut self, setup: &Setup, number: usize, mut reports: Vec<Report>, replay: Option<&mut Replay>) {
         let mut iteration = world::iteration(setup, &reports);
         if let Some(replay) = replay {
             let (simulated, spans) = replay.step(&reports);
@@ -258,8 +258,8 @@ impl Collected {
         }
         self.iterations.push(iteration);
         self.spans = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.spans)).collect();
-        if reports.iter().any(|report| !report.chosen.is_empty()) {
-            self.reports.push(reports);
+        if setup.recorded_parts(number).is_some() {
+            self.reports.push((number, reports));
         }
     }
 }
@@ -285,7 +285,7 @@ fn status_of_last_words(words: &str) -> Status {
 }
 
 /// What the gates chose, with a word on what they were trained on.
-fn recorded(name: &str, setup: &Setup, reports: &[Vec<Report>]) -> Result<RoutingTrace> {
+fn recorded(name: &str, setup: &Setup, reports: &[(usize, Vec<Report>)]) -> Result<RoutingTrace> {
     let trace = record::trace(name, setup, reports)?;
     let random = setup.samples.entropy().is_some();
     let note = "recorded on random token ids, which overstates the skew of real text".to_owned();
