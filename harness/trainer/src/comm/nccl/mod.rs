@@ -262,7 +262,8 @@ impl Communicator for Nccl {
         if control.size() == 1 {
             return Ok(Box::new(control));
         }
-        let group = self.shared.join(&control)?;
+        // Where this fails on one rank alone, its other groups do not wait for their members.
+        let group = self.shared.join(&control).inspect_err(|error| self.shared.abort(error.clone()))?;
         Ok(Box::new(Self { control, shared: self.shared.clone(), group }))
     }
 

@@ -68,21 +68,21 @@ impl Shared {
         self.lock().under_way.push(flight);
     }
 
-    /// Ends a group whose owner is done with it. NCCL waits there until the other members end theirs: so each ends its groups in the
-    /// order of the program, in the thread of their owner, and locks nothing meanwhile; the watchdog, which comes upon groups in
-    /// whatever order, never does. Where a rank has died, nobody waits.
+    /// Ends a group whose owner is done with it. NCCL waits there until the other members end theirs, however long: so members first meet
+    /// over TCP, in the order of the program, in the thread of their owner, and lock nothing meanwhile; the watchdog, which comes upon
+    /// groups in whatever order, never does. Where one does not come, or anything has failed, nobody waits for NCCL.
     pub(super) fn leave(&self, control: &Exchange, group: &Arc<GroupComm>) {
         // Still under watch: an operation that never ends is aborted.
         let _ = group.stream.synchronize();
-        let raw = {
+        let all_leave = all_leave(self.check(), control);
+        let (raw, whole) = {
             let mut state = self.lock();
             state.groups.retain(|other| other.strong_count() > 0 && !ptr::eq(other.as_ptr(), Arc::as_ptr(group)));
             state.under_way.retain(|flight| !Arc::ptr_eq(&flight.group, group));
             // The watchdog asks for errors under the lock: from here on, it finds none.
-            group.take()
+            (group.take(), all_leave && state.failure.is_none())
         };
-        let all_live = control.watch()().is_none();
-        group.end(raw, if all_live { self.api.ncclCommDestroy } else { self.api.ncclCommAbort });
+        group.end(raw, if whole { self.api.ncclCommDestroy } else { self.api.ncclCommAbort });
     }
 
     /// Makes the communicator of the group of `control`, under an identity that its first member makes.
@@ -220,6 +220,11 @@ pub(super) fn watch(
     }
 }
 
+/// Whether all members of a group come to leave it within its timeout; none is waited for once something is known to have failed.
+fn all_leave(known: Result<(), CommError>, control: &Exchange) -> bool {
+    known.is_ok() && control.barrier().is_ok()
+}
+
 /// Why an operation is not over after `waited`, where the roll call failed: because of ranks that did not come, or of what ended it, such
 /// as a rank that died meanwhile.
 fn missed(roll_call: CommFailure, waited: Duration) -> CommFailure {
@@ -315,6 +320,42 @@ pub(super) fn error_of(control: &Exchange, operation: Operation, reason: CommFai
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::threads;
+
+    /// Whether each of two ranks finds that all leave, and how long it waits; rank 1 does as told before.
+    fn leaving(patience: Duration, rank_1: fn(&Exchange) -> Option<bool>) -> [(bool, Duration); 2] {
+        let ends = threads::run(2, patience, |control| {
+            let began = Instant::now();
+            let first = if control.rank() == 1 { rank_1(control) } else { None };
+            let found = first.unwrap_or_else(|| all_leave(Ok(()), control));
+            Ok::<_, CommError>((found, began.elapsed()))
+        });
+        <[_; 2]>::try_from(ends.into_iter().map(Result::unwrap).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn a_group_ends_when_all_leave_and_nobody_waits_for_one_that_does_not() {
+        let long = Duration::from_secs(600);
+        assert!(leaving(long, |_| None).iter().all(|(found, _)| *found));
+        let dies = |control: &Exchange| {
+            control.fail("on purpose");
+            Some(false)
+        };
+        let [(found, waited), _] = leaving(long, dies);
+        assert!(!found && waited < Duration::from_secs(60), "{waited:?}");
+        let is_stuck = |_: &Exchange| {
+            thread::sleep(Duration::from_secs(2));
+            Some(false)
+        };
+        let [(found, waited), _] = leaving(Duration::from_millis(200), is_stuck);
+        assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
+        let knows = |control: &Exchange| {
+            let failed = error_of(control, Operation::Barrier, CommFailure::Library("on purpose".to_owned()));
+            Some(all_leave(Err(failed), control))
+        };
+        let [_, (found, waited)] = leaving(Duration::from_secs(2), knows);
+        assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
+    }
 
     #[test]
     fn a_roll_call_says_who_did_not_come_and_why() {
