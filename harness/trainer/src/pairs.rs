@@ -1,7 +1,9 @@
 //! Tests of two ranks that each have a device: on CPUs over TCP, and on two GPUs over NCCL, which need them.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -184,6 +186,30 @@ fn on_cpus_a_rank_that_hangs_is_named() {
     assert!(told.1 < Duration::from_secs(8), "{:?}", told.1);
 }
 
+/// A rank that fails alone says why before it leaves its groups, which on GPUs waits for the other.
+#[test]
+fn a_rank_that_fails_alone_tells_the_other_why() {
+    let folder = std::env::temp_dir().join(format!("moebench-pairs-{}", std::process::id()));
+    // Where one rank cannot write its part of a checkpoint.
+    fs::create_dir_all(folder.join("iteration-1/rank-1.safetensors")).unwrap();
+    let system = &expert_only::ExpertOnly;
+    let model = Model::parse("test", GPT).unwrap();
+    let asked = Asked { model, system, plan: plan([1, 2, 1, 2, 1]), kind: Kind::Float };
+    let began = Instant::now();
+    let told = asked.with_setup(Some(folder.clone()), |setup| {
+        pair(On::Cpus, PATIENCE, |world, _, device| {
+            let mut sink = |_: usize, _: Vec<Report>| ();
+            let sink: Mutex<&mut world::Sink> = Mutex::new(&mut sink);
+            let place = Place { device, alone: true, timer: Timer::new(world.rank(), None).on(device) };
+            world::train(setup, &*world, place, &sink, &|_: &Rank| ()).unwrap_err().to_string()
+        })
+    });
+    let waited = began.elapsed();
+    assert!(told.iter().all(|told| told.contains("iteration-1/rank-1.safetensors")), "{told:?}");
+    assert!(waited < PATIENCE / 2, "{waited:?}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
 #[derive(Debug)]
 struct Trained {
     losses: Vec<f64>,
@@ -225,18 +251,19 @@ fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5]) -> Plan {
 type Weights = Vec<(String, Tensor, Option<Cut>)>;
 
 impl Asked {
-    fn train(&self, on: On) -> Trained {
+    /// Describes the run to `then`; with checkpoints after every iteration where they have a folder.
+    fn with_setup<T>(&self, checkpoints: Option<PathBuf>, then: impl FnOnce(&Setup) -> T) -> T {
         let plan = self.plan;
         let mut cluster = Cluster::named("test", "inky").unwrap();
         // Slow products: FasterMoE shadows as soon as one expert has more than the others.
         cluster.gpu.gemm_rate.value = 1e9;
-        let gpus = plan.pp * plan.dp * plan.tp;
-        let job = Job::new(self.model.clone(), cluster, gpus, Gate::NoDrop, 8).with_micro_batch(2);
+        let job =
+            Job::new(self.model.clone(), cluster, plan.pp * plan.dp * plan.tp, Gate::NoDrop, 8).with_micro_batch(2);
         let costs = CostModel::new(&job.cluster, job.gpus);
         let gpt = setup::gpt(&job, &plan).unwrap();
         let samples = Language::new(gpt.vocabulary, gpt.seq_len, 7).unwrap();
         let samples: &dyn Samples = &samples;
-        let setup = Setup {
+        then(&Setup {
             job: &job,
             plan,
             system: self.system,
@@ -249,16 +276,23 @@ impl Asked {
             replay: None,
             record: None,
             record_spans: true,
-            checkpoint: None,
+            checkpoint: checkpoints.map(|folder| (folder, 1)),
             kind: self.kind,
             gpt,
-        };
+        })
+    }
+
+    fn train(&self, on: On) -> Trained {
+        self.with_setup(None, |setup| Self::train_as(setup, on))
+    }
+
+    fn train_as(setup: &Setup, on: On) -> Trained {
         let (iterations, copied) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         let keep = |_: usize, reports: Vec<Report>| {
             let mut spans = reports.iter().flat_map(|report| &report.spans);
             let copies = spans.any(|span| matches!(span.activity, Activity::Op(Op::CopyWeights | Op::Unshard)));
             copied.fetch_or(copies, Ordering::SeqCst);
-            iterations.lock().unwrap().push(world::iteration(&setup, &reports));
+            iterations.lock().unwrap().push(world::iteration(setup, &reports));
         };
         let last = |rank: &Rank| {
             let standing = rank.stage.layers().any(|layer| layer.placement.has_copies());
@@ -269,16 +303,16 @@ impl Asked {
             let mut sink = keep;
             let sink: Mutex<&mut world::Sink> = Mutex::new(&mut sink);
             let timer = Timer::new(world.rank(), None).on(device);
-            world::train(&setup, world, Place { device, alone: true, timer }, &sink, &last).unwrap().unwrap()
+            world::train(setup, &*world, Place { device, alone: true, timer }, &sink, &last).unwrap().unwrap()
         };
-        let ranks: Vec<Weights> = match gpus {
+        let ranks: Vec<Weights> = match setup.job.gpus {
             1 => vec![train(Box::new(threads::world(1, PATIENCE).remove(0)), on.device(0))],
             _ => pair(on, PATIENCE, |world, _, device| train(world, device)).into(),
         };
         let iterations = iterations.into_inner().unwrap();
         Trained {
             losses: iterations.iter().filter_map(|iteration| iteration.loss).collect(),
-            weights: join(ranks, plan.tp),
+            weights: join(ranks, setup.plan.tp),
             moved: iterations.iter().map(|iteration| iteration.moved as u64).sum(),
             copied: copied.into_inner(),
         }

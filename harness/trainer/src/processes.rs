@@ -138,7 +138,7 @@ impl Processes {
             Device::Cuda(ordinal) => Box::new(Nccl::world(control, Gpu::open(ordinal)?)?),
             _ => Box::new(control),
         };
-        preflight(&*world, self.device)?;
+        preflight(&*world, self.device).inspect_err(|error| world.fail(&error.to_string()))?;
         Ok(world)
     }
 }

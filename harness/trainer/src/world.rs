@@ -18,6 +18,7 @@ use crate::comm::threads::{self, Failure};
 use crate::cuda::Gpu;
 use crate::error::TrainError;
 use crate::host::to_host;
+use crate::kernels;
 use crate::processes::Processes;
 use crate::rank::Rank;
 use crate::rank::report::Report;
@@ -56,9 +57,8 @@ pub fn run<T: Send>(
     let ends = threads::run(size, threads.timeout, |member| {
         // Ranks are the parallelism; a rank's own kernels run on its thread.
         tch::set_num_threads(1);
-        let world = member.split("world", &[(0..size).collect()])?;
         let timer = Timer::new(member.rank(), turns.clone()).on(threads.device);
-        train(setup, world, Place { device: threads.device, alone: size == 1, timer }, &sink, &last)
+        train(setup, member, Place { device: threads.device, alone: size == 1, timer }, &sink, &last)
     });
     let (mut results, mut failures) = (Vec::with_capacity(size), Vec::new());
     for (rank, end) in ends.into_iter().enumerate() {
@@ -82,12 +82,10 @@ pub fn run_process<T>(
 ) -> Result<T, TrainError> {
     tch::set_num_threads(1);
     let world = processes.world()?;
-    let (device, everyone) = (processes.device(), vec![(0..world.size()).collect()]);
-    let sink = Mutex::new(sink);
+    let (device, sink) = (processes.device(), Mutex::new(sink));
     let ended = threads::guarded(&*world, |member| {
-        let world = member.split("world", &everyone)?;
         let timer = Timer::new(processes.rank(), None).on(device);
-        train(setup, world, Place { device, alone: true, timer }, &sink, &last)
+        train(setup, member, Place { device, alone: true, timer }, &sink, &last)
     });
     ended.map_err(|failure| error_of(processes.rank(), failure))
 }
@@ -141,17 +139,37 @@ pub(crate) struct Place {
     pub(crate) timer: Timer,
 }
 
-/// Trains one rank from its start to its end. Rank 0 feeds the sink.
+/// Trains one rank of the world of `member` from its start to its end. Rank 0 feeds the sink.
 pub(crate) fn train<T>(
     setup: &Setup,
-    world: Box<dyn Communicator>,
+    member: &dyn Communicator,
     place: Place,
     sink: &Mutex<&mut Sink>,
     last: &impl Fn(&Rank) -> T,
 ) -> Result<T, TrainError> {
     let _guard = tch::no_grad_guard();
     let Place { device, alone, timer } = place;
+    // What may fail on one rank alone does so before there are groups, which wait for the others when they end.
+    if let Device::Cuda(ordinal) = device {
+        kernels::load(ordinal)?;
+    }
+    let world = member.split("world", &[(0..member.size()).collect()])?;
     let mut rank = Rank::new(setup, world, device, timer)?;
+    match iterate(&mut rank, device, alone, sink) {
+        Ok(()) => Ok(last(&rank)),
+        // All ranks stop here.
+        Err(error @ TrainError::Diverged { .. }) => Err(error),
+        Err(error) => {
+            // Before the groups end.
+            member.fail(&error.to_string());
+            Err(error)
+        }
+    }
+}
+
+/// Trains a new rank to the last iteration.
+fn iterate(rank: &mut Rank, device: Device, alone: bool, sink: &Mutex<&mut Sink>) -> Result<(), TrainError> {
+    let setup = rank.setup;
     let first = rank.groups.world.rank() == 0;
     let pass_on = |iteration: usize, reports: Vec<Report>| {
         let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -159,7 +177,7 @@ pub(crate) fn train<T>(
     };
     let mut checkpoints = Checkpoints::of(setup);
     if let Some(checkpoints) = &checkpoints {
-        let iteration = resume(&mut rank, checkpoints, device)?;
+        let iteration = resume(rank, checkpoints, device)?;
         if first {
             let reports = checkpoints.reports(iteration)?;
             reports.into_iter().enumerate().for_each(|(iteration, reports)| pass_on(iteration, reports));
@@ -177,13 +195,13 @@ pub(crate) fn train<T>(
             return Err(TrainError::Diverged { iteration: rank.iteration, loss });
         }
         if let Some(checkpoints) = &mut checkpoints {
-            checkpoints.after(&rank, &reports)?;
+            checkpoints.after(rank, &reports)?;
         }
         if first {
             pass_on(rank.iteration - 1, reports);
         }
     }
-    Ok(last(&rank))
+    Ok(())
 }
 
 /// Goes on from the last checkpoint; all ranks must find the same one. Returns its iterations; 0 if there is none.

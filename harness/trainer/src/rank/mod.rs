@@ -21,7 +21,6 @@ use tch::{Device, Tensor};
 use crate::clock::timer::Timer;
 use crate::comm::Communicator;
 use crate::error::TrainError;
-use crate::kernels;
 use crate::layer::gate::LayerGate;
 use crate::layer::migrate::migrate;
 use crate::layer::moe::Layer;
@@ -54,8 +53,10 @@ pub struct Rank<'a> {
 }
 
 impl<'a> Rank<'a> {
+    /// At the start of training; a GPU has its kernels loaded.
+    ///
     /// # Errors
-    /// Copies of experts that would not stay equal; a peer that died; kernels that cannot be compiled for the GPU.
+    /// Copies of experts that would not stay equal; a peer that died.
     pub fn new(
         setup: &'a Setup<'a>,
         world: Box<dyn Communicator>,
@@ -64,9 +65,6 @@ impl<'a> Rank<'a> {
     ) -> Result<Self, TrainError> {
         let policy = setup.system.policy(setup.job, &setup.plan);
         setup.plan.keeps_copies_equal(policy.as_ref()).map_err(SetupError::from)?;
-        if let Device::Cuda(ordinal) = device {
-            kernels::load(ordinal)?;
-        }
         let start = Start::new(setup.job, &setup.plan, policy.as_ref());
         let plan = start.plan;
         let (stage_number, position) = (world.rank() / plan.stage_ranks(), world.rank() % plan.stage_ranks());
