@@ -3,8 +3,9 @@
 //!
 //! Both print a line for every so many iterations, whose time is the mean since the line before: such a line is one [`LoggedStep`].
 //! Ranks' prefixes and colours are taken off; lines of other programs, of evaluation and of warnings are passed by, also where
-//! they stand in the same line. Where several ranks print, the slowest counts. A run that began again from a checkpoint has some
-//! iterations twice: the later ones count, and the first line after a restart, which holds the start-up, does not.
+//! they stand in the same line. Where several ranks print an iteration, the slowest counts, and any loss that is no number. A run that
+//! began again from a checkpoint goes back to an earlier iteration: the later ones count, and the first line after a restart, which
+//! holds the start-up, does not.
 
 mod megatron;
 mod torchtitan;
@@ -39,6 +40,16 @@ pub enum Pace {
     TokensPerSecondAndGpu(f64),
 }
 
+impl Pace {
+    fn is_slower_than(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Step(one), Self::Step(other)) => one > other,
+            (Self::TokensPerSecondAndGpu(one), Self::TokensPerSecondAndGpu(other)) => one < other,
+            _ => false,
+        }
+    }
+}
+
 /// One line: the mean of some iterations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoggedStep {
@@ -53,6 +64,17 @@ pub struct LoggedStep {
     pub global_batch: Option<usize>,
     /// Most memory of the rank so far, where the line says so.
     pub memory: Option<Bytes>,
+}
+
+impl LoggedStep {
+    /// The same iteration as two ranks print it: the slower one's, a loss that is no number of either, and the most memory.
+    fn with(self, other: Self) -> Self {
+        let slower = if other.pace.is_slower_than(self.pace) { other } else { self };
+        let mut losses = [self.loss, other.loss].into_iter().flatten();
+        let loss = losses.find(|loss| !loss.is_finite()).or(slower.loss);
+        let memory = self.memory.into_iter().chain(other.memory).reduce(Bytes::max);
+        Self { loss, memory, ..slower }
+    }
 }
 
 /// What was read.
@@ -173,9 +195,12 @@ impl TrainingLog {
 
 impl Source {
     fn add(&mut self, mut step: LoggedStep) {
-        match self.steps.last() {
+        match self.steps.last_mut() {
             Some(last) if step.iteration > last.iteration => step.covers = step.iteration - last.iteration,
-            Some(last) if step == LoggedStep { covers: step.covers, ..*last } => return,
+            Some(last) if step.iteration == last.iteration => {
+                *last = last.with(LoggedStep { covers: last.covers, ..step });
+                return;
+            }
             Some(_) => {
                 self.restarts += 1;
                 let kept = self.steps.iter().take_while(|earlier| earlier.iteration < step.iteration).count();
@@ -202,17 +227,9 @@ impl Source {
 
 /// Of all ranks that print a step, the slowest.
 fn slowest(sources: BTreeMap<String, Source>) -> Vec<LoggedStep> {
-    let slower = |one: Pace, other: Pace| match (one, other) {
-        (Pace::Step(one), Pace::Step(other)) => one > other,
-        (Pace::TokensPerSecondAndGpu(one), Pace::TokensPerSecondAndGpu(other)) => one < other,
-        _ => false,
-    };
     let mut steps = BTreeMap::<u64, LoggedStep>::new();
     for step in sources.into_values().flat_map(Source::measured) {
-        let kept = steps.entry(step.iteration).or_insert(step);
-        if slower(step.pace, kept.pace) {
-            *kept = step;
-        }
+        steps.entry(step.iteration).and_modify(|kept| *kept = kept.with(step)).or_insert(step);
     }
     steps.into_values().collect()
 }

@@ -76,6 +76,24 @@ fn a_restart_supersedes_what_it_does_again_and_its_first_line_does_not_count() {
 }
 
 #[test]
+fn an_iteration_that_two_ranks_print_is_one() {
+    let slow =
+        [megatron(1, 9000.0), megatron(10, 800.0), megatron(10, 830.0), megatron(20, 840.0), megatron(20, 810.0)];
+    let log = read(&slow.concat());
+    assert_eq!(times(&log), [(1, 1, seconds(9.0)), (10, 9, seconds(0.83)), (20, 10, seconds(0.84))]);
+    assert!(log.left_out.is_empty(), "{:?}", log.left_out);
+    let nan = |milliseconds| megatron(20, milliseconds).replace("8.123400E+00", "nan");
+    for twice in [[nan(810.0), nan(810.0)], [nan(810.0), megatron(20, 840.0)], [megatron(20, 840.0), nan(810.0)]] {
+        let log = read(&[megatron(10, 800.0), twice.concat()].concat());
+        assert_eq!((log.iterations(8, 1.0).len(), log.diverged()), (1, Some(20)));
+        assert!(log.left_out.is_empty(), "{:?}", log.left_out);
+    }
+    let ranks = [megatron(20, 810.0), nan(800.0)].map(|line| line.trim_start().to_owned());
+    let ranks = read(&format!("[default0]: {}[default1]: {}", ranks[0], ranks[1]));
+    assert_eq!(ranks.diverged(), Some(20));
+}
+
+#[test]
 fn what_others_write_into_a_line_does_not_become_a_number() {
     let whole = megatron(10, 800.0);
     let (one, two) = (whole.trim_end().to_owned(), megatron(20, 810.0));
