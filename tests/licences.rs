@@ -42,10 +42,10 @@ fn listed() -> Vec<[String; 3]> {
 
 /// One of the alternatives of an SPDX expression is accepted whole.
 fn accepted(expression: &str) -> bool {
-    let known = |one: &str| ACCEPTED.contains(&one) || BESIDE.contains(&one);
-    let all = |part: &str| part.split(" AND ").all(|one| known(one.trim()));
+    let (own, beside) = (|one: &str| ACCEPTED.contains(&one.trim()), |one: &str| BESIDE.contains(&one.trim()));
+    let all = |part: &str| part.split(" AND ").all(|one| own(one) || beside(one)) && part.split(" AND ").any(own);
     if let Some((inner, rest)) = expression.strip_prefix('(').and_then(|text| text.split_once(')')) {
-        return accepted(inner) && rest.strip_prefix(" AND ").is_none_or(accepted);
+        return accepted(inner) && rest.strip_prefix(" AND ").is_none_or(|rest| beside(rest) || accepted(rest));
     }
     expression.replace('/', " OR ").split(" OR ").any(all)
 }
@@ -76,6 +76,8 @@ fn licences_of_all_dependencies_are_accepted() {
         ("Unlicense/MIT", true),
         ("(MIT OR GPL-3.0) AND Unicode-3.0", true),
         ("(MIT OR GPL-3.0) AND GPL-2.0", false),
+        ("MIT AND Unicode-3.0", true),
+        ("Unicode-3.0", false),
         ("", false),
     ] {
         assert_eq!(accepted(expression), expected, "{expression}");
