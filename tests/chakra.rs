@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use runs::chakra;
-use systems::iteration::run::Run;
-use systems::{CostModel, Plan, System};
+use systems::iteration::run::{Iteration, Run};
+use systems::plan::memory::StageParameters;
+use systems::{CostModel, Decision, Job, LoadHistory, Placement, Plan, System, Zero};
 use workloads::model::Attention;
 use workloads::trace::BatchCounts;
 
-use crate::support::{Folder, batch, cluster, job, model, plan, small_trace, suite_toml};
+use crate::support::{Folder, batch, close, cluster, job, model, plan, small_trace, suite_toml};
 
 /// A field of a message: its number, and a number or bytes.
 enum Field<'a> {
@@ -107,6 +108,10 @@ fn nodes(mut file: &[u8]) -> Vec<Node> {
     all
 }
 
+/// What the nodes are called that do not communicate.
+const COMPUTATION: [&str; 11] =
+    ["block", "edge", "gate", "sync", "decide", "experts", "shadow", "await weights", "optimizer", "decision", "host"];
+
 /// What holds of every trace; returns the nodes of each rank.
 fn hold(files: &[Vec<u8>], groups: &str) -> Vec<Vec<Node>> {
     let groups: BTreeMap<String, Vec<usize>> = serde_json::from_str(groups).unwrap();
@@ -128,7 +133,11 @@ fn hold(files: &[Vec<u8>], groups: &str) -> Vec<Vec<Node>> {
             let number = |name: &str| node.numbers[name];
             let message = || [number("comm_src"), number("comm_dst"), number("comm_size"), number("comm_tag")];
             match node.kind {
-                4 => assert_eq!(node.numbers.len(), 1, "{node:?}"),
+                4 => {
+                    assert_eq!(node.numbers.len(), 1, "{node:?}");
+                    let what = node.name.split(',').next().unwrap();
+                    assert!(COMPUTATION.contains(&what), "{what} communicates");
+                }
                 5 => {
                     assert_eq!(number("comm_src"), rank as i64);
                     sends.push(message());
@@ -160,8 +169,44 @@ fn hold(files: &[Vec<u8>], groups: &str) -> Vec<Vec<Node>> {
     ranks
 }
 
+/// The last of some simulated iterations, read back from its traces.
+struct Traced {
+    job: Job,
+    plan: Plan,
+    iteration: Iteration,
+    ranks: Vec<Vec<Node>>,
+    groups: BTreeMap<String, Vec<usize>>,
+}
+
+impl Traced {
+    /// `[rank]`: that number of each of its nodes of that name.
+    fn of(&self, name: &str, number: &str) -> Vec<Vec<i64>> {
+        let named = |node: &&Node| node.name.split(',').next() == Some(name);
+        self.ranks.iter().map(|of| of.iter().filter(named).map(|node| node.numbers[number]).collect()).collect()
+    }
+
+    /// Fails unless all nodes of that name are that type of collective, of that size.
+    #[track_caller]
+    fn sizes(&self, name: &str, comm_type: i64, comm_size: f64) {
+        let (types, sizes) = (self.of(name, "comm_type").concat(), self.of(name, "comm_size").concat());
+        assert!(!types.is_empty() && types.iter().all(|&of| of == comm_type), "{name}: {types:?}");
+        assert!(sizes.iter().all(|&of| of == comm_size.round() as i64), "{name}: {sizes:?}, expected {comm_size}");
+    }
+
+    /// `[rank]`: what it sends in nodes of that name, the most of which is the size on every rank.
+    #[track_caller]
+    fn sent(&self, name: &str) -> Vec<i64> {
+        let (own, sizes) = (self.of(name, "moebench_sent_bytes"), self.of(name, "comm_size"));
+        assert!(!sizes[0].is_empty(), "{name}");
+        for (at, size) in sizes[0].iter().enumerate() {
+            assert_eq!(own.iter().map(|of| of[at]).max(), Some(*size), "{name}");
+        }
+        own.iter().map(|of| of.iter().sum()).collect()
+    }
+}
+
 /// A trace of the last of some iterations, and what all its dispatches and combines sent, held against the traffic matrix.
-fn traced(system: &dyn System, plan: Plan, batch: &BatchCounts, iterations: usize) -> Vec<Vec<Node>> {
+fn traced(system: &dyn System, plan: Plan, batch: &BatchCounts, iterations: usize) -> Traced {
     let gpus = plan.pp * plan.dp * plan.tp;
     let mut model = model(4, 64, 32, 8);
     model.blocks.iter_mut().for_each(|block| block.attention = Attention::plain(2, 32, 64));
@@ -170,9 +215,9 @@ fn traced(system: &dyn System, plan: Plan, batch: &BatchCounts, iterations: usiz
     let costs = CostModel::new(&job.cluster, job.gpus);
     let mut run = Run::new(&job, &costs, system, plan);
     (1..iterations).for_each(|_| drop(run.step(batch)));
-    let (_, spans) = run.observe(batch);
+    let (iteration, spans) = run.observe(batch);
     let (communications, exchanged) = (run.communications(batch), run.exchanged(batch));
-    let traces = chakra::traces(&job, &communications, &spans, "a test");
+    let traces = chakra::traces(&job, &communications, &spans);
     let ranks = hold(&traces.ranks, &traces.groups);
     assert_eq!(ranks.len(), gpus);
     for (rank, nodes) in ranks.iter().enumerate() {
@@ -182,7 +227,25 @@ fn traced(system: &dyn System, plan: Plan, batch: &BatchCounts, iterations: usiz
         // Every node is rounded to a byte.
         assert!((sent as f64 - expected).abs() <= nodes.len() as f64, "rank {rank}: {sent}, expected {expected}");
     }
-    ranks
+    Traced { job, plan, iteration, ranks, groups: serde_json::from_str(&traces.groups).unwrap() }
+}
+
+/// `[moe layer]`: where a policy has the experts in the last of some iterations with the same loads.
+fn placements(of: &Traced, system: &dyn System, batch: &BatchCounts, iterations: usize) -> Vec<Placement> {
+    let mut policy = system.policy(&of.job, &of.plan);
+    let layers = of.job.model.moe_layers().enumerate();
+    let mut all: Vec<Placement> = layers.map(|(layer, moe)| policy.first_placement(layer, moe, of.plan.ep)).collect();
+    let mut past = LoadHistory::default();
+    for t in 0..iterations {
+        let due = policy.placement_due(t);
+        for (layer, now) in all.iter_mut().enumerate().filter(|_| due) {
+            if let Decision::Move(next) = policy.place(t, layer, &past, now) {
+                *now = next;
+            }
+        }
+        past.push((0..all.len()).map(|layer| batch.loads(layer)).collect());
+    }
+    all
 }
 
 fn skewed(chunks: usize) -> BatchCounts {
@@ -198,15 +261,115 @@ fn traces_say_who_sends_how_much_to_whom() {
         ("megatron", Plan { tp: 2, dp: 2, ep: 4, expert_dp: 1, ..plan(1, 4, 4) }),
         ("smartmoe", Plan { placement_every: 2, ..plan(2, 4, 4) }),
         ("deepspeed", Plan { vp: 2, ..plan(2, 2, 2) }),
+        ("eplb", Plan { placement_every: 1, ..plan(1, 8, 4) }),
+        ("eplb", Plan { placement_every: 1, zero: Zero::Gradients, ..plan(1, 8, 4) }),
+        ("symi", plan(2, 4, 4)),
+        ("laer", plan(1, 4, 4)),
+        ("moonep", plan(1, 4, 4)),
+        ("fsdp-ep", Plan { zero: Zero::Weights, ..plan(1, 4, 2) }),
+        ("fsdp-ep-queued", Plan { zero: Zero::Weights, ..plan(1, 4, 2) }),
     ];
     for (name, plan) in cases {
-        let ranks = traced(systems::by_name(name).unwrap(), plan, &skewed(16), 3);
+        let Traced { ranks, .. } = traced(systems::by_name(name).unwrap(), plan, &skewed(16), 3);
         let kinds = |kind: u64| ranks.iter().flatten().filter(|node| node.kind == kind).count();
         assert!(kinds(4) > 0 && kinds(7) > 0, "{name} {plan}");
         // A send for every micro-batch, boundary and direction of every rank of a stage.
         let sends = 2 * (plan.pp * plan.vp - 1) * (16 / plan.dp) * plan.dp * plan.tp;
         assert_eq!((kinds(5), kinds(6)), (sends, sends), "{name} {plan}");
     }
+}
+
+#[test]
+fn a_collective_has_the_size_of_what_a_rank_puts_in() {
+    let of = |name: &str, plan| traced(systems::by_name(name).unwrap(), plan, &skewed(16), 3);
+    let (width, experts) = (32.0, 8.0);
+    let (expert, boundary) = (2.0 * 32.0 * 64.0 + 32.0 + 64.0, 64.0 * width * 2.0);
+    let whole = of("expert-only", plan(1, 4, 4));
+    let gradient = CostModel::new(&whole.job.cluster, 4).gradient_bytes();
+    let StageParameters { dense, gate, .. } = StageParameters::new(&whole.job, &whole.plan, 0);
+    whole.sizes("all-reduce dense", 0, dense * gradient);
+    whole.sizes("all-reduce gate", 0, gate * gradient);
+    whole.sizes("counts", 6, 8.0 * experts * 3.0);
+    whole.sent("dispatch");
+    whole.sent("combine");
+    // Two replicas of four experts.
+    let sharded = of("expert-only", Plan { zero: Zero::Optimizer, ..plan(1, 4, 2) });
+    sharded.sizes("all-reduce experts", 7, 4.0 * 4.0 * expert * gradient);
+    sharded.sizes("all-gather dense", 2, dense * 2.0 / 4.0);
+    sharded.sizes("all-gather experts", 2, 4.0 * 4.0 * expert * 2.0 / 2.0);
+    let hot = batch(4, 4, |_| vec![5000, 1, 1, 1, 1, 1, 1, 1]);
+    let shadowed = traced(systems::by_name("fastermoe").unwrap(), plan(1, 4, 4), &hot, 1);
+    shadowed.sizes("broadcast", 5, expert * 2.0);
+    shadowed.sizes("reduce gradient", 1, expert * 2.0);
+    let tensor = of("megatron", Plan { tp: 2, dp: 2, ep: 4, expert_dp: 1, ..plan(1, 4, 4) });
+    let (types, sizes) =
+        (tensor.of("tensor-parallel collectives", "comm_type"), tensor.of("tensor-parallel collectives", "comm_size"));
+    let kinds: BTreeSet<(i64, i64)> = types.concat().into_iter().zip(sizes.concat()).collect();
+    let gathered: Vec<&(i64, i64)> = kinds.iter().filter(|(kind, _)| *kind == 2).collect();
+    assert_eq!(gathered, [&(2, (boundary / 2.0) as i64)]);
+    assert!(kinds.contains(&(0, boundary as i64)), "{kinds:?}");
+    // Each of four micro-batches gathers weights twice and reduces gradients once.
+    let passes = of("fsdp-ep", Plan { zero: Zero::Weights, ..plan(1, 4, 2) });
+    let (types, sizes) = (passes.of("sharded state", "comm_type"), passes.of("sharded state", "comm_size"));
+    let reduced: i64 = types[0].iter().zip(&sizes[0]).filter(|(kind, _)| **kind == 7).map(|(_, size)| size).sum();
+    let gathered: i64 = types[0].iter().zip(&sizes[0]).filter(|(kind, _)| **kind == 2).map(|(_, size)| size).sum();
+    let (shared, replicated) = (dense + gate, 4.0 * 4.0 * expert);
+    close(reduced as f64, 4.0 * (shared + replicated) * gradient);
+    close(gathered as f64, 8.0 * (shared * 2.0 / 4.0 + replicated * 2.0 / 2.0));
+}
+
+#[test]
+fn gradients_of_copies_go_to_who_holds_them() {
+    let (batch, expert) = (skewed(16), 2.0 * 32.0 * 64.0 + 32.0 + 64.0);
+    for (zero, comm_type) in [(Zero::Off, 0), (Zero::Optimizer, 7), (Zero::Gradients, 7)] {
+        let eplb = systems::by_name("eplb").unwrap();
+        let of = traced(eplb, Plan { placement_every: 1, zero, ..plan(1, 8, 4) }, &batch, 3);
+        let gradient = CostModel::new(&of.job.cluster, 8).gradient_bytes();
+        let mut expected = vec![Vec::new(); 8];
+        for placement in &placements(&of, eplb, &batch, 3) {
+            assert!(placement.has_copies());
+            for e in 0..8 {
+                let holders: Vec<usize> =
+                    [0, 4].iter().flat_map(|at| placement.ranks_of(e).map(move |rank| at + rank)).collect();
+                holders
+                    .iter()
+                    .for_each(|&rank| expected[rank].push((holders.clone(), comm_type, (expert * gradient) as i64)));
+            }
+        }
+        let of_node = |node: &Node| {
+            let ranks = of.groups[&node.texts["pg_name"]].clone();
+            (ranks, node.numbers["comm_type"], node.numbers["comm_size"])
+        };
+        let summed = |node: &&Node| node.name == "all-reduce experts";
+        let found: Vec<Vec<_>> =
+            of.ranks.iter().map(|nodes| nodes.iter().filter(summed).map(of_node).collect()).collect();
+        assert_eq!(found, expected, "{zero:?}");
+    }
+    // All to the shards of the optimizer, and weights back, in each of two layers of a stage.
+    let symi = systems::by_name("symi").unwrap();
+    let of = traced(symi, plan(2, 4, 4), &batch, 3);
+    let gradient = CostModel::new(&of.job.cluster, 8).gradient_bytes();
+    let slots = placements(&of, symi, &batch, 3)[0].slots_per_rank() as f64;
+    let [gradients, weights] = [gradient, 2.0].map(|bytes| (slots * expert * bytes / 4.0 * 3.0) as i64);
+    assert_eq!(of.of("all-reduce experts", "comm_size"), vec![vec![gradients, weights, gradients, weights]; 8]);
+    assert!(of.of("all-reduce experts", "comm_type").concat().iter().all(|&kind| kind == 6));
+}
+
+#[test]
+fn every_rank_says_what_it_sends_itself() {
+    let expert = 2.0 * 32.0 * 64.0 + 32.0 + 64.0;
+    let of = traced(systems::by_name("moonep").unwrap(), plan(1, 4, 4), &skewed(16), 3);
+    let (copied, returned) = (of.sent("copy weights"), of.sent("return gradients"));
+    let sum = |of: &[i64]| of.iter().sum::<i64>() as f64;
+    // Weights of 2 bytes there, in both passes, and gradients of 4 bytes back.
+    close(sum(&returned), sum(&copied));
+    assert!(copied.iter().zip(&returned).any(|(sent, back)| *sent == 0 && *back > 0), "{copied:?} {returned:?}");
+    let of =
+        traced(systems::by_name("smartmoe").unwrap(), Plan { placement_every: 2, ..plan(1, 4, 4) }, &skewed(16), 3);
+    assert!(of.iteration.moved > 0);
+    let moved = of.sent("migration");
+    close(sum(&moved), of.iteration.moved as f64 * expert * 14.0);
+    assert!(moved.iter().min() < moved.iter().max(), "{moved:?}");
 }
 
 #[test]

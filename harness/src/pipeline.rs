@@ -136,7 +136,7 @@ fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], input
     let table = TextTable::new(&summary, &request.suite.compare);
     let mut shown = Shown { suite: &request.suite, origin, table, summary, store: &store, figures: Vec::new() };
     shown.write().or_run()?;
-    shown.print(request.timelines).or_run()?;
+    shown.print(request.timelines.then(|| engine.kind())).or_run()?;
     if !read_back {
         let memory =
             Memory::peak_of_program().map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
@@ -275,7 +275,8 @@ impl Shown<'_> {
         self.store.write_text("report.html", &html::page(&[StoredRun::open(root)?])?)
     }
 
-    fn print(&self, timelines: bool) -> Result<()> {
+    /// `timelines`: of which engine they are, where the run has them.
+    fn print(&self, timelines: Option<EngineKind>) -> Result<()> {
         let mut out = output::stdout();
         writeln!(out, "{}", self.table.to_table()).context("standard output")?;
         for line in report::notes(&self.suite.cases, &self.summary) {
@@ -289,8 +290,13 @@ impl Shown<'_> {
             writeln!(out, "figure   {}", figure.display())?;
         }
         writeln!(out, "report   {}", path("report.html"))?;
-        if timelines {
-            writeln!(out, "timelines {}", path("timelines"))?;
+        if let Some(engine) = timelines {
+            let traces = if engine == EngineKind::Simulated {
+                ""
+            } else {
+                " (no execution traces: those are of simulated runs)"
+            };
+            writeln!(out, "timelines {}{traces}", path("timelines"))?;
         }
         Ok(())
     }

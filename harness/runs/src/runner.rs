@@ -45,21 +45,19 @@ impl Runner<'_> {
         if self.extent.timelines {
             // Before the frames, which mark a case as finished.
             self.store.write_timelines(&id, &records)?;
-            for (run, record) in case.runs.iter().zip(&records) {
-                self.write_chakra(&id, run, record)?;
-            }
+            case.runs.iter().zip(&records).try_for_each(|(run, record)| self.write_chakra(&id, run, record))?;
         }
         self.store.write_case(&id, &records)
     }
 
-    /// What the ranks of the engine's own timeline do, as execution traces.
+    /// What the ranks of a simulated timeline do, as execution traces.
     fn write_chakra(&self, id: &str, run: &PreparedRun, record: &RunRecord) -> Result<()> {
-        let (Some((_, spans)), Ok(chosen)) = (record.outcome.timelines.first(), run.plan()) else { return Ok(()) };
-        let (communications, known) = match &record.outcome.communications {
-            Some(followed) => (followed.clone(), chakra::FOLLOWED),
-            None => (chakra::expected(run, chosen.plan, self.extent.iterations), chakra::EXPECTED),
+        let (Some((_, spans)), Some(communications)) =
+            (record.outcome.timelines.first(), &record.outcome.communications)
+        else {
+            return Ok(());
         };
-        self.store.write_chakra(id, &record.key.system, &chakra::traces(&run.job, &communications, spans, known))
+        self.store.write_chakra(id, &record.key.system, &chakra::traces(&run.job, communications, spans))
     }
 
     /// A record of every run of a case; one without a plan is not run.

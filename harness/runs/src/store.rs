@@ -110,7 +110,7 @@ impl Store {
     }
 
     /// Writes a case's timelines, a file per system that reached its last iteration, engines side by side:
-    /// `timelines/CASE/SYSTEM.json`.
+    /// `timelines/CASE.seedN/SYSTEM.json`.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -129,14 +129,14 @@ impl Store {
         Ok(())
     }
 
-    /// Writes execution traces beside a system's timeline: `timelines/CASE/SYSTEM.RANK.et`, and the groups that they name.
+    /// Writes execution traces beside a system's timeline: `timelines/CASE.seedN/SYSTEM.RANK.et`, and the groups that they name.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn write_chakra(&self, id: &str, system: &str, traces: &Traces) -> Result<()> {
         let folder = self.timelines_path(id);
         for (rank, bytes) in traces.ranks.iter().enumerate() {
-            write_atomically(&folder.join(format!("{system}.{rank}.et")), |file| Ok(file.write_all(bytes)?))?;
+            write_bytes(&folder.join(format!("{system}.{rank}.et")), bytes)?;
         }
         write_text(&folder.join(format!("{system}.groups.json")), &traces.groups)
     }

@@ -4,8 +4,10 @@ use workloads::model::{HALF, Moe};
 use workloads::{Bytes, Seconds};
 
 use crate::Storage;
+use crate::iteration::moved::{Collective, Communication};
+use crate::iteration::state;
+use crate::plan::Plan;
 use crate::plan::placement::Placement;
-use crate::plan::{Plan, Zero};
 use crate::price::cost::CostModel;
 use crate::price::traffic::Traffic;
 
@@ -23,43 +25,75 @@ pub struct Copies<'a> {
     pub layers: Vec<(&'a Moe, &'a Placement)>,
 }
 
+/// What keeps the experts of a layer one.
+enum Exchange<'a> {
+    /// An expert's gradients, summed over the ranks that hold it.
+    Sum { placement: &'a Placement, expert: usize, bytes: Bytes },
+    /// All gradients to the shards of the optimizer, and new weights back: so many bytes from each rank to each.
+    Shards { gradients: Bytes, weights: Bytes },
+}
+
 impl Copies<'_> {
+    /// Layer by layer; none where it is one collective over the replicas of a set of experts, no exchange where all went to their
+    /// shards in the backward passes.
+    fn exchanges(&self) -> Option<impl Iterator<Item = Exchange<'_>>> {
+        let replicas_alone = self.storage == Storage::Slots && self.layers.iter().all(|(_, of)| !of.has_copies());
+        (!replicas_alone).then(|| self.layers.iter().flat_map(|(moe, placement)| self.of_layer(moe, placement)))
+    }
+
+    fn of_layer<'b>(&'b self, moe: &Moe, placement: &'b Placement) -> impl Iterator<Item = Exchange<'b>> + use<'b> {
+        let (parameters, gradient) = (moe.expert_parameters() as f64, self.costs.gradient_bytes());
+        let summed = if self.storage == Storage::Slots { placement.experts() } else { 0 };
+        let bytes = Bytes(parameters * gradient);
+        let sums = (0..summed).map(move |expert| Exchange::Sum { placement, expert, bytes });
+        let shard = |bytes: f64| Bytes(fullest(placement) as f64 * parameters * bytes / self.plan.ep as f64);
+        let sharded = self.storage == Storage::OptimizerShards;
+        sums.chain(sharded.then(|| Exchange::Shards { gradients: shard(gradient), weights: shard(HALF) }))
+    }
+
+    /// The same as what ranks send each other.
+    pub(super) fn communications(&self) -> Option<Vec<Communication>> {
+        let group = self.plan.expert_group(self.stage, 0);
+        let of = |exchange| match exchange {
+            Exchange::Sum { placement, expert, bytes } => {
+                let ranks = self.holders(placement, expert).collect();
+                vec![Communication { collective: state::reduction(self.plan), ranks, bytes, own: bytes }]
+            }
+            Exchange::Shards { gradients, weights } => {
+                let both = [gradients, weights].map(|each| each * (group.len() - 1) as f64);
+                let of = |bytes| {
+                    let (collective, ranks) = (Collective::AllToAll, group.clone().collect());
+                    Communication { collective, ranks, bytes, own: bytes }
+                };
+                both.map(of).to_vec()
+            }
+        };
+        Some(self.exchanges()?.flat_map(of).collect())
+    }
+
     /// How long the experts' gradients take to their sums, where that is not one all-reduce over the replicas of a set of
     /// experts: each copied expert's over the ranks that hold it, a rank's experts one after the other; or all to the shards of
     /// the optimizer, and the new weights back.
     pub fn synchronisation(&self) -> Option<Seconds> {
-        let Self { plan, costs, ref layers, .. } = *self;
-        match self.storage {
-            // They went to their shards in the backward passes.
-            Storage::Shards => Some(Seconds::ZERO),
-            Storage::OptimizerShards => {
-                let group = costs.group(plan.expert_group(self.stage, 0), 1);
-                let traffic = Traffic::all_to_all(&group);
-                let of_layer = |filled: usize, parameters: u64| {
-                    let shards = |bytes: f64| Bytes(filled as f64 * parameters as f64 * bytes / group.size() as f64);
-                    let [gradients, weights] = [costs.gradient_bytes(), HALF].map(shards);
-                    costs.exchange(&group, &traffic, gradients) + costs.exchange(&group, &traffic, weights)
-                };
-                let layers = layers.iter();
-                Some(layers.map(|(moe, placement)| of_layer(fullest(placement), moe.expert_parameters())).sum())
-            }
-            Storage::Slots if layers.iter().all(|(_, placement)| !placement.has_copies()) => None,
-            Storage::Slots => {
-                let mut of_rank = vec![Seconds::ZERO; plan.ep];
-                for (moe, placement) in layers {
-                    let bytes = Bytes(moe.expert_parameters() as f64 * costs.gradient_bytes());
-                    for expert in 0..placement.experts() {
-                        let group = costs.group_of(self.holders(placement, expert));
-                        let time = match plan.zero {
-                            Zero::Off => costs.all_reduce(&group, bytes),
-                            _ => costs.reduce_scatter(&group, bytes),
-                        };
-                        placement.ranks_of(expert).for_each(|rank| of_rank[rank] += time);
-                    }
+        let Self { plan, costs, .. } = *self;
+        let exchanges = self.exchanges()?;
+        let group = costs.group(plan.expert_group(self.stage, 0), 1);
+        let traffic = Traffic::all_to_all(&group);
+        let mut of_rank = vec![Seconds::ZERO; plan.ep];
+        for exchange in exchanges {
+            match exchange {
+                Exchange::Sum { placement, expert, bytes } => {
+                    let group = costs.group_of(self.holders(placement, expert));
+                    let time = state::time(costs, state::reduction(plan), &group, bytes);
+                    placement.ranks_of(expert).for_each(|rank| of_rank[rank] += time);
                 }
-                Some(of_rank.into_iter().fold(Seconds::ZERO, Seconds::max))
+                Exchange::Shards { gradients, weights } => {
+                    let time = costs.exchange(&group, &traffic, gradients) + costs.exchange(&group, &traffic, weights);
+                    of_rank.iter_mut().for_each(|of_rank| *of_rank += time);
+                }
             }
         }
+        Some(of_rank.into_iter().fold(Seconds::ZERO, Seconds::max))
     }
 
     /// Global ranks that hold an expert, in every expert-data-parallel replica.

@@ -315,11 +315,8 @@ impl Evaluation<'_> {
     /// Gradient synchronisation, optimizer and host of one stage; returns when they are done.
     fn update(&self, index: usize, stages: &[StageSum], ledger: &mut Ledger, recorder: &mut Recorder) -> Seconds {
         let (costs, plan, ranks) = (self.costs, self.plan, self.stage_ranks(index));
-        let mut parameters = StageParameters::new(self.job, plan, index);
-        if let Some(slots) = self.slots(index) {
-            parameters.experts = slots.parameters;
-        }
-        let traffic = StateTraffic { costs, plan, ranks: ranks.clone(), parameters };
+        let traffic = self.traffic(index);
+        let parameters = traffic.parameters;
         let mut spans = StageSpans { ranks, recorder };
         let synchronised = self.synchronise(&traffic, index, stages, &mut spans);
         let (optimizer, host) = (costs.optimizer(parameters.updated(plan).total()), costs.iteration() + self.images());
@@ -335,6 +332,15 @@ impl Evaluation<'_> {
         ledger.add(Phase::Optimizer, optimizer);
         ledger.add(Phase::Host, host);
         spans.show(Activity::Host, gathered, host)
+    }
+
+    /// What a stage synchronises once an iteration.
+    fn traffic(&self, stage: usize) -> StateTraffic<'_> {
+        let mut parameters = StageParameters::new(self.job, self.plan, stage);
+        if let Some(slots) = self.slots(stage) {
+            parameters.experts = slots.parameters;
+        }
+        StateTraffic { costs: self.costs, plan: self.plan, ranks: self.stage_ranks(stage), parameters }
     }
 
     /// What the experts' slots of a stage hold, unless that is an equal part of the experts on every rank.

@@ -9,13 +9,14 @@ use workloads::model::{Block, HALF, Moe};
 
 use crate::iteration::Evaluation;
 use crate::iteration::schedule::Work;
+use crate::iteration::state::{OfKind, StateTraffic};
 use crate::iteration::timeline::{Activity, Gradients, Span};
+use crate::plan::Plan;
 use crate::plan::job::Job;
 use crate::plan::memory::StageParameters;
-use crate::plan::{Plan, Zero};
 use crate::price::RETURNED_GRADIENT;
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, LayerProgram, Op, Rows};
+use crate::program::{Direction, Op, Rows};
 
 /// Kinds of exchange between the ranks of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,8 @@ pub struct Communication {
     pub collective: Collective,
     /// All ranks that take part, ascending.
     pub ranks: Vec<usize>,
-    /// What a rank puts in, the same on every rank: of an all-to-all, what the rank sends that sends most to others.
+    /// The same on every rank: what the cost model prices. Of an all-gather, what it leaves on every rank; of an all-to-all, what the
+    /// rank sends to others that sends most; of the others, what goes in whole.
     pub bytes: Bytes,
     /// What this rank sends to others in an all-to-all.
     pub own: Bytes,
@@ -62,12 +64,25 @@ pub struct Communications {
     /// As it is evaluated.
     plan: Plan,
     gradient_bytes: f64,
+    stages: Vec<OfStage>,
     /// By expert-parallel group of the stage, block and micro-batch.
     layers: BTreeMap<[usize; 3], OfLayer>,
     /// Iterations whose loads were gathered before this one.
     pub(crate) gathered: usize,
-    /// `[stage]`: what the rank that sends most sends when experts change ranks.
-    pub(crate) migrated: Vec<Bytes>,
+    /// `[stage][rank of a group]`: what it sends when experts change ranks.
+    pub(crate) migrated: Vec<Vec<Bytes>>,
+}
+
+/// What keeps a stage's replicas one.
+#[derive(Clone, Debug, PartialEq)]
+struct OfStage {
+    /// Once an iteration: gradients, then weights.
+    reduced: [OfKind; 4],
+    gathered: [OfKind; 4],
+    /// Instead of the experts' one collective, where it is not one.
+    experts: Option<Vec<Communication>>,
+    /// `[direction]`: with every pass, chunks alike; nothing where it is queued among exchanges.
+    passes: [Vec<OfKind>; 2],
 }
 
 /// Of one pass of one layer.
@@ -78,8 +93,9 @@ struct OfLayer {
     brought: Vec<Vec<u64>>,
     /// Shadowed experts.
     shadowed: usize,
-    /// Copies that the rank sends which sends most.
-    copies: usize,
+    /// `[rank]`: copies whose weights it sends, and copies whose gradients.
+    copies: Vec<u64>,
+    returned: Vec<u64>,
     /// Experts in the slots of the rank that has most.
     slots: usize,
 }
@@ -97,8 +113,26 @@ impl Evaluation<'_> {
                 }
             }
         }
-        let migrated = vec![Bytes::ZERO; plan.pp];
-        Communications { plan: *plan, gradient_bytes: costs.gradient_bytes(), layers, gathered: 0, migrated }
+        let stages = (0..plan.pp).map(|stage| self.of_stage(stage)).collect();
+        let (gradient_bytes, migrated) = (costs.gradient_bytes(), vec![vec![Bytes::ZERO; plan.ep]; plan.pp]);
+        Communications { plan: *plan, gradient_bytes, stages, layers, gathered: 0, migrated }
+    }
+
+    fn of_stage(&self, stage: usize) -> OfStage {
+        let traffic = self.traffic(stage);
+        let of_passes =
+            StateTraffic { parameters: StageParameters::new(self.job, self.plan, stage), ..self.traffic(stage) };
+        let part = 1.0 / self.plan.vp as f64;
+        let of_pass = |direction| match self.policy.overlap().queued {
+            true => Vec::new(),
+            false => of_passes.accompanying(direction).into_iter().map(|of| of.part(part)).collect(),
+        };
+        OfStage {
+            reduced: traffic.reduced(),
+            gathered: traffic.gathered(),
+            experts: self.copies(stage).communications(),
+            passes: [Direction::Forward, Direction::Backward].map(of_pass),
+        }
     }
 
     fn of_layer(&self, layer: usize, moe: &Moe, [stage, group, m]: [usize; 3]) -> OfLayer {
@@ -118,23 +152,24 @@ impl Evaluation<'_> {
             sent[step][source] += count;
             brought[step][owner] += count;
         }
+        let transfers = program.transfers(placement);
         let filled = |rank| rows.experts_of(rank).iter().flatten().count();
         OfLayer {
             sent,
             brought,
             shadowed: rows.shadowed_experts(),
-            copies: most_copies(&program, &program.transfers(placement), ranks),
+            copies: by_rank(ranks, transfers.iter().copied()),
+            returned: by_rank(ranks, transfers.iter().map(|&(from, to)| (to, from))),
             slots: (0..ranks).map(filled).max().unwrap_or(0),
         }
     }
 }
 
-/// Copies that a rank sends, of the rank that sends most.
-fn most_copies(program: &LayerProgram, transfers: &[(usize, usize)], ranks: usize) -> usize {
-    if program.copies.is_empty() {
-        return 0;
-    }
-    (0..ranks).map(|rank| transfers.iter().filter(|(from, to)| *from == rank && from != to).count()).max().unwrap_or(0)
+/// Transfers to others by who sends, `[rank]`.
+fn by_rank(ranks: usize, transfers: impl Iterator<Item = (usize, usize)>) -> Vec<u64> {
+    let mut sent = vec![0; ranks];
+    transfers.filter(|(from, to)| from != to).for_each(|(from, _)| sent[from] += 1);
+    sent
 }
 
 impl Communications {
@@ -148,22 +183,21 @@ impl Communications {
             Activity::Op(op) => self.of_op(job, span, op).into_iter().collect(),
             Activity::TensorParallel => self.tensor_parallel(job, span),
             Activity::GradientSync(Gradients::TiedStages) => vec![self.tied_stages(job, span.rank)],
-            Activity::GradientSync(of) => {
-                let sharded = self.plan.zero != Zero::Off;
-                let collective = if sharded { Collective::ReduceScatter } else { Collective::AllReduce };
-                self.state(job, span.rank, of, collective, self.gradient_bytes).into_iter().collect()
+            Activity::GradientSync(of) => self.gradients(span.rank, of),
+            Activity::WeightGather(of) => self.of_kinds(&self.stages[stage].gathered, Some(of), span.rank),
+            Activity::ShardedState => {
+                let direction = direction(span.work);
+                self.of_kinds(&self.stages[stage].passes[direction as usize], None, span.rank)
             }
-            Activity::WeightGather(of) => {
-                self.state(job, span.rank, of, Collective::AllGather, HALF).into_iter().collect()
-            }
-            Activity::ShardedState => self.sharded(job, span),
             Activity::SelectionLoads => vec![over(Collective::AllReduce, self.loads(job, stage))],
             Activity::Gathering => {
                 vec![over(Collective::AllReduce, self.loads(job, stage) * self.gathered.max(1) as f64)]
             }
             Activity::Migration => {
-                let group = self.group_of(span.rank);
-                vec![self.within(group, 1, span.rank, Collective::AllToAll, self.migrated[stage])]
+                let (group, sent) = (self.group_of(span.rank), &self.migrated[stage]);
+                let bytes = sent.iter().copied().fold(Bytes::ZERO, Bytes::max);
+                let own = sent[span.rank - group.start];
+                vec![Communication { own, ..self.within(group, 1, span.rank, Collective::AllToAll, bytes) }]
             }
             Activity::Block
             | Activity::Edge
@@ -221,21 +255,21 @@ impl Communications {
         let own = span.rank - group.start;
         let weights = |bytes: f64, experts: usize| moe.expert_parameters() as f64 * bytes * experts as f64;
         let row = moe.entry_bytes().0;
-        let rows = |of: &[u64]| {
-            let most = of.iter().max().copied().unwrap_or(0) as f64 * row;
-            Some((Collective::AllToAll, most, of[own] as f64 * row))
+        let sent = |of: &[u64], each: f64| {
+            let most = of.iter().max().copied().unwrap_or(0) as f64;
+            Some((Collective::AllToAll, most * each, of[own] as f64 * each))
         };
         let same = |collective, bytes: f64| Some((collective, bytes, bytes));
         let (collective, bytes, own) = match op {
             Op::Counts => same(Collective::AllToAll, 8.0 * (moe.experts * (group.len() - 1)) as f64),
-            Op::Dispatch { step } => rows(&layer.sent[step]),
-            Op::Combine { step } => rows(&layer.brought[step]),
+            Op::Dispatch { step } => sent(&layer.sent[step], row),
+            Op::Combine { step } => sent(&layer.brought[step], row),
             Op::Broadcast { .. } => same(Collective::Broadcast, weights(HALF, 1)),
             Op::ReduceGrad { .. } => same(Collective::Reduce, weights(HALF, 1)),
             Op::GatherShadows => same(Collective::AllGather, weights(HALF, layer.shadowed)),
             Op::ScatterGrads => same(Collective::ReduceScatter, weights(HALF, layer.shadowed)),
-            Op::CopyWeights => same(Collective::AllToAll, weights(HALF, layer.copies)),
-            Op::ReturnGrad => same(Collective::AllToAll, weights(RETURNED_GRADIENT, layer.copies)),
+            Op::CopyWeights => sent(&layer.copies, weights(HALF, 1)),
+            Op::ReturnGrad => sent(&layer.returned, weights(RETURNED_GRADIENT, 1)),
             Op::Unshard => same(Collective::AllGather, weights(HALF, layer.slots)),
             Op::Reshard => same(Collective::ReduceScatter, weights(RETURNED_GRADIENT, layer.slots)),
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => None,
@@ -247,50 +281,30 @@ impl Communications {
         let plan = &self.plan;
         let first = span.rank / plan.tp * plan.tp;
         let over = |(collective, bytes)| self.within(first..first + plan.tp, 1, span.rank, collective, bytes);
-        let direction = match span.work {
-            Some(Work::Backward(_)) => Direction::Backward,
-            _ => Direction::Forward,
-        };
+        let direction = direction(span.work);
         match span.block {
             Some(block) => tensor_parallel(&job.model.blocks[block], plan, direction).map(over).collect(),
             None => vec![over((Collective::AllReduce, job.model.blocks[0].boundary_bytes() * plan.micro_batch as f64))],
         }
     }
 
-    /// The kinds of parameters: how far ranks are apart that hold the same of them, and how many each holds.
-    fn state(
-        &self,
-        job: &Job,
-        rank: usize,
-        of: Gradients,
-        collective: Collective,
-        bytes: f64,
-    ) -> Option<Communication> {
-        let (plan, stage) = (&self.plan, rank / self.plan.stage_ranks());
-        let StageParameters { dense, gate, experts, tied } = StageParameters::new(job, plan, stage);
-        let (stride, count) = match of {
-            Gradients::Dense => (plan.tp, dense),
-            Gradients::Gate => (1, gate),
-            Gradients::Experts => (plan.ep, experts),
-            Gradients::Tied | Gradients::TiedStages => (plan.tp, tied),
-        };
-        let all = stage * plan.stage_ranks()..(stage + 1) * plan.stage_ranks();
-        let of_kind = self.within(all, stride, rank, collective, Bytes(count * bytes));
-        (count > 0.0 && of_kind.ranks.len() > 1).then_some(of_kind)
+    /// The reduction of such gradients once an iteration.
+    fn gradients(&self, rank: usize, of: Gradients) -> Vec<Communication> {
+        let OfStage { reduced, experts, .. } = &self.stages[rank / self.plan.stage_ranks()];
+        match experts {
+            Some(all) if of == Gradients::Experts => {
+                all.iter().filter(|of| of.ranks.contains(&rank)).cloned().collect()
+            }
+            _ => self.of_kinds(reduced, Some(of), rank),
+        }
     }
 
-    /// What accompanies a pass of a chunk: weights are gathered, and behind a backward pass gradients reduced.
-    fn sharded(&self, job: &Job, span: &Span) -> Vec<Communication> {
-        let kinds = [Gradients::Dense, Gradients::Gate, Gradients::Experts, Gradients::Tied];
-        let gathers = self.plan.zero == Zero::Weights;
-        let reduces = matches!(span.work, Some(Work::Backward(_)));
-        let part = 1.0 / self.plan.vp as f64;
-        let moved = [(gathers, Collective::AllGather, HALF), (reduces, Collective::ReduceScatter, self.gradient_bytes)];
-        let moved = moved.into_iter().filter(|(is, ..)| *is);
-        let of = |(_, collective, bytes): (bool, Collective, f64)| {
-            kinds.map(|kind| self.state(job, span.rank, kind, collective, bytes * part)).into_iter().flatten()
-        };
-        moved.flat_map(of).collect()
+    /// Those of one kind, or of all.
+    fn of_kinds(&self, all: &[OfKind], kind: Option<Gradients>, rank: usize) -> Vec<Communication> {
+        let first = rank / self.plan.stage_ranks() * self.plan.stage_ranks();
+        let stage = first..first + self.plan.stage_ranks();
+        let of = all.iter().filter(|of| kind.is_none_or(|kind| of.kind == kind));
+        of.map(|of| self.within(stage.clone(), of.stride, rank, of.collective, of.bytes)).collect()
     }
 
     /// The two copies of the embedding.
@@ -306,6 +320,13 @@ impl Communications {
     fn loads(&self, job: &Job, stage: usize) -> f64 {
         let layers = self.plan.stage_blocks(job, stage).filter_map(Block::moe);
         8.0 * layers.map(|moe| moe.experts).sum::<usize>() as f64
+    }
+}
+
+fn direction(work: Option<Work>) -> Direction {
+    match work {
+        Some(Work::Backward(_)) => Direction::Backward,
+        _ => Direction::Forward,
     }
 }
 

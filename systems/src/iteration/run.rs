@@ -32,7 +32,7 @@ pub struct Run<'a> {
     gathered: usize,
     /// Those of them that were gathered before the last iteration.
     gathered_last: usize,
-    /// `[stage][rank of a group]`: what experts that changed ranks before the last iteration took along.
+    /// `[stage][rank of a group]`: what experts that left the rank before the last iteration took along.
     migrated: Vec<Vec<Bytes>>,
     /// `[moe layer]`: how many these were.
     moved: Vec<usize>,
@@ -138,10 +138,9 @@ impl<'a> Run<'a> {
     /// What the spans of the last iteration moved, if `batch` is what its gate chose.
     pub fn communications(&self, batch: &BatchCounts) -> Communications {
         let charges = vec![Charge::default(); self.plan.pp];
-        let most = |of_stage: &Vec<Bytes>| of_stage.iter().copied().fold(Bytes::ZERO, Bytes::max);
         let mut all = self.evaluation(batch, &charges).communications();
         all.gathered = self.gathered_last;
-        all.migrated = self.migrated.iter().map(most).collect();
+        all.migrated.clone_from(&self.migrated);
         all
     }
 

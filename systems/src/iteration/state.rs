@@ -16,10 +16,12 @@ use std::ops::Range;
 use workloads::model::HALF;
 use workloads::{Bytes, Seconds};
 
+use crate::iteration::moved::Collective;
 use crate::iteration::timeline::Gradients;
 use crate::plan::memory::StageParameters;
 use crate::plan::{Plan, Zero};
 use crate::price::cost::CostModel;
+use crate::price::network::Group;
 use crate::program::Direction;
 
 /// What of a transfer shows that is cut into `parts` and runs beside `computation`.
@@ -34,6 +36,41 @@ pub(super) struct OfBlock {
     pub(super) gathered: Seconds,
     /// Gradients are reduced, behind the backward pass.
     pub(super) reduced: Seconds,
+}
+
+/// A collective of one kind of parameters, over the ranks of a stage that hold the same of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct OfKind {
+    pub(super) kind: Gradients,
+    pub(super) collective: Collective,
+    /// Between such ranks.
+    pub(super) stride: usize,
+    /// The whole of it on a rank, as ring collectives are priced.
+    pub(super) bytes: Bytes,
+}
+
+impl OfKind {
+    /// That much of it.
+    pub(super) fn part(self, part: f64) -> Self {
+        Self { bytes: self.bytes * part, ..self }
+    }
+}
+
+/// How gradients of replicas become one: a sum on all of them, or of each part where it is updated.
+pub(super) fn reduction(plan: &Plan) -> Collective {
+    match plan.zero {
+        Zero::Off => Collective::AllReduce,
+        _ => Collective::ReduceScatter,
+    }
+}
+
+/// What a ring collective takes.
+pub(super) fn time(costs: &CostModel, collective: Collective, group: &Group, bytes: Bytes) -> Seconds {
+    match collective {
+        Collective::AllReduce => costs.all_reduce(group, bytes),
+        // The two halves of an all-reduce.
+        _ => costs.all_gather(group, bytes),
+    }
 }
 
 /// The collectives of parameters that the ranks of a stage hold.
@@ -58,25 +95,46 @@ impl StateTraffic<'_> {
         ]
     }
 
+    fn of_kinds(&self, collective: Collective, number_bytes: f64) -> [OfKind; 4] {
+        let of = |(kind, stride, count)| OfKind { kind, collective, stride, bytes: Bytes(count * number_bytes) };
+        self.kinds().map(of)
+    }
+
+    /// The collectives that reduce all gradients of an iteration or a micro-batch.
+    pub(super) fn reduced(&self) -> [OfKind; 4] {
+        self.of_kinds(reduction(self.plan), self.costs.gradient_bytes())
+    }
+
+    /// The collectives that gather all weights.
+    pub(super) fn gathered(&self) -> [OfKind; 4] {
+        self.of_kinds(Collective::AllGather, HALF)
+    }
+
+    fn time(&self, of: OfKind) -> (Gradients, Seconds) {
+        let group = self.costs.group(self.ranks.clone(), of.stride);
+        (of.kind, time(self.costs, of.collective, &group, of.bytes))
+    }
+
     /// Reduces all gradients of an iteration or a micro-batch.
     pub(super) fn reductions(&self) -> impl Iterator<Item = (Gradients, Seconds)> {
-        self.kinds().into_iter().map(|(kind, stride, count)| {
-            let (group, bytes) =
-                (self.costs.group(self.ranks.clone(), stride), Bytes(count * self.costs.gradient_bytes()));
-            let time = match self.plan.zero {
-                Zero::Off => self.costs.all_reduce(&group, bytes),
-                _ => self.costs.reduce_scatter(&group, bytes),
-            };
-            (kind, time)
-        })
+        self.reduced().into_iter().map(|of| self.time(of))
     }
 
     /// Gathers all weights.
     pub(super) fn gathers(&self) -> impl Iterator<Item = (Gradients, Seconds)> {
-        self.kinds().into_iter().map(|(kind, stride, count)| {
-            let group = self.costs.group(self.ranks.clone(), stride);
-            (kind, self.costs.all_gather(&group, Bytes(count * HALF)))
-        })
+        self.gathered().into_iter().map(|of| self.time(of))
+    }
+
+    /// Whether weights are gathered, and gradients reduced, with every pass of a micro-batch.
+    fn accompany(&self, direction: Direction) -> [bool; 2] {
+        [self.plan.zero == Zero::Weights, self.plan.zero >= Zero::Gradients && direction == Direction::Backward]
+    }
+
+    /// The collectives that accompany every pass of a micro-batch, in order.
+    pub(super) fn accompanying(&self, direction: Direction) -> Vec<OfKind> {
+        let [gathers, reduces] = self.accompany(direction);
+        let (gathered, reduced) = (gathers.then(|| self.gathered()), reduces.then(|| self.reduced()));
+        gathered.into_iter().chain(reduced).flatten().collect()
     }
 
     /// A block's part of what accompanies a micro-batch through `blocks` of them.
@@ -88,16 +146,9 @@ impl StateTraffic<'_> {
 
     /// What accompanies every pass of a micro-batch.
     pub(super) fn of_pass(&self, direction: Direction) -> Seconds {
-        let gathered = match self.plan.zero {
-            Zero::Weights => self.gathers().map(|(_, time)| time).sum(),
-            _ => Seconds::ZERO,
-        };
-        match direction {
-            Direction::Backward if self.plan.zero >= Zero::Gradients => {
-                gathered + self.reductions().map(|(_, time)| time).sum::<Seconds>()
-            }
-            _ => gathered,
-        }
+        let [gathers, reduces] = self.accompany(direction);
+        let gathered = if gathers { self.gathers().map(|(_, time)| time).sum() } else { Seconds::ZERO };
+        if reduces { gathered + self.reductions().map(|(_, time)| time).sum::<Seconds>() } else { gathered }
     }
 }
 

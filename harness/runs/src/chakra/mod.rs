@@ -1,34 +1,36 @@
-//! Timelines as Chakra execution traces, a file a rank, for simulators such as ASTRA-sim.
+//! Simulated timelines as Chakra execution traces, a file a rank, for simulators such as ASTRA-sim. What is measured has none: a
+//! trainer's spans are not one for each of its collectives.
 //!
 //! A span that computes is a `COMP` node that takes as long. A span that communicates is a `COMM_COLL` node for each of its collectives,
 //! with kind, bytes and group; a send between stages is a `COMM_SEND` and, on the other rank, a `COMM_RECV` of the same tag. A node
 //! depends on the node before it on its stream, and on the last one of each other stream that had ended when it began: the order in which
 //! the rank was seen to do things, which is that of the layer programs or stricter.
 //!
-//! The format has no all-to-all whose ranks send unequal amounts: `comm_size` is that of the rank that sends most, the same on all
-//! ranks, and `moebench_sent_bytes` is what this rank sends. Experts of online systems stand as in the iteration that is shown.
+//! `comm_size` is what a rank puts in, as Chakra's converters count inputs: of an all-gather a rank's part, which ASTRA-sim multiplies
+//! by the group's size. The format has no all-to-all whose ranks send unequal amounts: `comm_size` is what the rank sends to others that
+//! sends most, the same on all ranks, and `moebench_sent_bytes` is what this rank sends. Experts of online systems stand as in the
+//! iteration that is shown.
+//!
+//! Left out: a span of communication in which nothing moves for the rank, where it only waits; and the sharded state of systems
+//! that queue it among their exchanges ([`systems::Overlap::queued`]), whose spans are what of it a rank waited for.
 
 pub mod proto;
 
 use std::collections::BTreeMap;
 
+use systems::Job;
 use systems::iteration::moved::{Collective, Communication, Communications};
-use systems::iteration::run::Run;
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Span};
 use systems::program::Stream;
-use systems::{CostModel, Job, Plan};
 
 use crate::chakra::proto::{Node, NodeType, Value};
-use crate::prepare::PreparedRun;
 
 /// Version of the schema, as ASTRA-sim's own examples state it.
 const VERSION: &str = "0.0.4";
 
-/// What sizes are of where the simulator followed the iteration.
-pub const FOLLOWED: &str = "of the iteration's own routing and placement";
-/// What they are of elsewhere.
-pub const EXPECTED: &str = "of the routing trace, with experts where they stand first";
+/// What sizes are of.
+const SIZES: &str = "of the iteration's own routing and placement";
 
 /// Files of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,15 +41,8 @@ pub struct Traces {
     pub groups: String,
 }
 
-/// What an iteration moves if its gate chooses as the trace says and no expert has moved.
-pub fn expected(run: &PreparedRun, plan: Plan, iterations: usize) -> Communications {
-    let costs = CostModel::new(&run.job.cluster, run.job.gpus);
-    let last = run.routing.iteration(iterations.saturating_sub(1));
-    Run::new(&run.job, &costs, run.system, plan).communications(&last)
-}
-
-/// The traces of all ranks; `sizes`: what sizes are of.
-pub fn traces(job: &Job, communications: &Communications, spans: &[Span], sizes: &str) -> Traces {
+/// The traces of all ranks of an iteration whose `communications` and `spans` are the simulator's.
+pub fn traces(job: &Job, communications: &Communications, spans: &[Span]) -> Traces {
     let mut ranks: Vec<Rank> = Vec::new();
     let mut groups = Groups::default();
     let mut ordered: Vec<&Span> = spans.iter().collect();
@@ -72,7 +67,7 @@ pub fn traces(job: &Job, communications: &Communications, spans: &[Span], sizes:
     let metadata = [
         ("schema", Value::Text(format!("chakra {VERSION}"))),
         ("written_by", Value::Text(format!("moebench {}", env!("CARGO_PKG_VERSION")))),
-        ("sizes", Value::Text(sizes.to_owned())),
+        ("sizes", Value::Text(SIZES.to_owned())),
     ];
     Traces {
         ranks: ranks.into_iter().map(|rank| proto::file(VERSION, &metadata, &rank.nodes)).collect(),
@@ -136,12 +131,13 @@ impl Rank {
         self.ended[stream as usize].push((id, end));
     }
 
-    /// A span that is no send between stages: one node, or one for each of several collectives, which share its time by their bytes.
+    /// A span that is no send between stages: a node where it computes, otherwise one for each of its collectives, which share its
+    /// time by their bytes.
     fn add(&mut self, span: &Span, moves: Vec<Communication>, groups: &mut Groups) {
         let [start, end] = ends(span);
         let moves: Vec<Communication> =
             moves.into_iter().filter(|of| of.ranks.len() > 1 && of.bytes.0 >= 1.0).collect();
-        if moves.is_empty() {
+        if span.activity.stream() == Stream::Compute {
             return self.push(span, NodeType::Compute, [start, end], vec![("is_cpu_op", Value::Bool(false))]);
         }
         let all: f64 = moves.iter().map(|of| of.bytes.0).sum();
@@ -152,7 +148,7 @@ impl Rank {
             let mut attributes = vec![
                 ("is_cpu_op", Value::Bool(false)),
                 ("comm_type", Value::Int64(comm_type(of.collective))),
-                ("comm_size", Value::Int64(of.bytes.0.round() as i64)),
+                ("comm_size", Value::Int64(comm_size(&of))),
                 ("pg_name", Value::Text(groups.name(&of.ranks))),
             ];
             if of.collective == Collective::AllToAll {
@@ -251,6 +247,15 @@ fn name(span: &Span) -> String {
         None => String::new(),
     };
     format!("{}{block}{work}", span.activity.name())
+}
+
+/// Bytes that a rank puts in.
+fn comm_size(of: &Communication) -> i64 {
+    let parts = match of.collective {
+        Collective::AllGather => of.ranks.len() as f64,
+        _ => 1.0,
+    };
+    (of.bytes.0 / parts).round() as i64
 }
 
 /// `CollectiveCommType`.
