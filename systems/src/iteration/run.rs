@@ -25,6 +25,8 @@ pub struct Run<'a> {
     /// As the system chose it, and as it is evaluated.
     chosen: Plan,
     plan: Plan,
+    /// Why no iteration ends, where copies of experts would not stay equal.
+    apart: Option<PlanError>,
     online: Online,
     /// `[moe layer]`.
     placements: Vec<Placement>,
@@ -68,22 +70,16 @@ pub enum Failure {
     Placement(#[from] WrongPlacement),
 }
 
-/// What deciding and migrating before an iteration came to.
-struct Placed {
-    /// `[stage]`.
-    charges: Vec<Charge>,
-    moved: usize,
-}
-
 impl<'a> Run<'a> {
     /// A run at its start, experts in order.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan) -> Self {
         let online = Online::new(system.policy(job, &plan));
         let chosen = plan;
+        let apart = chosen.keeps_copies_equal(online.policy()).err();
         let Start { plan, placements } = Start::new(job, &chosen, online.policy());
         let migrated = vec![vec![Bytes::ZERO; plan.ep]; plan.pp];
         let moved = vec![0; placements.len()];
-        Self { job, costs, chosen, plan, online, placements, gathered: 0, gathered_last: 0, migrated, moved }
+        Self { job, costs, chosen, plan, apart, online, placements, gathered: 0, gathered_last: 0, migrated, moved }
     }
 
     /// Runs the next iteration on what the gate chooses in it. The policy places experts before it sees any of that.
@@ -104,10 +100,10 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, batch: &BatchCounts, recorder: &mut Recorder) -> Iteration {
-        if let Err(apart) = self.chosen.keeps_copies_equal(self.online.policy()) {
+        if let Some(apart) = self.apart.clone() {
             return Iteration { failure: Some(apart.into()), ..Iteration::default() };
         }
-        let Placed { charges, moved } = match self.place() {
+        let charges = match self.place() {
             Ok(placed) => placed,
             Err(refused) => return Iteration { failure: Some(refused.into()), ..Iteration::default() },
         };
@@ -117,7 +113,7 @@ impl<'a> Run<'a> {
         Iteration {
             decision: most(|charge| charge.gathering + charge.decision),
             migration: most(|charge| charge.migration),
-            moved,
+            moved: self.moved.iter().sum(),
             failure: search::fits(self.job, &self.chosen, timing.peak).err().map(Failure::from),
             loss: None,
             predicted: None,
@@ -157,19 +153,19 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Asks the policy about every layer and moves experts. Every expert-data-parallel replica migrates at the same time; the
+    /// Asks the policy about every layer and moves experts; returns what each stage is charged for it. Every expert-data-parallel replica migrates at the same time; the
     /// slowest group counts.
-    fn place(&mut self) -> Result<Placed, WrongPlacement> {
+    fn place(&mut self) -> Result<Vec<Charge>, WrongPlacement> {
         let (job, plan) = (self.job, &self.plan);
-        let mut placed = Placed { charges: vec![Charge::default(); plan.pp], moved: 0 };
+        let mut charges = vec![Charge::default(); plan.pp];
         let seen = self.online.history().len();
         self.gathered_last = 0;
         self.migrated.iter_mut().for_each(|of_stage| of_stage.fill(Bytes::ZERO));
         self.moved.fill(0);
         if !self.online.policy().placement_due(seen) {
-            return Ok(placed);
+            return Ok(charges);
         }
-        for (stage, charge) in placed.charges.iter_mut().enumerate() {
+        for (stage, charge) in charges.iter_mut().enumerate() {
             charge.gathering = online::gathering(job, plan, stage, seen - self.gathered, self.costs);
         }
         self.gathered_last = seen - self.gathered;
@@ -178,18 +174,17 @@ impl<'a> Run<'a> {
         for (layer, ((block, moe), placement)) in layers.zip(&mut self.placements).enumerate() {
             let decided = self.online.decide(layer, moe, placement)?;
             let stage = plan.stage_of(job, block);
-            placed.charges[stage].decision += self.costs.decision(decided.steps);
+            charges[stage].decision += self.costs.decision(decided.steps);
             let Some(migration) = decided.migration else { continue };
             let groups = (0..plan.expert_dp).map(|group| plan.expert_group(stage, group).start);
             let times = groups.map(|first| migration.time(self.costs, first));
-            placed.charges[stage].migration += times.fold(Seconds::ZERO, Seconds::max);
+            charges[stage].migration += times.fold(Seconds::ZERO, Seconds::max);
             for moved in &migration.moves {
                 self.migrated[stage][moved.from] += migration.expert_bytes;
             }
             self.moved[layer] = migration.moves.len();
-            placed.moved += migration.moves.len();
             *placement = migration.placement;
         }
-        Ok(placed)
+        Ok(charges)
     }
 }
