@@ -1,5 +1,7 @@
 //! Cases of one's own: sweeps, changed fields, some of a suite's cases, and plans by their rank.
 
+use runs::stored::StoredRun;
+
 use crate::support::{Folder, small_trace, suite_toml};
 
 fn column(folder: &Folder, out: &str, name: &str) -> Vec<String> {
@@ -158,6 +160,24 @@ fn the_first_rank_of_equal_plans_is_run() {
     assert!(shown.contains(&format!(" {first} ")), "{first}: {shown}");
     let own = folder.succeed(&format!("plan --suite {of} --system tutel --plan own --top 1"));
     assert!(!own.contains(&format!(" {first} ")), "{own}");
+}
+
+/// Published times are of the cluster's own network and of no routing that somebody made.
+#[test]
+fn a_case_of_its_own_conditions_has_no_published_time() {
+    let folder = Folder::new();
+    let case = "[[cases]]\nmodel = \"gpt-l16-h2560-e16\"\ncluster = \"inky\"\ngpus = 16\ngate = \"capacity 1.2\"\nglobal_batch = 256\n\
+                micro_batch = 4\nplans = { expert-only = { pp = 1, dp = 16, tp = 1, ep = 16, expert_dp = 1, micro_batch = 4 } }\n";
+    let head = "name = \"own\"\ndescription = \"a test\"\nsystems = [\"expert-only\"]\niterations = 2\nwarmup = 0\n";
+    let cases = format!("{head}{case}network = [0.5, 1.0]\n{case}routing = [{{ max_over_mean = 3.0 }}]\n");
+    folder.write("suite.toml", &cases);
+    folder.succeed("run suite.toml --out out");
+    let stored = StoredRun::open(&folder.join("out")).unwrap();
+    let found: Vec<_> =
+        stored.summary.rows.iter().map(|row| (row.published.step.is_some(), row.model_error.is_some())).collect();
+    assert_eq!(found, [(false, false), (true, true), (false, false)]);
+    let csv = folder.text("out/summary.csv");
+    assert_eq!(csv.lines().filter(|line| line.contains("this run, signed")).count(), 1, "{csv}");
 }
 
 /// An id that begins another's is a case of its own.

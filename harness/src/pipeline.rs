@@ -241,7 +241,7 @@ fn run(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store:
 fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<Summary> {
     let runs = cases.iter().flat_map(|case| &case.runs);
     let gpus = runs.map(|run| (run.case.cluster.name.clone(), GpuFacts::new(&run.job.cluster.gpu))).collect();
-    Summary::with_errors(rows, &suite.baseline, suite.warmup, &gpus)
+    Summary::with_errors(rows, &suite.baseline, suite.warmup, &DrawnFacts::new(suite).own_conditions, &gpus)
 }
 
 /// What is shown of a run.

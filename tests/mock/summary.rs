@@ -129,6 +129,10 @@ fn errors_of_the_cluster_stand_beside_simulated_rows_alone() {
         let label = row.model_error.as_ref().map(|error| error.label());
         assert_eq!(label.as_deref(), (row.key.case == CASE).then_some("±4%"), "{}", row.key.case);
     }
+    // The case's cluster is that of the measurements, its network or routing is not.
+    simulated.own_conditions = vec![CASE.to_owned()];
+    simulated.hold_against(&published, std::slice::from_ref(&cluster));
+    assert!(simulated.rows.iter().all(|row| row.model_error.is_none()));
     let mut measured = summary(&MockEngine::of(EngineKind::Measured), 2);
     measured.hold_against(&published, &[cluster]);
     assert!(measured.rows.iter().all(|row| row.model_error.is_none()));

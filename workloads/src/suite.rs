@@ -391,6 +391,11 @@ impl Case {
         cluster
     }
 
+    /// Whether its network or its routing is its own: then no measurement of its cluster is one of the case.
+    pub fn has_own_conditions(&self) -> bool {
+        self.network.is_some_and(|factor| factor != 1.0) || !self.routing.is_empty()
+    }
+
     /// The case as `system` runs it.
     pub fn as_run_by(&self, system: &str) -> Self {
         let mut case = self.clone();

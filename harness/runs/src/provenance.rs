@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use workloads::suite::{FigureKind, TraceUse};
 use workloads::trace::RoutingTrace;
-use workloads::{EngineKind, Suite};
+use workloads::{Case, EngineKind, Suite};
 
 use crate::records::SCHEMA_VERSION;
 
@@ -64,6 +64,8 @@ pub struct DrawnFacts {
     pub searched: Vec<String>,
     /// Systems that trained something else than a case says.
     pub otherwise: Vec<String>,
+    /// Cases whose network or routing is their own, of which nothing was published.
+    pub own_conditions: Vec<String>,
     /// Training iteration of the first sample, and iterations from one to the next.
     pub trace: TraceUse,
     /// Floor and unigram entropy of what models read, nats per token, by case, where they are known.
@@ -74,11 +76,13 @@ impl DrawnFacts {
     /// Of a suite; entropies are the engine's to tell.
     pub fn new(suite: &Suite) -> Self {
         let otherwise: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
+        let own_conditions = suite.cases.iter().filter(|case| case.has_own_conditions());
         Self {
             figure: suite.figure,
             compare: suite.compare.clone(),
             searched: suite.searched.clone(),
             otherwise: otherwise.into_iter().cloned().collect(),
+            own_conditions: own_conditions.map(Case::id).collect(),
             trace: suite.trace,
             entropies: BTreeMap::new(),
         }

@@ -189,6 +189,8 @@ pub struct Summary {
     pub baseline: String,
     /// In the order of the records.
     pub rows: Vec<SummaryRow>,
+    /// Cases whose network or routing is their own: no measurement of their cluster is held against them.
+    pub own_conditions: Vec<String>,
 }
 
 impl Summary {
@@ -203,10 +205,11 @@ impl Summary {
             rows[index].speedup_with_warmup = speedup.as_ref().map(|_| sum / rows[index].sum);
             rows[index].speedup = speedup;
         }
-        Self { baseline: baseline.to_owned(), rows }
+        Self { baseline: baseline.to_owned(), rows, own_conditions: Vec::new() }
     }
 
-    /// Of rows, held against all that was published, with extrapolations marked and GPU hours priced. `gpus`: by cluster.
+    /// Of rows, held against all that was published but for cases of their own conditions, with extrapolations marked and GPU hours
+    /// priced. `gpus`: by cluster.
     ///
     /// # Errors
     /// None that is known of: what comes with moebench can be read.
@@ -214,9 +217,10 @@ impl Summary {
         rows: &RowsByRun,
         baseline: &str,
         warmup: usize,
+        own_conditions: &[String],
         gpus: &BTreeMap<String, GpuFacts>,
     ) -> Result<Self> {
-        let mut summary = Self::new(rows, baseline, warmup);
+        let mut summary = Self { own_conditions: own_conditions.to_vec(), ..Self::new(rows, baseline, warmup) };
         summary.hold_against(&Published::all()?, &model_error::of_clusters()?);
         summary.mark_extrapolations(&gpus.iter().map(|(cluster, gpu)| (cluster.clone(), gpu.usable)).collect());
         for row in &mut summary.rows {
@@ -282,7 +286,7 @@ impl Summary {
         published: &Published,
         clusters: &[ClusterError],
     ) -> (PublishedRow, Option<ModelError>) {
-        if row.key.engine.trains() {
+        if row.key.engine.trains() || self.own_conditions.contains(&row.key.case) {
             return (PublishedRow::default(), None);
         }
         let executed = |row: &SummaryRow, quantity| {
