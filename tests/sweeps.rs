@@ -162,6 +162,22 @@ fn the_first_rank_of_equal_plans_is_run() {
     assert!(!own.contains(&format!(" {first} ")), "{own}");
 }
 
+/// A case's own routing goes before the command line's trace, for `plan` as for `run`.
+#[test]
+fn plans_are_ranked_on_the_routing_that_a_run_goes_through() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("suite.toml", &(suite_toml(&[(8, "no-drop")]) + "routing = [{ max_over_mean = 3.0 }]\n"));
+    let plans = |trace: &str| folder.succeed(&format!("plan --suite suite.toml --top 3 --json {trace}"));
+    assert_eq!(plans("--trace trace.parquet"), plans(""));
+    let step = |trace: &str| {
+        folder
+            .succeed(&format!("run suite.toml --iterations 2 --systems expert-only {trace} --out out{}", trace.len()));
+        folder.frame(&format!("out{}/iterations.parquet", trace.len())).column("step_s").unwrap().clone()
+    };
+    assert_eq!(step("--trace trace.parquet"), step(""));
+}
+
 /// Published times are of the cluster's own network and of no routing that somebody made.
 #[test]
 fn a_case_of_its_own_conditions_has_no_published_time() {

@@ -178,16 +178,22 @@ pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
     systems::by_name(name).map_err(|error| anyhow::anyhow!("{context}: {error}"))
 }
 
-/// The routing of every case: what the case or its suite states, made for the MoE layers of its model; `other` where nothing is
-/// stated.
+/// The routing of every case: its own, made for the MoE layers of its model; else the trace that the command line has `named`; else
+/// what the suite states; else the default trace. `load` loads the trace of the command line, or the default.
 ///
 /// # Errors
-/// An unknown model, or an imbalance that its layers cannot have.
-pub fn stated_routing(file: &str, suite: &Suite, other: &dyn Fn() -> Result<Arc<RoutingTrace>>) -> Result<CaseTraces> {
+/// An unknown model, an imbalance that its layers cannot have, and what `load` says.
+pub fn case_traces(
+    file: &str,
+    suite: &Suite,
+    named: bool,
+    load: &dyn Fn() -> Result<Arc<RoutingTrace>>,
+) -> Result<CaseTraces> {
+    let of_suite = suite.routing.filter(|_| !named);
     let mut traces = CaseTraces::default();
     for case in &suite.cases {
-        let Some(stated) = case.routing.first().copied().or(suite.routing) else {
-            traces.push(None, other)?;
+        let Some(stated) = case.routing.first().copied().or(of_suite) else {
+            traces.push(None, load)?;
             continue;
         };
         let model = model(&format!("{file}: cases[{}].model", case.number), case.model.place())?;

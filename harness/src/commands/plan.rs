@@ -167,11 +167,8 @@ fn described(args: &PlanArgs) -> Result<Asked> {
 fn of_suite(args: &PlanArgs, name: &str) -> Result<Asked> {
     let mut suite = prepare::suite(name)?;
     part::keep_one(name, &mut suite, args.case.as_ref())?;
-    let default = || Ok(Arc::new(traces::load(args.trace.as_deref())?));
-    if args.trace.is_some() {
-        (suite.routing, suite.cases[0].routing) = (None, Vec::new());
-    }
-    let trace = prepare::stated_routing(name, &suite, &default)?.shared(0);
+    let load = || Ok(Arc::new(traces::load(args.trace.as_deref())?));
+    let trace = prepare::case_traces(name, &suite, args.trace.is_some(), &load)?.shared(0);
     let stated = suite.cases.remove(0);
     let id = stated.id();
     Ok(Asked {

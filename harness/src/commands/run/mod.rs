@@ -123,7 +123,7 @@ fn asked(args: &RunArgs, suite: Suite) -> Result<(Suite, CaseTraces)> {
         shard.keep(&mut suite);
         ensure!(!suite.cases.is_empty(), "--shard {shard}: there are {cases} cases: expected at most as many shards");
     }
-    let traces = case_traces(args, &args.suite, &suite, &load(args))?;
+    let traces = prepare::case_traces(&args.suite, &suite, args.trace.is_some(), &load(args))?;
     Ok((suite, traces))
 }
 
@@ -243,7 +243,7 @@ fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Resu
     let mut names: Vec<String> = Vec::new();
     for suite in &suites {
         eprintln!("{}: {}", suite.name, suite.description);
-        let traces = case_traces(args, &suite.name, suite, &load).or_input()?;
+        let traces = prepare::case_traces(&suite.name, suite, args.trace.is_some(), &load).or_input()?;
         names.extend((!names.contains(&traces.name())).then(|| traces.name()));
         run_suite(args, &suite.name, suite.clone(), &traces, out.join(&suite.name))?;
     }
@@ -266,17 +266,6 @@ fn load(args: &RunArgs) -> impl Fn() -> Result<Arc<RoutingTrace>> {
         let trace = Arc::new(traces::load(path.as_deref())?);
         Ok(Arc::clone(loaded.get_or_init(|| trace)))
     }
-}
-
-/// The routing of every case: a trace that the command line names goes before what the suite states, and a case's own before both.
-fn case_traces(
-    args: &RunArgs,
-    file: &str,
-    suite: &Suite,
-    load: &dyn Fn() -> Result<Arc<RoutingTrace>>,
-) -> Result<CaseTraces> {
-    let of_suite = suite.routing.filter(|_| args.trace.is_none());
-    prepare::stated_routing(file, &Suite { routing: of_suite, ..suite.clone() }, load)
 }
 
 /// `file` is what errors call the suite.
