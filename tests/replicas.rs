@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use systems::iteration::run::{Failure, Run};
+use systems::plan::search;
 use systems::program::split::Split;
 use systems::program::{Copied, Weights};
 use systems::zoo::expert_only::ExpertOnly;
@@ -364,8 +365,13 @@ fn shards_of_replicas_apart_are_refused() {
         let chosen = Plan { dp: 4, ep: 2, expert_dp: 2, ..Plan::default() };
         let refused = Run::new(&job, &costs, system, chosen).step(&batch).failure;
         assert!(matches!(refused, Some(Failure::Plan(PlanError::ReplicasApart { .. }))), "{refused:?}");
+        // So does a search.
+        let profiled = job.clone().with_profile(vec![batch.clone()]);
+        let outcome = |plan| search::rated(system, &profiled, &costs, plan).outcome;
+        assert!(matches!(outcome(chosen), Err(PlanError::ReplicasApart { .. })), "{:?}", outcome(chosen));
         let together = Plan { ep: 4, expert_dp: 1, ..chosen };
         assert_eq!(Run::new(&job, &costs, system, together).step(&batch).failure, None);
+        assert!(outcome(together).is_ok(), "{:?}", outcome(together));
     }
 }
 

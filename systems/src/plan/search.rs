@@ -355,8 +355,8 @@ impl PerformanceModel<'_> {
     /// `[moe layer]`.
     ///
     /// # Errors
-    /// When the plan's degrees do not fit the job, when it does not fit into memory on the profile's worst iteration, or
-    /// when there is no profile.
+    /// When the plan's degrees do not fit the job, when the policy's copies would not stay equal under it, when it does not fit into
+    /// memory on the profile's worst iteration, or when there is no profile.
     pub fn estimate(&self, plan: &Plan, policy: &dyn Policy, placements: &[Placement]) -> Result<Estimate, PlanError> {
         self.estimate_within(Limit::NONE, plan, policy, placements)
     }
@@ -375,6 +375,7 @@ impl PerformanceModel<'_> {
     ) -> Result<Estimate, PlanError> {
         let &Self { job, costs, profile } = self;
         plan.check(job)?;
+        plan.keeps_copies_equal(policy)?;
         if profile.is_empty() {
             return Err(PlanError::NoProfile { plan: Box::new(*plan) });
         }
