@@ -148,15 +148,30 @@ enum Changes {
     Nothing,
 }
 
-/// Trains under the trace, where experts must be as the system says; returns in how many iterations some had copies.
-fn check(system: &'static dyn System, degrees: [usize; 5], changes: Changes) -> usize {
+/// In how many iterations some experts had copies, and how often experts were in other slots than in the iteration before.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    with_copies: usize,
+    moves: usize,
+}
+
+/// Of all degrees.
+fn check_all(system: &'static dyn System, changes: Changes) -> Found {
+    DEGREES.into_iter().map(|degrees| check(system, degrees, changes)).fold(Found::default(), |all, found| Found {
+        with_copies: all.with_copies + found.with_copies,
+        moves: all.moves + found.moves,
+    })
+}
+
+/// Trains under the trace, where experts must be as the system says.
+fn check(system: &'static dyn System, degrees: [usize; 5], changes: Changes) -> Found {
     let watched = Watched { inner: system, seen: Arc::default() };
     let seen = Arc::clone(&watched.seen);
     let found = driven(Box::leak(Box::new(watched)), degrees).train().unwrap();
     let name = format!("{} {degrees:?}", system.name());
     let apart = difference(&found, &REFERENCE);
     assert!(apart < 1e-4, "{name}: {apart:e}");
-    let mut with_copies = 0;
+    let mut all = Found::default();
     for programs in seen.lock().unwrap().iter().filter(|programs| !programs.is_empty()) {
         let iterations: Vec<&[Seen]> = programs.chunks(programs.len() / found.losses.len()).collect();
         assert_eq!(iterations.len(), found.losses.len());
@@ -170,9 +185,10 @@ fn check(system: &'static dyn System, degrees: [usize; 5], changes: Changes) -> 
             }
             assert!(changes == Changes::Places || copied(&pair[1]), "{name}: no copy in iteration {}", number + 1);
         }
-        with_copies += iterations.iter().filter(|of| copied(of)).count();
+        all.with_copies += iterations.iter().filter(|of| copied(of)).count();
+        all.moves += iterations.windows(2).filter(|pair| slots(pair[0]) != slots(pair[1])).count();
     }
-    with_copies
+    all
 }
 
 /// The last: expert parallelism, its replicas, and a pipeline together.
@@ -184,8 +200,8 @@ fn copies_from_history_train_the_same_model() {
         check(&eplb::Eplb, degrees, Changes::Copies);
     }
     // On two ranks, no expert has more than the mean: FlexMoE exchanges them.
-    let copied: usize = DEGREES.into_iter().map(|degrees| check(&flexmoe::FLEXMOE, degrees, Changes::Places)).sum();
-    assert!(copied > 0, "FlexMoE copies nothing");
+    let found = check_all(&flexmoe::FLEXMOE, Changes::Places);
+    assert!(found.with_copies > 0, "FlexMoE copies nothing");
 }
 
 #[test]
@@ -207,9 +223,9 @@ fn entries_split_between_standing_replicas_train_the_same_model() {
 
 #[test]
 fn balancers_by_layer_train_the_same_model() {
-    let copied: usize =
-        DEGREES.into_iter().map(|degrees| check(&cobalance::CoBalance, degrees, Changes::Nothing)).sum();
-    assert!(copied > 0, "CoBalance copies nothing");
+    let found = check_all(&cobalance::CoBalance, Changes::Nothing);
+    assert!(found.with_copies > 0, "CoBalance copies nothing");
+    assert!(found.moves > 0, "CoBalance leaves everything where it is");
 }
 
 #[test]
