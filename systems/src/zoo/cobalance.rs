@@ -5,7 +5,7 @@
 //! inside the node, a linear program over the replicas of all groups, slots laid anew in every update, and shards over the stage. 2. A
 //! mixture: the best of the first four in each layer. 3. The one with the least estimate is the plan's. What follows history is priced with
 //! experts where earlier iterations of the profile put them, so drift counts. Plans are tried in the order of their estimates under even
-//! loads, which balancing does not beat: the search ends where that of the next plan is above the best found.
+//! loads, which balancing seldom beats: plans whose estimate is above the best found are left out.
 //! *Online*: training starts with experts where the profile wants them. Every few iterations, placed and replicated layers follow the loads
 //! where a move pays for itself before the next; a layer that is balanced otherwise than its forecast said is priced anew on the loads
 //! measured. Entries are split between copies that stand by a linear program, micro-batch by micro-batch.
@@ -216,7 +216,8 @@ impl Layered {
             return Some(next);
         }
         let better = next.max_rank_load(loads) < now.max_rank_load(loads);
-        (better && self.moves[layer].pay(&self.setting.costs, loads, [now, &next], seen, EVERY)).then_some(next)
+        (better && self.moves[layer].pay(&self.setting.costs, loads, [now, &next], seen, self.plan.placement_every))
+            .then_some(next)
     }
 
     /// One copy of every expert, in order, where a layer whose balancer has changed has more.
@@ -434,6 +435,21 @@ mod tests {
             }
         }
         assert!(usable > 5 && rejected > 100, "{usable} searches with a plan, {rejected} plans rejected");
+    }
+
+    /// A move must pay for itself before the plan's next placement.
+    #[test]
+    fn experts_move_where_that_pays_until_the_next_placement() {
+        let job = job(3.0, 3, 1.0);
+        let setting = Arc::new(Setting::new(&job, &CostModel::new(&job.cluster, job.gpus)));
+        let moe = job.model.moe_layers().next().unwrap();
+        let loads: Vec<u64> = (0..moe.experts).map(|expert| if expert < 4 { 3000 } else { 100 }).collect();
+        for (placement_every, moves) in [(1, false), (10_000, true)] {
+            let plan = Plan { dp: 8, ep: 8, placement_every, ..Plan::default() };
+            let policy = Layered::new(&setting, &plan, &Balancers { layers: vec![Balancer::Place], extra: 0 });
+            let start = policy.first_placement(0, moe, plan.ep);
+            assert_eq!(policy.balanced(0, &loads, 1, &start).is_some(), moves, "{placement_every}");
+        }
     }
 
     /// Under every balancer: an evaluation that is not ended is the whole one, one that is has a whole one beyond the limit, by no less than
