@@ -232,8 +232,8 @@ impl BalancerSearch<'_> {
         // Step 2: each layer by itself, where that may be of use.
         if pricing.bound < Seconds(f64::INFINITY) && plan.ep > 1 {
             let drifted = &rounds[self.lag()..];
-            let mixed =
-                self.of_layers(plan, 0..layers, drifted, &Balancers { layers: Vec::new(), extra: self.extra }, 1.0);
+            let has = Balancers { layers: Vec::new(), extra: self.extra };
+            let mixed = self.of_layers(plan, 0..layers, drifted, &self.of_one_group(), &has, 1.0);
             if mixed.iter().any(|balancer| *balancer != mixed[0]) {
                 pricing.hold("mixed", mixed);
             }
@@ -262,7 +262,7 @@ impl BalancerSearch<'_> {
     }
 
     /// All balancers that need no more than a layer's own group.
-    fn of_one_group(&self) -> Vec<Balancer> {
+    pub fn of_one_group(&self) -> Vec<Balancer> {
         let [forward, all] = self.worth();
         let quota = |least, slack| Balancer::Quota { least, slack };
         let mut balancers = vec![Balancer::None, Balancer::Place, Balancer::Replicate];
@@ -270,21 +270,22 @@ impl BalancerSearch<'_> {
         balancers
     }
 
-    /// The balancer of least time in each layer, of those that need no more than the layer's own group; the one that it `has`, if any, unless another
-    /// takes less than `below` of its time.
+    /// The balancer of least time in each layer, of `choices` that need no more than the layer's own group; the one that it `has`, if any, unless
+    /// another takes less than `below` of its time.
     pub fn of_layers(
         &self,
         plan: &Plan,
         layers: Range<usize>,
         rounds: &[Round],
+        choices: &[Balancer],
         has: &Balancers,
         below: f64,
     ) -> Vec<Balancer> {
-        let of = |balancer| {
+        let of = |&balancer: &Balancer| {
             let one = Balancers { layers: vec![balancer], extra: has.extra };
             (balancer, self.times(plan, layers.clone(), rounds, &one))
         };
-        let times: Vec<(Balancer, Vec<f64>)> = self.of_one_group().into_iter().map(of).collect();
+        let times: Vec<(Balancer, Vec<f64>)> = choices.iter().map(of).collect();
         let best = |(at, layer): (usize, usize)| {
             let weighed = |(balancer, times): &(Balancer, Vec<f64>)| {
                 times[at] * if has.layers.get(layer) == Some(balancer) { below } else { 1.0 }

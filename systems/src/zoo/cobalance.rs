@@ -8,7 +8,7 @@
 //! loads, which balancing seldom beats: plans whose estimate is above the best found are left out.
 //! *Online*: training starts with experts where the profile wants them. Every few iterations, placed and replicated layers follow the loads
 //! where a move pays for itself before the next; a layer that is balanced otherwise than its forecast said is priced anew on the loads
-//! measured. Entries are split between copies that stand by a linear program, micro-batch by micro-batch.
+//! measured, without copies that stand where the plan's memory was not asked for them. Entries are split between copies that stand by a linear program, micro-batch by micro-batch.
 //!
 //! A copy for one micro-batch is made for no fewer entries than pay for it: those whose products on the full rank take as long as
 //! the weights' way there, or all ways of weights and gradients.
@@ -149,6 +149,8 @@ struct Layered {
     setting: Arc<Setting>,
     plan: Plan,
     balancers: Balancers,
+    /// `[moe layer]`: whether memory was asked for copies that stand, whatever balances the layer now.
+    may_replicate: Vec<bool>,
     /// `[moe layer]`.
     moves: Vec<Moves>,
     /// `[moe layer][expert]` entries that the profile saw; nothing during a search.
@@ -168,6 +170,7 @@ impl Layered {
             setting: Arc::clone(setting),
             plan: *plan,
             balancers: balancers.clone(),
+            may_replicate: balancers.layers.iter().map(|balancer| *balancer == Balancer::Replicate).collect(),
             moves: moves(&setting.job, plan, &setting.costs, MIGRATED_BYTES_PER_PARAMETER),
             profile: Vec::new(),
             forecast: Vec::new(),
@@ -256,7 +259,9 @@ impl Layered {
         let (Some(before), Some(present)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
         let rounds = [Round::new(&before, &present)];
         let chosen = searching(job, costs, |search| {
-            search.of_layers(&self.plan, layer..layer + 1, &rounds, &self.balancers, WORTH_CHANGING)
+            let mut choices = search.of_one_group();
+            choices.retain(|balancer| self.may_replicate[layer] || *balancer != Balancer::Replicate);
+            search.of_layers(&self.plan, layer..layer + 1, &rounds, &choices, &self.balancers, WORTH_CHANGING)
         });
         self.balancers.layers[layer] = chosen[0];
         self.forecast[layer] = measured;
@@ -449,6 +454,39 @@ mod tests {
             let policy = Layered::new(&setting, &plan, &Balancers { layers: vec![Balancer::Place], extra: 0 });
             let start = policy.first_placement(0, moe, plan.ep);
             assert_eq!(policy.balanced(0, &loads, 1, &start).is_some(), moves, "{placement_every}");
+        }
+    }
+
+    /// One expert is hot where all were to be alike, and moves pay: copies that stand are best, and made where the plan's memory was asked for
+    /// them.
+    #[test]
+    fn a_surprised_layer_gets_no_copies_that_memory_was_not_asked_for() {
+        let job = job(3.0, 3, 1.0);
+        let setting = Arc::new(Setting::new(&job, &CostModel::new(&job.cluster, job.gpus)));
+        let plan = Plan { dp: 8, ep: 8, placement_every: 10_000, ..Plan::default() };
+        plan.check(&job).unwrap();
+        let moes: Vec<&Moe> = job.model.moe_layers().collect();
+        let mut past = LoadHistory::default();
+        for _ in 0..=EVERY {
+            past.push(
+                moes.iter().map(|moe| (0..moe.experts).map(|e| if e == 0 { 9000 } else { 100 }).collect()).collect(),
+            );
+        }
+        let surprised = |fitted: Balancer, now: Balancer| {
+            let of_all = |balancer| Balancers { layers: vec![balancer; moes.len()], extra: EXTRA_SLOTS };
+            let mut policy = Layered::new(&setting, &plan, &of_all(fitted));
+            policy.balancers = of_all(now);
+            policy.forecast = vec![1.0; moes.len()];
+            let decision = policy.place(EVERY, 0, &past, &policy.first_placement(0, moes[0], plan.ep));
+            let copied = matches!(decision, Decision::Move(next) if next.has_copies());
+            assert_eq!(copied, policy.balancer(0) == Balancer::Replicate);
+            policy.balancer(0)
+        };
+        let quota = Balancer::Quota { least: 1_000_000, slack: 0 };
+        for now in [Balancer::None, Balancer::Place, quota] {
+            assert_eq!(surprised(Balancer::Replicate, now), Balancer::Replicate, "{now:?}");
+            let chosen = surprised(now, now);
+            assert!(chosen != now && chosen != Balancer::Replicate, "{now:?}: {chosen:?}");
         }
     }
 
