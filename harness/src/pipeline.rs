@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use workloads::suite::FigureKind;
 use workloads::{EngineKind, Suite};
 
 use crate::failure::{Failure, OrFail};
@@ -23,7 +22,7 @@ use runs::provenance::{self, DrawnFacts, Inputs, Provenance, SuiteFacts};
 use runs::records::{Row, RowsByRun};
 use runs::report::{self, TextTable, html, latex};
 use runs::runner::Runner;
-use runs::store::{self, Store};
+use runs::store::Store;
 use runs::stored::StoredRun;
 use runs::summary::{GpuFacts, Summary};
 use runs::traces::CaseTraces;
@@ -260,12 +259,6 @@ impl Shown<'_> {
     fn write(&mut self) -> Result<()> {
         self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
         self.store.write_text("tables/summary.tex", &latex::render(&self.table))?;
-        if self.suite.figure == FigureKind::Map {
-            let path = |name: &str| self.store.path("figures").join(name);
-            let map = figures::map::draw(self.suite, &self.summary, &self.origin)?;
-            store::write_figure(&path("map"), &map)?;
-            store::write_figure(&path("skew"), &figures::skew::draw(self.suite, &self.summary, &self.origin)?)?;
-        }
         // From the files alone, so that `moebench plot` and `moebench report` write the same.
         let root = self.store.root();
         for figure in figures::all(&StoredRun::open(root)?) {

@@ -1,8 +1,10 @@
 //! What figures show of a run of known times.
 
+use std::collections::BTreeMap;
+
 use chart::Width;
-use runs::figures::{RunFigure, all, map, origin};
-use runs::provenance::{DrawnFacts, Inputs, Provenance, SuiteFacts};
+use runs::figures::{RunFigure, all, origin};
+use runs::provenance::{DrawnFacts, Inputs, MapPlace, Provenance, SuiteFacts};
 use runs::records::{MeanPhases, RowsByRun, Status};
 use runs::stored::StoredRun;
 use runs::summary::Summary;
@@ -111,11 +113,61 @@ fn a_series_leaves_out_decisions_and_marks_moves() {
 
 #[test]
 fn a_map_has_the_fastest_systems_gain_in_a_cell() {
-    let (suite, run) = (suite(), stored(&MockEngine::default(), FigureKind::Map));
-    let shown = map::draw(&suite, &run.summary, &run.facts.origin).unwrap().svg;
-    for text in ["Network between nodes", ">×1<", ">trace<", "least mean iteration"] {
+    let mut run = stored(&MockEngine::default(), FigureKind::Map);
+    run.facts.drawn.places = places(&run, |at| (vec![], 1.0, at));
+    let shown = svg(&run, "map");
+    for text in ["Network between nodes", ">×1<", ">trace<", ">2.00<"] {
         assert!(shown.contains(text), "no {text} in {shown}");
     }
+    let figure = figure(&run, "map");
+    assert!(figure.caption.contains("least mean iteration") && !shown.contains("least mean iteration"));
+    assert!(figure.chart.csv().contains(",×1,trace,SmartMoE,2.00\n"), "{}", figure.chart.csv());
+    // An older version did not store where cases stand.
+    run.facts.drawn.places.clear();
+    assert_eq!(all(&run)[0].name, "end_to_end");
+}
+
+/// Where the cases of a run stand: `of` gives routing, network and max/mean by number of the case.
+fn places(run: &StoredRun, of: fn(usize) -> (Vec<&'static str>, f64, usize)) -> BTreeMap<String, MapPlace> {
+    let mut places = BTreeMap::new();
+    for key in run.summary.rows.iter().map(|row| &row.key) {
+        let (routing, network, skew) = of(places.len());
+        let max_over_mean = (!routing.is_empty()).then_some(skew as f64);
+        let routing = routing.into_iter().map(str::to_owned).collect();
+        places.entry(key.case.clone()).or_insert(MapPlace { network, routing, max_over_mean });
+    }
+    places
+}
+
+#[test]
+fn columns_of_a_map_are_called_in_words_by_what_differs() {
+    let mut run = stored(&MockEngine::default(), FigureKind::Map);
+    run.facts.drawn.places = places(&run, |at| match at {
+        0 => (vec!["max/mean 1", "half-life 50"], 1.0, 1),
+        _ => (vec!["max/mean 4", "half-life 50"], 1.0, 4),
+    });
+    let shown = svg(&run, "map");
+    for text in [">1<", ">4<", "(half-life 50)"] {
+        assert!(shown.contains(text), "no {text} in {shown}");
+    }
+    run.facts.drawn.places = places(&run, |at| match at {
+        0 => (vec!["max/mean 4"], 1.0, 4),
+        _ => (vec!["max/mean 4", "half-life 50"], 1.0, 4),
+    });
+    let columns = figure(&run, "map").chart.csv();
+    assert!(columns.contains("half-life 50") && !columns.contains("max4"), "{columns}");
+}
+
+#[test]
+fn skew_is_drawn_on_the_network_as_it_is() {
+    let mut run = stored(&MockEngine::default(), FigureKind::Map);
+    run.facts.drawn.places = places(&run, |at| (vec!["max/mean"], if at == 0 { 1.0 } else { 0.5 }, at + 2));
+    let figure = figure(&run, "skew");
+    let data = figure.chart.csv();
+    assert!(data.contains(",SmartMoE,2,1,\n"), "{data}");
+    assert!(!data.contains(",3,"), "a case on another network: {data}");
+    let shown = svg(&run, "skew");
+    assert!(figure.caption.contains("all costs charged") && !shown.contains("all costs charged"));
 }
 
 /// How far a cluster's simulation was off says whether constants were fitted to what it was held against.

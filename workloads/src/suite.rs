@@ -175,6 +175,19 @@ impl SuiteRouting {
         parts.join("-")
     }
 
+    /// The same in words, part by part: `max/mean 4`, `Gini 0.5`, `half-life 50`.
+    pub fn words(&self) -> Vec<String> {
+        let parts = [("max/mean", self.max_over_mean), ("Gini", self.gini), ("half-life", self.half_life)];
+        let stated = parts.iter().filter_map(|(name, value)| value.map(|value| format!("{name} {value}")));
+        let mut words: Vec<String> = match self.workload {
+            Some(workload) => vec![workload.short_name().to_owned()],
+            None if self.skew() == Skew::default() => vec!["balanced".to_owned()],
+            None => stated.collect(),
+        };
+        words.extend((self.seed != 0).then(|| format!("seed {}", self.seed)));
+        words
+    }
+
     fn check(&self, file: &str, field: &str) -> Result<(), ConfigError> {
         if self.workload.is_some() && self.skew() != Skew::default() {
             return Err(ConfigError::value(file, field, "a workload and a skew", "one of them"));

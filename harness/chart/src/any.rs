@@ -2,7 +2,7 @@
 
 use crate::bars::BarValue;
 use crate::columns::Group;
-use crate::{Figure, FigureError, GroupedBars, LineChart, Panel, Scatter, StackedBars, Width};
+use crate::{Figure, FigureError, GroupedBars, HeatMap, LineChart, Panel, Scatter, StackedBars, Width};
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum AnyChart {
@@ -10,6 +10,7 @@ pub enum AnyChart {
     Stacked(StackedBars),
     Lines(LineChart),
     Scatter(Scatter),
+    Map(HeatMap),
 }
 
 impl AnyChart {
@@ -24,22 +25,25 @@ impl AnyChart {
             Self::Stacked(bars) => bars.frame.width = width,
             Self::Lines(lines) => lines.frame.width = width,
             Self::Scatter(scatter) => scatter.frame.width = width,
+            Self::Map(map) => map.frame.width = width,
         }
         match &chart {
             Self::Bars(bars) => bars.draw(),
             Self::Stacked(bars) => bars.draw(),
             Self::Lines(lines) => lines.draw(),
             Self::Scatter(scatter) => scatter.draw(),
+            Self::Map(map) => map.draw(),
         }
     }
 
-    /// What is drawn, a line for every bar, part of a bar or point, below a line of names.
+    /// What is drawn, a line for every bar, part of a bar, point or cell, below a line of names.
     pub fn csv(&self) -> String {
         match self {
             Self::Bars(bars) => of_bars(bars),
             Self::Stacked(bars) => of_parts(bars),
             Self::Lines(lines) => of_lines(lines),
             Self::Scatter(scatter) => of_points(scatter),
+            Self::Map(map) => of_cells(map),
         }
     }
 }
@@ -109,6 +113,19 @@ fn of_points(chart: &Scatter) -> String {
     table.text
 }
 
+fn of_cells(chart: &HeatMap) -> String {
+    let mut table = Table::new(&["panel", "row", "column", "winner", "label"]);
+    for panel in &chart.panels {
+        for (row, cells) in panel.rows.iter().zip(&panel.cells) {
+            for (column, cell) in panel.columns.iter().zip(cells) {
+                let (winner, label) = cell.as_ref().map_or(("", ""), |cell| (&cell.winner, &cell.label));
+                table.line(&[&panel.title, row, column, winner, label]);
+            }
+        }
+    }
+    table.text
+}
+
 /// Every group with its panel and its whole label, from the outermost level to the innermost.
 fn groups<B>(panels: &[Panel<B>]) -> impl Iterator<Item = (&Panel<B>, &Group<B>, String)> {
     panels.iter().flat_map(|panel| panel.groups.iter().map(move |group| (panel, group))).map(|(panel, group)| {
@@ -147,7 +164,7 @@ fn quoted(cell: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bar, LinePanel, LineSeries, Series};
+    use crate::{Bar, HeatCell, HeatPanel, LinePanel, LineSeries, Series};
 
     #[test]
     fn data_are_what_is_drawn() {
@@ -168,5 +185,10 @@ mod tests {
         let panels = vec![LinePanel { series: vec![series], ..LinePanel::default() }];
         let chart = AnyChart::Lines(LineChart { panels, mark_label: "moved".into(), ..LineChart::default() });
         assert_eq!(chart.csv(), "panel,series,x,y,mark\n,A,1,,\n,A,1,0.1,moved\n");
+        let cell = HeatCell { ink: 0, winner: "A".into(), label: "1.5".into() };
+        let (columns, cells) = (vec!["1".into(), "4, drift".into()], vec![vec![Some(cell), None]]);
+        let panel = HeatPanel { title: "inky".into(), columns, rows: vec!["×2".into()], cells };
+        let chart = AnyChart::Map(HeatMap { panels: vec![panel], ..HeatMap::default() });
+        assert_eq!(chart.csv(), "panel,row,column,winner,label\ninky,×2,1,A,1.5\ninky,×2,\"4, drift\",,\n");
     }
 }

@@ -6,7 +6,7 @@ use crate::legend::{self, Swatch};
 use crate::page::{Area, Page};
 use crate::palette::{AXIS, MUTED, Series, axis_line, ink};
 use crate::plot;
-use crate::text::{BASE, FINE, Type};
+use crate::text::{BASE, FINE, Type, wrapped};
 use crate::{Figure, FigureError, marks};
 
 /// A map of winners, one panel beside the other.
@@ -38,12 +38,20 @@ pub struct HeatPanel {
 pub struct HeatCell {
     /// Index of the winner's look.
     pub ink: usize,
+    /// Its name, for the data.
+    pub winner: String,
     /// Printed inside, such as the gain.
     pub label: String,
 }
 
 /// Height of a cell.
 const CELL: f64 = 19.0;
+/// Width that a number in a cell needs.
+const LEAST_CELL: f64 = 20.0;
+/// Left free beside a column's label.
+const ROUND_LABEL: f64 = 2.0;
+/// Height of a line of a column's label.
+const LABEL_LINE: f64 = FINE + 1.5;
 /// Rows that a panel is at least as high as.
 const FEWEST: usize = 5;
 /// Between neighbouring panels.
@@ -65,35 +73,62 @@ impl HeatMap {
         self.panels.iter().map(|panel| panel.rows.len()).max().unwrap_or(0).max(FEWEST)
     }
 
-    /// Height of the panels' titles where all panels together are so wide.
-    fn titles(&self, width: f64) -> f64 {
-        let count = self.panels.len().max(1) as f64;
-        let own = (width - BASE - NEAR - GAP * (count - 1.0)) / count - self.labels();
-        plot::title_room(self.panels.iter().map(|panel| (panel.title.as_str(), own)))
-    }
-
     /// Width of the labels of rows.
     fn labels(&self) -> f64 {
         Type::of(FINE).widest(self.panels.iter().flat_map(|panel| &panel.rows).map(String::as_str)) + NEAR
     }
 
+    /// As many panels beside each other as leave room for numbers in their cells and for words below them, the others below.
+    fn grid(&self, width: f64) -> Grid {
+        let room = width - BASE - NEAR;
+        let (count, labels) = (self.panels.len().max(1), self.labels());
+        let columns = self.panels.iter().map(|panel| panel.columns.len()).max().unwrap_or(0).max(1) as f64;
+        let panel = |beside: usize| (room - GAP * (beside - 1) as f64) / beside as f64;
+        let words = self.panels.iter().flat_map(|of| &of.columns).flat_map(|label| label.split_whitespace());
+        let least = Type::of(FINE).widest(words).max(LEAST_CELL - ROUND_LABEL) + ROUND_LABEL;
+        let legible = |beside: &usize| (panel(*beside) - labels) / columns >= least;
+        let beside = (1..=count).rev().find(legible).unwrap_or(1);
+        let lines = self.panels.iter().map(|panel_of| panel_of.label_lines(panel(beside) - labels));
+        Grid {
+            beside,
+            lines: count.div_ceil(beside),
+            panel: panel(beside),
+            labels,
+            titles: plot::title_room(self.panels.iter().map(|of| (of.title.as_str(), panel(beside) - labels))),
+            below: NEAR + lines.max().unwrap_or(1) as f64 * LABEL_LINE,
+        }
+    }
+
     /// The cells of each panel.
     fn areas(&self, inner: Area) -> Vec<Area> {
-        let labels = self.labels();
-        let count = self.panels.len().max(1) as f64;
-        let left = inner.left + BASE + NEAR;
-        let width = (inner.right - left - GAP * (count - 1.0)) / count;
+        let grid = self.grid(inner.width());
+        let height = (inner.height() - NAME - GAP * (grid.lines - 1) as f64) / grid.lines as f64;
         let area = |at: usize| {
-            let start = left + (width + GAP) * at as f64;
-            let top = inner.top + self.titles(inner.width());
-            Area { left: start + labels, right: start + width, top, bottom: inner.bottom - BELOW }
+            let left = inner.left + BASE + NEAR + (grid.panel + GAP) * (at % grid.beside) as f64;
+            let top = inner.top + (height + GAP) * (at / grid.beside) as f64;
+            let (right, bottom) = (left + grid.panel, top + height - grid.below);
+            Area { left: left + grid.labels, right, top: top + grid.titles, bottom }
         };
         (0..self.panels.len()).map(area).collect()
     }
 }
 
-/// Column labels and the x axis' name.
-const BELOW: f64 = FINE + BASE + 3.0 * NEAR;
+/// How panels are laid out.
+struct Grid {
+    /// Panels beside each other.
+    beside: usize,
+    /// Of so many panels each.
+    lines: usize,
+    /// Width of a panel with its labels of rows.
+    panel: f64,
+    labels: f64,
+    /// Height of titles, and of column labels.
+    titles: f64,
+    below: f64,
+}
+
+/// Height of the x axis' name.
+const NAME: f64 = BASE + 2.0 * NEAR;
 
 impl Chart for HeatMap {
     fn frame(&self) -> &Frame {
@@ -109,7 +144,9 @@ impl Chart for HeatMap {
     }
 
     fn height(&self, width: f64) -> f64 {
-        self.most_rows() as f64 * CELL + self.titles(width) + BELOW
+        let grid = self.grid(width);
+        let lines = grid.lines as f64;
+        lines * (self.most_rows() as f64 * CELL + grid.titles + grid.below + GAP) - GAP + NAME
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
@@ -120,9 +157,10 @@ impl Chart for HeatMap {
         for (panel, area) in self.panels.iter().zip(&areas) {
             panel.draw(page, *area)?;
         }
-        let all = Area { left: areas[0].left, ..inner };
-        plot::draw_x_name(page, &self.x_label, areas[0].bottom + FINE + 2.0 * NEAR, all)?;
-        plot::draw_y_name(page, &self.y_label, inner.left, areas[0])
+        let bottom = areas[areas.len() - 1].bottom;
+        let all = Area { left: areas[0].left, top: areas[0].top, right: inner.right, bottom };
+        plot::draw_x_name(page, &self.x_label, inner.bottom - BASE, inner)?;
+        plot::draw_y_name(page, &self.y_label, inner.left, all)
     }
 }
 
@@ -132,6 +170,12 @@ impl HeatPanel {
         let height = area.height() / self.rows.len().max(1) as f64;
         let (left, bottom) = (area.left + width * column as f64, area.bottom - height * row as f64);
         Area { left, right: left + width, top: bottom - height, bottom }
+    }
+
+    /// Lines of the longest column label where the cells together are so wide.
+    fn label_lines(&self, width: f64) -> usize {
+        let own = width / self.columns.len().max(1) as f64;
+        self.columns.iter().map(|label| wrapped(label, Type::of(FINE), own - ROUND_LABEL).len()).max().unwrap_or(1)
     }
 
     fn draw(&self, page: &Page<'_>, area: Area) -> Drawn {
@@ -159,7 +203,10 @@ impl HeatPanel {
         for (column, label) in self.columns.iter().enumerate() {
             let place = self.cell(area, 0, column);
             let kind = Type::of(FINE).centered().hanging().color(AXIS);
-            page.text_within(label, (place.center().0, area.bottom + NEAR), kind, place.width())?;
+            for (line, text) in wrapped(label, kind, place.width() - ROUND_LABEL).iter().enumerate() {
+                let y = area.bottom + NEAR + line as f64 * LABEL_LINE;
+                page.text_within(text, (place.center().0, y), kind, place.width())?;
+            }
         }
         Ok(())
     }
@@ -170,7 +217,7 @@ mod tests {
     use super::*;
 
     fn sample() -> HeatMap {
-        let cell = |ink, label: &str| Some(HeatCell { ink, label: label.into() });
+        let cell = |ink, label: &str| Some(HeatCell { ink, label: label.into(), ..HeatCell::default() });
         HeatMap {
             x_label: "max/mean".into(),
             y_label: "Network".into(),

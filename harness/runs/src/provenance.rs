@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use workloads::suite::{FigureKind, TraceUse};
+use workloads::suite::{FigureKind, SuiteRouting, TraceUse};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, EngineKind, Suite};
 
@@ -70,11 +70,36 @@ pub struct DrawnFacts {
     pub trace: TraceUse,
     /// Floor and unigram entropy of what models read, nats per token, by case, where they are known.
     pub entropies: BTreeMap<String, [f64; 2]>,
+    /// Of a map, where its cases stand, by case.
+    pub places: BTreeMap<String, MapPlace>,
+}
+
+/// Where a case stands in a map of skew and network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MapPlace {
+    /// The factor of the network between nodes.
+    pub network: f64,
+    /// The case's own routing in words, part by part; none where it is that of a trace.
+    pub routing: Vec<String>,
+    /// What that routing states of its fullest expert.
+    pub max_over_mean: Option<f64>,
+}
+
+impl MapPlace {
+    fn new(case: &Case) -> Self {
+        let routing = case.routing.first();
+        Self {
+            network: case.network.unwrap_or(1.0),
+            routing: routing.map_or_else(Vec::new, SuiteRouting::words),
+            max_over_mean: routing.and_then(|routing| routing.max_over_mean),
+        }
+    }
 }
 
 impl DrawnFacts {
     /// Of a suite; entropies are the engine's to tell.
     pub fn new(suite: &Suite) -> Self {
+        let is_map = |_: &&Case| suite.figure == FigureKind::Map;
         let otherwise: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
         let own_conditions = suite.cases.iter().filter(|case| case.has_own_conditions());
         Self {
@@ -85,6 +110,7 @@ impl DrawnFacts {
             own_conditions: own_conditions.map(Case::id).collect(),
             trace: suite.trace,
             entropies: BTreeMap::new(),
+            places: suite.cases.iter().filter(is_map).map(|case| (case.id(), MapPlace::new(case))).collect(),
         }
     }
 }

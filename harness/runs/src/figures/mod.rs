@@ -52,7 +52,7 @@ pub fn all(run: &StoredRun) -> Vec<RunFigure> {
     let (kind, cases) = (run.facts.drawn.figure, labels::cases(run));
     let of_layers = cases.iter().all(|key| key.layer.is_some());
     let own = match kind {
-        // A map and its cost of skew are drawn from the suite, whose networks and skews no record states.
+        FigureKind::Map if map::is_there(run) => map::figure(run),
         FigureKind::Speedups | FigureKind::Map => end_to_end::figure(run),
         FigureKind::PerformanceModel => performance_model::figure(run),
         FigureKind::Layers => layers::figure(run),
@@ -65,6 +65,7 @@ pub fn all(run: &StoredRun) -> Vec<RunFigure> {
             figures.extend(figures.iter().all(|own| own.name != figure.name).then_some(figure));
         }
     };
+    also(skew::is_there(run), skew::figure);
     also(!of_layers, end_to_end::figure);
     also(of_layers, layers::figure);
     also(of_layers && cases.len() <= MOST_SERIES, adaptive::figure);

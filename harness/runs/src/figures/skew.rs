@@ -1,59 +1,60 @@
 //! `skew`: what imbalance costs each system: the iteration over the skew of the routing, on the network as it is, a panel per model and
 //! cluster.
 
-use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
-use workloads::{Case, Suite};
+use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 
-use super::map::setting;
-use super::title;
+use super::map::{places, settings};
+use super::{RunFigure, engine_note, labels, look_notes, title};
 use crate::looks;
-use crate::summary::Summary;
-use crate::traces::each_once;
+use crate::provenance::MapPlace;
+use crate::stored::StoredRun;
 
-/// Draws the cases of a suite that state a max/mean and whose network is as the cluster has it.
-///
-/// # Errors
-/// When the font or the drawing library fails.
-pub fn draw(suite: &Suite, summary: &Summary, origin: &str) -> Result<Figure, FigureError> {
-    let settings: Vec<String> = suite.cases.iter().map(setting).collect();
-    let panels = each_once(settings.iter().map(String::as_str)).into_iter().map(|of| panel(suite, summary, of));
-    LineChart {
-        frame: Frame {
-            footnote: format!(
-                "{origin}; mean iteration over whole placement periods after warm-up, all costs charged, every system under its own plan; what \
-                 ran out of memory has no point"
-            ),
-            ..Frame::default()
-        },
-        x_label: "Entries of the fullest expert over the mean".to_owned(),
-        panels: panels.collect(),
-        mark_label: String::new(),
-        log_x: true,
-    }
-    .draw()
+/// Whether there are cases that state a max/mean and whose network is as the cluster has it.
+pub(super) fn is_there(run: &StoredRun) -> bool {
+    run.facts.drawn.places.values().any(|place| skew(place).is_some())
 }
 
-fn panel(suite: &Suite, summary: &Summary, of: &str) -> LinePanel {
-    let skew = |case: &Case| {
-        let as_it_is = case.network.is_none_or(|factor| factor == 1.0) && setting(case) == of;
-        case.routing.first().filter(|_| as_it_is)?.max_over_mean
-    };
-    let cases: Vec<(f64, String)> = suite.cases.iter().filter_map(|case| Some((skew(case)?, case.id()))).collect();
-    let line = |system: &String| LineSeries {
+fn skew(place: &MapPlace) -> Option<f64> {
+    place.max_over_mean.filter(|_| place.network == 1.0)
+}
+
+/// The figure of these cases.
+pub(super) fn figure(run: &StoredRun) -> RunFigure {
+    RunFigure {
+        name: "skew",
+        caption: format!(
+            "What imbalance costs, on the network as it is; {}; mean iteration over whole placement periods after warm-up, all costs \
+             charged, every system under its own plan; what did not run to its end has no point{}.",
+            run.facts.origin,
+            look_notes(run),
+        ),
+        chart: AnyChart::Lines(LineChart {
+            x_label: "Entries of the fullest expert over the mean".to_owned(),
+            panels: settings(run).iter().map(|setting| panel(run, setting)).collect(),
+            log_x: true,
+            ..LineChart::default()
+        }),
+    }
+}
+
+fn panel(run: &StoredRun, of: &str) -> LinePanel {
+    let places = places(run, of);
+    let cases: Vec<(f64, &str)> = places.iter().filter_map(|(case, place)| Some((skew(place)?, *case))).collect();
+    let line = |system: &str| LineSeries {
         name: title(system),
         ink: looks::ink(system),
-        points: cases.iter().map(|(skew, case)| (*skew, time(summary, case, system))).collect(),
+        points: cases.iter().map(|(skew, case)| (*skew, time(run, case, system))).collect(),
         ..LineSeries::default()
     };
     LinePanel {
         title: of.to_owned(),
-        y_label: "Iteration (s)".to_owned(),
-        series: suite.systems.iter().map(line).collect(),
+        y_label: format!("Iteration (s, {})", engine_note(run)),
+        series: labels::systems(run).into_iter().map(line).collect(),
         from_zero: true,
     }
 }
 
 /// Not a number where the run did not end.
-fn time(summary: &Summary, case: &str, system: &str) -> f64 {
-    summary.row(case, system).and_then(|row| row.step).map_or(f64::NAN, |step| step.mean)
+fn time(run: &StoredRun, case: &str, system: &str) -> f64 {
+    run.summary.row(case, system).and_then(|row| row.step).map_or(f64::NAN, |step| step.mean)
 }
