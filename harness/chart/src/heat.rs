@@ -80,7 +80,7 @@ impl HeatMap {
 
     /// As many panels beside each other as leave room for numbers in their cells and for words below them, the others below.
     fn grid(&self, width: f64) -> Grid {
-        let room = width - BASE - NEAR;
+        let room = width - plot::y_name_room(&self.y_label);
         let (count, labels) = (self.panels.len().max(1), self.labels());
         let columns = self.panels.iter().map(|panel| panel.columns.len()).max().unwrap_or(0).max(1) as f64;
         let panel = |beside: usize| (room - GAP * (beside - 1) as f64) / beside as f64;
@@ -104,7 +104,7 @@ impl HeatMap {
         let grid = self.grid(inner.width());
         let height = (inner.height() - NAME - GAP * (grid.lines - 1) as f64) / grid.lines as f64;
         let area = |at: usize| {
-            let left = inner.left + BASE + NEAR + (grid.panel + GAP) * (at % grid.beside) as f64;
+            let left = inner.left + plot::y_name_room(&self.y_label) + (grid.panel + GAP) * (at % grid.beside) as f64;
             let top = inner.top + (height + GAP) * (at / grid.beside) as f64;
             let (right, bottom) = (left + grid.panel, top + height - grid.below);
             Area { left: left + grid.labels, right, top: top + grid.titles, bottom }
@@ -241,6 +241,22 @@ mod tests {
         }
         assert!(!svg.contains(">Nobody<"), "who wins nowhere needs no legend");
         assert!(HeatMap::default().draw()?.svg.contains(">no data<"));
+        Ok(())
+    }
+
+    /// The name of an axis in two lines once lay over the labels of rows.
+    #[test]
+    fn names_of_any_length_are_beside_the_labels_of_rows() -> Result<(), FigureError> {
+        for y_label in ["", "Network", "Network between nodes of the cluster (simulated)"] {
+            let texts = HeatMap { y_label: y_label.to_owned(), ..sample() }.draw()?.texts();
+            let rows = || texts.iter().filter(|text| text.text.starts_with('×'));
+            let name = |text: &&crate::TextBox| {
+                y_label.contains(&text.text) && text.right - text.left < text.bottom - text.top
+            };
+            assert!(rows().count() == 2 && (y_label.is_empty() || texts.iter().any(|text| name(&text))), "{texts:?}");
+            let end = texts.iter().filter(name).map(|text| text.right).fold(0.0, f64::max);
+            assert!(rows().all(|row| row.left >= end), "{y_label}: {texts:?}");
+        }
         Ok(())
     }
 

@@ -98,8 +98,13 @@ impl<'d> Plot<'d> {
 /// Room left of a panel: the axis' name, its numbers, its tick marks.
 pub(crate) fn y_axis_room(name: &str, ticks: &[Tick]) -> f64 {
     let numbers = Type::of(SMALL).widest(ticks.iter().map(|t| t.label.as_str()));
+    numbers + 2.0 * TICK + 1.0 + y_name_room(name)
+}
+
+/// Width of a y axis' name; none where it has none.
+pub(crate) fn y_name_room(name: &str) -> f64 {
     let lines = y_name_lines(name).len();
-    numbers + 2.0 * TICK + 1.0 + if lines == 0 { 0.0 } else { lines as f64 * LINE + 1.0 }
+    if lines == 0 { 0.0 } else { lines as f64 * LINE + 1.0 }
 }
 
 /// From one line of an axis' name or a title to the next.

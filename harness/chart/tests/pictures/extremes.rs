@@ -1,8 +1,8 @@
 //! Whatever the data, a chart is drawn: well-formed XML, no number that is none, and nothing written far off the page.
 
 use chart::{
-    Bar, BarValue, Figure, FigureError, Frame, Group, GroupedBars, LineChart, LinePanel, LineSeries, Panel, Scatter,
-    ScatterPanel, ScatterSeries, Series, StackedBar, StackedBars, Width,
+    Bar, BarValue, Figure, FigureError, Frame, Group, GroupedBars, HeatCell, HeatMap, HeatPanel, LineChart, LinePanel,
+    LineSeries, Panel, Scatter, ScatterPanel, ScatterSeries, Series, StackedBar, StackedBars, Width,
 };
 
 /// Series of values that tempt a chart to divide by zero, overflow or loop.
@@ -146,11 +146,33 @@ fn scatters(frame: &Frame, name: &str, values: &[f64]) -> [Scatter; 2] {
     })
 }
 
+/// A cell for each value, in one row and in one column, with more labels than cells and fewer.
+fn maps(frame: &Frame, name: &str, values: &[f64]) -> [HeatMap; 2] {
+    let cell = |(i, y): (usize, &f64)| {
+        (i % 5 != 4).then(|| HeatCell { ink: i, winner: name.to_owned(), label: format!("{y} {name}") })
+    };
+    let cells: Vec<Option<HeatCell>> = values.iter().enumerate().map(cell).collect();
+    let names = |count: usize| vec![name.to_owned(); count];
+    let chart = |rows: usize, columns: usize, cells| HeatMap {
+        frame: frame.clone(),
+        x_label: name.to_owned(),
+        y_label: name.to_owned(),
+        series: Series::numbered(self::names()),
+        panels: vec![
+            HeatPanel { title: name.to_owned(), columns: names(columns), rows: names(rows), cells },
+            HeatPanel::default(),
+        ],
+    };
+    let column = cells.iter().map(|cell| vec![cell.clone()]).collect();
+    [chart(2, cells.len(), vec![cells.clone()]), chart(cells.len().saturating_sub(1), 1, column)]
+}
+
 fn check_all(what: &str, frame: &Frame, name: &str, values: &[f64]) {
     bar_charts(frame, name, values).iter().for_each(|chart| check(what, chart.draw()));
     stacked_charts(frame, name, values).iter().for_each(|chart| check(what, chart.draw()));
     line_charts(frame, name, values).iter().for_each(|chart| check(what, chart.draw()));
     scatters(frame, name, values).iter().for_each(|chart| check(what, chart.draw()));
+    maps(frame, name, values).iter().for_each(|chart| check(what, chart.draw()));
 }
 
 #[test]
@@ -189,11 +211,13 @@ fn any_number_of_panels_is_drawn() {
         let [mut stacked, _] = stacked_charts(&frame, "EP", &[1.0, 2.0]);
         let [mut lines, _] = line_charts(&frame, "EP", &[1.0, 2.0]);
         let [mut scatter, _] = scatters(&frame, "EP", &[1.0, 2.0]);
+        let [mut map, _] = maps(&frame, "EP", &[1.0, 2.0]);
         bars.panels = vec![bars.panels[0].clone(); count];
         stacked.panels = vec![stacked.panels[0].clone(); count];
         lines.panels = vec![lines.panels[0].clone(); count];
         scatter.panels = vec![scatter.panels[0].clone(); count];
-        for figure in [bars.draw(), stacked.draw(), lines.draw(), scatter.draw()] {
+        map.panels = vec![map.panels[0].clone(); count];
+        for figure in [bars.draw(), stacked.draw(), lines.draw(), scatter.draw(), map.draw()] {
             check(&what, figure);
         }
     }

@@ -47,6 +47,11 @@ fn lines_log() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
+fn map() -> Result<(), Box<dyn Error>> {
+    check("map", samples::map().draw()?)
+}
+
+#[test]
 fn scatter() -> Result<(), Box<dyn Error>> {
     check("scatter", samples::scatter().draw()?)
 }

@@ -1,8 +1,8 @@
 //! One chart of each kind, with what its figures in the wild hold: intervals, published values, failures, gaps, marks.
 
 use chart::{
-    Bar, Frame, Group, GroupedBars, LineChart, LinePanel, LineSeries, Panel, Scatter, ScatterPanel, ScatterSeries,
-    Series, StackedBar, StackedBars, Width,
+    Bar, Frame, Group, GroupedBars, HeatCell, HeatMap, HeatPanel, LineChart, LinePanel, LineSeries, Panel, Scatter,
+    ScatterPanel, ScatterSeries, Series, StackedBar, StackedBars, Width,
 };
 
 const SYSTEMS: [&str; 4] = ["Expert parallelism", "FasterMoE", "DeepSpeed-MoE †", "SmartMoE"];
@@ -138,6 +138,34 @@ pub(crate) fn lines_log() -> LineChart {
         }],
         log_x: true,
         ..LineChart::default()
+    }
+}
+
+pub(crate) fn map() -> HeatMap {
+    let cell = |ink: usize, label: &str| Some(HeatCell { ink, winner: SYSTEMS[ink].into(), label: label.into() });
+    let labels = |of: &[&str]| of.iter().map(|&label| label.to_owned()).collect::<Vec<_>>();
+    HeatMap {
+        x_label: "Fullest expert over the mean (half-life 50)".into(),
+        y_label: "Network between nodes (simulated)".into(),
+        series: Series::numbered(SYSTEMS),
+        panels: vec![
+            HeatPanel {
+                title: "gpt, inky".into(),
+                columns: labels(&["1", "1.5", "4, Gini 0.5"]),
+                rows: labels(&["×0.25", "×1"]),
+                cells: vec![
+                    vec![cell(0, "1.00"), cell(3, "1.22"), cell(3, "OOM")],
+                    vec![cell(0, "1.00"), None, cell(1, "10.5")],
+                ],
+            },
+            HeatPanel {
+                title: "mixtral, pinky".into(),
+                columns: labels(&["trace"]),
+                rows: labels(&["×1"]),
+                cells: vec![vec![cell(3, "1.31")]],
+            },
+        ],
+        ..HeatMap::default()
     }
 }
 
