@@ -113,6 +113,43 @@ fn compiles(folder: &Folder, document: &str) -> bool {
     true
 }
 
+const MAP: &str = "\
+name = \"small-map\"
+description = \"Two batches, networks and routings\"
+systems = [\"expert-only\", \"smartmoe\"]
+baseline = \"expert-only\"
+iterations = 4
+warmup = 1
+figure = \"map\"
+[[cases]]
+model = \"gpt-tiny\"
+cluster = \"inky\"
+gpus = 16
+gate = \"no-drop\"
+global_batch = [64, 128]
+network = [0.5, 1.0]
+routing = [{ max_over_mean = 1.0, half_life = 50.0 }, { max_over_mean = 2.0, half_life = 50.0 }]
+";
+
+/// Batches are on no axis of a map: each has a panel, in the figures and on the page.
+#[test]
+fn a_map_of_a_suite_has_a_panel_for_each_batch() {
+    let folder = Folder::new();
+    folder.write("map.toml", MAP);
+    folder.succeed("run map.toml --out out");
+    check_all("small-map", &folder.join("out"));
+    let count = |name: &str, start: &str| folder.text(name).lines().filter(|line| line.starts_with(start)).count();
+    for batch in ["batch64,", "batch128,"] {
+        assert_eq!(count("out/figures/map.csv", batch), 4, "{}", folder.text("out/figures/map.csv"));
+        assert_eq!(count("out/figures/skew.csv", batch), 4, "{}", folder.text("out/figures/skew.csv"));
+    }
+    let caption = folder.text("out/figures/skew.caption.txt");
+    assert!(caption.contains("(gpt-tiny, inky, 16 GPUs, no drop);"), "{caption}");
+    assert!(folder.text("out/figures/skew.svg").contains("(half-life 50)<"));
+    let page = folder.text("out/report.html");
+    assert!(page.contains("alt=\"figure map of small-map\"") && page.contains("alt=\"figure skew of small-map\""));
+}
+
 #[test]
 #[ignore = "needs pdflatex with TikZ and standalone"]
 fn latex_takes_what_is_written_for_it() {

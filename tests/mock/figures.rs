@@ -116,9 +116,13 @@ fn a_map_has_the_fastest_systems_gain_in_a_cell() {
     let mut run = stored(&MockEngine::default(), FigureKind::Map);
     run.facts.drawn.places = places(&run, |at| (vec![], 1.0, at));
     let shown = svg(&run, "map");
-    for text in ["Network between nodes", ">×1<", ">trace<", ">2.00<"] {
+    for text in ["Network between nodes", ">×1<", ">trace<", ">2.00<", ">SmartMoE<"] {
         assert!(shown.contains(text), "no {text} in {shown}");
     }
+    assert!(
+        !shown.contains("FasterMoE") && !shown.contains("Expert-only"),
+        "who wins nowhere is in no legend: {shown}"
+    );
     let figure = figure(&run, "map");
     assert!(figure.caption.contains("least mean iteration") && !shown.contains("least mean iteration"));
     assert!(figure.chart.csv().contains(",×1,trace,SmartMoE,2.00\n"), "{}", figure.chart.csv());
@@ -134,9 +138,48 @@ fn places(run: &StoredRun, of: fn(usize) -> (Vec<&'static str>, f64, usize)) -> 
         let (routing, network, skew) = of(places.len());
         let max_over_mean = (!routing.is_empty()).then_some(skew as f64);
         let routing = routing.into_iter().map(str::to_owned).collect();
-        places.entry(key.case.clone()).or_insert(MapPlace { network, routing, max_over_mean });
+        let setting = key.case.clone();
+        places.entry(key.case.clone()).or_insert(MapPlace { setting, network, routing, max_over_mean });
     }
     places
+}
+
+#[test]
+fn a_map_says_how_what_it_compares_with_ended() {
+    let mut run = stored(&MockEngine::failing("fastermoe", Status::Timeout), FigureKind::Map);
+    run.facts.drawn.places = places(&run, |at| (vec![], 1.0, at));
+    let figure = figure(&run, "map");
+    assert!(figure.chart.csv().contains(",trace,SmartMoE,TIMEOUT\n"), "{}", figure.chart.csv());
+    assert!(figure.caption.contains("or how FasterMoE ended"), "{}", figure.caption);
+}
+
+/// The cases differ in GPUs and gate; one with another batch was once left out, its cell that of the first.
+#[test]
+fn what_is_on_no_axis_has_a_panel_of_its_own() {
+    let mut run = stored(&MockEngine::default(), FigureKind::Map);
+    let first = run.summary.rows[0].key.case.clone();
+    let more = run.summary.rows.iter().filter(|row| row.key.case == first).cloned().map(|mut row| {
+        std::sync::Arc::make_mut(&mut row.key).case = format!("{first}.batch256");
+        row
+    });
+    let more: Vec<_> = more.collect();
+    run.summary.rows.extend(more);
+    run.facts.drawn.places = places(&run, |_| (vec!["max/mean 2"], 1.0, 2));
+    for figure in [figure(&run, "map"), figure(&run, "skew")] {
+        let data = figure.chart.csv();
+        for panel in ["\n\"8 GPUs, no drop\",", "\n\"8 GPUs, no drop, batch256\",", "\n\"16 GPUs, capacity 1.2\","] {
+            assert!(data.contains(panel), "{}: no {panel} in {data}", figure.name);
+        }
+        assert!(figure.caption.contains("(gpt-tiny, inky)"), "{}", figure.caption);
+    }
+    // As skewed, but another routing.
+    let drifts = |at| if at < 2 { (vec!["max/mean 2"], 1.0, 2) } else { (vec!["max/mean 2", "half-life 50"], 1.0, 2) };
+    run.facts.drawn.places = places(&run, drifts);
+    run.facts.drawn.places.get_mut(&format!("{first}.batch256")).unwrap().setting = first.clone();
+    let data = figure(&run, "skew").chart.csv();
+    for panel in ["\n\"8 GPUs, no drop\",SmartMoE,2,1,", "\n\"8 GPUs, no drop, half-life 50\",SmartMoE,2,1,"] {
+        assert_eq!(data.matches(panel).count(), 1, "{panel} in {data}");
+    }
 }
 
 #[test]
@@ -155,7 +198,7 @@ fn columns_of_a_map_are_called_in_words_by_what_differs() {
         _ => (vec!["max/mean 4", "half-life 50"], 1.0, 4),
     });
     let columns = figure(&run, "map").chart.csv();
-    assert!(columns.contains("half-life 50") && !columns.contains("max4"), "{columns}");
+    assert!(columns.contains(",×1,4,") && columns.contains(",×1,half-life 50,"), "{columns}");
 }
 
 #[test]

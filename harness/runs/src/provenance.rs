@@ -77,6 +77,8 @@ pub struct DrawnFacts {
 /// Where a case stands in a map of skew and network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MapPlace {
+    /// The case's id without what the axes say: its network and routing.
+    pub setting: String,
     /// The factor of the network between nodes.
     pub network: f64,
     /// The case's own routing in words, part by part; none where it is that of a trace.
@@ -88,7 +90,9 @@ pub struct MapPlace {
 impl MapPlace {
     fn new(case: &Case) -> Self {
         let routing = case.routing.first();
+        let setting = Case { network: None, routing: Vec::new(), ..case.clone() };
         Self {
+            setting: setting.id(),
             network: case.network.unwrap_or(1.0),
             routing: routing.map_or_else(Vec::new, SuiteRouting::words),
             max_over_mean: routing.and_then(|routing| routing.max_over_mean),

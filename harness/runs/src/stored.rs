@@ -30,7 +30,7 @@ pub struct StoredRun {
 }
 
 /// Figures that a page cannot draw from the samples as well.
-const FIGURES: &[&str] = &["performance_model", "layers", "adaptive", "loss"];
+const FIGURES: &[&str] = &["map", "skew", "performance_model", "layers", "adaptive", "loss"];
 
 impl StoredRun {
     /// Reads a run's folder.

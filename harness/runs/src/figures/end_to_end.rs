@@ -14,14 +14,8 @@ use crate::summary::{ModelError, Summary, SummaryRow};
 pub(super) fn figure(run: &StoredRun) -> RunFigure {
     let (cases, systems) = (labels::cases(run), labels::systems(run));
     let labels = CaseLabels::new(&cases, &[Part::Cluster]);
-    let mut panels: Vec<Panel> = Vec::new();
-    for key in &cases {
-        let group = group(key, &labels, systems.iter().copied(), &run.summary);
-        match panels.iter_mut().find(|panel| panel.title == key.cluster) {
-            Some(panel) => panel.groups.push(group),
-            None => panels.push(Panel { title: key.cluster.clone(), groups: vec![group] }),
-        }
-    }
+    let group = |key: &RunKey| group(key, &labels, systems.iter().copied(), &run.summary);
+    let panels = labels::panels(cases.iter().map(|key| (key.cluster.clone(), group(key))));
     let drawn = &run.facts.drawn;
     let among = |names: &[String], name: &str| names.iter().any(|one| one == name);
     let series = |name: &&str| {
@@ -45,7 +39,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
             y_label: format!("Speedup over {} ({})", title(&run.summary.baseline), engine_note(run)),
             x_label: labels.axis().to_owned(),
             series: systems.iter().map(series).collect(),
-            panels,
+            panels: panels.into_iter().map(|(title, groups)| Panel { title, groups }).collect(),
             reference: Some(1.0),
             second_label: "by medians".to_owned(),
             ..GroupedBars::default()

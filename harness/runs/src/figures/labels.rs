@@ -84,6 +84,18 @@ pub(crate) fn cases(run: &StoredRun) -> Vec<&RunKey> {
     cases
 }
 
+/// What is drawn in panels: a panel for each title, in the order of the first under it.
+pub(crate) fn panels<T>(titled: impl IntoIterator<Item = (String, T)>) -> Vec<(String, Vec<T>)> {
+    let mut panels: Vec<(String, Vec<T>)> = Vec::new();
+    for (title, one) in titled {
+        match panels.iter_mut().find(|(known, _)| *known == title) {
+            Some((_, panel)) => panel.push(one),
+            None => panels.push((title, vec![one])),
+        }
+    }
+    panels
+}
+
 /// Which parts tell cases apart.
 pub(crate) struct CaseLabels {
     told: Vec<Part>,

@@ -6,6 +6,7 @@ use chart::{AnyChart, GroupedBars, Panel, Series};
 use super::labels::{self, CaseLabels, Part};
 use super::{RunFigure, end_to_end, engine_note, error_notes, look_notes, statistic_note, title};
 use crate::looks;
+use crate::records::RunKey;
 use crate::stored::StoredRun;
 
 /// The figure of a run of layers.
@@ -14,17 +15,13 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     let others: Vec<&str> = labels::systems(run).into_iter().filter(|name| *name != baseline).collect();
     let labels = CaseLabels::new(&cases, &[Part::Model, Part::Cluster, Part::Gpus, Part::Gate, Part::Rest]);
     let settings = CaseLabels::new(&cases, &[Part::Layer]);
-    let mut panels: Vec<Panel> = Vec::new();
-    for key in &cases {
+    let group = |key: &RunKey| {
         let mut group = end_to_end::group(key, &labels, others.iter().copied(), &run.summary);
         // Every bar has the same error, which the caption states.
         group.bars.iter_mut().for_each(|bar| bar.aside = None);
-        let wanted = settings.whole(key);
-        match panels.iter_mut().find(|panel| panel.title == wanted) {
-            Some(panel) => panel.groups.push(group),
-            None => panels.push(Panel { title: wanted, groups: vec![group] }),
-        }
-    }
+        group
+    };
+    let panels = labels::panels(cases.iter().map(|key| (settings.whole(key), group(key))));
     RunFigure {
         name: "layers",
         caption: format!(
@@ -42,7 +39,7 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
             y_label: format!("Speedup over {} ({})", title(baseline), engine_note(run)),
             x_label: "MoE layer".to_owned(),
             series: others.iter().map(|name| Series::new(title(name), looks::ink(name))).collect(),
-            panels,
+            panels: panels.into_iter().map(|(title, groups)| Panel { title, groups }).collect(),
             reference: Some(1.0),
             second_label: "by medians".to_owned(),
             ..GroupedBars::default()

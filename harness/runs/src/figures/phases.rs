@@ -26,18 +26,16 @@ const PARTS: [(&str, &[Phase]); 8] = [
 pub(super) fn figure(run: &StoredRun) -> RunFigure {
     let cases = labels::cases(run);
     let labels = CaseLabels::new(&cases, &[Part::Cluster]);
-    let mut panels: Vec<Panel<StackedBar>> = Vec::new();
-    for key in &cases {
+    let group = |key: &RunKey| {
         let whole = whole(run, key);
         let bars = labels::systems(run).into_iter().map(|system| bar(run, key, system, whole)).collect();
         // Bars have names of their own: no axis says what the labels are.
         let label = labels.told().last().map_or(String::new(), |part| part.of(key));
-        let group = Group { label, over: labels.over(key), bars };
-        match panels.iter_mut().find(|panel| panel.title == key.cluster) {
-            Some(panel) => panel.groups.push(group),
-            None => panels.push(Panel { title: key.cluster.clone(), groups: vec![group] }),
-        }
-    }
+        Group { label, over: labels.over(key), bars }
+    };
+    let panels = labels::panels(cases.iter().map(|key| (key.cluster.clone(), group(key))));
+    let mut panels: Vec<Panel<StackedBar>> =
+        panels.into_iter().map(|(title, groups)| Panel { title, groups }).collect();
     // Parts that no run spends time in are not in the legend.
     let spent = |part: &usize| {
         let bars = panels.iter().flat_map(|panel| &panel.groups).flat_map(|group| &group.bars);

@@ -1,9 +1,9 @@
-//! `skew`: what imbalance costs each system: the iteration over the skew of the routing, on the network as it is, a panel per model and
-//! cluster.
+//! `skew`: what imbalance costs each system: the iteration over the skew of the routing, on the network as it is, a panel per setting,
+//! which is what else tells cases apart.
 
 use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 
-use super::map::{places, settings};
+use super::map::{Columns, Places, settings};
 use super::{RunFigure, engine_note, labels, look_notes, title};
 use crate::looks;
 use crate::provenance::MapPlace;
@@ -18,27 +18,35 @@ fn skew(place: &MapPlace) -> Option<f64> {
     place.max_over_mean.filter(|_| place.network == 1.0)
 }
 
+/// What a routing says besides its skew, where not all say it.
+fn beyond_skew(place: &MapPlace, same: &[String]) -> Option<String> {
+    let more = place.routing.iter().filter(|part| !part.starts_with("max/mean ") && !same.contains(part));
+    skew(place).map(|_| more.map(String::as_str).collect::<Vec<_>>().join(", "))
+}
+
 /// The figure of these cases.
 pub(super) fn figure(run: &StoredRun) -> RunFigure {
+    let routings = Columns::new(run);
+    let settings = settings(run, |place| beyond_skew(place, &routings.same));
     RunFigure {
         name: "skew",
         caption: format!(
-            "What imbalance costs, on the network as it is; {}; mean iteration over whole placement periods after warm-up, all costs \
+            "What imbalance costs, the entries of the fullest expert over the mean, on the network as it is{}; {}; mean iteration over whole placement periods after warm-up, all costs \
              charged, every system under its own plan; what did not run to its end has no point{}.",
+            settings.common,
             run.facts.origin,
             look_notes(run),
         ),
         chart: AnyChart::Lines(LineChart {
-            x_label: "Entries of the fullest expert over the mean".to_owned(),
-            panels: settings(run).iter().map(|setting| panel(run, setting)).collect(),
+            x_label: routings.axis("Fullest expert over the mean"),
+            panels: settings.panels.into_iter().map(|(title, places)| panel(run, title, &places)).collect(),
             log_x: true,
             ..LineChart::default()
         }),
     }
 }
 
-fn panel(run: &StoredRun, of: &str) -> LinePanel {
-    let places = places(run, of);
+fn panel(run: &StoredRun, name: String, places: &Places) -> LinePanel {
     let cases: Vec<(f64, &str)> = places.iter().filter_map(|(case, place)| Some((skew(place)?, *case))).collect();
     let line = |system: &str| LineSeries {
         name: title(system),
@@ -47,7 +55,7 @@ fn panel(run: &StoredRun, of: &str) -> LinePanel {
         ..LineSeries::default()
     };
     LinePanel {
-        title: of.to_owned(),
+        title: name,
         y_label: format!("Iteration (s, {})", engine_note(run)),
         series: labels::systems(run).into_iter().map(line).collect(),
         from_zero: true,
