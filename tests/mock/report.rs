@@ -11,7 +11,7 @@ use runs::report::{TextTable, html, latex};
 use runs::store::Store;
 use runs::stored::StoredRun;
 use runs::summary::Summary;
-use workloads::EngineKind;
+use workloads::{EngineKind, Published};
 
 use super::engine::{MockEngine, check_golden, suite, trace};
 use crate::support::Folder;
@@ -97,6 +97,25 @@ fn a_page_answers_in_words() {
         "0.0.0 &lt;hash&gt;</code>",
     ] {
         assert!(page.contains(words), "no {words} in {}", &page[..page.find("<script").unwrap()]);
+    }
+}
+
+/// Ratios over the system that a suite compares with were once left out of the page.
+#[test]
+fn a_page_holds_ratios_over_what_the_suite_compares_with() {
+    let mut text = "figure,model,cluster,gpus,gate,system,plan,quantity,value,source\n".to_owned();
+    for (system, time) in [("expert-only", 4), ("fastermoe", 2), ("smartmoe", 3)] {
+        text += &format!("8,gpt-tiny,inky,8,no-drop,{system},pp1 dp8 tp1 ep8 edp1 mb2,median_step_s,{time},a test\n");
+    }
+    let folder = Folder::new();
+    let mut run = stored(&folder, &MockEngine::default(), "fastermoe");
+    run.summary.hold_against(&Published::parse("test", &text).unwrap(), &[]);
+    let ratio = "SmartMoE over FasterMoE, by medians";
+    assert!(!html::page(std::slice::from_ref(&run)).unwrap().contains(ratio));
+    run.facts.drawn.compare = suite().compare;
+    let page = html::page(&[run]).unwrap();
+    for cell in [ratio, ">0.67x<", ">not reproduced<"] {
+        assert!(page.contains(cell), "no {cell} in {}", &page[..page.find("<script").unwrap()]);
     }
 }
 

@@ -73,10 +73,13 @@ fn suite(tested: &Tested) -> String {
     for claim in &tested.claims {
         let PaperClaim { case, system, over, statistic, published, simulated } = claim;
         let simulated = simulated.map_or("failed".to_owned(), |ratio| format!("{ratio:.2}"));
+        let verdict = match claim.verdict() {
+            missed @ Verdict::NotReproduced => format!("**{}**", missed.label()),
+            held => held.label().to_owned(),
+        };
         text += &format!(
-            "| {case} | {system} over {over}, by {} | {published:.2} | {simulated} | {} |\n",
-            statistic.label(),
-            claim.verdict().label()
+            "| {case} | {system} over {over}, by {} | {published:.2} | {simulated} | {verdict} |\n",
+            statistic.label()
         );
     }
     text
@@ -99,7 +102,7 @@ mod tests {
         };
         let claims = [Some(2.08), Some(1.75), Some(1.6), None].map(claim).to_vec();
         let verdicts: Vec<&str> = claims.iter().map(|claim| claim.verdict().label()).collect();
-        assert_eq!(verdicts, ["reproduced", "within tolerance", "**not reproduced**", "**not reproduced**"]);
+        assert_eq!(verdicts, ["reproduced", "within tolerance", "not reproduced", "not reproduced"]);
         let effort = Effort { seconds: 30.0, peak_bytes: Some(4.5e8) };
         let (suite, command) = ("a-suite".to_owned(), "moebench run a-suite".to_owned());
         let tested = |effort, claims| Tested { suite: suite.clone(), command: command.clone(), effort, claims };

@@ -13,7 +13,6 @@ pub enum Verdict {
     Reproduced,
     WithinTolerance,
     NotReproduced,
-    NotTestable,
 }
 
 impl Verdict {
@@ -30,8 +29,7 @@ impl Verdict {
         match self {
             Self::Reproduced => "reproduced",
             Self::WithinTolerance => "within tolerance",
-            Self::NotReproduced => "**not reproduced**",
-            Self::NotTestable => "not testable here",
+            Self::NotReproduced => "not reproduced",
         }
     }
 }

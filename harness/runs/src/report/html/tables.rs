@@ -148,7 +148,10 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
 /// Published ratios of what ran, with verdicts; nothing where none is held against these cases and plans.
 pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
     let of_run = |(run, stored): (usize, &StoredRun)| {
-        claims::claims(&stored.summary, &[]).into_iter().map(move |claim| (run, claim)).collect::<Vec<_>>()
+        claims::claims(&stored.summary, &stored.facts.drawn.compare)
+            .into_iter()
+            .map(move |claim| (run, claim))
+            .collect::<Vec<_>>()
     };
     let all: Vec<(usize, PaperClaim)> = runs.iter().enumerate().flat_map(of_run).collect();
     if all.is_empty() {
@@ -171,7 +174,7 @@ pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
             Some(value) => ratio(Some(value)),
             None => Cell::words("failed"),
         }),
-        column("verdict", &|_, claim| Cell::words(claim.verdict().label().trim_matches('*'))),
+        column("verdict", &|_, claim| Cell::words(claim.verdict().label())),
     ];
     format!(
         "<section id=\"claims\"><h2>Against what was published</h2>\n<p class=\"note\">Under the plans that ran. Reproduced: within \
