@@ -261,11 +261,13 @@ impl Shown<'_> {
         self.store.write_text("tables/summary.tex", &latex::render(&self.table))?;
         // From the files alone, so that `moebench plot` and `moebench report` write the same.
         let root = self.store.root();
-        for figure in figures::all(&StoredRun::open(root)?) {
+        let mut run = StoredRun::open(root)?;
+        for figure in figures::all(&run) {
             let written = files::write(&root.join("figures"), &figure, Width::Page, &[Format::Svg, Format::Pdf])?;
             self.figures.extend(written.into_iter().next());
         }
-        self.store.write_text("report.html", &html::page(&[StoredRun::open(root)?])?)
+        run.read_figures(root)?;
+        self.store.write_text("report.html", &html::page(&[run])?)
     }
 
     /// `timelines`: of which engine they are, where the run has them.

@@ -135,7 +135,6 @@ pub(crate) fn suite(data: &[u8]) {
     assert_eq!(ids.len(), suite.cases.len(), "two cases of one id");
     assert!(ids.iter().all(|id| !id.contains('/')), "{ids:?}");
     for case in &suite.cases {
-        assert!(!case.label().is_empty());
         suite.systems.iter().for_each(|system| drop(case.as_run_by(system)));
         let trace = |routing: &workloads::suite::SuiteRouting| drop(routing.trace(1, 8, 2, 2));
         case.routing.iter().chain(&suite.routing).for_each(trace);

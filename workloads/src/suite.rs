@@ -431,15 +431,6 @@ impl Case {
         let more: String = more.into_iter().flatten().map(|part| format!(".{part}")).collect();
         format!("{}.{}.{}.{}{more}", self.model, self.cluster, self.gpus, self.gate).replace(['/', '\\', ' '], "-")
     }
-
-    /// The label below a group of bars: GPUs and capacity factor, as in the paper's figure 8, and the routing where it is the
-    /// case's own.
-    pub fn label(&self) -> String {
-        let factor = self.gate.capacity_factor().map_or("∞".to_owned(), |factor| factor.to_string());
-        let routing = self.routing.first().map_or(String::new(), |routing| format!(", {}", routing.label()));
-        let network = self.network.map_or(String::new(), |factor| format!(", network ×{factor}"));
-        format!("{}/{factor}{network}{routing}", self.gpus)
-    }
 }
 
 impl Suite {

@@ -119,17 +119,17 @@ impl GroupedBars {
         frame::draw(self)
     }
 
-    fn columns(&self, least_slot: f64) -> Columns<'_, Bar> {
+    fn columns(&self) -> Columns<'_, Bar> {
         let (x_label, y_label) = (self.x_label.as_str(), self.y_label.as_str());
-        Columns { panels: &self.panels, series: self.series.len(), least_slot, x_label, y_label }
+        Columns { panels: &self.panels, series: self.series.len(), x_label, y_label }
     }
 
     /// Panels in as many rows as labels need; where these would not fit on a page, bars without labels.
     fn lay_out(&self, inner: Area, numbers: &Axis) -> ColumnLayout {
-        let legible = self.columns(LEGIBLE_SLOT).lay_out(inner, numbers);
+        let legible = self.columns().lay_out(inner, numbers, LEGIBLE_SLOT);
         match legible.wanted_height(PLOT) <= MOST_HEIGHT {
             true => legible,
-            false => self.columns(LEAST_SLOT).lay_out(inner, numbers),
+            false => self.columns().lay_out(inner, numbers, LEAST_SLOT),
         }
     }
 
@@ -225,7 +225,7 @@ impl Chart for GroupedBars {
             }
             None => Ok(()),
         };
-        self.columns(layout.slot).draw(page, &layout, &y, reference, |plot, n, bar, edges| {
+        self.columns().draw(page, &layout, &y, reference, |plot, n, bar, edges| {
             let ink = ink(self.series.get(n).map_or(n, |s| s.ink));
             self.draw_bar(plot, bar, ink, edges)?;
             texts.draw(plot, bar, ink, (edges.0 + edges.1) / 2.0)

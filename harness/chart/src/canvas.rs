@@ -23,6 +23,18 @@ pub(crate) fn units(points: f64) -> i32 {
     (points * UNITS).round() as i32
 }
 
+/// Canvas units as points in text, with two decimals at most.
+pub(crate) fn points(units: f64) -> String {
+    decimal(units / UNITS)
+}
+
+/// With two decimals at most.
+pub(crate) fn decimal(value: f64) -> String {
+    let text = format!("{value:.2}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
+}
+
 /// Red, green, blue.
 pub(crate) type Rgb = (u8, u8, u8);
 
@@ -241,4 +253,18 @@ impl DrawingBackend for Canvas<'_> {
 
 fn pen(style: &impl BackendStyle) -> Pen {
     Pen { color: style.color().rgb, width: style.stroke_width() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coordinates_are_short() {
+        let check = |value, expected: &str| assert_eq!(decimal(value), expected);
+        check(1.0, "1");
+        check(1.5, "1.5");
+        check(100.0, "100");
+        check(-0.001, "0");
+    }
 }

@@ -66,8 +66,6 @@ pub(crate) struct Columns<'c, B> {
     pub(crate) panels: &'c [Panel<B>],
     /// Bars that every group has room for, at least.
     pub(crate) series: usize,
-    /// Width of a bar's place below which panels go into further rows.
-    pub(crate) least_slot: f64,
     pub(crate) x_label: &'c str,
     pub(crate) y_label: &'c str,
 }
@@ -137,13 +135,14 @@ struct Segment {
 }
 
 impl<B: Column> Columns<'_, B> {
-    /// `rough` is an axis with numbers as wide as those that will be drawn.
-    pub(crate) fn lay_out(&self, inner: Area, rough: &Axis) -> ColumnLayout {
+    /// `rough` is an axis with numbers as wide as those that will be drawn; panels whose bars' places would be narrower than
+    /// `least_slot` go into further rows.
+    pub(crate) fn lay_out(&self, inner: Area, rough: &Axis, least_slot: f64) -> ColumnLayout {
         let left = inner.left + plot::y_axis_room(self.y_label, rough.ticks());
         let area = Area { left, right: inner.right - 2.0, ..inner };
         let fullest = self.panels.iter().flat_map(|p| &p.groups).map(|g| g.bars.len()).max();
         let bars_per_group = fullest.unwrap_or(0).max(self.series);
-        let rows = self.segments(area, bars_per_group);
+        let rows = self.segments(area, bars_per_group, least_slot);
         let segments = || rows.iter().flatten();
         let width = |segment: &Segment| segment.area.width() / segment.groups.len().max(1) as f64;
         let group_width = segments().map(width).fold(f64::INFINITY, f64::min);
@@ -169,8 +168,8 @@ impl<B: Column> Columns<'_, B> {
     }
 
     /// The groups of all panels in rows, without their heights.
-    fn segments(&self, area: Area, bars_per_group: usize) -> Vec<Vec<Segment>> {
-        let most = area.width() * FILLED / (bars_per_group.max(1) as f64 * self.least_slot);
+    fn segments(&self, area: Area, bars_per_group: usize, least_slot: f64) -> Vec<Vec<Segment>> {
+        let most = area.width() * FILLED / (bars_per_group.max(1) as f64 * least_slot);
         let capacity = (most as usize).max(1);
         let mut rows: Vec<Vec<(usize, Range<usize>)>> = Vec::new();
         let mut used = capacity;
@@ -472,10 +471,10 @@ mod tests {
         let group = || Group { label: String::new(), over: Vec::new(), bars: vec![Blank, Blank] };
         let panel = |count: &usize| Panel { title: String::new(), groups: (0..*count).map(|_| group()).collect() };
         let panels: Vec<Panel<Blank>> = groups.iter().map(panel).collect();
-        let columns = Columns { panels: &panels, series: 0, least_slot, x_label: "", y_label: "" };
+        let columns = Columns { panels: &panels, series: 0, x_label: "", y_label: "" };
         let area = Area { left: 0.0, right: 107.0, top: 0.0, bottom: 50.0 };
         let place = |s: &Segment| (s.panel, s.groups.start, s.area.left, s.area.right);
-        columns.segments(area, 2).iter().map(|row| row.iter().map(place).collect()).collect()
+        columns.segments(area, 2, least_slot).iter().map(|row| row.iter().map(place).collect()).collect()
     }
 
     #[test]

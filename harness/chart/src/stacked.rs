@@ -68,7 +68,7 @@ impl StackedBars {
 
     fn columns(&self) -> Columns<'_, StackedBar> {
         let (x_label, y_label) = (self.x_label.as_str(), self.y_label.as_str());
-        Columns { panels: &self.panels, series: 0, least_slot: LEAST_SLOT, x_label, y_label }
+        Columns { panels: &self.panels, series: 0, x_label, y_label }
     }
 
     fn range(&self, headroom: f64) -> (f64, f64) {
@@ -157,7 +157,7 @@ impl Chart for StackedBars {
 
     fn height(&self, width: f64) -> f64 {
         let inner = Area { left: 0.0, right: width, top: 0.0, bottom: MOST_HEIGHT };
-        self.columns().lay_out(inner, &self.axis(1.2, 5)).wanted_height(PLOT)
+        self.columns().lay_out(inner, &self.axis(1.2, 5), LEAST_SLOT).wanted_height(PLOT)
     }
 
     fn draw_panels(&self, page: &Page<'_>, inner: Area) -> Drawn {
@@ -168,8 +168,8 @@ impl Chart for StackedBars {
             (notes, y)
         };
         // Numbers may be wider than those of the first guess.
-        let (_, guess) = drawn(&columns.lay_out(inner, &self.axis(1.2, 5)));
-        let layout = columns.lay_out(inner, &guess);
+        let (_, guess) = drawn(&columns.lay_out(inner, &self.axis(1.2, 5), LEAST_SLOT));
+        let layout = columns.lay_out(inner, &guess, LEAST_SLOT);
         let (notes, y) = drawn(&layout);
         columns.draw(
             page,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use plotters_backend::BackendCoord;
 
-use crate::canvas::{Align, Element, Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::canvas::{Align, Element, Paint, Path, Pen, Rgb, TextRun, decimal, is_closed, points};
 use crate::font::{FAMILY, Weight};
 
 /// The document of a picture of width x height points.
@@ -99,16 +99,6 @@ fn at((x, y): BackendCoord) -> (String, String) {
     (points(f64::from(x)), points(f64::from(y)))
 }
 
-fn points(units: f64) -> String {
-    decimal(units / UNITS)
-}
-
-fn decimal(value: f64) -> String {
-    let text = format!("{value:.2}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text == "-0" { "0".to_owned() } else { text.to_owned() }
-}
-
 fn hex((r, g, b): Rgb) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
@@ -131,15 +121,6 @@ pub fn escape_xml(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn coordinates_are_short() {
-        let check = |value, expected: &str| assert_eq!(decimal(value), expected);
-        check(1.0, "1");
-        check(1.5, "1.5");
-        check(100.0, "100");
-        check(-0.001, "0");
-    }
 
     #[test]
     fn text_is_escaped() {

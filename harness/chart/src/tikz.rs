@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use plotters_backend::BackendCoord;
 
-use crate::canvas::{Align, Element, Paint, Path, Pen, Rgb, TextRun, UNITS, is_closed};
+use crate::canvas::{Align, Element, Paint, Path, Pen, Rgb, TextRun, decimal, is_closed, points};
 use crate::font::Weight;
 
 const HEAD: &str = "\
@@ -85,16 +85,6 @@ fn color_of((red, green, blue): Rgb) -> String {
 
 fn at((x, y): BackendCoord) -> String {
     format!("({},{})", points(f64::from(x)), points(f64::from(y)))
-}
-
-fn points(units: f64) -> String {
-    decimal(units / UNITS)
-}
-
-fn decimal(value: f64) -> String {
-    let text = format!("{value:.2}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
 /// Text as LaTeX takes it; what pdfLaTeX has no glyph for in its own fonts stands in mathematics.

@@ -67,6 +67,15 @@ impl StoredRun {
         Ok(Self { folder, facts, rows, phases, details, figures: figures(root)?, summary, missing, provenance })
     }
 
+    /// Reads its figures again, which may have been drawn since.
+    ///
+    /// # Errors
+    /// A figure that cannot be read.
+    pub fn read_figures(&mut self, root: &Path) -> Result<()> {
+        self.figures = figures(root)?;
+        Ok(())
+    }
+
     /// Details of a system on a case: of the first seed that has some.
     pub fn details_of(&self, case: &str, system: &str) -> Option<&RunDetails> {
         self.details.iter().find(|details| details.case == case && details.system == system)

@@ -21,7 +21,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 6] = [Self::Model, Self::Cluster, Self::Gpus, Self::Gate, Self::Layer, Self::Rest];
+    pub(crate) const ALL: [Self; 6] = [Self::Model, Self::Cluster, Self::Gpus, Self::Gate, Self::Layer, Self::Rest];
 
     /// The part of a case, which says of itself what it is.
     pub(crate) fn of(self, key: &RunKey) -> String {
@@ -40,13 +40,19 @@ impl Part {
         match self {
             Self::Gpus => key.gpus.to_string(),
             Self::Gate => match key.gate {
-                Gate::Capacity { factor } | Gate::Switch { factor } => factor.to_string(),
-                Gate::NoDrop | Gate::BalancedNoDrop => gate(&key.gate),
+                Gate::Capacity { factor } => factor.to_string(),
+                other => gate(&other),
             },
             Self::Layer => key.layer.map_or(String::new(), |layer| layer.to_string()),
             _ => self.of(key),
         }
     }
+}
+
+/// These parts of a case in one line.
+pub(crate) fn in_words(key: &RunKey, parts: &[Part]) -> String {
+    let texts = parts.iter().map(|part| part.of(key)).filter(|text| !text.is_empty());
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 /// A gate in words.
@@ -55,7 +61,7 @@ pub(crate) fn gate(gate: &Gate) -> String {
 }
 
 /// What a case's id says beyond model, cluster, GPUs, gate and layer.
-pub(crate) fn rest(key: &RunKey) -> String {
+fn rest(key: &RunKey) -> String {
     let prefix = prefix(key);
     let rest = key.case.strip_prefix(&prefix).unwrap_or("").trim_start_matches('.');
     let of_layer = key.layer.map_or(String::new(), |layer| format!("layer{layer}"));
@@ -139,8 +145,7 @@ impl CaseLabels {
 
     /// The whole label in one line.
     pub(crate) fn whole(&self, key: &RunKey) -> String {
-        let parts: Vec<String> = self.told.iter().map(|part| part.of(key)).filter(|text| !text.is_empty()).collect();
-        parts.join(", ")
+        in_words(key, &self.told)
     }
 
     /// What the innermost label is; nothing where it says so itself.

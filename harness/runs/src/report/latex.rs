@@ -1,12 +1,14 @@
 //! `tables/summary.tex`: the summary as a LaTeX table (`booktabs`) for a paper.
 
+use chart::escape_latex;
+
 use crate::report::TextTable;
 
 /// The table, to be put into a `table` environment.
 pub fn render(table: &TextTable) -> String {
     let columns: String = (0..table.header.len()).map(|i| if i < table.text_columns { 'l' } else { 'r' }).collect();
     let line = |cells: &[String]| -> String {
-        let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
+        let cells: Vec<String> = cells.iter().map(|cell| escape_latex(cell)).collect();
         format!("{} \\\\\n", cells.join(" & "))
     };
     let mut text = format!("% Needs \\usepackage{{booktabs}}.\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n");
@@ -20,23 +22,4 @@ pub fn render(table: &TextTable) -> String {
         text += &line(row);
     }
     text + "\\bottomrule\n\\end{tabular}\n"
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
-                out.push('\\');
-                out.push(character);
-            }
-            '\\' => out.push_str("\\textbackslash{}"),
-            '~' => out.push_str("\\textasciitilde{}"),
-            '^' => out.push_str("\\textasciicircum{}"),
-            '±' => out.push_str("$\\pm$"),
-            '∞' => out.push_str("$\\infty$"),
-            other => out.push(other),
-        }
-    }
-    out
 }
