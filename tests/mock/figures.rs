@@ -112,6 +112,15 @@ fn a_series_leaves_out_decisions_and_marks_moves() {
 }
 
 #[test]
+fn a_series_without_a_baseline_states_no_gain() {
+    let mut run = stored(&MockEngine::default(), FigureKind::Series);
+    assert!(figure(&run, "adaptive").caption.contains("; gain over Expert-only: "));
+    run.summary.rows.iter_mut().for_each(|row| row.speedup = None);
+    let caption = figure(&run, "adaptive").caption;
+    assert!(!caption.contains("gain over") && caption.contains("); simulated, routing"), "{caption}");
+}
+
+#[test]
 fn a_map_has_the_fastest_systems_gain_in_a_cell() {
     let mut run = stored(&MockEngine::default(), FigureKind::Map);
     run.facts.drawn.places = places(&run, |at| (vec![], 1.0, at));

@@ -98,7 +98,7 @@ pub fn escape_latex(text: &str) -> String {
             '^' => out.push_str("\\textasciicircum{}"),
             '<' => out.push_str("\\textless{}"),
             '>' => out.push_str("\\textgreater{}"),
-            '"' => out.push_str("\\textquotedbl{}"),
+            '"' => out.push_str("\\char34{}"),
             '±' => out.push_str("$\\pm$"),
             '×' => out.push_str("$\\times$"),
             '∞' => out.push_str("$\\infty$"),
@@ -126,6 +126,8 @@ mod tests {
     #[test]
     fn text_is_escaped() {
         assert_eq!(escape_latex("a_b & 5%"), "a\\_b \\& 5\\%");
+        // In every encoding of fonts, which \textquotedbl is not.
+        assert_eq!(escape_latex("\"x\""), "\\char34{}x\\char34{}");
         assert_eq!(
             escape_latex("2×10⁻³ † <x>"),
             "2$\\times$10$^{-}$$^{3}$ \\textdagger{} \\textless{}x\\textgreater{}"

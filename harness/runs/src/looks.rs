@@ -10,6 +10,11 @@ use chart::{LOOKS, Look};
 /// Colours before they begin again, in the order in which papers take them: the first eight looks have a colour each.
 const ORDER: [usize; 8] = [0, 1, 3, 4, 5, 6, 7, 2];
 
+/// A system's name in figures.
+pub(crate) fn title(name: &str) -> String {
+    systems::by_name(name).map_or(name, |system| system.title()).to_owned()
+}
+
 /// The look of a system; of one that this program does not know, one that follows from its name alone.
 pub fn of(system: &str) -> Look {
     chart::look(ink(system))
@@ -26,6 +31,7 @@ pub fn ink(system: &str) -> usize {
 
 /// Which of these systems look the same, for a caption; none where all differ.
 pub fn alike<'s>(systems: impl IntoIterator<Item = &'s str>) -> Option<String> {
+    let titles = |same: &Vec<&str>| same.iter().map(|name| title(name)).collect::<Vec<_>>().join(" and ");
     let mut by_ink: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for system in systems {
         let same = by_ink.entry(ink(system)).or_default();
@@ -33,7 +39,7 @@ pub fn alike<'s>(systems: impl IntoIterator<Item = &'s str>) -> Option<String> {
             same.push(system);
         }
     }
-    let same: Vec<String> = by_ink.into_values().filter(|same| same.len() > 1).map(|same| same.join(" and ")).collect();
+    let same: Vec<String> = by_ink.into_values().filter(|same| same.len() > 1).map(|same| titles(&same)).collect();
     (!same.is_empty()).then(|| format!("{} look the same", same.join("; ")))
 }
 
@@ -89,6 +95,9 @@ mod tests {
         let same = by_ink.values().find(|same| same.len() > 1).unwrap();
         let said = alike(same.iter().map(|name| name.as_str())).unwrap();
         assert!(said.starts_with(&format!("{} and {}", same[0], same[1])) && said.ends_with("look the same"), "{said}");
+        // By the names that figures have for them.
+        let other = (0..).map(|number| format!("paper{number}")).find(|name| ink(name) == ink("smartmoe")).unwrap();
+        assert_eq!(alike(["smartmoe", &other]), Some(format!("SmartMoE and {other} look the same")));
         assert_eq!(of("<script>"), of("<script>"));
     }
 }

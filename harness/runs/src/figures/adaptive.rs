@@ -20,16 +20,16 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     let bin = run.provenance.inputs.iterations.div_ceil(MOST_POINTS).max(1);
     let means = if bin > 1 { format!(", means of {bin} iterations") } else { String::new() };
     let gains: Vec<String> = cases.iter().flat_map(|key| gains(run, &labels, key)).collect();
+    let over = title(&run.summary.baseline);
+    let gains = if gains.is_empty() { String::new() } else { format!("; gain over {over}: {}", gains.join("; ")) };
     RunFigure {
         name: "adaptive",
         caption: format!(
-            "Time of a MoE layer over the iterations{}; gain over {}: {}; {}; time of the layer alone{means}; what deciding and \
+            "Time of a MoE layer over the iterations{}{gains}; {}; time of the layer alone{means}; what deciding and \
              moving experts takes is in the gain; placements follow the iterations before them (the paper's followed the very \
              iteration that they served); gain: by totals over whole placement periods after {} iterations of warm-up \
              (published: by sums over all){}{}{}.",
             labels.common(),
-            title(&run.summary.baseline),
-            gains.join("; "),
             run.facts.origin,
             run.facts.warmup,
             unreached_periods(&run.summary),

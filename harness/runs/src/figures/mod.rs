@@ -19,6 +19,7 @@ use workloads::suite::FigureKind;
 use workloads::trace::Balance;
 
 use crate::looks;
+pub(crate) use crate::looks::title;
 use crate::report;
 use crate::stored::StoredRun;
 use crate::summary::{ModelError, Summary};
@@ -112,11 +113,6 @@ pub fn imbalance<'a>(cases: impl Iterator<Item = &'a JobRouting<'a>>, iterations
 /// A trace's name without its folders.
 pub fn trace_name(trace: &str) -> &str {
     trace.rsplit('/').next().unwrap_or(trace)
-}
-
-/// A system's name in figures.
-pub(crate) fn title(name: &str) -> String {
-    systems::by_name(name).map_or(name, |system| system.title()).to_owned()
 }
 
 /// How the numbers of a figure were obtained, in a word.
