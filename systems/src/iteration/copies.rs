@@ -6,8 +6,8 @@ use workloads::{Bytes, Seconds};
 use crate::Storage;
 use crate::iteration::moved::{Collective, Communication};
 use crate::iteration::state;
-use crate::plan::Plan;
 use crate::plan::placement::Placement;
+use crate::plan::{Plan, Zero};
 use crate::price::cost::CostModel;
 use crate::price::traffic::Traffic;
 
@@ -96,6 +96,20 @@ impl Copies<'_> {
         Some(of_rank.into_iter().fold(Seconds::ZERO, Seconds::max))
     }
 
+    /// How much longer copies make the sums of gradients: without any, those of the replicas of a set of experts are taken, too.
+    pub fn beyond_replicas(&self) -> Seconds {
+        let Self { plan, costs, stage, ref layers, .. } = *self;
+        let Some(with_copies) = self.synchronisation() else { return Seconds::ZERO };
+        if self.storage != Storage::Slots || plan.zero >= Zero::Gradients {
+            return with_copies;
+        }
+        let first = stage * plan.stage_ranks();
+        let replicas = costs.group(first..first + plan.stage_ranks(), plan.ep);
+        let own = |&(moe, _): &(&Moe, &Placement)| moe.expert_parameters() as f64 * moe.experts as f64 / plan.ep as f64;
+        let bytes = Bytes(layers.iter().map(own).sum::<f64>() * costs.gradient_bytes());
+        (with_copies - state::time(costs, state::reduction(plan), &replicas, bytes)).max(Seconds::ZERO)
+    }
+
     /// Global ranks that hold an expert, in every expert-data-parallel replica.
     fn holders<'b>(&'b self, placement: &'b Placement, expert: usize) -> impl Iterator<Item = usize> + Clone + 'b {
         let plan = self.plan;
@@ -112,4 +126,32 @@ impl Copies<'_> {
 /// Experts of the rank with most.
 fn fullest(placement: &Placement) -> usize {
     (0..placement.ranks()).map(|rank| placement.experts_of(rank).iter().flatten().count()).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use workloads::Cluster;
+
+    /// Four experts on two ranks, in one set and in two; the first of them on both ranks.
+    #[test]
+    fn copies_cost_what_replicas_do_not() {
+        let costs = CostModel::new(&Cluster::named("test", "inky").unwrap(), 4);
+        let moe = Moe::plain(8, 64, 256, 4);
+        let slots = [Some(0), Some(1), None, Some(2), Some(3), Some(0)];
+        let placed = Placement::of_slots(slots.to_vec(), 4, 2).unwrap();
+        let gradients = |experts: f64| Bytes(experts * moe.expert_parameters() as f64 * costs.gradient_bytes());
+        let beyond = |expert_dp: usize, placement: &Placement| {
+            let plan = Plan { dp: 2 * expert_dp, ep: 2, expert_dp, ..Plan::default() };
+            let layers = vec![(&moe, placement)];
+            Copies { plan: &plan, costs: &costs, stage: 0, storage: Storage::Slots, layers }.beyond_replicas()
+        };
+        assert_eq!(beyond(1, &placed), costs.all_reduce(&costs.group(0..2, 1), gradients(1.0)));
+        assert_eq!(beyond(2, &Placement::identity(4, 2)), Seconds::ZERO);
+        let replicas = |bytes| costs.all_reduce(&costs.group(0..4, 2), bytes);
+        let expected = costs.all_reduce(&costs.group(0..4, 1), gradients(1.0)) + replicas(gradients(1.0)) * 2.0
+            - replicas(gradients(2.0));
+        let found = beyond(2, &placed);
+        assert!((found - expected).0.abs() < 1e-9 * expected.0 && expected > Seconds::ZERO, "{found:?} {expected:?}");
+    }
 }

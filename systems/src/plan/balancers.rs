@@ -11,6 +11,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::Recompute;
 use crate::balance::laer;
+use crate::iteration::copies::Copies;
 use crate::iteration::{Charge, Coverage, Evaluation, Limit, Peak, Start};
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
@@ -109,8 +110,9 @@ pub fn shard_prices(job: &Job, plan: &Plan, costs: &CostModel) -> Option<laer::P
     })
 }
 
-/// The policy of a plan whose layers have these balancers.
-pub type PolicyOf<'a> = dyn Fn(&Plan, &Balancers) -> Box<dyn Policy> + 'a;
+/// The policy of a plan whose layers have these balancers, before training that begins with experts where loads that were profiled want
+/// them; with experts in order where there are none.
+pub type PolicyOf<'a> = dyn Fn(&Plan, &Balancers, &LoadHistory) -> Box<dyn Policy> + 'a;
 
 /// Searches for a system whose policy is told the balancers of the layers.
 pub struct BalancerSearch<'a> {
@@ -187,7 +189,7 @@ impl BalancerSearch<'_> {
         let even = PerformanceModel { job, costs, profile: &uniform };
         let plain = Balancers { layers: vec![Balancer::None], extra: 0 };
         let ideal = |plan: Plan| {
-            let policy = (self.policy)(&plan, &plain);
+            let policy = (self.policy)(&plan, &plain, &LoadHistory::default());
             Candidate { plan, outcome: even.estimate(&plan, policy.as_ref(), &plan.experts_in_order(job)) }
         };
         let plans = search::pools(job).into_iter().map(|pool| ideal(pool.plan(self.every))).collect();
@@ -308,33 +310,48 @@ impl BalancerSearch<'_> {
 
     /// What the passes of layers take over some rounds, with what their balancer costs between iterations, s.
     fn times(&self, plan: &Plan, layers: Range<usize>, rounds: &[Round], balancers: &Balancers) -> Vec<f64> {
+        let mut times = vec![0.0; layers.len()];
+        for round in rounds {
+            let mut policy = (self.policy)(plan, balancers, &round.loads[0]);
+            let mut placements = Start::new(self.job, plan, policy.as_ref()).placements;
+            for (time, layer) in times.iter_mut().zip(layers.clone()) {
+                *time += self.time(plan, layer, round, policy.as_mut(), &mut placements).0;
+            }
+        }
+        times
+    }
+
+    /// What those of one layer take in a round.
+    fn time(
+        &self,
+        plan: &Plan,
+        layer: usize,
+        round: &Round,
+        policy: &mut dyn Policy,
+        placements: &mut [Placement],
+    ) -> Seconds {
         let &Self { job, costs, .. } = self;
-        let moes: Vec<&Moe> = job.model.moe_layers().collect();
-        let mut policy = (self.policy)(plan, balancers);
-        let mut placements = Start::new(job, plan, policy.as_ref()).placements;
-        let charges = vec![Charge::default(); plan.pp];
-        let mut time = |layer: usize, round: &Round| {
-            let start = placements[layer].clone();
-            let [placed, next] = self.placed(plan, policy.as_mut(), layer, round, &start);
-            let moving = self.moving(plan, moes[layer], policy.as_ref(), &placed, &next);
-            let copies = self.keeping_one(plan, moes[layer], &placed);
-            placements[layer] = placed;
-            let (policy, placements_now) = (policy.as_ref(), placements.as_slice());
-            let evaluation = Evaluation {
-                job,
-                plan,
-                costs,
-                policy,
-                placements: placements_now,
-                batch: round.now,
-                charges: &charges,
-                coverage: Coverage::Sample,
-            };
-            let pass = evaluation.layer(layer);
-            placements[layer] = start;
-            pass.0 * plan.micro_batches(job) as f64 + moving.0 + copies.0
+        let Some((block, moe)) = job.model.moe_blocks().into_iter().zip(job.model.moe_layers()).nth(layer) else {
+            return Seconds::ZERO;
         };
-        layers.map(|layer| rounds.iter().map(|round| time(layer, round)).sum()).collect()
+        let [placed, next] = self.placed(plan, policy, layer, round, &placements[layer]);
+        let moving = self.moving(plan, moe, policy, &placed, &next);
+        let storage = policy.storage();
+        let copies = Copies { plan, costs, stage: plan.stage_of(job, block), storage, layers: vec![(moe, &placed)] };
+        let copies = copies.beyond_replicas();
+        placements[layer] = placed;
+        let charges = vec![Charge::default(); plan.pp];
+        let evaluation = Evaluation {
+            job,
+            plan,
+            costs,
+            policy,
+            placements,
+            batch: round.now,
+            charges: &charges,
+            coverage: Coverage::Sample,
+        };
+        evaluation.layer(layer) * plan.micro_batches(job) as f64 + moving + copies
     }
 
     /// Where a layer's experts stand in a round, and where its loads put them next.
@@ -366,14 +383,6 @@ impl BalancerSearch<'_> {
             return Seconds::ZERO;
         }
         self.costs.migration(0, from.ranks(), &from.moves_to(to), bytes) / plan.placement_every.max(1) as f64
-    }
-
-    /// What copies that stand cost in an iteration: each one's gradients around a ring.
-    fn keeping_one(&self, plan: &Plan, moe: &Moe, placed: &Placement) -> Seconds {
-        let copies = placed.experts_in_slots().iter().flatten().count() - placed.experts();
-        let group = self.costs.group(plan.expert_group(0, 0), 1);
-        let ring = self.costs.all_reduce(&group, Bytes(moe.expert_parameters() as f64 * 2.0));
-        ring * (copies as f64 / plan.ep as f64)
     }
 }
 
@@ -439,13 +448,12 @@ impl Pricing<'_> {
         if rounds.is_empty() {
             return Err(PlanError::NoProfile { plan: Box::new(*plan) });
         }
-        let mut policy = (search.policy)(plan, balancers);
-        let start = Start::new(search.job, plan, policy.as_ref());
         let counted = rounds.len() - search.lag();
         let mut mean = Estimate { step: Seconds::ZERO, phases: Ledger::default(), peak: Peak::default() };
         let mut least = Bytes(f64::INFINITY);
         for (at, round) in rounds.iter().enumerate().rev() {
-            let placed = self.place(policy.as_mut(), &start, round);
+            let mut policy = (search.policy)(plan, balancers, &round.loads[0]);
+            let placed = self.place(policy.as_mut(), round);
             let limit = if at + 1 == rounds.len() { limit } else { Limit { step: Limit::NONE.step, ..limit } };
             let estimate = self.round(at, policy.as_ref(), &placed, limit)?;
             if at + 1 == rounds.len() && estimate.step > self.bound * CLOSE {
@@ -486,9 +494,10 @@ impl Pricing<'_> {
     }
 
     /// Where the experts of all layers stand in a round, and what moving them takes of an iteration on the stage that moves most.
-    fn place(&self, policy: &mut dyn Policy, start: &Start, round: &Round) -> Placed {
+    fn place(&self, policy: &mut dyn Policy, round: &Round) -> Placed {
         let &Pricing { search, plan, .. } = self;
         let job = search.job;
+        let start = Start::new(job, plan, policy);
         let mut moving = vec![Seconds::ZERO; plan.pp];
         let layers = job.model.moe_blocks().into_iter().zip(job.model.moe_layers());
         let placed = layers.zip(&start.placements).enumerate().map(|(layer, ((block, moe), start))| {

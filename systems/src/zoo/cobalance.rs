@@ -86,8 +86,11 @@ impl System for CoBalance {
 /// The system's search.
 fn searching<T>(job: &Job, costs: &CostModel, then: impl FnOnce(&BalancerSearch) -> T) -> T {
     let setting = Arc::new(Setting::new(job, costs));
-    let policy =
-        |plan: &Plan, balancers: &Balancers| -> Box<dyn Policy> { Box::new(Layered::new(&setting, plan, balancers)) };
+    let policy = |plan: &Plan, balancers: &Balancers, past: &LoadHistory| -> Box<dyn Policy> {
+        let recent = |(layer, _): (usize, &Moe)| past.recent(layer, 1).next().map(<[u64]>::to_vec);
+        let profile = job.model.moe_layers().enumerate().map_while(recent).collect();
+        Box::new(Layered { profile, ..Layered::new(&setting, plan, balancers) })
+    };
     then(&BalancerSearch { job, costs, every: EVERY, extra: EXTRA_SLOTS, policy: &policy })
 }
 
@@ -258,11 +261,14 @@ impl Layered {
         // What history shows is older than what it is for, as it will be.
         let (Some(before), Some(present)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
         let rounds = [Round::new(&before, &present)];
-        let chosen = searching(job, costs, |search| {
-            let mut choices = search.of_one_group();
-            choices.retain(|balancer| self.may_replicate[layer] || *balancer != Balancer::Replicate);
-            search.of_layers(&self.plan, layer..layer + 1, &rounds, &choices, &self.balancers, WORTH_CHANGING)
-        });
+        // Unlike at the start, experts are where they are: going elsewhere must pay.
+        let policy = |plan: &Plan, balancers: &Balancers, _: &LoadHistory| -> Box<dyn Policy> {
+            Box::new(Layered::new(&self.setting, plan, balancers))
+        };
+        let search = BalancerSearch { job, costs, every: EVERY, extra: EXTRA_SLOTS, policy: &policy };
+        let mut choices = search.of_one_group();
+        choices.retain(|balancer| self.may_replicate[layer] || *balancer != Balancer::Replicate);
+        let chosen = search.of_layers(&self.plan, layer..layer + 1, &rounds, &choices, &self.balancers, WORTH_CHANGING);
         self.balancers.layers[layer] = chosen[0];
         self.forecast[layer] = measured;
     }
@@ -440,6 +446,16 @@ mod tests {
             }
         }
         assert!(usable > 5 && rejected > 100, "{usable} searches with a plan, {rejected} plans rejected");
+    }
+
+    /// Experts are priced where training begins with them, though going there would never pay for itself.
+    #[test]
+    fn a_search_starts_with_experts_where_the_profile_wants_them() {
+        let job = job(3.0, 3, 1.0);
+        let plan = Plan { dp: 8, ep: 8, placement_every: 1, ..Plan::default() };
+        let choice = searching(&job, &CostModel::new(&job.cluster, job.gpus), |search| search.choose(&plan));
+        let step = |name: &str| choice.tried.iter().find(|(tried, _)| *tried == name).unwrap().1.clone().unwrap();
+        assert!(step("place") < step("none"), "{:?}", choice.tried);
     }
 
     /// A move must pay for itself before the plan's next placement.
