@@ -26,7 +26,7 @@ pub enum TraceCommand {
     Rescale(RescaleArgs),
     /// Print how imbalanced a trace is, per layer and over time
     Stats {
-        /// The trace, by path or name; the built-in synthetic one when absent
+        /// The trace, by path or name; `synthetic` when absent
         trace: Option<PathBuf>,
         /// A second trace to compare with
         #[arg(long, value_name = "PATH")]

@@ -14,7 +14,7 @@ struct Recorded {
 
 const ALL: [Recorded; 1] = [Recorded {
     name: "gpt-routing",
-    note: "recorded by this program: a GPT of 24 MoE layers of 32 experts (results/h100/gpt-routing.toml) that learns the source text of Python packages, 2,600 iterations, every 13th; a rank is one of 16 samples of 1024 bytes",
+    note: "recorded by this program: a GPT of 24 MoE layers of 32 experts (results/h100/gpt-routing.toml) that learns the source text of Python packages, 3,000 iterations, every 15th; a rank is one of 16 samples of 1024 bytes",
     bytes: include_bytes!("../../traces/gpt-routing.parquet"),
 }];
 
@@ -59,6 +59,6 @@ mod tests {
         let trace = named("gpt-routing").unwrap().unwrap();
         let shape = trace.shape();
         assert_eq!((shape.layers, shape.experts, shape.ranks, shape.top_k), (24, 32, 16, 2));
-        assert_eq!((trace.iterations().len(), trace.iterations()[199]), (200, 2588));
+        assert_eq!((trace.iterations().len(), trace.iterations()[199]), (200, 2986));
     }
 }

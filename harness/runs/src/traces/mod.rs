@@ -78,13 +78,16 @@ impl From<RoutingTrace> for CaseTraces {
     }
 }
 
-/// The trace at `path`, that of this name where nothing is there, or the synthetic default.
+/// The trace at `path`, that of this name where nothing is there, or the default, which is called `synthetic`.
 ///
 /// # Errors
 /// What is wrong with the files, where.
 pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
-    let Some(path) = path else { return Ok(SynthSpec::default().generate()?) };
+    let path = path.unwrap_or(Path::new("synthetic"));
     let name = path.to_str().filter(|_| !path.exists());
+    if name == Some("synthetic") {
+        return Ok(SynthSpec::default().generate()?);
+    }
     match name.and_then(trace::recorded::named) {
         Some(recorded) => Ok(recorded?),
         None => import(path, ImportOptions::default()),
@@ -173,5 +176,13 @@ mod tests {
             traces.push(Some(number.to_string()), &|| Ok(named(name))).unwrap();
         }
         assert_eq!((traces.all().count(), traces.name().as_str()), (3, "a; b"));
+    }
+
+    #[test]
+    fn traces_that_come_with_the_program_have_names() {
+        let [default, synthetic, ours] =
+            [None, Some("synthetic"), Some("gpt-routing")].map(|name| load(name.map(Path::new)).unwrap());
+        assert_eq!((default.name(), default == synthetic, ours.name()), ("synthetic", true, "gpt-routing"));
+        assert!(load(Some(Path::new("synthetics"))).is_err());
     }
 }

@@ -56,7 +56,7 @@ pub struct RunArgs {
     /// suite's]
     #[arg(long, value_name = "WHOSE")]
     plan: Option<PlanRule>,
-    /// Routing trace, of any kind that `trace import` reads, or `gpt-routing`, which this program has recorded [default: the suite's routing, or a synthetic one]
+    /// Routing trace, of any kind that `trace import` reads, `gpt-routing`, which this program has recorded, or `synthetic` [default: the suite's routing, or `synthetic`]
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
     /// Iteration of the trace that training begins at, instead of the suite's
