@@ -75,7 +75,8 @@ pub enum Op {
     CopyWeights,
     /// The gradients of the copies' weights return the same way and are summed at the experts' ranks.
     ReturnGrad,
-    /// Experts are stored in equal shards on all ranks: every rank gathers the weights of its slots.
+    /// Experts are stored in equal shards on all ranks: every rank gathers the weights of its slots, by the placement alone, so that it waits
+    /// for no task of its pass.
     Unshard,
     /// The gradients of the slots' weights are summed into the shards.
     Reshard,
@@ -91,8 +92,11 @@ pub enum Stream {
     /// Exchanges between ranks; they start when the last participant has arrived.
     Communication,
     /// Transfers of weights and their gradients by copy engines. A transfer that waits for no task of its pass may run ahead of it, as
-    /// soon as the layer before is done; one that no task waits for may end after it. It uses the same links as exchanges, so
-    /// that of the two streams' tasks only one runs at a time, in the order of the program.
+    /// soon as the layer before is done; [`Op::Unshard`] already while the rows of the layer before are with their experts, because
+    /// shards have memory for two layers' slots. One that no task waits for may end after its pass. It uses the same links as
+    /// exchanges, so that of the two streams' tasks only one runs at a time, in the order of the program.
+    ///
+    /// What depends on a micro-batch's counts (copies made for it) waits for the gate in both engines, because its task says so.
     Copy,
 }
 

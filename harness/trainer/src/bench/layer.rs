@@ -141,6 +141,8 @@ impl LayerBench {
         let site = MoeSite {
             timer: &self.timer,
             group: &*self.group,
+            shards: &*self.group,
+            next: None,
             policy: &Plain,
             recorded_parts: None,
             gate: &Gate::NoDrop,

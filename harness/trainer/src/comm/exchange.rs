@@ -14,7 +14,10 @@ use tch::{Kind, Tensor, no_grad};
 use crate::hash::fnv1a;
 
 use super::mailbox::{Channel, Death, Key, Mailbox, Parcel, Sums};
-use super::{CommError, CommFailure, Communicator, Operation, Pending, check_counts, part_name, part_of};
+use super::{
+    CommError, CommFailure, Communicator, Operation, Part, Pending, check_counts, check_parts, lengths, part_name,
+    part_of,
+};
 
 /// Members of one process share the sums of all-reduces of at least this many elements.
 const WORTH_SHARING: usize = 16_384;
@@ -179,6 +182,26 @@ impl Communicator for Exchange {
         }
         let received = received.to_vec();
         Ok(Pending::new(move || no_grad(|| ticket.finish_all_to_all(&rows, own, &received))))
+    }
+
+    fn transfer(&self, sent: &[Part], received: &[Part]) -> Result<Pending, CommError> {
+        let ticket = self.begin(Operation::Transfer);
+        check_parts(sent, received, self.rank(), self.size()).map_err(|reason| ticket.error(reason))?;
+        let mut own = None;
+        for member in 0..self.size() {
+            let of_member = sent.iter().filter(|(to, part)| *to == member && part.numel() > 0);
+            let flat: Vec<Tensor> = of_member.map(|(_, part)| part.detach().reshape([-1])).collect();
+            if flat.is_empty() {
+                continue;
+            }
+            let message = no_grad(|| Tensor::cat(&flat, 0));
+            match member == self.rank() {
+                true => own = Some(message),
+                false => ticket.post(member, message)?,
+            }
+        }
+        let received: Vec<Part> = received.iter().map(|(from, part)| (*from, part.shallow_clone())).collect();
+        Ok(Pending::new(move || no_grad(|| ticket.finish_transfer(own, &received))))
     }
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
@@ -350,6 +373,29 @@ impl Ticket {
             }
         }
         Ok(Tensor::cat(&parts, 0))
+    }
+
+    fn finish_transfer(&self, mut own: Option<Tensor>, received: &[Part]) -> Result<Tensor, CommError> {
+        for member in 0..self.group.members.len() {
+            let lengths: Vec<i64> = lengths(received, member).collect();
+            let all: i64 = lengths.iter().sum();
+            if all == 0 {
+                continue;
+            }
+            let message = match own.take_if(|_| member == self.group.rank) {
+                Some(own) => own,
+                None => self.collect(&[member])?.remove(0),
+            };
+            let of_member = received.iter().filter(|(from, _)| *from == member);
+            for (number, (_, part)) in of_member.enumerate() {
+                if number == 0 {
+                    self.check_like(member, &message, &[all], part.kind())?;
+                }
+                let start = lengths[..number].iter().sum();
+                part.shallow_clone().copy_(&message.narrow(0, start, lengths[number]).view_as(part));
+            }
+        }
+        Ok(Tensor::empty([0], (Kind::Float, tch::Device::Cpu)))
     }
 
     fn check_like(&self, member: usize, tensor: &Tensor, shape: &[i64], kind: Kind) -> Result<(), CommError> {

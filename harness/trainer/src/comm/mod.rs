@@ -43,6 +43,14 @@ pub trait Communicator: Send {
     /// A member that died or does not arrive; counts that do not match.
     fn all_to_all(&self, rows: &Tensor, sent: &[usize], received: &[usize]) -> Result<Pending, CommError>;
 
+    /// Sends tensors to members, itself included, and receives into tensors where they lie, `(member, tensor)` each: none has gaps, all are of
+    /// one kind. What two members have for each other arrives in the order given; their lengths agree. Until the operation is over, what
+    /// is received into must not be used. The result is empty.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive; tensors with gaps; lengths that do not match.
+    fn transfer(&self, sent: &[Part], received: &[Part]) -> Result<Pending, CommError>;
+
     /// The sum over members, the same bits on each. The shape is the same everywhere.
     ///
     /// # Errors
@@ -97,6 +105,9 @@ pub trait Communicator: Send {
     /// because a peer died, the peer's death is reported.
     fn fail(&self, how: &str);
 }
+
+/// A member, and what it gets or gives.
+pub type Part = (usize, Tensor);
 
 /// An operation that is under way.
 pub struct Pending(Box<dyn FnOnce() -> Result<Tensor, CommError>>);
@@ -154,6 +165,7 @@ pub enum CommFailure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     AllToAll,
+    Transfer,
     AllReduce,
     AllGather,
     Broadcast,
@@ -164,8 +176,9 @@ enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::AllToAll,
+        Self::Transfer,
         Self::AllReduce,
         Self::AllGather,
         Self::Broadcast,
@@ -178,6 +191,7 @@ impl Operation {
     const fn name(self) -> &'static str {
         match self {
             Self::AllToAll => "all-to-all",
+            Self::Transfer => "transfer",
             Self::AllReduce => "all-reduce",
             Self::AllGather => "all-gather",
             Self::Broadcast => "broadcast",
@@ -210,6 +224,33 @@ fn check_counts(
         return Err(CommFailure::Mismatch(found));
     }
     Ok(())
+}
+
+/// Checks what a transfer sends and receives against the group, as every backend must.
+fn check_parts(sent: &[Part], received: &[Part], rank: usize, size: usize) -> Result<(), CommFailure> {
+    let mut all = sent.iter().chain(received);
+    if let Some((member, _)) = all.clone().find(|(member, _)| *member >= size) {
+        return Err(CommFailure::Mismatch(format!("member {member} of a group of {size}")));
+    }
+    if let Some((_, tensor)) = all.clone().find(|(_, tensor)| !tensor.is_contiguous()) {
+        return Err(CommFailure::Mismatch(format!("a tensor {:?} with gaps", tensor.size())));
+    }
+    if let Some((_, first)) = all.next()
+        && let Some((_, other)) = all.find(|(_, tensor)| tensor.kind() != first.kind())
+    {
+        return Err(CommFailure::Mismatch(format!("tensors of {:?} and {:?}", first.kind(), other.kind())));
+    }
+    let own = |parts: &[Part]| lengths(parts, rank).sum::<i64>();
+    if own(sent) != own(received) {
+        let found = format!("{} numbers from this rank to itself, {} expected", own(sent), own(received));
+        return Err(CommFailure::Mismatch(found));
+    }
+    Ok(())
+}
+
+/// How many numbers each of the parts of a member has.
+fn lengths(parts: &[Part], member: usize) -> impl Iterator<Item = i64> + '_ {
+    parts.iter().filter(move |(of, _)| *of == member).map(|(_, tensor)| tensor.numel() as i64)
 }
 
 /// The group of `groups` that `member` is in, if they are a partition of `size` members.

@@ -2,7 +2,7 @@
 
 use tch::{Device, IndexOp, Kind, Tensor};
 
-use super::{CommError, Communicator, Operation, Pending};
+use super::{CommError, Communicator, Operation, Part, Pending};
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CheckError {
@@ -52,6 +52,7 @@ impl Check<'_> {
         self.all_to_all(|from, to| (from * 2 + to * 3) % 5)?;
         self.all_to_all(|from, to| if to == 0 { from } else { 0 })?;
         self.all_to_all(|_, _| 0)?;
+        self.transfer()?;
         self.all_gather()?;
         for root in [0, self.comm.size() - 1] {
             self.broadcast(root)?;
@@ -97,6 +98,32 @@ impl Check<'_> {
         drop(rows);
         let found = pending.wait()?;
         self.compare(Operation::AllToAll, &found, &Tensor::cat(&expected, 0))
+    }
+
+    /// Some rows of every member, itself included, each a part, into every second row of a larger tensor, which is otherwise left alone.
+    fn transfer(&self) -> Result<(), CheckError> {
+        let (rank, size) = (self.comm.rank(), self.comm.size());
+        let count = |from: usize, to: usize| (from + 2 * to) % 4;
+        let parts_of = |from: usize, to: usize| {
+            let rows = self.rows(from, to, count(from, to));
+            (0..count(from, to)).map(move |row| rows.i(row as i64)).collect::<Vec<_>>()
+        };
+        let sent: Vec<Part> =
+            (0..size).flat_map(|to| parts_of(rank, to).into_iter().map(move |row| (to, row))).collect();
+        let expected: Vec<Tensor> = (0..size).flat_map(|from| parts_of(from, rank)).collect();
+        let from = (0..size).flat_map(|from| vec![from; count(from, rank)]);
+        let whole = Tensor::full([2 * expected.len() as i64, 4], 5, (self.kind, self.device));
+        let received: Vec<Part> = from.enumerate().map(|(row, from)| (from, whole.i(2 * row as i64))).collect();
+        let pending = self.comm.transfer(&sent, &received)?;
+        // The operation owns what it reads.
+        drop(sent);
+        drop(pending.wait()?);
+        let other = Tensor::full([4], 5, (self.kind, self.device));
+        for (row, expected) in expected.iter().enumerate() {
+            self.compare(Operation::Transfer, &whole.i(2 * row as i64), expected)?;
+            self.compare(Operation::Transfer, &whole.i(2 * row as i64 + 1), &other)?;
+        }
+        Ok(())
     }
 
     /// `[count, 4]`: sender, receiver, and a number for each row.

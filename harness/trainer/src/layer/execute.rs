@@ -3,6 +3,9 @@
 //! Streams are FIFO; transfers of weights are issued like exchanges and with them. An exchange is issued as soon as the exchange before it is issued and the task that it waits for
 //! has run. Then the next compute task runs, once the exchange that it waits for has arrived. Exchanges that nothing waits
 //! for are completed at the end.
+//!
+//! Experts of the next pass begin to be restored from shards once rows are on their way to those of this one
+//! ([`systems::program::Stream::Copy`]).
 
 use std::collections::VecDeque;
 
@@ -56,7 +59,12 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
         if !exchanges.is_empty() {
             return Err(TrainError::Program("tasks that wait for each other".to_owned()));
         }
-        (0..self.tasks.len()).try_for_each(|task| self.complete(task))
+        (0..self.tasks.len()).try_for_each(|task| self.complete(task))?;
+        self.restore_next(true)
+    }
+
+    fn restore_next(&self, ran: bool) -> Result<(), TrainError> {
+        self.timer.wait(Op::Unshard, || self.pass.restore_next(ran))
     }
 
     fn on(&self, streams: &[Stream]) -> VecDeque<usize> {
@@ -71,6 +79,9 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
         let op = self.tasks[task].op;
         self.pending[task] = Some(self.timer.wait(op, || self.pass.issue(op))?);
         self.begun[task] = true;
+        if let Op::Dispatch { .. } = op {
+            self.restore_next(false)?;
+        }
         Ok(())
     }
 

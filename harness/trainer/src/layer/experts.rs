@@ -11,7 +11,7 @@ use workloads::model::{Activation, Mlp, Moe};
 
 use crate::host::to_device;
 use crate::kernels::{self, Kernels};
-use crate::layer::shards::Shards;
+use crate::layer::shards::{Shards, Slots};
 use crate::model::mlp::activate;
 use crate::model::parameters::{Bucket, Initial, initial};
 
@@ -187,21 +187,20 @@ impl Experts {
         Self { bucket: Bucket::new(&rows, kind, device), shards: None, moe }
     }
 
-    /// That many slots, whose weights come from the shards of rank `rank` of `ranks`: those of all experts of MoE layer `layer` at
-    /// their initial values.
+    /// Slots whose weights come from the shards of rank `rank` of `ranks`: those of all experts of MoE layer `layer` at their initial
+    /// values.
     pub fn sharded(
         seed: u64,
         layer: usize,
-        slots: usize,
+        slots: Slots,
         (rank, ranks): (usize, usize),
         moe: Moe,
         depth: usize,
-        (kind, device): (Kind, Device),
     ) -> Self {
-        let empty = Self::new(seed, layer, &vec![None; slots], moe, depth, kind, device);
+        let device = slots.device();
         let all = (0..moe.experts).map(|expert| initial_row(seed, (layer, expert), &moe, depth, device));
-        let shards = Shards::new(all, (rank, ranks), kind, device);
-        Self { bucket: empty.bucket.without_state(), shards: Some(shards), moe }
+        let (shards, bucket) = Shards::new(all, (rank, ranks), &moe, slots);
+        Self { bucket, shards: Some(shards), moe }
     }
 
     /// What the optimizer updates.

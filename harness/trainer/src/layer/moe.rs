@@ -44,6 +44,10 @@ pub struct Layer {
 pub struct MoeSite<'a> {
     /// The expert-parallel group.
     pub group: &'a dyn Communicator,
+    /// The same ranks: what goes from shards to slots and back.
+    pub shards: &'a dyn Communicator,
+    /// The layer of the pass after this one, if that restores experts from shards: they are restored ahead of it.
+    pub next: Option<&'a Layer>,
     pub timer: &'a Timer,
     pub policy: &'a dyn Policy,
     pub gate: &'a Gate,
@@ -130,6 +134,10 @@ impl Layer {
         let Routed { choices, counts, mut stats, begun } = self.route(site, &timer, tokens)?;
         let program =
             timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
+        if program.forward.iter().chain(&program.backward).any(|task| task.op == Op::Unshard && task.after.is_some()) {
+            let what = "experts restored from shards behind a task of the pass: they are restored ahead of it";
+            return Err(TrainError::Program(what.to_owned()));
+        }
         let as_they_lie = program.steps == 1 && program.layout == Layout::Ragged && program.shadowed.is_empty();
         self.ran_at_once.set(as_they_lie);
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
@@ -271,8 +279,8 @@ impl Layer {
     }
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
-        let (experts, placement) = (&self.experts, &self.placement);
-        Local { group: site.group, experts, placement, splits, transfers, restored: false }
+        let (&MoeSite { group, shards, next, .. }, Self { experts, placement, .. }) = (site, self);
+        Local { group, shards, experts, placement, next, splits, transfers, restored: false }
     }
 
     /// The prices of the program's tasks, under a virtual clock.
@@ -301,8 +309,11 @@ mod tests {
 
     use super::*;
     use crate::comm::threads;
+    use crate::layer::shards::{Room, Shards};
     use crate::model::parameters::{Bucket, Initial, initial};
-    use systems::Plain;
+    use systems::program::Weights;
+    use systems::program::split::Split;
+    use systems::{Plain, Storage};
     use tch::Kind;
     use workloads::Cluster;
     use workloads::model::Moe;
@@ -335,16 +346,27 @@ mod tests {
 
         /// The weighted sum of results and the balance loss, and, if asked for, gradients of tokens, gates and experts.
         fn run(&self, gate: &Gate, backward: bool) -> (f64, Option<Tensor>) {
+            self.at_site(gate, &Plain, |site| {
+                let (result, saved, stats) = self.layer.forward(site, &self.tokens).unwrap();
+                let value = f64::try_from((result * &self.weight).sum(Kind::Double)).unwrap() + 0.5 * stats.balance;
+                let gradient = backward.then(|| self.layer.backward(site, saved, &self.weight).unwrap());
+                (value, gradient)
+            })
+        }
+
+        fn at_site<T>(&self, gate: &Gate, policy: &dyn Policy, run: impl FnOnce(&MoeSite) -> T) -> T {
             let _guard = tch::no_grad_guard();
             let cluster = Cluster::named("test", "inky").unwrap();
             let costs = CostModel::new(&cluster, 1);
             let place = costs.group(0..1, 1);
             let world = threads::world(1, Duration::from_secs(10)).remove(0);
             let timer = Timer::new(0, None);
-            let site = MoeSite {
+            run(&MoeSite {
                 timer: &timer,
                 group: &world,
-                policy: &Plain,
+                shards: &world,
+                next: None,
+                policy,
                 gate,
                 top_k: 2,
                 balance: 0.5,
@@ -354,11 +376,7 @@ mod tests {
                 random: (1, "test".to_owned()),
                 replay: None,
                 recorded_parts: None,
-            };
-            let (result, saved, stats) = self.layer.forward(&site, &self.tokens).unwrap();
-            let value = f64::try_from((result * &self.weight).sum(Kind::Double)).unwrap() + 0.5 * stats.balance;
-            let gradient = backward.then(|| self.layer.backward(&site, saved, &self.weight).unwrap());
-            (value, gradient)
+            })
         }
 
         /// Gradients against differences in every coordinate.
@@ -385,6 +403,61 @@ mod tests {
                     assert!((found - expected).abs() < 5e-3 * largest, "{gate} {index}: {found} {expected}");
                 }
             }
+        }
+    }
+
+    struct InShards;
+
+    impl Policy for InShards {
+        fn storage(&self) -> Storage {
+            Storage::Shards
+        }
+
+        fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+            LayerProgram::split(Split::Even, Vec::new(), Weights::Sharded, 0)
+        }
+    }
+
+    /// Three layers in memory for two: a layer's experts begin to be restored in the pass before, and all compute what experts that stand
+    /// in slots of their own do.
+    #[test]
+    fn experts_in_shards_are_restored_ahead_and_do_what_standing_ones_do() {
+        let small = Small::new();
+        let (moe, device) = (small.moe, Device::Cpu);
+        let room = Room::new(4 * moe.expert_parameters() as i64, Kind::Float, device);
+        let layer = |number, experts| Layer::new(number, LayerGate::plain(0, 1), experts, Placement::identity(4, 1));
+        let numbers = [0, 1, 2];
+        let standing = numbers.map(|number| {
+            layer(number, Experts::new(11, number, &[0, 1, 2, 3].map(Some), moe, 1, Kind::Float, device))
+        });
+        let sharded = numbers.map(|n| layer(n, Experts::sharded(11, n, room.slots(n, 4, &moe), (0, 1), moe, 1)));
+        let run = |layers: &[Layer; 3], policy: &dyn Policy| {
+            small.at_site(&Gate::NoDrop, policy, |site| {
+                let restoring = |layer: &Layer| layer.experts.shards.as_ref().is_some_and(Shards::is_restoring);
+                let at = |next| MoeSite { next, random: site.random.clone(), replay: None, ..*site };
+                let (mut found, mut saved) = (vec![small.tokens.shallow_clone()], Vec::new());
+                for (number, layer) in layers.iter().enumerate() {
+                    let next = layers.get(number + 1);
+                    let (output, kept, _) = layer.forward(&at(next), found.last().unwrap()).unwrap();
+                    assert_eq!(next.is_some_and(restoring), next.is_some_and(|next| next.experts.shards.is_some()));
+                    assert!(!restoring(layer));
+                    found.push(output);
+                    saved.push(kept);
+                }
+                for (number, layer) in layers.iter().enumerate().rev() {
+                    let next = number.checked_sub(1).map(|number| &layers[number]);
+                    found.push(layer.backward(&at(next), saved.pop().unwrap(), &small.weight).unwrap());
+                    assert_eq!(next.is_some_and(restoring), next.is_some_and(|next| next.experts.shards.is_some()));
+                }
+                layers.iter().filter_map(|layer| layer.experts.shards.as_ref()).for_each(|of| of.settle().unwrap());
+                found.extend(layers.iter().map(|layer| layer.experts.state().gradients().copy()));
+                found
+            })
+        };
+        for (found, expected) in run(&sharded, &InShards).iter().zip(run(&standing, &Plain)) {
+            let largest = f64::try_from(expected.abs().max()).unwrap();
+            let apart = f64::try_from((found - expected).abs().max()).unwrap();
+            assert!(apart <= 1e-6 * largest && largest > 0.0, "{apart} {largest}");
         }
     }
 

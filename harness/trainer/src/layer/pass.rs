@@ -16,6 +16,7 @@ use crate::error::TrainError;
 use crate::kernels::Kernels;
 use crate::layer::copies::Transfers;
 use crate::layer::experts::{self, Begun, Experts, Grouping, Views};
+use crate::layer::moe::Layer;
 use crate::layer::shards::Shards;
 use crate::layer::splits::{Split, Splits};
 
@@ -49,8 +50,12 @@ pub(super) struct At {
 #[derive(Clone, Copy)]
 pub(super) struct Local<'a> {
     pub(super) group: &'a dyn Communicator,
+    /// The same ranks: what goes from shards to slots and back.
+    pub(super) shards: &'a dyn Communicator,
     pub(super) experts: &'a Experts,
     pub(super) placement: &'a Placement,
+    /// The layer of the pass after this one, if that restores experts from shards.
+    pub(super) next: Option<&'a Layer>,
     pub(super) splits: &'a Splits,
     pub(super) transfers: &'a Transfers,
     /// Whether the pass before has left the experts that the program restores from shards in their slots.
@@ -124,7 +129,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A peer that died; a program that sends what is not computed yet.
     pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        let Local { splits, transfers, group, experts, placement, restored } = self.local;
+        let Local { splits, transfers, group, experts, placement, restored, .. } = self.local;
         match op {
             Op::Dispatch { step } => self.dispatch(step),
             Op::Combine { step } => self.combine(step),
@@ -135,16 +140,36 @@ impl<'a, K: Kernel> Pass<'a, K> {
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
             Op::CopyWeights => Ok(transfers.weights(experts, group)?),
             Op::ReturnGrad => Ok(transfers.gradients(experts, group)?),
-            Op::Unshard if restored => Ok(Vec::new()),
             Op::Unshard => {
                 let shards = self.shards()?;
-                Ok(vec![shards.gather(&shards.bucket.weights, placement, group)?])
+                if !restored {
+                    shards.restore(&experts.bucket, placement, self.local.shards)?;
+                }
+                Ok(shards.under_way())
             }
-            Op::Reshard => Ok(vec![self.shards()?.scatter(experts, placement, group)?]),
+            // No task waits for it: it ends in the passes that follow.
+            Op::Reshard => {
+                self.shards()?.scatter(&experts.bucket, placement, self.local.shards)?;
+                Ok(Vec::new())
+            }
             // Counts have arrived before the program was known.
             Op::Counts => Ok(Vec::new()),
             _ => Err(not_executed(op)),
         }
+    }
+
+    /// Starts to restore the experts of the next pass, unless they go where those of this one are: then once they `ran`.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn restore_next(&self, ran: bool) -> Result<(), TrainError> {
+        let Local { next, experts, shards: group, .. } = self.local;
+        let Some(Layer { experts: of_next, placement, .. }) = next else { return Ok(()) };
+        let Some(shards) = &of_next.shards else { return Ok(()) };
+        if ran || of_next.bucket.weights.data_ptr() != experts.bucket.weights.data_ptr() {
+            shards.restore(&of_next.bucket, placement, group)?;
+        }
+        Ok(())
     }
 
     /// Starts to send an expert's weights to the group.
@@ -180,7 +205,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A program that exchanges an expert it does not shadow.
     pub(super) fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        let Local { splits, transfers, experts, placement, group, .. } = self.local;
+        let Local { splits, transfers, experts, .. } = self.local;
         match op {
             Op::Dispatch { step } => self.arrived[step] = tensors,
             Op::Combine { step } => {
@@ -206,15 +231,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             }
             Op::CopyWeights => tensors.iter().for_each(|rows| transfers.weights_arrive(experts, rows)),
             Op::ReturnGrad => tensors.iter().for_each(|rows| transfers.gradients_arrive(experts, rows)),
-            Op::Unshard => {
-                let shards = self.shards()?;
-                tensors.iter().for_each(|rows| shards.restore(experts, placement, group.rank(), rows));
-            }
-            Op::Reshard => {
-                let shards = self.shards()?;
-                tensors.iter().for_each(|rows| shards.add(placement, rows));
-            }
-            // Nothing else was issued.
+            // Experts are in their slots already, and nothing else was issued.
             _ => {}
         }
         Ok(())

@@ -1,103 +1,197 @@
 //! Experts whose state is cut into equal shards over the ranks of a group: restored in slots, and their gradients summed into the
 //! shards.
+//!
+//! What arrives goes where it is needed, and nothing is put together or cut apart on the way. Slots begin to be filled a layer ahead,
+//! and gradients go to their shards while the layers before run ([`systems::program::Stream::Copy`]); so the slots of a stage's layers
+//! have [`Room`] for the weights of two of them and the gradients of one.
+
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use systems::Placement;
 use tch::{Device, Kind, Tensor};
+use workloads::model::Moe;
 
-use crate::comm::{CommError, Communicator, Pending};
-use crate::layer::experts::Experts;
+use crate::comm::{CommError, Communicator, Part, Pending};
+use crate::host::to_device;
 use crate::model::parameters::Bucket;
 
 /// A rank's shard of every expert of a layer.
 pub struct Shards {
     /// Weights, gradients and optimizer state, `[experts * shard]`, an expert's shard a parameter.
     pub bucket: Bucket,
-    ranks: usize,
-    /// Numbers of a shard; the last ones are padded with zeros.
-    size: i64,
+    cut: Cut,
+    /// The layer's slots, while they are being filled and nobody waits for them yet.
+    restoring: RefCell<Option<Pending>>,
+    returning: Returning,
+}
+
+/// Gradients on their way from slots to shards, of all layers whose slots share memory for them.
+type Returning = Rc<RefCell<Option<Pending>>>;
+
+/// Memory of a layer's slots, `[slots * parameters of an expert]`.
+pub struct Slots {
+    pub(super) bucket: Bucket,
+    returning: Returning,
+}
+
+/// Memory that the slots of a stage's layers share: for weights of two, because those of the next are restored while one runs, and
+/// for gradients of one.
+pub struct Room {
+    weights: [Tensor; 2],
+    gradients: Tensor,
+    returning: Returning,
+}
+
+impl Room {
+    /// For the layer with the most numbers in its slots.
+    pub fn new(most: i64, kind: Kind, device: Device) -> Self {
+        let weights = || Tensor::zeros([most], (kind, device));
+        let gradients = Tensor::zeros([most], (Kind::Float, device));
+        Self { weights: [weights(), weights()], gradients, returning: Returning::default() }
+    }
+
+    /// That many slots of the stage's MoE layer `layer`; those of the layers before and after it have other memory for weights.
+    pub fn slots(&self, layer: usize, slots: usize, moe: &Moe) -> Slots {
+        let memory = [&self.weights[layer % 2], &self.gradients];
+        let bucket = Bucket::in_memory(memory, slots, moe.expert_parameters() as i64);
+        Slots { bucket, returning: self.returning.clone() }
+    }
+}
+
+impl Slots {
+    /// That many slots with memory of their own.
+    pub fn new(slots: usize, moe: &Moe, kind: Kind, device: Device) -> Self {
+        Room::new(slots as i64 * moe.expert_parameters() as i64, kind, device).slots(0, slots, moe)
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.bucket.weights.device()
+    }
 }
 
 impl Shards {
-    /// The shards of rank `rank` of `ranks`. `experts`: the flat parameters of each.
+    /// The shards of rank `rank` of `ranks`, and the layer's slots. `experts`: the flat parameters of each.
     pub fn new(
         experts: impl Iterator<Item = Tensor>,
         (rank, ranks): (usize, usize),
-        kind: Kind,
-        device: Device,
-    ) -> Self {
-        let shard = |flat: Tensor| cut(&flat.unsqueeze(0), ranks).get(rank as i64).squeeze_dim(0).copy();
-        let shards: Vec<Tensor> = experts.map(shard).collect();
-        let size = shards.first().map_or(0, Tensor::numel) as i64;
-        Self { bucket: Bucket::new(&shards, kind, device), ranks, size }
+        moe: &Moe,
+        slots: Slots,
+    ) -> (Self, Bucket) {
+        let cut = Cut { parameters: moe.expert_parameters() as i64, ranks };
+        let (kind, device) = (slots.bucket.weights.kind(), slots.device());
+        let shards: Vec<Tensor> = experts.map(|flat| cut.of(&flat, rank).copy()).collect();
+        let bucket = Bucket::new(&shards, kind, device);
+        (Self { bucket, cut, restoring: RefCell::default(), returning: slots.returning }, slots.bucket)
     }
 
-    /// Starts to gather `of`, one of the bucket's tensors, for the slots of every rank: what [`Self::whole`] gets.
+    /// Starts to bring `of`, one of the bucket's tensors, into slots, `[slots of the rank * parameters of an expert]`.
     ///
     /// # Errors
     /// A peer that died.
-    pub fn gather(&self, of: &Tensor, placement: &Placement, group: &dyn Communicator) -> Result<Pending, CommError> {
-        let rows = of.view([-1, self.size]).index_select(0, &in_slots(placement, of.device()));
-        let mine = filled(placement, group.rank()).len();
-        group.all_to_all(&rows, &numbers(placement), &vec![mine; self.ranks])
-    }
-
-    /// `[filled slots of the rank, parameters of an expert]`, from the shards that arrived.
-    pub fn whole(&self, rows: &Tensor, parameters: usize) -> Tensor {
-        let ranks = self.ranks as i64;
-        let slots = rows.size()[0] / ranks;
-        let by_slot = rows.view([ranks, slots, self.size]).transpose(0, 1);
-        by_slot.reshape([slots, ranks * self.size]).narrow(1, 0, parameters as i64)
-    }
-
-    /// Puts the weights that arrived into their slots.
-    pub fn restore(&self, experts: &Experts, placement: &Placement, rank: usize, rows: &Tensor) {
-        experts.put(&filled(placement, rank), &self.whole(rows, experts.moe().expert_parameters() as usize));
-    }
-
-    /// Starts to send the gradients of a rank's slots to their shards, and clears them: what [`Self::add`] gets.
-    ///
-    /// # Errors
-    /// A peer that died.
-    pub fn scatter(
+    pub fn gather(
         &self,
-        experts: &Experts,
+        of: &Tensor,
+        slots: &Tensor,
         placement: &Placement,
         group: &dyn Communicator,
     ) -> Result<Pending, CommError> {
-        let slots = filled(placement, group.rank());
-        let rows = cut(&experts.stack(experts.bucket.gradients(), &slots), self.ranks);
-        let rows = rows.reshape([(self.ranks * slots.len()) as i64, self.size]);
-        experts.bucket.clear();
-        group.all_to_all(&rows, &vec![slots.len(); self.ranks], &numbers(placement))
+        let length = self.cut.length(group.rank());
+        let shard = |expert: usize| of.narrow(0, expert as i64 * length, length);
+        let sent = filled(placement).map(|(rank, _, expert)| (rank, shard(expert))).collect::<Vec<Part>>();
+        let own = filled(placement).filter(|(rank, ..)| *rank == group.rank());
+        let received: Vec<Part> = own.flat_map(|(_, slot, _)| self.cut.parts(slots, slot)).collect();
+        group.transfer(&sent, &received)
     }
 
-    /// Adds the gradients that arrived.
-    pub fn add(&self, placement: &Placement, rows: &Tensor) {
-        let mut gradients = self.bucket.gradients().view([-1, self.size]);
-        let _ = gradients.index_add_(0, &in_slots(placement, rows.device()), rows);
+    /// Starts to restore the layer's experts in its slots, if that is not under way.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn restore(&self, slots: &Bucket, placement: &Placement, group: &dyn Communicator) -> Result<(), CommError> {
+        let mut restoring = self.restoring.borrow_mut();
+        if restoring.is_none() {
+            *restoring = Some(self.gather(&self.bucket.weights, &slots.weights, placement, group)?);
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_restoring(&self) -> bool {
+        self.restoring.borrow().is_some()
+    }
+
+    /// What must be over before the layer's experts run: slots are filled, and gradients of another layer are out of their memory.
+    pub fn under_way(&self) -> Vec<Pending> {
+        [self.restoring.take(), self.returning.take()].into_iter().flatten().collect()
+    }
+
+    /// Starts to sum the gradients of the layer's slots into the shards, and clears them. It is over with what is [`Self::under_way`] next.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn scatter(&self, slots: &Bucket, placement: &Placement, group: &dyn Communicator) -> Result<(), CommError> {
+        if let Some(before) = self.returning.take() {
+            drop(before.wait()?);
+        }
+        let (gradients, length) = (slots.gradients(), self.cut.length(group.rank()));
+        let own = filled(placement).filter(|(rank, ..)| *rank == group.rank());
+        let sent: Vec<Part> = own.flat_map(|(_, slot, _)| self.cut.parts(gradients, slot)).collect();
+        let experts: Vec<i64> = filled(placement).map(|(.., expert)| expert as i64).collect();
+        let rows = Tensor::empty([experts.len() as i64, length], (gradients.kind(), gradients.device()));
+        let received = filled(placement).enumerate().map(|(row, (rank, ..))| (rank, rows.get(row as i64)));
+        let arriving = group.transfer(&sent, &received.collect::<Vec<Part>>())?;
+        slots.clear();
+        let mut sums = self.bucket.gradients().view([placement.experts() as i64, length]);
+        let experts = to_device(&Tensor::from_slice(&experts), rows.device());
+        *self.returning.borrow_mut() = Some(Pending::new(move || {
+            drop(arriving.wait()?);
+            Ok(sums.index_add_(0, &experts, &rows))
+        }));
+        Ok(())
+    }
+
+    /// Waits for gradients on their way.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn settle(&self) -> Result<(), CommError> {
+        self.returning.take().map_or(Ok(()), |pending| pending.wait().map(drop))
     }
 }
 
-/// `[ranks, rows, shard]`, from `[rows, parameters]`.
-fn cut(rows: &Tensor, ranks: usize) -> Tensor {
-    let (number, parameters, ranks) = (rows.size()[0], rows.size()[1], ranks as i64);
-    let shard = (parameters + ranks - 1) / ranks;
-    rows.constant_pad_nd([0, ranks * shard - parameters]).view([number, ranks, shard]).transpose(0, 1)
+/// How the parameters of an expert are cut over ranks: as evenly as whole numbers allow.
+#[derive(Clone, Copy)]
+struct Cut {
+    parameters: i64,
+    ranks: usize,
 }
 
-/// The slots of a rank that hold an expert.
-fn filled(placement: &Placement, rank: usize) -> Vec<usize> {
-    let slots = placement.experts_of(rank).iter().enumerate();
-    slots.filter_map(|(slot, expert)| expert.map(|_| slot)).collect()
+impl Cut {
+    fn start(self, rank: usize) -> i64 {
+        self.parameters * rank as i64 / self.ranks as i64
+    }
+
+    /// Parameters in the shard of a rank.
+    fn length(self, rank: usize) -> i64 {
+        self.start(rank + 1) - self.start(rank)
+    }
+
+    /// The shard of a rank of an expert's flat parameters.
+    fn of(self, flat: &Tensor, rank: usize) -> Tensor {
+        flat.narrow(0, self.start(rank), self.length(rank))
+    }
+
+    /// Those of all ranks in a slot.
+    fn parts(self, slots: &Tensor, slot: usize) -> impl Iterator<Item = Part> {
+        let flat = slots.narrow(0, slot as i64 * self.parameters, self.parameters);
+        (0..self.ranks).map(move |rank| (rank, self.of(&flat, rank)))
+    }
 }
 
-/// `[rank]`: its filled slots.
-fn numbers(placement: &Placement) -> Vec<usize> {
-    (0..placement.ranks()).map(|rank| filled(placement, rank).len()).collect()
-}
-
-/// The experts in the filled slots of all ranks, in their order.
-fn in_slots(placement: &Placement, device: Device) -> Tensor {
-    let experts: Vec<i64> = placement.experts_in_slots().iter().flatten().map(|&expert| expert as i64).collect();
-    Tensor::from_slice(&experts).to_device(device)
+/// Of all slots that hold an expert, in their order: the rank, the slot on it, the expert.
+fn filled(placement: &Placement) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
+    let of_rank = |rank| placement.experts_of(rank).iter().enumerate().map(move |(slot, expert)| (rank, slot, *expert));
+    let all = (0..placement.ranks()).flat_map(of_rank);
+    all.filter_map(|(rank, slot, expert)| expert.map(|expert| (rank, slot, expert)))
 }

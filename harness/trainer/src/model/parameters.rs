@@ -49,25 +49,34 @@ impl Bucket {
         };
         let weights = if kind == Kind::Float { master.shallow_clone() } else { master.to_kind(kind) };
         let gradients = Tensor::zeros([weights.numel() as i64], (Kind::Float, device));
+        let (first, second) = (master.zeros_like(), master.zeros_like());
+        let shapes: Vec<Vec<i64>> = parameters.iter().map(Tensor::size).collect();
+        Self::over([weights, gradients], [master, first, second], &shapes)
+    }
+
+    /// `count` parameters of `size` numbers in memory that is there, `[at least count * size]`, without master weights and optimizer state, which are
+    /// elsewhere. Their gradients are cleared.
+    pub fn in_memory([weights, gradients]: [&Tensor; 2], count: usize, size: i64) -> Self {
+        let _guard = tch::no_grad_guard();
+        let part = |of: &Tensor| of.narrow(0, 0, count as i64 * size);
+        let none = || Tensor::zeros([0], (Kind::Float, weights.device()));
+        let bucket = Self::over([part(weights), part(gradients)], [none(), none(), none()], &vec![vec![size]; count]);
+        bucket.clear();
+        bucket
+    }
+
+    /// Parameters of these shapes, one after the other in the tensors.
+    fn over([weights, gradients]: [Tensor; 2], [master, first, second]: [Tensor; 3], shapes: &[Vec<i64>]) -> Self {
         let (mut leaves, mut slots, mut offset) = (Vec::new(), Vec::new(), 0);
-        for parameter in parameters {
-            let (shape, length) = (parameter.size(), parameter.numel() as i64);
+        for shape in shapes {
+            let length = shape.iter().product();
             let view = |of: &Tensor| of.narrow(0, offset, length).view(shape.as_slice());
             leaves.push(view(&weights).detach().set_requires_grad(true));
             slots.push(view(&gradients));
             offset += length;
         }
-        let (first, second) = (master.zeros_like(), master.zeros_like());
         let cleared = RefCell::new(vec![false; leaves.len()]);
         Self { weights, gradients, master, first, second, leaves, slots, cleared }
-    }
-
-    /// Without optimizer state, which is elsewhere, and without master weights where these are not the weights themselves.
-    #[must_use]
-    pub fn without_state(self) -> Self {
-        let none = || self.first.narrow(0, 0, 0).copy();
-        let master = if self.weights.kind() == Kind::Float { self.master.shallow_clone() } else { none() };
-        Self { master, first: none(), second: none(), ..self }
     }
 
     /// Parameter `index` as a leaf of autograd.

@@ -1,6 +1,6 @@
 //! Which ranks a rank talks to, one communicator for each purpose.
 
-use systems::Plan;
+use systems::{Plan, Storage};
 
 use crate::comm::{CommError, Communicator};
 
@@ -11,6 +11,8 @@ pub(crate) struct Groups {
     pub(crate) stage: Box<dyn Communicator>,
     /// The owners of one set of experts.
     pub(crate) experts: Box<dyn Communicator>,
+    /// The same ranks, where experts are restored from shards: a group of its own, so that rows do not wait for them.
+    of_shards: Option<Box<dyn Communicator>>,
     /// Ranks with the same experts: their gradients.
     pub(crate) replicas: Box<dyn Communicator>,
     /// The parts of one set of dense parameters.
@@ -30,7 +32,7 @@ impl Groups {
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn new(world: Box<dyn Communicator>, plan: &Plan) -> Result<Self, CommError> {
+    pub(super) fn new(world: Box<dyn Communicator>, plan: &Plan, storage: Storage) -> Result<Self, CommError> {
         let size = plan.stage_ranks();
         let stages = |within: &[Vec<usize>]| -> Vec<Vec<usize>> {
             let stage = |stage: usize| within.iter().map(move |of| of.iter().map(|r| stage * size + r).collect());
@@ -52,6 +54,9 @@ impl Groups {
         Ok(Self {
             stage: world.split("stage", &contiguous(size))?,
             experts: world.split("expert-parallel group", &contiguous(plan.ep))?,
+            of_shards: (storage == Storage::Shards)
+                .then(|| world.split("shards of experts", &contiguous(plan.ep)))
+                .transpose()?,
             replicas: world.split("expert replicas", &strided(plan.ep))?,
             tensor: world.split("tensor-parallel group", &contiguous(plan.tp))?,
             data: world.split("data-parallel group", &strided(plan.tp))?,
@@ -60,5 +65,10 @@ impl Groups {
             tied: world.split("first and last stage", &tied)?,
             world,
         })
+    }
+
+    /// The ranks that hold the shards of one set of experts.
+    pub(crate) fn shards(&self) -> &dyn Communicator {
+        self.of_shards.as_deref().unwrap_or(&*self.experts)
     }
 }

@@ -16,7 +16,7 @@ use systems::iteration::online::{self, Online};
 use systems::iteration::timeline::{Activity, Gradients};
 use systems::price::network::Group;
 use systems::{Plan, Storage};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::clock::timer::Timer;
 use crate::comm::Communicator;
@@ -24,6 +24,7 @@ use crate::error::TrainError;
 use crate::layer::gate::LayerGate;
 use crate::layer::migrate::migrate;
 use crate::layer::moe::Layer;
+use crate::layer::shards::Shards;
 use crate::model::dense::Cut;
 use crate::rank::groups::Groups;
 use crate::rank::report::Report;
@@ -70,7 +71,7 @@ impl<'a> Rank<'a> {
         let (stage_number, position) = (world.rank() / plan.stage_ranks(), world.rank() % plan.stage_ranks());
         let ranks = plan.expert_group(stage_number, position / plan.ep);
         Ok(Self {
-            groups: Groups::new(world, &plan)?,
+            groups: Groups::new(world, &plan, policy.storage())?,
             stage: Stage::new(setup, (&start, policy.storage()), (stage_number, position), device),
             online: Online::new(policy),
             plan,
@@ -150,9 +151,10 @@ impl<'a> Rank<'a> {
         self.timer.wait(Activity::WeightGather(Gradients::Experts), || {
             for Layer { experts, placement, .. } in self.stage.layers() {
                 let Some(shards) = &experts.shards else { continue };
-                let rows = shards.gather(&shards.bucket.weights, placement, group)?.wait()?;
-                shards.restore(experts, placement, group.rank(), &rows);
+                shards.restore(&experts.bucket, placement, group)?;
             }
+            let under_way = self.stage.layers().filter_map(|layer| layer.experts.shards.as_ref());
+            under_way.flat_map(Shards::under_way).try_for_each(|pending| pending.wait().map(drop))?;
             Ok(())
         })
     }
@@ -210,8 +212,8 @@ impl<'a> Rank<'a> {
         let Some(shards) = &experts.shards else {
             return Ok(own.map(|(slot, expert)| (name(expert), experts.row(&experts.bucket.master, slot))).collect());
         };
-        let rows = shards.gather(&shards.bucket.master, placement, group)?.wait()?;
-        let rows = shards.whole(&rows, experts.moe().expert_parameters() as usize);
-        Ok(own.enumerate().map(|(index, (_, expert))| (name(expert), rows.get(index as i64))).collect())
+        let slots = Tensor::zeros([experts.bucket.len()], (Kind::Float, self.device));
+        drop(shards.gather(&shards.bucket.master, &slots, placement, group)?.wait()?);
+        Ok(own.map(|(slot, expert)| (name(expert), experts.row(&slots, slot))).collect())
     }
 }

@@ -1,9 +1,10 @@
 //! All micro-batches of an iteration through the stage, forward and backward, in 1F1B order.
 
 use rayon::prelude::*;
-use systems::Recompute;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::Activity;
+use systems::program::Op;
+use systems::{Recompute, Storage};
 use tch::{Kind, Tensor};
 use workloads::model::HALF;
 use workloads::{Bytes, Seconds};
@@ -13,6 +14,7 @@ use crate::error::TrainError;
 use crate::host::{to_device, to_scalar};
 use crate::layer::gate;
 use crate::layer::moe::{self, Layer, LayerStats, MoeSite};
+use crate::layer::shards::Shards;
 use crate::model::attention::AttentionSaved;
 use crate::model::head::HeadSaved;
 use crate::model::mlp::SharedSaved;
@@ -74,31 +76,55 @@ impl Rank<'_> {
         let mut saved: Vec<Option<Saved>> = (0..micro_batches).map(|_| None).collect();
         let mut stats: Vec<Vec<LayerStats>> = vec![Vec::new(); micro_batches];
         let (mut sends, mut losses) = (Vec::new(), Vec::new());
-        for work in one_forward_one_backward(pp, self.stage_number, micro_batches) {
+        let order = one_forward_one_backward(pp, self.stage_number, micro_batches);
+        self.restore_first(order.first().copied())?;
+        for (turn, &work) in order.iter().enumerate() {
+            let then = self.first_layer(order.get(turn + 1).copied());
             match work {
                 Work::Forward(m) => {
                     let (of_batch, loss);
-                    (of_batch, stats[m], loss) = self.forward(m, &mut sends)?;
+                    (of_batch, stats[m], loss) = self.forward(m, then, &mut sends)?;
                     saved[m] = Some(of_batch);
                     losses.extend(loss);
                 }
                 Work::Backward(m) => {
                     let of_batch = saved[m].take().expect("a schedule runs a micro-batch forward, then backward, once");
-                    self.backward(m, of_batch, &mut sends)?;
+                    self.backward(m, of_batch, then, &mut sends)?;
                 }
             }
         }
         self.timer.enter(None, None);
+        let shards = self.stage.layers().filter_map(|layer| layer.experts.shards.as_ref());
+        self.timer.wait(Activity::Op(Op::Reshard), || shards.into_iter().try_for_each(Shards::settle))?;
         for send in sends {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
         Ok(Ran { stats, losses })
     }
 
-    /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss, if this rank reports it.
+    /// The MoE layer that a pass begins with, if it restores experts from shards.
+    fn first_layer(&self, work: Option<Work>) -> Option<&Layer> {
+        let first = match work? {
+            Work::Forward(_) => self.stage.layers().next(),
+            Work::Backward(_) => self.stage.layers().next_back(),
+        };
+        first.filter(|_| self.online.policy().storage() == Storage::Shards)
+    }
+
+    /// Starts to restore the experts of the first pass.
+    fn restore_first(&self, work: Option<Work>) -> Result<(), TrainError> {
+        let Some(Layer { experts, placement, .. }) = self.first_layer(work) else { return Ok(()) };
+        let Some(shards) = &experts.shards else { return Ok(()) };
+        let restore = || shards.restore(&experts.bucket, placement, self.groups.shards());
+        Ok(self.timer.wait(Activity::Op(Op::Unshard), restore)?)
+    }
+
+    /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss, if this rank reports it. `then`: the
+    /// MoE layer that comes after it, if its experts are restored.
     fn forward(
         &self,
         m: usize,
+        then: Option<&Layer>,
         sends: &mut Vec<Pending>,
     ) -> Result<(Saved, Vec<LayerStats>, Option<Tensor>), TrainError> {
         let (work, stage) = (Some(Work::Forward(m)), &self.stage);
@@ -115,9 +141,11 @@ impl Rank<'_> {
         let mut blocks = Vec::with_capacity(stage.blocks.len());
         let mut stats = Vec::new();
         let recomputes = self.online.policy().recompute(&self.plan) == Recompute::Full;
+        let mut coming = self.coming(stage.layers(), then);
         for block in &stage.blocks {
             self.timer.enter(work, Some(block.number));
-            let (output, saved, of_layer) = self.block_forward(block, m, &stream)?;
+            let next = block.moe().and_then(|_| coming.next().flatten());
+            let (output, saved, of_layer) = self.block_forward(block, m, &stream, next)?;
             stats.extend(of_layer);
             blocks.push(if recomputes { BlockSaved::Input(stream) } else { saved });
             stream = output;
@@ -137,16 +165,34 @@ impl Rank<'_> {
         Ok((Saved { embedding, blocks, head }, stats, loss))
     }
 
-    fn backward(&self, m: usize, saved: Saved, sends: &mut Vec<Pending>) -> Result<(), TrainError> {
+    /// After each of these MoE layers, in the order of their passes: the one whose experts are restored next.
+    fn coming<'b>(
+        &self,
+        layers: impl Iterator<Item = &'b Layer>,
+        then: Option<&'b Layer>,
+    ) -> impl Iterator<Item = Option<&'b Layer>> {
+        let restores = self.online.policy().storage() == Storage::Shards;
+        layers.skip(1).map(move |layer| Some(layer).filter(|_| restores)).chain(std::iter::once(then))
+    }
+
+    fn backward(
+        &self,
+        m: usize,
+        saved: Saved,
+        then: Option<&Layer>,
+        sends: &mut Vec<Pending>,
+    ) -> Result<(), TrainError> {
         let (work, stage, site) = (Some(Work::Backward(m)), &self.stage, self.site());
         self.timer.enter(work, None);
         let mut gradient = match (&stage.head, saved.head) {
             (Some(head), Some(saved)) => head.backward(&site, saved)?,
             _ => self.receive(To::PreviousStage)?,
         };
+        let mut coming = self.coming(stage.layers().rev(), then);
         for (block, saved) in stage.blocks.iter().zip(saved.blocks).rev() {
             self.timer.enter(work, Some(block.number));
-            gradient = self.block_backward(block, m, saved, &gradient)?;
+            let next = block.moe().and_then(|_| coming.next().flatten());
+            gradient = self.block_backward(block, m, saved, &gradient, next)?;
         }
         self.timer.enter(work, None);
         match (&stage.embedding, saved.embedding) {
@@ -156,12 +202,14 @@ impl Rank<'_> {
         Ok(())
     }
 
-    /// A block's forward pass: the residual stream after it, what is saved, and what its MoE layer did.
+    /// A block's forward pass: the residual stream after it, what is saved, and what its MoE layer did. `next`: the MoE layer whose
+    /// experts are restored after its own.
     fn block_forward(
         &self,
         block: &Block,
         m: usize,
         input: &Tensor,
+        next: Option<&Layer>,
     ) -> Result<(Tensor, BlockSaved, Option<LayerStats>), TrainError> {
         let site = self.site();
         let ([residual, normed], attention) = block.attention.forward(&site, input)?;
@@ -171,7 +219,7 @@ impl Rank<'_> {
                 (output, FeedForwardSaved::Dense(tape), None)
             }
             FeedForward::Moe(layer, shared) => {
-                let (part, saved, stats) = layer.forward(&self.moe_site(layer, m), &site.part(&normed))?;
+                let (part, saved, stats) = layer.forward(&self.moe_site(layer, m, next), &site.part(&normed))?;
                 let routed = site.whole(part)?;
                 let (output, shared) = match shared {
                     Some(shared) => {
@@ -194,10 +242,12 @@ impl Rank<'_> {
         m: usize,
         saved: BlockSaved,
         gradient: &Tensor,
+        next: Option<&Layer>,
     ) -> Result<Tensor, TrainError> {
         let (attention, feed_forward) = match saved {
             BlockSaved::Whole(saved) => *saved,
-            BlockSaved::Input(input) => match self.block_forward(block, m, &input)?.1 {
+            // The backward pass finds the experts where this one leaves them.
+            BlockSaved::Input(input) => match self.block_forward(block, m, &input, None)?.1 {
                 BlockSaved::Whole(saved) => (saved.0, saved.1.recomputed()),
                 BlockSaved::Input(_) => unreachable!("a block's forward pass saves all"),
             },
@@ -210,7 +260,7 @@ impl Rank<'_> {
                     (Some(shared), Some(saved)) => Some(shared.backward(&site, saved, gradient)?),
                     _ => None,
                 };
-                let part = layer.backward(&self.moe_site(layer, m), *saved, &site.part(gradient))?;
+                let part = layer.backward(&self.moe_site(layer, m, next), *saved, &site.part(gradient))?;
                 let of_normed = site.whole(part)?;
                 match of_shared {
                     Some(of_shared) => self.timer.compute(Activity::Block, || of_normed + of_shared),
@@ -256,12 +306,14 @@ impl Rank<'_> {
         }
     }
 
-    fn moe_site<'b>(&'b self, layer: &Layer, m: usize) -> MoeSite<'b> {
+    fn moe_site<'b>(&'b self, layer: &Layer, m: usize, next: Option<&'b Layer>) -> MoeSite<'b> {
         let setup = self.setup;
         let micro_batches = self.plan.micro_batches(setup.job);
         let name = format!("gate {} layer {} rank {} micro-batch {m}", self.iteration, layer.number, self.position);
         MoeSite {
             group: &*self.groups.experts,
+            shards: self.groups.shards(),
+            next,
             timer: &self.timer,
             policy: self.online.policy(),
             gate: &setup.job.gate,

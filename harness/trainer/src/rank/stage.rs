@@ -1,7 +1,8 @@
 //! The part of the model on one rank: the blocks of its pipeline stage, and the ends of the model that the stage has.
 
-use systems::Storage;
 use systems::iteration::Start;
+use systems::plan::slots::layers_of;
+use systems::{Placement, Storage};
 use tch::{Device, Kind, Tensor};
 use workloads::gate::RouterBias;
 use workloads::model::{Ffn, Moe};
@@ -9,6 +10,7 @@ use workloads::model::{Ffn, Moe};
 use crate::layer::experts::Experts;
 use crate::layer::gate::{Gates, LayerGate};
 use crate::layer::moe::Layer;
+use crate::layer::shards::{Room, Slots};
 use crate::model::attention::Attention;
 use crate::model::dense::{Builder, Dense};
 use crate::model::embedding::{Embedding, embedding_weight};
@@ -39,6 +41,15 @@ pub(super) enum FeedForward {
     Moe(Box<Layer>, Option<SharedExpert>),
 }
 
+impl Block {
+    pub(super) fn moe(&self) -> Option<&Layer> {
+        match &self.feed_forward {
+            FeedForward::Moe(layer, _) => Some(layer),
+            FeedForward::Dense(_) => None,
+        }
+    }
+}
+
 impl Stage {
     /// Stage `stage` of the plan at `position` in it, at its initial values.
     pub(super) fn new(
@@ -50,6 +61,7 @@ impl Stage {
         let (plan, job) = (&start.plan, setup.job);
         let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp));
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
+        let room = (storage == Storage::Shards).then(|| room(setup, start, stage, device));
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
         let mut gates = GatesBuilder::default();
         let depth = setup.gpt.depth;
@@ -58,7 +70,8 @@ impl Stage {
             let attention = Attention::new(&mut builder, block, number, depth);
             let feed_forward = match block.ffn {
                 Ffn::Moe(moe) => {
-                    let layer = moe_layer(setup, (start, storage), (number, position), &mut gates, device);
+                    let layer =
+                        moe_layer(setup, start, (storage, room.as_ref()), (number, position), &mut gates, device);
                     let shared =
                         moe.shared.map(|shared| SharedExpert::new(&mut builder, number, moe.width, depth, shared));
                     FeedForward::Moe(Box::new(layer), shared)
@@ -85,11 +98,8 @@ impl Stage {
         shared.into_iter().chain(self.layers().map(|layer| layer.experts.state()))
     }
 
-    pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.blocks.iter().filter_map(|block| match &block.feed_forward {
-            FeedForward::Moe(layer, _) => Some(layer.as_ref()),
-            FeedForward::Dense(_) => None,
-        })
+    pub(crate) fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> {
+        self.blocks.iter().filter_map(Block::moe)
     }
 
     pub(crate) fn layers_mut(&mut self) -> impl Iterator<Item = &mut Layer> {
@@ -100,10 +110,20 @@ impl Stage {
     }
 }
 
+/// Memory for the slots of a stage's MoE layers.
+fn room(setup: &Setup, start: &Start, stage: usize, device: Device) -> Room {
+    let (plan, job) = (&start.plan, setup.job);
+    let numbers =
+        |(moe, placement): (&Moe, &Placement)| placement.slots_per_rank() as i64 * moe.expert_parameters() as i64;
+    let most = layers_of(job, plan, stage, &start.placements).map(numbers).max().unwrap_or(0);
+    Room::new(most, setup.kind, device)
+}
+
 /// The MoE layer of a block; its gate's parameters join the others.
 fn moe_layer(
     setup: &Setup,
-    (start, storage): (&Start, Storage),
+    start: &Start,
+    (storage, room): (Storage, Option<&Room>),
     (block, position): (usize, usize),
     gates: &mut GatesBuilder,
     device: Device,
@@ -118,7 +138,11 @@ fn moe_layer(
         Storage::Slots => Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device),
         Storage::OptimizerShards | Storage::Shards => {
             let slots = placement.slots_per_rank();
-            Experts::sharded(seed, number, slots, (rank, ranks), moe, depth, (kind, device))
+            let slots = match room {
+                Some(room) => room.slots(number, slots, &moe),
+                None => Slots::new(slots, &moe, kind, device),
+            };
+            Experts::sharded(seed, number, slots, (rank, ranks), moe, depth)
         }
     };
     Layer::new(number, gates.add(setup, number, &moe, device), experts, placement)

@@ -17,6 +17,7 @@ use crate::kernels;
 use crate::layer::copies::{first_gradients, sum_gradients};
 use crate::layer::gate;
 use crate::layer::moe::{Layer, LayerStats};
+use crate::layer::shards::Shards;
 use crate::model::optimizer::{self, Factor};
 use crate::model::parameters::Bucket;
 use crate::rank::Rank;
@@ -66,14 +67,17 @@ impl Rank<'_> {
             if storage == Storage::Slots {
                 sum(&buckets, &*groups.replicas)?;
             }
+            let mut before: Option<&Shards> = None;
             for Layer { experts, placement, .. } in stage.layers() {
-                match &experts.shards {
-                    Some(shards) => shards.add(placement, &shards.scatter(experts, placement, group)?.wait()?),
-                    None if placement.has_copies() => sum_gradients(experts, placement, group)?,
-                    None => {}
+                if let Some(shards) = &experts.shards {
+                    shards.scatter(&experts.bucket, placement, group)?;
+                    // Those of one layer travel while those of another are added.
+                    before.replace(shards).map_or(Ok(()), Shards::settle)?;
+                } else if placement.has_copies() {
+                    sum_gradients(experts, placement, group)?;
                 }
             }
-            Ok::<(), CommError>(())
+            before.map_or(Ok::<(), CommError>(()), Shards::settle)
         })?;
         match synchronised {
             Some(price) => self.timer.collective(activity, &*groups.stage, price),

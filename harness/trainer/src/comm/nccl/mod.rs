@@ -25,7 +25,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use self::api::{Call, SUM, api, data_type};
 use self::watch::{Flight, GroupComm, ROLL_CALL, Shared, error_of, watch};
 use crate::comm::exchange::Exchange;
-use crate::comm::{CommError, CommFailure, Communicator, Operation, Pending, check_counts};
+use crate::comm::{CommError, CommFailure, Communicator, Operation, Part, Pending, check_counts, check_parts};
 use crate::cuda::{self, CudaError, Event, Gpu};
 
 pub use self::api::version;
@@ -147,7 +147,7 @@ impl Communicator for Nccl {
         let starts = |counts: &[usize]| counts[..rank].iter().sum::<usize>() as i64;
         let own = sent[rank] as i64;
         no_grad(|| result.narrow(0, starts(received), own).copy_(&rows.narrow(0, starts(sent), own)));
-        let parts = |counts: &[usize]| parts(counts, row, rank);
+        let parts = |counts: &[usize]| rows_of(counts, row, rank);
         let (outgoing, incoming) = (parts(sent), parts(received));
         if outgoing.is_empty() && incoming.is_empty() {
             return self.nothing(result);
@@ -161,6 +161,36 @@ impl Communicator for Nccl {
                 }
                 for part in &incoming {
                     call.receive(to.wrapping_add(part.start * bytes).cast(), part.elements, kind, part.peer)?;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// All in one group of calls. What a rank has for itself goes the same way: on the group's stream, beside what others send.
+    fn transfer(&self, sent: &[Part], received: &[Part]) -> Result<Pending, CommError> {
+        let operation = Operation::Transfer;
+        check_parts(sent, received, self.rank(), self.size())
+            .map_err(|reason| error_of(&self.control, operation, reason))?;
+        let filled = |parts: &[Part]| -> Result<Vec<(usize, Tensor, ncclDataType_t)>, CommError> {
+            let filled = parts.iter().filter(|(_, part)| part.numel() > 0);
+            filled
+                .map(|(member, part)| self.prepare(operation, part).map(|(part, kind)| (*member, part, kind)))
+                .collect()
+        };
+        let (outgoing, incoming) = (filled(sent)?, filled(received)?);
+        let result = Tensor::empty([0], (Kind::Float, self.device()));
+        if outgoing.is_empty() && incoming.is_empty() {
+            return self.nothing(result);
+        }
+        let kept = outgoing.iter().chain(&incoming).map(|(_, part, _)| part.shallow_clone()).collect();
+        self.launch(operation, kept, result, |call| {
+            call.group(|| {
+                for (peer, part, kind) in &outgoing {
+                    call.send(part.data_ptr(), part.numel(), *kind, *peer)?;
+                }
+                for (peer, part, kind) in &incoming {
+                    call.receive(part.data_ptr(), part.numel(), *kind, *peer)?;
                 }
                 Ok(())
             })
@@ -302,20 +332,20 @@ impl Drop for Guard {
 }
 
 /// Rows for one member or from it, as elements of the whole.
-struct Part {
+struct Rows {
     peer: usize,
     start: usize,
     elements: usize,
 }
 
-/// The parts of all other members that are not empty.
-fn parts(counts: &[usize], row: usize, rank: usize) -> Vec<Part> {
+/// The rows of all other members that have some.
+fn rows_of(counts: &[usize], row: usize, rank: usize) -> Vec<Rows> {
     let mut start = 0;
     let mut parts = Vec::with_capacity(counts.len());
     for (peer, count) in counts.iter().enumerate() {
         let elements = count * row;
         if elements > 0 && peer != rank {
-            parts.push(Part { peer, start, elements });
+            parts.push(Rows { peer, start, elements });
         }
         start += elements;
     }
@@ -351,7 +381,7 @@ mod tests {
 
     #[test]
     fn parts_skip_empty_pairs_and_the_rank_itself() {
-        let parts = parts(&[2, 0, 5, 1], 3, 2);
+        let parts = rows_of(&[2, 0, 5, 1], 3, 2);
         let found: Vec<_> = parts.iter().map(|part| (part.peer, part.start, part.elements)).collect();
         assert_eq!(found, [(0, 0, 6), (3, 21, 3)]);
     }
