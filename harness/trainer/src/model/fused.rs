@@ -118,34 +118,28 @@ impl FusedHeads {
 
 /// Saved for backward by [`cross_entropy`].
 pub(super) struct CrossEntropySaved {
-    normed: Normed,
+    normed: Tensor,
+    /// In the memory of the logits.
     of_logits: Tensor,
 }
 
-impl CrossEntropySaved {
-    pub(super) fn stream(&self) -> &Tensor {
-        &self.normed.stream
-    }
-}
-
-/// The sum of the cross-entropies of `targets` `[tokens]`, one number on the GPU; its gradient is multiplied by `scale`.
+/// The sum of the cross-entropies of `targets` `[tokens]`, one number on the GPU, from the normalised stream; its gradient is multiplied by
+/// `scale`.
 ///
 /// # Errors
 /// A peer that died.
 pub(super) fn cross_entropy(
     kernels: &Kernels,
     site: &Site,
-    norm: FusedNorm,
     (bucket, words): (&Bucket, usize),
-    input: &Tensor,
+    normed: Tensor,
     (targets, vocabulary, scale): (&Tensor, i64, f64),
 ) -> Result<(Tensor, CrossEntropySaved), TrainError> {
-    let (normed, logits, target, local) = site.timer.compute(Activity::Edge, || {
-        let normed = norm.forward(kernels, site.dense, input, None);
-        let logits = normed.normed.linear::<Tensor>(&bucket.leaf(words).detach(), None);
+    let (logits, target, local) = site.timer.compute(Activity::Edge, || {
+        let logits = normed.linear::<Tensor>(&bucket.leaf(words).detach(), None);
         let target = site.local_targets(vocabulary, targets);
         let local = kernels.entropy(&logits, &target);
-        (normed, logits, target, local)
+        (logits, target, local)
     });
     let all = match site.group.size() {
         1 => local.unsqueeze(0),
@@ -163,23 +157,19 @@ pub(super) fn cross_entropy(
     Ok((loss, CrossEntropySaved { normed, of_logits: logits }))
 }
 
-/// The gradient of the stream before the normalisation.
+/// The gradient of the normalised stream.
 ///
 /// # Errors
 /// A peer that died.
 pub(super) fn cross_entropy_backward(
-    kernels: &Kernels,
     site: &Site,
-    norm: FusedNorm,
     (bucket, words): (&Bucket, usize),
     saved: CrossEntropySaved,
 ) -> Result<Tensor, TrainError> {
-    let CrossEntropySaved { normed: Normed { stream, normed, statistics }, of_logits } = saved;
+    let CrossEntropySaved { normed, of_logits } = saved;
     let of_normed = site.timer.compute(Activity::Edge, || {
         bucket.accumulate_product(words, &of_logits.tr(), &normed);
         of_logits.matmul(&bucket.leaf(words).detach())
     });
-    let of_normed = site.all_reduce(of_normed)?;
-    let backward = || norm.backward(kernels, site.dense, [&stream, &statistics], &of_normed, (None, None));
-    Ok(site.timer.compute(Activity::Edge, backward))
+    site.all_reduce(of_normed)
 }

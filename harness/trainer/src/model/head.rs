@@ -4,7 +4,7 @@ use systems::iteration::timeline::Activity;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Normed};
 use crate::model::Gpt;
 use crate::model::dense::Builder;
 use crate::model::fused::{self, CrossEntropySaved, FusedNorm};
@@ -27,8 +27,17 @@ pub enum HeadSaved {
     Fused(Box<FusedSaved>),
 }
 
-/// Saved for backward by the kernels of a GPU.
-pub struct FusedSaved(CrossEntropySaved);
+/// Saved for backward where kernels of a GPU make the cross-entropy.
+pub struct FusedSaved {
+    norm: NormSaved,
+    entropy: CrossEntropySaved,
+}
+
+/// Saved for backward by the normalisation before it.
+enum NormSaved {
+    Taped(Tape),
+    Fused { stream: Tensor, statistics: Tensor },
+}
 
 impl Head {
     pub fn new(builder: &mut Builder, gpt: &Gpt) -> Self {
@@ -60,15 +69,15 @@ impl Head {
         scale: f64,
     ) -> Result<(Tensor, HeadSaved), TrainError> {
         let (bucket, index) = self.words(site);
-        if let Some((kernels, norm)) = self.fused(site, input) {
+        if let Some(kernels) = self.kernels(site, input) {
+            let (normed, norm) = site.timer.compute(Activity::Edge, || self.normalise(kernels, site, input));
             let what = (targets, self.vocabulary, scale);
-            let (loss, saved) = fused::cross_entropy(kernels, site, norm, (bucket, index), input, what)?;
-            return Ok((loss, HeadSaved::Fused(Box::new(FusedSaved(saved)))));
+            let (loss, entropy) = fused::cross_entropy(kernels, site, (bucket, index), normed, what)?;
+            return Ok((loss, HeadSaved::Fused(Box::new(FusedSaved { norm, entropy }))));
         }
-        let Site { dense, group, timer, .. } = site;
+        let Site { group, timer, .. } = site;
         let (norm, product, logits, local) = timer.compute(Activity::Edge, || {
-            let ([normed], norm) =
-                Tape::record(&dense.replicated, &self.norm.parameters, &[input], |x, p| [self.norm.apply(&x[0], p)]);
+            let (normed, norm) = self.taped_norm(site, input);
             let ([logits], product) =
                 Tape::record(bucket, &[index], &[&normed], |x, p| [x[0].linear::<Tensor>(p[0], None)]);
             let logits = logits.to_kind(Kind::Float);
@@ -107,8 +116,9 @@ impl Head {
         let (norm, product, of_logits) = match saved {
             HeadSaved::Taped { norm, product, of_logits } => (norm, product, of_logits),
             HeadSaved::Fused(saved) => {
-                let (kernels, norm) = self.fused(site, saved.0.stream()).expect("the forward pass ran by kernels");
-                return fused::cross_entropy_backward(kernels, site, norm, (bucket, index), saved.0);
+                let FusedSaved { norm, entropy } = *saved;
+                let of_normed = fused::cross_entropy_backward(site, (bucket, index), entropy)?;
+                return Ok(timer.compute(Activity::Edge, || self.norm_backward(site, norm, &of_normed)));
             }
         };
         let of_normed = timer.compute(Activity::Edge, || product.backward(bucket, &[&of_logits]).remove(0));
@@ -116,10 +126,38 @@ impl Head {
         Ok(timer.compute(Activity::Edge, || norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
     }
 
-    /// The kernels and the normalisation that they know, where they serve: the words of a rank fill whole accesses.
-    fn fused(&self, site: &Site, input: &Tensor) -> Option<(&'static Kernels, FusedNorm)> {
+    /// The normalised stream, and what is saved of it.
+    fn normalise(&self, kernels: &Kernels, site: &Site, input: &Tensor) -> (Tensor, NormSaved) {
+        let Some(parameters) = self.norm.fused() else {
+            let (normed, tape) = self.taped_norm(site, input);
+            return (normed, NormSaved::Taped(tape));
+        };
+        let Normed { stream, normed, statistics } = FusedNorm { parameters }.forward(kernels, site.dense, input, None);
+        (normed, NormSaved::Fused { stream, statistics })
+    }
+
+    fn taped_norm(&self, site: &Site, input: &Tensor) -> (Tensor, Tape) {
+        let (bucket, parameters) = (&site.dense.replicated, &self.norm.parameters);
+        let ([normed], tape) = Tape::record(bucket, parameters, &[input], |x, p| [self.norm.apply(&x[0], p)]);
+        (normed, tape)
+    }
+
+    /// The gradient of the stream from that of its normalisation.
+    fn norm_backward(&self, site: &Site, saved: NormSaved, of_normed: &Tensor) -> Tensor {
+        match saved {
+            NormSaved::Taped(tape) => tape.backward(&site.dense.replicated, &[of_normed]).remove(0),
+            NormSaved::Fused { stream, statistics } => {
+                let kernels = fused::kernels(&stream).expect("the forward pass ran by kernels");
+                let parameters = self.norm.fused().expect("the kernels know the normalisation");
+                let saved = [&stream, &statistics];
+                FusedNorm { parameters }.backward(kernels, site.dense, saved, of_normed, (None, None))
+            }
+        }
+    }
+
+    /// The kernels, where they serve: the words of a rank fill whole accesses.
+    fn kernels(&self, site: &Site, input: &Tensor) -> Option<&'static Kernels> {
         let words = self.vocabulary / site.group.size() as i64;
-        let norm = FusedNorm { parameters: self.norm.fused()? };
-        fused::kernels(input).filter(|_| words % 8 == 0).map(|kernels| (kernels, norm))
+        fused::kernels(input).filter(|_| words % 8 == 0)
     }
 }
