@@ -144,7 +144,7 @@ impl Asked {
             iterations.push(world::iteration(&setup, &of));
         };
         let timeout = Duration::from_secs_f64(self.timeout);
-        let threads = Threads { device: Device::Cpu, virtual_clock: false, timeout };
+        let threads = Threads { device: Device::Cpu, virtual_clock: None, timeout };
         world::run(&setup, threads, &mut sink, |rank| rank.weights().unwrap())
     }
 }

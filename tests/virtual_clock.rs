@@ -15,6 +15,7 @@ use systems::program::{Op, Stream};
 use systems::zoo::{eplb, expert_only, fastermoe, flexmoe, laer, microep, quota, smartmoe, symi};
 use systems::{CostModel, Job, Plan, Recompute, System};
 use tch::{Device, Kind};
+use trainer::clock::timer::ALONE;
 use trainer::data::Language;
 use trainer::rank::report::Report;
 use trainer::record;
@@ -98,6 +99,7 @@ fn train_with(
         spans = seen;
         reports.push(of);
     };
+    let virtual_clock = virtual_clock.then_some(ALONE);
     let threads = Threads { device: Device::Cpu, virtual_clock, timeout: Duration::from_secs(120) };
     world::run(&setup, threads, &mut sink, |_| ()).unwrap();
     Trained {

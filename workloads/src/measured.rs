@@ -37,6 +37,10 @@ impl Operation {
 }
 
 /// What an operation of one shape takes.
+///
+/// A host issues operations in order and does not wait for its GPU, so that operations queue up: the GPU then takes its own time for
+/// each, `queued`, as long as the host takes no longer to issue them, `issue`. Where a cluster does not state these two, every
+/// operation takes what it took from an idle GPU on, `forward` and `backward`, and hosts take no time.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredOperation {
@@ -44,12 +48,26 @@ pub struct MeasuredOperation {
     pub operation: Operation,
     /// What it was measured on, as [`crate::model::shapes`] writes it; empty for the optimizer.
     pub shape: String,
+    /// The forward pass, or the whole of an operation that has one pass: from an idle GPU until it is idle again.
+    pub forward: Line,
+    /// The backward pass, likewise; none for the optimizer.
+    pub backward: Option<Line>,
+    /// What the GPU takes behind other work, when all is issued before it begins.
+    pub queued: Option<Passes>,
+    /// What the host takes to issue it.
+    pub issue: Option<Passes>,
+    /// Where the times come from.
+    pub source: String,
+}
+
+/// The passes of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passes {
     /// The forward pass, or the whole of an operation that has one pass.
     pub forward: Line,
     /// The backward pass; none for the optimizer.
     pub backward: Option<Line>,
-    /// Where the times come from.
-    pub source: String,
 }
 
 /// A time that grows with a number of units.
@@ -64,34 +82,50 @@ pub struct Line {
     pub error: Option<f64>,
 }
 
+impl Line {
+    /// The time of that many units, s.
+    pub fn of(&self, units: f64) -> f64 {
+        self.start + self.unit * units
+    }
+}
+
 impl MeasuredOperation {
+    /// From an idle GPU until it is idle again.
+    pub fn alone(&self) -> Passes {
+        Passes { forward: self.forward, backward: self.backward }
+    }
+
     /// Whether its times are numbers of at least 0, with a source.
     pub(crate) fn check(&self, file: &str) -> Result<(), ConfigError> {
         let field = |part: &str| format!("gpu.measured {} ({}): {part}", self.operation.name(), self.shape);
-        for (pass, line) in [("forward", Some(self.forward)), ("backward", self.backward)] {
-            let Some(Line { start, unit, error }) = line else { continue };
-            for (part, value) in [("start", start), ("unit", unit), ("error", error.unwrap_or(0.0))] {
-                if !(value.is_finite() && value >= 0.0) {
-                    return Err(ConfigError::value(
-                        file,
-                        field(&format!("{pass}.{part}")),
-                        value,
-                        "a number of at least 0",
-                    ));
-                }
-            }
+        let all = [("", Some(self.alone())), ("queued.", self.queued), ("issue.", self.issue)];
+        for (path, passes) in all.into_iter().filter_map(|(path, passes)| Some((path, passes?))) {
+            self.check_passes(file, passes, &|part| field(&format!("{path}{part}")))?;
         }
-        if self.backward.is_none() != (self.operation == Operation::Optimizer) {
-            let found = if self.backward.is_some() { "given" } else { "missing" };
-            return Err(ConfigError::value(
-                file,
-                field("backward"),
-                found,
-                "one for every operation but the optimizer",
-            ));
+        if let (Some(_), None) | (None, Some(_)) = (self.queued, self.issue) {
+            let missing = if self.queued.is_none() { "queued" } else { "issue" };
+            return Err(ConfigError::value(file, field(missing), "missing", "queued and issue, or neither"));
         }
         if self.source.trim().is_empty() {
             return Err(ConfigError::value(file, field("source"), "\"\"", "where the times come from"));
+        }
+        Ok(())
+    }
+
+    fn check_passes(&self, file: &str, passes: Passes, field: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
+        for (pass, line) in [("forward", Some(passes.forward)), ("backward", passes.backward)] {
+            let Some(Line { start, unit, error }) = line else { continue };
+            for (part, value) in [("start", start), ("unit", unit), ("error", error.unwrap_or(0.0))] {
+                if !(value.is_finite() && value >= 0.0) {
+                    let field = field(&format!("{pass}.{part}"));
+                    return Err(ConfigError::value(file, field, value, "a number of at least 0"));
+                }
+            }
+        }
+        if passes.backward.is_none() != (self.operation == Operation::Optimizer) {
+            let found = if passes.backward.is_some() { "given" } else { "missing" };
+            let expected = "one for every operation but the optimizer";
+            return Err(ConfigError::value(file, field("backward"), found, expected));
         }
         Ok(())
     }
@@ -125,6 +159,16 @@ mod tests {
             "operation = \"optimizer\"",
             "backward = given: expected one for every operation but",
         );
+        let both = "queued = { forward = { start = 0, unit = 2e-9 }, backward = { start = 0, unit = 4e-9 } }\n\
+                    issue = { forward = { start = 1e-6, unit = 0 }, backward = { start = 2e-6, unit = 0 } }\nsource";
+        let ahead = with(&good.replacen("source", both, 1)).unwrap();
+        let Some(Passes { forward, backward: Some(_) }) = ahead.gpu.measured[0].issue else { panic!("{ahead:?}") };
+        assert_eq!((forward.of(4.0), ahead.gpu.measured[0].queued.unwrap().forward.of(4.0)), (1e-6, 8e-9));
+        let (queued, issue) = both.trim_end_matches("\nsource").split_once('\n').unwrap();
+        bad("source", &format!("{queued}\nsource"), "issue = missing: expected queued and issue, or neither");
+        bad("source", &format!("{issue}\nsource"), "queued = missing");
+        bad("source", &both.replacen("unit = 0 }", "unit = -1 }", 1), "issue.forward.unit = -1");
+        bad("source", &both.replace(", backward = { start = 2e-6, unit = 0 }", ""), "issue.backward = missing");
         let twice = with(&format!("{good}{good}")).unwrap_err().to_string();
         assert!(twice.contains("gpu.measured expert (8 wide)") && twice.contains("once"), "{twice}");
     }

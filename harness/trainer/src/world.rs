@@ -12,7 +12,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::{self, Checkpoints};
-use crate::clock::timer::Timer;
+use crate::clock::timer::{ALONE, Measures, Timer};
 use crate::comm::Communicator;
 use crate::comm::threads::{self, Failure};
 use crate::cuda::Gpu;
@@ -29,8 +29,8 @@ use crate::setup::Setup;
 pub struct Threads {
     /// Where the tensors of all ranks are.
     pub device: Device,
-    /// Whether ranks take turns on the device under a virtual clock.
-    pub virtual_clock: bool,
+    /// Where ranks take turns on the device under a virtual clock: what it measures of their segments.
+    pub virtual_clock: Option<Measures>,
     /// How long a rank waits for another.
     pub timeout: Duration,
 }
@@ -48,16 +48,17 @@ pub fn run<T: Send>(
     sink: &mut Sink,
     last: impl Fn(&Rank) -> T + Sync,
 ) -> Result<Vec<T>, TrainError> {
-    let turns = threads.virtual_clock.then(|| Arc::new(Mutex::new(())));
+    let turns = threads.virtual_clock.map(|_| Arc::new(Mutex::new(())));
     let size = setup.job.gpus;
-    if threads.virtual_clock {
+    if threads.virtual_clock.is_some() {
         keep_freed_memory();
     }
     let sink = Mutex::new(sink);
     let ends = threads::run(size, threads.timeout, |member| {
         // Ranks are the parallelism; a rank's own kernels run on its thread.
         tch::set_num_threads(1);
-        let timer = Timer::new(member.rank(), turns.clone()).on(threads.device);
+        let measures = threads.virtual_clock.unwrap_or(ALONE);
+        let timer = Timer::new(member.rank(), turns.clone()).measuring(measures).on(threads.device);
         train(setup, member, Place { device: threads.device, alone: size == 1, timer }, &sink, &last)
     });
     let (mut results, mut failures) = (Vec::with_capacity(size), Vec::new());

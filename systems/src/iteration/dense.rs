@@ -53,6 +53,11 @@ impl<'a> Dense<'a> {
         [gradients + costs.block(), time * direction.products()]
     }
 
+    /// What the host takes to issue that.
+    pub(super) fn block_issue(&self, block: &Block, direction: Direction) -> Seconds {
+        self.costs.block_issue(block, self.part(), direction)
+    }
+
     /// What a recomputation that keeps the rest of a block does again of it.
     pub(super) fn again(&self, block: &Block, recompute: Recompute) -> Seconds {
         let [again, all] = [block.dense_activations() - block.kept(recompute), block.dense_activations()];
@@ -98,6 +103,14 @@ impl<'a> Dense<'a> {
             time += edge(&model.output);
         }
         time * direction.products()
+    }
+
+    /// What the host takes to issue them, where they were measured: both together.
+    pub(super) fn edges_issue(&self, ends: [bool; 2], direction: Direction) -> Seconds {
+        match ends {
+            [true, true] => self.costs.edges_issue(&self.job.model, self.part(), direction),
+            _ => Seconds::ZERO,
+        }
     }
 
     /// Their collectives. Words are cut over tensor-parallel ranks: the embedding's rows are summed forward, the gradient of

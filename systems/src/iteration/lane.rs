@@ -15,6 +15,7 @@ use crate::plan::job::{Job, Scope};
 use crate::plan::memory::{ExpertMemory, HeldRows, StageMemory, StageParameters};
 use crate::plan::placement::Placement;
 use crate::plan::{Recompute, Zero};
+use crate::price::hosts::Hosts;
 use crate::price::ledger::{Ledger, Phase};
 use crate::price::network::Group;
 use crate::price::streams::{Links, Streams, TimedPass};
@@ -51,6 +52,8 @@ pub(super) struct Routed {
 pub(super) struct StageResult<'l> {
     /// `[rank]`: when it is done.
     pub(super) clock: &'l [Seconds],
+    /// `[rank]`: when its host is.
+    pub(super) hosts: &'l [Seconds],
     /// What its ranks' time went to.
     pub(super) ledger: &'l Ledger,
     /// `[direction]`: what a rank computes in one micro-batch.
@@ -93,6 +96,7 @@ struct StageRun<'a> {
     hides_exchanges: bool,
     /// `[rank]`.
     clock: Vec<Seconds>,
+    hosts: Hosts,
     links: Links,
     /// `[rank]`: when the weights of the next block are there; nothing where they have not been asked for.
     asked: Vec<Seconds>,
@@ -199,6 +203,7 @@ impl<'a> Lane<'a> {
             let passes = (stage.ranks.len() * self.micro_batches) as f64;
             StageResult {
                 clock: &stage.clock,
+                hosts: stage.hosts.clock(),
                 ledger: &stage.ledger,
                 computation: stage.computed.map(|time| time / passes),
                 blocks: stage.chunks.iter().map(|chunk| chunk.blocks.len()).sum(),
@@ -290,6 +295,7 @@ impl<'a> StageRun<'a> {
             recompute,
             hides_exchanges,
             clock: vec![migrated; plan.ep],
+            hosts: Hosts::new(&vec![migrated; plan.ep]),
             links: Links::new(&vec![migrated; plan.ep]),
             asked: Vec::new(),
             met: Vec::new(),
@@ -561,24 +567,36 @@ impl<'a> StageRun<'a> {
         self.dense_block(block, Direction::Backward);
     }
 
-    /// All ranks do the same, in parts one after the other.
+    /// All ranks do the same, in parts one after the other; no host is needed.
     fn advance<const PARTS: usize>(&mut self, activity: Activity, parts: [Seconds; PARTS]) {
+        self.issue(activity, Seconds::ZERO, parts);
+    }
+
+    /// All ranks do the same, in parts one after the other, that their hosts issue.
+    fn issue<const PARTS: usize>(&mut self, activity: Activity, issue: Seconds, parts: [Seconds; PARTS]) {
         let (block, work) = (self.block, self.turn.map(|turn| turn.work));
-        for (rank, clock) in self.ranks.clone().zip(&mut self.clock) {
+        let mut starved = Seconds::ZERO;
+        for (position, (rank, clock)) in self.ranks.clone().zip(&mut self.clock).enumerate() {
             let start = *clock;
             parts.iter().for_each(|&part| *clock += part);
+            let [_, end] = self.hosts.issue(position, issue, start, *clock);
+            if end > *clock {
+                starved += end - *clock;
+                *clock = end;
+            }
             self.recorder.record(Span { rank, activity, block, work, start, end: *clock });
         }
         for part in parts {
             self.ledger.add(activity.phase(), part * self.clock.len() as f64);
         }
+        self.ledger.add(activity.phase(), starved);
     }
 
     /// One pass of a layer program.
     fn pass(&mut self, pass: &TimedPass, streams: &mut Streams) {
-        let Self { ranks, block, turn, clock, links, ledger, recorder, .. } = self;
+        let Self { ranks, block, turn, clock, hosts, links, ledger, recorder, .. } = self;
         let (first, block, work) = (ranks.start, *block, turn.map(|turn| turn.work));
-        streams.run(pass, clock, links, ledger, |op, starts, ends| {
+        streams.run(pass, clock, hosts, links, ledger, |op, starts, ends| {
             if recorder.is_on() {
                 for (position, (&start, &end)) in starts.iter().zip(ends).enumerate() {
                     recorder.record(Span {
@@ -611,7 +629,8 @@ impl<'a> StageRun<'a> {
         if self.evaluation.job.scope == Scope::Layer {
             return;
         }
-        self.advance(Activity::Block, self.dense.block(block, direction));
+        let issue = self.dense.block_issue(block, direction);
+        self.issue(Activity::Block, issue, self.dense.block(block, direction));
         if self.evaluation.plan.tp > 1 {
             self.advance(Activity::TensorParallel, [self.dense.collectives(block, direction)]);
         }
@@ -624,7 +643,8 @@ impl<'a> StageRun<'a> {
         if self.evaluation.job.scope == Scope::Layer {
             return;
         }
-        self.advance(Activity::Edge, [self.dense.edges(ends, direction)]);
+        let issue = self.dense.edges_issue(ends, direction);
+        self.issue(Activity::Edge, issue, [self.dense.edges(ends, direction)]);
         if self.evaluation.plan.tp > 1 {
             self.advance(Activity::TensorParallel, [self.dense.edge_collectives(ends, direction)]);
         }

@@ -9,6 +9,8 @@
 pub mod copies;
 mod dense;
 mod exchanged;
+#[cfg(test)]
+mod host_tests;
 mod lane;
 pub mod moved;
 pub mod online;
@@ -266,7 +268,9 @@ impl Evaluation<'_> {
         if self.job.scope == Scope::Layer || self.policy.overlap().state {
             return vec![Seconds::ZERO; pp];
         }
-        let (stages, mut nobody) = (vec![StageSum::default(); pp], Recorder::new(Watch::Nobody));
+        // No host of theirs has anything left to issue.
+        let of_stage = StageSum { issued: Seconds(f64::NEG_INFINITY), ..StageSum::default() };
+        let (stages, mut nobody) = (vec![of_stage; pp], Recorder::new(Watch::Nobody));
         (0..pp).map(|index| self.update(index, &stages, &mut Ledger::default(), &mut nobody)).collect()
     }
 
@@ -319,7 +323,10 @@ impl Evaluation<'_> {
         let parameters = traffic.parameters;
         let mut spans = StageSpans { ranks, recorder };
         let synchronised = self.synchronise(&traffic, index, stages, &mut spans);
-        let (optimizer, host) = (costs.optimizer(parameters.updated(plan).total()), costs.iteration() + self.images());
+        let updates = parameters.updated(plan).total();
+        let issued = stages[index].issued + costs.optimizer_issue(updates);
+        let optimizer = costs.optimizer(updates).max(issued - synchronised);
+        let host = costs.iteration() + self.images();
         let updated = spans.show(Activity::Optimizer, synchronised, optimizer);
         let gathered = match plan.zero {
             Zero::Optimizer | Zero::Gradients => {
@@ -478,6 +485,8 @@ fn lag(replicas: &[Replica]) -> Seconds {
 struct StageSum {
     ledger: Ledger,
     end: Seconds,
+    /// When the last of its hosts has issued all passes.
+    issued: Seconds,
     /// `[direction]`: what a rank computes in one micro-batch, mean over lanes.
     computation: [Seconds; 2],
     blocks: usize,
@@ -488,6 +497,7 @@ impl StageSum {
     fn add(&mut self, lane: &StageResult, lanes: usize, rest: Seconds) {
         self.ledger.merge(lane.ledger, 1.0);
         self.end = lane.clock.iter().map(|&clock| clock + rest).fold(self.end, Seconds::max);
+        self.issued = lane.hosts.iter().map(|&host| host + rest).fold(self.issued, Seconds::max);
         for (sum, time) in self.computation.iter_mut().zip(lane.computation) {
             *sum += time * (1.0 / lanes as f64);
         }

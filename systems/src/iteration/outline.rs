@@ -19,6 +19,7 @@ use crate::plan::job::Job;
 use crate::plan::memory::StageParameters;
 use crate::plan::placement::Placement;
 use crate::price::cost::CostModel;
+use crate::price::hosts::Hosts;
 use crate::price::ledger::Ledger;
 use crate::price::streams::{Links, Streams};
 use crate::price::{Scratch, Setting};
@@ -133,9 +134,9 @@ impl<'a> Outline<'a> {
                 let price = setting.price_in(&mut scratch, &program, &counts, &placements[layer]);
                 for direction in DIRECTIONS {
                     let mut clock = vec![Seconds::ZERO; plan.ep];
-                    let (pass, links, ledger) =
-                        (price.pass(&program, direction), &mut Links::default(), &mut Ledger::default());
-                    streams.run(&pass, &mut clock, links, ledger, |_, _, _| ());
+                    let (pass, hosts) = (price.pass(&program, direction), &mut Hosts::default());
+                    let (links, ledger) = (&mut Links::default(), &mut Ledger::default());
+                    streams.run(&pass, &mut clock, hosts, links, ledger, |_, _, _| ());
                     sum[direction as usize] += clock.into_iter().fold(Seconds::ZERO, Seconds::max);
                 }
                 scratch.reuse(price);

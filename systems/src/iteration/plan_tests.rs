@@ -274,7 +274,16 @@ fn a_selective_recomputation_is_a_part_of_the_measured_block() {
     let whole = costs.matrix(block.dense_flops()) + costs.elementwise(block.dense_activations() * 2.0);
     let line = Line { start: 1.0, unit: 3.0 * whole.0, error: None };
     let (operation, shape, source) = (Operation::Block, shapes::of_block(&block), "a test".to_owned());
-    job.cluster.gpu.measured.push(MeasuredOperation { operation, shape, forward: line, backward: Some(line), source });
+    let (backward, queued, issue) = (Some(line), None, None);
+    job.cluster.gpu.measured.push(MeasuredOperation {
+        operation,
+        shape,
+        forward: line,
+        backward,
+        queued,
+        issue,
+        source,
+    });
     assert!(priced > 0.0 && (again(&job) / priced - 3.0).abs() < 1e-9, "{} for {priced}", again(&job));
 }
 

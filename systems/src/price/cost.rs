@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use workloads::measured::{Line, MeasuredOperation, Operation};
+use workloads::measured::{Line, MeasuredOperation, Operation, Passes};
 use workloads::model::{Block, HALF, Model, Moe, shapes};
 use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 
@@ -45,6 +45,10 @@ pub struct ExpertPrice {
 }
 
 impl ExpertPrice {
+    fn of_line(line: Line) -> Self {
+        Self { start: Seconds(line.start), launch: Seconds::ZERO, row: Seconds(line.unit) }
+    }
+
     /// On that many rows; an expert without rows is not started.
     #[inline]
     pub fn of(&self, rows: u32) -> Seconds {
@@ -108,7 +112,7 @@ impl CostModel {
     /// An expert that was measured is a line whose start is not split, so that grouped products cost what separate ones do.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
         if let Some(line) = self.measured(Operation::Expert, direction, || shapes::of_expert(moe)) {
-            return ExpertPrice { start: Seconds(line.start), launch: Seconds::ZERO, row: Seconds(line.unit) };
+            return ExpertPrice::of_line(line);
         }
         let launch = Seconds(self.cluster.gpu.expert_start.value);
         let start = self.elementwise(self.weights(moe)) + launch;
@@ -137,19 +141,36 @@ impl CostModel {
         Bytes(moe.expert_parameters() as f64 * HALF)
     }
 
-    /// A measured operation's pass, if it was measured on this shape.
+    /// Whether hosts take time to issue anything: where an operation was measured behind other work, too.
+    pub fn follows_hosts(&self) -> bool {
+        self.cluster.gpu.measured.iter().any(|of| of.issue.is_some())
+    }
+
+    /// What the GPU takes for a measured operation's pass, if it was measured on this shape: behind other work where that was measured,
+    /// otherwise from an idle GPU on.
     fn measured(&self, operation: Operation, direction: Direction, shape: impl FnOnce() -> String) -> Option<Line> {
+        let of = self.operation(operation, shape)?;
+        line_of(of.queued.unwrap_or(of.alone()), direction)
+    }
+
+    /// What the host takes to issue it; nothing where that was not measured.
+    fn issue(&self, operation: Operation, direction: Direction, shape: impl FnOnce() -> String) -> Line {
+        let issue = self.operation(operation, shape).and_then(|of| line_of(of.issue?, direction));
+        issue.unwrap_or(Line { start: 0.0, unit: 0.0, error: None })
+    }
+
+    fn operation(&self, operation: Operation, shape: impl FnOnce() -> String) -> Option<&MeasuredOperation> {
         let known = &self.cluster.gpu.measured;
         if known.is_empty() {
             return None;
         }
         let shape = shape();
-        let is_it = |of: &&MeasuredOperation| of.operation == operation && of.shape == shape;
-        let found = known.iter().find(is_it)?;
-        match direction {
-            Direction::Forward => Some(found.forward),
-            Direction::Backward => found.backward,
-        }
+        known.iter().find(|of| of.operation == operation && of.shape == shape)
+    }
+
+    /// What the host takes to issue experts.
+    pub fn expert_issue(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
+        ExpertPrice::of_line(self.issue(Operation::Expert, direction, || shapes::of_expert(moe)))
     }
 
     /// Everything of a block but its MoE layer, on that many samples, where it was measured: what a pass takes by itself, and
@@ -159,16 +180,31 @@ impl CostModel {
         Some([Seconds(line.start), Seconds(line.unit * samples)])
     }
 
+    /// What the host takes to issue that.
+    pub fn block_issue(&self, block: &Block, samples: f64, direction: Direction) -> Seconds {
+        Seconds(self.issue(Operation::Block, direction, || shapes::of_block(block)).of(samples))
+    }
+
     /// Embedding, head and loss together, on that many samples, where they were measured.
     pub fn measured_edges(&self, model: &Model, samples: f64, direction: Direction) -> Option<Seconds> {
         let line = self.measured(Operation::Edges, direction, || shapes::of_edges(model))?;
-        Some(Seconds(line.start + line.unit * samples))
+        Some(Seconds(line.of(samples)))
+    }
+
+    /// What the host takes to issue them.
+    pub fn edges_issue(&self, model: &Model, samples: f64, direction: Direction) -> Seconds {
+        Seconds(self.issue(Operation::Edges, direction, || shapes::of_edges(model)).of(samples))
     }
 
     /// A gate on that many tokens of a rank, where it was measured.
     pub fn measured_gate(&self, moe: &Moe, tokens: usize, direction: Direction) -> Option<Seconds> {
         let line = self.measured(Operation::Gate, direction, || shapes::of_gate(moe))?;
-        Some(Seconds(line.start + line.unit * tokens as f64))
+        Some(Seconds(line.of(tokens as f64)))
+    }
+
+    /// What the host takes to issue it.
+    pub fn gate_issue(&self, moe: &Moe, tokens: usize, direction: Direction) -> Seconds {
+        Seconds(self.issue(Operation::Gate, direction, || shapes::of_gate(moe)).of(tokens as f64))
     }
 
     /// Bytes of a parameter's gradient as it is summed over replicas.
@@ -265,9 +301,14 @@ impl CostModel {
     /// Adam in mixed precision on `parameters`: bound by device memory, unless it was measured.
     pub fn optimizer(&self, parameters: f64) -> Seconds {
         if let Some(line) = self.measured(Operation::Optimizer, Direction::Forward, String::new) {
-            return Seconds(line.start + line.unit * parameters);
+            return Seconds(line.of(parameters));
         }
         self.elementwise(Bytes(parameters * memory::OPTIMIZER_TRAFFIC_PER_PARAMETER))
+    }
+
+    /// What the host takes to issue it.
+    pub fn optimizer_issue(&self, parameters: f64) -> Seconds {
+        Seconds(self.issue(Operation::Optimizer, Direction::Forward, String::new).of(parameters))
     }
 
     /// What the host takes for that many images of a rank; nothing where the cluster states no such constant.
@@ -300,6 +341,13 @@ impl CostModel {
 
     fn slowest_link(&self, group: &Group) -> BytesPerSecond {
         group.uplink(self.node()).map_or(self.intra(), |uplink| uplink.min(self.intra()))
+    }
+}
+
+fn line_of(passes: Passes, direction: Direction) -> Option<Line> {
+    match direction {
+        Direction::Forward => Some(passes.forward),
+        Direction::Backward => passes.backward,
     }
 }
 

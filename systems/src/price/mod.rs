@@ -4,6 +4,7 @@
 //! costs the sum over calls of each call's busiest port.
 
 pub mod cost;
+pub mod hosts;
 pub mod ledger;
 pub mod network;
 pub mod streams;
@@ -30,6 +31,8 @@ pub struct LayerPrice {
     pub forward: Vec<Seconds>,
     /// `[task][rank]`, backward, flat.
     pub backward: Vec<Seconds>,
+    /// `[direction]`, `[task][rank]`, flat: what hosts take to issue compute tasks; nothing where hosts are not followed.
+    issue: [Vec<Seconds>; 2],
     /// Entries of all ranks.
     pub entries: u64,
     /// Rows that each rank lays out for the exchange, shadowed experts' included: `[rank]`.
@@ -41,10 +44,10 @@ pub struct LayerPrice {
 impl LayerPrice {
     /// One pass of the program that was priced.
     pub fn pass<'a>(&'a self, program: &'a LayerProgram, direction: Direction) -> TimedPass<'a> {
-        let steps = program.steps;
+        let (steps, issue) = (program.steps, &self.issue[direction as usize]);
         match direction {
-            Direction::Forward => TimedPass { tasks: &program.forward, durations: &self.forward, steps },
-            Direction::Backward => TimedPass { tasks: &program.backward, durations: &self.backward, steps },
+            Direction::Forward => TimedPass { tasks: &program.forward, durations: &self.forward, issue, steps },
+            Direction::Backward => TimedPass { tasks: &program.backward, durations: &self.backward, issue, steps },
         }
     }
 
@@ -129,6 +132,9 @@ impl Setting<'_> {
         };
         pricer.pass(&program.forward, Direction::Forward, &mut priced.forward);
         pricer.pass(&program.backward, Direction::Backward, &mut priced.backward);
+        let [forward, backward] = &mut priced.issue;
+        pricer.issue(&program.forward, Direction::Forward, forward);
+        pricer.issue(&program.backward, Direction::Backward, backward);
         pricer.computed_rows(program, &mut priced.computed_rows);
         priced
     }
@@ -172,6 +178,31 @@ impl Pricer<'_> {
                     let same = self.uniform(op, direction);
                     durations.extend(std::iter::repeat_n(same, ranks));
                 }
+            }
+        }
+    }
+
+    /// What hosts take to issue the compute tasks of a pass, if they are followed; what is no compute task is issued with one.
+    fn issue(&self, tasks: &[Task], direction: Direction, times: &mut Vec<Seconds>) {
+        let &Setting { moe, tokens, costs, .. } = self.setting;
+        times.clear();
+        if !costs.follows_hosts() {
+            return;
+        }
+        let (ranks, expert) = (self.rows.ranks(), costs.expert_issue(moe, direction));
+        for task in tasks {
+            match task.op {
+                Op::Experts { step } => {
+                    let arrived = self.scratch.table.arrived(step);
+                    times.extend(arrived.map(|slots| expert.of_all(slots, self.products)));
+                }
+                Op::Shadow { expert: shadowed } => {
+                    times.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
+                }
+                Op::Gate if self.layout == Layout::Ragged => {
+                    times.extend(std::iter::repeat_n(costs.gate_issue(moe, tokens, direction), ranks));
+                }
+                _ => times.extend(std::iter::repeat_n(Seconds::ZERO, ranks)),
             }
         }
     }

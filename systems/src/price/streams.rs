@@ -4,11 +4,16 @@
 //! takes part has arrived. Durations may be priced or measured: a trainer that runs many ranks on one device passes what
 //! it timed for the compute tasks and prices for the others, and gets the clocks of the described cluster.
 //!
+//! Where hosts are followed ([`Hosts`]), a compute task also waits to be issued, by a host that has waited for all before it that a
+//! program makes hosts wait for: counts, without which no exchange has a size, a [`Op::Sync`], and its own decision. An exchange is issued
+//! with the task that it waits for, so that no host holds it up.
+//!
 //! Exchanges and transfers of weights share a rank's links: one after the other, in the order of the program. [`Links`] lives
 //! from pass to pass, because a transfer may begin before the pass that needs it and end after the one that causes it.
 
 use workloads::Seconds;
 
+use crate::price::hosts::Hosts;
 use crate::price::ledger::{Ledger, Phase};
 use crate::program::{Op, Stream, Task};
 
@@ -19,6 +24,8 @@ pub struct TimedPass<'a> {
     pub tasks: &'a [Task],
     /// `[task][rank]`, flat.
     pub durations: &'a [Seconds],
+    /// `[task][rank]`, flat: what the host takes to issue compute tasks; nothing where hosts are not followed.
+    pub issue: &'a [Seconds],
     /// Steps that its exchanges are cut into.
     pub steps: usize,
 }
@@ -82,11 +89,12 @@ impl Streams {
         &mut self,
         pass: &TimedPass,
         clock: &mut [Seconds],
+        hosts: &mut Hosts,
         links: &mut Links,
         ledger: &mut Ledger,
         mut seen: impl FnMut(Op, &[Seconds], &[Seconds]),
     ) {
-        let &TimedPass { tasks, durations, steps } = pass;
+        let &TimedPass { tasks, durations, issue, steps } = pass;
         let ranks = clock.len();
         for times in [&mut self.begin, &mut self.compute, &mut self.start] {
             times.clear();
@@ -94,12 +102,13 @@ impl Streams {
         }
         links.free.resize(ranks, Seconds::ZERO);
         links.before.resize(ranks, Seconds::ZERO);
+        hosts.resize(ranks);
         self.finish.clear();
         let ahead = std::mem::replace(&mut links.idle, Seconds::ZERO);
         let mut dispatched = false;
-        for (task, durations) in tasks.iter().zip(durations.chunks_exact(ranks)) {
+        for (index, (task, durations)) in tasks.iter().zip(durations.chunks_exact(ranks)).enumerate() {
             let on = task.op.stream();
-            self.set_start(task, links);
+            self.set_start(task, hosts, links);
             if on != Stream::Compute {
                 meet(task.op, steps, &mut self.start);
             }
@@ -114,9 +123,17 @@ impl Streams {
             for ((free, &start), &duration) in free.iter_mut().zip(&self.start).zip(durations) {
                 *free = start + (duration - done).max(Seconds::ZERO);
             }
+            if let (Stream::Compute, Some(issue)) = (on, issue.get(index * ranks..(index + 1) * ranks)) {
+                for (rank, &issue) in issue.iter().enumerate() {
+                    [self.start[rank], free[rank]] = hosts.issue(rank, issue, self.start[rank], free[rank]);
+                }
+            }
             if let (Op::Await, Some(other)) = (task.op, task.after) {
                 // Time until the transfer is there is the transfer's.
                 raise(free, &self.finish[other * ranks..(other + 1) * ranks]);
+            }
+            if !issue.is_empty() && host_waits(task.op) {
+                hosts.wait(free);
             }
             self.finish.extend_from_slice(free);
             seen(task.op, &self.start, free);
@@ -128,7 +145,7 @@ impl Streams {
     }
 
     /// When a task can start on each rank, for all that its own rank knows.
-    fn set_start(&mut self, task: &Task, links: &Links) {
+    fn set_start(&mut self, task: &Task, hosts: &Hosts, links: &Links) {
         let ranks = self.start.len();
         let free = if task.op.stream() == Stream::Compute { &self.compute } else { &links.free };
         self.start.copy_from_slice(free);
@@ -138,10 +155,18 @@ impl Streams {
                 raise(&mut self.start, &self.finish[other * ranks..(other + 1) * ranks]);
                 raise(&mut self.start, &self.begin);
             }
-            (op, None) if op.stream() == Stream::Copy => raise(&mut self.start, &links.before),
+            (op, None) if op.stream() == Stream::Copy => {
+                raise(&mut self.start, &links.before);
+                raise(&mut self.start, hosts.clock());
+            }
             (_, None) => raise(&mut self.start, &self.begin),
         }
     }
+}
+
+/// Whether the host goes on once such a task is over: it needs the numbers of rows, waits for its device, or is busy itself.
+fn host_waits(op: Op) -> bool {
+    matches!(op, Op::Counts | Op::Sync | Op::Decide { .. })
 }
 
 /// Raises each time to the other, where that is later.
@@ -188,6 +213,9 @@ fn latest(times: &[Seconds]) -> Seconds {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
     use super::*;
 
     fn s(values: &[f64]) -> Vec<Seconds> {
@@ -206,10 +234,15 @@ mod tests {
         let mut clock = s(&[0.0, 0.0]);
         let mut seen = Vec::new();
         let mut ledger = Ledger::default();
-        let pass = TimedPass { tasks: &tasks, durations: &durations, steps: 1 };
-        Streams::default().run(&pass, &mut clock, &mut Links::default(), &mut ledger, |op, start, end| {
-            seen.push((op, start.to_vec(), end.to_vec()))
-        });
+        let pass = TimedPass { tasks: &tasks, durations: &durations, issue: &[], steps: 1 };
+        Streams::default().run(
+            &pass,
+            &mut clock,
+            &mut Hosts::default(),
+            &mut Links::default(),
+            &mut ledger,
+            |op, start, end| seen.push((op, start.to_vec(), end.to_vec())),
+        );
         assert_eq!(clock, s(&[5.0, 5.0]));
         // The exchange waits for rank 1's kernel; the second kernel does not wait for the exchange.
         assert_eq!(seen[1], (tasks[1].op, s(&[3.0, 3.0]), s(&[5.0, 5.0])));
@@ -220,14 +253,157 @@ mod tests {
         assert_eq!(ledger.total(), Seconds(10.0));
     }
 
+    /// A program's tasks, and what each takes on each rank: the GPU, and the host to issue it.
+    struct Drawn {
+        tasks: Vec<Task>,
+        durations: Vec<Seconds>,
+        issue: Vec<Seconds>,
+    }
+
+    const RANKS: usize = 2;
+
+    /// Some tasks that wait for any earlier ones.
+    fn drawn(draw: &mut ChaCha8Rng) -> Drawn {
+        let (mut of, number) = (Drawn { tasks: Vec::new(), durations: Vec::new(), issue: Vec::new() }, 9);
+        let mut below = |most: usize| draw.next_u32() as usize % most;
+        for index in 0..number {
+            let step = 0;
+            let ops = [
+                Op::Gate,
+                Op::Counts,
+                Op::Sync,
+                Op::Decide { steps: 1 },
+                Op::Dispatch { step },
+                Op::Experts { step },
+                Op::Shadow { expert: 0 },
+                Op::Combine { step },
+            ];
+            let (op, after) = (ops[below(ops.len())], below(index + 1));
+            of.tasks.push(Task { op, after: (after < index).then_some(after) });
+            let same = Seconds(below(40) as f64);
+            for _ in 0..RANKS {
+                let (on, own) = (op.stream(), Seconds(below(40) as f64));
+                of.durations.push(if on == Stream::Compute { own } else { same });
+                let issued = matches!(op, Op::Gate | Op::Experts { .. } | Op::Shadow { .. });
+                of.issue.push(if issued { Seconds(below(40) as f64) } else { Seconds::ZERO });
+            }
+        }
+        of
+    }
+
+    /// When each rank is done, and its host.
+    fn run(of: &Drawn, clock: &[f64], host: &[f64]) -> [Vec<Seconds>; 2] {
+        let (mut clock, mut hosts) = (s(clock), Hosts::new(&s(host)));
+        let pass = TimedPass { tasks: &of.tasks, durations: &of.durations, issue: &of.issue, steps: 1 };
+        let (links, ledger) = (&mut Links::default(), &mut Ledger::default());
+        Streams::default().run(&pass, &mut clock, &mut hosts, links, ledger, |_, _, _| ());
+        [clock, hosts.clock().to_vec()]
+    }
+
+    /// Launch by launch, a thousand for each compute task that is issued: one begins once it is issued, the one before is over and the task's
+    /// input is there.
+    fn launch_by_launch(of: &Drawn, clock: &[f64], host: &[f64]) -> [Vec<f64>; 2] {
+        const LAUNCHES: usize = 1000;
+        let (mut gpu, mut links, mut host, mut done) = (clock.to_vec(), [0f64; RANKS], host.to_vec(), clock.to_vec());
+        let mut finish: Vec<[f64; RANKS]> = Vec::new();
+        for (index, task) in of.tasks.iter().enumerate() {
+            let input = |rank: usize| task.after.map_or(clock[rank], |other| finish[other][rank].max(clock[rank]));
+            let mut end = [0f64; RANKS];
+            for rank in 0..RANKS {
+                let at = index * RANKS + rank;
+                let (run, issue) = (of.durations[at].0, of.issue[at].0);
+                end[rank] = match task.op {
+                    Op::Gate | Op::Experts { .. } | Op::Shadow { .. } => {
+                        for _ in 0..LAUNCHES {
+                            gpu[rank] = gpu[rank].max(host[rank]).max(input(rank)) + run / LAUNCHES as f64;
+                            host[rank] += issue / LAUNCHES as f64;
+                        }
+                        gpu[rank].max(host[rank])
+                    }
+                    Op::Sync | Op::Decide { .. } => {
+                        host[rank] = gpu[rank].max(host[rank]).max(input(rank)) + run;
+                        host[rank]
+                    }
+                    _ => (0..RANKS).map(|rank| links[rank].max(input(rank))).fold(0.0, f64::max) + run,
+                };
+            }
+            for rank in 0..RANKS {
+                match task.op.stream() {
+                    Stream::Compute => gpu[rank] = end[rank],
+                    _ => links[rank] = end[rank],
+                }
+                if task.op == Op::Counts {
+                    host[rank] = host[rank].max(end[rank]);
+                }
+                done[rank] = done[rank].max(end[rank]);
+            }
+            finish.push(end);
+        }
+        [done, host]
+    }
+
+    #[test]
+    fn hosts_issue_launch_by_launch() {
+        let mut draw = ChaCha8Rng::seed_from_u64(13);
+        let mut starved = 0;
+        for _ in 0..300 {
+            let of = drawn(&mut draw);
+            // Hosts have run ahead by different times.
+            let (clock, host) = ([50.0, 60.0], [(draw.next_u32() % 50) as f64, 60.0]);
+            let (found, plain) = (run(&of, &clock, &host), launch_by_launch(&of, &clock, &host));
+            for (found, plain) in found.into_iter().flatten().zip(plain.into_iter().flatten()) {
+                assert!((found.0 - plain).abs() < 1.0, "{} for {plain}: {:?}", found.0, of.tasks);
+            }
+            let at_once = Drawn { issue: vec![Seconds::ZERO; of.issue.len()], ..drawn_again(&of) };
+            starved += usize::from(run(&of, &clock, &host)[0] != run(&at_once, &clock, &host)[0]);
+        }
+        assert!((50..300).contains(&starved), "hosts decide in {starved} of 300 programs");
+    }
+
+    fn drawn_again(of: &Drawn) -> Drawn {
+        Drawn { tasks: of.tasks.clone(), durations: of.durations.clone(), issue: of.issue.clone() }
+    }
+
+    /// A wait that costs nothing, anywhere: no rank is done sooner.
+    #[test]
+    fn waits_of_hosts_never_help() {
+        let mut draw = ChaCha8Rng::seed_from_u64(14);
+        let mut later = 0;
+        for _ in 0..1000 {
+            let of = drawn(&mut draw);
+            let (clock, host) = ([50.0, 60.0], [10.0, 20.0]);
+            let mut waiting = drawn_again(&of);
+            let at = draw.next_u32() as usize % (of.tasks.len() + 1);
+            for task in &mut waiting.tasks {
+                task.after = task.after.map(|other| if other >= at { other + 1 } else { other });
+            }
+            let after = (at > 0).then(|| draw.next_u32() as usize % at);
+            waiting.tasks.insert(at, Task { op: Op::Sync, after });
+            for times in [&mut waiting.durations, &mut waiting.issue] {
+                times.splice(at * RANKS..at * RANKS, [Seconds::ZERO; RANKS]);
+            }
+            let ([before, _], [after, _]) = (run(&of, &clock, &host), run(&waiting, &clock, &host));
+            assert!(after.iter().zip(&before).all(|(after, before)| after.0 >= before.0 - 1e-9), "{:?}", waiting.tasks);
+            later += usize::from(after != before);
+        }
+        assert!(later > 100, "{later} of 1000 waits show");
+    }
+
     /// Two schedule groups of one rank: step 0 is a rank with itself, step 1 brings both together.
     #[test]
     fn steps_wait_for_their_own_partners_only() {
         let exchange = |step| Task { op: Op::Dispatch { step }, after: None };
         let mut clock = s(&[0.0, 4.0]);
         let mut run = |step| {
-            let pass = TimedPass { tasks: &[exchange(step)], durations: &s(&[1.0, 1.0]), steps: 2 };
-            Streams::default().run(&pass, &mut clock, &mut Links::default(), &mut Ledger::default(), |_, _, _| ());
+            let pass = TimedPass { tasks: &[exchange(step)], durations: &s(&[1.0, 1.0]), issue: &[], steps: 2 };
+            Streams::default().run(
+                &pass,
+                &mut clock,
+                &mut Hosts::default(),
+                &mut Links::default(),
+                &mut Ledger::default(),
+                |_, _, _| (),
+            );
             clock.clone()
         };
         assert_eq!(run(0), s(&[1.0, 5.0]));
@@ -245,8 +421,15 @@ mod tests {
         let mut links = Links::default();
         let mut run = |tasks: &[Task], durations: &[f64], start: f64| {
             let (mut clock, durations) = (s(&[start]), s(durations));
-            let pass = TimedPass { tasks, durations: &durations, steps: 1 };
-            Streams::default().run(&pass, &mut clock, &mut links, &mut Ledger::default(), |_, _, _| ());
+            let pass = TimedPass { tasks, durations: &durations, issue: &[], steps: 1 };
+            Streams::default().run(
+                &pass,
+                &mut clock,
+                &mut Hosts::default(),
+                &mut links,
+                &mut Ledger::default(),
+                |_, _, _| (),
+            );
             clock[0].0
         };
         assert_eq!(run(&layer, &[1.0, 4.0, 1.0], 0.0), 6.0);
@@ -264,8 +447,9 @@ mod tests {
         let mut run = |tasks: &[Task], durations: &[f64], start: f64, links: &mut Links| {
             let (mut clock, mut ends) = (s(&[start]), Vec::new());
             let durations = s(durations);
-            let pass = TimedPass { tasks, durations: &durations, steps: 1 };
-            Streams::default().run(&pass, &mut clock, links, &mut ledger, |_, _, end| ends.push(end[0].0));
+            let pass = TimedPass { tasks, durations: &durations, issue: &[], steps: 1 };
+            Streams::default()
+                .run(&pass, &mut clock, &mut Hosts::default(), links, &mut ledger, |_, _, end| ends.push(end[0].0));
             (clock[0].0, ends)
         };
         let task = |op, after| Task { op, after };

@@ -15,6 +15,7 @@ use workloads::model::Moe;
 
 use crate::plan::search;
 use crate::price::Setting;
+use crate::price::hosts::Hosts;
 use crate::price::ledger::Ledger;
 use crate::price::network::Group;
 use crate::price::streams::{Links, Streams};
@@ -96,9 +97,11 @@ impl Adaptive {
         let setting = Setting { moe: &layer.moe, tokens: layer.tokens, place: &self.place, costs: &self.costs };
         let priced = setting.price(program, counts, placement);
         let mut clock = vec![Seconds::ZERO; counts.ranks()];
-        let (mut streams, mut links, mut ledger) = (Streams::default(), Links::default(), Ledger::default());
+        let (mut streams, mut ledger) = (Streams::default(), Ledger::default());
+        let (mut hosts, mut links) = (Hosts::default(), Links::default());
         for direction in [Direction::Forward, Direction::Backward] {
-            streams.run(&priced.pass(program, direction), &mut clock, &mut links, &mut ledger, |_, _, _| ());
+            let pass = priced.pass(program, direction);
+            streams.run(&pass, &mut clock, &mut hosts, &mut links, &mut ledger, |_, _, _| ());
         }
         clock.into_iter().fold(Seconds::ZERO, Seconds::max)
     }

@@ -98,10 +98,36 @@ static MEASURED: Table = Table {
             "forward",
             Inner(&LINE),
             "{ start = 1e-5, unit = 1e-8 }",
+            "The forward pass, or the whole of the optimizer's step: from an idle GPU until it is idle again",
+        ),
+        may("backward", Inner(&LINE), "{ start = 2e-5, unit = 2e-8 }", "The backward pass; none for the optimizer"),
+        may(
+            "queued",
+            Inner(&PASSES),
+            "{ forward = { start = 0, unit = 1e-8 }, backward = { start = 0, unit = 2e-8 } }",
+            "What the GPU takes behind other work, when all is issued before it begins; with `issue`, or neither",
+        ),
+        may(
+            "issue",
+            Inner(&PASSES),
+            "{ forward = { start = 1e-5, unit = 0 }, backward = { start = 2e-5, unit = 0 } }",
+            "What the host takes to issue it: it runs ahead of the GPU until it waits for it. Where absent, hosts take no time and \
+             operations what they take from an idle GPU on",
+        ),
+        must("source", Text, "\"where it comes from\"", "Where the times come from"),
+    ],
+};
+
+static PASSES: Table = Table {
+    about: "The passes of an operation, each a line over its units",
+    fields: &[
+        must(
+            "forward",
+            Inner(&LINE),
+            "{ start = 1e-5, unit = 1e-8 }",
             "The forward pass, or the whole of the optimizer's step",
         ),
         may("backward", Inner(&LINE), "{ start = 2e-5, unit = 2e-8 }", "The backward pass; none for the optimizer"),
-        must("source", Text, "\"where it comes from\"", "Where the times come from"),
     ],
 };
 

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::change::fields;
 use crate::cluster::{Gpu, Host, Network, Program, Tier};
-use crate::measured::{Line, MeasuredOperation};
+use crate::measured::{Line, MeasuredOperation, Passes};
 use crate::model::attention::Latent;
 use crate::model::table_fields;
 use crate::suite::{Difference, SuiteFile, SuiteRouting, TraceUse};
@@ -41,6 +41,7 @@ fn the_fields_are_those_of_the_readers() {
     check::<Program>(CLUSTER.at("program").unwrap());
     check::<MeasuredOperation>(CLUSTER.at("gpu.measured").unwrap());
     check::<Line>(CLUSTER.at("gpu.measured.forward").unwrap());
+    check::<Passes>(CLUSTER.at("gpu.measured.queued").unwrap());
     check::<Latent>(&model::LATENT);
     for (path, names) in table_fields() {
         same_names(if path.is_empty() { &MODEL } else { MODEL.at(path).unwrap() }, names);

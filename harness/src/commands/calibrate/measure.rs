@@ -16,7 +16,7 @@ pub struct MeasureArgs {
     /// Model, by name or path, whose shapes are measured; with --operations, several separated by commas
     #[arg(long, value_delimiter = ',', required = true, value_name = "MODEL")]
     pub model: Vec<String>,
-    /// Measure every operation of a step as a line over its units, kernels over sizes and, in processes that a launcher started,
+    /// Measure every operation of a step as a line over its units (alone, behind other work, and until the host has issued it), kernels over sizes and, in processes that a launcher started,
     /// collectives, instead of fitting the constants of the cost model's formulas; figures and samples lie beside the TOML
     #[arg(long)]
     pub operations: bool,
@@ -171,7 +171,7 @@ mod with_torch {
     fn show(args: &MeasureArgs, cluster: &Cluster, fitted: &[Fitted], runs: &[MeasuredRun]) -> Result<()> {
         let mut out = output::stdout();
         writeln!(out, "{}\n", constants_table(fitted)).context("standard output")?;
-        writeln!(out, "{}", lines_table(&segments::lines(cluster, runs)))?;
+        writeln!(out, "{}", lines_table(&segments::lines(cluster, runs, |run| Some(&run.measured))))?;
         writeln!(out, "cluster   {}", args.out.display())?;
         Ok(())
     }

@@ -15,7 +15,8 @@ use workloads::gate::Gate;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
 
-use super::segments::{MeasuredRun, SegmentPlace, segments};
+use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times, segments};
+use trainer::clock::timer::{ALONE, Measure, Measures};
 use trainer::data::{Entropy, Language, Samples};
 use trainer::rank::report::Report;
 use trainer::record;
@@ -24,7 +25,7 @@ use trainer::world::{self, Threads};
 
 /// Iterations before the measured ones: allocations settle, experts find their places.
 const WARMUP: usize = 3;
-/// Measured iterations.
+/// Measured iterations, of each kind of measurement.
 const REPEATS: usize = 7;
 
 /// What is measured where.
@@ -72,7 +73,7 @@ impl Measurement<'_> {
     /// # Errors
     /// A model that cannot be trained.
     pub fn runs(&self) -> Result<Vec<MeasuredRun>> {
-        self.variants()?.into_iter().map(|variant| self.measure(variant)).collect()
+        self.variants()?.into_iter().map(|variant| self.measure(variant, ALONE)).collect()
     }
 
     /// Whether the model's own blocks can be trained.
@@ -95,7 +96,7 @@ impl Measurement<'_> {
         let model = one_of_each(self.model);
         let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
         let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
-        variants.into_iter().map(|variant| self.measure(variant)).collect()
+        variants.into_iter().map(|variant| self.measure(variant, EACH)).collect()
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.
@@ -126,16 +127,23 @@ impl Measurement<'_> {
         Variant { job, plan, system }
     }
 
-    fn measure(&self, variant: Variant) -> Result<MeasuredRun> {
+    fn measure(&self, variant: Variant, measures: Measures) -> Result<MeasuredRun> {
         let Variant { job, plan, system } = variant;
         let width = job.model.blocks[0].hidden;
         let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
-        let (batch, times) = self.run(&job, plan, system).with_context(|| name.clone())?;
-        Ok(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured: means(&times) })
+        let (batch, times) = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
+        let of = |measure| means(times.iter().filter(|(of, _)| *of == measure).map(|(_, times)| times));
+        let [measured, mut issued, mut queued] = [Measure::Alone, Measure::Issue, Measure::Queued].map(of);
+        // Data is read by the host alone.
+        for times in [&mut issued, &mut queued] {
+            times.retain(|place, _| place.segment != Segment::Host);
+        }
+        let ahead = measures.contains(&Measure::Queued).then_some(Ahead { queued, issued });
+        Ok(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured, ahead })
     }
 
     /// The choices of an iteration, and the segments of all measured ones.
-    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System) -> Result<(BatchCounts, Vec<Times>)> {
+    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System, measures: Measures) -> Result<Measured> {
         let gpt = setup::gpt(job, &plan)?;
         let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
         let costs = CostModel::new(&job.cluster, job.gpus);
@@ -147,7 +155,7 @@ impl Measurement<'_> {
             training: Training { learning_rate: 0.0, ..Training::default() },
             samples: &samples,
             seed: 1,
-            iterations: WARMUP + REPEATS,
+            iterations: WARMUP + REPEATS * measures.len(),
             replay: None,
             record: Some(Recording::ALL),
             record_spans: true,
@@ -159,23 +167,26 @@ impl Measurement<'_> {
         let mut sink = |iteration: usize, reports: Vec<Report>| {
             if iteration >= WARMUP {
                 let spans: Vec<_> = reports.iter().flat_map(|report| report.spans.iter().copied()).collect();
-                times.push(segments(&spans));
+                times.push((measures[iteration % measures.len()], segments(&spans)));
                 batch = Some(record::batch(&setup, &reports));
             }
         };
-        let threads = Threads { device: self.device, virtual_clock: true, timeout: Duration::from_secs(600) };
+        let threads = Threads { device: self.device, virtual_clock: Some(measures), timeout: Duration::from_secs(600) };
         world::run(&setup, threads, &mut sink, |_| ())?;
         Ok((batch.context("no iteration was measured")?, times))
     }
 }
 
-/// Segments of an iteration.
-type Times = BTreeMap<SegmentPlace, Seconds>;
+/// The choices of an iteration, and the segments of every measured one with what was measured of them.
+type Measured = (BatchCounts, Vec<(Measure, Times)>);
+
+/// What is measured of operations, in turn.
+const EACH: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
 
 /// The mean of every segment over iterations.
-fn means(iterations: &[Times]) -> Times {
+fn means<'a>(iterations: impl Iterator<Item = &'a Times>) -> Times {
     let mut sums: BTreeMap<SegmentPlace, (Seconds, f64)> = BTreeMap::new();
-    for (&place, &time) in iterations.iter().flatten() {
+    for (&place, &time) in iterations.flatten() {
         let (sum, number) = sums.entry(place).or_default();
         *sum += time;
         *number += 1.0;

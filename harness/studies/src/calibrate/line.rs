@@ -3,8 +3,11 @@
 use workloads::measured::Line;
 
 /// The line whose relative distances from `points`, units and times, are least in the sum of squares. Of points that all have the same
-/// number of units: a time per unit alone. None of no points.
+/// number of units: a time per unit alone. Of points that take no time: nothing. None of no points, or where only some take time.
 pub fn fit(points: &[(f64, f64)]) -> Option<Line> {
+    if !points.is_empty() && points.iter().all(|&(_, time)| time == 0.0) {
+        return Some(Line { start: 0.0, unit: 0.0, error: None });
+    }
     let weighted = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|&(x, t)| of(x, t)).sum::<f64>();
     // The sum of ((a + b x) / t - 1)^2.
     let (aa, ab, bb) =
@@ -38,6 +41,7 @@ mod tests {
         assert!(steep.start == 0.0 && steep.unit > 1.0 && steep.error.unwrap() > 0.1);
         let falling = fit(&[(1.0, 4.0), (2.0, 1.0)]).unwrap();
         assert!(falling.unit == 0.0 && falling.start > 1.0);
-        assert_eq!(fit(&[]), None);
+        assert_eq!(of(fit(&[(1.0, 0.0), (2.0, 0.0)])), (0.0, 0.0));
+        assert_eq!((fit(&[]), fit(&[(1.0, 0.0), (2.0, 1.0)])), (None, None));
     }
 }

@@ -14,12 +14,12 @@ use trainer::comm::launch::Launch;
 use trainer::cuda;
 use trainer::processes::Processes;
 use workloads::cluster::Constant;
-use workloads::measured::MeasuredOperation;
+use workloads::measured::{MeasuredOperation, Passes};
 use workloads::{Cluster, Gate, Model};
 
 use super::collectives::{self, Collective};
 use super::device::Measurement;
-use super::segments::{self, MeasuredRun};
+use super::segments::{self, MeasuredRun, Times};
 use super::{line, operations, write};
 
 /// How long a process waits for another.
@@ -94,7 +94,7 @@ impl Request {
         let Self { name, gate, ranks, micro_batch, .. } = self;
         format!(
             "measured alone on {name}: {gate}, {ranks} ranks in turn, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
-             no whole step is in it",
+             no whole step is in it; queued behind other work, and until issued by the host, likewise",
             micro_batch.div_ceil(2),
             2 * micro_batch
         )
@@ -297,33 +297,61 @@ fn kernels_table(curves: &[Curve]) -> comfy_table::Table {
     table
 }
 
+/// Some of what is said of an operation.
+type Said = fn(&MeasuredOperation) -> Option<Passes>;
+
+/// All that is said of one, and by what name.
+const MEASURED: [(&str, Said); 3] =
+    [("alone", |of| Some(of.alone())), ("queued", |of| of.queued), ("issue", |of| of.issue)];
+
 fn operations_table(all: &[MeasuredOperation]) -> comfy_table::Table {
-    let heads = ["operation", "shape", "pass", "start us", "unit us", "from the line, at most"];
-    let mut table = report::table(&heads, &[3, 4, 5]);
+    let heads = ["operation", "shape", "pass", "measured", "start us", "unit us", "from the line, at most"];
+    let mut table = report::table(&heads, &[4, 5, 6]);
     for of in all {
-        for (pass, line) in [("forward", Some(of.forward)), ("backward", of.backward)] {
-            let Some(line) = line else { continue };
-            table.add_row([
-                of.operation.name().to_owned(),
-                of.shape.clone(),
-                pass.to_owned(),
-                format!("{:.2}", line.start * 1e6),
-                format!("{:.6}", line.unit * 1e6),
-                format!("{:.1}%", line.error.unwrap_or(0.0) * 100.0),
-            ]);
+        for (what, passes) in MEASURED.iter().filter_map(|(what, passes)| Some((what, passes(of)?))) {
+            for (pass, line) in [("forward", Some(passes.forward)), ("backward", passes.backward)] {
+                let Some(line) = line else { continue };
+                table.add_row([
+                    of.operation.name().to_owned(),
+                    of.shape.clone(),
+                    pass.to_owned(),
+                    (*what).to_owned(),
+                    format!("{:.2}", line.start * 1e6),
+                    format!("{:.6}", line.unit * 1e6),
+                    format!("{:.1}%", line.error.unwrap_or(0.0) * 100.0),
+                ]);
+            }
         }
     }
     table
 }
 
-/// Every segment that was measured, beside what the cluster says of it.
+/// Every segment that was measured, beside what the cluster's lines say of it.
 fn operations_csv(runs: &[MeasuredRun], cluster: &Cluster) -> String {
-    let mut text = "run,segment,predicted_ms,measured_ms\n".to_owned();
-    for line in segments::lines(cluster, runs) {
-        let (predicted, measured) = (line.predicted.0 * 1e3, line.measured.0 * 1e3);
-        let _ = writeln!(text, "\"{}\",\"{}\",{predicted:.4},{measured:.4}", line.run, line.segment);
+    let mut text = "run,segment,measured,predicted_ms,measured_ms\n".to_owned();
+    let times: [fn(&MeasuredRun) -> Option<&Times>; 3] = [
+        |run| Some(&run.measured),
+        |run| run.ahead.as_ref().map(|ahead| &ahead.queued),
+        |run| run.ahead.as_ref().map(|ahead| &ahead.issued),
+    ];
+    for ((what, passes), times) in MEASURED.into_iter().zip(times) {
+        for line in segments::lines(&taking(cluster, passes), runs, times) {
+            let (predicted, measured) = (line.predicted.0 * 1e3, line.measured.0 * 1e3);
+            let _ = writeln!(text, "\"{}\",\"{}\",{what},{predicted:.4},{measured:.4}", line.run, line.segment);
+        }
     }
     text
+}
+
+/// The cluster whose operations take what is said of them there, and whose hosts are not followed.
+fn taking(cluster: &Cluster, passes: Said) -> Cluster {
+    let mut cluster = cluster.clone();
+    cluster.gpu.measured.retain_mut(|of| {
+        let said = passes(of);
+        (of.queued, of.issue) = (None, None);
+        said.map(|said| (of.forward, of.backward) = (said.forward, said.backward)).is_some()
+    });
+    cluster
 }
 
 fn kernel_charts(curves: &[Curve]) -> Vec<(&'static str, LineChart)> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use systems::Placement;
 use workloads::Seconds;
-use workloads::measured::{MeasuredOperation, Operation};
+use workloads::measured::{MeasuredOperation, Operation, Passes};
 use workloads::model::{Moe, shapes};
 
 use super::line;
@@ -14,22 +14,37 @@ use super::segments::{MeasuredRun, Segment, SegmentPlace};
 /// Units and times of one start of an operation of one shape: forward, and backward.
 type Points = [Vec<(f64, f64)>; 2];
 
+/// The same of what was measured of it: alone, behind other work, and until it is issued.
+type AllPoints = [Points; 3];
+
 /// The operations that the runs show, with where their times come from.
 pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
-    let mut all: BTreeMap<(Operation, String), Points> = BTreeMap::new();
+    let mut all: BTreeMap<(Operation, String), AllPoints> = BTreeMap::new();
     for run in runs {
-        for (place, time) in &run.measured {
+        for (place, &time) in &run.measured {
             let Some((operation, shape, units, starts)) = units(run, place) else { continue };
             let points = all.entry((operation, shape)).or_default();
-            points[usize::from(place.backward)].push((units / starts, time.0 / starts));
+            let ahead = run.ahead.iter().flat_map(|ahead| [&ahead.queued, &ahead.issued]);
+            let ahead = ahead.map(|times| times.get(place).copied().unwrap_or_default());
+            for (points, time) in points.iter_mut().zip(std::iter::once(time).chain(ahead)) {
+                points[usize::from(place.backward)].push((units / starts, time.0 / starts));
+            }
         }
     }
-    let measured = |((operation, shape), points): ((Operation, String), Points)| {
-        let [forward, backward] = points.map(|points| line::fit(&points));
-        Some(MeasuredOperation { operation, shape, forward: forward?, backward, source: source.to_owned() })
+    let measured = |((operation, shape), points): ((Operation, String), AllPoints)| {
+        let [alone, queued, issue] = points.map(passes);
+        let Passes { forward, backward } = alone?;
+        // A host is followed only where both are known.
+        let (queued, issue) = queued.zip(issue).unzip();
+        Some(MeasuredOperation { operation, shape, forward, backward, queued, issue, source: source.to_owned() })
     };
     let is_whole = |of: &MeasuredOperation| of.backward.is_some() != (of.operation == Operation::Optimizer);
     all.into_iter().filter_map(measured).filter(is_whole).collect()
+}
+
+fn passes(points: Points) -> Option<Passes> {
+    let [forward, backward] = points.map(|points| line::fit(&points));
+    Some(Passes { forward: forward?, backward })
 }
 
 /// What the host does in an iteration beside its launches.
@@ -98,6 +113,7 @@ fn parameters(run: &MeasuredRun) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::segments::{Ahead, Times};
     use super::*;
     use systems::zoo::expert_only;
     use systems::{Job, Plan};
@@ -116,8 +132,8 @@ mod tests {
         let job = Job::new(model, there.clone(), 2, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
         let batch = BatchCounts::new(layers, chunks, experts, counts);
         let system: &'static dyn systems::System = &expert_only::ExpertOnly;
-        let mut run =
-            MeasuredRun { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        let (name, measured) = (String::new(), Times::new());
+        let mut run = MeasuredRun { name, job, plan, system, batch, warmup: 0, measured, ahead: None };
         run.measured = run.predict(there);
         run
     }
@@ -151,6 +167,30 @@ mod tests {
             }
         }
         assert!((host(&runs).unwrap().0 / there.host.iteration.value - 1.0).abs() < 1e-9);
+    }
+
+    /// Segments that take a device half as long behind other work, and a host a quarter: so says each operation's line; a device that
+    /// issues nothing has hosts without work.
+    #[test]
+    fn lines_say_what_hosts_take() {
+        let there = Cluster::named("test", "inky").unwrap();
+        let share = |times: &Times, share: f64| times.iter().map(|(&place, &time)| (place, time * share)).collect();
+        for issued in [0.25, 0.0] {
+            let runs = [1, 2, 4].map(|micro_batch| {
+                let run = run_on(&there, micro_batch);
+                let (queued, issued) = (share(&run.measured, 0.5), share(&run.measured, issued));
+                MeasuredRun { ahead: Some(Ahead { queued, issued }), ..run }
+            });
+            for of in of_runs(&runs, "a test") {
+                for (passes, share) in [(of.queued.unwrap(), 0.5), (of.issue.unwrap(), issued)] {
+                    let lines = [(passes.forward, of.forward)].into_iter().chain(passes.backward.zip(of.backward));
+                    for (found, alone) in lines {
+                        assert!((found.start - alone.start * share).abs() <= 1e-9 * alone.start, "{of:?}");
+                        assert!((found.unit - alone.unit * share).abs() <= 1e-9 * alone.unit, "{of:?}");
+                    }
+                }
+            }
+        }
     }
 
     /// Ranks start two, three or four experts, in whatever order the runs stand.

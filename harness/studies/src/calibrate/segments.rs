@@ -95,8 +95,20 @@ pub struct SegmentPlace {
     pub rank: usize,
 }
 
+/// Segments of an iteration.
+pub type Times = BTreeMap<SegmentPlace, Seconds>;
+
+/// What operations take where the host runs ahead of its device; a segment that is missing took no time.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    /// Behind other work, all issued before they begin.
+    pub queued: Times,
+    /// Until the host has issued them.
+    pub issued: Times,
+}
+
 /// Time per place, from the spans of an iteration of either engine.
-pub fn segments(spans: &[Span]) -> BTreeMap<SegmentPlace, Seconds> {
+pub fn segments(spans: &[Span]) -> Times {
     let mut times = BTreeMap::new();
     for span in spans {
         let Some(segment) = Segment::of(span.activity) else { continue };
@@ -126,13 +138,15 @@ pub struct MeasuredRun {
     pub batch: BatchCounts,
     /// Iterations before the measured ones.
     pub warmup: usize,
-    /// Means over the measured iterations.
-    pub measured: BTreeMap<SegmentPlace, Seconds>,
+    /// Means over the measured iterations, each segment from an idle device until it is idle again.
+    pub measured: Times,
+    /// The same where the host runs ahead, if that was measured.
+    pub ahead: Option<Ahead>,
 }
 
 impl MeasuredRun {
     /// What the simulator says of the same run on `cluster`. Policies see the cluster of the measured run.
-    pub fn predict(&self, cluster: &Cluster) -> BTreeMap<SegmentPlace, Seconds> {
+    pub fn predict(&self, cluster: &Cluster) -> Times {
         let costs = CostModel::new(cluster, self.job.gpus);
         let mut run = Run::new(&self.job, &costs, self.system, self.plan);
         for _ in 0..self.warmup {
@@ -196,13 +210,17 @@ pub struct SegmentTimes {
     pub measured: Seconds,
 }
 
-/// Predicted against measured time, a line for each run, kind and pass.
-pub fn lines(cluster: &Cluster, runs: &[MeasuredRun]) -> Vec<SegmentTimes> {
+/// Predicted time against those `times` that were measured, a line for each run that has them, kind and pass.
+pub fn lines(
+    cluster: &Cluster,
+    runs: &[MeasuredRun],
+    times: impl Fn(&MeasuredRun) -> Option<&Times>,
+) -> Vec<SegmentTimes> {
     let mut lines = Vec::new();
-    for run in runs {
+    for (run, times) in runs.iter().filter_map(|run| Some((run, times(run)?))) {
         let predicted = run.predict(cluster);
         let mut sums: BTreeMap<(Segment, bool), (Seconds, Seconds)> = BTreeMap::new();
-        for (place, &measured) in &run.measured {
+        for (place, &measured) in times {
             let sum = sums.entry((place.segment, place.backward)).or_default();
             sum.0 += predicted.get(place).copied().unwrap_or(Seconds::ZERO);
             sum.1 += measured;
@@ -238,8 +256,8 @@ mod tests {
         let counts = std::iter::repeat_n(chunk, layers * chunks).flatten().collect();
         let job = Job::new(model, inky(), 4, Gate::NoDrop, chunks).with_micro_batch(micro_batch);
         let batch = BatchCounts::new(layers, chunks, experts, counts);
-        let mut run =
-            MeasuredRun { name: String::new(), job, plan, system, batch, warmup: 0, measured: BTreeMap::new() };
+        let (name, measured) = (String::new(), Times::new());
+        let mut run = MeasuredRun { name, job, plan, system, batch, warmup: 0, measured, ahead: None };
         run.measured = run.predict(there);
         run
     }
@@ -264,7 +282,11 @@ mod tests {
         for ((path, found, _), (_, there, _)) in found.constants().into_iter().zip(there.constants()) {
             assert!((found.value / there.value - 1.0).abs() < 0.02, "{path}: {} not {}", found.value, there.value);
         }
-        assert!(lines(&found, &runs).iter().all(|line| (line.predicted.0 / line.measured.0 - 1.0).abs() < 0.02));
+        assert!(
+            lines(&found, &runs, |run| Some(&run.measured))
+                .iter()
+                .all(|line| (line.predicted.0 / line.measured.0 - 1.0).abs() < 0.02)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
 use workloads::Cluster;
 use workloads::cluster::Constant;
-use workloads::measured::{Line, MeasuredOperation};
+use workloads::measured::{Line, MeasuredOperation, Passes};
 
 use super::constants::Fitted;
 
@@ -77,21 +77,34 @@ pub fn with_measured(text: &str, gradient: &Constant, measured: &[MeasuredOperat
     let mut document: DocumentMut = text.parse()?;
     document.remove("program");
     without_measured(&mut document);
-    let number = |number: f64| number_value(rounded(number)).to_string();
     let quoted = |text: &str| Value::from(text).to_string();
     let mut text = document.to_string();
     let Constant { value, source, .. } = gradient;
     let _ = write!(text, "\n[program]\ngradient = {{ value = {}, source = {} }}\n", number(*value), quoted(source));
-    for MeasuredOperation { operation, shape, forward, backward, source } in measured {
+    for of @ MeasuredOperation { operation, shape, queued, issue, source, .. } in measured {
         let _ = write!(text, "\n[[gpu.measured]]\noperation = \"{}\"\nshape = {}\n", operation.name(), quoted(shape));
-        for (pass, line) in [("forward", Some(forward)), ("backward", backward.as_ref())] {
-            let Some(Line { start, unit, error }) = line else { continue };
-            let error = error.map_or(String::new(), |error| format!(", error = {}", number(error)));
-            let _ = writeln!(text, "{pass} = {{ start = {}, unit = {}{error} }}", number(*start), number(*unit));
+        let lines = |passes: &Passes| {
+            let both = [("forward", Some(passes.forward)), ("backward", passes.backward)];
+            both.into_iter().filter_map(|(pass, line)| Some(format!("{pass} = {}", inline(line?)))).collect::<Vec<_>>()
+        };
+        lines(&of.alone()).iter().for_each(|line| text.extend([line, "\n"]));
+        for (what, passes) in [("queued", queued), ("issue", issue)] {
+            let Some(passes) = passes else { continue };
+            let _ = writeln!(text, "{what} = {{ {} }}", lines(passes).join(", "));
         }
         let _ = writeln!(text, "source = {}", quoted(source));
     }
     Ok(text)
+}
+
+/// A line as an inline table.
+fn inline(Line { start, unit, error }: Line) -> String {
+    let error = error.map_or(String::new(), |error| format!(", error = {}", number(error)));
+    format!("{{ start = {}, unit = {}{error} }}", number(start), number(unit))
+}
+
+fn number(number: f64) -> String {
+    number_value(rounded(number)).to_string()
 }
 
 /// The table that holds the last part of `path`, and that part.
@@ -198,9 +211,12 @@ mod tests {
         let (block, optimizer) = (Operation::Block, Operation::Optimizer);
         let of = |operation, shape: &str, backward| {
             let (shape, source) = (shape.to_owned(), "a \"test\"".to_owned());
-            MeasuredOperation { operation, shape, forward: line(0.0, None), backward, source }
+            let passes = Passes { forward: line(3e-6, Some(0.5)), backward };
+            let (queued, issue) = (Some(passes), Some(passes));
+            MeasuredOperation { operation, shape, forward: line(0.0, None), backward, queued, issue, source }
         };
-        let measured = [of(block, "8 wide, 4 tokens", Some(line(1e-6, Some(0.02)))), of(optimizer, "", None)];
+        let alone = |of: MeasuredOperation| MeasuredOperation { queued: None, issue: None, ..of };
+        let measured = [of(block, "8 wide, 4 tokens", Some(line(1e-6, Some(0.02)))), alone(of(optimizer, "", None))];
         let once = with_measured(text, &gradient, &measured).unwrap();
         let cluster = Cluster::parse("t.toml", &once).unwrap();
         assert_eq!((cluster.gpu.measured.as_slice(), cluster.gradient_bytes()), (&measured[..], Some(4.0)));

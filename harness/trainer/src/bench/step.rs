@@ -119,7 +119,7 @@ fn times(setup: &Setup, device: Device, warmup: usize) -> Result<StepTimes, Trai
             times.ledgers.extend(done.timing.phases);
         }
     };
-    let threads = Threads { device, virtual_clock: false, timeout: Duration::from_secs(60) };
+    let threads = Threads { device, virtual_clock: None, timeout: Duration::from_secs(60) };
     world::run(setup, threads, &mut sink, |_| ())?;
     Ok(times)
 }

@@ -4,9 +4,10 @@
 //! choices, permutation. Under a virtual clock the pass is then replayed on the streams of all ranks of the group, with
 //! measured times for kernels and prices for exchanges.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use systems::iteration::timeline::Activity;
+use systems::price::hosts::Hosts;
 use systems::price::ledger::Ledger;
 use systems::price::streams::{Streams, TimedPass};
 use systems::program::{Op, Stream, Task};
@@ -21,6 +22,8 @@ pub struct PassTimer<'a> {
     timer: &'a Timer,
     /// The gate's segment under way; none while a task runs or waits.
     gate: RefCell<Option<Started<'a>>>,
+    /// Whether the host has waited for counts and issued nothing but the gate since.
+    waited: Cell<bool>,
     times: RefCell<PassTimes>,
 }
 
@@ -30,7 +33,7 @@ pub struct PassTimes(Vec<(Op, Seconds)>);
 
 impl<'a> PassTimer<'a> {
     pub fn start(timer: &'a Timer) -> Self {
-        Self { timer, gate: RefCell::new(Some(timer.begin())), times: RefCell::default() }
+        Self { timer, gate: RefCell::new(Some(timer.begin())), waited: Cell::new(false), times: RefCell::default() }
     }
 
     /// Runs a compute segment, whose time counts for `op` instead of the gate.
@@ -45,6 +48,7 @@ impl<'a> PassTimer<'a> {
 
     /// Runs what waits for other ranks.
     pub fn wait<T>(&self, op: Op, waiting: impl FnOnce() -> T) -> T {
+        self.waited.set(op == Op::Counts);
         self.aside(|| self.timer.wait(Activity::Op(op), waiting))
     }
 
@@ -57,7 +61,8 @@ impl<'a> PassTimer<'a> {
         }
         let result = segment();
         if was_running {
-            self.gate.replace(Some(self.timer.begin()));
+            let started = if self.waited.get() { self.timer.begin_after_wait() } else { self.timer.begin() };
+            self.gate.replace(Some(started));
         }
         result
     }
@@ -104,9 +109,9 @@ impl PassTimes {
         // The timer keeps the ledger.
         let (mut ignored, mut spans) = (Ledger::default(), Vec::new());
         let observe = |op, start: &[Seconds], end: &[Seconds]| spans.push((Activity::Op(op), start[rank], end[rank]));
-        let pass = TimedPass { tasks, durations: &durations, steps };
+        let pass = TimedPass { tasks, durations: &durations, issue: &[], steps };
         let mut links = timer.links.borrow_mut();
-        Streams::default().run(&pass, &mut clocks, &mut links, &mut ignored, observe);
+        Streams::default().run(&pass, &mut clocks, &mut Hosts::default(), &mut links, &mut ignored, observe);
         timer.record_pass(spans, clocks[rank]);
         Ok(())
     }

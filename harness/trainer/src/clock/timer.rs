@@ -14,6 +14,7 @@ use tch::{Device, Tensor};
 use workloads::Seconds;
 
 use crate::clock::marks::Marks;
+use crate::clock::queue::Queue;
 use crate::comm::Communicator;
 use crate::cuda::Event;
 use crate::error::TrainError;
@@ -22,10 +23,32 @@ use crate::host::to_host;
 /// A pass of a micro-batch and a block: the part of an iteration that a span belongs to.
 type Part = (Option<Work>, Option<usize>);
 
+/// What a virtual clock measures of a compute segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// From an idle device until it is idle again.
+    Alone,
+    /// Until the host has issued it, from an idle device on. On a CPU nothing is issued: no time.
+    Issue,
+    /// What the device takes once all is issued, behind other work. On a CPU the same as alone.
+    Queued,
+}
+
+/// Ranks under a virtual clock: what each measures in its iterations, one after the other and again from the first.
+pub type Measures = &'static [Measure];
+
+/// What a step takes on a device: segments alone.
+pub const ALONE: Measures = &[Measure::Alone];
+
 pub struct Timer {
     rank: usize,
     /// The turn on the shared device, under a virtual clock.
     turns: Option<Arc<Mutex<()>>>,
+    measures: Measures,
+    /// Iterations that were begun.
+    begun: Cell<usize>,
+    /// What keeps a GPU busy until a segment is issued.
+    queue: RefCell<Queue>,
     device: Device,
     origin: Cell<Instant>,
     now: Cell<Seconds>,
@@ -41,8 +64,9 @@ pub struct Timer {
 
 /// A segment that is being timed.
 pub(super) enum Started<'a> {
-    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, the time when the GPU was idle.
-    Alone { turn: MutexGuard<'a, ()>, cpu_time: Seconds, idle: Instant },
+    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, the time when the GPU was idle, and the place behind
+    /// other work.
+    Alone { turn: MutexGuard<'a, ()>, cpu_time: Seconds, idle: Instant, behind: Option<Event> },
     /// Wall clock on a GPU.
     Marked(Option<Event>),
     /// Wall clock on a CPU.
@@ -55,6 +79,9 @@ impl Timer {
         Self {
             rank,
             turns,
+            measures: ALONE,
+            begun: Cell::new(0),
+            queue: RefCell::default(),
             device: Device::Cpu,
             marks: None,
             origin: Cell::new(Instant::now()),
@@ -76,12 +103,19 @@ impl Timer {
         Self { device, marks, ..self }
     }
 
+    /// Measures these under a virtual clock.
+    pub fn measuring(self, measures: Measures) -> Self {
+        Self { measures, ..self }
+    }
+
     pub fn is_virtual(&self) -> bool {
         self.turns.is_some()
     }
 
     /// Starts an iteration at time 0.
     pub fn start(&self) {
+        self.begun.set(self.begun.get() + 1);
+        self.queue.borrow_mut().start();
         self.origin.set(Instant::now());
         self.now.set(Seconds::ZERO);
         self.spans.borrow_mut().clear();
@@ -139,8 +173,25 @@ impl Timer {
         Ok(arrived)
     }
 
+    /// What is measured in this iteration.
+    fn measure(&self) -> Measure {
+        self.measures[self.begun.get().saturating_sub(1) % self.measures.len()]
+    }
+
     /// Starts to time a segment; under a virtual clock, once it is this rank's turn.
     pub(super) fn begin(&self) -> Started<'_> {
+        self.begin_segment(self.measure())
+    }
+
+    /// The same for a segment that follows a wait of the host, so that it never stands behind other work.
+    pub(super) fn begin_after_wait(&self) -> Started<'_> {
+        self.begin_segment(match self.measure() {
+            Measure::Queued => Measure::Alone,
+            other => other,
+        })
+    }
+
+    fn begin_segment(&self, measure: Measure) -> Started<'_> {
         let Some(turns) = &self.turns else {
             return match &self.marks {
                 Some(marks) => Started::Marked(marks.here()),
@@ -150,19 +201,25 @@ impl Timer {
         // A turn that ended in a panic leaves nothing behind that could disturb the next one.
         let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
         synchronize(self.device);
-        Started::Alone { turn, cpu_time: cpu_time(), idle: Instant::now() }
+        let behind = match (measure, self.device) {
+            (Measure::Queued, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal),
+            _ => None,
+        };
+        Started::Alone { turn, cpu_time: cpu_time(), idle: Instant::now(), behind }
     }
 
     /// Ends the segment. A wall clock notes a span, of a wait for another stage if there is no activity. A virtual clock
     /// returns the time that the segment took and does not move.
     pub(super) fn end(&self, activity: Option<Activity>, started: Started) -> Seconds {
         match (started, activity) {
-            (Started::Alone { turn, idle, .. }, _) if self.device.is_cuda() => {
-                synchronize(self.device);
+            (Started::Alone { turn, idle, behind, .. }, _) if self.device.is_cuda() => {
+                let time = self.end_on_gpu(idle, behind);
                 drop(turn);
-                return Seconds(idle.elapsed().as_secs_f64());
+                return time;
             }
-            (Started::Alone { cpu_time: before, .. }, _) => return cpu_time() - before,
+            (Started::Alone { cpu_time: before, .. }, _) => {
+                return if self.measure() == Measure::Issue { Seconds::ZERO } else { cpu_time() - before };
+            }
             (Started::Marked(start), activity) => {
                 if let Some(marks) = &self.marks {
                     marks.note((activity, self.part.get()), start);
@@ -172,6 +229,20 @@ impl Timer {
             (Started::At(start), None) => self.phases.borrow_mut().push((Phase::Bubble, start, self.now())),
         }
         Seconds::ZERO
+    }
+
+    /// What is measured of a segment on a GPU that was idle at `idle`, or has other work until `behind`. The GPU is idle then.
+    fn end_on_gpu(&self, idle: Instant, behind: Option<Event>) -> Seconds {
+        let (issued, mut queue) = (Seconds(idle.elapsed().as_secs_f64()), self.queue.borrow_mut());
+        let end = behind.as_ref().and_then(|_| queue.here());
+        synchronize(self.device);
+        let alone = Seconds(idle.elapsed().as_secs_f64());
+        queue.next((self.measure() != Measure::Queued).then_some(issued));
+        match (behind.zip(end), self.measure()) {
+            (Some((start, end)), _) => end.since(&start).map_or(alone, |time| Seconds(time.as_secs_f64())),
+            (None, Measure::Issue) => issued,
+            (None, _) => alone,
+        }
     }
 
     /// Under a wall clock, waits until the GPU has done all its work, so that the time now is that of its end.

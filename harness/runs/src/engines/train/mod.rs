@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::Span;
 use systems::{CostModel, Plan};
+use trainer::clock::timer::ALONE;
 use trainer::comm::launch::Launch;
 use trainer::comm::{CommError, CommFailure};
 use trainer::processes::{Call, Processes};
@@ -219,7 +220,8 @@ impl Trainer {
     /// Trains to the end, and says how it came.
     fn collect(&self, setup: &Setup, tick: &(dyn Fn() + Sync)) -> (Collected, Result<(), TrainError>) {
         let virtual_clock = self.options.virtual_clock();
-        let threads = Threads { device: self.options.device, virtual_clock, timeout: self.options.timeout };
+        let measures = virtual_clock.then_some(ALONE);
+        let threads = Threads { device: self.options.device, virtual_clock: measures, timeout: self.options.timeout };
         let collected = Mutex::new(Collected::default());
         // The simulator follows an emulated run: same cluster, same routing.
         let mut replay = virtual_clock.then(|| Replay::new(setup, setup.costs));

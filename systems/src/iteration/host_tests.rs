@@ -1,0 +1,175 @@
+//! What a host that issues operations does to an iteration: nothing where it takes no time, little where the GPU is busy longer, all of it
+//! where it is not; and waits never help.
+
+use workloads::measured::{Line, MeasuredOperation, Operation, Passes};
+use workloads::model::shapes;
+use workloads::trace::BatchCounts;
+use workloads::{Cluster, Gate, Model, Seconds};
+
+use crate::iteration::run::{Iteration, Run};
+use crate::iteration::timeline::Span;
+use crate::iteration::{Charge, Coverage, Evaluation, Timing};
+use crate::price::ledger::Phase;
+use crate::program::{LayerProgram, Op, Task};
+use crate::{CostModel, Job, Placement, Plan, Policy, RoutingCounts, System};
+
+fn passes(forward: Line) -> Passes {
+    let backward = Line { start: 2.0 * forward.start, unit: 2.0 * forward.unit, error: None };
+    Passes { forward, backward: Some(backward) }
+}
+
+fn line(start: f64, unit: f64) -> Line {
+    Line { start, unit, error: None }
+}
+
+/// Every operation of the model takes the GPU as much as that a unit and, if that is said, the host as much to issue; without
+/// that, the same was measured on an idle GPU.
+fn with_operations(cluster: &mut Cluster, model: &Model, unit: f64, issue: Option<f64>) {
+    let mut shapes = vec![(Operation::Edges, shapes::of_edges(model)), (Operation::Optimizer, String::new())];
+    for block in &model.blocks {
+        shapes.push((Operation::Block, shapes::of_block(block)));
+        if let Some(moe) = block.moe() {
+            shapes.extend([(Operation::Gate, shapes::of_gate(moe)), (Operation::Expert, shapes::of_expert(moe))]);
+        }
+    }
+    shapes.sort();
+    shapes.dedup();
+    let of_shape = |(operation, shape): (Operation, String)| {
+        // A unit is a sample, a token, a row or a parameter.
+        let unit = match operation {
+            Operation::Block | Operation::Edges => unit,
+            Operation::Gate | Operation::Expert => 1e-3 * unit,
+            Operation::Optimizer => 1e-9 * unit,
+        };
+        let only = |passes: Passes| match operation {
+            Operation::Optimizer => Passes { backward: None, ..passes },
+            _ => passes,
+        };
+        let gpu = only(passes(line(0.1 * unit, unit)));
+        let alone = if issue.is_some() { only(passes(line(7.0, 7.0))) } else { gpu };
+        MeasuredOperation {
+            operation,
+            shape,
+            forward: alone.forward,
+            backward: alone.backward,
+            queued: issue.map(|_| gpu),
+            issue: issue.map(|issue| only(passes(line(issue, 0.0)))),
+            source: "a test".to_owned(),
+        }
+    };
+    cluster.gpu.measured = shapes.into_iter().map(of_shape).collect();
+}
+
+/// The tiny GPT on eight ranks of inky, with skewed loads.
+fn job(unit: f64, issue: Option<f64>) -> (Job, BatchCounts) {
+    let model = Model::named("test", "gpt-tiny").unwrap();
+    let (layers, experts, chunks) = (model.moe_layers().count(), model.moe_layers().next().unwrap().experts, 16);
+    let entries = model.moe_layers().next().unwrap().tokens * model.top_k / experts;
+    // Twice as many for the first half of the experts as for the second, and a few more here and there.
+    let of = |place: usize| entries * if place % experts < experts / 2 { 4 } else { 2 } / 3 + place % 3;
+    let counts = (0..layers * chunks * experts).map(|place| of(place) as u32).collect();
+    let batch = BatchCounts::new(layers, chunks, experts, counts);
+    let mut cluster = Cluster::named("test", "inky").unwrap();
+    with_operations(&mut cluster, &model, unit, issue);
+    let job = Job::new(model, cluster, 8, Gate::NoDrop, chunks).with_micro_batch(1);
+    (job.with_profile(vec![batch.clone()]), batch)
+}
+
+/// Two iterations of a system, and what happens in a third.
+fn iterations(job: &Job, system: &dyn System, plan: Plan, batch: &BatchCounts) -> ([Iteration; 2], Vec<Span>) {
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let mut run = Run::new(job, &costs, system, plan);
+    ([run.step(batch), run.step(batch)], run.observe(batch).1)
+}
+
+#[test]
+fn hosts_that_take_no_time_change_nothing() {
+    let ((followed, batch), (plain, _)) = (job(1e-3, Some(0.0)), job(1e-3, None));
+    for &system in crate::ALL {
+        let Ok(plan) = system.plan(&plain, &CostModel::new(&plain.cluster, plain.gpus)) else { continue };
+        let same = iterations(&followed, system, plan, &batch) == iterations(&plain, system, plan, &batch);
+        assert!(same, "{}", system.name());
+    }
+}
+
+/// Plain expert parallelism whose hosts wait for counts alone, or also behind every task.
+struct Waits(bool);
+
+impl Policy for Waits {
+    fn program(&self, _: usize, _: &RoutingCounts, _: &Placement) -> LayerProgram {
+        let program = LayerProgram::grouped();
+        let [forward, backward] = [&program.forward, &program.backward].map(|tasks| match self.0 {
+            true => with_waits(tasks),
+            false => tasks.clone(),
+        });
+        LayerProgram { forward, backward, ..program }
+    }
+}
+
+fn with_waits(tasks: &[Task]) -> Vec<Task> {
+    let each = |(index, task): (usize, &Task)| {
+        let after = task.after.map(|other| 2 * other);
+        [Task { after, ..*task }, Task { op: Op::Sync, after: Some(2 * index) }]
+    };
+    tasks.iter().enumerate().flat_map(each).collect()
+}
+
+fn run(unit: f64, issue: Option<f64>, waits: bool) -> Timing {
+    let (mut job, batch) = job(unit, issue);
+    // Waits by themselves cost nothing here.
+    job.cluster.host.synchronisation.value = 0.0;
+    let plan = Plan { dp: 8, ep: 8, ..Plan::default() };
+    plan.check(&job).unwrap();
+    Evaluation {
+        job: &job,
+        plan: &plan,
+        costs: &CostModel::new(&job.cluster, job.gpus),
+        policy: &Waits(waits),
+        placements: &plan.experts_in_order(&job),
+        batch: &batch,
+        charges: &[Charge::default()],
+        coverage: Coverage::Full,
+    }
+    .run()
+}
+
+/// Blocks of 20 ms: 0.1 ms to issue each operation shows before the first alone.
+#[test]
+fn a_busy_gpu_hides_its_host() {
+    let (free, wide) = (run(2e-2, Some(0.0), false), run(2e-2, Some(1e-4), false));
+    assert!(wide.step >= free.step && (wide.step.0 / free.step.0 - 1.0) < 1e-3, "{} for {}", wide.step.0, free.step.0);
+    assert_eq!(wide.phases[0].of(Phase::Dense), free.phases[0].of(Phase::Dense));
+}
+
+/// Operations of microseconds that take a host a millisecond to issue: forward, where it waits for counts, and backward, where it
+/// waits for nothing, an iteration takes what the host takes at least.
+#[test]
+fn an_idle_gpu_takes_its_hosts_time() {
+    let (free, narrow, waiting) =
+        (run(1e-6, Some(0.0), false), run(1e-6, Some(1e-3), false), run(1e-6, Some(1e-3), true));
+    let (job, batch) = job(1e-6, None);
+    let blocks = 2.0 * 3e-3 * job.model.blocks.len() as f64;
+    let gates_and_experts = 2.0 * 3e-3 * job.model.moe_layers().count() as f64;
+    let micro_batches = (batch.chunks() / job.gpus) as f64;
+    let (edges, optimizer) = (3e-3, 1e-3);
+    assert_eq!(job.model.moe_layers().next().unwrap().experts, 8, "one expert a rank");
+    let hosts = micro_batches * (blocks / 2.0 + gates_and_experts + edges) + optimizer;
+    assert!(narrow.step.0 >= hosts && narrow.step.0 < hosts + free.step.0, "{} for {hosts}", narrow.step.0);
+    assert!(waiting.step >= narrow.step && waiting.step < narrow.step + free.step);
+}
+
+/// More to issue, and more waits, never make an iteration shorter.
+#[test]
+fn neither_work_of_hosts_nor_waits_help() {
+    for unit in [1e-5, 1e-4, 1e-3] {
+        let mut before = Seconds::ZERO;
+        for issue in [0.0, 1e-5, 1e-4, 3e-4, 1e-3] {
+            let [free, waiting] = [false, true].map(|waits| run(unit, Some(issue), waits));
+            for timing in [&free, &waiting] {
+                assert!((timing.phases[0].total() - timing.step).0.abs() < 1e-9 * timing.step.0);
+            }
+            assert!(waiting.step.0 >= free.step.0 * (1.0 - 1e-12) && free.step >= before, "{unit} {issue}");
+            before = free.step;
+        }
+    }
+}
