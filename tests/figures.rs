@@ -1,13 +1,12 @@
 //! The figures of stored runs: drawn again to the byte, legible at their printed size, and in every format.
 
 use std::path::Path;
-use std::process::Command;
 
 use chart::{TextBox, Width};
-use runs::figures::{self, RunFigure};
+use runs::figures::{self, PaperFigure};
 use runs::stored::StoredRun;
 
-use crate::support::{Folder, small_trace};
+use crate::support::{Folder, latex_compiles, latex_paper, small_trace};
 
 const RUN: &str = "run smoke --trace trace.parquet --iterations 12 --set warmup=2 --out out";
 
@@ -68,7 +67,7 @@ fn overlap(a: &TextBox, b: &TextBox) -> bool {
 }
 
 /// Every text of a figure is at least 7 pt high, on the page, and clear of every other.
-fn check(suite: &str, figure: &RunFigure, width: Width) {
+fn check(suite: &str, figure: &PaperFigure, width: Width) {
     let drawn = figure.chart.draw(width).unwrap();
     let what = format!("{suite}, {} at {width:?}", figure.name);
     let (right, bottom) = drawn.size();
@@ -99,18 +98,8 @@ fn no_text_is_small_or_over_another_in_any_figure() {
     for suite in ["smoke", "paper-gpt", "modern", "balance"] {
         folder.succeed(&format!("run {suite} --iterations 4 --set warmup=1 --out {suite}"));
         check_all(suite, &folder.join(suite));
+        crate::tables::check_markdown(suite, &StoredRun::open(&folder.join(suite)).unwrap());
     }
-}
-
-/// Compiles a document in its folder; false where there is no LaTeX.
-fn compiles(folder: &Folder, document: &str) -> bool {
-    let mut run = Command::new("pdflatex");
-    run.args(["-interaction=nonstopmode", "-halt-on-error", document]);
-    let Ok(output) = run.current_dir(folder.path()).output() else { return false };
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{document}: {said}");
-    assert!(!said.contains("Overfull"), "{document}: {said}");
-    true
 }
 
 const MAP: &str = "\
@@ -156,14 +145,6 @@ fn picture(document: &str) -> &str {
     &document[document.find(begin).unwrap()..document.find(end).unwrap() + end.len()]
 }
 
-/// The text of a paper of two columns of 3.33 in.
-fn paper(packages: &str, body: &str) -> String {
-    format!(
-        "\\documentclass[twocolumn]{{article}}\n\\usepackage[letterpaper,textwidth=7in,textheight=9in]{{geometry}}\n\
-         \\setlength{{\\columnsep}}{{0.34in}}\n{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
-    )
-}
-
 #[test]
 #[ignore = "needs pdflatex with TikZ"]
 fn latex_takes_what_is_written_for_it() {
@@ -176,10 +157,13 @@ fn latex_takes_what_is_written_for_it() {
         let drawn = folder.text(&format!("{figure}-column.tex"));
         folder.write(
             "tikz.tex",
-            &paper("\\usepackage[T1]{fontenc}\\usepackage{tikz}", &format!("\\noindent {}", picture(&drawn))),
+            &latex_paper("\\usepackage[T1]{fontenc}\\usepackage{tikz}", &format!("\\noindent {}", picture(&drawn))),
         );
-        assert!(compiles(&folder, "tikz.tex"), "no pdflatex");
-        folder.write("paper.tex", &paper("\\usepackage{graphicx}", &format!("\\input{{{figure}-column.figure.tex}}")));
-        assert!(compiles(&folder, "paper.tex"));
+        assert!(latex_compiles(&folder, "tikz.tex"), "no pdflatex");
+        folder.write(
+            "paper.tex",
+            &latex_paper("\\usepackage{graphicx}", &format!("\\input{{{figure}-column.figure.tex}}")),
+        );
+        assert!(latex_compiles(&folder, "paper.tex"));
     }
 }

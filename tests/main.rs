@@ -55,6 +55,8 @@ mod schema;
 mod page;
 // Figures of stored runs: the same bytes again, legible in print, every format.
 mod figures;
+// Tables of stored runs: the same bytes again, within a column or a page, the numbers of the summary.
+mod tables;
 // Suites of single layers, and collections of suites.
 mod layers;
 // Measurements of other shapes and spellings, and the page of all studies.

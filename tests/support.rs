@@ -286,3 +286,22 @@ pub(crate) fn suite_toml(cases: &[(usize, &str)]) -> String {
     }
     text
 }
+
+/// Compiles a document in its folder; false where there is no LaTeX.
+pub(crate) fn latex_compiles(folder: &Folder, document: &str) -> bool {
+    let mut run = Command::new("pdflatex");
+    run.args(["-interaction=nonstopmode", "-halt-on-error", document]);
+    let Ok(output) = run.current_dir(folder.path()).output() else { return false };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{document}: {said}");
+    assert!(!said.contains("Overfull") && !said.contains("too large"), "{document}: {said}");
+    true
+}
+
+/// The text of a paper of two columns of 3.33 in.
+pub(crate) fn latex_paper(packages: &str, body: &str) -> String {
+    format!(
+        "\\documentclass[twocolumn]{{article}}\n\\usepackage[letterpaper,textwidth=7in,textheight=9in]{{geometry}}\n\
+         \\setlength{{\\columnsep}}{{0.34in}}\n{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    )
+}

@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     bench, calibrate, claims, compare, doctor, import_log, import_model, list, merge, new, plan, plot, report, run,
-    shell, show, trace, train, validate,
+    shell, show, table, trace, train, validate,
 };
 use crate::failure::Failure;
 
@@ -36,6 +36,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Draw the figures of a stored run for a paper: one or two columns wide, SVG, PDF, PNG or TikZ
     Plot(plot::PlotArgs),
+    /// Write tables of a stored run for a paper: LaTeX or Markdown that fits one or two columns, or CSV
+    Table(table::TableArgs),
     /// Compare two stored runs, case by case and system by system, and fail where one is slower; or hold one against bands
     Compare(compare::CompareArgs),
     /// Join runs of a suite's shards to the run of the whole suite
@@ -83,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Plot(args) => plot::run(&args),
+        Command::Table(args) => table::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Plan(args) => plan::run(&args),

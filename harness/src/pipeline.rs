@@ -20,7 +20,9 @@ use runs::part::Shard;
 use runs::prepare::{self, PreparedCase};
 use runs::provenance::{self, DrawnFacts, Inputs, Provenance, SuiteFacts};
 use runs::records::{Row, RowsByRun};
-use runs::report::{self, TextTable, html, latex};
+use runs::report::paper::{self, TableFormat};
+use runs::report::values::SUMMARY;
+use runs::report::{self, TextTable, html};
 use runs::runner::Runner;
 use runs::store::Store;
 use runs::stored::StoredRun;
@@ -258,14 +260,14 @@ struct Shown<'a> {
 impl Shown<'_> {
     fn write(&mut self) -> Result<()> {
         self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
-        self.store.write_text("tables/summary.tex", &latex::render(&self.table))?;
-        // From the files alone, so that `moebench plot` and `moebench report` write the same.
+        // From the files alone, so that `moebench plot`, `moebench table` and `moebench report` write the same.
         let root = self.store.root();
         let mut run = StoredRun::open(root)?;
         for figure in figures::all(&run) {
             let written = files::write(&root.join("figures"), &figure, Width::Page, &[Format::Svg, Format::Pdf])?;
             self.figures.extend(written.into_iter().next());
         }
+        paper::write(&root.join("tables"), &run, SUMMARY, Width::Page, &[TableFormat::Latex])?;
         run.read_figures(root)?;
         self.store.write_text("report.html", &html::page(&[run])?)
     }

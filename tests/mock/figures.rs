@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chart::Width;
-use runs::figures::{RunFigure, all, origin};
+use runs::figures::{PaperFigure, all, origin};
 use runs::provenance::{DrawnFacts, Inputs, MapPlace, Provenance, SuiteFacts};
 use runs::records::{MeanPhases, RowsByRun, Status};
 use runs::stored::StoredRun;
@@ -45,7 +45,7 @@ fn stored(engine: &MockEngine, figure: FigureKind) -> StoredRun {
     }
 }
 
-fn figure(run: &StoredRun, name: &str) -> RunFigure {
+fn figure(run: &StoredRun, name: &str) -> PaperFigure {
     all(run).into_iter().find(|figure| figure.name == name).unwrap()
 }
 

@@ -1,13 +1,16 @@
-//! Tables and the page of a run of known times; LaTeX is held to a golden file.
+//! Tables and the page of a run of known times; tables for papers are held to golden files.
 
 use std::sync::Arc;
 
+use chart::Width;
 use runs::compare::{self, What};
 use runs::engines::{Engine, Extent};
 use runs::prepare::{self, PreparedRun};
 use runs::provenance::{Inputs, Provenance, SuiteFacts};
 use runs::records::{RowsByRun, RunKey, RunRecord, Status};
-use runs::report::{TextTable, html, latex};
+use runs::report::paper::{self, TableFormat};
+use runs::report::values::SUMMARY;
+use runs::report::{TextTable, html};
 use runs::store::Store;
 use runs::stored::StoredRun;
 use runs::summary::Summary;
@@ -36,8 +39,13 @@ fn a_suite_picks_the_columns_of_comparison() {
 }
 
 #[test]
-fn the_latex_table_is_the_golden_one() {
-    check_golden("summary.tex", &latex::render(&TextTable::new(&summary(&failing()), &suite().compare)));
+fn the_tables_of_a_paper_are_the_golden_ones() {
+    let folder = Folder::new();
+    let run = stored(&folder, &failing(), "fastermoe");
+    let formats = [TableFormat::Latex, TableFormat::Markdown, TableFormat::Csv];
+    for path in paper::write(&folder.join("tables"), &run, SUMMARY, Width::Page, &formats).unwrap() {
+        check_golden(path.file_name().unwrap().to_str().unwrap(), &std::fs::read_to_string(&path).unwrap());
+    }
 }
 
 /// A stored run of the mock engine; `name`: what FasterMoE is called in its records.
@@ -223,17 +231,4 @@ fn trained_runs_show_losses() {
     let table = TextTable::new(&summary, &[]);
     assert_eq!(table.header[8..], ["online", "peak", "loss", "simulated"]);
     assert_eq!(table.rows[0][8..], ["0.00%", "2.0 GB", "2.375", ""]);
-}
-
-#[test]
-fn cells_are_escaped_and_cases_set_apart() {
-    let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
-    let table = TextTable {
-        header: cells(["case", "± 5%"]),
-        rows: vec![cells(["a_1", "2%"]), cells(["", "±4%"]), cells(["b&c", "x"])],
-        text_columns: 1,
-    };
-    let text = latex::render(&table);
-    assert!(text.contains("\\begin{tabular}{lr}\n\\toprule\ncase & $\\pm$ 5\\% \\\\\n\\midrule\n"), "{text}");
-    assert!(text.contains("a\\_1 & 2\\% \\\\\n & $\\pm$4\\% \\\\\n\\addlinespace\nb\\&c & x \\\\\n\\bottomrule"));
 }

@@ -48,6 +48,7 @@ mod png;
 mod scatter;
 mod stacked;
 mod svg;
+mod table;
 mod text;
 mod tikz;
 
@@ -61,6 +62,7 @@ pub use palette::{Hatch, LOOKS, Look, Series, look};
 pub use scatter::{Scatter, ScatterPanel, ScatterSeries};
 pub use stacked::{StackedBar, StackedBars};
 pub use svg::escape_xml;
+pub use table::{PaperTable, Room, RowGroup};
 pub use tikz::escape_latex;
 
 use canvas::Element;

@@ -106,6 +106,7 @@ pub fn escape_latex(text: &str) -> String {
             '≤' => out.push_str("$\\le$"),
             '≥' => out.push_str("$\\ge$"),
             '†' => out.push_str("\\textdagger{}"),
+            '‡' => out.push_str("\\textdaggerdbl{}"),
             '…' => out.push_str("\\dots{}"),
             other => match "⁰¹²³⁴⁵⁶⁷⁸⁹⁻".chars().position(|raised| raised == other) {
                 Some(10) => out.push_str("$^{-}$"),

@@ -48,6 +48,9 @@ pub struct RunDetails {
     /// What an hour of a GPU costs, where the cluster says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hour_price: Option<f64>,
+    /// None of a layer that runs alone, and of runs of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effort: Option<Effort>,
     /// `[rank]`: most memory over all iterations, B; empty where memory was not followed rank by rank.
     pub memory: Vec<f64>,
     /// Of what the gate chose, before any capacity; none where it is that of the case's first run.
@@ -58,6 +61,30 @@ pub struct RunDetails {
     pub traffic: Option<Traffic>,
     /// Of the last iteration, by each engine that says what its ranks do when.
     pub timelines: Vec<Timeline>,
+}
+
+/// What an iteration trains.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Effort {
+    /// Of the global batch.
+    pub tokens: u64,
+    /// Forward and backward, active experts alone, nothing recomputed: what MFU divides by.
+    pub flops: f64,
+    /// Of a GPU of the cluster, FLOP/s, where its source states it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_flops: Option<f64>,
+}
+
+impl Effort {
+    fn new(run: &PreparedRun) -> Option<Self> {
+        let (model, samples) = (&run.job.model, run.case.global_batch as u64);
+        let tokens = model.blocks.first().filter(|_| run.case.layer.is_none())?.tokens as u64;
+        Some(Self {
+            tokens: tokens * samples,
+            flops: model.training_flops().0 * samples as f64,
+            peak_flops: run.job.cluster.gpu.gemm_rate.peak,
+        })
+    }
 }
 
 /// How unevenly experts were chosen.
@@ -123,6 +150,7 @@ impl RunDetails {
             gpus_per_node: run.job.cluster.gpus_per_node,
             memory_limit: run.job.cluster.gpu.usable().0,
             hour_price: run.job.cluster.gpu.hour_price.as_ref().map(|price| price.value),
+            effort: Effort::new(run),
             memory: memory(outcome),
             imbalance: Imbalance::new(&outcome.imbalance),
             moves: Moves::new(&outcome.moved),

@@ -11,7 +11,7 @@ use chart::{LOOKS, Look};
 const ORDER: [usize; 8] = [0, 1, 3, 4, 5, 6, 7, 2];
 
 /// A system's name in figures.
-pub(crate) fn title(name: &str) -> String {
+pub fn title(name: &str) -> String {
     systems::by_name(name).map_or(name, |system| system.title()).to_owned()
 }
 

@@ -1,17 +1,19 @@
 //! A stored run, read back from its folder alone, whatever version of the program wrote it. What an older version did not keep
 //! is left out, and said.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use workloads::{Bytes, Suite};
+use workloads::{Bytes, EngineKind, Suite};
 
-use crate::details::RunDetails;
+use crate::details::{Effort, RunDetails};
+use crate::part::Pattern;
 use crate::provenance::{self, DrawnFacts, Provenance, SuiteFacts};
 use crate::records::{self, MeanPhases, Row, RowsByRun, SCHEMA_VERSION};
 use crate::store::{self, DETAILS};
-use crate::summary::{GpuFacts, Summary};
+use crate::summary::{GpuFacts, Summary, SummaryRow};
 
 /// A run that has ended.
 pub struct StoredRun {
@@ -79,6 +81,43 @@ impl StoredRun {
     /// Details of a system on a case: of the first seed that has some.
     pub fn details_of(&self, case: &str, system: &str) -> Option<&RunDetails> {
         self.details.iter().find(|details| details.case == case && details.system == system)
+    }
+}
+
+/// What a case's iterations come to.
+impl StoredRun {
+    fn effort(&self, row: &SummaryRow) -> Option<(Effort, f64)> {
+        Some((self.details_of(&row.key.case, &row.key.system)?.effort?, row.step?.mean))
+    }
+
+    /// Of all GPUs together.
+    pub fn tokens_per_second(&self, row: &SummaryRow) -> Option<f64> {
+        self.effort(row).map(|(effort, step)| effort.tokens as f64 / step)
+    }
+
+    /// Model FLOP/s over the peak of the case's GPUs. None of a measured run: its machine need not be the case's cluster.
+    pub fn mfu(&self, row: &SummaryRow) -> Option<f64> {
+        let (effort, step) = self.effort(row).filter(|_| row.key.engine != EngineKind::Measured)?;
+        Some(effort.flops / step / (f64::from(row.key.gpus) * effort.peak_flops?))
+    }
+
+    /// Keeps the cases that one of the patterns means, all where there is no pattern.
+    ///
+    /// # Errors
+    /// Where no case is like that, with the ids of all.
+    pub fn keep(&mut self, patterns: &[Pattern]) -> Result<()> {
+        let all: BTreeSet<String> = self.summary.rows.iter().map(|row| row.key.case.clone()).collect();
+        let ids = || all.iter().map(String::as_str);
+        let meant = |id: &str| patterns.is_empty() || patterns.iter().any(|pattern| pattern.means(id, ids()));
+        ensure!(
+            ids().any(meant),
+            "--case: no case of the run is like that; it has {}",
+            ids().collect::<Vec<_>>().join(", ")
+        );
+        self.summary.rows.retain(|row| meant(&row.key.case));
+        self.rows.retain(|row| meant(&row.key.case));
+        self.details.retain(|details| meant(&details.case));
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ pub mod report;
 pub mod run;
 pub mod shell;
 pub mod show;
+pub mod table;
 pub mod trace;
 pub mod train;
 pub mod validate;

@@ -9,7 +9,8 @@ use clap::Args;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::figures::files::{self, Format};
-use runs::figures::{self, RunFigure};
+use runs::figures::{self, PaperFigure};
+use runs::part::Pattern;
 use runs::stored::StoredRun;
 
 const EXAMPLES: &str = "\
@@ -28,6 +29,9 @@ pub struct PlotArgs {
     /// One figure, by the name of its file [default: all that the run has data for]
     #[arg(long, value_name = "NAME")]
     figure: Option<String>,
+    /// One case alone by its id, or those whose id has this in it, or is like it where it has a `*`; again for more
+    #[arg(long, value_name = "PATTERN")]
+    case: Vec<Pattern>,
     /// Width in columns of a paper: one of 3.33 in, two of 7 in
     #[arg(long, value_name = "1|2", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
     columns: u8,
@@ -42,7 +46,8 @@ pub struct PlotArgs {
 /// # Errors
 /// A folder that holds no run that can be read, a figure that it has no data for, or files that cannot be written.
 pub fn run(args: &PlotArgs) -> Result<(), Failure> {
-    let run = StoredRun::open(&args.run).or_input()?;
+    let mut run = StoredRun::open(&args.run).or_input()?;
+    run.keep(&args.case).or_input()?;
     let all = figures::all(&run);
     let wanted = wanted(&all, args.figure.as_deref()).or_input()?;
     let folder = args.out.clone().unwrap_or_else(|| args.run.join("figures"));
@@ -58,9 +63,9 @@ pub fn run(args: &PlotArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn wanted<'f>(all: &'f [RunFigure], name: Option<&str>) -> anyhow::Result<Vec<&'f RunFigure>> {
+fn wanted<'f>(all: &'f [PaperFigure], name: Option<&str>) -> anyhow::Result<Vec<&'f PaperFigure>> {
     let Some(name) = name else { return Ok(all.iter().collect()) };
-    let there = || all.iter().map(|figure| figure.name).collect::<Vec<_>>().join(", ");
+    let there = || all.iter().map(|figure| figure.name.as_str()).collect::<Vec<_>>().join(", ");
     let one = all.iter().find(|figure| figure.name == name);
     one.map(|one| vec![one])
         .ok_or_else(|| anyhow!("--figure {name}: expected one that the run has data for: {}", there()))

@@ -49,8 +49,7 @@ impl<'a> Study<'a> for EndToEnd<'a> {
     fn section(&self, outcome: &IterationErrors) -> Result<Section> {
         let mut section = Section::new("Whole iterations (figures 8 and 10)");
         section.add(include_str!("prose/end_to_end.md"));
-        let figure = performance_model::end_to_end(outcome).draw()?;
-        section.picture("iterations", "Predicted against measured iteration times", figure);
+        section.picture(performance_model::end_to_end("iterations", outcome));
         let sums = [("medians".to_owned(), outcome.errors), ("sums, start-up included".to_owned(), outcome.sum_errors)];
         section.table(statistics_table(&sums, "relative errors of"));
         section.claims.extend(errors_by_cluster(outcome).iter().map(|(name, errors)| claims::iterations(name, errors)));

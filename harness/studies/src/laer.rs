@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use chart::{Frame, Scatter, ScatterPanel};
+use chart::{AnyChart, Scatter, ScatterPanel};
 use rayon::prelude::*;
 use serde::Serialize;
 use systems::iteration::run::Run;
@@ -22,10 +22,11 @@ use crate::measurements::steps::{self, Step};
 use crate::page::Section;
 use crate::tables::{constants_table, percent, statistics_table};
 use crate::{Inputs, Study, claims};
+use runs::figures::PaperFigure;
 use runs::figures::performance_model::{notes, series};
 use runs::summary::errors::{Errors, Pair};
 use runs::summary::model_error::{ClusterError, Measured, Part};
-use runs::{prepare, report};
+use runs::{looks, prepare, report};
 
 /// The cluster with the study's stated constants.
 pub const CLUSTER: &str = "a100x8";
@@ -237,7 +238,7 @@ impl<'a> Study<'a> for LaerStudy {
     fn section(&self, outcome: &LaerErrors) -> Result<Section> {
         let mut section = Section::new("LAER-MoE's four systems on 32 A100s");
         section.add(include_str!("prose/laer.md"));
-        section.picture("laer", "Simulated against measured iterations of four systems", outcome.figure().draw()?);
+        section.picture(outcome.figure());
         section.table(outcome.statistics());
         section.table(outcome.orders());
         section.add(outcome.wrong());
@@ -462,8 +463,9 @@ impl LaerErrors {
     }
 
     /// Simulated against measured iterations, without the fit and with it.
-    pub fn figure(&self) -> Scatter {
-        let mut methods: Vec<&str> = self.lines.iter().map(|line| line.method.as_str()).collect();
+    pub fn figure(&self) -> PaperFigure {
+        let mut methods: Vec<(&str, &str)> =
+            self.lines.iter().map(|line| (line.method.as_str(), line.system)).collect();
         methods.sort_unstable();
         methods.dedup();
         let panel = |(title, of): (&str, PredictionOf)| {
@@ -472,20 +474,26 @@ impl LaerErrors {
                 let pair = |line: &Line| of(line).map(|predicted| Pair { predicted, measured: line.measured });
                 lines.filter_map(pair).collect::<Vec<Pair>>()
             };
-            let series = methods.iter().enumerate().map(|(ink, method)| series(method, ink, &of_method(method), 1.0));
+            let series =
+                methods.iter().map(|(method, system)| series(method, looks::ink(system), &of_method(method), 1.0));
             ScatterPanel { title: title.to_owned(), series: series.collect(), notes: notes(&self.pairs(of)) }
         };
         let shown = PREDICTIONS.into_iter().filter(|(_, of)| self.lines.iter().any(|line| of(line).is_some()));
-        Scatter {
-            frame: Frame {
-                footnote: format!("predicted: simulated, {}; band: within 10% of what was measured", self.cluster),
-                ..Frame::default()
-            },
+        let chart = Scatter {
             x_label: "Measured iteration (s)".to_owned(),
             y_label: "Predicted iteration (s)".to_owned(),
             panels: shown.map(panel).collect(),
             band: Some(0.1),
-            log: false,
+            ..Scatter::default()
+        };
+        PaperFigure {
+            name: "laer".to_owned(),
+            chart: AnyChart::Scatter(chart),
+            caption: format!(
+                "Simulated against measured iterations of four systems; predicted: simulated, {}; band: within 10% of what was \
+                 measured.",
+                self.cluster
+            ),
         }
     }
 }

@@ -115,14 +115,12 @@ impl<'a> Study<'a> for MoeLayers<'a> {
     }
 }
 
-const CAPTION: &str = "Predicted against measured times of single layers";
-
 fn add_held_out(section: &mut Section, held_out: &LayerOutcome, cluster: &Cluster) -> Result<()> {
     section.add(format!(
         "{} constants are fitted to the rows with even `(iteration - 1) / 100` and tested on the others:",
         held_out.fitted.len()
     ));
-    section.picture("layers", CAPTION, performance_model::moe_layer(&held_out.settings).draw()?);
+    section.picture(performance_model::moe_layer("layers", &held_out.settings));
     section.table(settings_table(&held_out.settings));
     section.add("The constants of that fit:");
     section.table(constants_table(&held_out.fitted));
@@ -132,7 +130,7 @@ fn add_held_out(section: &mut Section, held_out: &LayerOutcome, cluster: &Cluste
 }
 
 fn add_too_few(section: &mut Section, shipped: &LayerOutcome) -> Result<()> {
-    section.picture("layers", CAPTION, performance_model::moe_layer(&shipped.settings).draw()?);
+    section.picture(performance_model::moe_layer("layers", &shipped.settings));
     section.add(format!(
         "There are too few rows to fit {} constants to those with even `(iteration - 1) / 100` and test the others.",
         LAYER_CONSTANTS.len()

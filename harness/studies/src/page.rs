@@ -1,12 +1,16 @@
 //! The page of validation: claims with what was wanted and found, then a section per study.
 
+use std::path::Path;
+
 use anyhow::Result;
-use chart::Figure;
+use chart::Width;
 use comfy_table::{Table, presets};
 
 use super::Inputs;
 use super::claims::Claim;
 use crate::measurements;
+use runs::figures::PaperFigure;
+use runs::store;
 use runs::summary::model_error::ClusterError;
 
 #[derive(Default)]
@@ -15,8 +19,8 @@ pub struct Section {
     /// Markdown below the heading.
     pub text: String,
     pub claims: Vec<Claim>,
-    /// Figures that the text shows, by the name of their file.
-    pub figures: Vec<(String, Figure)>,
+    /// Figures that the text shows.
+    pub figures: Vec<PaperFigure>,
     /// What it says about a cluster's simulation.
     pub errors: Vec<ClusterError>,
 }
@@ -41,10 +45,24 @@ impl Section {
         claims_table(self.claims.iter())
     }
 
-    /// Adds a figure, to be saved beside the page.
-    pub fn picture(&mut self, name: &str, what: &str, figure: Figure) {
+    /// Adds a figure, to be saved beside the page, and its caption below it.
+    pub fn picture(&mut self, figure: PaperFigure) {
+        let PaperFigure { name, caption, .. } = &figure;
+        let what = caption.split(';').next().unwrap_or_default();
         self.add(format!("![{what}]({name}.svg)"));
-        self.figures.push((name.to_owned(), figure));
+        self.add(caption);
+        self.figures.push(figure);
+    }
+
+    /// Saves its figures in a page's folder.
+    ///
+    /// # Errors
+    /// When the drawing library fails, or a file cannot be written.
+    pub fn save_figures(&self, folder: &Path) -> Result<()> {
+        self.figures.iter().try_for_each(|figure| {
+            let drawn = figure.chart.draw(Width::Page)?;
+            store::write_text(&folder.join(format!("{}.svg", figure.name)), &drawn.svg)
+        })
     }
 }
 

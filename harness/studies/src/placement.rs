@@ -67,9 +67,7 @@ impl<'a> Study<'a> for Placements<'a> {
         section.add(format!(include_str!("prose/placement.md"), layer = layer, gpus = gpus, micro_batch = micro_batch));
         for ((every, series), SeriesOutcome { steps, errors, lagged }) in self.series.iter().zip(outcome) {
             section.add(format!("Placed every {every} iterations:"));
-            let figure = adaptive::draw(&series.samples, steps)?;
-            let caption = "Layer time over iterations, experts in order and placed online";
-            section.picture(&format!("placement_every{every}"), caption, figure);
+            section.picture(adaptive::figure(&format!("placement_every{every}"), &series.samples, steps));
             section.table(series_table(errors));
             section.table(gains_table(errors, lagged));
             section.claims.extend([claims::gain(*every, errors), claims::correlation(errors)]);

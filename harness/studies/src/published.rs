@@ -2,7 +2,7 @@
 //! constants of one chip fitted to half of its runs and tested on the other half.
 
 use anyhow::{Context, Result};
-use chart::{Frame, Scatter, ScatterPanel};
+use chart::{AnyChart, Scatter, ScatterPanel};
 use rayon::prelude::*;
 use serde::Serialize;
 use systems::iteration::{Charge, Coverage, Evaluation};
@@ -21,6 +21,7 @@ use crate::measurements::order::{ORDER_TOLERANCE, in_order};
 use crate::page::Section;
 use crate::tables::{constants_table, percent, statistics_table};
 use crate::{Inputs, Study, claims};
+use runs::figures::PaperFigure;
 use runs::figures::performance_model::{notes, series};
 use runs::report;
 use runs::summary::errors::{Errors, Pair};
@@ -126,7 +127,7 @@ impl<'a> Study<'a> for PublishedRuns<'a> {
     fn section(&self, outcome: &PublishedErrors) -> Result<Section> {
         let mut section = Section::new("Published training runs of modern models");
         section.add(include_str!("prose/published.md"));
-        section.picture("published", "Simulated against published throughput", outcome.figure().draw()?);
+        section.picture(outcome.figure());
         section.table(outcome.statistics());
         section.add(format!("The constants of `{CHIP}` after that fit:"));
         section.table(constants_table(&outcome.constants));
@@ -413,7 +414,7 @@ impl PublishedErrors {
     }
 
     /// Simulated against published throughput, without and with the fit.
-    pub fn figure(&self) -> Scatter {
+    pub fn figure(&self) -> PaperFigure {
         let panel = |title: &str, of: fn(&Line) -> Option<Simulated>, halves: &[(&str, Half)]| {
             let series = halves
                 .iter()
@@ -424,11 +425,7 @@ impl PublishedErrors {
         };
         let both = [("fitted to", Half::Fitted), ("tested on", Half::Tested)];
         let every = [both[0], both[1], ("another chip", Half::Neither)];
-        Scatter {
-            frame: Frame {
-                footnote: "predicted: simulated; band: within 25% of what was published".to_owned(),
-                ..Frame::default()
-            },
+        let chart = Scatter {
             x_label: "Published tokens/s per GPU".to_owned(),
             y_label: "Predicted tokens/s per GPU".to_owned(),
             panels: vec![
@@ -437,6 +434,14 @@ impl PublishedErrors {
             ],
             band: Some(0.25),
             log: true,
+            ..Scatter::default()
+        };
+        PaperFigure {
+            name: "published".to_owned(),
+            chart: AnyChart::Scatter(chart),
+            caption:
+                "Simulated against published throughput; predicted: simulated; band: within 25% of what was published."
+                    .to_owned(),
         }
     }
 }

@@ -5,7 +5,7 @@ use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 use workloads::suite::TraceUse;
 
 use super::labels::{self, CaseLabels};
-use super::{RunFigure, engine_note, error_notes, look_notes, title, unreached_periods};
+use super::{PaperFigure, engine_note, error_notes, look_notes, title, unreached_periods};
 use crate::looks;
 use crate::records::{Row, RowsByRun, RunKey};
 use crate::stored::StoredRun;
@@ -14,16 +14,16 @@ use crate::stored::StoredRun;
 const MOST_POINTS: usize = 600;
 
 /// The layers of a run over their iterations: a panel per case, a line per system.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let (cases, rows) = (labels::cases(run), RowsByRun::new(&run.rows));
-    let labels = CaseLabels::new(&cases, &[]);
+    let labels = CaseLabels::new(run, &cases, &[]);
     let bin = run.provenance.inputs.iterations.div_ceil(MOST_POINTS).max(1);
     let means = if bin > 1 { format!(", means of {bin} iterations") } else { String::new() };
     let gains: Vec<String> = cases.iter().flat_map(|key| gains(run, &labels, key)).collect();
     let over = title(&run.summary.baseline);
     let gains = if gains.is_empty() { String::new() } else { format!("; gain over {over}: {}", gains.join("; ")) };
-    RunFigure {
-        name: "adaptive",
+    PaperFigure {
+        name: "adaptive".to_owned(),
         caption: format!(
             "Time of a MoE layer over the iterations{}{gains}; {}; time of the layer alone{means}; what deciding and \
              moving experts takes is in the gain; placements follow the iterations before them (the paper's followed the very \

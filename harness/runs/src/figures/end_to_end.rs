@@ -4,16 +4,16 @@
 use chart::{AnyChart, Bar, Group, GroupedBars, Panel, Series};
 
 use super::labels::{self, CaseLabels, Part};
-use super::{RunFigure, engine_note, error_notes, look_notes, statistic_note, title};
+use super::{PaperFigure, bars_note, engine_note, error_notes, look_notes, otherwise_note, title};
 use crate::looks;
 use crate::records::RunKey;
 use crate::stored::StoredRun;
 use crate::summary::{ModelError, Summary, SummaryRow};
 
 /// The figure of a run of whole iterations.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let (cases, systems) = (labels::cases(run), labels::systems(run));
-    let labels = CaseLabels::new(&cases, &[Part::Cluster]);
+    let labels = CaseLabels::new(run, &cases, &[Part::Cluster]);
     let group = |key: &RunKey| group(key, &labels, systems.iter().copied(), &run.summary);
     let panels = labels::panels(cases.iter().map(|key| (key.cluster.clone(), group(key))));
     let drawn = &run.facts.drawn;
@@ -23,16 +23,16 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
         let mark = if among(&drawn.otherwise, name) { " †" } else { "" };
         Series::new(format!("{}{plan}{mark}", title(name)), looks::ink(name))
     };
-    let otherwise = if drawn.otherwise.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" };
-    RunFigure {
-        name: "end_to_end",
+    PaperFigure {
+        name: "end_to_end".to_owned(),
         caption: format!(
-            "Speedup over {}{}; {}; {}{}{otherwise}{}.",
+            "Speedup over {}{}; {}; {}{}{}{}.",
             title(&run.summary.baseline),
             labels.common(),
             run.facts.origin,
-            statistic_note(run),
+            bars_note(run),
             error_notes(&run.summary),
+            otherwise_note(run),
             look_notes(run),
         ),
         chart: AnyChart::Bars(GroupedBars {

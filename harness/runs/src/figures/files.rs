@@ -6,7 +6,7 @@ use anyhow::Result;
 use chart::{Width, escape_latex};
 use clap::ValueEnum;
 
-use super::RunFigure;
+use super::PaperFigure;
 use crate::store::{write_bytes, write_text};
 
 /// A file format of pictures.
@@ -30,10 +30,10 @@ const DOTS_PER_INCH: f64 = 300.0;
 ///
 /// # Errors
 /// When the font or the drawing library fails, or a file cannot be written.
-pub fn write(folder: &Path, figure: &RunFigure, width: Width, formats: &[Format]) -> Result<Vec<PathBuf>> {
-    let name = figure.name;
+pub fn write(folder: &Path, figure: &PaperFigure, width: Width, formats: &[Format]) -> Result<Vec<PathBuf>> {
+    let name = &figure.name;
     let picture = match width {
-        Width::Page => name.to_owned(),
+        Width::Page => name.clone(),
         Width::Column => format!("{name}-column"),
     };
     let drawn = figure.chart.draw(width)?;
@@ -58,7 +58,7 @@ pub fn write(folder: &Path, figure: &RunFigure, width: Width, formats: &[Format]
 }
 
 /// For a document of two columns; the picture has its printed size.
-fn latex(figure: &RunFigure, picture: &str, width: Width) -> String {
+fn latex(figure: &PaperFigure, picture: &str, width: Width) -> String {
     let environment = match width {
         Width::Page => "figure*",
         Width::Column => "figure",

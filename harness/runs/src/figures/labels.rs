@@ -102,9 +102,18 @@ pub(crate) fn panels<T>(titled: impl IntoIterator<Item = (String, T)>) -> Vec<(S
     panels
 }
 
+/// What a case is called that says nothing where others say more: the run's trace, where others have a routing of their own.
+fn plain(run: &StoredRun, cases: &[&RunKey]) -> &'static str {
+    let own_routing =
+        |key: &&RunKey| run.facts.drawn.own_conditions.contains(&key.case) && !rest(key).starts_with("net");
+    if cases.iter().any(own_routing) { "trace" } else { "base" }
+}
+
 /// Which parts tell cases apart.
 pub(crate) struct CaseLabels {
     told: Vec<Part>,
+    /// Stands for a part that says nothing.
+    plain: &'static str,
     /// Gates that a factor says, or that there is none.
     factors: bool,
     /// What all cases have in common.
@@ -113,11 +122,12 @@ pub(crate) struct CaseLabels {
 
 impl CaseLabels {
     /// Of cases whose panels say the parts in `titled`.
-    pub(crate) fn new(cases: &[&RunKey], titled: &[Part]) -> Self {
+    pub(crate) fn new(run: &StoredRun, cases: &[&RunKey], titled: &[Part]) -> Self {
         let values = |part: Part| cases.iter().map(|key| part.of(key)).collect::<BTreeSet<_>>();
         let (told, same): (Vec<Part>, Vec<Part>) = Part::ALL.into_iter().partition(|part| values(*part).len() > 1);
         let kinds = |key: &&&RunKey| matches!(key.gate, Gate::Capacity { .. } | Gate::NoDrop);
         Self {
+            plain: plain(run, cases),
             told: told.into_iter().filter(|part| !titled.contains(part)).collect(),
             factors: cases.iter().all(|key| kinds(&key)),
             same: same.into_iter().flat_map(values).filter(|text| !text.is_empty()).collect(),
@@ -129,8 +139,15 @@ impl CaseLabels {
         &self.told
     }
 
+    /// What a part says of a case.
+    pub(crate) fn text(&self, part: Part, key: &RunKey) -> String {
+        let text = part.of(key);
+        if text.is_empty() { self.plain.to_owned() } else { text }
+    }
+
     fn short(&self, part: Part, key: &RunKey) -> String {
-        if part == Part::Gate && !self.factors { part.of(key) } else { part.short(key) }
+        let whole = part == Part::Rest || part == Part::Gate && !self.factors;
+        if whole { self.text(part, key) } else { part.short(key) }
     }
 
     /// The innermost label.
@@ -140,12 +157,13 @@ impl CaseLabels {
 
     /// The labels below it, outwards.
     pub(crate) fn over(&self, key: &RunKey) -> Vec<String> {
-        self.told.iter().rev().skip(1).map(|part| part.of(key)).collect()
+        self.told.iter().rev().skip(1).map(|part| self.text(*part, key)).collect()
     }
 
     /// The whole label in one line.
     pub(crate) fn whole(&self, key: &RunKey) -> String {
-        in_words(key, &self.told)
+        let words = in_words(key, &self.told);
+        if words.is_empty() && !self.told.is_empty() { self.plain.to_owned() } else { words }
     }
 
     /// What the innermost label is; nothing where it says so itself.

@@ -4,17 +4,17 @@
 use chart::{AnyChart, GroupedBars, Panel, Series};
 
 use super::labels::{self, CaseLabels, Part};
-use super::{RunFigure, end_to_end, engine_note, error_notes, look_notes, statistic_note, title};
+use super::{PaperFigure, bars_note, end_to_end, engine_note, error_notes, look_notes, title};
 use crate::looks;
 use crate::records::RunKey;
 use crate::stored::StoredRun;
 
 /// The figure of a run of layers.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let (cases, baseline) = (labels::cases(run), &run.summary.baseline);
     let others: Vec<&str> = labels::systems(run).into_iter().filter(|name| *name != baseline).collect();
-    let labels = CaseLabels::new(&cases, &[Part::Model, Part::Cluster, Part::Gpus, Part::Gate, Part::Rest]);
-    let settings = CaseLabels::new(&cases, &[Part::Layer]);
+    let labels = CaseLabels::new(run, &cases, &[Part::Model, Part::Cluster, Part::Gpus, Part::Gate, Part::Rest]);
+    let settings = CaseLabels::new(run, &cases, &[Part::Layer]);
     let group = |key: &RunKey| {
         let mut group = end_to_end::group(key, &labels, others.iter().copied(), &run.summary);
         // Every bar has the same error, which the caption states.
@@ -22,15 +22,15 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
         group
     };
     let panels = labels::panels(cases.iter().map(|key| (settings.whole(key), group(key))));
-    RunFigure {
-        name: "layers",
+    PaperFigure {
+        name: "layers".to_owned(),
         caption: format!(
             "Speedup of MoE layers over {}{}; {}; one layer, forward and backward, deciding and moving experts included; {}{}; \
              {}{}.",
             title(baseline),
             settings.common(),
             run.facts.origin,
-            statistic_note(run),
+            bars_note(run),
             error_notes(&run.summary),
             whole_gain(&others, run),
             look_notes(run),

@@ -4,7 +4,7 @@
 use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 
 use super::labels::{self, CaseLabels};
-use super::{RunFigure, look_notes, title};
+use super::{PaperFigure, look_notes, title};
 use crate::looks;
 use crate::records::{Row, RowsByRun};
 use crate::stored::StoredRun;
@@ -14,9 +14,9 @@ const ENTROPIES: [(&str, usize); 2] =
     [("entropy of the language", chart::LOOKS - 2), ("unigram entropy", chart::LOOKS - 10)];
 
 /// The losses of a run.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let (rows, cases) = (RowsByRun::new(&run.rows), labels::cases(run));
-    let labels = CaseLabels::new(&cases, &[]);
+    let labels = CaseLabels::new(run, &cases, &[]);
     let point = |row: &&Row| Some((f64::from(row.iteration), row.sample.as_ref().ok()?.loss?));
     let end = run.provenance.inputs.iterations as f64;
     let panels =
@@ -38,8 +38,8 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
                 from_zero: false,
             }
         });
-    RunFigure {
-        name: "loss",
+    PaperFigure {
+        name: "loss".to_owned(),
         caption: format!(
             "Loss of every iteration{}; {}; systems that train the same model lie on one another{}.",
             labels.common(),

@@ -4,7 +4,7 @@
 use chart::{AnyChart, HeatCell, HeatMap, HeatPanel, Series};
 
 use super::labels::{self, CaseLabels};
-use super::{RunFigure, engine_note, look_notes, title};
+use super::{PaperFigure, engine_note, look_notes, title};
 use crate::looks;
 use crate::provenance::MapPlace;
 use crate::records::RunKey;
@@ -19,11 +19,11 @@ pub(super) fn is_there(run: &StoredRun) -> bool {
 
 /// Winners: columns are routings, rows are factors of the network; a cell has the winner's look and its speedup over the first
 /// system that the suite compares with, else over the baseline.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let over = run.facts.drawn.compare.first().unwrap_or(&run.summary.baseline);
     let (columns, settings) = (Columns::new(run), settings(run, |_| Some(String::new())));
-    RunFigure {
-        name: "map",
+    PaperFigure {
+        name: "map".to_owned(),
         caption: format!(
             "Who is fastest where{}; {}; columns: routings, by the entries of the fullest expert over the mean; a cell has the look of \
              the system with the least mean iteration, all costs charged, and its speedup by totals over {}, or how {} ended; \
@@ -68,7 +68,7 @@ pub(super) fn settings<'r>(run: &'r StoredRun, more: impl Fn(&MapPlace) -> Optio
         Some((RunKey { case, ..key.clone() }, (key.case.as_str(), place)))
     };
     let placed: Vec<_> = labels::cases(run).into_iter().filter_map(placed).collect();
-    let labels = CaseLabels::new(&placed.iter().map(|(setting, _)| setting).collect::<Vec<_>>(), &[]);
+    let labels = CaseLabels::new(run, &placed.iter().map(|(setting, _)| setting).collect::<Vec<_>>(), &[]);
     let titled = placed.iter().map(|(setting, place)| (labels.whole(setting), *place));
     Settings { common: labels.common(), panels: labels::panels(titled) }
 }

@@ -19,16 +19,16 @@ use workloads::suite::FigureKind;
 use workloads::trace::Balance;
 
 use crate::looks;
-pub(crate) use crate::looks::title;
+pub use crate::looks::title;
 use crate::report;
 use crate::stored::StoredRun;
-use crate::summary::{ModelError, Summary};
+use crate::summary::{ModelError, Summary, SummaryRow};
 use crate::traces::{CaseTraces, each_once};
 
-/// A figure of a run, and what stands beside it.
-pub struct RunFigure {
+/// A figure, and what stands beside it.
+pub struct PaperFigure {
     /// Its name, and that of its files.
-    pub name: &'static str,
+    pub name: String,
     pub chart: AnyChart,
     /// What it shows, how the numbers were obtained and on which routing: text of a paper, not of the picture.
     pub caption: String,
@@ -49,7 +49,7 @@ pub fn name(kind: FigureKind) -> &'static str {
 const MOST_SERIES: usize = 6;
 
 /// All figures that a run has data for; the suite's own is the first.
-pub fn all(run: &StoredRun) -> Vec<RunFigure> {
+pub fn all(run: &StoredRun) -> Vec<PaperFigure> {
     let (kind, cases) = (run.facts.drawn.figure, labels::cases(run));
     let of_layers = cases.iter().all(|key| key.layer.is_some());
     let own = match kind {
@@ -60,7 +60,7 @@ pub fn all(run: &StoredRun) -> Vec<RunFigure> {
         FigureKind::Series => adaptive::figure(run),
     };
     let mut figures = vec![own];
-    let mut also = |there: bool, figure: fn(&StoredRun) -> RunFigure| {
+    let mut also = |there: bool, figure: fn(&StoredRun) -> PaperFigure| {
         if there {
             let figure = figure(run);
             figures.extend(figures.iter().all(|own| own.name != figure.name).then_some(figure));
@@ -126,44 +126,59 @@ fn look_notes(run: &StoredRun) -> String {
     alike.map_or(String::new(), |alike| format!("; {alike}"))
 }
 
-/// What bars, whiskers and lines across bars are, for a caption.
-fn statistic_note(run: &StoredRun) -> String {
-    let summary = &run.summary;
-    let spread = match summary.spread_over() {
+/// What speedups and their spreads are, for a caption; `drawn`: what each of the two is shown as.
+pub(crate) fn statistic_note(run: &StoredRun, [value, spread]: [&str; 2]) -> String {
+    let over = match run.summary.spread_over() {
         iterations if iterations == "iterations" => "spread over iterations (block bootstrap)".to_owned(),
         seeds => format!("smallest and largest of {seeds}"),
     };
-    let medians = if summary.rows.iter().any(|row| row.published.speedup_by_medians.is_some()) {
-        "; published: by medians"
-    } else {
-        ""
-    };
     format!(
-        "bars: ratios of total times over whole placement periods after {} iterations of warm-up; whiskers: {spread}{medians}{}",
-        run.facts.warmup,
-        unreached_periods(summary)
+        "{value}: ratios of total times over whole placement periods after {} iterations of warm-up; {spread}: {over}",
+        run.facts.warmup
     )
 }
 
+/// What bars, whiskers and lines across bars are, for a caption.
+fn bars_note(run: &StoredRun) -> String {
+    let published = run.summary.rows.iter().any(|row| row.published.speedup_by_medians.is_some());
+    let medians = if published { "; published: by medians" } else { "" };
+    format!("{}{medians}{}", statistic_note(run, ["bars", "whiskers"]), unreached_periods(&run.summary))
+}
+
+/// What stands behind the names of systems that did not train what their cases say, for a caption.
+pub(crate) fn otherwise_note(run: &StoredRun) -> &'static str {
+    if run.facts.drawn.otherwise.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" }
+}
+
 /// Which runs were shorter than a placement period, for a caption.
-fn unreached_periods(summary: &Summary) -> String {
+pub(crate) fn unreached_periods(summary: &Summary) -> String {
     report::unreached_periods(summary).iter().map(|note| format!("; {note}")).collect()
 }
 
 /// What stands beside bars, for a caption, and how far a cluster's simulation was off where nothing does.
 fn error_notes(summary: &Summary) -> String {
-    let simulated = || summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
+    let beside = if simulated(summary).any(|row| row.speedup_error.is_some()) {
+        "; (+n%): simulated over published speedup by medians, under the plans that ran"
+    } else {
+        ""
+    };
+    format!("{beside}{}", model_notes(summary))
+}
+
+fn simulated(summary: &Summary) -> impl Iterator<Item = &SummaryRow> {
+    summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains())
+}
+
+/// What is extrapolated and how far clusters' simulations were off, for a caption.
+pub(crate) fn model_notes(summary: &Summary) -> String {
     let (mut notes, mut unmeasured): (Vec<String>, Vec<String>) = Default::default();
-    if simulated().any(|row| row.speedup_error.is_some()) {
-        notes.push("(+n%): simulated over published speedup by medians, under the plans that ran".to_owned());
-    }
-    if simulated().any(|row| row.extrapolated.is_some()) {
+    if simulated(summary).any(|row| row.extrapolated.is_some()) {
         notes.push(
             "*: extrapolated, no expert parallelism or memory within 10% of the limit: unlike all that was measured"
                 .to_owned(),
         );
     }
-    for row in simulated() {
+    for row in simulated(summary) {
         let note = match &row.model_error {
             Some(ModelError::Run(_)) => continue,
             Some(ModelError::Cluster(e)) => format!(

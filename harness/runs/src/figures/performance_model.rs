@@ -2,7 +2,7 @@
 
 use chart::{AnyChart, Scatter, ScatterPanel, ScatterSeries};
 
-use super::{RunFigure, labels, look_notes, title};
+use super::{PaperFigure, labels, look_notes, title};
 use crate::looks;
 use crate::stored::StoredRun;
 use crate::summary::SummaryRow;
@@ -22,7 +22,7 @@ pub(super) fn is_there(run: &StoredRun) -> bool {
 }
 
 /// The searches of a run: a panel per cluster and number of GPUs, a series per system that chose its plan.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let chosen = chosen(run);
     let mut settings: Vec<(&str, u32)> = Vec::new();
     for (row, _) in &chosen {
@@ -44,8 +44,8 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
             notes: notes(&pairs(None)),
         }
     });
-    RunFigure {
-        name: "performance_model",
+    PaperFigure {
+        name: "performance_model".to_owned(),
         caption: format!(
             "What searches expected against what runs took; {}; a point per case: what a system's search expected of the plan \
              that it picked (from four profiled iterations, or an even routing where the estimate is uniform), and the mean of \

@@ -6,7 +6,7 @@ use systems::price::ledger::Phase;
 use workloads::Seconds;
 
 use super::labels::{self, CaseLabels, Part};
-use super::{RunFigure, engine_note, title};
+use super::{PaperFigure, engine_note, title};
 use crate::records::RunKey;
 use crate::stored::StoredRun;
 
@@ -23,14 +23,14 @@ const PARTS: [(&str, &[Phase]); 8] = [
 ];
 
 /// The figure of a run whose phases were kept.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let cases = labels::cases(run);
-    let labels = CaseLabels::new(&cases, &[Part::Cluster]);
+    let labels = CaseLabels::new(run, &cases, &[Part::Cluster]);
     let group = |key: &RunKey| {
         let whole = whole(run, key);
         let bars = labels::systems(run).into_iter().map(|system| bar(run, key, system, whole)).collect();
         // Bars have names of their own: no axis says what the labels are.
-        let label = labels.told().last().map_or(String::new(), |part| part.of(key));
+        let label = labels.told().last().map_or(String::new(), |part| labels.text(*part, key));
         Group { label, over: labels.over(key), bars }
     };
     let panels = labels::panels(cases.iter().map(|key| (key.cluster.clone(), group(key))));
@@ -46,8 +46,8 @@ pub(super) fn figure(run: &StoredRun) -> RunFigure {
     for bar in panels.iter_mut().flat_map(|panel| &mut panel.groups).flat_map(|group| &mut group.bars) {
         bar.values = kept.iter().filter_map(|part| bar.values.get(*part).copied()).collect();
     }
-    RunFigure {
-        name: "phases",
+    PaperFigure {
+        name: "phases".to_owned(),
         caption: format!(
             "Where the time of an iteration goes{}; {}; in parts of the time of {}, or of the slowest system where that has none; means over stages and over the iterations after {} of warm-up; a run \
              without a bar did not end an iteration.",

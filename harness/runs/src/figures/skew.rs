@@ -4,7 +4,7 @@
 use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 
 use super::map::{Columns, Places, settings};
-use super::{RunFigure, engine_note, labels, look_notes, title};
+use super::{PaperFigure, engine_note, labels, look_notes, title};
 use crate::looks;
 use crate::provenance::MapPlace;
 use crate::stored::StoredRun;
@@ -25,11 +25,11 @@ fn beyond_skew(place: &MapPlace, same: &[String]) -> Option<String> {
 }
 
 /// The figure of these cases.
-pub(super) fn figure(run: &StoredRun) -> RunFigure {
+pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let routings = Columns::new(run);
     let settings = settings(run, |place| beyond_skew(place, &routings.same));
-    RunFigure {
-        name: "skew",
+    PaperFigure {
+        name: "skew".to_owned(),
         caption: format!(
             "What imbalance costs, the entries of the fullest expert over the mean, on the network as it is{}; {}; mean iteration over whole placement periods after warm-up, all costs \
              charged, every system under its own plan; what did not run to its end has no point{}.",

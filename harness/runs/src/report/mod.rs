@@ -1,10 +1,11 @@
-//! What is written and printed of a summary: a table for terminals, LaTeX and HTML, notes, and pages.
+//! What is written and printed of a summary: a table for terminals, tables for papers, notes, and pages.
 
 pub mod beside;
 pub mod html;
-pub mod latex;
 pub mod mllog;
 pub mod page;
+pub mod paper;
+pub mod values;
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -25,7 +26,7 @@ pub fn table(header: &[&str], right: &[usize]) -> Table {
     table
 }
 
-/// A summary as words: what terminals, HTML and LaTeX show alike.
+/// A summary as words, for a terminal.
 pub struct TextTable {
     pub header: Vec<String>,
     /// A row per case and system.
@@ -131,6 +132,12 @@ fn trained_cells(row: &SummaryRow) -> Vec<String> {
         format!("{:.0} ms ({:+.0}%)", predicted * 1e3, (predicted / step.median - 1.0) * 100.0)
     }));
     cells
+}
+
+/// Three digits, or all before the point.
+pub(crate) fn amount(value: f64) -> String {
+    let digits = (2.0 - value.max(1e-3).log10().floor()).clamp(0.0, 4.0) as usize;
+    format!("{value:.digits$}")
 }
 
 /// Where a system did not train what its case says, one line each.

@@ -40,8 +40,8 @@ pub fn run(args: &AdaptiveArgs) -> Result<(), Failure> {
     let series = series::read(&args.common.measured, &trace, args.shape, args.setup).or_input()?;
     let steps = series.predict(&cluster, args.rhythm);
     let errors = SeriesErrors::new(&series.samples, &steps).context("no iterations").or_input()?;
-    let figure = figure::draw(&series.samples, &steps).or_run()?;
-    args.common.save("adaptive", &figure, series.samples.iter().zip(&steps).flat_map(error_rows)).or_run()?;
+    let figure = figure::figure("adaptive", &series.samples, &steps);
+    args.common.save(&figure, series.samples.iter().zip(&steps).flat_map(error_rows)).or_run()?;
     args.common.show(&errors, || text(&errors)).or_run()
 }
 

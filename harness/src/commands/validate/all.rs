@@ -55,9 +55,7 @@ fn speed(out: &Path) -> Option<Section> {
 }
 
 fn save(out: &Path, page: &str, sections: &[Section]) -> Result<()> {
-    for (name, figure) in sections.iter().flat_map(|section| &section.figures) {
-        store::write_text(&out.join(format!("{name}.svg")), &figure.svg)?;
-    }
+    sections.iter().try_for_each(|section| section.save_figures(out))?;
     let errors = studies::errors(sections);
     store::write_text(&out.join(model_error::FILE), &model_error::csv(&errors)?)?;
     store::write_text(&out.join("README.md"), page)?;

@@ -50,12 +50,12 @@ pub fn run(args: &EndToEndArgs) -> Result<(), Failure> {
     let statistics = gate_statistics(args).or_input()?;
     let study = EndToEnd { configurations, trace, statistics, most: args.iterations, explanations: &[] };
     let outcome = study.predict().or_input()?;
-    let figure = performance_model::end_to_end(&outcome).draw().or_run()?;
+    let figure = performance_model::end_to_end("performance_model", &outcome);
     let rows = outcome
         .lines
         .iter()
         .filter_map(|line| Some(ErrorRow::new(format!("{}/{}/{}", line.gpus, line.gate, line.system), line.pair()?)));
-    args.common.save("performance_model", &figure, rows).or_run()?;
+    args.common.save(&figure, rows).or_run()?;
     args.common.show(&outcome, || text(&outcome)).or_run()
 }
 

@@ -51,9 +51,7 @@ pub fn run(args: &LaerArgs) -> Result<(), Failure> {
 
 fn save(folder: &std::path::Path, section: &Section, fitted: Option<String>) -> Result<()> {
     std::fs::create_dir_all(folder)?;
-    for (name, figure) in &section.figures {
-        store::write_text(&folder.join(format!("{name}.svg")), &figure.svg)?;
-    }
+    section.save_figures(folder)?;
     if let Some(text) = fitted {
         store::write_text(&folder.join("laer_fitted.toml"), &text)?;
     }

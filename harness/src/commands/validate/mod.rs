@@ -13,12 +13,14 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use chart::Figure;
+use chart::Width;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::output;
+use ::runs::figures::PaperFigure;
+use ::runs::figures::files::{self, Format};
 use ::runs::store;
 use ::runs::summary::errors::Pair;
 
@@ -96,9 +98,9 @@ impl ErrorRow {
 
 impl Common {
     /// Saves the figure and errors.csv, if a folder was given.
-    fn save(&self, name: &str, figure: &Figure, rows: impl Iterator<Item = ErrorRow>) -> Result<()> {
+    fn save(&self, figure: &PaperFigure, rows: impl Iterator<Item = ErrorRow>) -> Result<()> {
         let Some(folder) = &self.out else { return Ok(()) };
-        store::write_figure(&folder.join("figures").join(name), figure)?;
+        files::write(&folder.join("figures"), figure, Width::Page, &[Format::Svg, Format::Pdf])?;
         let mut writer = csv::Writer::from_writer(Vec::new());
         for row in rows {
             writer.serialize(row)?;

@@ -49,8 +49,8 @@ pub fn run(args: &MoeLayerArgs) -> Result<(), Failure> {
     let tested = read(&args.common.measured, args.test_rows).or_input()?;
     let fitted_to = args.fit.as_deref().map_or(Ok(Vec::new()), |path| read(path, args.fit_rows)).or_input()?;
     let outcome = LayerTest { trace, cluster, fitted_to, tested }.run().or_run()?;
-    let figure = performance_model::moe_layer(&outcome.settings).draw().or_run()?;
-    args.common.save("performance_model", &figure, outcome.settings.iter().flat_map(error_rows)).or_run()?;
+    let figure = performance_model::moe_layer("performance_model", &outcome.settings);
+    args.common.save(&figure, outcome.settings.iter().flat_map(error_rows)).or_run()?;
     args.common.show(&outcome.settings, || text(&outcome)).or_run()
 }
 

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use chart::Width;
 use clap::Args;
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
-use runs::{store, traces};
+use runs::figures::files::{self, Format};
+use runs::traces;
 use studies::Study;
 use studies::published::{PublishedErrors, PublishedRuns};
 use studies::tables::constants_table;
@@ -33,8 +35,7 @@ pub fn run(args: &PublishedArgs) -> Result<(), Failure> {
     let trace = args.trace.as_deref().map(|path| traces::load(Some(path))).transpose().or_input()?;
     let found = PublishedRuns::new(trace.as_ref()).and_then(|runs| runs.predict()).or_input()?;
     if let Some(folder) = &args.out {
-        let figure = found.figure().draw().or_run()?;
-        store::write_figure(&folder.join("published"), &figure).or_run()?;
+        files::write(folder, &found.figure(), Width::Page, &[Format::Svg, Format::Pdf]).or_run()?;
     }
     let text = if args.json { format!("{:#}", serde_json::json!(found)) } else { text(&found) };
     output::print(text).or_run()

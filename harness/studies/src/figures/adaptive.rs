@@ -1,26 +1,27 @@
 //! `adaptive`: one layer's time over training, experts in order and placed online, as in the paper's figure 13: measured
 //! above predicted.
 
-use chart::{Figure, FigureError, Frame, LineChart, LinePanel, LineSeries};
+use chart::{AnyChart, LineChart, LinePanel, LineSeries};
+use runs::figures::PaperFigure;
 
 use crate::measurements::series::{MeasuredStep, PredictedStep};
 
-/// Draws the series; times in ms.
-///
-/// # Errors
-/// When the font or the drawing library fails.
-pub fn draw(samples: &[MeasuredStep], steps: &[PredictedStep]) -> Result<Figure, FigureError> {
+/// Times in ms; `name` is that of its files.
+pub fn figure(name: &str, samples: &[MeasuredStep], steps: &[PredictedStep]) -> PaperFigure {
     let measured =
         samples.iter().map(|s| (s.iteration, s.measured_static, s.measured_online, s.measured_move == Some(true)));
     let predicted = samples.iter().zip(steps).map(|(s, step)| (s.iteration, step.in_order, step.online, step.moved));
-    LineChart {
-        frame: Frame { footnote: "predicted: simulated".to_owned(), ..Frame::default() },
+    let chart = LineChart {
         x_label: "Iteration".to_owned(),
         panels: vec![panel("measured", measured), panel("predicted", predicted)],
         mark_label: "experts moved".to_owned(),
-        log_x: false,
+        ..LineChart::default()
+    };
+    PaperFigure {
+        name: name.to_owned(),
+        chart: AnyChart::Lines(chart),
+        caption: "Layer time over iterations, experts in order and placed online; predicted: simulated.".to_owned(),
     }
-    .draw()
 }
 
 fn panel(title: &str, rows: impl Iterator<Item = (usize, f64, f64, bool)>) -> LinePanel {

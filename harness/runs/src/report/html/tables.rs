@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use chart::escape_xml;
 
 use crate::figures;
+use crate::report::amount;
 use crate::report::html::answer::{CaseAnswer, time};
 use crate::report::html::cases::Labels;
 use crate::stored::StoredRun;
@@ -127,6 +128,8 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
         column("of ideal", &|_, row| percent(row.share_of_ideal, 0)),
         column("online", &|_, row| percent(row.step.map(|_| row.online_share).filter(|share| *share > 0.0), 2)),
         column("peak memory", &|_, row| Cell::number(row.peak_bytes, memory)),
+        column("tokens/s", &|run, row| Cell::number(runs[run].tokens_per_second(row), |tokens| format!("{tokens:.0}"))),
+        column("MFU", &|run, row| percent(runs[run].mfu(row), 1)),
         column("GPU hours per 1000 iterations", &|_, row| Cell::number(row.gpu_hours(), amount)),
         column("cost per 1000 iterations", &|_, row| Cell::number(row.cost(), amount)),
         column("loss", &|_, row| Cell::number(row.loss, |loss| format!("{loss:.3}"))),
@@ -187,12 +190,6 @@ pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
 
 fn memory(bytes: f64) -> String {
     if bytes < 1e8 { format!("{:.0} MB", bytes / 1e6) } else { format!("{:.1} GB", bytes / 1e9) }
-}
-
-/// Three digits, or all before the point.
-fn amount(value: f64) -> String {
-    let digits = (2.0 - value.max(1e-3).log10().floor()).clamp(0.0, 4.0) as usize;
-    format!("{value:.digits$}")
 }
 
 fn ratio(value: Option<f64>) -> Cell {
