@@ -240,7 +240,7 @@ fn crates_depend_on_those_before_them_alone() {
 
 #[test]
 fn the_harness_stays_small() {
-    for (folder, limit) in [("harness/src", 6_500), ("harness/runs/src", 9_500), ("harness/studies/src", 9_500)] {
+    for (folder, limit) in [("harness/src", 6_500), ("harness/runs/src", 10_000), ("harness/studies/src", 9_500)] {
         let lines: usize = sources(folder).iter().map(|(_, text)| text.lines().count()).sum();
         assert!(lines < limit, "{folder} has {lines} lines");
     }
