@@ -40,6 +40,20 @@ pub struct Cluster {
 pub struct Program {
     /// A parameter's gradient as it is held and summed over replicas, B.
     pub gradient: Constant,
+    /// What it keeps of a forward pass until the backward pass.
+    #[serde(default)]
+    pub activations: Activations,
+}
+
+/// What a program keeps of a forward pass until the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activations {
+    /// What the formulas of the studies say.
+    #[default]
+    Published,
+    /// What this program's trainer keeps, counted from its code ([`crate::model::saved`]).
+    Counted,
 }
 
 /// A GPU's rates and memory.
@@ -219,6 +233,11 @@ impl Cluster {
     /// Bytes of a parameter's gradient as it is held and summed over replicas, where that is stated.
     pub fn gradient_bytes(&self) -> Option<f64> {
         self.program.as_ref().map(|program| program.gradient.value)
+    }
+
+    /// What the training program keeps of a forward pass.
+    pub fn activations(&self) -> Activations {
+        self.program.as_ref().map_or_else(Activations::default, |program| program.activations)
     }
 
     /// Every tier's units are made of whole units of the tier before, and no tier carries more than its bandwidth.

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use workloads::cluster::Activations;
+use workloads::model::saved::Runs;
 use workloads::model::{Block, HALF, Moe};
 use workloads::{Bytes, Cluster};
 
@@ -270,14 +272,14 @@ impl StageMemory {
     /// Of `stage`.
     pub fn new(job: &Job, plan: &Plan, stage: usize, recompute: Recompute) -> Self {
         let kept = |chunk| kept_activations(job, plan, chunk, recompute);
-        let part = plan.micro_batch as f64 / plan.tp as f64;
-        let again = |block: &Block| match recompute {
-            Recompute::Full => block.dense_activations(),
-            _ => block.dense_activations() - block.kept(recompute),
+        let again = |block: &Block| {
+            let all = of_block(job, plan, block, Recompute::None);
+            if recompute == Recompute::Full { all } else { all - of_block(job, plan, block, recompute) }
         };
+        let part = samples(job, plan);
         let most =
             |of: &dyn Fn(&Block) -> Bytes| plan.stage_blocks(job, stage).map(of).fold(Bytes::ZERO, Bytes::max) * part;
-        let (recomputed, block) = (most(&again), most(&|block| block.kept(recompute)));
+        let (recomputed, block) = (most(&again), most(&|block| of_block(job, plan, block, recompute)));
         let state = StateMemory::new(job, plan, stage);
         Self { state, kept: plan.chunks_of(stage).map(kept).collect(), block, recomputed, recompute }
     }
@@ -331,14 +333,52 @@ impl StageMemory {
 /// the input edge with the first block.
 fn kept_activations(job: &Job, plan: &Plan, chunk: usize, recompute: Recompute) -> Bytes {
     let blocks: Range<usize> = plan.chunk_blocks(job, chunk);
-    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| block.kept(recompute)).sum();
-    if chunk == 0 && recompute != Recompute::Full {
-        sum += job.model.input.activations;
+    let mut sum: Bytes = job.model.blocks[blocks].iter().map(|block| of_block(job, plan, block, recompute)).sum();
+    let [input, output] = at_edges(job, plan, recompute);
+    if chunk == 0 {
+        sum += input;
     }
     if chunk + 1 == plan.chunks() {
-        sum += job.model.output.activations;
+        sum += output;
     }
-    sum * (plan.micro_batch as f64 / plan.tp as f64)
+    sum * samples(job, plan)
+}
+
+/// The same before the first block and behind the last.
+fn at_edges(job: &Job, plan: &Plan, recompute: Recompute) -> [Bytes; 2] {
+    let model = &job.model;
+    let tokens = model.blocks.first().map_or(0, |block| block.tokens) as f64;
+    match (job.cluster.activations(), recompute) {
+        (Activations::Counted, _) => {
+            [model.saved_by_embedding(), model.saved_by_head(trainer(plan))].map(|saved| saved.bytes() * tokens)
+        }
+        (_, Recompute::Full) => [Bytes::ZERO, model.output.activations],
+        _ => [model.input.activations, model.output.activations],
+    }
+}
+
+/// Samples of a micro-batch whose activations a rank keeps: tensor parallelism cuts all that is published, and of what is counted some.
+fn samples(job: &Job, plan: &Plan) -> f64 {
+    match job.cluster.activations() {
+        Activations::Published => plan.micro_batch as f64 / plan.tp as f64,
+        Activations::Counted => plan.micro_batch as f64,
+    }
+}
+
+/// What the backward pass finds of a block and a sample, without the experts' rows.
+fn of_block(job: &Job, plan: &Plan, block: &Block, recompute: Recompute) -> Bytes {
+    match (job.cluster.activations(), recompute) {
+        (Activations::Counted, Recompute::None) => {
+            job.model.saved_in(block, trainer(plan)).bytes() * block.tokens as f64
+        }
+        (Activations::Counted, Recompute::Full) => block.boundary_bytes(),
+        // The trainer recomputes nothing selectively.
+        _ => block.kept(recompute),
+    }
+}
+
+fn trainer(plan: &Plan) -> Runs {
+    Runs { kernels: true, tp: plan.tp }
 }
 
 /// What a one-hot layout of `rows` stores for the backward pass: mask and weights in half precision, `[S, E, rows]` each.

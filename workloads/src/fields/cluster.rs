@@ -24,12 +24,20 @@ pub static CLUSTER: Table = Table {
 
 static PROGRAM: Table = Table {
     about: "What a training program does otherwise than those of the studies",
-    fields: &[must(
-        "gradient",
-        Constant("B"),
-        CONSTANT,
-        "A parameter's gradient as it is held and summed over replicas, B; 2 without this table",
-    )],
+    fields: &[
+        must(
+            "gradient",
+            Constant("B"),
+            CONSTANT,
+            "A parameter's gradient as it is held and summed over replicas, B; 2 without this table",
+        ),
+        may(
+            "activations",
+            Words(&["published", "counted"]),
+            "\"published\"",
+            "What is kept of a forward pass, `published`: as the studies' formulas say, or `counted`: as this program's trainer does on a GPU; `published` when absent",
+        ),
+    ],
 };
 
 static GPU: Table = Table {

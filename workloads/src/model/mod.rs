@@ -13,6 +13,7 @@ pub mod feed_forward;
 mod gpt;
 pub mod hugging_face;
 mod presets;
+pub mod saved;
 pub mod shapes;
 mod swin;
 

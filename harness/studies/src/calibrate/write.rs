@@ -69,7 +69,8 @@ fn without_measured(document: &mut DocumentMut) {
     }
 }
 
-/// The TOML of a cluster with these measured operations and this size of a gradient, instead of those that it states.
+/// The TOML of a cluster with these measured operations and the trainer's program, whose gradients have this size, instead of those that it
+/// states.
 ///
 /// # Errors
 /// A text that is no TOML.
@@ -81,6 +82,7 @@ pub fn with_measured(text: &str, gradient: &Constant, measured: &[MeasuredOperat
     let mut text = document.to_string();
     let Constant { value, source, .. } = gradient;
     let _ = write!(text, "\n[program]\ngradient = {{ value = {}, source = {} }}\n", number(*value), quoted(source));
+    text.push_str("activations = \"counted\"\n");
     for of @ MeasuredOperation { operation, shape, queued, issue, source, .. } in measured {
         let _ = write!(text, "\n[[gpu.measured]]\noperation = \"{}\"\nshape = {}\n", operation.name(), quoted(shape));
         let lines = |passes: &Passes| {
@@ -161,6 +163,7 @@ fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use workloads::cluster::Activations;
     use workloads::measured::Operation;
 
     fn changed(before: &Cluster) -> Cluster {
@@ -220,6 +223,7 @@ mod tests {
         let once = with_measured(text, &gradient, &measured).unwrap();
         let cluster = Cluster::parse("t.toml", &once).unwrap();
         assert_eq!((cluster.gpu.measured.as_slice(), cluster.gradient_bytes()), (&measured[..], Some(4.0)));
+        assert_eq!(cluster.activations(), Activations::Counted);
         assert_eq!(with_measured(&once, &gradient, &measured).unwrap(), once, "what was there is replaced");
         let mut without = cluster.clone();
         without.gpu.measured.clear();

@@ -64,7 +64,8 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
     }
 
     fn restore_next(&self, ran: bool) -> Result<(), TrainError> {
-        self.timer.wait(Op::Unshard, || self.pass.restore_next(ran))
+        let next = self.pass.restorable(ran);
+        next.map_or(Ok(()), |next| self.timer.wait(Op::Unshard, || self.pass.restore(next)))
     }
 
     fn on(&self, streams: &[Stream]) -> VecDeque<usize> {

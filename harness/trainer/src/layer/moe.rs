@@ -16,7 +16,7 @@ use workloads::Gate;
 
 use crate::clock::pass::PassTimer;
 use crate::clock::timer::Timer;
-use crate::comm::Communicator;
+use crate::comm::{CommError, Communicator};
 use crate::error::TrainError;
 use crate::host::to_host;
 use crate::layer::copies::Transfers;
@@ -123,6 +123,15 @@ struct Routed {
 impl Layer {
     pub fn new(number: usize, gate: LayerGate, experts: Experts, placement: Placement) -> Self {
         Self { number, gate, experts, placement, ran_at_once: Cell::new(true) }
+    }
+
+    /// Starts to restore its experts in their slots, if they are in shards and it is not under way.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn restore(&self, group: &dyn Communicator) -> Result<(), CommError> {
+        let shards = self.experts.shards.as_ref();
+        shards.map_or(Ok(()), |shards| shards.restore(&self.experts.bucket, &self.placement, group))
     }
 
     /// Runs the layer on this rank's `tokens` `[tokens, width]`; returns as many outputs.

@@ -158,18 +158,18 @@ impl<'a, K: Kernel> Pass<'a, K> {
         }
     }
 
-    /// Starts to restore the experts of the next pass, unless they go where those of this one are: then once they `ran`.
+    /// The layer of the next pass, where its experts can begin to be restored: those that go where this layer's are, once these `ran`.
+    pub(super) fn restorable(&self, ran: bool) -> Option<&'a Layer> {
+        let memory = |experts: &Experts| experts.bucket.weights.data_ptr();
+        self.local.next.filter(|next| ran || memory(&next.experts) != memory(self.local.experts))
+    }
+
+    /// Starts to restore the experts of a layer, if that is not under way.
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn restore_next(&self, ran: bool) -> Result<(), TrainError> {
-        let Local { next, experts, shards: group, .. } = self.local;
-        let Some(Layer { experts: of_next, placement, .. }) = next else { return Ok(()) };
-        let Some(shards) = &of_next.shards else { return Ok(()) };
-        if ran || of_next.bucket.weights.data_ptr() != experts.bucket.weights.data_ptr() {
-            shards.restore(&of_next.bucket, placement, group)?;
-        }
-        Ok(())
+    pub(super) fn restore(&self, layer: &Layer) -> Result<(), TrainError> {
+        Ok(layer.restore(self.local.shards)?)
     }
 
     /// Starts to send an expert's weights to the group.

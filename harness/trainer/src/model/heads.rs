@@ -205,11 +205,7 @@ impl Heads {
         let key_value = each(1).split_with_sizes([nope, value], -1);
         let shared = self.turned(&self.by_head(prepared[2].shallow_clone(), 1));
         let shared = shared.expand_as(&query[1]);
-        [
-            Tensor::cat(&[&query[0], &self.turned(&query[1])], -1),
-            Tensor::cat(&[&key_value[0], &shared], -1),
-            key_value[1].shallow_clone(),
-        ]
+        [beside([&query[0], &self.turned(&query[1])]), beside([&key_value[0], &shared]), key_value[1].shallow_clone()]
     }
 
     /// From `[tokens, heads * width]` to `[samples, heads, tokens of a sample, width]`.
@@ -241,15 +237,23 @@ impl Heads {
 
     /// `of` `[samples, heads, tokens, width]` with its rotary positions, if there are any.
     fn turned(&self, of: &Tensor) -> Tensor {
-        self.turn.as_ref().map_or_else(|| of.shallow_clone(), |turn| turned(of, turn))
+        let Some(turn) = &self.turn else { return of.shallow_clone() };
+        turned(&of.transpose(1, 2), &turn.each_ref().map(|of_turn| of_turn.unsqueeze(1))).transpose(1, 2)
     }
 }
 
+/// Parts of heads' widths together, `[samples, heads, tokens, width]`, in memory token by token: attention lays out its result as its queries are,
+/// and the product that follows wants tokens.
+fn beside(parts: [&Tensor; 2]) -> Tensor {
+    Tensor::cat(&parts.map(|part| part.transpose(1, 2)), -1).transpose(1, 2)
+}
+
 /// Rotary positions: number `i` of the turned part and number `i + half` are a point in a plane, turned by the position's
-/// angle. `of` `[.., tokens, width]`; `turn`: what [`angles`] makes.
+/// angle. `of` `[.., width]`; `turn`: what [`angles`] makes, in a shape that goes with it.
 fn turned(of: &Tensor, turn: &[Tensor; 2]) -> Tensor {
     let [cosine, sine] = turn.each_ref().map(|of_turn| of_turn.to_kind(of.kind()));
-    let (half, width) = (cosine.size()[1], of.size().last().copied().unwrap_or(0));
+    let last = |of: &Tensor| of.size().last().copied().unwrap_or(0);
+    let (half, width) = (last(&cosine), last(of));
     let parts = of.split_with_sizes([half, half, width - 2 * half], -1);
     let [x, y] = [&parts[0], &parts[1]];
     Tensor::cat(&[x * &cosine - y * &sine, y * &cosine + x * &sine, parts[2].shallow_clone()], -1)

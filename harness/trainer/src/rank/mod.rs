@@ -6,6 +6,8 @@
 mod groups;
 mod pipeline;
 pub mod report;
+#[cfg(test)]
+mod saved_tests;
 pub(crate) mod stage;
 mod sync;
 
@@ -149,10 +151,7 @@ impl<'a> Rank<'a> {
         }
         let group = self.groups.experts.as_ref();
         self.timer.wait(Activity::WeightGather(Gradients::Experts), || {
-            for Layer { experts, placement, .. } in self.stage.layers() {
-                let Some(shards) = &experts.shards else { continue };
-                shards.restore(&experts.bucket, placement, group)?;
-            }
+            self.stage.layers().try_for_each(|layer| layer.restore(group))?;
             let under_way = self.stage.layers().filter_map(|layer| layer.experts.shards.as_ref());
             under_way.flat_map(Shards::under_way).try_for_each(|pending| pending.wait().map(drop))?;
             Ok(())

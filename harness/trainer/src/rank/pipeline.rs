@@ -24,7 +24,7 @@ use crate::rank::Rank;
 use crate::rank::stage::{Block, FeedForward};
 
 /// Saved for the backward pass of a micro-batch.
-struct Saved {
+pub(super) struct Saved {
     embedding: Option<Tape>,
     blocks: Vec<BlockSaved>,
     head: Option<HeadSaved>,
@@ -94,8 +94,7 @@ impl Rank<'_> {
             }
         }
         self.timer.enter(None, None);
-        let shards = self.stage.layers().filter_map(|layer| layer.experts.shards.as_ref());
-        self.timer.wait(Activity::Op(Op::Reshard), || shards.into_iter().try_for_each(Shards::settle))?;
+        self.settle_shards()?;
         for send in sends {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
@@ -113,15 +112,22 @@ impl Rank<'_> {
 
     /// Starts to restore the experts of the first pass.
     fn restore_first(&self, work: Option<Work>) -> Result<(), TrainError> {
-        let Some(Layer { experts, placement, .. }) = self.first_layer(work) else { return Ok(()) };
-        let Some(shards) = &experts.shards else { return Ok(()) };
-        let restore = || shards.restore(&experts.bucket, placement, self.groups.shards());
-        Ok(self.timer.wait(Activity::Op(Op::Unshard), restore)?)
+        let Some(first) = self.first_layer(work) else { return Ok(()) };
+        Ok(self.timer.wait(Activity::Op(Op::Unshard), || first.restore(self.groups.shards()))?)
+    }
+
+    /// Waits for gradients that are on their way to their shards.
+    fn settle_shards(&self) -> Result<(), TrainError> {
+        if self.online.policy().storage() != Storage::Shards {
+            return Ok(());
+        }
+        let mut shards = self.stage.layers().filter_map(|layer| layer.experts.shards.as_ref());
+        Ok(self.timer.wait(Activity::Op(Op::Reshard), || shards.try_for_each(Shards::settle))?)
     }
 
     /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss, if this rank reports it. `then`: the
     /// MoE layer that comes after it, if its experts are restored.
-    fn forward(
+    pub(super) fn forward(
         &self,
         m: usize,
         then: Option<&Layer>,
