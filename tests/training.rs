@@ -23,6 +23,7 @@ use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use workloads::suite::TraceUse;
 use workloads::trace::RoutingTrace;
+use workloads::training::Gradients;
 use workloads::{Cluster, Gate, Model, Training};
 
 use crate::support::Folder;
@@ -80,6 +81,7 @@ pub(crate) fn asked(system: &'static dyn System, plan: Plan) -> Asked {
         trace: None,
         checkpoint: None,
         timeout: 60.0,
+        gradients: Gradients::Single,
     }
 }
 
@@ -97,6 +99,7 @@ pub(crate) struct Asked {
     pub(crate) checkpoint: Option<(PathBuf, usize)>,
     /// Seconds.
     pub(crate) timeout: f64,
+    pub(crate) gradients: Gradients,
 }
 
 impl Asked {
@@ -128,7 +131,7 @@ impl Asked {
             system: self.system,
             costs: &costs,
             // Gradients that are nothing but rounding must not become whole steps.
-            training: Training { learning_rate: 1e-2, epsilon: 1e-4, ..Training::default() },
+            training: Training { learning_rate: 1e-2, epsilon: 1e-4, gradients: self.gradients, ..Training::default() },
             samples: &samples,
             seed: self.seed,
             iterations: self.iterations,
@@ -232,6 +235,28 @@ fn expert_parallelism_trains_the_same_model() {
 fn a_pipeline_trains_the_same_model() {
     check(&systems::zoo::expert_only::ExpertOnly, [2, 1, 1, 1, 1]);
     check(&systems::zoo::expert_only::ExpertOnly, [4, 2, 1, 2, 1]);
+}
+
+/// Half precision keeps eight bits: a sum of gradients is off by up to a 256th, and so are losses at the most, whoever sums what.
+#[test]
+fn gradients_in_half_precision_train_nearly_the_same_model() {
+    use systems::zoo::{eplb, expert_only, fastermoe, laer, quota, symi};
+    let systems: [(&'static dyn System, [usize; 5]); 7] = [
+        (&expert_only::ExpertOnly, [1, 1, 1, 1, 1]),
+        (&expert_only::ExpertOnly, [2, 2, 2, 2, 2]),
+        (&fastermoe::GROUPS_OF_FOUR, [1, 8, 1, 8, 1]),
+        (&eplb::Eplb, [1, 4, 1, 2, 2]),
+        (&quota::ULTRAEP, [1, 4, 1, 4, 1]),
+        (&laer::Laer, [1, 4, 1, 4, 1]),
+        (&symi::Symi, [1, 4, 1, 4, 1]),
+    ];
+    for (system, degrees) in systems {
+        let found = Asked { gradients: Gradients::Half, ..asked(system, plan(degrees)) }.train().unwrap();
+        let apart = found.losses.iter().zip(&REFERENCE.losses).map(|(found, expected)| (found / expected - 1.0).abs());
+        let apart = apart.fold(0.0, f64::max);
+        assert!(apart < 1.0 / 256.0, "{} {degrees:?}: {apart:e}", system.name());
+        assert!(difference(&found, &REFERENCE) > 1e-5, "{}: nothing is rounded", system.name());
+    }
 }
 
 #[test]

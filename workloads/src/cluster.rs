@@ -12,6 +12,8 @@ use crate::Bytes;
 use crate::error::{self, ConfigError};
 use crate::fields;
 use crate::measured::MeasuredOperation;
+use crate::model::HALF;
+use crate::training::Gradients;
 
 /// A cluster that can be simulated.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -235,6 +237,18 @@ impl Cluster {
         self.program.as_ref().map(|program| program.gradient.value)
     }
 
+    /// Under a training that holds and sums gradients in that kind: where the program's are stated, half precision is told.
+    pub fn with_gradients(&mut self, gradients: Gradients) {
+        if let (Some(program), Gradients::Half) = (&mut self.program, gradients) {
+            program.gradient = Constant {
+                value: HALF,
+                uncertainty: None,
+                peak: None,
+                source: "stated: training.gradients is half".to_owned(),
+            };
+        }
+    }
+
     /// What the training program keeps of a forward pass.
     pub fn activations(&self) -> Activations {
         self.program.as_ref().map_or_else(Activations::default, |program| program.activations)
@@ -355,6 +369,21 @@ const CLUSTERS: &[(&str, &str)] =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gradients_in_half_precision_are_told_where_a_program_states_them() {
+        let mut cluster = Cluster::named("test", "inky").unwrap();
+        cluster.with_gradients(Gradients::Half);
+        assert_eq!(cluster.gradient_bytes(), None);
+        let gradient = Constant { value: 4.0, ..cluster.gpu.memory.clone() };
+        cluster.program = Some(Program { gradient, activations: Activations::Counted });
+        let bytes = |gradients| {
+            let mut cluster = cluster.clone();
+            cluster.with_gradients(gradients);
+            cluster.gradient_bytes()
+        };
+        assert_eq!([Gradients::Single, Gradients::Half].map(bytes), [Some(4.0), Some(2.0)]);
+    }
 
     #[test]
     fn all_clusters_are_sound() {

@@ -22,6 +22,19 @@ pub struct Training {
     pub clip_norm: f64,
     /// Weight of the balance loss of gates that have one.
     pub balance_loss: f64,
+    /// The kind in which gradients are held and summed over ranks.
+    pub gradients: Gradients,
+}
+
+/// The kind of numbers in which gradients are held between micro-batches and summed over ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gradients {
+    /// Single precision.
+    #[default]
+    Single,
+    /// Half precision, bfloat16: half the memory and traffic, each sum rounded.
+    Half,
 }
 
 impl Default for Training {
@@ -34,6 +47,7 @@ impl Default for Training {
             weight_decay: 0.0,
             clip_norm: 1.0,
             balance_loss: 0.01,
+            gradients: Gradients::Single,
         }
     }
 }
@@ -44,7 +58,7 @@ impl Training {
     /// # Errors
     /// The first constant that is no number, negative, or a decay of 1 or more.
     pub fn check(&self, file: &str, place: &str) -> Result<(), ConfigError> {
-        let Self { learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm, balance_loss } = *self;
+        let Self { learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm, balance_loss, gradients: _ } = *self;
         let below_1 = "a number of at least 0 and below 1";
         for (field, value, bound, expected) in [
             ("learning_rate", learning_rate, f64::INFINITY, "a finite number of at least 0"),

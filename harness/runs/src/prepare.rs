@@ -287,7 +287,8 @@ impl<'a> Preparation<'_, 'a> {
     }
 
     fn job(&self, context: &str, case: &Case) -> Result<(Arc<Job>, Arc<JobRouting<'a>>)> {
-        let (job, routing) = job(context, case, self.suite.trace, self.trace, self.seed)?;
+        let (mut job, routing) = job(context, case, self.suite.trace, self.trace, self.seed)?;
+        job.cluster.with_gradients(self.suite.training.gradients);
         Ok((Arc::new(job), Arc::new(routing)))
     }
 }

@@ -11,6 +11,7 @@ use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero}
 use tch::{Device, Kind};
 use workloads::model::attention::QkNorm;
 use workloads::model::{Ffn, Moe};
+use workloads::training::Gradients;
 use workloads::{Model, Training};
 
 use crate::data::Samples;
@@ -57,6 +58,14 @@ impl Recording {
 }
 
 impl Setup<'_> {
+    /// The kind in which gradients are held and summed.
+    pub fn gradients(&self) -> Kind {
+        match self.training.gradients {
+            Gradients::Single => Kind::Float,
+            Gradients::Half => Kind::BFloat16,
+        }
+    }
+
     /// The parts whose choices are recorded in an iteration, from 0; none where they are not.
     pub fn recorded_parts(&self, iteration: usize) -> Option<usize> {
         self.record.filter(|record| iteration.is_multiple_of(record.every)).map(|record| record.parts)

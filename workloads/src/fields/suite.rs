@@ -178,5 +178,11 @@ pub(super) static TRAINING: Table = Table {
         may("weight_decay", Number, "0.0", "Decay of weights per step, times the step size; 0 when absent"),
         may("clip_norm", Number, "1.0", "Largest norm of the whole gradient, 0 for no limit; 1 when absent"),
         may("balance_loss", Number, "0.01", "Weight of the balance loss of gates that have one; 0.01 when absent"),
+        may(
+            "gradients",
+            Words(&["single", "half"]),
+            "\"single\"",
+            "Precision in which the trainer holds gradients and sums them over ranks; `single` when absent. Predictions follow where the cluster's program states a gradient's size",
+        ),
     ],
 };

@@ -121,6 +121,7 @@ fn trained(setup: &Setup) -> BTreeMap<String, String> {
         ("gate", format!("{:?}", job.gate)),
         ("global_batch", job.global_batch.to_string()),
         ("kind of weights", format!("{:?}", setup.kind)),
+        ("gradients", format!("{:?}", setup.training.gradients)),
         ("data (hash of the first sample)", short(format!("{:?}", setup.samples.sample(0, 0)))),
         (
             "replay (hash of the first iteration)",
@@ -132,7 +133,8 @@ fn trained(setup: &Setup) -> BTreeMap<String, String> {
     ]
     .map(|(field, value)| (field.to_owned(), value))
     .into();
-    let Training { learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm, balance_loss } = setup.training;
+    let Training { learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm, balance_loss, gradients: _ } =
+        setup.training;
     let constants = [
         ("learning_rate", learning_rate),
         ("beta1", beta1),

@@ -235,10 +235,11 @@ fn check_parts(sent: &[Part], received: &[Part], rank: usize, size: usize) -> Re
     if let Some((_, tensor)) = all.clone().find(|(_, tensor)| !tensor.is_contiguous()) {
         return Err(CommFailure::Mismatch(format!("a tensor {:?} with gaps", tensor.size())));
     }
+    let what = |tensor: &Tensor| (tensor.kind(), tensor.device());
     if let Some((_, first)) = all.next()
-        && let Some((_, other)) = all.find(|(_, tensor)| tensor.kind() != first.kind())
+        && let Some((_, other)) = all.find(|(_, tensor)| what(tensor) != what(first))
     {
-        return Err(CommFailure::Mismatch(format!("tensors of {:?} and {:?}", first.kind(), other.kind())));
+        return Err(CommFailure::Mismatch(format!("tensors of {:?} and {:?}", what(first), what(other))));
     }
     let own = |parts: &[Part]| lengths(parts, rank).sum::<i64>();
     if own(sent) != own(received) {

@@ -3,7 +3,7 @@
 
 use systems::Placement;
 use systems::program::LayerProgram;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::comm::{CommError, Communicator, Pending};
 use crate::layer::experts::Experts;
@@ -75,7 +75,8 @@ impl Transfers {
     pub(super) fn gradients(&self, experts: &Experts, group: &dyn Communicator) -> Result<Vec<Pending>, CommError> {
         let Some((last, others)) = self.0.split_first() else { return Ok(Vec::new()) };
         let send = |round: &Round| {
-            let rows = experts.stack(experts.bucket.gradients(), &round.to);
+            // Summed in single precision on their way.
+            let rows = experts.stack(experts.bucket.gradients(), &round.to).to_kind(Kind::Float);
             round.to.iter().for_each(|&slot| drop(experts.gradient(slot).zero_()));
             group.all_to_all(&rows, &round.received, &round.sent)
         };

@@ -159,13 +159,32 @@ impl Views {
 
     /// The gradient of the inner width, from that of its activation.
     fn deactivate(&self, inner: &Tensor, gradient: &Tensor) -> Tensor {
-        if self.gate.is_none() && self.activation == Activation::Gelu {
-            return inner.gelu_backward(gradient, "none");
+        match (self.activation, &self.gate) {
+            (Activation::Gelu, None) => return inner.gelu_backward(gradient, "none"),
+            (Activation::Gelu | Activation::Silu, Some(_)) => return self.deactivate_gated(inner, gradient),
+            _ => {}
         }
         let leaf = inner.detach().set_requires_grad(true);
         // libtorch's C interface starts from gradients of 1 only: the product has the gradient that is asked for.
         let product = tch::with_grad(|| self.activate(&leaf) * gradient);
         Tensor::run_backward(&[product], &[&leaf], false, false).remove(0)
+    }
+
+    /// The same of a product of the first matrix's half with the activation of the gate's: in the memory of the result and one factor, where
+    /// autograd would hold several times the rows of the busiest expert.
+    fn deactivate_gated(&self, inner: &Tensor, gradient: &Tensor) -> Tensor {
+        let found = inner.empty_like();
+        let (parts, of_parts) = (inner.chunk(2, 1), found.chunk(2, 1));
+        let ([first, gate], [of_first, of_gate]) = ([&parts[0], &parts[1]], [&of_parts[0], &of_parts[1]]);
+        let gelu = self.activation == Activation::Gelu;
+        let factor = if gelu { gate.gelu("none") } else { gate.silu() };
+        let _ = factor.mul_out(of_first, gradient);
+        let of_factor = first.mul_out(&factor, gradient);
+        let _ = match gelu {
+            true => gate.gelu_backward_grad_input(of_gate, &of_factor, "none"),
+            false => gate.silu_backward_grad_input(of_gate, &of_factor),
+        };
+        found
     }
 }
 
@@ -196,11 +215,18 @@ impl Experts {
         (rank, ranks): (usize, usize),
         moe: Moe,
         depth: usize,
+        gradients: Kind,
     ) -> Self {
         let device = slots.device();
         let all = (0..moe.experts).map(|expert| initial_row(seed, (layer, expert), &moe, depth, device));
-        let (shards, bucket) = Shards::new(all, (rank, ranks), &moe, slots);
+        let (shards, bucket) = Shards::new(all, (rank, ranks), &moe, slots, gradients);
         Self { bucket, shards: Some(shards), moe }
+    }
+
+    /// With gradients held in that kind.
+    #[must_use]
+    pub fn with_gradients(self, kind: Kind) -> Self {
+        Self { bucket: self.bucket.with_gradients(kind), ..self }
     }
 
     /// What the optimizer updates.
@@ -308,8 +334,12 @@ impl Experts {
         gradient: Tensor,
     ) -> Tensor {
         let grouping = saved.grouping.as_ref().expect("the forward pass ran these experts together");
-        let (gradients, fresh) = self.bucket.open(slots.clone());
-        let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(gradients, slots));
+        let (held, held_fresh) = self.bucket.open(slots.clone());
+        // Kernels write single precision: what is held in another kind is added to from there.
+        let half = held.kind() != Kind::Float;
+        let made = if half { held.empty_like().to_kind(Kind::Float) } else { held.shallow_clone() };
+        let fresh = held_fresh || half;
+        let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(&made, slots));
         let (ends, stride) = (&grouping.ends, self.moe.expert_parameters() as i64);
         let gradient = grouping.by_expert(kernels, gradient);
         kernels.finish(&kernels.column_sums(&gradient, ends), ends, gradients.biases()[1], (stride, fresh));
@@ -323,6 +353,13 @@ impl Experts {
         let sums = kernels.deactivate(&saved.inner, &of_inner, ends);
         kernels.finish(&sums, ends, gradients.biases()[0], (stride, fresh));
         accumulate([&saved.input, &of_inner], &gradients.first);
+        if half {
+            let part = |of: &Tensor| of.narrow(0, slots.start as i64 * stride, slots.len() as i64 * stride);
+            match held_fresh {
+                true => part(held).copy_(&part(&made)),
+                false => drop(part(held).g_add_(&part(&made))),
+            }
+        }
         grouping.by_arrival(kernels, grouped_product(&of_inner, &weights.first.transpose(1, 2), ends))
     }
 
@@ -355,11 +392,12 @@ fn grouped_product(first: &Tensor, second: &Tensor, ends: &Tensor) -> Tensor {
     first.internal_grouped_mm(second, Some(ends), None, None)
 }
 
-/// Adds a product to `to`, which may be of a more precise kind.
+/// Adds a product to `to`, which may be of another kind.
 fn add_product(to: &mut Tensor, first: &Tensor, second: &Tensor) {
-    let _ = match to.kind() == first.kind() {
-        true => to.addmm_(first, second),
-        false => to.g_add_(&first.mm_dtype(second, to.kind())),
+    let _ = match (to.kind(), first.kind()) {
+        (same, kind) if same == kind => to.addmm_(first, second),
+        (Kind::Float, _) => to.g_add_(&first.mm_dtype(second, Kind::Float)),
+        _ => to.g_add_(&first.mm(second)),
     };
 }
 

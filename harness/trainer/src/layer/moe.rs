@@ -439,7 +439,8 @@ mod tests {
         let standing = numbers.map(|number| {
             layer(number, Experts::new(11, number, &[0, 1, 2, 3].map(Some), moe, 1, Kind::Float, device))
         });
-        let sharded = numbers.map(|n| layer(n, Experts::sharded(11, n, room.slots(n, 4, &moe), (0, 1), moe, 1)));
+        let sharded =
+            numbers.map(|n| layer(n, Experts::sharded(11, n, room.slots(n, 4, &moe), (0, 1), moe, 1, Kind::Float)));
         let run = |layers: &[Layer; 3], policy: &dyn Policy| {
             small.at_site(&Gate::NoDrop, policy, |site| {
                 let restoring = |layer: &Layer| layer.experts.shards.as_ref().is_some_and(Shards::is_restoring);

@@ -36,7 +36,7 @@ pub struct Slots {
 }
 
 /// Memory that the slots of a stage's layers share: for weights of two, because those of the next are restored while one runs, and
-/// for gradients of one.
+/// for gradients of one, in single precision, in which they are summed on their way.
 pub struct Room {
     weights: [Tensor; 2],
     gradients: Tensor,
@@ -60,9 +60,11 @@ impl Room {
 }
 
 impl Slots {
-    /// That many slots with memory of their own.
-    pub fn new(slots: usize, moe: &Moe, kind: Kind, device: Device) -> Self {
-        Room::new(slots as i64 * moe.expert_parameters() as i64, kind, device).slots(0, slots, moe)
+    /// That many slots with memory of their own, for weights and gradients of these kinds.
+    pub fn new(slots: usize, moe: &Moe, [kind, gradients]: [Kind; 2], device: Device) -> Self {
+        let memory = |kind| Tensor::zeros([slots as i64 * moe.expert_parameters() as i64], (kind, device));
+        let bucket = Bucket::in_memory([&memory(kind), &memory(gradients)], slots, moe.expert_parameters() as i64);
+        Self { bucket, returning: Returning::default() }
     }
 
     pub(super) fn device(&self) -> Device {
@@ -71,17 +73,18 @@ impl Slots {
 }
 
 impl Shards {
-    /// The shards of rank `rank` of `ranks`, and the layer's slots. `experts`: the flat parameters of each.
+    /// The shards of rank `rank` of `ranks`, which hold `gradients` of that kind, and the layer's slots. `experts`: the flat parameters of each.
     pub fn new(
         experts: impl Iterator<Item = Tensor>,
         (rank, ranks): (usize, usize),
         moe: &Moe,
         slots: Slots,
+        gradients: Kind,
     ) -> (Self, Bucket) {
         let cut = Cut { parameters: moe.expert_parameters() as i64, ranks };
         let (kind, device) = (slots.bucket.weights.kind(), slots.device());
         let shards: Vec<Tensor> = experts.map(|flat| cut.of(&flat, rank).copy()).collect();
-        let bucket = Bucket::new(&shards, kind, device);
+        let bucket = Bucket::new(&shards, kind, device).with_gradients(gradients);
         (Self { bucket, cut, restoring: RefCell::default(), returning: slots.returning }, slots.bucket)
     }
 
@@ -146,7 +149,7 @@ impl Shards {
         let experts = to_device(&Tensor::from_slice(&experts), rows.device());
         *self.returning.borrow_mut() = Some(Pending::new(move || {
             drop(arriving.wait()?);
-            Ok(sums.index_add_(0, &experts, &rows))
+            Ok(sums.index_add_(0, &experts, &rows.to_kind(sums.kind())))
         }));
         Ok(())
     }

@@ -78,8 +78,9 @@ impl Builder {
         initial(self.seed, name, shape, Initial::Normal(1.0), self.device).chunk(size, dim).remove(rank as usize)
     }
 
-    pub fn finish(self, kind: Kind) -> Dense {
-        let bucket = |parameters: &[Tensor]| Bucket::new(parameters, kind, self.device);
+    /// `kinds`: of weights, and of gradients.
+    pub fn finish(self, [kind, gradients]: [Kind; 2]) -> Dense {
+        let bucket = |parameters: &[Tensor]| Bucket::new(parameters, kind, self.device).with_gradients(gradients);
         Dense { sharded: bucket(&self.sharded), replicated: bucket(&self.replicated), named: self.named }
     }
 }

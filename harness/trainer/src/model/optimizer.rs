@@ -46,7 +46,8 @@ pub fn step(training: &Training, bucket: &Bucket, t: usize, factor: &Factor) {
     match (kernels::on(&bucket.weights), factor) {
         (Some(kernels), Factor::Gpu(factor)) => {
             let state = [&bucket.master, &bucket.first, &bucket.second];
-            kernels.adam(numbers(training, t), state, bucket.gradients(), &bucket.weights, factor);
+            let gradients = bucket.gradients().to_kind(Kind::Float);
+            kernels.adam(numbers(training, t), state, &gradients, &bucket.weights, factor);
         }
         (_, factor) => step_by_parts(training, bucket, t, factor),
     }
@@ -76,9 +77,10 @@ fn step_by_parts(training: &Training, bucket: &Bucket, t: usize, factor: &Factor
     while start < bucket.len() {
         let length = CHUNK.min(bucket.len() - start);
         let part = |of: &tch::Tensor| of.narrow(0, start, length);
+        let gradient = part(bucket.gradients()).to_kind(Kind::Float);
         let gradient = match factor {
-            Factor::Host(factor) => part(bucket.gradients()) * *factor,
-            Factor::Gpu(factor) => part(bucket.gradients()) * factor,
+            Factor::Host(factor) => gradient * *factor,
+            Factor::Gpu(factor) => gradient * factor,
         };
         let (mut first, mut second) = (part(&bucket.first), part(&bucket.second));
         let _ = first.lerp_(&gradient, 1.0 - beta1);

@@ -22,7 +22,7 @@ pub const DEVIATION: f64 = 0.02;
 pub struct Bucket {
     /// `[n]`, in the kind that products use.
     pub weights: Tensor,
-    /// `[n]`, single precision. Complete after [`Self::settle`].
+    /// `[n]`, single precision unless [`Self::with_gradients`] says otherwise. Complete after [`Self::settle`].
     gradients: Tensor,
     /// `[n]`, single precision; the weights themselves where these are in single precision.
     pub master: Tensor,
@@ -65,6 +65,17 @@ impl Bucket {
         bucket
     }
 
+    /// With gradients held in that kind, cleared.
+    #[must_use]
+    pub fn with_gradients(self, kind: Kind) -> Self {
+        if kind == self.gradients.kind() {
+            return self;
+        }
+        let shapes: Vec<Vec<i64>> = self.leaves.iter().map(Tensor::size).collect();
+        let Self { weights, gradients, master, first, second, .. } = self;
+        Self::over([weights, gradients.zeros_like().to_kind(kind)], [master, first, second], &shapes)
+    }
+
     /// Parameters of these shapes, one after the other in the tensors.
     fn over([weights, gradients]: [Tensor; 2], [master, first, second]: [Tensor; 3], shapes: &[Vec<i64>]) -> Self {
         let (mut leaves, mut slots, mut offset) = (Vec::new(), Vec::new(), 0);
@@ -104,10 +115,10 @@ impl Bucket {
     /// Adds the product of two half-precision matrices on a GPU to the gradient of a parameter, unrounded.
     pub fn accumulate_product(&self, index: usize, first: &Tensor, second: &Tensor) {
         let mut slot = self.slots[index].shallow_clone();
-        if self.begin(index..index + 1) {
-            let _ = first.mm_dtype_out(&slot, second, Kind::Float);
-        } else {
-            let _ = slot.g_add_(&first.mm_dtype(second, Kind::Float));
+        match (self.begin(index..index + 1), slot.kind()) {
+            (true, Kind::Float) => drop(first.mm_dtype_out(&slot, second, Kind::Float)),
+            (true, _) => drop(first.mm_out(&slot, second)),
+            (false, _) => drop(slot.g_add_(&first.mm_dtype(second, Kind::Float))),
         }
     }
 

@@ -87,9 +87,10 @@ impl Stage {
         let head = last.then(|| Head::new(&mut builder, &setup.gpt));
         let holds = first || last && setup.gpt.tied;
         let words: Vec<_> = holds.then(|| embedding_weight(&builder, &setup.gpt)).into_iter().collect();
-        let embedding_weight = Bucket::new(&words, setup.kind, device);
-        let gates = gates.finish(setup.kind, device);
-        Self { dense: builder.finish(setup.kind), gates, embedding_weight, embedding, blocks, head }
+        let kinds = [setup.kind, setup.gradients()];
+        let embedding_weight = Bucket::new(&words, setup.kind, device).with_gradients(setup.gradients());
+        let gates = gates.finish(kinds, device);
+        Self { dense: builder.finish(kinds), gates, embedding_weight, embedding, blocks, head }
     }
 
     /// All buckets that gradients change, experts last.
@@ -135,14 +136,17 @@ fn moe_layer(
     let (rank, ranks) = (position % start.plan.ep, start.plan.ep);
     let (seed, depth, kind) = (setup.seed, setup.gpt.depth, setup.kind);
     let experts = match storage {
-        Storage::Slots => Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device),
+        Storage::Slots => {
+            let experts = Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device);
+            experts.with_gradients(setup.gradients())
+        }
         Storage::OptimizerShards | Storage::Shards => {
             let slots = placement.slots_per_rank();
             let slots = match room {
                 Some(room) => room.slots(number, slots, &moe),
-                None => Slots::new(slots, &moe, kind, device),
+                None => Slots::new(slots, &moe, [kind, setup.gradients()], device),
             };
-            Experts::sharded(seed, number, slots, (rank, ranks), moe, depth)
+            Experts::sharded(seed, number, slots, (rank, ranks), moe, depth, setup.gradients())
         }
     };
     Layer::new(number, gates.add(setup, number, &moe, device), experts, placement)
@@ -172,9 +176,9 @@ impl GatesBuilder {
         LayerGate { router, weight, bias: logit, selection }
     }
 
-    fn finish(self, kind: Kind, device: Device) -> Gates {
+    fn finish(self, [kind, gradients]: [Kind; 2], device: Device) -> Gates {
         // Biases for the choice move in steps that half precision would lose.
         let selection = Bucket::new(&self.selection, Kind::Float, device);
-        Gates { scores: Bucket::new(&self.scores, kind, device), selection }
+        Gates { scores: Bucket::new(&self.scores, kind, device).with_gradients(gradients), selection }
     }
 }

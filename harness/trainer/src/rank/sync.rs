@@ -174,8 +174,8 @@ impl Rank<'_> {
     fn squares(&self) -> Tensor {
         let Self { plan, stage, device, .. } = self;
         let square = |gradient: &Tensor| match kernels::at(*device) {
-            Some(kernels) => kernels.square_sum(gradient),
-            None => gradient.square().sum(Kind::Double),
+            Some(kernels) => kernels.square_sum(&gradient.to_kind(Kind::Float)),
+            None => gradient.to_kind(Kind::Float).square().sum(Kind::Double),
         };
         let sum = |bucket: &Bucket, copies: usize| square(bucket.gradients()) / copies as f64;
         let mut total = sum(&stage.dense.sharded, plan.dp)

@@ -172,25 +172,22 @@ impl Communicator for Nccl {
         let operation = Operation::Transfer;
         check_parts(sent, received, self.rank(), self.size())
             .map_err(|reason| error_of(&self.control, operation, reason))?;
-        let filled = |parts: &[Part]| -> Result<Vec<(usize, Tensor, ncclDataType_t)>, CommError> {
+        let filled = |parts: &'_ [Part]| -> Vec<Part> {
             let filled = parts.iter().filter(|(_, part)| part.numel() > 0);
-            filled
-                .map(|(member, part)| self.prepare(operation, part).map(|(part, kind)| (*member, part, kind)))
-                .collect()
+            filled.map(|(member, part)| (*member, part.shallow_clone())).collect()
         };
-        let (outgoing, incoming) = (filled(sent)?, filled(received)?);
+        let (outgoing, incoming) = (filled(sent), filled(received));
         let result = Tensor::empty([0], (Kind::Float, self.device()));
-        if outgoing.is_empty() && incoming.is_empty() {
-            return self.nothing(result);
-        }
-        let kept = outgoing.iter().chain(&incoming).map(|(_, part, _)| part.shallow_clone()).collect();
+        let Some((_, first)) = outgoing.iter().chain(&incoming).next() else { return self.nothing(result) };
+        let (_, kind) = self.prepare(operation, first)?;
+        let kept = outgoing.iter().chain(&incoming).map(|(_, part)| part.shallow_clone()).collect();
         self.launch(operation, kept, result, |call| {
             call.group(|| {
-                for (peer, part, kind) in &outgoing {
-                    call.send(part.data_ptr(), part.numel(), *kind, *peer)?;
+                for (peer, part) in &outgoing {
+                    call.send(part.data_ptr(), part.numel(), kind, *peer)?;
                 }
-                for (peer, part, kind) in &incoming {
-                    call.receive(part.data_ptr(), part.numel(), *kind, *peer)?;
+                for (peer, part) in &incoming {
+                    call.receive(part.data_ptr(), part.numel(), kind, *peer)?;
                 }
                 Ok(())
             })
