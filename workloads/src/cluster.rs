@@ -12,7 +12,6 @@ use crate::Bytes;
 use crate::error::{self, ConfigError};
 use crate::fields;
 use crate::measured::MeasuredOperation;
-use crate::model::HALF;
 use crate::training::Gradients;
 
 /// A cluster that can be simulated.
@@ -241,7 +240,7 @@ impl Cluster {
     pub fn with_gradients(&mut self, gradients: Gradients) {
         if let (Some(program), Gradients::Half) = (&mut self.program, gradients) {
             program.gradient = Constant {
-                value: HALF,
+                value: gradients.bytes(),
                 uncertainty: None,
                 peak: None,
                 source: "stated: training.gradients is half".to_owned(),

@@ -37,6 +37,16 @@ pub enum Gradients {
     Half,
 }
 
+impl Gradients {
+    /// Of a number.
+    pub fn bytes(self) -> f64 {
+        match self {
+            Self::Single => 4.0,
+            Self::Half => 2.0,
+        }
+    }
+}
+
 impl Default for Training {
     fn default() -> Self {
         Self {

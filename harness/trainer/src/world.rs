@@ -1,7 +1,7 @@
 //! Trains with ranks as threads of this process, or with this process as one rank: starts them, passes on their reports, and
 //! says why they stopped.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use systems::iteration::run::Iteration;
@@ -153,7 +153,6 @@ pub(crate) fn train<T>(
     // What may fail on one rank alone does so before there are groups, which wait for the others when they end.
     if let Device::Cuda(ordinal) = device {
         kernels::load(ordinal)?;
-        in_use_before(ordinal)?;
     }
     let world = member.split("world", &[(0..member.size()).collect()])?;
     let mut rank = Rank::new(setup, world, device, timer)?;
@@ -167,13 +166,6 @@ pub(crate) fn train<T>(
             Err(error)
         }
     }
-}
-
-/// Bytes in use on this process's GPU before it first trained: context, kernels, the world's communicator. They are no part of a job.
-fn in_use_before(ordinal: usize) -> Result<u64, TrainError> {
-    static USED: OnceLock<u64> = OnceLock::new();
-    let used = Gpu::open(ordinal)?.memory()?.used;
-    Ok(*USED.get_or_init(|| used))
 }
 
 /// Trains a new rank to the last iteration.
@@ -195,8 +187,7 @@ fn iterate(rank: &mut Rank, device: Device, alone: bool, sink: &Mutex<&mut Sink>
     while rank.iteration < setup.iterations {
         let mut report = rank.step()?;
         if let (Device::Cuda(ordinal), true) = (device, alone) {
-            let used = Gpu::open(ordinal)?.memory()?.used;
-            report.memory = Bytes(used.saturating_sub(in_use_before(ordinal)?) as f64);
+            report.memory = Bytes(Gpu::open(ordinal)?.memory()?.used as f64);
         }
         let reports = gather(&*rank.groups.world, &report, device)?;
         // All ranks have all reports and stop at the same iteration, before it is kept.

@@ -25,7 +25,6 @@ pub fn load() -> Result<&'static Path, CudaError> {
 fn load_once() -> Result<PathBuf, CudaError> {
     let driver = driver_version().ok_or(CudaError::NoDriver)?;
     let path = find()?;
-    keep_memory_in_one_piece();
     // SAFETY: what runs when it is opened is libtorch's own set-up.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
     let library =
@@ -33,16 +32,6 @@ fn load_once() -> Result<PathBuf, CudaError> {
     // Its kernels are in use until the end.
     std::mem::forget(library);
     if tch::Cuda::is_available() { Ok(path) } else { Err(CudaError::NoGpu { path, driver }) }
-}
-
-/// Tells libtorch's allocator to grow one range of addresses instead of asking for blocks of each size, unless its settings are given: routing
-/// changes the sizes of rows from pass to pass, and blocks of all those sizes would be kept.
-fn keep_memory_in_one_piece() {
-    const SETTINGS: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
-    if SETTINGS.iter().all(|name| std::env::var_os(name).is_none()) {
-        // SAFETY: a rank opens the library before it starts threads of its own, and no other reads the environment meanwhile.
-        unsafe { std::env::set_var(SETTINGS[0], "expandable_segments:True") };
-    }
 }
 
 /// The loader's own message; the error names only the call that failed.

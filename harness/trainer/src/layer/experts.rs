@@ -337,7 +337,7 @@ impl Experts {
         let (held, held_fresh) = self.bucket.open(slots.clone());
         // Kernels write single precision: what is held in another kind is added to from there.
         let half = held.kind() != Kind::Float;
-        let made = if half { held.empty_like().to_kind(Kind::Float) } else { held.shallow_clone() };
+        let made = if half { Tensor::empty(held.size(), (Kind::Float, held.device())) } else { held.shallow_clone() };
         let fresh = held_fresh || half;
         let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(&made, slots));
         let (ends, stride) = (&grouping.ends, self.moe.expert_parameters() as i64);

@@ -1,4 +1,5 @@
-//! Which ranks a rank talks to, one communicator for each purpose.
+//! Which ranks a rank talks to, one communicator for each purpose. What is done between two iterations' passes goes one after the other, so that
+//! groups of the same ranks are one there: on GPUs each would have buffers of its own.
 
 use systems::{Plan, Storage};
 
@@ -7,8 +8,8 @@ use crate::comm::{CommError, Communicator};
 /// The groups of a rank.
 pub(crate) struct Groups {
     pub(crate) world: Box<dyn Communicator>,
-    /// The pipeline stage: gradients of gates, loads.
-    pub(crate) stage: Box<dyn Communicator>,
+    /// The pipeline stage, unless it is the world.
+    of_stage: Option<Box<dyn Communicator>>,
     /// The owners of one set of experts.
     pub(crate) experts: Box<dyn Communicator>,
     /// The same ranks, where experts are restored from shards: a group of its own, so that rows do not wait for them.
@@ -17,8 +18,8 @@ pub(crate) struct Groups {
     pub(crate) replicas: Box<dyn Communicator>,
     /// The parts of one set of dense parameters.
     pub(crate) tensor: Box<dyn Communicator>,
-    /// Ranks with the same dense parameters: their gradients.
-    pub(crate) data: Box<dyn Communicator>,
+    /// Ranks with the same dense parameters, unless they are the stage.
+    of_data: Option<Box<dyn Communicator>>,
     /// The same position on every stage: activations.
     pub(crate) forward: Box<dyn Communicator>,
     /// The same ranks: gradients of activations. A group of its own, so that neither direction waits for the other.
@@ -52,19 +53,29 @@ impl Groups {
         let between = (size..last.max(size)).map(|rank| vec![rank]);
         let tied: Vec<Vec<usize>> = ends.chain(between).collect();
         Ok(Self {
-            stage: world.split("stage", &contiguous(size))?,
+            of_stage: (plan.pp > 1).then(|| world.split("stage", &contiguous(size))).transpose()?,
             experts: world.split("expert-parallel group", &contiguous(plan.ep))?,
             of_shards: (storage == Storage::Shards)
                 .then(|| world.split("shards of experts", &contiguous(plan.ep)))
                 .transpose()?,
             replicas: world.split("expert replicas", &strided(plan.ep))?,
             tensor: world.split("tensor-parallel group", &contiguous(plan.tp))?,
-            data: world.split("data-parallel group", &strided(plan.tp))?,
+            of_data: (plan.tp > 1).then(|| world.split("data-parallel group", &strided(plan.tp))).transpose()?,
             forward: world.split("pipeline", &pipelines)?,
             backward: world.split("pipeline, backward", &pipelines)?,
             tied: world.split("first and last stage", &tied)?,
             world,
         })
+    }
+
+    /// The pipeline stage: gradients of gates, loads.
+    pub(crate) fn stage(&self) -> &dyn Communicator {
+        self.of_stage.as_deref().unwrap_or(&*self.world)
+    }
+
+    /// Ranks with the same dense parameters: their gradients.
+    pub(crate) fn data(&self) -> &dyn Communicator {
+        self.of_data.as_deref().unwrap_or_else(|| self.stage())
     }
 
     /// The ranks that hold the shards of one set of experts.

@@ -164,7 +164,7 @@ impl<'a> Rank<'a> {
         self.remember_loads(sums);
         let Setup { job, costs, .. } = self.setup;
         let price = online::gathering(job, &self.plan, self.stage_number, iterations, costs);
-        self.timer.collective(Activity::Gathering, &*self.groups.stage, price)?;
+        self.timer.collective(Activity::Gathering, self.groups.stage(), price)?;
         report.decision += self.timer.now() - before;
         Ok(())
     }

@@ -111,7 +111,7 @@ impl Rank<'_> {
         if own.is_empty() {
             return Ok(own);
         }
-        to_host(&self.groups.stage.all_reduce(&Tensor::from_slice(&own).to_device(self.device))?.wait()?)
+        to_host(&self.groups.stage().all_reduce(&Tensor::from_slice(&own).to_device(self.device))?.wait()?)
     }
 
     /// Adds those sums to the history; 0 for layers of other stages.

@@ -34,11 +34,11 @@ impl Rank<'_> {
         let first = self.stage_number * plan.stage_ranks();
         let place = |stride| self.setup.costs.group(first..first + plan.stage_ranks(), stride);
         let dense = [&stage.dense.sharded, &stage.dense.replicated];
-        self.all_reduce(Gradients::Dense, &dense, &*groups.data, &place(plan.tp))?;
-        self.all_reduce(Gradients::Gate, &[&stage.gates.scores], &*groups.stage, &place(1))?;
+        self.all_reduce(Gradients::Dense, &dense, groups.data(), &place(plan.tp))?;
+        self.all_reduce(Gradients::Gate, &[&stage.gates.scores], groups.stage(), &place(1))?;
         self.reduce_experts(&place(plan.ep))?;
         let tied = [&stage.embedding_weight];
-        self.all_reduce(Gradients::Tied, &tied, &*groups.data, &place(plan.tp))?;
+        self.all_reduce(Gradients::Tied, &tied, groups.data(), &place(plan.tp))?;
         if plan.pp > 1 && self.setup.gpt.tied {
             let span = plan.stage_ranks() * (plan.pp - 1);
             let ends = self.setup.costs.group(0..span + 1, span);
@@ -80,7 +80,7 @@ impl Rank<'_> {
             before.map_or(Ok::<(), CommError>(()), Shards::settle)
         })?;
         match synchronised {
-            Some(price) => self.timer.collective(activity, &*groups.stage, price),
+            Some(price) => self.timer.collective(activity, groups.stage(), price),
             None => {
                 let price = costs.all_reduce(place, Bytes(slots.parameters * slots.gradient));
                 self.timer.collective(activity, &*groups.replicas, price)
@@ -138,7 +138,7 @@ impl Rank<'_> {
         let own: Vec<i64> = self.sum_by_expert(stats, |of| &of.chosen).concat();
         let own = to_device(&Tensor::from_slice(&own), self.device);
         let (Setup { job, costs, .. }, plan) = (self.setup, &self.plan);
-        let (activity, group) = (Activity::SelectionLoads, &*self.groups.stage);
+        let (activity, group) = (Activity::SelectionLoads, self.groups.stage());
         let loads = self.timer.wait(activity, || group.all_reduce(&own)?.wait())?;
         self.timer.collective(activity, group, online::gathering(job, plan, self.stage_number, 1, costs))?;
         let mut start = 0;
