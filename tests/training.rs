@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use runs::records::Status;
 use systems::iteration::run::Iteration;
 use systems::plan::routing::JobRouting;
+use systems::program::split::Split;
 use systems::program::{Exchange, Layout, Op, Pass};
+use systems::zoo::tutel;
 use systems::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
-    System,
+    Storage, System,
 };
 use tch::{Device, Kind, Tensor};
 use trainer::TrainError;
@@ -21,6 +23,7 @@ use trainer::data::{Language, Samples};
 use trainer::model::dense::Cut;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
+use workloads::model::Moe;
 use workloads::suite::TraceUse;
 use workloads::trace::RoutingTrace;
 use workloads::training::Gradients;
@@ -283,8 +286,69 @@ fn padding_trains_the_same_model() {
     check(&systems::zoo::deepspeed::DEEPSPEED, [1, 4, 1, 4, 1]);
     // Keeps the inputs of blocks alone and runs them again.
     check(&systems::zoo::deepspeed::ARTIFACT, [1, 4, 1, 4, 1]);
-    check(&systems::zoo::tutel::Tutel, [1, 4, 1, 4, 1]);
+    check(&tutel::TUTEL, [1, 4, 1, 4, 1]);
     check(&IN_STEPS, [1, 4, 1, 4, 1]);
+}
+
+/// Two ranks share each expert: Tutel's programs one by one, whatever is cheapest.
+#[test]
+fn experts_in_parts_train_the_same_model() {
+    let [cut, whole, moved] = &IN_PARTS;
+    for system in [cut, whole, moved] {
+        check(system, [1, 4, 1, 2, 2]);
+        check(system, [2, 4, 1, 2, 2]);
+    }
+    check(cut, [1, 8, 1, 2, 4]);
+    check(whole, [1, 2, 2, 2, 2]);
+    check(&tutel::SHARDED, [1, 4, 1, 2, 2]);
+    check_resume(asked(cut, plan([1, 4, 1, 2, 2])));
+}
+
+/// Tutel's experts in parts, under one of its programs.
+struct InParts(fn(&LayerProgram) -> bool);
+
+static IN_PARTS: [InParts; 3] = [
+    InParts(|program| program.split == Split::Parts && program.steps > 1),
+    InParts(|program| program.split == Split::BySource && program.steps > 1),
+    InParts(|program| !program.shadowed.is_empty()),
+];
+
+impl System for InParts {
+    fn about(&self) -> About {
+        About { name: "in-parts", title: "In parts", summary: "One of Tutel's programs for experts in parts" }
+    }
+
+    fn candidates(&self, _job: &Job, _costs: &CostModel) -> Vec<Candidate> {
+        Vec::new()
+    }
+
+    fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
+        Box::new(InPartsPolicy { tutel: tutel::SHARDED.policy(job, plan), wanted: self.0 })
+    }
+}
+
+struct InPartsPolicy {
+    tutel: Box<dyn Policy>,
+    wanted: fn(&LayerProgram) -> bool,
+}
+
+impl Policy for InPartsPolicy {
+    fn first_placement(&self, layer: usize, moe: &Moe, ranks: usize) -> Placement {
+        self.tutel.first_placement(layer, moe, ranks)
+    }
+
+    fn joins_replicas(&self) -> bool {
+        self.tutel.joins_replicas()
+    }
+
+    fn storage(&self) -> Storage {
+        self.tutel.storage()
+    }
+
+    fn program(&self, _layer: usize, counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        let programs = tutel::in_parts(Layout::Padded { rows: counts.largest() }, true, counts);
+        programs.into_iter().find(self.wanted).expect("Tutel has one")
+    }
 }
 
 #[test]
@@ -448,7 +512,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     };
     refused(Asked { seed: 4, ..asked.clone() }, "seed = 3, and this run has seed = 4");
     refused(Asked { plan: plan([1, 2, 1, 1, 2]), ..asked.clone() }, "a checkpoint with plan = ");
-    refused(Asked { system: &systems::zoo::tutel::Tutel, ..asked.clone() }, "system = expert-only");
+    refused(Asked { system: &tutel::TUTEL, ..asked.clone() }, "system = expert-only");
     refused(Asked { iterations: 1, ..asked.clone() }, "a checkpoint after 2 iterations, and this run has 1");
     std::fs::remove_file(folder.join("kept/iteration-2/rank-1.safetensors")).unwrap();
     refused(Asked { iterations: 3, ..asked }, "rank-1.safetensors");

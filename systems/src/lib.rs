@@ -180,6 +180,9 @@ pub enum Storage {
     /// All is cut into equal shards over the ranks of the group. Slots are filled for the passes of a layer alone, two layers at a
     /// time, because one is restored while the one before it runs.
     Shards,
+    /// The copies of an expert keep an equal part of its inner width each, and all state of that part. Programs compute with the parts, or
+    /// restore whole experts from them for a pass. Experts stand in parts for good ([`Placement::in_parts`]).
+    Parts,
 }
 
 /// The policy of expert parallelism alone: experts stay, and every layer is one dispatch, the local experts, one combine.

@@ -194,7 +194,7 @@ pub fn fits(
         let storage = policy.storage();
         match storage {
             Storage::Slots => state * StageParameters { experts: slots, ..parameters }.total(),
-            Storage::OptimizerShards | Storage::Shards => {
+            Storage::OptimizerShards | Storage::Shards | Storage::Parts => {
                 let experts = SlotState::new(storage, gradient_bytes(&job.cluster), layers).parameters;
                 state * StageParameters { experts, ..parameters }.total() + copy * slots
             }

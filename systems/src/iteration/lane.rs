@@ -614,7 +614,8 @@ impl<'a> StageRun<'a> {
 
     /// What a selective recomputation does again of a block's experts: results of activation functions.
     fn experts_again(&mut self, moe: &Moe, priced: &LayerPrice) {
-        let again = moe.entry_activations() - moe.entry_kept(self.recompute);
+        let part = moe.cut(priced.parts);
+        let again = part.entry_activations() - part.entry_kept(self.recompute);
         let (block, work, costs) = (self.block, self.turn.map(|turn| turn.work), self.evaluation.costs);
         for ((rank, clock), &rows) in self.ranks.clone().zip(&mut self.clock).zip(&priced.computed_rows) {
             let (start, time) = (*clock, costs.elementwise(again * (2.0 * rows as f64)));
@@ -679,7 +680,7 @@ fn held_rows(
 ) -> HeldRows {
     let (sent, received) = (priced.laid_out_rows[rank], priced.computed_rows[rank]);
     let copies = program.shadowed.iter().filter(|&&expert| placement.rank_of(expert) != rank).count();
-    HeldRows { tokens, layout: program.layout, sent, received, copies }
+    HeldRows { tokens, layout: program.layout, sent, received, copies, parts: priced.parts }
 }
 
 impl Evaluation<'_> {

@@ -98,6 +98,8 @@ struct OfLayer {
     returned: Vec<u64>,
     /// Experts in the slots of the rank that has most.
     slots: usize,
+    /// Ranks, one after the other, over which those are restored from shards or parts.
+    holders: usize,
 }
 
 impl Evaluation<'_> {
@@ -161,6 +163,7 @@ impl Evaluation<'_> {
             copies: by_rank(ranks, transfers.iter().copied()),
             returned: by_rank(ranks, transfers.iter().map(|&(from, to)| (to, from))),
             slots: (0..ranks).map(filled).max().unwrap_or(0),
+            holders: if program.split.of_parts() { rows.copies_of(0) } else { ranks },
         }
     }
 }
@@ -260,8 +263,13 @@ impl Communications {
             Some((Collective::AllToAll, most * each, of[own] as f64 * each))
         };
         let same = |collective, bytes: f64| Some((collective, bytes, bytes));
+        let mut ranks = group;
+        if let Op::Unshard | Op::Reshard = op {
+            let first = ranks.start + own / layer.holders * layer.holders;
+            ranks = first..first + layer.holders;
+        }
         let (collective, bytes, own) = match op {
-            Op::Counts => same(Collective::AllToAll, 8.0 * (moe.experts * (group.len() - 1)) as f64),
+            Op::Counts => same(Collective::AllToAll, 8.0 * (moe.experts * (ranks.len() - 1)) as f64),
             Op::Dispatch { step } => sent(&layer.sent[step], row),
             Op::Combine { step } => sent(&layer.brought[step], row),
             Op::Broadcast { .. } => same(Collective::Broadcast, weights(HALF, 1)),
@@ -274,7 +282,7 @@ impl Communications {
             Op::Reshard => same(Collective::ReduceScatter, weights(RETURNED_GRADIENT, layer.slots)),
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => None,
         }?;
-        Some(Communication { collective, ranks: group.collect(), bytes: Bytes(bytes), own: Bytes(own) })
+        Some(Communication { collective, ranks: ranks.collect(), bytes: Bytes(bytes), own: Bytes(own) })
     }
 
     fn tensor_parallel(&self, job: &Job, span: &Span) -> Vec<Communication> {

@@ -199,12 +199,14 @@ pub struct HeldRows {
     pub received: u64,
     /// Experts of other ranks whose weights it has for this micro-batch.
     pub copies: usize,
+    /// Ranks over which each expert's inner width is cut.
+    pub parts: usize,
 }
 
 impl HeldRows {
     /// Activations for the layer's backward pass.
     fn activations(&self, moe: &Moe, recompute: Recompute) -> Bytes {
-        let rows = moe.entry_kept(recompute) * self.received as f64;
+        let rows = moe.cut(self.parts).entry_kept(recompute) * self.received as f64;
         match self.layout {
             // Done again, copies are fetched again, too.
             _ if recompute == Recompute::Full => rows,
@@ -405,7 +407,7 @@ mod tests {
     fn few_activations_are_less_than_the_update_takes() {
         let moe = Moe::plain(1, 10, 20, 1);
         let mut experts = ExpertMemory::default();
-        let held = HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3, copies: 2 };
+        let held = HeldRows { tokens: 1, layout: Layout::Ragged, sent: 5, received: 3, copies: 2, parts: 1 };
         experts.forward(&moe, &held, Recompute::None);
         experts.mark(Bytes(7.0));
         // Two copies of 430 parameters, and their gradients.
@@ -425,7 +427,7 @@ mod tests {
     #[test]
     fn what_is_freed_is_not_held() {
         let moe = Moe::plain(1, 10, 20, 1);
-        let rows = |received| HeldRows { tokens: 1, layout: Layout::Ragged, sent: 0, received, copies: 0 };
+        let rows = |received| HeldRows { tokens: 1, layout: Layout::Ragged, sent: 0, received, copies: 0, parts: 1 };
         let mut experts = ExpertMemory::default();
         for (full, empty) in [(rows(8), rows(0)), (rows(1), rows(2))] {
             experts.forward(&moe, &full, Recompute::None);

@@ -88,6 +88,13 @@ impl Placement {
         Self::of_slots((0..ranks * slots_per_rank).map(expert).collect(), experts, ranks)
     }
 
+    /// Experts in order, the same ones on every `parts` ranks that follow each other; `ranks / parts` divides `experts`.
+    pub fn in_parts(experts: usize, ranks: usize, parts: usize) -> Self {
+        let own = experts * parts / ranks;
+        let expert = |slot: usize| slot / own / parts * own + slot % own;
+        Self::of_checked((0..ranks * own).map(|slot| Some(expert(slot))).collect(), experts, own)
+    }
+
     /// Experts in order, and `extra` empty slots on every rank of a group that has several.
     pub fn with_room(experts: usize, ranks: usize, extra: usize) -> Self {
         let extra = if ranks > 1 { extra } else { 0 };

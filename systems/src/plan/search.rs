@@ -230,7 +230,9 @@ pub fn expert_parallel_with(system: &dyn System, job: &Job, costs: &CostModel, s
         let estimate = || performance.estimate(&plan, policy.as_ref(), &placements);
         // A system may recompute of its own accord.
         let as_run = Plan { recompute: policy.recompute(&plan), ..plan };
-        Candidate { plan, outcome: may_fit(job, &as_run).and_then(|()| estimate()) }
+        // Only of state in slots is the least that ranks hold known without them.
+        let hopeless = if policy.storage() == Storage::Slots { may_fit(job, &as_run) } else { Ok(()) };
+        Candidate { plan, outcome: hopeless.and_then(|()| estimate()) }
     };
     let sizes = micro_batches(job, dp);
     let sized = |plan: Plan| sizes.iter().rev().map(move |&micro_batch| Plan { micro_batch, ..plan });

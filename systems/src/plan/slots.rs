@@ -41,7 +41,7 @@ impl SlotState {
                     state.parameters += share;
                     state.bytes += Bytes((filled - share) * (HALF + gradient));
                 }
-                Storage::Shards => {
+                Storage::Shards | Storage::Parts => {
                     state.parameters += share;
                     // The weights of the layer at hand and of the next, and the gradients of one.
                     room = room.max(Bytes(filled * (HALF + COPY_BYTES_PER_PARAMETER)));
@@ -90,6 +90,11 @@ mod tests {
             check(Storage::Slots, 2.0 + 4.0, 2.0 * 6.0);
             check(Storage::OptimizerShards, 4.0, 2.0 * (2.0 + gradient) + 2.0 * 6.0);
             check(Storage::Shards, 4.0, 4.0 * 8.0);
+            // Eight experts on four ranks, two of which share each: halves of four, and room for these, whole, of two layers.
+            let in_parts = [moe; 2].map(|moe| (moe, Placement::in_parts(8, 4, 2)));
+            let layers = in_parts.iter().map(|(moe, placement)| (*moe, placement));
+            let found = SlotState::new(Storage::Parts, gradient, layers);
+            assert_eq!((found.parameters, found.bytes), (4.0 * size, Bytes(4.0 * 8.0 * size)));
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct LayerPrice {
     pub laid_out_rows: Vec<u64>,
     /// Rows that each rank's experts compute, shadowed ones included: `[rank]`.
     pub computed_rows: Vec<u64>,
+    /// Ranks over which each expert's inner width is cut.
+    pub parts: usize,
 }
 
 impl LayerPrice {
@@ -82,6 +84,8 @@ pub struct Scratch {
     exchanges: Vec<Seconds>,
     /// Of the program's copies, an expert a unit.
     copies: Traffic,
+    /// Of experts that are restored from parts, a part a unit.
+    parts: Option<Traffic>,
     /// Prices that nobody needs any more.
     spare: Vec<LayerPrice>,
 }
@@ -112,6 +116,11 @@ impl Setting<'_> {
         if !program.copies.is_empty() {
             scratch.copies = scratch.table.between(program.transfers(placement).into_iter(), self.place);
         }
+        if program.split.of_parts() && program.restores() {
+            scratch.parts = Some(scratch.table.between(holders(placement).into_iter(), self.place));
+        } else {
+            scratch.parts = None;
+        }
         scratch.table.fill(program, &rows, self.place);
         scratch.exchanges.clear();
         scratch.exchanges.extend((0..program.steps).map(|step| self.exchange(&scratch.table, step)));
@@ -122,6 +131,8 @@ impl Setting<'_> {
         if let Some(same) = program.layout.rows() {
             priced.laid_out_rows.fill(u64::from(same) * self.moe.experts as u64);
         }
+        priced.parts = program.parts(placement);
+        priced.laid_out_rows.iter_mut().for_each(|rows| *rows *= priced.parts as u64);
         let pricer = Pricer {
             setting: self,
             rows: &rows,
@@ -129,6 +140,7 @@ impl Setting<'_> {
             entries: priced.entries,
             layout: program.layout,
             products: program.products,
+            parts: priced.parts,
         };
         pricer.pass(&program.forward, Direction::Forward, &mut priced.forward);
         pricer.pass(&program.backward, Direction::Backward, &mut priced.backward);
@@ -149,6 +161,13 @@ impl Setting<'_> {
     }
 }
 
+/// The pairs of ranks that hold parts of one expert, an expert after the other.
+fn holders(placement: &Placement) -> Vec<(usize, usize)> {
+    let ranks_of = |expert| placement.ranks_of(expert);
+    let pairs = |expert| ranks_of(expert).flat_map(move |from| ranks_of(expert).map(move |to| (from, to)));
+    (0..placement.experts()).flat_map(pairs).collect()
+}
+
 struct Pricer<'a> {
     setting: &'a Setting<'a>,
     rows: &'a Rows<'a>,
@@ -156,12 +175,13 @@ struct Pricer<'a> {
     entries: u64,
     layout: Layout,
     products: Products,
+    parts: usize,
 }
 
 impl Pricer<'_> {
     fn pass(&self, tasks: &[Task], direction: Direction, durations: &mut Vec<Seconds>) {
         let Setting { moe, costs, .. } = self.setting;
-        let expert = costs.expert(moe, direction);
+        let expert = costs.expert(&moe.cut(self.parts), direction);
         let ranks = self.rows.ranks();
         durations.clear();
         durations.reserve_exact(tasks.len() * ranks);
@@ -189,7 +209,7 @@ impl Pricer<'_> {
         if !costs.follows_hosts() {
             return;
         }
-        let (ranks, expert) = (self.rows.ranks(), costs.expert_issue(moe, direction));
+        let (ranks, expert) = (self.rows.ranks(), costs.expert_issue(&moe.cut(self.parts), direction));
         for task in tasks {
             match task.op {
                 Op::Experts { step } => {
@@ -242,9 +262,12 @@ impl Pricer<'_> {
     }
 
     /// Every rank receives from all the shards of the experts in its slots, in numbers of so many bytes, and sends as much: as many as
-    /// the rank with most.
+    /// the rank with most. Parts of experts come from the ranks that have the other parts.
     fn restored(&self, bytes: f64) -> Seconds {
         let Setting { place, costs, .. } = self.setting;
+        if let Some(traffic) = &self.scratch.parts {
+            return costs.exchange(place, traffic, self.weights(bytes) / self.rows.copies_of(0) as f64);
+        }
         let filled = |rank| self.rows.experts_of(rank).iter().flatten().count();
         let most = (0..self.rows.ranks()).map(filled).max().unwrap_or(0);
         let shard = self.weights(bytes) * (most as f64 / self.rows.ranks() as f64);
@@ -257,7 +280,8 @@ impl Pricer<'_> {
         let &Setting { moe, tokens, costs, .. } = self.setting;
         let factor = direction.products();
         let flops = Flops(2.0 * tokens as f64 * (moe.width * moe.experts) as f64);
-        let moved = moe.entry_bytes() * (6.0 * self.entries as f64 / self.rows.ranks() as f64);
+        let parts = self.parts as f64;
+        let moved = moe.entry_bytes() * (6.0 * parts * self.entries as f64 / self.rows.ranks() as f64);
         if let (Layout::Ragged, Some(time)) = (self.layout, costs.measured_gate(moe, tokens, direction)) {
             return time;
         }
@@ -265,7 +289,7 @@ impl Pricer<'_> {
             Layout::Ragged => (costs.matrix(flops) + costs.scatter(moved)) * factor,
             Layout::Padded { rows } => {
                 // The rows to send are cleared before entries are written into them.
-                let cleared = moe.entry_bytes() * (moe.experts as f64 * f64::from(rows));
+                let cleared = moe.entry_bytes() * (parts * moe.experts as f64 * f64::from(rows));
                 (costs.matrix(flops) + costs.scatter(moved) + costs.elementwise(cleared)) * factor
             }
             Layout::OneHot { rows } => {

@@ -93,15 +93,17 @@ impl Table {
     }
 
     /// One call in which something goes between each of some pairs of ranks, `(from, to)`, in place of what the table held.
-    pub fn between(&mut self, pairs: impl Iterator<Item = (usize, usize)> + Clone, group: &Group) -> Traffic {
+    pub fn between(&mut self, pairs: impl Iterator<Item = (usize, usize)>, group: &Group) -> Traffic {
         let ranks = group.size();
         self.ports.clear(ranks, 1, group);
         let pairs = pairs.filter(|(from, to)| from != to);
-        let far = |from: usize| pairs.clone().filter(|&(a, b)| a == from && group.crossed(a, b) > 0).count();
-        for (from, to) in pairs.clone() {
-            self.ports.add(from, to, group.crossed(from, to), &[1]);
+        let mut peers = vec![0; ranks];
+        for (from, to) in pairs {
+            let crossed = group.crossed(from, to);
+            self.ports.add(from, to, crossed, &[1]);
+            peers[from] += usize::from(crossed > 0);
         }
-        let peers = (0..ranks).map(far).max().unwrap_or(0);
+        let peers = peers.into_iter().max().unwrap_or(0);
         self.traffic.clear();
         self.ports.busiest(0..ranks, group, peers, &mut self.traffic);
         self.traffic[0]

@@ -76,7 +76,7 @@ pub enum Op {
     /// The gradients of the copies' weights return the same way and are summed at the experts' ranks.
     ReturnGrad,
     /// Experts are stored in equal shards on all ranks: every rank gathers the weights of its slots, by the placement alone, so that it waits
-    /// for no task of its pass.
+    /// for no task of its pass. Where ranks that have copies keep a part of the expert each, they restore it from these.
     Unshard,
     /// The gradients of the slots' weights are summed into the shards.
     Reshard,
@@ -204,7 +204,7 @@ pub struct LayerProgram {
     pub shadowed: Vec<usize>,
     /// Copies that are made for this micro-batch.
     pub copies: Vec<Copied>,
-    /// How the entries of an expert with several copies are split. Such an expert's rows are not padded.
+    /// How the entries of an expert with several copies are split. Such an expert's rows are not padded, unless its copies are parts of it.
     pub split: Split,
     /// How entries are laid out for the exchange.
     pub layout: Layout,
@@ -312,6 +312,24 @@ impl LayerProgram {
             before.map_or_else(|| placement.rank_of(copy.expert), rank)
         };
         self.copies.iter().enumerate().map(|(index, copy)| (from(index, copy), rank(copy))).collect()
+    }
+
+    /// Ranks over which each expert's inner width is cut: all that have a copy, where they compute with their parts.
+    pub fn parts(&self, placement: &Placement) -> usize {
+        if self.split == Split::Parts { placement.slots_of(0).len() } else { 1 }
+    }
+
+    /// The same with whole experts restored from parts in each pass, behind the rows on their way to them, and their gradients summed into
+    /// the parts behind the backward pass.
+    #[must_use]
+    pub fn restoring(mut self) -> Self {
+        self.split = Split::BySource;
+        self.forward = restored(self.forward).finish();
+        let mut backward = restored(self.backward);
+        let last = backward.0.iter().rposition(|task| matches!(task.op, Op::Experts { .. }));
+        backward.push(Op::Reshard, last);
+        self.backward = backward.finish();
+        self
     }
 
     /// Whether the forward pass restores experts from shards. A backward pass that follows at once, as behind a full recomputation, finds
@@ -443,6 +461,21 @@ impl LayerProgram {
     }
 }
 
+/// The tasks with whole experts restored once all rows are sent to them.
+fn restored(tasks: Vec<Task>) -> Pass {
+    let mut pass = Pass::default();
+    let first = tasks.iter().position(|task| matches!(task.op, Op::Experts { .. })).unwrap_or(tasks.len());
+    let moved = |index: usize| if index < first { index } else { index + 2 };
+    for (index, task) in tasks.into_iter().enumerate() {
+        if index == first {
+            let there = pass.push(Op::Unshard, index.checked_sub(1));
+            pass.then(Op::Await, there);
+        }
+        pass.push(task.op, task.after.map(moved));
+    }
+    pass
+}
+
 /// Each step's experts once its rows are there, and its way back once they are done; returns the last combine.
 fn in_steps(pass: &mut Pass, dispatched: Vec<usize>) -> usize {
     let computed = dispatched.into_iter().enumerate().map(|(step, there)| pass.then(Op::Experts { step }, there));
@@ -490,7 +523,7 @@ impl<'a> Rows<'a> {
         };
         let split = if placement.has_copies() {
             let slots = placement.experts_in_slots().len();
-            program.split.rows(counts, slots, |expert| placement.slots_of(expert))
+            program.split.rows(counts, program.layout, slots, |expert| placement.slots_of(expert))
         } else {
             Vec::new()
         };
@@ -551,6 +584,11 @@ impl<'a> Rows<'a> {
         self.layout.rows().unwrap_or(self.counts.row(rank)[expert])
     }
 
+    /// Copies of an expert.
+    pub fn copies_of(&self, expert: usize) -> usize {
+        self.placement.slots_of(expert).len()
+    }
+
     /// Slots of each rank.
     pub fn slots_per_rank(&self) -> usize {
         self.placement.slots_per_rank()
@@ -582,7 +620,13 @@ mod tests {
     #[test]
     fn tasks_wait_only_for_earlier_ones() {
         let padded = LayerProgram::padded(Layout::Padded { rows: 4 }, Exchange::Whole, true);
-        for program in [LayerProgram::expert_parallel(), LayerProgram::grouped(), padded] {
+        let restoring = LayerProgram::pipelined(4, Layout::Padded { rows: 4 }, Exchange::Whole, true).restoring();
+        let position = |of: &dyn Fn(Op) -> bool| restoring.forward.iter().position(|task| of(task.op)).unwrap();
+        let there = position(&|op| op == Op::Await);
+        assert_eq!(restoring.forward[there].after, Some(position(&|op| op == Op::Unshard)));
+        assert!(there < position(&|op| op == Op::Experts { step: 0 }));
+        assert_eq!(restoring.backward.last().unwrap().op, Op::Reshard);
+        for program in [LayerProgram::expert_parallel(), LayerProgram::grouped(), padded, restoring] {
             for pass in [&program.forward, &program.backward] {
                 for (index, task) in pass.iter().enumerate() {
                     assert!(task.after.is_none_or(|other| other < index));

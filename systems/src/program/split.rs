@@ -2,8 +2,8 @@
 
 use crate::balance::quota::Copy;
 use crate::plan::placement::Placement;
-use crate::program::Copied;
 use crate::program::routing::RoutingCounts;
+use crate::program::{Copied, Layout};
 
 /// How entries are split between the copies of their expert.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,13 +16,25 @@ pub enum Split {
     Quota(Vec<u32>),
     /// So many entries from each source to every slot, `[source][slot]`, flat; those of an expert's slots add up to its count.
     Rows(Vec<u32>),
+    /// All entries of a source to one copy, as many sources to each: source `s` of copies that are `c` takes copy `s` modulo `c`. Copies are
+    /// those of [`Storage::Parts`](crate::Storage::Parts), whole while the layer runs.
+    BySource,
+    /// All entries to every copy, each of which computes its part of the expert; the source sums what comes back. Copies are those of
+    /// [`Storage::Parts`](crate::Storage::Parts).
+    Parts,
 }
 
 impl Split {
-    /// Entries from each source to every slot, `[source][slot]`, flat. `slots_of(expert)`: its slots, ascending.
+    /// Whether the copies of an expert keep a part of it each.
+    pub fn of_parts(&self) -> bool {
+        matches!(self, Split::BySource | Split::Parts)
+    }
+
+    /// Rows from each source to every slot, `[source][slot]`, flat. `slots_of(expert)`: its slots, ascending.
     pub(super) fn rows<'s>(
         &self,
         counts: &RoutingCounts,
+        layout: Layout,
         slots: usize,
         slots_of: impl Fn(usize) -> &'s [usize],
     ) -> Vec<u32> {
@@ -32,6 +44,17 @@ impl Split {
             return rows.clone();
         }
         let mut rows = vec![0; ranks * slots];
+        if self.of_parts() {
+            for (source, row) in rows.chunks_exact_mut(slots).enumerate() {
+                for expert in 0..counts.experts() {
+                    let number = layout.rows().unwrap_or(counts.row(source)[expert]);
+                    let copies = slots_of(expert);
+                    let takes = |copy: usize| *self == Split::Parts || copy == source % copies.len();
+                    (0..copies.len()).filter(|&copy| takes(copy)).for_each(|copy| row[copies[copy]] = number);
+                }
+            }
+            return rows;
+        }
         let mut quota = Vec::new();
         for expert in 0..counts.experts() {
             let copies = slots_of(expert);
@@ -155,7 +178,7 @@ mod tests {
         for _ in 0..500 {
             let Case { counts, slots, slots_of, quota } = case(&mut random);
             for split in [Split::Even, Split::Quota(quota.clone())] {
-                let rows = split.rows(&counts, slots, |expert| slots_of[expert].as_slice());
+                let rows = split.rows(&counts, Layout::Ragged, slots, |expert| slots_of[expert].as_slice());
                 for (source, row) in rows.chunks_exact(slots).enumerate() {
                     for (copies, &count) in slots_of.iter().zip(counts.row(source)) {
                         assert_eq!(copies.iter().map(|&slot| row[slot]).sum::<u32>(), count);
@@ -184,7 +207,8 @@ mod tests {
         for _ in 0..500 {
             let Case { counts, slots, slots_of, quota } = case(&mut random);
             let per_rank = slots / counts.ranks();
-            let rows = Split::Quota(quota.clone()).rows(&counts, slots, |expert| slots_of[expert].as_slice());
+            let rows =
+                Split::Quota(quota.clone()).rows(&counts, Layout::Ragged, slots, |expert| slots_of[expert].as_slice());
             for (source, row) in rows.chunks_exact(slots).enumerate() {
                 for (copies, &count) in slots_of.iter().zip(counts.row(source)) {
                     let own = || copies.iter().filter(|&&slot| slot / per_rank == source);
@@ -200,7 +224,7 @@ mod tests {
     fn the_rest_is_in_proportion() {
         // Expert 0 in slots 0, 1 and 2 of three ranks; source 0 has 12 entries, 4 stay, 8 go 3 : 1.
         let counts = RoutingCounts::new(1, vec![12, 0, 0]);
-        let rows = Split::Quota(vec![4, 6, 2]).rows(&counts, 3, |_| &[0, 1, 2]);
+        let rows = Split::Quota(vec![4, 6, 2]).rows(&counts, Layout::Ragged, 3, |_| &[0, 1, 2]);
         assert_eq!(rows[..3], [4, 6, 2]);
     }
 }

@@ -18,7 +18,7 @@ zoo! {
     expert_only::{ExpertOnly},
     fastermoe::{FASTERMOE, GROUPS_OF_FOUR, UNPIPELINED, UNSHADOWED, TOPOLOGY_GATE},
     deepspeed::{DEEPSPEED, ARTIFACT},
-    tutel::{Tutel},
+    tutel::{TUTEL, SHARDED},
     alpa::{Alpa},
     megatron::{MEGATRON, OVERLAPPED, DEEPEP, DEEPEP_OVERLAPPED},
     fsdp_ep::{FSDP_EP, QUEUED},

@@ -4,11 +4,17 @@
 //! count of any pair of the group (Tutel's `f = 0`) without dropping. Rows are gathered and scattered by index.
 //! For each layer and micro-batch the fastest of these programs by the cost model is run. *Adaptive parallelism*: `r = 1` (rows go to
 //! experts), or `r = 0` (experts come to rows: all ranks get all weights, gradients are summed at the owner; in one collective, or
-//! expert by expert, so that the first computes while others travel). *Adaptive pipelining*: with `r = 1`, a linear all-to-all in 1,
-//! 2, 4 or 8 steps, or a 2-D hierarchical one. The choice needs `C` alone, since every rank computes `E C` rows anyhow.
+//! expert by expert, so that the first computes while others travel). *Adaptive pipelining*: unless `r = 0`, a linear all-to-all in 1,
+//! 2, 4 or 8 steps, or a 2-D hierarchical one. The choice needs `C` alone, since every rank computes as many rows anyhow.
+//!
+//! Where a plan has several replicas of the set of experts, `tutel` reduces their gradients once an iteration. In `tutel-sharded` the
+//! `W / E` ranks that share an expert keep a part of its inner width each ([`Storage::Parts`]), whatever `r` is, so that changing it
+//! moves no state. `r = 1`: they restore the whole expert for each pass, and each takes the rows of its share of the sources. `r = W / E`
+//! (tensor-parallel experts): all of them get all rows and compute with their part, and what they return is summed. Fewer weights
+//! travel, or fewer rows. Tutel has all numbers between, too; these are left out.
 //!
 //! Steps are cut between groups of ranks, the layer program's way, where Tutel cuts the rows of every pair: the same overlap with fewer
-//! messages. Left out: `r = W / E` (tensor-parallel experts), for fewer experts than ranks in a group, which no plan has here.
+//! messages. Weights that `r = 1` restores are restored again for the backward pass, which Tutel keeps them for.
 
 use workloads::Seconds;
 use workloads::model::Moe;
@@ -19,19 +25,40 @@ use crate::price::hosts::Hosts;
 use crate::price::ledger::Ledger;
 use crate::price::network::Group;
 use crate::price::streams::{Links, Streams};
+use crate::program::split::Split;
 use crate::program::{Direction, Exchange, Layout, Op, Pass};
-use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, System};
+use crate::{About, Candidate, CostModel, Job, LayerProgram, Placement, Plan, Policy, RoutingCounts, Storage, System};
 
-/// Tutel.
-pub struct Tutel;
+/// Tutel with one of its ways to share an expert.
+pub struct Tutel {
+    about: About,
+    /// Whether ranks that share an expert keep a part of it each.
+    sharded: bool,
+}
+
+/// With whole experts on each rank.
+pub static TUTEL: Tutel = Tutel {
+    about: About {
+        name: "tutel",
+        title: "Tutel",
+        summary: "Rows padded to the capacity; per layer, the fastest of moving rows (pipelined or hierarchical) and moving weights (Hwang et al., MLSys'23)",
+    },
+    sharded: false,
+};
+
+/// With parts of them.
+pub static SHARDED: Tutel = Tutel {
+    about: About {
+        name: "tutel-sharded",
+        title: "Tutel (sharded)",
+        summary: "Tutel whose replicas keep a part of each expert: per layer, the fastest of restoring whole experts and of sending rows to all parts (r = W / E)",
+    },
+    sharded: true,
+};
 
 impl System for Tutel {
     fn about(&self) -> About {
-        About {
-            name: "tutel",
-            title: "Tutel",
-            summary: "Rows padded to the capacity; per layer, the fastest of moving rows (pipelined or hierarchical) and moving weights (Hwang et al., MLSys'23)",
-        }
+        self.about
     }
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
@@ -40,15 +67,23 @@ impl System for Tutel {
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let costs = CostModel::new(&job.cluster, job.gpus);
-        let place = costs.group(plan.expert_group(0, 0), 1);
+        let parts = if self.sharded { parts(job, plan) } else { 1 };
+        let ranks = if parts > 1 { 0..plan.stage_ranks() } else { plan.expert_group(0, 0) };
+        let place = costs.group(ranks, 1);
         let factor = job.gate.capacity_factor();
         let layer = |moe: &Moe| {
             let tokens = plan.tokens(moe);
             Layer { moe: *moe, tokens, capacity: factor.map(|f| capacity(f, tokens, job.top_k(), moe.experts)) }
         };
         let layers = job.model.moe_layers().map(layer).collect();
-        Box::new(Adaptive { costs, place, layers })
+        Box::new(Adaptive { costs, place, parts, layers })
     }
+}
+
+/// Ranks that keep a part of the same experts each: the replicas of the set, where all inner widths can be cut so.
+fn parts(job: &Job, plan: &Plan) -> usize {
+    let cuts = job.model.moe_layers().all(|moe| moe.expert.inner.is_multiple_of(plan.expert_dp));
+    if cuts { plan.expert_dp } else { 1 }
 }
 
 /// `C = k floor(f ceil(S / E))`. No expert gets a token twice, so that more than `S` rows are never laid out.
@@ -60,6 +95,8 @@ fn capacity(factor: f64, tokens: usize, top_k: usize, experts: usize) -> u32 {
 struct Adaptive {
     costs: CostModel,
     place: Group,
+    /// Ranks that share an expert.
+    parts: usize,
     /// `[moe layer]`.
     layers: Vec<Layer>,
 }
@@ -75,17 +112,32 @@ struct Layer {
 const STEPS: [usize; 4] = [1, 2, 4, 8];
 
 impl Policy for Adaptive {
+    fn first_placement(&self, _layer: usize, moe: &Moe, ranks: usize) -> Placement {
+        Placement::in_parts(moe.experts, ranks, self.parts)
+    }
+
+    fn joins_replicas(&self) -> bool {
+        self.parts > 1
+    }
+
+    fn storage(&self) -> Storage {
+        if self.parts > 1 { Storage::Parts } else { Storage::Slots }
+    }
+
     fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
         let layer = &self.layers[layer];
         // Where gate and Tutel round the same limit differently, what the gate let through is kept.
         let layout = Layout::Padded { rows: layer.capacity.unwrap_or(0).max(counts.largest()) };
         let agree = layer.capacity.is_none();
-        let steps = STEPS.into_iter().filter(|steps| counts.ranks().is_multiple_of(*steps));
-        let linear = steps.map(|steps| LayerProgram::pipelined(steps, layout, Exchange::Whole, agree));
-        let hierarchical = LayerProgram::padded(layout, Exchange::Hierarchical, agree);
-        let moved = [true, false].map(|together| weights_move(layout, agree, counts, together));
-        let all = linear.chain([hierarchical]).chain(moved);
-        let timed = all.map(|program| (self.predict(&program, layer, counts, placement), program));
+        let all = match self.parts {
+            1 => {
+                let moved =
+                    [Travel::Together, Travel::Singly].map(|travel| weights_move(layout, agree, counts, travel));
+                rows_move(layout, agree, counts.ranks()).chain(moved).collect()
+            }
+            _ => in_parts(layout, agree, counts),
+        };
+        let timed = all.into_iter().map(|program| (self.predict(&program, layer, counts, placement), program));
         let fastest = timed.reduce(|a, b| if b.0 < a.0 { b } else { a });
         fastest.expect("one step is always possible").1
     }
@@ -107,15 +159,47 @@ impl Adaptive {
     }
 }
 
-/// `r = 0`: every rank gets every expert and computes its own rows; all weights and all gradients `together`, or one expert's after
-/// the other's.
-fn weights_move(layout: Layout, agree: bool, counts: &RoutingCounts, together: bool) -> LayerProgram {
+/// Rows go to experts, by a linear all-to-all in several numbers of steps or a hierarchical one.
+fn rows_move(layout: Layout, agree: bool, ranks: usize) -> impl Iterator<Item = LayerProgram> {
+    let steps = STEPS.into_iter().filter(move |steps| ranks.is_multiple_of(*steps));
+    let linear = steps.map(move |steps| LayerProgram::pipelined(steps, layout, Exchange::Whole, agree));
+    linear.chain([LayerProgram::padded(layout, Exchange::Hierarchical, agree)])
+}
+
+/// The programs of experts in parts: `r = 1`, `r = W / E` and `r = 0`, for which the owners restore their experts first.
+pub fn in_parts(layout: Layout, agree: bool, counts: &RoutingCounts) -> Vec<LayerProgram> {
+    let rows_move = || rows_move(layout, agree, counts.ranks());
+    let whole = rows_move().map(LayerProgram::restoring);
+    let cut = rows_move().map(|program| LayerProgram { split: Split::Parts, ..program });
+    let mut moved = weights_move(layout, agree, counts, Travel::FromParts);
+    moved.split = Split::BySource;
+    whole.chain(cut).chain([moved]).collect()
+}
+
+/// How all weights come to all ranks, and all gradients back.
+#[derive(Clone, Copy, PartialEq)]
+enum Travel {
+    /// One expert's after the other's.
+    Singly,
+    /// In one collective.
+    Together,
+    /// In one collective, from owners that restore their experts from parts first.
+    FromParts,
+}
+
+/// `r = 0`: every rank gets every expert and computes its own rows.
+fn weights_move(layout: Layout, agree: bool, counts: &RoutingCounts, travel: Travel) -> LayerProgram {
     let experts: Vec<usize> = (0..counts.experts()).collect();
     let mut forward = Pass::default();
-    forward.gate(agree);
-    let there: Vec<usize> = match together {
-        true => vec![forward.start(Op::GatherShadows); experts.len()],
-        false => experts.iter().map(|&expert| forward.start(Op::Broadcast { expert })).collect(),
+    let gate = forward.gate(agree);
+    let restored = (travel == Travel::FromParts).then(|| forward.then(Op::Unshard, gate));
+    let there: Vec<usize> = match (travel, restored) {
+        (Travel::Singly, _) => experts.iter().map(|&expert| forward.start(Op::Broadcast { expert })).collect(),
+        (_, None) => vec![forward.start(Op::GatherShadows); experts.len()],
+        (_, Some(restored)) => {
+            let restored = forward.then(Op::Await, restored);
+            vec![forward.then(Op::GatherShadows, restored); experts.len()]
+        }
     };
     for (&expert, &there) in experts.iter().zip(&there) {
         forward.then(Op::Shadow { expert }, there);
@@ -124,12 +208,16 @@ fn weights_move(layout: Layout, agree: bool, counts: &RoutingCounts, together: b
     let mut last = 0;
     for &expert in &experts {
         last = backward.start(Op::Shadow { expert });
-        if !together {
+        if travel == Travel::Singly {
             backward.then(Op::ReduceGrad { expert }, last);
         }
     }
-    if together {
-        backward.then(Op::ScatterGrads, last);
+    if travel != Travel::Singly {
+        last = backward.then(Op::ScatterGrads, last);
+    }
+    if travel == Travel::FromParts {
+        last = backward.then(Op::Await, last);
+        backward.then(Op::Reshard, last);
     }
     backward.start(Op::Gate);
     let mut program = LayerProgram::padded(layout, Exchange::Whole, agree);
@@ -141,6 +229,7 @@ fn weights_move(layout: Layout, agree: bool, counts: &RoutingCounts, together: b
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Rows;
     use workloads::Cluster;
 
     #[test]
@@ -161,7 +250,7 @@ mod tests {
         let place = costs.group(0..ranks, 1);
         let layers = vec![Layer { moe, tokens: 1024, capacity: None }];
         let counts = RoutingCounts::new(ranks, vec![rows; ranks * ranks]);
-        Adaptive { costs, place, layers }.program(0, &counts, &Placement::identity(ranks, ranks))
+        Adaptive { costs, place, parts: 1, layers }.program(0, &counts, &Placement::identity(ranks, ranks))
     }
 
     #[test]
@@ -191,6 +280,41 @@ mod tests {
         let program = chosen_on(cluster, 8, 16, 8192);
         assert!(program.forward.iter().any(|task| task.op == Op::GatherShadows));
         assert!(program.backward.iter().any(|task| task.op == Op::ScatterGrads));
+    }
+
+    /// Four experts on eight ranks of one node: `[rows moved, weights restored]` of what is cheapest.
+    #[test]
+    fn parts_compute_where_weights_are_more_than_rows() {
+        let costs = CostModel::new(&Cluster::named("test", "inky").unwrap(), 8);
+        let chosen = |inner: usize, rows: u32| {
+            let (moe, place) = (Moe::plain(1024, 1024, inner, 4), costs.group(0..8, 1));
+            let layers = vec![Layer { moe, tokens: 1024, capacity: None }];
+            let counts = RoutingCounts::new(4, vec![rows; 4 * 8]);
+            let policy = Adaptive { costs: costs.clone(), place, parts: 2, layers };
+            policy.program(0, &counts, &policy.first_placement(0, &moe, 8))
+        };
+        let cut = chosen(8192, 16);
+        assert!(cut.split == Split::Parts && !cut.restores() && cut.shadowed.is_empty());
+        let whole = chosen(1024, 4096);
+        assert!(whole.split == Split::BySource && whole.restores());
+    }
+
+    /// Entries of a rank go to one copy of each expert, or to all of them.
+    #[test]
+    fn every_source_has_a_copy_of_each_expert_or_all() {
+        let (layout, counts) = (Layout::Padded { rows: 3 }, RoutingCounts::new(4, vec![2; 4 * 8]));
+        let placement = Placement::in_parts(4, 8, 2);
+        assert_eq!(placement.experts_in_slots(), [0, 0, 1, 1, 2, 2, 3, 3].map(Some));
+        let programs = in_parts(layout, true, &counts);
+        for program in programs.iter().filter(|program| program.shadowed.is_empty()) {
+            let rows = Rows::new(program, &counts, &placement);
+            let to = |source| (0..8).map(|owner| rows.sent(source, owner, 0)).collect::<Vec<_>>();
+            let expected = match program.split {
+                Split::Parts => [[3; 8], [3; 8]],
+                _ => [[3, 0, 3, 0, 3, 0, 3, 0], [0, 3, 0, 3, 0, 3, 0, 3]],
+            };
+            assert_eq!([to(4), to(5)], expected);
+        }
     }
 
     #[test]

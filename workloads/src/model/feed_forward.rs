@@ -107,6 +107,12 @@ impl Moe {
         Self { tokens, width, experts, expert: Mlp::plain(inner), gate_bias: true, shared: None }
     }
 
+    /// The same with an equal part of every expert's inner width, `parts` being a divisor of it.
+    #[must_use]
+    pub fn cut(&self, parts: usize) -> Self {
+        Self { expert: Mlp { inner: self.expert.inner / parts, ..self.expert }, ..*self }
+    }
+
     /// Parameters of one expert.
     #[inline]
     pub fn expert_parameters(&self) -> u64 {

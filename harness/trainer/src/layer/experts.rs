@@ -11,6 +11,7 @@ use workloads::model::{Activation, Mlp, Moe};
 
 use crate::host::to_device;
 use crate::kernels::{self, Kernels};
+use crate::layer::parts::Parts;
 use crate::layer::shards::{Shards, Slots};
 use crate::model::mlp::activate;
 use crate::model::parameters::{Bucket, Initial, initial};
@@ -21,6 +22,8 @@ pub struct Experts {
     pub bucket: Bucket,
     /// Where all experts' state is cut into shards.
     pub shards: Option<Shards>,
+    /// Where this rank keeps a part of each of its experts.
+    pub parts: Option<Parts>,
     moe: Moe,
 }
 
@@ -146,6 +149,31 @@ impl Views {
         Self { activation, first, first_bias, gate, second, second_bias }
     }
 
+    /// Part `number` of `parts` of an expert: as much of its inner width.
+    pub(super) fn part(&self, number: usize, parts: usize) -> Self {
+        let cut = |of: &Tensor, dim: i64| of.chunk(parts as i64, dim).remove(number);
+        let by_columns =
+            |(matrix, bias): (&Tensor, &Option<Tensor>)| (cut(matrix, -1), bias.as_ref().map(|bias| cut(bias, -1)));
+        let (first, first_bias) = by_columns((&self.first, &self.first_bias));
+        let gate = self.gate.as_ref().map(|(gate, bias)| by_columns((gate, bias)));
+        let second_bias = self.second_bias.as_ref().map(Tensor::shallow_clone);
+        Self { activation: self.activation, first, first_bias, gate, second: cut(&self.second, -2), second_bias }
+    }
+
+    /// All numbers of an expert in their order, what becomes of the last bias being given.
+    pub(super) fn flat(&self, last_bias: &dyn Fn(&Tensor) -> Tensor) -> Tensor {
+        let gate = self.gate.iter().flat_map(|(gate, bias)| std::iter::once(gate).chain(bias));
+        let before = std::iter::once(&self.first).chain(&self.first_bias).chain(gate).chain([&self.second]);
+        let mut all: Vec<Tensor> = before.map(|part| part.reshape([-1])).collect();
+        all.extend(self.second_bias.as_ref().map(last_bias));
+        Tensor::cat(&all, 0)
+    }
+
+    /// Of a part that leaves the last bias to another.
+    pub(super) fn without_last_bias(self) -> Self {
+        Self { second_bias: None, ..self }
+    }
+
     /// Both biases of an expert of GPT-2's kind, which is the one that runs by kernels.
     fn biases(&self) -> [&Tensor; 2] {
         [&self.first_bias, &self.second_bias].map(|bias| bias.as_ref().expect("only experts with biases run together"))
@@ -203,7 +231,7 @@ impl Experts {
         let empty = || Tensor::zeros([moe.expert_parameters() as i64], (Kind::Float, device));
         let one = |expert| initial_row(seed, (layer, expert), &moe, depth, device);
         let rows: Vec<Tensor> = slots.iter().map(|slot| slot.map_or_else(empty, one)).collect();
-        Self { bucket: Bucket::new(&rows, kind, device), shards: None, moe }
+        Self { bucket: Bucket::new(&rows, kind, device), shards: None, parts: None, moe }
     }
 
     /// Slots whose weights come from the shards of rank `rank` of `ranks`: those of all experts of MoE layer `layer` at their initial
@@ -220,7 +248,24 @@ impl Experts {
         let device = slots.device();
         let all = (0..moe.experts).map(|expert| initial_row(seed, (layer, expert), &moe, depth, device));
         let (shards, bucket) = Shards::new(all, (rank, ranks), &moe, slots, gradients);
-        Self { bucket, shards: Some(shards), moe }
+        Self { bucket, shards: Some(shards), parts: None, moe }
+    }
+
+    /// The experts in the slots of a rank, `[slot]`, which keeps part `number` of `parts` of each at its initial values.
+    pub fn in_parts(
+        seed: u64,
+        layer: usize,
+        slots: (&[Option<usize>], Slots),
+        (number, parts): (usize, usize),
+        moe: Moe,
+        depth: usize,
+        gradients: Kind,
+    ) -> Self {
+        let (held, slots) = slots;
+        let (kind, device) = (slots.bucket.weights.kind(), slots.device());
+        let all = held.iter().flatten().map(|&expert| initial_row(seed, (layer, expert), &moe, depth, device));
+        let parts = Parts::new(all, (number, parts), &moe, [kind, gradients], device);
+        Self { bucket: slots.bucket, shards: None, parts: Some(parts), moe }
     }
 
     /// With gradients held in that kind.
@@ -231,7 +276,13 @@ impl Experts {
 
     /// What the optimizer updates.
     pub fn state(&self) -> &Bucket {
-        self.shards.as_ref().map_or(&self.bucket, |shards| &shards.bucket)
+        let of_shards = self.shards.as_ref().map(|shards| &shards.bucket);
+        of_shards.or(self.parts.as_ref().map(|parts| &parts.bucket)).unwrap_or(&self.bucket)
+    }
+
+    /// Whether slots hold all state of their experts.
+    pub fn stand_in_slots(&self) -> bool {
+        self.shards.is_none() && self.parts.is_none()
     }
 
     /// The flat row of a slot in `of`, one of the bucket's tensors.
@@ -267,6 +318,11 @@ impl Experts {
         for (index, &slot) in slots.iter().enumerate() {
             self.row(&self.bucket.weights, slot).copy_(&rows.get(index as i64));
         }
+    }
+
+    /// Replaces the weights of all slots, `[slots, parameters]`.
+    pub(super) fn fill(&self, rows: &Tensor) {
+        self.bucket.weights.shallow_clone().copy_(&rows.reshape([-1]));
     }
 
     /// Adds rows to the gradients of slots, `[slots, parameters]`.

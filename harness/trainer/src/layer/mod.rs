@@ -1,7 +1,7 @@
 //! One MoE layer on one rank: the gate, and a system's layer program on real rows.
 //!
 //! [`moe`] is the layer itself and reads top to bottom: route (`gate`), permute tokens into rows (`routing`, `splits`, `permute`),
-//! execute the program (`execute`, `pass`, `hierarchical`, `experts`, `copies`, `shards`), unpermute. [`migrate`] moves experts between
+//! execute the program (`execute`, `pass`, `hierarchical`, `experts`, `copies`, `shards`, `parts`), unpermute. [`migrate`] moves experts between
 //! iterations, [`copies`] sums the gradients of those with several copies. Nothing here decides: the policy gives the program, [`splits`] derives who sends what from it.
 
 pub mod copies;
@@ -11,6 +11,7 @@ pub mod gate;
 mod hierarchical;
 pub mod migrate;
 pub mod moe;
+pub mod parts;
 mod pass;
 mod permute;
 mod routing;

@@ -9,7 +9,8 @@ use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
 use systems::price::network::Group;
 use systems::price::{LayerPrice, Setting};
-use systems::program::{LayerProgram, Layout, Op};
+use systems::program::split::Split;
+use systems::program::{LayerProgram, Layout, Op, Task};
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Tensor};
 use workloads::Gate;
@@ -143,7 +144,8 @@ impl Layer {
         let Routed { choices, counts, mut stats, begun } = self.route(site, &timer, tokens)?;
         let program =
             timer.compute(Op::Decide { steps: 0 }, || site.policy.program(self.number, &counts, &self.placement));
-        if program.forward.iter().chain(&program.backward).any(|task| task.op == Op::Unshard && task.after.is_some()) {
+        let behind = |task: &Task| task.op == Op::Unshard && task.after.is_some();
+        if self.experts.shards.is_some() && program.forward.iter().chain(&program.backward).any(behind) {
             let what = "experts restored from shards behind a task of the pass: they are restored ahead of it";
             return Err(TrainError::Program(what.to_owned()));
         }
@@ -151,10 +153,11 @@ impl Layer {
         self.ran_at_once.set(as_they_lie);
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
         let transfers = Transfers::new(&program, &self.placement, site.group.rank());
-        let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout);
+        let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout)?;
 
-        let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun);
-        let local = self.local(site, &splits, &transfers);
+        let in_parts = program.split == Split::Parts;
+        let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun, in_parts);
+        let local = Local { in_parts, ..self.local(site, &splits, &transfers) };
         let mut pass = Pass::new(local, kernel, routing.permute(tokens), Shadow::none(&splits));
         execute(&program.forward, &mut pass, &timer)?;
         let (outputs, Forward { saved, .. }, shadows) = pass.finish()?;
@@ -180,8 +183,9 @@ impl Layer {
         let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, price } = saved;
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
-        let local = Local { restored, ..self.local(site, &splits, &transfers) };
-        let mut pass = Pass::new(local, Backward { saved: experts }, of_rows, shadows);
+        let in_parts = program.split == Split::Parts;
+        let local = Local { restored, in_parts, ..self.local(site, &splits, &transfers) };
+        let mut pass = Pass::new(local, Backward { saved: experts, in_parts }, of_rows, shadows);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
         let of_tokens = routing.permute_backward(site.gates, &of_rows, &of_weights, site.balance);
@@ -244,8 +248,8 @@ impl Layer {
     /// most programs they run on all rows at once. So the GPU has work while the host waits and decides. A program that pads
     /// rows, takes them in steps or shadows experts drops what was begun; where the layer's last program did, nothing is begun.
     fn begin(&self, site: &MoeSite, timer: &PassTimer, choices: &Choices) -> Option<Begun> {
-        // Shards are restored by the program.
-        if !self.ran_at_once.get() || self.experts.shards.is_some() {
+        // Shards and parts are restored by the program.
+        if !self.ran_at_once.get() || !self.experts.stand_in_slots() {
             return None;
         }
         let Choices::Gpu(choices) = choices else { return None };
@@ -289,7 +293,7 @@ impl Layer {
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
         let (&MoeSite { group, shards, next, .. }, Self { experts, placement, .. }) = (site, self);
-        Local { group, shards, experts, placement, next, splits, transfers, restored: false }
+        Local { group, shards, experts, placement, next, splits, transfers, restored: false, in_parts: false }
     }
 
     /// The prices of the program's tasks, under a virtual clock.
@@ -321,7 +325,6 @@ mod tests {
     use crate::layer::shards::{Room, Shards};
     use crate::model::parameters::{Bucket, Initial, initial};
     use systems::program::Weights;
-    use systems::program::split::Split;
     use systems::{Plain, Storage};
     use tch::Kind;
     use workloads::Cluster;

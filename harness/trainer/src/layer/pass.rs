@@ -17,6 +17,7 @@ use crate::kernels::Kernels;
 use crate::layer::copies::Transfers;
 use crate::layer::experts::{self, Begun, Experts, Grouping, Views};
 use crate::layer::moe::Layer;
+use crate::layer::parts::Parts;
 use crate::layer::shards::Shards;
 use crate::layer::splits::{Split, Splits};
 
@@ -60,6 +61,8 @@ pub(super) struct Local<'a> {
     pub(super) transfers: &'a Transfers,
     /// Whether the pass before has left the experts that the program restores from shards in their slots.
     pub(super) restored: bool,
+    /// Whether experts compute with the parts that ranks keep of them.
+    pub(super) in_parts: bool,
 }
 
 /// `[step][slot]`: saved for backward.
@@ -130,6 +133,14 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// A peer that died; a program that sends what is not computed yet.
     pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
         let Local { splits, transfers, group, experts, placement, restored, .. } = self.local;
+        if let Some(parts) = &experts.parts {
+            match op {
+                Op::Unshard if restored => return Ok(Vec::new()),
+                Op::Unshard => return Ok(vec![parts.gather(&parts.bucket.weights, placement, group)?]),
+                Op::Reshard => return Ok(vec![parts.scatter(experts, placement, group)?]),
+                _ => {}
+            }
+        }
         match op {
             Op::Dispatch { step } => self.dispatch(step),
             Op::Combine { step } => self.combine(step),
@@ -195,7 +206,8 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// Adds the summed gradient of a shadowed expert where the expert lives.
     fn add_gradient(&self, expert: usize, sum: &Tensor) {
         let Local { group, experts, placement, .. } = self.local;
-        if let Some(slot) = placement.slot_on(group.rank(), expert) {
+        let owner = placement.rank_of(expert) == group.rank();
+        if let Some(slot) = placement.slot_on(group.rank(), expert).filter(|_| owner) {
             let _ = experts.gradient(slot).g_add_(sum);
         }
     }
@@ -231,10 +243,17 @@ impl<'a, K: Kernel> Pass<'a, K> {
             }
             Op::CopyWeights => tensors.iter().for_each(|rows| transfers.weights_arrive(experts, rows)),
             Op::ReturnGrad => tensors.iter().for_each(|rows| transfers.gradients_arrive(experts, rows)),
-            // Experts are in their slots already, and nothing else was issued.
+            Op::Unshard => self.of_parts(|parts| tensors.iter().for_each(|rows| experts.fill(&parts.whole(rows)))),
+            Op::Reshard => self.of_parts(|parts| tensors.iter().for_each(|rows| parts.add(rows))),
+            // Nothing else was issued.
             _ => {}
         }
         Ok(())
+    }
+
+    /// From shards, what arrives is in its place already.
+    fn of_parts(&self, take: impl Fn(&Parts)) {
+        self.local.experts.parts.iter().for_each(take);
     }
 
     /// Runs a compute task. Gate and decision have run before the program was known.
@@ -284,7 +303,8 @@ impl<'a, K: Kernel> Pass<'a, K> {
         let (calls, alone) = (&splits.steps[step], self.is_alone());
         let kernel = &mut self.kernel;
         let sizes: Vec<i64> = arrived.iter().map(|rows| rows.size()[0]).collect();
-        let kernels = experts.kernels().filter(|_| slots_of(calls).len() > 1 && sizes.iter().any(|&rows| rows > 0));
+        let together = !self.local.in_parts && slots_of(calls).len() > 1 && sizes.iter().any(|&rows| rows > 0);
+        let kernels = experts.kernels().filter(|_| together);
         let Some(kernels) = kernels else {
             let run = |(call, rows)| run_call(kernel, experts, step, call, rows);
             return calls.iter().zip(arrived).map(run).collect();
@@ -351,21 +371,34 @@ impl<'a, K: Kernel> Pass<'a, K> {
     }
 }
 
+/// Weights and gradients of the part of an expert that this rank keeps.
+fn part(experts: &Experts, at: At) -> Result<(Views, Views), TrainError> {
+    let parts = experts.parts.as_ref();
+    let parts = parts.ok_or_else(|| TrainError::Program("parts of experts that are stored whole".to_owned()))?;
+    Ok(parts.of_slot(at.slot))
+}
+
 /// The forward pass of experts.
 pub(super) struct Forward {
     pub(super) saved: SlotsSaved,
     begun: Option<Begun>,
+    /// As [`Local::in_parts`].
+    in_parts: bool,
 }
 
 impl Forward {
-    pub(super) fn new(splits: &Splits, slots: usize, begun: Option<Begun>) -> Self {
-        Self { saved: splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect(), begun }
+    pub(super) fn new(splits: &Splits, slots: usize, begun: Option<Begun>, in_parts: bool) -> Self {
+        Self { saved: splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect(), begun, in_parts }
     }
 }
 
 impl Kernel for Forward {
     fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError> {
-        let (output, saved) = experts::forward(&experts.weights(at.slot), rows);
+        let weights = match self.in_parts {
+            true => part(experts, at)?.0,
+            false => experts.weights(at.slot),
+        };
+        let (output, saved) = experts::forward(&weights, rows);
         self.saved[at.step][at.slot] = Some(saved);
         Ok(output)
     }
@@ -405,6 +438,8 @@ impl Kernel for Forward {
 /// The backward pass of experts: rows are gradients.
 pub(super) struct Backward {
     pub(super) saved: SlotsSaved,
+    /// As [`Local::in_parts`].
+    pub(super) in_parts: bool,
 }
 
 impl Backward {
@@ -417,7 +452,11 @@ impl Backward {
 impl Kernel for Backward {
     fn expert(&mut self, experts: &Experts, at: At, rows: Tensor) -> Result<Tensor, TrainError> {
         let saved = self.take(at)?;
-        Ok(experts::backward(&experts.weights(at.slot), &mut experts.gradients(at.slot), saved, &rows))
+        let (weights, mut gradients) = match self.in_parts {
+            true => part(experts, at)?,
+            false => (experts.weights(at.slot), experts.gradients(at.slot)),
+        };
+        Ok(experts::backward(&weights, &mut gradients, saved, &rows))
     }
 
     fn together(

@@ -8,15 +8,18 @@ use tch::{Kind, Tensor};
 use crate::layer::splits::Splits;
 
 /// The row of every entry of a micro-batch. Shapes: tokens `[tokens, width]`, rows `[rows, width]`, weights of choices
-/// `[tokens, k]`.
+/// `[tokens, k / parts]`.
 pub(super) struct Permutation {
-    /// `[tokens * k]`: the row of each choice; row 0 where it was dropped.
+    /// `[tokens * k]`: the rows of each choice, one for each part of its expert; row 0 where it was dropped.
     row_of: Tensor,
     /// `[tokens, k, 1]`: 0 where a choice was dropped, else 1; none when no choice was dropped.
     kept: Option<Tensor>,
     rows: i64,
     tokens: i64,
+    /// Rows of a token.
     k: i64,
+    /// Rows of a choice.
+    parts: i64,
     form: Form,
 }
 
@@ -33,7 +36,8 @@ enum Form {
 impl Permutation {
     /// `choices` `[tokens * k]`: the expert of every entry; none where a choice was dropped.
     pub(super) fn new(splits: &Splits, choices: &[Option<usize>], weights: &Tensor, layout: Layout) -> Self {
-        let (k, device) = (weights.size()[1], weights.device());
+        let parts = splits.parts as i64;
+        let (k, device) = (weights.size()[1] * parts, weights.device());
         let positions = splits.positions(choices);
         let index = |values: Vec<i64>| Tensor::from_slice(&values).to_device(device);
         let row_of = index(positions.iter().map(|row| row.unwrap_or(0) as i64).collect());
@@ -57,14 +61,14 @@ impl Permutation {
             let (rows, tokens): (Vec<i64>, Vec<i64>) = entries.into_iter().unzip();
             Form::Padded(index(rows), index(tokens))
         };
-        Self { row_of, kept, rows, tokens, k, form }
+        Self { row_of, kept, rows, tokens, k, parts, form }
     }
 
     /// By products with one-hot matrices. `row_of` `[tokens * k]`: the row of every choice.
     pub(super) fn by_products(row_of: Tensor, weights: &Tensor, rows: usize) -> Self {
         let (tokens, k) = (weights.size()[0], weights.size()[1]);
         let form = one_hot(&row_of.view([-1, k]), None, weights, rows as i64);
-        Self { row_of, kept: None, rows: rows as i64, tokens, k, form }
+        Self { row_of, kept: None, rows: rows as i64, tokens, k, parts: 1, form }
     }
 
     /// Every entry's token at its row, zeros elsewhere.
@@ -86,7 +90,7 @@ impl Permutation {
         }
         let Some(rows) = self.by_choice(outputs) else { return self.no_tokens(outputs) };
         // `[tokens, 1, k] x [tokens, k, width]`: one pass over the rows.
-        let weights = self.masked(weights.unsqueeze(-1)).to_kind(outputs.kind());
+        let weights = self.masked(self.of_parts(weights).unsqueeze(-1)).to_kind(outputs.kind());
         weights.transpose(1, 2).bmm(&rows).squeeze_dim(1)
     }
 
@@ -95,7 +99,7 @@ impl Permutation {
         if let Form::OneHot(_, weights) = &self.form {
             return weights.to_kind(gradient.kind()).tr().matmul(gradient);
         }
-        let flat = self.masked(weights.unsqueeze(-1)).reshape([-1]);
+        let flat = self.masked(self.of_parts(weights).unsqueeze(-1)).reshape([-1]);
         let none = Tensor::zeros([self.rows], (flat.kind(), flat.device()));
         let weight_of_row = match (self.rows, &self.kept) {
             (0, _) => none,
@@ -113,9 +117,24 @@ impl Permutation {
             let of_choices = all.gather(1, &self.row_of.view([-1, self.k]), false);
             return self.masked(of_choices.unsqueeze(-1)).squeeze_dim(-1);
         }
-        match self.by_choice(outputs) {
+        let of_rows = match self.by_choice(outputs) {
             Some(rows) => self.masked(rows.bmm(&gradient.unsqueeze(-1)).to_kind(Kind::Float)).squeeze_dim(-1),
             None => Tensor::zeros([self.tokens, self.k], (Kind::Float, gradient.device())),
+        };
+        match self.parts {
+            1 => of_rows,
+            parts => {
+                let by_part = of_rows.view([self.tokens, self.k / parts, parts]);
+                by_part.sum_dim_intlist([2i64].as_slice(), false, Kind::Float)
+            }
+        }
+    }
+
+    /// `[tokens, k]`: the weight of each row, from those of choices.
+    fn of_parts(&self, weights: &Tensor) -> Tensor {
+        match self.parts {
+            1 => weights.shallow_clone(),
+            parts => weights.repeat_interleave_self_int(parts, 1, None),
         }
     }
 

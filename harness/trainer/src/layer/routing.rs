@@ -128,14 +128,25 @@ enum Rows {
 
 impl Routing {
     /// `own` `[expert]`: this rank's entries.
-    pub(super) fn new(mut choices: Choices, splits: &Splits, own: &[u32], layout: Layout) -> Self {
+    ///
+    /// # Errors
+    /// As for [`Choices::experts`].
+    pub(super) fn new(mut choices: Choices, splits: &Splits, own: &[u32], layout: Layout) -> Result<Self, TrainError> {
+        let several = (splits.parts > 1).then(|| choices.experts()).transpose()?;
         let rows = match &mut choices {
             Choices::Host { scored, choices } => {
                 Rows::Permutation(Permutation::new(splits, choices, &scored.weights, layout))
             }
-            Choices::Gpu(gpu) => gpu.rows(splits, own, layout),
+            Choices::Gpu(gpu) => match several {
+                // A row of the kernels has one choice, and a choice one row.
+                Some(experts) => {
+                    let choices: Vec<Option<usize>> = experts.into_iter().map(Some).collect();
+                    Rows::Permutation(Permutation::new(splits, &choices, &gpu.weights, layout))
+                }
+                None => gpu.rows(splits, own, layout),
+            },
         };
-        Self { choices, rows }
+        Ok(Self { choices, rows })
     }
 
     /// `[rows, width]`: every entry's token at its row, zeros elsewhere.

@@ -53,6 +53,8 @@ pub(super) struct Splits {
     pub(super) hierarchical: Option<Hierarchical>,
     /// Number of rows.
     pub(super) rows: usize,
+    /// Rows of an entry: one for each part that its expert is cut into.
+    pub(super) parts: usize,
 }
 
 impl Splits {
@@ -126,25 +128,29 @@ impl Splits {
         let crosses_nodes = nodes.first() != nodes.last();
         let hierarchical = (program.exchange == Exchange::Hierarchical && crosses_nodes)
             .then(|| Hierarchical::new(program, counts, placement, nodes, me));
-        Self { steps, pieces, shadows, hierarchical, rows: next }
+        Self { steps, pieces, shadows, hierarchical, rows: next, parts: program.parts(placement) }
     }
 
-    /// The row of every choice, in the order of choices; none where it was dropped. The first choices of an expert take its first
-    /// piece.
+    /// The rows of every choice, `[choice * parts]` in the order of choices; none where it was dropped. The first choices of an expert
+    /// take its first piece; of an expert in parts, all choices take all pieces.
     pub(super) fn positions(&self, choices: &[Option<usize>]) -> Vec<Option<usize>> {
         let experts = self.pieces.last().map_or(0, |piece| piece.expert + 1);
         let mut piece_of = vec![0; experts];
         self.pieces.iter().enumerate().rev().for_each(|(index, piece)| piece_of[piece.expert] = index);
         let mut taken = vec![0; self.pieces.len()];
-        let place = |choice: &Option<usize>| {
-            choice.map(|expert| {
-                let at = &mut piece_of[expert];
-                *at += usize::from(taken[*at] == self.pieces[*at].rows);
-                taken[*at] += 1;
-                self.pieces[*at].first + taken[*at] - 1
-            })
-        };
-        choices.iter().map(place).collect()
+        let mut rows = Vec::with_capacity(choices.len() * self.parts);
+        for choice in choices {
+            let Some(expert) = *choice else {
+                rows.extend(std::iter::repeat_n(None, self.parts));
+                continue;
+            };
+            let at = &mut piece_of[expert];
+            *at += usize::from(taken[*at] == self.pieces[*at].rows);
+            let pieces = &self.pieces[*at..*at + self.parts];
+            rows.extend(pieces.iter().map(|piece| Some(piece.first + taken[*at])));
+            taken[*at] += 1;
+        }
+        rows
     }
 }
 
@@ -213,5 +219,17 @@ mod tests {
         assert_eq!(splits.positions(&[0, 0, 1, 0, 0].map(Some)), [0, 1, 2, 3, 4].map(Some));
         assert_eq!(splits.by_expert().collect::<Vec<_>>(), [0, 1, 3, 4, 2]);
         assert!(splits.has_copies() && !splits.follow_experts(&[4, 1]));
+    }
+
+    /// Two experts, each on two ranks; three rows a pair.
+    #[test]
+    fn choices_of_experts_in_parts_have_a_row_for_each() {
+        let (counts, placement) = (RoutingCounts::new(2, vec![2, 1, 0, 0, 0, 0, 0, 0]), Placement::in_parts(2, 4, 2));
+        let padded = LayerProgram::padded(Layout::Padded { rows: 3 }, Exchange::Whole, false);
+        let program = LayerProgram { split: Divided::Parts, ..padded };
+        let splits = Splits::new(&program, &counts, &placement, &[0; 4], 0);
+        assert_eq!(splits.rows, 12);
+        let expected = [Some(0), Some(3), Some(6), Some(9), None, None, Some(1), Some(4)];
+        assert_eq!(splits.positions(&[Some(0), Some(1), None, Some(0)]), expected);
     }
 }

@@ -128,8 +128,8 @@ impl<'a> Rank<'a> {
             self.timer.synchronize();
             let before = self.timer.now();
             let group = self.groups.experts.as_ref();
-            // Shards stay where they are.
-            if layer.experts.shards.is_none() {
+            // Shards and parts stay where they are.
+            if layer.experts.stand_in_slots() {
                 self.timer.wait(Activity::Migration, || migrate(layer, &migration.placement, group, bytes))?;
             }
             self.timer.collective(Activity::Migration, group, migration.time(self.setup.costs, first))?;
@@ -208,6 +208,10 @@ impl<'a> Rank<'a> {
         let own = placement.experts_of(group.rank()).iter().enumerate();
         let own = own.filter_map(|(slot, expert)| Some((slot, (*expert)?)));
         let name = |expert: usize| format!("layer {number} expert {expert}");
+        if let Some(parts) = &experts.parts {
+            let rows = parts.whole(&parts.gather(&parts.bucket.master, placement, group)?.wait()?);
+            return Ok(own.map(|(slot, expert)| (name(expert), rows.get(slot as i64))).collect());
+        }
         let Some(shards) = &experts.shards else {
             return Ok(own.map(|(slot, expert)| (name(expert), experts.row(&experts.bucket.master, slot))).collect());
         };

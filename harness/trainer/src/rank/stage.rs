@@ -61,7 +61,7 @@ impl Stage {
         let (plan, job) = (&start.plan, setup.job);
         let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp));
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
-        let room = (storage == Storage::Shards).then(|| room(setup, start, stage, device));
+        let room = matches!(storage, Storage::Shards | Storage::Parts).then(|| room(setup, start, stage, device));
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
         let mut gates = GatesBuilder::default();
         let depth = setup.gpt.depth;
@@ -135,18 +135,22 @@ fn moe_layer(
     let placement = start.placements[number].clone();
     let (rank, ranks) = (position % start.plan.ep, start.plan.ep);
     let (seed, depth, kind) = (setup.seed, setup.gpt.depth, setup.kind);
+    let slots = || match room {
+        Some(room) => room.slots(number, placement.slots_per_rank(), &moe),
+        None => Slots::new(placement.slots_per_rank(), &moe, [kind, setup.gradients()], device),
+    };
     let experts = match storage {
         Storage::Slots => {
             let experts = Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device);
             experts.with_gradients(setup.gradients())
         }
         Storage::OptimizerShards | Storage::Shards => {
-            let slots = placement.slots_per_rank();
-            let slots = match room {
-                Some(room) => room.slots(number, slots, &moe),
-                None => Slots::new(slots, &moe, [kind, setup.gradients()], device),
-            };
-            Experts::sharded(seed, number, slots, (rank, ranks), moe, depth, setup.gradients())
+            Experts::sharded(seed, number, slots(), (rank, ranks), moe, depth, setup.gradients())
+        }
+        Storage::Parts => {
+            let parts = placement.slots_of(0).len();
+            let held = (placement.experts_of(rank), slots());
+            Experts::in_parts(seed, number, held, (rank % parts, parts), moe, depth, setup.gradients())
         }
     };
     Layer::new(number, gates.add(setup, number, &moe, device), experts, placement)

@@ -59,7 +59,8 @@ impl Rank<'_> {
         let slots = SlotState::new(storage, costs.gradient_bytes(), layers.iter().copied());
         let copies = Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers };
         let synchronised = copies.synchronisation();
-        if storage == Storage::Shards || synchronised.is_none() && groups.replicas.size() == 1 {
+        let summed = matches!(storage, Storage::Shards | Storage::Parts);
+        if summed || synchronised.is_none() && groups.replicas.size() == 1 {
             return Ok(());
         }
         let group = &*groups.experts;
@@ -182,7 +183,7 @@ impl Rank<'_> {
             + sum(&stage.dense.replicated, plan.dp * plan.tp)
             + sum(&stage.gates.scores, plan.stage_ranks());
         for Layer { experts, placement, .. } in stage.layers() {
-            if placement.has_copies() && experts.shards.is_none() {
+            if placement.has_copies() && experts.stand_in_slots() {
                 let of_experts = first_gradients(experts, placement, self.groups.experts.rank());
                 of_experts.iter().for_each(|gradient| total += square(gradient) / plan.expert_dp as f64);
             } else {
