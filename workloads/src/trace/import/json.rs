@@ -1,7 +1,7 @@
 //! JSON: a document, or a value a line; both are a stream of values.
 //!
 //! An array of numbers is counts, its axes as in [`Axis`]; where several stand in a stream, each is an iteration. An object is
-//! a row, its members the columns; or it holds arrays under the names of layers or iterations. Numbers in arrays are kept flat, so that a
+//! a row, its members the columns; or it holds arrays under the names of layers or iterations, or objects of counts by expert. Numbers in arrays are kept flat, so that a
 //! matrix takes little more memory than its values, and the size of a value is bounded.
 
 use std::cell::Cell as Shared;
@@ -90,6 +90,9 @@ fn add_array(importer: &mut Importer, path: &str, origin: Origin, array: &Array)
 
 /// A row; or arrays under the names of what they are of.
 fn object(importer: &mut Importer, path: &str, line: u64, members: Vec<(String, Json)>) -> Result<(), ImportError> {
+    if !members.is_empty() && members.iter().all(|(_, value)| matches!(value, Json::Object(_))) {
+        return nested(importer, path, line, &members);
+    }
     let names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
     let origins: Option<Vec<Origin>> = members.iter().map(|(name, value)| origin_of(path, name, value)).collect();
     if let Some(origins) = origins.filter(|origins| !origins.is_empty()) {
@@ -111,6 +114,29 @@ fn object(importer: &mut Importer, path: &str, line: u64, members: Vec<(String, 
     let mut table = Table::new(&mut importer.tally, &importer.options, path, &names)?;
     let cells: Vec<Cell> = members.iter().map(|(_, value)| value.cell()).collect();
     table.row(&|| format!("line {line}"), &cells)
+}
+
+/// Objects under the names of what they are of, the innermost holding counts by expert. A bare number is a layer where it holds counts, and an
+/// iteration where it holds layers.
+fn nested(importer: &mut Importer, path: &str, line: u64, members: &[(String, Json)]) -> Result<(), ImportError> {
+    if members.iter().any(|(_, value)| matches!(value, Json::Object(_))) {
+        return members.iter().try_for_each(|(name, value)| {
+            let Json::Object(inner) = value else {
+                let found = format!("{} beside objects, line {line}", value.what());
+                return Err(ImportError::file(path, found, "objects alone"));
+            };
+            let holds_counts = inner.iter().all(|(_, value)| !matches!(value, Json::Object(_)));
+            let name = match name.parse::<u32>() {
+                Ok(number) => format!("{}_{number}", if holds_counts { "layer" } else { "iteration" }),
+                Err(_) => name.clone(),
+            };
+            nested(importer, &format!("{path}, {name}"), line, inner)
+        });
+    }
+    let mut table = Table::new(&mut importer.tally, &importer.options, path, &["expert", "count"])?;
+    members
+        .iter()
+        .try_for_each(|(expert, count)| table.row(&|| format!("line {line}"), &[Cell::Text(expert), count.cell()]))
 }
 
 /// Where an array belongs by its name: `layer_3`, `iteration_10`, or a bare number, which is a layer.
@@ -141,6 +167,8 @@ enum Json {
     Array(Array),
     List(Vec<Json>),
     Object(Vec<(String, Json)>),
+    /// Numbers or arrays that another element of their list is unlike.
+    Unlike,
 }
 
 /// Numbers `[..][last]`; a null among them is not a number.
@@ -156,7 +184,7 @@ impl Json {
             Self::Number(value) => Cell::Number(*value),
             Self::Text(text) => Cell::Text(text),
             Self::Array(Array { shape, values }) => Cell::List { shape, values },
-            Self::Null | Self::List(_) | Self::Object(_) => Cell::Missing,
+            Self::Null | Self::List(_) | Self::Object(_) | Self::Unlike => Cell::Missing,
         }
     }
 
@@ -168,6 +196,7 @@ impl Json {
             Self::Array(_) => "an array of numbers",
             Self::List(_) => "a list of unlike values",
             Self::Object(_) => "an object",
+            Self::Unlike => "elements of unlike shapes",
         }
     }
 }
@@ -276,7 +305,7 @@ impl Gathered {
                 Self::Mixed(items)
             }
             // Unlike the ones before: what they hold is no array of counts.
-            (Self::Numbers(_) | Self::Arrays(..), item) => Self::Mixed(vec![Json::Null, item]),
+            (Self::Numbers(_) | Self::Arrays(..), item) => Self::Mixed(vec![Json::Unlike, item]),
         }
     }
 

@@ -129,6 +129,14 @@ fn matrices_in_json() {
     }
     assert_eq!(one("t.json", "{\"3\": [1, 3], \"4\": [2, 2]}").counts(), [1, 3, 2, 2]);
     assert_eq!(one("t.json", "{\"expert_ids\": [0, 3], \"counts\": [1, 3]}").counts(), [1, 0, 0, 3]);
+    for text in [
+        "{\"3\": {\"1\": 1, \"0\": 3}, \"4\": {\"0\": 2, \"1\": 2}}",
+        "{\"layer_3\": {\"0\": 3, \"1\": 1}, \"layer_4\": {\"1\": 2, \"0\": 2}}",
+        "{\"7\": {\"3\": {\"0\": 3, \"1\": 1}, \"4\": {\"0\": 2, \"1\": 2}}}",
+    ] {
+        assert_eq!(one("t.json", text).counts(), [3, 1, 2, 2], "{text}");
+    }
+    assert_eq!(one("t.json", "{\"7\": {\"0\": {\"0\": 3}}, \"9\": {\"0\": {\"0\": 3}}}").iterations(), [7, 9]);
     let batches = one("t.jsonl", "{\"iter\": 1, \"layer\": 2, \"tpe\": [[1, 3], [2, 2]]}");
     assert_eq!((batches.shape().micro_batches, batches.row(0, 0, 1, 0)), (2, &[2, 2][..]));
 }
