@@ -1,7 +1,20 @@
 //! What is fuzzed: every reader of a file that a user hands in. A target takes any bytes; it must come back, without a panic, in
 //! bounded memory. `fuzz_targets` hands these to libFuzzer, `tests/fuzzed.rs` to a mutator of its own on any compiler.
 
+use std::path::Path;
+
+// libFuzzer's crate has the readers alone, without the crates around them.
+#[cfg(fuzzing)]
+#[path = "../../harness/runs/src/logs/mod.rs"]
+mod logs;
+#[cfg(fuzzing)]
+#[path = "../../harness/studies/src/calibrate/nccl_tests.rs"]
+mod nccl_tests;
+#[cfg(not(fuzzing))]
+use runs::logs;
 use serde::Deserialize;
+#[cfg(not(fuzzing))]
+use studies::calibrate::nccl_tests;
 use workloads::csv_file::{Count, Positive};
 use workloads::model::hugging_face::{self, ImportedAs};
 use workloads::suite::{Case, SuiteFile};
@@ -12,7 +25,7 @@ use workloads::{Cluster, CsvFile, Gate, Model, Published};
 type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub(crate) const TARGETS: [Target; 11] = [
+pub(crate) const TARGETS: [Target; 13] = [
     ("archive", archive),
     ("cluster", cluster),
     ("csv", csv),
@@ -21,9 +34,11 @@ pub(crate) const TARGETS: [Target; 11] = [
     ("log", log),
     ("measurements", measurements),
     ("model", model),
+    ("nccl_tests", nccl),
     ("npy", npy),
     ("parquet", parquet),
     ("suite", suite),
+    ("training_log", training_log),
 ];
 
 /// Reads files as one trace; the first byte says how, so that options are fuzzed, too.
@@ -172,5 +187,30 @@ pub(crate) fn measurements(data: &[u8]) {
     }
     if let Some(text) = text(data) {
         drop(Published::parse("fuzzed.csv", text));
+    }
+}
+
+/// What a program of nccl-tests printed, or wrote as JSON.
+pub(crate) fn nccl(data: &[u8]) {
+    let Some(text) = text(data) else { return };
+    for file in ["all_reduce_perf.txt", "x.json"] {
+        match nccl_tests::read(Path::new(file), text) {
+            Ok(all) => assert!(all.iter().all(|of| of.ranks > 0 && of.bytes > 0.0 && of.times[0] > 0.0)),
+            Err(error) => assert!(!format!("{error:#}").is_empty()),
+        }
+    }
+}
+
+/// A log of Megatron-LM or torchtitan, and the iterations that it is taken for.
+pub(crate) fn training_log(data: &[u8]) {
+    match logs::TrainingLog::read("fuzzed.log", data) {
+        Ok(mut log) => {
+            assert!(log.steps.windows(2).all(|pair| pair[0].iteration < pair[1].iteration));
+            assert!(log.steps.iter().all(|step| 0 < step.covers && step.covers <= step.iteration));
+            assert!(log.warmup(10) <= log.steps.len() && log.interval() > 0);
+            assert!(log.iterations(8, 4096.0).len() <= log.steps.len());
+            drop((log.diverged(), log.keep_batch("fuzzed.log", 256)));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }

@@ -163,7 +163,7 @@ impl TrainingLog {
     pub fn warmup(&self, iterations: u64) -> usize {
         let before = |step: &LoggedStep| step.iteration - step.covers;
         let first = self.steps.first().map_or(0, before);
-        self.steps.iter().take_while(|step| before(step) < first + iterations).count()
+        self.steps.iter().take_while(|step| before(step) < first.saturating_add(iterations)).count()
     }
 
     /// Every step as an iteration that was measured, up to the first whose loss is no number. `tokens`: of a global batch.

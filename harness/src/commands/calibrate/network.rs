@@ -9,7 +9,8 @@ use workloads::Cluster;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::{prepare, store};
-use studies::calibrate::collectives::{self, Collective};
+use studies::calibrate::collectives;
+use studies::calibrate::nccl_tests::{self, Collective};
 use studies::calibrate::write;
 use studies::measurements;
 
@@ -50,5 +51,5 @@ pub fn run(args: &NetworkArgs) -> Result<(), Failure> {
 
 fn read(path: &Path) -> Result<Vec<Collective>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    collectives::read(path, &text)
+    nccl_tests::read(path, &text)
 }

@@ -17,8 +17,9 @@ use workloads::cluster::Constant;
 use workloads::measured::{MeasuredOperation, Passes};
 use workloads::{Cluster, Gate, Model};
 
-use super::collectives::{self, Collective};
+use super::collectives;
 use super::device::Measurement;
+use super::nccl_tests::Collective;
 use super::segments::{self, MeasuredRun, Times};
 use super::{line, operations, write};
 
