@@ -1,7 +1,7 @@
 //! Colours, pens, and how series are told apart: colour, lightness, hatch, dash and marker together.
 //!
 //! The colours of series are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell
-//! apart, ordered so that neighbours differ in lightness too; a hatch or a dash separates them in greyscale print.
+//! apart, each lightened or darkened until no two print as the same grey: a hatch goes with every colour.
 
 use plotters::style::{Color, RGBColor, ShapeStyle};
 
@@ -136,14 +136,14 @@ pub(crate) struct Ink {
 
 /// Colours with the hatch, the dash and the shape that each begins with.
 const COLORS: [(RGBColor, Hatch, usize, usize); 8] = [
-    (RGBColor(86, 180, 233), Hatch::None, 0, 0),
+    (RGBColor(146, 199, 238), Hatch::None, 0, 0),
     (RGBColor(230, 159, 0), Hatch::Rising, 1, 1),
-    (RGBColor(0, 94, 158), Hatch::None, 0, 2),
-    (RGBColor(0, 158, 115), Hatch::Falling, 2, 3),
-    (RGBColor(213, 94, 0), Hatch::None, 3, 4),
-    (RGBColor(204, 121, 167), Hatch::Crossed, 4, 1),
-    (RGBColor(110, 110, 110), Hatch::Rising, 0, 2),
-    (RGBColor(236, 222, 60), Hatch::None, 5, 3),
+    (RGBColor(0, 84, 142), Hatch::None, 0, 2),
+    (RGBColor(0, 153, 111), Hatch::Falling, 2, 3),
+    (RGBColor(192, 84, 0), Hatch::None, 3, 4),
+    (RGBColor(206, 128, 171), Hatch::Crossed, 4, 1),
+    (RGBColor(99, 99, 99), Hatch::Rising, 0, 2),
+    (RGBColor(235, 221, 60), Hatch::None, 5, 3),
 ];
 
 const DASHES: [Option<(f64, f64)>; 8] = [
@@ -192,6 +192,47 @@ impl Ink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Red, green and blue without gamma, of 1 at most.
+    fn linear(color: RGBColor) -> [f64; 3] {
+        [color.0, color.1, color.2].map(|channel| {
+            let value = f64::from(channel) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        })
+    }
+
+    fn product(matrix: [[f64; 3]; 3], vector: [f64; 3]) -> [f64; 3] {
+        matrix.map(|row| (0..3).map(|at| row[at] * vector[at]).sum::<f64>().clamp(0.0, 1.0))
+    }
+
+    /// CIE L*a*b* under daylight (D65).
+    fn lab(linear: [f64; 3]) -> [f64; 3] {
+        let to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]];
+        let [x, y, z] = product(to_xyz, linear);
+        let [x, y, z] = [x / 0.9505, y, z / 1.089]
+            .map(|part: f64| if part > 0.008856 { part.cbrt() } else { 7.787 * part + 16.0 / 116.0 });
+        [116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)]
+    }
+
+    /// Under one hatch all colours occur: they differ in grey print, and to readers without one kind of cones (matrices of Machado,
+    /// Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency", 2009, severity 1).
+    #[test]
+    fn colors_differ_in_grey_and_to_color_blind_readers() {
+        let grey = [[0.2126, 0.7152, 0.0722]; 3];
+        let deuteranopia =
+            [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]];
+        let protanopia =
+            [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]];
+        for (seen, least) in [(grey, 6.5), (deuteranopia, 14.0), (protanopia, 20.0)] {
+            let as_seen: Vec<[f64; 3]> = COLORS.iter().map(|(color, ..)| lab(product(seen, linear(*color)))).collect();
+            for (index, one) in as_seen.iter().enumerate() {
+                for other in &as_seen[..index] {
+                    let apart = (0..3).map(|at| (one[at] - other[at]).powi(2)).sum::<f64>().sqrt();
+                    assert!(apart >= least, "{one:?} and {other:?}: {apart} of {least}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn no_two_looks_are_the_same() {

@@ -35,7 +35,7 @@ impl PaperTable {
         };
         let columns = format!("l{}", "r".repeat(self.header.len().saturating_sub(1)));
         format!(
-            "\\begin{{{environment}}}\n\\centering\n\\caption{{{}}}\n\\label{{{label}}}\n\\fontsize{{8}}{{9.6}}\\selectfont\n\
+            "\\begin{{{environment}}}\n\\centering\n\\caption{{{}}}\n\\label{{{label}}}\n\\vspace{{4pt}}\n\\fontsize{{8}}{{9.6}}\\selectfont\n\
              \\setlength{{\\tabcolsep}}{{3pt}}\n\\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n\\toprule\n{}\\midrule\n{}\\bottomrule\n\
              \\end{{tabular}}\n\\end{{{environment}}}\n",
             escape_latex(caption),
@@ -83,7 +83,10 @@ mod tests {
         };
         let groups = vec![group("", &[["a_1", "2%"], ["[b]", "1\n[0, ±4]"]]), group("c & d", &[["e", "x"]])];
         let text = PaperTable { header: row(["case", "± 5%"]), groups }.latex(Width::Column, "50% of a_b", "tab:x");
-        assert!(text.starts_with("\\begin{table}\n\\centering\n\\caption{50\\% of a\\_b}\n\\label{tab:x}\n"), "{text}");
+        assert!(
+            text.starts_with("\\begin{table}\n\\centering\n\\caption{50\\% of a\\_b}\n\\label{tab:x}\n\\vspace{4pt}\n"),
+            "{text}"
+        );
         let body = "\\begin{tabular}{@{}lr@{}}\n\\toprule\ncase & $\\pm$ 5\\% \\\\\n\\midrule\na\\_1 & 2\\% \\\\\n\
                     {}[b] & 1 \\\\\n & [0, $\\pm$4] \\\\\n\\addlinespace\n\\multicolumn{2}{@{}l@{}}{c \\& d} \\\\\ne & x \\\\\n\
                     \\bottomrule\n\\end{tabular}\n\\end{table}\n";

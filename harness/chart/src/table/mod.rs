@@ -264,8 +264,8 @@ mod tests {
         let mut random = ChaCha8Rng::seed_from_u64(5);
         for turn in 0..100 {
             let table = table(&mut random);
-            let width = if turn % 2 == 0 { Width::Column } else { Width::Page };
-            let room = Room::latex(width, random.next_u32() as usize % 1000);
+            let of = if turn % 2 == 0 { Width::Column } else { Width::Page };
+            let room = Room::latex(of, random.next_u32() as usize % 1000);
             let parts = table.fitted(&room);
             for part in &parts {
                 let wide = width(part, &room);
