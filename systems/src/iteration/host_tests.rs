@@ -10,7 +10,7 @@ use crate::iteration::run::{Iteration, Run};
 use crate::iteration::timeline::Span;
 use crate::iteration::{Charge, Coverage, Evaluation, Timing};
 use crate::price::ledger::Phase;
-use crate::program::{LayerProgram, Op, Task};
+use crate::program::{Direction, LayerProgram, Op, Task};
 use crate::{CostModel, Job, Placement, Plan, Policy, RoutingCounts, System};
 
 fn passes(forward: Line) -> Passes {
@@ -90,6 +90,17 @@ fn hosts_that_take_no_time_change_nothing() {
         let same = iterations(&followed, system, plan, &batch) == iterations(&plain, system, plan, &batch);
         assert!(same, "{}", system.name());
     }
+}
+
+/// Without hosts, operations take what they took alone, here 7 s and more.
+#[test]
+fn without_hosts_operations_stand_alone() {
+    let (job, _) = job(1e-3, Some(1e-4));
+    let costs = CostModel::new(&job.cluster, job.gpus);
+    let block = |costs: &CostModel| costs.measured_block(&job.model.blocks[0], 1.0, Direction::Forward);
+    assert!(costs.follows_hosts() && !costs.without_hosts().follows_hosts());
+    assert_eq!(block(&costs), Some([1e-4, 1e-3].map(Seconds)));
+    assert_eq!(block(&costs.without_hosts()), Some([7.0, 7.0].map(Seconds)));
 }
 
 /// Plain expert parallelism whose hosts wait for counts alone, or also behind every task.

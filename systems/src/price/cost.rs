@@ -141,6 +141,16 @@ impl CostModel {
         Bytes(moe.expert_parameters() as f64 * HALF)
     }
 
+    /// The same prices where no host runs ahead: every operation takes what it takes from an idle GPU on.
+    #[must_use]
+    pub fn without_hosts(&self) -> Self {
+        let mut alone = self.clone();
+        for of in &mut alone.cluster.gpu.measured {
+            (of.queued, of.issue) = (None, None);
+        }
+        alone
+    }
+
     /// Whether hosts take time to issue anything: where an operation was measured behind other work, too.
     pub fn follows_hosts(&self) -> bool {
         self.cluster.gpu.measured.iter().any(|of| of.issue.is_some())

@@ -25,8 +25,9 @@ use trainer::world::{self, Threads};
 
 /// Iterations before the measured ones: allocations settle, experts find their places.
 const WARMUP: usize = 3;
-/// Measured iterations, of each kind of measurement.
+/// Measured iterations; of each kind of measurement, where there are several.
 const REPEATS: usize = 7;
+const REPEATS_OF_EACH: usize = 5;
 
 /// What is measured where.
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +156,7 @@ impl Measurement<'_> {
             training: Training { learning_rate: 0.0, ..Training::default() },
             samples: &samples,
             seed: 1,
-            iterations: WARMUP + REPEATS * measures.len(),
+            iterations: WARMUP + if measures == ALONE { REPEATS } else { REPEATS_OF_EACH * measures.len() },
             replay: None,
             record: Some(Recording::ALL),
             record_spans: true,

@@ -398,6 +398,44 @@ mod tests {
         assert_eq!(ledger.total(), Seconds(7.0));
     }
 
+    const EACH: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
+
+    /// What each measure of `work` comes to, one iteration each.
+    fn each(timer: &Timer, work: impl Fn()) -> [Seconds; 3] {
+        [(); 3].map(|()| {
+            timer.start();
+            timer.compute(Activity::Block, &work);
+            timer.now()
+        })
+    }
+
+    #[test]
+    fn on_a_cpu_nothing_is_issued() {
+        let work = || drop(std::hint::black_box((0..100_000u64).map(|i| i.wrapping_mul(i)).collect::<Vec<_>>()));
+        let [alone, issue, queued] = each(&Timer::new(0, Some(Arc::default())).measuring(EACH), work);
+        assert!(alone > Seconds::ZERO && queued > Seconds::ZERO, "{alone:?} {queued:?}");
+        assert_eq!(issue, Seconds::ZERO);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn on_a_gpu_work_in_front_hides_what_the_host_takes() {
+        let device = Device::Cuda(0);
+        crate::cuda::load().unwrap();
+        let timer = Timer::new(0, Some(Arc::default())).measuring(EACH).on(device);
+        let small = Tensor::ones([16], (tch::Kind::Float, device));
+        let large = Tensor::ones([8192, 8192], (tch::Kind::BFloat16, device));
+        let launches = || (0..300).for_each(|_| drop(&small + 1.0));
+        let product = || drop(large.matmul(&large));
+        for work in [&launches as &dyn Fn(), &product] {
+            each(&timer, work);
+        }
+        let [alone, issue, queued] = each(&timer, launches);
+        assert!(issue <= alone && issue > alone * 0.7 && queued < alone * 0.8, "{alone:?} {issue:?} {queued:?}");
+        let [alone, issue, queued] = each(&timer, product);
+        assert!(issue < alone * 0.3 && queued > alone * 0.7 && queued < alone * 1.3, "{alone:?} {issue:?} {queued:?}");
+    }
+
     #[test]
     fn virtual_time_is_the_threads_own() {
         let timer = Timer::new(0, Some(Arc::default()));
