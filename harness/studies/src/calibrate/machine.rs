@@ -11,6 +11,7 @@ use tch::Device;
 use trainer::bench::comm::{self, CollectiveTimes};
 use trainer::bench::curves::{self, Curve, Rate, Shapes, Work};
 use trainer::comm::launch::Launch;
+use trainer::comm::{Communicator, preflight};
 use trainer::cuda;
 use trainer::processes::Processes;
 use workloads::cluster::Constant;
@@ -113,10 +114,20 @@ fn used(device: Device) -> Result<Option<[f64; 2]>> {
 fn between_processes(launch: Launch, device: Device) -> Result<(Vec<Collective>, Option<[f64; 2]>)> {
     let processes = Processes::rendezvous(launch, device, PATIENCE, "calibrate measure --operations")?;
     let world = processes.world()?;
-    let before = used(device)?;
+    let before = with_communicators(&*world, device)?;
     let times = comm::run(&*world, device, &comm::sizes(device))?;
     world.barrier()?;
     Ok((times.iter().map(of_times).collect(), before))
+}
+
+/// The same once a rank of training would have its communicators, each of which takes memory with its first operations: of the world, of
+/// the run and of its experts.
+fn with_communicators(world: &dyn Communicator, device: Device) -> Result<Option<[f64; 2]>> {
+    let all = [(0..world.size()).collect::<Vec<usize>>()];
+    let groups: Vec<_> = ["run", "experts"].iter().map(|name| world.split(name, &all)).collect::<Result<_, _>>()?;
+    groups.iter().try_for_each(|group| preflight(&**group, device))?;
+    world.barrier()?;
+    used(device)
 }
 
 fn of_times(of: &CollectiveTimes) -> Collective {
@@ -199,7 +210,7 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
     }
     if let Some([used, total]) = measured.memory {
         gpu.memory = constant(total, f64::NAN, None, "all memory of the GPU");
-        let open = if request.launch.is_some() { "the GPU and its communicator are" } else { "the GPU is" };
+        let open = if request.launch.is_some() { "the GPU and a rank's communicators are" } else { "the GPU is" };
         gpu.memory_reserved = constant(used, f64::NAN, None, &format!("in use once {open} open"));
     }
     let ranks = measured.collectives.first().map_or(0, |of| of.ranks);
