@@ -84,10 +84,13 @@ fn markdown(run: &StoredRun, values: &[Value], width: Width, caption: &str) -> S
     text.join("\n")
 }
 
-/// Of the tables the one in the fewest parts, the first of several, in these parts.
+/// Of the tables the one in the fewest parts, the first of several, in these parts, and in none of them what is empty there.
 fn fewest(tables: impl IntoIterator<Item = PaperTable>, room: &Room) -> Vec<PaperTable> {
     let parts = tables.into_iter().map(|table| table.without_empty().fitted(room));
-    parts.min_by_key(Vec::len).unwrap_or_default()
+    let fewest = parts.min_by_key(Vec::len).unwrap_or_default();
+    let held: Vec<PaperTable> = fewest.iter().cloned().map(PaperTable::without_empty).collect();
+    let held: Vec<PaperTable> = held.into_iter().filter(|part| part.header.len() > 1).collect();
+    if held.is_empty() { fewest } else { held }
 }
 
 /// The ways to lay these values out.

@@ -128,8 +128,12 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
         column("of ideal", &|_, row| percent(row.share_of_ideal, 0)),
         column("online", &|_, row| percent(row.step.map(|_| row.online_share).filter(|share| *share > 0.0), 2)),
         column("peak memory", &|_, row| Cell::number(row.peak_bytes, memory)),
-        column("tokens/s", &|run, row| Cell::number(runs[run].tokens_per_second(row), |tokens| format!("{tokens:.0}"))),
-        column("MFU", &|run, row| percent(runs[run].mfu(row), 1)),
+        // Of what was really trained: more columns would push the model's error off the page of a simulated run.
+        column("tokens/s", &|run, row| {
+            let tokens = runs[run].tokens_per_second(row).filter(|_| row.key.engine.trains());
+            Cell::number(tokens, |tokens| format!("{tokens:.0}"))
+        }),
+        column("MFU", &|run, row| percent(runs[run].mfu(row).filter(|_| row.key.engine.trains()), 1)),
         column("GPU hours per 1000 iterations", &|_, row| Cell::number(row.gpu_hours(), amount)),
         column("cost per 1000 iterations", &|_, row| Cell::number(row.cost(), amount)),
         column("loss", &|_, row| Cell::number(row.loss, |loss| format!("{loss:.3}"))),
