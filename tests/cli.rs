@@ -33,6 +33,7 @@ fn the_smoke_suite_ends_in_samples_summary_and_figure() {
             "run.json",
             "spans.parquet",
             "summary.csv",
+            "tables/summary.caption.txt",
             "tables/summary.tex"
         ]
         .map(|name| format!("out/{name}"))
