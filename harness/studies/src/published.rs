@@ -427,7 +427,7 @@ impl PublishedErrors {
         let every = [both[0], both[1], ("another chip", Half::Neither)];
         let chart = Scatter {
             x_label: "Published tokens/s per GPU".to_owned(),
-            y_label: "Predicted tokens/s per GPU".to_owned(),
+            y_label: "Predicted tokens/s".to_owned(),
             panels: vec![
                 panel("nothing fitted", |line| line.blind, &every),
                 panel("two constants fitted", |line| line.fitted, &both),
