@@ -28,11 +28,8 @@ fn figures_are_drawn_again_to_the_byte_from_the_folder_alone() {
     for out in ["a", "b"] {
         folder.succeed(&format!("plot out --columns 1 --format svg,pdf,png,tikz --out {out}"));
     }
-    let of = |out: &str| folder.files().into_iter().filter(move |name| name.starts_with(out)).collect::<Vec<_>>();
-    assert_eq!(of("a/").len(), 3 * 7, "{:?}", of("a/"));
-    for (one, other) in of("a/").iter().zip(of("b/")) {
-        assert!(folder.bytes(one) == folder.bytes(&other), "{one} is another");
-    }
+    let drawn = folder.same_files("a/", "b/");
+    assert_eq!(drawn.len(), 3 * 7, "{drawn:?}");
 }
 
 #[test]
@@ -135,6 +132,9 @@ fn a_map_of_a_suite_has_a_panel_for_each_batch() {
     let caption = folder.text("out/figures/skew.caption.txt");
     assert!(caption.contains("(gpt-tiny, inky, 16 GPUs, no drop);"), "{caption}");
     assert!(folder.text("out/figures/skew.svg").contains("(half-life 50)<"));
+    // No case that is left is on the network as it is.
+    folder.succeed("plot out --case net0.5 --out half");
+    assert!(folder.join("half/map.svg").exists() && !folder.join("half/skew.svg").exists());
     let page = folder.text("out/report.html");
     assert!(page.contains("alt=\"figure map of small-map\"") && page.contains("alt=\"figure skew of small-map\""));
 }

@@ -69,6 +69,17 @@ impl Folder {
         files
     }
 
+    /// The files below one folder, which are those below another to the byte.
+    pub(crate) fn same_files(&self, one: &str, other: &str) -> Vec<String> {
+        let below = |of: &str| self.files().into_iter().filter(|name| name.starts_with(of)).collect::<Vec<_>>();
+        let (own, others) = (below(one), below(other));
+        assert_eq!(own.len(), others.len(), "{own:?} and {others:?}");
+        for (one, other) in own.iter().zip(&others) {
+            assert!(self.bytes(one) == self.bytes(other), "{one} is another");
+        }
+        own
+    }
+
     /// `moebench` with this folder as the current one, not yet started.
     pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_moebench"));

@@ -24,11 +24,8 @@ fn tables_are_written_again_to_the_byte_from_the_folder_alone() {
     for out in ["a", "b"] {
         folder.succeed(&format!("table out --values speedup --format latex,markdown,csv --columns 1 --out {out}"));
     }
-    let of = |out: &str| folder.files().into_iter().filter(move |name| name.starts_with(out)).collect::<Vec<_>>();
-    assert_eq!(of("a/"), ["a/speedup-column.md", "a/speedup-column.tex", "a/speedup.caption.txt", "a/speedup.csv"]);
-    for (one, other) in of("a/").iter().zip(of("b/")) {
-        assert!(folder.bytes(one) == folder.bytes(&other), "{one} is another");
-    }
+    let written = folder.same_files("a/", "b/");
+    assert_eq!(written, ["a/speedup-column.md", "a/speedup-column.tex", "a/speedup.caption.txt", "a/speedup.csv"]);
 }
 
 #[test]

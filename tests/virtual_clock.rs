@@ -333,6 +333,10 @@ fn the_simulator_predicts_emulated_iterations() {
     let range = |case, which| of(case, which).fold(0.0, f64::max) / of(case, which).fold(f64::INFINITY, f64::min);
     let apart = (0..4).flat_map(|case| [range(case, 0), range(case, 1)]).fold(1.0, f64::max);
     assert!(apart > 1.0 + SHIPPED, "predicted iterations are off by more than {SHIPPED} three times over");
+    let error = |[emulated, simulated]: [f64; 2]| (simulated / emulated - 1.0).abs();
+    let nearest = |case: usize| attempts.iter().map(|times| error(times[case])).fold(f64::INFINITY, f64::min);
+    let off = (0..4).map(nearest).fold(0.0, f64::max);
+    assert!(off < apart - 1.0, "predictions are off by {off:.2} at least, the machine's times {apart:.2} times apart");
     println!("nothing is decided: the machine's own times are {apart:.2} times apart over three attempts");
 }
 

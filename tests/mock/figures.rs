@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chart::Width;
-use runs::figures::{PaperFigure, all, origin};
+use runs::figures::{PaperFigure, all, origin, trace_name};
 use runs::provenance::{DrawnFacts, Inputs, MapPlace, Provenance, SuiteFacts};
 use runs::records::{MeanPhases, RowsByRun, Status};
 use runs::stored::StoredRun;
@@ -109,6 +109,14 @@ fn a_series_leaves_out_decisions_and_marks_moves() {
         shown.contains("experts moved") && shown.contains(">Layer time (ms,<") && shown.contains(">simulated)<"),
         "{shown}"
     );
+}
+
+/// What a drawn routing states has a stroke in it, which is no folder's.
+#[test]
+fn a_trace_is_called_by_its_name_without_folders() {
+    let check = |trace, expected: &str| assert_eq!(trace_name(trace), expected);
+    check("traces/a.parquet", "a.parquet");
+    check("synthetic, max/mean 4, half-life 50", "synthetic, max/mean 4, half-life 50");
 }
 
 #[test]

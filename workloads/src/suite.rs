@@ -164,28 +164,25 @@ impl SuiteRouting {
 
     /// `W1`, `max4-gini0.5-half50` or `balanced`, and the seed where it is not 0.
     pub fn label(&self) -> String {
-        let parts = [("max", self.max_over_mean), ("gini", self.gini), ("half", self.half_life)];
-        let stated = parts.iter().filter_map(|(name, value)| value.map(|value| format!("{name}{value}")));
+        self.parts(["max", "gini", "half", "seed"]).join("-")
+    }
+
+    /// The same in words, part by part: `max/mean 4`, `Gini 0.5`, `half-life 50`.
+    pub fn words(&self) -> Vec<String> {
+        self.parts(["max/mean ", "Gini ", "half-life ", "seed "])
+    }
+
+    /// What is stated, each behind its name.
+    fn parts(&self, [max, gini, half, seed]: [&str; 4]) -> Vec<String> {
+        let targets = [(max, self.max_over_mean), (gini, self.gini), (half, self.half_life)];
+        let stated = targets.iter().filter_map(|(name, value)| value.map(|value| format!("{name}{value}")));
         let mut parts: Vec<String> = match self.workload {
             Some(workload) => vec![workload.short_name().to_owned()],
             None if self.skew() == Skew::default() => vec!["balanced".to_owned()],
             None => stated.collect(),
         };
-        parts.extend((self.seed != 0).then(|| format!("seed{}", self.seed)));
-        parts.join("-")
-    }
-
-    /// The same in words, part by part: `max/mean 4`, `Gini 0.5`, `half-life 50`.
-    pub fn words(&self) -> Vec<String> {
-        let parts = [("max/mean", self.max_over_mean), ("Gini", self.gini), ("half-life", self.half_life)];
-        let stated = parts.iter().filter_map(|(name, value)| value.map(|value| format!("{name} {value}")));
-        let mut words: Vec<String> = match self.workload {
-            Some(workload) => vec![workload.short_name().to_owned()],
-            None if self.skew() == Skew::default() => vec!["balanced".to_owned()],
-            None => stated.collect(),
-        };
-        words.extend((self.seed != 0).then(|| format!("seed {}", self.seed)));
-        words
+        parts.extend((self.seed != 0).then(|| format!("{seed}{}", self.seed)));
+        parts
     }
 
     fn check(&self, file: &str, field: &str) -> Result<(), ConfigError> {

@@ -117,6 +117,7 @@ impl StoredRun {
         self.summary.rows.retain(|row| meant(&row.key.case));
         self.rows.retain(|row| meant(&row.key.case));
         self.details.retain(|details| meant(&details.case));
+        self.facts.drawn.places.retain(|case, _| meant(case));
         Ok(())
     }
 }

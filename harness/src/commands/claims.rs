@@ -22,7 +22,7 @@ const SUITES: [&str; 3] = ["paper-gpt-authors", "paper-deepspeed", "paper-adapti
 /// `moebench claims`.
 #[derive(Args)]
 pub struct ClaimsArgs {
-    /// Routing trace, as for `run` [default: the built-in one, which is not the paper's]
+    /// Routing trace, as for `run` [default: `synthetic`, which is not the paper's]
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
     /// Folder for the page and the suites' samples; finished suites are not run again

@@ -190,14 +190,16 @@ pub fn fits(
         let of_slots =
             |(moe, placement): (&Moe, &Placement)| moe.expert_parameters() * placement.slots_per_rank() as u64;
         let slots = layers.clone().map(of_slots).sum::<u64>() as f64;
+        let most = layers.clone().map(of_slots).max().unwrap_or(0) as f64;
         let parameters = StageParameters::new(job, plan, stage);
         let storage = policy.storage();
+        let with = |experts| state * StageParameters { experts, ..parameters }.total();
+        let share = || SlotState::new(storage, gradient_bytes(&job.cluster), layers.clone()).parameters;
         match storage {
-            Storage::Slots => state * StageParameters { experts: slots, ..parameters }.total(),
-            Storage::OptimizerShards | Storage::Shards | Storage::Parts => {
-                let experts = SlotState::new(storage, gradient_bytes(&job.cluster), layers).parameters;
-                state * StageParameters { experts, ..parameters }.total() + copy * slots
-            }
+            Storage::Slots => with(slots),
+            Storage::OptimizerShards => with(share()) + copy * slots,
+            // The layers of a stage share room for the weights of two and the gradients of one.
+            Storage::Shards | Storage::Parts => with(share()) + (2.0 * copy - 4.0) * most,
         }
     };
     let largest = (0..plan.pp).map(bytes).fold(0.0, f64::max);

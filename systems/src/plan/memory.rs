@@ -374,8 +374,9 @@ fn of_block(job: &Job, plan: &Plan, block: &Block, recompute: Recompute) -> Byte
             job.model.saved_in(block, trainer(plan)).bytes() * block.tokens as f64
         }
         (Activations::Counted, Recompute::Full) => block.boundary_bytes(),
-        // The trainer recomputes nothing selectively.
-        _ => block.kept(recompute),
+        // The trainer recomputes nothing selectively: as published, all of which tensor parallelism cuts.
+        (Activations::Counted, Recompute::Selective) => block.kept(recompute) / plan.tp as f64,
+        (Activations::Published, _) => block.kept(recompute),
     }
 }
 

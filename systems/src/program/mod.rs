@@ -76,7 +76,8 @@ pub enum Op {
     /// The gradients of the copies' weights return the same way and are summed at the experts' ranks.
     ReturnGrad,
     /// Experts are stored in equal shards on all ranks: every rank gathers the weights of its slots, by the placement alone, so that it waits
-    /// for no task of its pass. Where ranks that have copies keep a part of the expert each, they restore it from these.
+    /// for no task of its pass. Where ranks that have copies keep a part of the expert each, they restore it from these, behind the
+    /// task that the program names.
     Unshard,
     /// The gradients of the slots' weights are summed into the shards.
     Reshard,

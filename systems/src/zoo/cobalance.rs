@@ -156,7 +156,8 @@ struct Layered {
     may_replicate: Vec<bool>,
     /// `[moe layer]`.
     moves: Vec<Moves>,
-    /// `[moe layer][expert]` entries that the profile saw; nothing during a search.
+    /// `[moe layer][expert]` entries that were seen before training begins: in the profile, during a search in a round's past. Nothing
+    /// where experts begin in order.
     profile: Vec<Vec<u64>>,
     /// `[moe layer]`: the fullest rank over the mean, copies sharing evenly; nothing during a search.
     forecast: Vec<f64>,
@@ -261,7 +262,7 @@ impl Layered {
         // What history shows is older than what it is for, as it will be.
         let (Some(before), Some(present)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
         let rounds = [Round::new(&before, &present)];
-        // Unlike at the start, experts are where they are: going elsewhere must pay.
+        // Unlike at the start, going where loads want experts must pay: from places in order, wherever they are now.
         let policy = |plan: &Plan, balancers: &Balancers, _: &LoadHistory| -> Box<dyn Policy> {
             Box::new(Layered::new(&self.setting, plan, balancers))
         };

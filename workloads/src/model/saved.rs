@@ -1,7 +1,8 @@
 //! What this program's own trainer keeps of a forward pass until the backward pass, counted tensor by tensor from its code.
 //!
 //! Other programs are taken to keep what the studies' formulas say ([`Block::dense_activations`]). A test of the trainer holds this count
-//! against the memory that a forward pass really leaves in use. Rows of experts are as [`Moe::entry_activations`] says in both.
+//! against the memory that a forward pass really leaves in use on the CPU; what kernels of a GPU keep otherwise ([`Runs::kernels`]) is
+//! counted alone. Rows of experts are as [`Moe::entry_activations`] says in both.
 
 use super::attention::{Attention, Projections, QkNorm};
 use super::block::{Block, Norm, NormKind};

@@ -110,9 +110,10 @@ pub fn imbalance<'a>(cases: impl Iterator<Item = &'a JobRouting<'a>>, iterations
     format!("expert load max/mean {}, Gini {}", text(most, 1), text(gini, 2))
 }
 
-/// A trace's name without its folders.
+/// A trace's name without its folders; what a drawn routing states behind its name (`max/mean 4`) is none.
 pub fn trace_name(trace: &str) -> &str {
-    trace.rsplit('/').next().unwrap_or(trace)
+    let path = trace.split(", ").next().unwrap_or(trace);
+    &trace[path.rfind('/').map_or(0, |at| at + 1)..]
 }
 
 /// How the numbers of a figure were obtained, in a word.

@@ -74,7 +74,7 @@ fn latex(run: &StoredRun, values: &[Value], width: Width, caption: &str, name: &
         at => format!("{} (part {} of {}).", title(run, values), at + 1, parts.len()),
     };
     let parts = parts.iter().enumerate().map(|(at, part)| part.latex(width, &of_part(at), &label(at)));
-    format!("% Needs \\usepackage{{booktabs}}.\n{}", parts.collect::<Vec<_>>().join("\n"))
+    format!("% Needs \\usepackage{{booktabs}}.\n{}", PaperTable::latex_of_parts(&parts.collect::<Vec<_>>()))
 }
 
 fn markdown(run: &StoredRun, values: &[Value], width: Width, caption: &str) -> String {

@@ -104,10 +104,13 @@ pub fn run(device: Device, shapes: &[Shapes]) -> Result<Vec<Curve>, TrainError> 
     let _guard = tch::no_grad_guard();
     let bench = Bench { device, kind: kind_on(device) };
     let mut curves = Vec::new();
-    for shape in shapes {
+    let attention = |of: &Shapes| (of.heads, of.head, of.tokens);
+    for (at, shape) in shapes.iter().enumerate() {
         curves.push(bench.products(shape)?);
         curves.push(bench.grouped(shape)?);
-        curves.push(bench.attention(shape)?);
+        if shapes[..at].iter().all(|before| attention(before) != attention(shape)) {
+            curves.push(bench.attention(shape)?);
+        }
     }
     curves.push(bench.elementwise()?);
     curves.push(bench.gathered(shapes.first().map_or(1024, |shape| shape.width))?);

@@ -9,7 +9,6 @@ use systems::plan::placement::Placement;
 use systems::price::cost::CostModel;
 use systems::price::network::Group;
 use systems::price::{LayerPrice, Setting};
-use systems::program::split::Split;
 use systems::program::{LayerProgram, Layout, Op, Task};
 use systems::{Policy, RoutingCounts};
 use tch::{Device, Tensor};
@@ -155,9 +154,8 @@ impl Layer {
         let transfers = Transfers::new(&program, &self.placement, site.group.rank());
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout)?;
 
-        let in_parts = program.split == Split::Parts;
-        let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun, in_parts);
-        let local = Local { in_parts, ..self.local(site, &splits, &transfers) };
+        let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun);
+        let local = self.local(site, &splits, &transfers);
         let mut pass = Pass::new(local, kernel, routing.permute(tokens), Shadow::none(&splits));
         execute(&program.forward, &mut pass, &timer)?;
         let (outputs, Forward { saved, .. }, shadows) = pass.finish()?;
@@ -183,9 +181,9 @@ impl Layer {
         let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, price } = saved;
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
-        let in_parts = program.split == Split::Parts;
-        let local = Local { restored, in_parts, ..self.local(site, &splits, &transfers) };
-        let mut pass = Pass::new(local, Backward { saved: experts, in_parts }, of_rows, shadows);
+        let local = Local { restored, ..self.local(site, &splits, &transfers) };
+        let kernel = Backward { saved: experts, in_parts: splits.parts > 1 };
+        let mut pass = Pass::new(local, kernel, of_rows, shadows);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
         let of_tokens = routing.permute_backward(site.gates, &of_rows, &of_weights, site.balance);
@@ -293,7 +291,7 @@ impl Layer {
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
         let (&MoeSite { group, shards, next, .. }, Self { experts, placement, .. }) = (site, self);
-        Local { group, shards, experts, placement, next, splits, transfers, restored: false, in_parts: false }
+        Local { group, shards, experts, placement, next, splits, transfers, restored: false }
     }
 
     /// The prices of the program's tasks, under a virtual clock.
@@ -325,6 +323,7 @@ mod tests {
     use crate::layer::shards::{Room, Shards};
     use crate::model::parameters::{Bucket, Initial, initial};
     use systems::program::Weights;
+    use systems::program::split::Split;
     use systems::{Plain, Storage};
     use tch::Kind;
     use workloads::Cluster;

@@ -61,8 +61,6 @@ pub(super) struct Local<'a> {
     pub(super) transfers: &'a Transfers,
     /// Whether the pass before has left the experts that the program restores from shards in their slots.
     pub(super) restored: bool,
-    /// Whether experts compute with the parts that ranks keep of them.
-    pub(super) in_parts: bool,
 }
 
 /// `[step][slot]`: saved for backward.
@@ -303,7 +301,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
         let (calls, alone) = (&splits.steps[step], self.is_alone());
         let kernel = &mut self.kernel;
         let sizes: Vec<i64> = arrived.iter().map(|rows| rows.size()[0]).collect();
-        let together = !self.local.in_parts && slots_of(calls).len() > 1 && sizes.iter().any(|&rows| rows > 0);
+        let together = splits.parts == 1 && slots_of(calls).len() > 1 && sizes.iter().any(|&rows| rows > 0);
         let kernels = experts.kernels().filter(|_| together);
         let Some(kernels) = kernels else {
             let run = |(call, rows)| run_call(kernel, experts, step, call, rows);
@@ -382,13 +380,14 @@ fn part(experts: &Experts, at: At) -> Result<(Views, Views), TrainError> {
 pub(super) struct Forward {
     pub(super) saved: SlotsSaved,
     begun: Option<Begun>,
-    /// As [`Local::in_parts`].
+    /// Whether they compute with the parts that ranks keep of them.
     in_parts: bool,
 }
 
 impl Forward {
-    pub(super) fn new(splits: &Splits, slots: usize, begun: Option<Begun>, in_parts: bool) -> Self {
-        Self { saved: splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect(), begun, in_parts }
+    pub(super) fn new(splits: &Splits, slots: usize, begun: Option<Begun>) -> Self {
+        let saved = splits.steps.iter().map(|_| (0..slots).map(|_| None).collect()).collect();
+        Self { saved, begun, in_parts: splits.parts > 1 }
     }
 }
 
@@ -438,7 +437,7 @@ impl Kernel for Forward {
 /// The backward pass of experts: rows are gradients.
 pub(super) struct Backward {
     pub(super) saved: SlotsSaved,
-    /// As [`Local::in_parts`].
+    /// Whether they compute with the parts that ranks keep of them.
     pub(super) in_parts: bool,
 }
 

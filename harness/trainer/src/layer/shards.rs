@@ -36,7 +36,7 @@ pub struct Slots {
 }
 
 /// Memory that the slots of a stage's layers share: for weights of two, because those of the next are restored while one runs, and
-/// for gradients of one, in single precision, in which they are summed on their way.
+/// for gradients of one, in single precision, in which they travel.
 pub struct Room {
     weights: [Tensor; 2],
     gradients: Tensor,
@@ -134,9 +134,7 @@ impl Shards {
     /// # Errors
     /// A peer that died.
     pub fn scatter(&self, slots: &Bucket, placement: &Placement, group: &dyn Communicator) -> Result<(), CommError> {
-        if let Some(before) = self.returning.take() {
-            drop(before.wait()?);
-        }
+        self.settle()?;
         let (gradients, length) = (slots.gradients(), self.cut.length(group.rank()));
         let own = filled(placement).filter(|(rank, ..)| *rank == group.rank());
         let sent: Vec<Part> = own.flat_map(|(_, slot, _)| self.cut.parts(gradients, slot)).collect();

@@ -1,5 +1,5 @@
 //! Which ranks a rank talks to, one communicator for each purpose. What is done between two iterations' passes goes one after the other, so that
-//! groups of the same ranks are one there: on GPUs each would have buffers of its own.
+//! the stage is the world, and the ranks of dense parameters are the stage, where they are the same: on GPUs each group has buffers of its own.
 
 use systems::{Plan, Storage};
 

@@ -6,7 +6,7 @@
 mod groups;
 mod pipeline;
 pub mod report;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod saved_tests;
 pub(crate) mod stage;
 mod sync;

@@ -117,7 +117,6 @@ fn divided_in_heads(of: &Attention) -> f64 {
 }
 
 /// What this process has allocated and not freed.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn in_use() -> f64 {
     /// `mallinfo2` of malloc.h: the eighth number is of bytes in use, the fifth of those that were mapped alone.
     #[repr(C)]
@@ -134,7 +133,6 @@ const ASKED: &str = "MOEBENCH_TEST_SAVED";
 
 /// Not a test of its own: what the process of the next one runs.
 #[test]
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn child_that_counts() {
     if std::env::var_os(ASKED).is_some() {
         tch::set_num_threads(1);
@@ -143,7 +141,6 @@ fn child_that_counts() {
 }
 
 #[test]
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn a_forward_pass_keeps_what_is_counted() {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "rank::saved_tests::child_that_counts", "--nocapture", "--test-threads", "1"])

@@ -130,6 +130,11 @@ fn nested(importer: &mut Importer, path: &str, line: u64, members: &[(String, Js
                 Ok(number) => format!("{}_{number}", if holds_counts { "layer" } else { "iteration" }),
                 Err(_) => name.clone(),
             };
+            if members.len() > 1 && Origin::of_path(&name) == Origin::default() {
+                let found = format!("`{name}` among {} objects, line {line}", members.len());
+                let expected = "names with the number of an iteration, a layer, a micro-batch or a rank";
+                return Err(ImportError::file(path, found, expected));
+            }
             nested(importer, &format!("{path}, {name}"), line, inner)
         });
     }

@@ -137,6 +137,14 @@ fn matrices_in_json() {
         assert_eq!(one("t.json", text).counts(), [3, 1, 2, 2], "{text}");
     }
     assert_eq!(one("t.json", "{\"7\": {\"0\": {\"0\": 3}}, \"9\": {\"0\": {\"0\": 3}}}").iterations(), [7, 9]);
+    // Names that say nothing of layers would add them up.
+    let unnamed = b"{\"moe_3\": {\"0\": 3}, \"moe_4\": {\"0\": 2}}";
+    check_error(
+        "t.json",
+        unnamed,
+        ImportOptions::default(),
+        &["`moe_3` among 2 objects", "the number of an iteration, a layer"],
+    );
     let batches = one("t.jsonl", "{\"iter\": 1, \"layer\": 2, \"tpe\": [[1, 3], [2, 2]]}");
     assert_eq!((batches.shape().micro_batches, batches.row(0, 0, 1, 0)), (2, &[2, 2][..]));
 }
