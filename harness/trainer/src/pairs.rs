@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use workloads::{Cluster, Gate, Model, Training};
 
 use crate::clock::timer::Timer;
-use crate::comm::nccl::Nccl;
+use crate::comm::nccl::{Kept, Nccl};
 use crate::comm::{Communicator, Exchange, preflight, selfcheck, tcp, threads};
 use crate::cuda::{self, Gpu};
 use crate::data::{Language, Samples};
@@ -50,6 +50,16 @@ fn pair<T: Send>(
     patience: Duration,
     rank: impl Fn(Box<dyn Communicator>, &Exchange, Device) -> T + Sync,
 ) -> [T; 2] {
+    pair_keeping(on, patience, &Default::default(), rank)
+}
+
+/// The same, of ranks that keep communicators of one world for the next.
+fn pair_keeping<T: Send>(
+    on: On,
+    patience: Duration,
+    kept: &[Kept; 2],
+    rank: impl Fn(Box<dyn Communicator>, &Exchange, Device) -> T + Sync,
+) -> [T; 2] {
     let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     let results = Mutex::new([None, None]);
     thread::scope(|scope| {
@@ -61,7 +71,7 @@ fn pair<T: Send>(
                     On::Cpus => Box::new(control),
                     On::Gpus => {
                         let gpu = cuda::load().and_then(|_| Gpu::open(number)).unwrap();
-                        Box::new(Nccl::world(control, gpu).unwrap())
+                        Box::new(Nccl::world(control, gpu, &kept[number]).unwrap())
                     }
                 };
                 let result = rank(world, &reference, on.device(number));
@@ -77,44 +87,74 @@ fn random(name: &str, rank: usize, shape: &[i64], kind: Kind) -> Tensor {
     initial(5, &format!("{name} {rank}"), shape, Initial::Normal(50.0), Device::Cpu).to_kind(kind)
 }
 
-/// Every collective on random data gives the bits that the CPUs' backend gives.
 fn collectives_agree(on: On) {
     pair(on, PATIENCE, |world, reference, device| {
-        let _guard = tch::no_grad_guard();
         preflight(&*world, device).unwrap();
         selfcheck(&*world, device).unwrap();
-        let (me, other) = (world.rank(), 1 - world.rank());
-        for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
-            let own = random("collective", me, &[1000, 37], kind);
-            let there = own.to_device(device);
-            let check = |what: &str, found: Tensor, expected: Tensor| {
-                assert!(found.to_device(Device::Cpu).equal(&expected), "{what} of {kind:?} on rank {me}");
-            };
-            let both = |of: &dyn Fn(&dyn Communicator, &Tensor) -> Tensor| (of(&*world, &there), of(reference, &own));
-            let compare = |what: &str, of: &dyn Fn(&dyn Communicator, &Tensor) -> Tensor| {
-                let (found, expected) = both(of);
-                check(what, found, expected);
-            };
-            compare("all-reduce", &|group, own| group.all_reduce(own).unwrap().wait().unwrap());
-            compare("all-gather", &|group, own| group.all_gather(own).unwrap().wait().unwrap());
-            compare("broadcast", &|group, own| group.broadcast(own, 1).unwrap().wait().unwrap());
-            compare("reduce", &|group, own| group.reduce(own, 1).unwrap().wait().unwrap());
-            compare("send", &|group, own| {
-                let first = |group: &dyn Communicator| group.send(own, other).unwrap().wait().unwrap();
-                let second =
-                    |group: &dyn Communicator| group.receive(&own.size(), kind, other).unwrap().wait().unwrap();
-                let sent = (me == 0).then(|| first(group));
-                let received = second(group);
-                drop(sent.unwrap_or_else(|| first(group)));
-                received
-            });
-            for [to_first, kept] in [[0, 1000], [1000, 0], [613, 387], [999, 1]] {
-                let sent = if me == 0 { [kept, to_first] } else { [to_first, kept] };
-                // What the other keeps is as much, and what it sends too: both halves of the matrix are the same.
-                compare("all-to-all", &|group, own| group.all_to_all(own, &sent, &sent).unwrap().wait().unwrap());
-            }
-        }
+        compare_collectives(&*world, reference, device);
     });
+}
+
+/// Every collective of both ranks on random data gives the bits that the CPUs' backend gives.
+fn compare_collectives(group: &dyn Communicator, reference: &Exchange, device: Device) {
+    let _guard = tch::no_grad_guard();
+    let (me, other) = (group.rank(), 1 - group.rank());
+    for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
+        let own = random("collective", me, &[1000, 37], kind);
+        let there = own.to_device(device);
+        let compare = |what: &str, of: &dyn Fn(&dyn Communicator, &Tensor) -> Tensor| {
+            let (found, expected) = (of(group, &there), of(reference, &own));
+            assert!(found.to_device(Device::Cpu).equal(&expected), "{what} of {kind:?} on rank {me}");
+        };
+        compare("all-reduce", &|group, own| group.all_reduce(own).unwrap().wait().unwrap());
+        compare("all-gather", &|group, own| group.all_gather(own).unwrap().wait().unwrap());
+        compare("broadcast", &|group, own| group.broadcast(own, 1).unwrap().wait().unwrap());
+        compare("reduce", &|group, own| group.reduce(own, 1).unwrap().wait().unwrap());
+        compare("send", &|group, own| {
+            let first = |group: &dyn Communicator| group.send(own, other).unwrap().wait().unwrap();
+            let second = |group: &dyn Communicator| group.receive(&own.size(), kind, other).unwrap().wait().unwrap();
+            let sent = (me == 0).then(|| first(group));
+            let received = second(group);
+            drop(sent.unwrap_or_else(|| first(group)));
+            received
+        });
+        for [to_first, kept] in [[0, 1000], [1000, 0], [613, 387], [999, 1]] {
+            let sent = if me == 0 { [kept, to_first] } else { [to_first, kept] };
+            // What the other keeps is as much, and what it sends too: both halves of the matrix are the same.
+            compare("all-to-all", &|group, own| group.all_to_all(own, &sent, &sent).unwrap().wait().unwrap());
+        }
+    }
+}
+
+/// Worlds one after the other in the same processes, each with a group beside that of all: every collective gives the bits that the CPUs'
+/// backend gives, and on GPUs the communicators are those of the first world until one fails.
+fn worlds_keep_communicators(on: On) {
+    let kept: [Kept; 2] = Default::default();
+    let world = |fails: bool| -> Vec<u64> {
+        pair_keeping(on, PATIENCE, &kept, |world, reference, device| {
+            preflight(&*world, device).unwrap();
+            let group = world.split("rows", &[vec![0, 1]]).unwrap();
+            for of in [&world, &group] {
+                compare_collectives(&**of, reference, device);
+            }
+            world.barrier().unwrap();
+            if fails {
+                world.fail("on purpose");
+            }
+        });
+        let [first, second] = kept.each_ref().map(Kept::identities);
+        assert_eq!(first, second);
+        first
+    };
+    let count = if on == On::Gpus { 2 } else { 0 };
+    let first = world(false);
+    assert_eq!(first.len(), count);
+    for _ in 0..3 {
+        assert_eq!(world(false), first);
+    }
+    assert!(world(true).is_empty());
+    let anew = world(false);
+    assert!(anew.len() == count && anew.iter().all(|identity| !first.contains(identity)), "{first:?}, {anew:?}");
 }
 
 /// Two groups of both ranks, with operations under way in each beside products: all are right, in whatever order they are waited for.
@@ -424,6 +464,11 @@ fn two_ranks_on_cpus_agree_with_the_backend_of_threads() {
 }
 
 #[test]
+fn two_ranks_on_cpus_agree_in_world_after_world() {
+    worlds_keep_communicators(On::Cpus);
+}
+
+#[test]
 fn two_ranks_on_cpus_train_what_one_does() {
     two_ranks_train_what_one_does(On::Cpus, Kind::Float, &["gpt"]);
 }
@@ -434,6 +479,12 @@ fn two_ranks_on_gpus_agree_with_the_backend_of_threads() {
     collectives_agree(On::Gpus);
     groups_side_by_side_agree(On::Gpus);
     worlds_follow_each_other(On::Gpus);
+}
+
+#[test]
+#[ignore = "needs two CUDA GPUs"]
+fn two_ranks_on_gpus_keep_communicators_from_world_to_world() {
+    worlds_keep_communicators(On::Gpus);
 }
 
 #[test]

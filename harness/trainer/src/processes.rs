@@ -3,8 +3,8 @@
 //! Rank 0 alone opens the store, writes records and prints. The others wait in the *control group*, a group over TCP that
 //! lasts as long as the command, for the next case that rank 0 calls, run it silently, and exit with rank 0's status. Every
 //! run has a world of its own: a rank that fails in one leaves nobody behind in a collective of it, and the next run starts
-//! afresh. A process that dies is dead for the whole command: the control group notices at once, so every later run ends
-//! before it begins.
+//! afresh. Only communicators of NCCL that all ranks have left in order go on to it. A process that dies is dead for the whole
+//! command: the control group notices at once, so every later run ends before it begins.
 //!
 //! When rank 0 itself is killed, the iterations of the case under way are lost, unless there is a checkpoint.
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tch::{Device, Tensor};
 
 use crate::comm::launch::Launch;
-use crate::comm::nccl::Nccl;
+use crate::comm::nccl::{Kept, Nccl};
 use crate::comm::{CommError, Communicator, Exchange, preflight};
 use crate::cuda::Gpu;
 use crate::error::TrainError;
@@ -33,6 +33,7 @@ pub struct Processes {
     control: Mutex<Exchange>,
     /// The same ranks, for the calls of rank 0.
     calls: Mutex<Exchange>,
+    kept: Kept,
     finished: AtomicBool,
 }
 
@@ -89,7 +90,7 @@ impl Processes {
         let everyone = [(0..launch.size).collect()];
         let calls = control.part("calls of rank 0", &everyone)?.with_timeout(PATIENCE);
         let (control, calls, finished) = (Mutex::new(control), Mutex::new(calls), AtomicBool::new(false));
-        Ok(Self { launch, device, timeout, control, calls, finished })
+        Ok(Self { launch, device, timeout, control, calls, kept: Kept::default(), finished })
     }
 
     pub fn rank(&self) -> usize {
@@ -131,11 +132,15 @@ impl Processes {
     /// # Errors
     /// A process that died or does not come; a rank that is not reached.
     pub fn world(&self) -> Result<Box<dyn Communicator>, TrainError> {
+        self.new_world().inspect_err(|_| self.kept.give_up())
+    }
+
+    fn new_world(&self) -> Result<Box<dyn Communicator>, TrainError> {
         // A process that died since the last run is noticed here at once; a rendezvous would take the whole timeout.
         locked(&self.control).barrier()?;
         let control = self.launch.connect(self.timeout)?;
         let world: Box<dyn Communicator> = match self.device {
-            Device::Cuda(ordinal) => Box::new(Nccl::world(control, Gpu::open(ordinal)?)?),
+            Device::Cuda(ordinal) => Box::new(Nccl::world(control, Gpu::open(ordinal)?, &self.kept)?),
             _ => Box::new(control),
         };
         preflight(&*world, self.device).inspect_err(|error| world.fail(&error.to_string()))?;

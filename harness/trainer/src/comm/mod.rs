@@ -8,6 +8,7 @@
 //! collective; also when a member does not arrive before the timeout.
 
 mod exchange;
+mod keeper;
 pub mod launch;
 mod mailbox;
 pub mod nccl;
@@ -100,6 +101,9 @@ pub trait Communicator: Send {
     /// # Errors
     /// A member in none or two of the groups; a member that died or does not arrive.
     fn split(&self, name: &str, groups: &[Vec<usize>]) -> Result<Box<dyn Communicator>, CommError>;
+
+    /// Says that this rank has made all groups of its run: gives up what the backend has kept of an earlier one for others.
+    fn release_kept(&self) {}
 
     /// Aborts all peers: every rank of the world learns that this one failed, and why, and stops waiting. If this rank failed
     /// because a peer died, the peer's death is reported.

@@ -52,7 +52,7 @@ impl Groups {
         let ends = (0..size).map(|position| if last > 0 { vec![position, last + position] } else { vec![position] });
         let between = (size..last.max(size)).map(|rank| vec![rank]);
         let tied: Vec<Vec<usize>> = ends.chain(between).collect();
-        Ok(Self {
+        let groups = Self {
             of_stage: (plan.pp > 1).then(|| world.split("stage", &contiguous(size))).transpose()?,
             experts: world.split("expert-parallel group", &contiguous(plan.ep))?,
             of_shards: (storage == Storage::Shards)
@@ -65,7 +65,9 @@ impl Groups {
             backward: world.split("pipeline, backward", &pipelines)?,
             tied: world.split("first and last stage", &tied)?,
             world,
-        })
+        };
+        groups.world.release_kept();
+        Ok(groups)
     }
 
     /// The pipeline stage: gradients of gates, loads.

@@ -59,7 +59,6 @@ functions! {
     ncclGetErrorString(c_int) -> *const c_char;
     ncclGetUniqueId(*mut ncclUniqueId) -> c_int;
     ncclCommInitRank(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> c_int;
-    ncclCommDestroy(ncclComm_t) -> c_int;
     ncclCommAbort(ncclComm_t) -> c_int;
     ncclCommGetAsyncError(ncclComm_t, *mut c_int) -> c_int;
     ncclGroupStart() -> c_int;

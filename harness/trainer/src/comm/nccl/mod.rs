@@ -9,6 +9,9 @@
 //! (which the TCP connections notice at once), when NCCL reports an error, or when an operation takes longer than the
 //! timeout, it aborts all communicators, in the last case once all watchdogs have found out by TCP whose rank does not wait. Whoever
 //! waits for the GPU then goes on, and the next call reports what happened.
+//!
+//! To make a communicator takes a second or more, and its first operations as long again, in which NCCL connects peers. So a process
+//! keeps those of groups that all members have left in order, for groups of the same name and members in its next world ([`Kept`]).
 
 mod api;
 mod watch;
@@ -25,10 +28,28 @@ use tch::{Device, Kind, Tensor, no_grad};
 use self::api::{Call, SUM, api, data_type};
 use self::watch::{Flight, GroupComm, ROLL_CALL, Shared, error_of, watch};
 use crate::comm::exchange::Exchange;
+use crate::comm::keeper::Keeper;
 use crate::comm::{CommError, CommFailure, Communicator, Operation, Part, Pending, check_counts, check_parts};
 use crate::cuda::{self, CudaError, Event, Gpu};
 
 pub use self::api::version;
+
+/// The communicators that a process keeps between its worlds. None has an operation under way. They end with it, and no process
+/// waits for another then.
+#[derive(Default)]
+pub struct Kept(Arc<Keeper<Arc<GroupComm>>>);
+
+impl Kept {
+    /// Ends all.
+    pub fn give_up(&self) {
+        self.0.release();
+    }
+
+    #[cfg(test)]
+    pub fn identities(&self) -> Vec<u64> {
+        self.0.identities()
+    }
+}
 
 /// A group of ranks, each with its GPU.
 pub struct Nccl {
@@ -39,17 +60,19 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// The world of `control`, over NCCL. All its ranks call this at the same time.
+    /// The world of `control`, over NCCL, whose groups take communicators from `kept` and leave theirs there. All its ranks call this at
+    /// the same time, a process for one world at a time.
     ///
     /// # Errors
     /// What is missing on this machine, or the rank that did not come.
-    pub fn world(control: Exchange, gpu: Gpu) -> Result<Self, CommError> {
+    pub fn world(control: Exchange, gpu: Gpu, kept: &Kept) -> Result<Self, CommError> {
         let error = |reason| error_of(&control, Operation::Broadcast, reason);
         let library = |reason: CudaError| error(CommFailure::Library(reason.to_string()));
         cuda::load().map_err(library)?;
         let api = api().map_err(|reason| error(CommFailure::Library(reason)))?;
-        let shared = Arc::new(Shared::new(gpu, api, control.timeout()));
-        let group = shared.join(&control)?;
+        let shared = Arc::new(Shared::new(gpu, api, control.timeout(), kept.0.clone()));
+        kept.0.begin();
+        let group = shared.join(&control).inspect_err(|_| kept.0.fail())?;
         let (watched, first_death) = (Arc::downgrade(&shared), control.watch());
         let roll_call = control.part("roll call", &[(0..control.size()).collect()])?.with_timeout(ROLL_CALL);
         let watch = move || watch(&watched, &*first_death, &roll_call);
@@ -294,6 +317,10 @@ impl Communicator for Nccl {
         Ok(Box::new(Self { control, shared: self.shared.clone(), group }))
     }
 
+    fn release_kept(&self) {
+        self.shared.kept.release();
+    }
+
     fn fail(&self, how: &str) {
         self.control.fail(how);
         let reason = CommFailure::Died { rank: self.control.world_rank(), how: how.to_owned() };
@@ -357,15 +384,31 @@ mod tests {
 
     #[test]
     #[ignore = "needs a CUDA GPU"]
-    fn one_rank_on_a_gpu_passes_the_self_check() {
+    fn one_rank_on_a_gpu_passes_the_self_check_in_every_world() {
         let gpu = cuda::load().and_then(|_| Gpu::open(0)).unwrap();
-        let control = tcp::world(0, 1, ("127.0.0.1", 0), Duration::from_secs(20)).unwrap();
-        let comm = Nccl::world(control, gpu).unwrap();
-        preflight(&comm, Device::Cuda(0)).unwrap();
-        selfcheck(&comm, Device::Cuda(0)).unwrap();
+        let kept = Kept::default();
+        let world = || {
+            let control = tcp::world(0, 1, ("127.0.0.1", 0), Duration::from_secs(20)).unwrap();
+            let comm = Nccl::world(control, gpu, &kept).unwrap();
+            preflight(&comm, Device::Cuda(0)).unwrap();
+            selfcheck(&comm, Device::Cuda(0)).unwrap();
+            comm
+        };
+        drop(world());
+        let first = kept.identities();
+        assert_eq!(first.len(), 1);
+        let comm = world();
+        assert!(kept.identities().is_empty());
+        drop(comm);
+        assert_eq!(kept.identities(), first);
+        let comm = world();
         comm.fail("on purpose");
         let error = comm.all_reduce(&Tensor::ones([2], (Kind::Float, Device::Cuda(0)))).map(drop).unwrap_err();
         assert!(error.to_string().contains("rank 0 died: on purpose"), "{error}");
+        drop(comm);
+        assert!(kept.identities().is_empty());
+        drop(world());
+        assert_ne!(kept.identities(), first);
     }
 
     #[test]

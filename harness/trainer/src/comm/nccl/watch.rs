@@ -13,8 +13,10 @@ use tch::Tensor;
 
 use super::api::{Api, SUCCESS};
 use crate::comm::exchange::Exchange;
+use crate::comm::keeper::Keeper;
 use crate::comm::{CommError, CommFailure, Communicator, Operation};
 use crate::cuda::{CudaError, Event, Gpu, Stream};
+use crate::hash::fnv1a;
 
 /// Between two looks of the watchdog.
 const WATCH: Duration = Duration::from_millis(20);
@@ -22,9 +24,11 @@ const WATCH: Duration = Duration::from_millis(20);
 /// to wait within a step of each other.
 pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
 
-/// One group's communicator; NCCL frees it when it is destroyed or aborted, which happens once.
+/// One group's communicator, or one that is kept for a group; NCCL frees it when it is aborted, which happens once.
 pub(super) struct GroupComm {
     pub(super) api: &'static Api,
+    /// The hash of NCCL's own.
+    identity: u64,
     pub(super) raw: AtomicPtr<ncclComm>,
     pub(super) stream: Stream,
 }
@@ -35,6 +39,7 @@ pub(super) struct Shared {
     pub(super) api: &'static Api,
     pub(super) default_stream: Stream,
     pub(super) timeout: Duration,
+    pub(super) kept: Arc<Keeper<Arc<GroupComm>>>,
     state: Mutex<State>,
 }
 
@@ -59,8 +64,8 @@ pub(super) struct Flight {
 }
 
 impl Shared {
-    pub(super) fn new(gpu: Gpu, api: &'static Api, timeout: Duration) -> Self {
-        Self { gpu, api, default_stream: Stream::default_of(gpu), timeout, state: Mutex::default() }
+    pub(super) fn new(gpu: Gpu, api: &'static Api, timeout: Duration, kept: Arc<Keeper<Arc<GroupComm>>>) -> Self {
+        Self { gpu, api, default_stream: Stream::default_of(gpu), timeout, kept, state: Mutex::default() }
     }
 
     /// Lets the watchdog look after an operation.
@@ -68,25 +73,40 @@ impl Shared {
         self.lock().under_way.push(flight);
     }
 
-    /// Ends a group whose owner is done with it. NCCL waits there until the other members end theirs, however long: so members first meet
-    /// over TCP, in the order of the program, in the thread of their owner, and lock nothing meanwhile; the watchdog, which comes upon
-    /// groups in whatever order, never does. Where one does not come, or anything has failed, nobody waits for NCCL.
+    /// Leaves a group whose owner is done with it, and keeps its communicator for the next. Members meet over TCP, in the order of the
+    /// program, in the thread of their owner, and lock nothing meanwhile: what all have left has nothing under way anywhere. Where one does
+    /// not come, or anything has failed, nothing is kept.
     pub(super) fn leave(&self, control: &Exchange, group: &Arc<GroupComm>) {
         // Still under watch: an operation that never ends is aborted.
-        let _ = group.stream.synchronize();
+        let idle = group.stream.synchronize().is_ok();
         let all_leave = all_leave(self.check(), control);
-        let (raw, whole) = {
+        let whole = {
             let mut state = self.lock();
             state.groups.retain(|other| other.strong_count() > 0 && !ptr::eq(other.as_ptr(), Arc::as_ptr(group)));
+            // The watchdog asks for errors under the lock: from here on, it does not ask this group.
             state.under_way.retain(|flight| !Arc::ptr_eq(&flight.group, group));
-            // The watchdog asks for errors under the lock: from here on, it finds none.
-            (group.take(), all_leave && state.failure.is_none())
+            idle && all_leave && state.failure.is_none()
         };
-        group.end(raw, if whole { self.api.ncclCommDestroy } else { self.api.ncclCommAbort });
+        if whole && group.asynchronous_error().is_none() {
+            self.kept.keep(control, group.identity, group.clone());
+        } else {
+            group.abort();
+            self.kept.fail();
+        }
     }
 
-    /// Makes the communicator of the group of `control`, under an identity that its first member makes.
+    /// The communicator of the group of `control`: the one that all members have kept for it, or a new one.
     pub(super) fn join(&self, control: &Exchange) -> Result<Arc<GroupComm>, CommError> {
+        let group = match self.kept.take(control)? {
+            Some(kept) => kept,
+            None => Arc::new(self.make(control)?),
+        };
+        self.lock().groups.push(Arc::downgrade(&group));
+        Ok(group)
+    }
+
+    /// Makes a communicator under an identity that the first member makes.
+    fn make(&self, control: &Exchange) -> Result<GroupComm, CommError> {
         let error = |reason| error_of(control, Operation::Split, CommFailure::Library(reason));
         let cuda = |reason: CudaError| error(reason.to_string());
         let mut id = ncclUniqueId { internal: [0; 128] };
@@ -97,14 +117,13 @@ impl Shared {
         let bytes: Vec<u8> = id.internal.iter().map(|byte| *byte as u8).collect();
         let bytes = control.broadcast(&Tensor::from_slice(&bytes), 0)?.wait()?;
         let bytes = Vec::<u8>::try_from(bytes).map_err(|reason| error(reason.to_string()))?;
+        let identity = fnv1a(&bytes);
         for (to, from) in id.internal.iter_mut().zip(bytes) {
             *to = from as c_char;
         }
         let stream = Stream::new(self.gpu).map_err(cuda)?;
         let raw = self.init(control, id)?;
-        let group = Arc::new(GroupComm { api: self.api, raw: AtomicPtr::new(raw), stream });
-        self.lock().groups.push(Arc::downgrade(&group));
-        Ok(group)
+        Ok(GroupComm { api: self.api, identity, raw: AtomicPtr::new(raw), stream })
     }
 
     /// Initialises the communicator in a thread of its own: NCCL waits there for a member that died meanwhile as long as the
@@ -153,7 +172,7 @@ impl Shared {
         self.lock().failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Notes a failure and aborts all communicators.
+    /// Notes a failure and aborts all communicators, in use and kept.
     pub(super) fn abort(&self, failure: CommError) {
         let mut state = self.lock();
         state.failure.get_or_insert(failure);
@@ -163,10 +182,11 @@ impl Shared {
         // All at once: what one frees waits for the kernels of all, which wait for their own abort.
         thread::scope(|scope| {
             for group in &groups {
-                scope.spawn(|| group.end(group.take(), self.api.ncclCommAbort));
+                scope.spawn(|| group.abort());
             }
         });
         drop(under_way);
+        self.kept.fail();
     }
 
     /// What has failed, if anything, and whether that is an operation that took too long. Without an operation under way, the next
@@ -291,24 +311,20 @@ impl GroupComm {
         self.api.check(asked).and_then(|()| self.api.check(status)).err()
     }
 
-    /// What NCCL has made, for the first that asks for it.
-    fn take(&self) -> ncclComm_t {
-        self.raw.swap(ptr::null_mut(), Ordering::SeqCst)
-    }
-
-    /// Ends what was taken, if anything was.
-    fn end(&self, raw: ncclComm_t, how: unsafe extern "C" fn(ncclComm_t) -> c_int) {
+    /// Ends it, once, without waiting for other members: `ncclCommDestroy` would, however long.
+    fn abort(&self) {
+        let raw = self.raw.swap(ptr::null_mut(), Ordering::SeqCst);
         if !raw.is_null() {
             // SAFETY: it was made by NCCL and taken once. Nothing can be done about an error.
-            let _ = unsafe { how(raw) };
+            let _ = unsafe { (self.api.ncclCommAbort)(raw) };
         }
     }
 }
 
 impl Drop for GroupComm {
-    /// Of a group that nobody left.
+    /// Of a group that nobody left, or kept and given up.
     fn drop(&mut self) {
-        self.end(self.take(), self.api.ncclCommAbort);
+        self.abort();
     }
 }
 
