@@ -16,7 +16,7 @@ use crate::comm::{Communicator, threads};
 use crate::error::TrainError;
 use crate::host::{to_host, to_scalar};
 use crate::layer::experts::Experts;
-use crate::layer::gate::{Gates, LayerGate};
+use crate::layer::gate::{Gates, Given, LayerGate};
 use crate::layer::moe::{Layer, MoeSite};
 use crate::model::parameters::{Bucket, DEVIATION, Initial, initial};
 use crate::setup::kind_on;
@@ -134,7 +134,7 @@ impl LayerBench {
     }
 
     /// One pass, or both: then with their results. `given`: the experts of choices.
-    fn run(&self, given: Option<Vec<usize>>, backward: bool) -> Result<Option<Results>, TrainError> {
+    fn run(&self, given: Option<&Given>, backward: bool) -> Result<Option<Results>, TrainError> {
         // The host's spans of the last repeat.
         self.timer.start();
         let place = self.costs.group(0..1, 1);
@@ -179,7 +179,9 @@ impl LayerBench {
         exact.gates.scores.weights.shallow_clone().copy_(&self.gates.scores.weights);
         exact.tokens.shallow_clone().copy_(&self.tokens);
         exact.gradient.shallow_clone().copy_(&self.gradient);
-        let expected = exact.run(Some(chosen), true)?.expect("both passes have results");
+        let expected = exact
+            .run(Some(&Given::new(chosen, exact.shape.top_k, exact.tokens.device())), true)?
+            .expect("both passes have results");
         let mut errors = [0.0; 3];
         for ((error, found), expected) in errors.iter_mut().zip(results).zip(&expected) {
             *error = distance(found, expected)?;

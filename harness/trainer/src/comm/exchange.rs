@@ -184,13 +184,16 @@ impl Communicator for Exchange {
         Ok(Pending::new(move || no_grad(|| ticket.finish_all_to_all(&rows, own, &received))))
     }
 
-    fn transfer(&self, sent: &[Part], received: &[Part]) -> Result<Pending, CommError> {
+    fn transfer(&self, from: &Tensor, sent: &[Part], to: &Tensor, received: &[Part]) -> Result<Pending, CommError> {
         let ticket = self.begin(Operation::Transfer);
-        check_parts(sent, received, self.rank(), self.size()).map_err(|reason| ticket.error(reason))?;
+        let checked = check_parts([from, to], [sent, received], self.rank(), self.size());
+        checked.map_err(|reason| ticket.error(reason))?;
+        let (from, to) = (from.detach().view([-1]), to.detach().view([-1]));
         let mut own = None;
         for member in 0..self.size() {
-            let of_member = sent.iter().filter(|(to, part)| *to == member && part.numel() > 0);
-            let flat: Vec<Tensor> = of_member.map(|(_, part)| part.detach().reshape([-1])).collect();
+            let of_member = sent.iter().filter(|part| part.member == member && part.length > 0);
+            let flat: Vec<Tensor> =
+                of_member.map(|part| from.narrow(0, part.start as i64, part.length as i64)).collect();
             if flat.is_empty() {
                 continue;
             }
@@ -200,8 +203,8 @@ impl Communicator for Exchange {
                 false => ticket.post(member, message)?,
             }
         }
-        let received: Vec<Part> = received.iter().map(|(from, part)| (*from, part.shallow_clone())).collect();
-        Ok(Pending::new(move || no_grad(|| ticket.finish_transfer(own, &received))))
+        let received = received.to_vec();
+        Ok(Pending::new(move || no_grad(|| ticket.finish_transfer(own, &to, &received))))
     }
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
@@ -375,10 +378,9 @@ impl Ticket {
         Ok(Tensor::cat(&parts, 0))
     }
 
-    fn finish_transfer(&self, mut own: Option<Tensor>, received: &[Part]) -> Result<Tensor, CommError> {
+    fn finish_transfer(&self, mut own: Option<Tensor>, to: &Tensor, received: &[Part]) -> Result<Tensor, CommError> {
         for member in 0..self.group.members.len() {
-            let lengths: Vec<i64> = lengths(received, member).collect();
-            let all: i64 = lengths.iter().sum();
+            let all = lengths(received, member).sum::<usize>() as i64;
             if all == 0 {
                 continue;
             }
@@ -386,13 +388,12 @@ impl Ticket {
                 Some(own) => own,
                 None => self.collect(&[member])?.remove(0),
             };
-            let of_member = received.iter().filter(|(from, _)| *from == member);
-            for (number, (_, part)) in of_member.enumerate() {
-                if number == 0 {
-                    self.check_like(member, &message, &[all], part.kind())?;
-                }
-                let start = lengths[..number].iter().sum();
-                part.shallow_clone().copy_(&message.narrow(0, start, lengths[number]).view_as(part));
+            self.check_like(member, &message, &[all], to.kind())?;
+            let mut first = 0;
+            for part in received.iter().filter(|part| part.member == member) {
+                let [start, length] = [part.start, part.length].map(|number| number as i64);
+                to.narrow(0, start, length).copy_(&message.narrow(0, first, length));
+                first += length;
             }
         }
         Ok(Tensor::empty([0], (Kind::Float, tch::Device::Cpu)))

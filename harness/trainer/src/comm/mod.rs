@@ -27,7 +27,7 @@ pub use selfcheck::{CheckError, preflight, selfcheck};
 
 use std::time::Duration;
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 /// A group of ranks as one of its members sees it.
 pub trait Communicator: Send {
@@ -44,19 +44,32 @@ pub trait Communicator: Send {
     /// A member that died or does not arrive; counts that do not match.
     fn all_to_all(&self, rows: &Tensor, sent: &[usize], received: &[usize]) -> Result<Pending, CommError>;
 
-    /// Sends tensors to members, itself included, and receives into tensors where they lie, `(member, tensor)` each: none has gaps, all are of
-    /// one kind. What two members have for each other arrives in the order given; their lengths agree. Until the operation is over, what
-    /// is received into must not be used. The result is empty.
+    /// Sends parts of `from` to members, itself included, and receives into parts of `to`, where they lie. Both tensors are of one kind, on
+    /// one device and without gaps. What two members have for each other arrives in the order given; their lengths agree. Until the operation is
+    /// over, what is received into must not be used, nor what is sent be changed. The result is empty.
     ///
     /// # Errors
-    /// A member that died or does not arrive; tensors with gaps; lengths that do not match.
-    fn transfer(&self, sent: &[Part], received: &[Part]) -> Result<Pending, CommError>;
+    /// A member that died or does not arrive; a tensor with gaps; parts out of bounds, or whose lengths do not match.
+    fn transfer(&self, from: &Tensor, sent: &[Part], to: &Tensor, received: &[Part]) -> Result<Pending, CommError>;
 
     /// The sum over members, the same bits on each. The shape is the same everywhere.
     ///
     /// # Errors
     /// A member that died or does not arrive.
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError>;
+
+    /// Puts the sum over members in the place of the tensor, which has no gaps; the result is the tensor.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn sum_in_place(&self, tensor: &Tensor) -> Result<Pending, CommError> {
+        let (sum, mut place) = (self.all_reduce(tensor)?, tensor.shallow_clone());
+        Ok(Pending::new(move || {
+            let sum = sum.wait()?;
+            no_grad(|| place.copy_(&sum));
+            Ok(place)
+        }))
+    }
 
     /// Every member's tensor, `[size, shape of one]`.
     ///
@@ -110,8 +123,13 @@ pub trait Communicator: Send {
     fn fail(&self, how: &str);
 }
 
-/// A member, and what it gets or gives.
-pub type Part = (usize, Tensor);
+/// Numbers of a tensor, counted in their order, that a member gets or gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub member: usize,
+    pub start: usize,
+    pub length: usize,
+}
 
 /// An operation that is under way.
 pub struct Pending(Box<dyn FnOnce() -> Result<Tensor, CommError>>);
@@ -231,31 +249,38 @@ fn check_counts(
 }
 
 /// Checks what a transfer sends and receives against the group, as every backend must.
-fn check_parts(sent: &[Part], received: &[Part], rank: usize, size: usize) -> Result<(), CommFailure> {
-    let mut all = sent.iter().chain(received);
-    if let Some((member, _)) = all.clone().find(|(member, _)| *member >= size) {
-        return Err(CommFailure::Mismatch(format!("member {member} of a group of {size}")));
-    }
-    if let Some((_, tensor)) = all.clone().find(|(_, tensor)| !tensor.is_contiguous()) {
+fn check_parts(
+    [from, to]: [&Tensor; 2],
+    [sent, received]: [&[Part]; 2],
+    rank: usize,
+    size: usize,
+) -> Result<(), CommFailure> {
+    if let Some(tensor) = [from, to].into_iter().find(|tensor| !tensor.is_contiguous()) {
         return Err(CommFailure::Mismatch(format!("a tensor {:?} with gaps", tensor.size())));
     }
-    let what = |tensor: &Tensor| (tensor.kind(), tensor.device());
-    if let Some((_, first)) = all.next()
-        && let Some((_, other)) = all.find(|(_, tensor)| what(tensor) != what(first))
-    {
-        return Err(CommFailure::Mismatch(format!("tensors of {:?} and {:?}", what(first), what(other))));
+    let [what, other] = [from, to].map(|tensor| (tensor.kind(), tensor.device()));
+    if what != other {
+        return Err(CommFailure::Mismatch(format!("tensors of {what:?} and {other:?}")));
     }
-    let own = |parts: &[Part]| lengths(parts, rank).sum::<i64>();
-    if own(sent) != own(received) {
-        let found = format!("{} numbers from this rank to itself, {} expected", own(sent), own(received));
+    for (tensor, parts) in [(from, sent), (to, received)] {
+        if let Some(part) = parts.iter().find(|part| part.member >= size) {
+            return Err(CommFailure::Mismatch(format!("member {} of a group of {size}", part.member)));
+        }
+        if let Some(part) = parts.iter().find(|part| part.start + part.length > tensor.numel()) {
+            return Err(CommFailure::Mismatch(format!("{part:?} of a tensor of {} numbers", tensor.numel())));
+        }
+    }
+    let [own, expected] = [sent, received].map(|parts| lengths(parts, rank).collect::<Vec<_>>());
+    if own != expected {
+        let found = format!("parts of {own:?} numbers from this rank to itself, {expected:?} expected");
         return Err(CommFailure::Mismatch(found));
     }
     Ok(())
 }
 
 /// How many numbers each of the parts of a member has.
-fn lengths(parts: &[Part], member: usize) -> impl Iterator<Item = i64> + '_ {
-    parts.iter().filter(move |(of, _)| *of == member).map(|(_, tensor)| tensor.numel() as i64)
+fn lengths(parts: &[Part], member: usize) -> impl Iterator<Item = usize> + '_ {
+    parts.iter().filter(move |part| part.member == member).map(|part| part.length)
 }
 
 /// The group of `groups` that `member` is in, if they are a partition of `size` members.

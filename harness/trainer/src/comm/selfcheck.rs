@@ -82,6 +82,9 @@ impl Check<'_> {
         let pending = self.comm.all_reduce(&input)?;
         let found = pending.wait()?;
         self.compare(Operation::AllReduce, &found, &self.sum())?;
+        let place = self.tensor_of(self.comm.rank());
+        drop(self.comm.sum_in_place(&place)?.wait()?);
+        self.compare(Operation::AllReduce, &place, &self.sum())?;
         // The result is a copy: neither the input's memory nor another member's.
         let _ = input.fill_(1);
         self.compare(Operation::AllReduce, &found, &self.sum())
@@ -104,22 +107,26 @@ impl Check<'_> {
     fn transfer(&self) -> Result<(), CheckError> {
         let (rank, size) = (self.comm.rank(), self.comm.size());
         let count = |from: usize, to: usize| (from + 2 * to) % 4;
-        let parts_of = |from: usize, to: usize| {
-            let rows = self.rows(from, to, count(from, to));
-            (0..count(from, to)).map(move |row| rows.i(row as i64)).collect::<Vec<_>>()
+        let rows_of = |pairs: &[(usize, usize)]| {
+            let rows: Vec<Tensor> = pairs.iter().map(|&(from, to)| self.rows(from, to, count(from, to))).collect();
+            Tensor::cat(&rows, 0)
         };
-        let sent: Vec<Part> =
-            (0..size).flat_map(|to| parts_of(rank, to).into_iter().map(move |row| (to, row))).collect();
-        let expected: Vec<Tensor> = (0..size).flat_map(|from| parts_of(from, rank)).collect();
-        let from = (0..size).flat_map(|from| vec![from; count(from, rank)]);
-        let whole = Tensor::full([2 * expected.len() as i64, 4], 5, (self.kind, self.device));
-        let received: Vec<Part> = from.enumerate().map(|(row, from)| (from, whole.i(2 * row as i64))).collect();
-        let pending = self.comm.transfer(&sent, &received)?;
+        let parts = |members: Vec<usize>, distance: usize| -> Vec<Part> {
+            let part = |(row, member)| Part { member, start: row * distance, length: 4 };
+            members.into_iter().enumerate().map(part).collect()
+        };
+        let rows = rows_of(&(0..size).map(|to| (rank, to)).collect::<Vec<_>>());
+        let sent = parts((0..size).flat_map(|to| vec![to; count(rank, to)]).collect(), 4);
+        let expected = rows_of(&(0..size).map(|from| (from, rank)).collect::<Vec<_>>());
+        let received = parts((0..size).flat_map(|from| vec![from; count(from, rank)]).collect(), 8);
+        let whole = Tensor::full([2 * expected.size()[0], 4], 5, (self.kind, self.device));
+        let pending = self.comm.transfer(&rows, &sent, &whole, &received)?;
         // The operation owns what it reads.
-        drop(sent);
+        drop(rows);
         drop(pending.wait()?);
         let other = Tensor::full([4], 5, (self.kind, self.device));
-        for (row, expected) in expected.iter().enumerate() {
+        for row in 0..received.len() {
+            let expected = &expected.i(row as i64);
             self.compare(Operation::Transfer, &whole.i(2 * row as i64), expected)?;
             self.compare(Operation::Transfer, &whole.i(2 * row as i64 + 1), &other)?;
         }

@@ -155,6 +155,17 @@ impl Stream {
         driver("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
     }
 
+    /// Copies bytes on this GPU behind the work that is on the stream now.
+    ///
+    /// # Safety
+    /// Both places hold as many bytes until the copy is over, and nothing else writes to them meanwhile.
+    pub(crate) unsafe fn copy(&self, from: *const u8, to: *mut u8, bytes: usize) -> Result<(), CudaError> {
+        self.gpu.enter()?;
+        let (from, to) = (from as sys::CUdeviceptr, to as sys::CUdeviceptr);
+        // SAFETY: the stream exists; the caller vouches for the memory.
+        driver("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
+    }
+
     /// Waits for its work.
     pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         self.gpu.enter()?;

@@ -5,7 +5,7 @@ use systems::Placement;
 use systems::program::LayerProgram;
 use tch::{Kind, Tensor};
 
-use crate::comm::{CommError, Communicator, Pending};
+use crate::comm::{CommError, Communicator, Part, Pending};
 use crate::layer::experts::Experts;
 
 /// The copies of a program as one rank passes them on, by [`LayerProgram::transfers`]: in a round, every expert goes one copy
@@ -47,52 +47,68 @@ impl Transfers {
         Self(rounds)
     }
 
-    /// Starts to bring the weights to the copies' slots: what [`Self::weights_arrive`] gets.
+    /// Starts to bring the weights to the copies' slots, where they lie.
     ///
     /// # Errors
     /// A peer that died.
     pub(super) fn weights(&self, experts: &Experts, group: &dyn Communicator) -> Result<Vec<Pending>, CommError> {
         let Some((last, first)) = self.0.split_last() else { return Ok(Vec::new()) };
+        let (weights, size) = (&experts.bucket.weights, experts.size());
         let send = |round: &Round| {
-            let weights = &experts.bucket.weights;
-            group.all_to_all(&experts.stack(weights, &round.from), &round.sent, &round.received)
+            let (sent, received) = (parts(&round.sent, &round.from, size), parts(&round.received, &round.to, size));
+            group.transfer(weights, &sent, weights, &received)
         };
         for round in first {
-            experts.put(&round.to, &send(round)?.wait()?);
+            drop(send(round)?.wait()?);
         }
         Ok(vec![send(last)?])
     }
 
-    /// Puts the weights that arrived last into their slots.
-    pub(super) fn weights_arrive(&self, experts: &Experts, rows: &Tensor) {
-        self.0.last().into_iter().for_each(|round| experts.put(&round.to, rows));
-    }
-
-    /// Starts to return the gradients of the copies' weights, and clears them: what [`Self::gradients_arrive`] gets.
+    /// Starts to return the gradients of the copies' weights, and clears them. Once over, they are added where their experts stand. None
+    /// where this program has no copies.
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn gradients(&self, experts: &Experts, group: &dyn Communicator) -> Result<Vec<Pending>, CommError> {
-        let Some((last, others)) = self.0.split_first() else { return Ok(Vec::new()) };
-        let send = |round: &Round| {
-            // Summed in single precision on their way.
-            let rows = experts.stack(experts.bucket.gradients(), &round.to).to_kind(Kind::Float);
-            round.to.iter().for_each(|&slot| drop(experts.gradient(slot).zero_()));
-            group.all_to_all(&rows, &round.received, &round.sent)
-        };
+    pub(super) fn gradients(&self, experts: &Experts, group: &dyn Communicator) -> Result<Option<Pending>, CommError> {
+        let Some((last, others)) = self.0.split_first() else { return Ok(None) };
         for round in others.iter().rev() {
-            experts.add_gradients(&round.from, &send(round)?.wait()?);
+            drop(round.give_back(experts, group)?.wait()?);
         }
-        Ok(vec![send(last)?])
-    }
-
-    /// Adds the gradients that arrived last where their experts stand.
-    pub(super) fn gradients_arrive(&self, experts: &Experts, rows: &Tensor) {
-        self.0.first().into_iter().for_each(|round| experts.add_gradients(&round.from, rows));
+        Ok(Some(last.give_back(experts, group)?))
     }
 }
 
+/// Experts of slots that go to or come from members, `[member]` each, the slots by member.
+fn parts(numbers: &[usize], slots: &[usize], size: usize) -> Vec<Part> {
+    let members = numbers.iter().enumerate().flat_map(|(member, &number)| std::iter::repeat_n(member, number));
+    members.zip(slots).map(|(member, &slot)| Part { member, start: slot * size, length: size }).collect()
+}
+
+/// The same of experts that lie one after the other.
+fn in_rows(numbers: &[usize], size: usize) -> Vec<Part> {
+    parts(numbers, &(0..numbers.iter().sum()).collect::<Vec<_>>(), size)
+}
+
 impl Round {
+    /// Starts to send the gradients of the slots that got experts back to where those came from, and to add them there.
+    fn give_back(&self, experts: &Experts, group: &dyn Communicator) -> Result<Pending, CommError> {
+        let (held, size) = (experts.bucket.gradients(), experts.size());
+        // Summed in single precision on their way.
+        let (from, sent) = match held.kind() {
+            Kind::Float => (held.shallow_clone(), parts(&self.received, &self.to, size)),
+            _ => (experts.stack(held, &self.to).to_kind(Kind::Float), in_rows(&self.received, size)),
+        };
+        let rows = Tensor::empty([self.from.len() as i64, size as i64], (Kind::Float, held.device()));
+        let arriving = group.transfer(&from, &sent, &rows, &in_rows(&self.sent, size))?;
+        experts.bucket.clear_some(&self.to);
+        let mut homes: Vec<Tensor> = self.from.iter().map(|&slot| experts.gradient(slot)).collect();
+        Ok(Pending::new(move || {
+            drop(arriving.wait()?);
+            homes.iter_mut().enumerate().for_each(|(row, home)| drop(home.g_add_(&rows.get(row as i64))));
+            Ok(rows)
+        }))
+    }
+
     fn of(ranks: usize) -> Self {
         Self { sent: vec![0; ranks], received: vec![0; ranks], from: Vec::new(), to: Vec::new() }
     }
@@ -110,39 +126,61 @@ impl Round {
     }
 }
 
-/// Sums the gradients of every expert with several copies over its slots: at the rank of its first copy, which sends the sum to
-/// the others. All slots end with the same bits.
-///
-/// # Errors
-/// A peer that died.
-pub fn sum_gradients(experts: &Experts, placement: &Placement, group: &dyn Communicator) -> Result<(), CommError> {
-    let (me, per_rank) = (group.rank(), placement.slots_per_rank());
-    let mut round = Round::of(placement.ranks());
-    for expert in (0..placement.experts()).filter(|&expert| placement.slots_of(expert).len() > 1) {
-        let slots = placement.slots_of(expert);
-        // Further copies of a rank give what they have to its first.
-        let own: Vec<usize> = slots.iter().filter(|&&slot| slot / per_rank == me).map(|slot| slot % per_rank).collect();
-        if let [first, rest @ ..] = &own[..] {
-            rest.iter().for_each(|&slot| drop(experts.gradient(*first).g_add_(&experts.gradient(slot))));
+/// Gradients of a layer's experts with several copies on their way to the ranks of first copies.
+pub struct Sums<'a> {
+    experts: &'a Experts,
+    placement: &'a Placement,
+    round: Round,
+    rows: Tensor,
+    arriving: Pending,
+}
+
+impl<'a> Sums<'a> {
+    /// Starts to send the gradients of every expert with several copies to the rank of its first copy.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn begin(experts: &'a Experts, placement: &'a Placement, group: &dyn Communicator) -> Result<Self, CommError> {
+        let (me, per_rank) = (group.rank(), placement.slots_per_rank());
+        let mut round = Round::of(placement.ranks());
+        for expert in (0..placement.experts()).filter(|&expert| placement.slots_of(expert).len() > 1) {
+            let slots = placement.slots_of(expert);
+            // Further copies of a rank give what they have to its first.
+            let own: Vec<usize> =
+                slots.iter().filter(|&&slot| slot / per_rank == me).map(|slot| slot % per_rank).collect();
+            if let [first, rest @ ..] = &own[..] {
+                rest.iter().for_each(|&slot| drop(experts.gradient(*first).g_add_(&experts.gradient(slot))));
+            }
+            let home = placement.rank_of(expert);
+            let first_on = |rank| placement.slot_on(rank, expert).unwrap_or(0);
+            for rank in placement.ranks_of(expert).filter(|&rank| rank != home) {
+                round.add((home, first_on(home)), (rank, first_on(rank)), me);
+            }
         }
-        let home = placement.rank_of(expert);
-        let first_on = |rank| placement.slot_on(rank, expert).unwrap_or(0);
-        for rank in placement.ranks_of(expert).filter(|&rank| rank != home) {
-            round.add((home, first_on(home)), (rank, first_on(rank)), me);
+        let (held, size) = (experts.bucket.gradients(), experts.size());
+        let rows = Tensor::empty([round.from.len() as i64, size as i64], (held.kind(), held.device()));
+        let sent = parts(&round.received, &round.to, size);
+        let arriving = group.transfer(held, &sent, &rows, &in_rows(&round.sent, size))?;
+        Ok(Self { experts, placement, round, rows, arriving })
+    }
+
+    /// Adds them, and sends the sums to the other copies. All slots of an expert end with the same bits.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn finish(self, group: &dyn Communicator) -> Result<(), CommError> {
+        let Self { experts, placement, round, rows, arriving } = self;
+        drop(arriving.wait()?);
+        experts.add_gradients(&round.from, &rows);
+        let (held, size, me) = (experts.bucket.gradients(), experts.size(), group.rank());
+        let (sent, received) = (parts(&round.sent, &round.from, size), parts(&round.received, &round.to, size));
+        drop(group.transfer(held, &sent, held, &received)?.wait()?);
+        for (slot, expert) in placement.experts_of(me).iter().enumerate() {
+            let first = expert.and_then(|expert| placement.slot_on(me, expert)).filter(|&first| first != slot);
+            first.into_iter().for_each(|first| experts.gradient(slot).copy_(&experts.gradient(first)));
         }
+        Ok(())
     }
-    let gradients = experts.bucket.gradients();
-    let sums = group.all_to_all(&experts.stack(gradients, &round.to), &round.received, &round.sent)?.wait()?;
-    experts.add_gradients(&round.from, &sums);
-    let sums = group.all_to_all(&experts.stack(gradients, &round.from), &round.sent, &round.received)?.wait()?;
-    for (index, &slot) in round.to.iter().enumerate() {
-        experts.gradient(slot).copy_(&sums.get(index as i64));
-    }
-    for (slot, expert) in placement.experts_of(me).iter().enumerate() {
-        let first = expert.and_then(|expert| placement.slot_on(me, expert)).filter(|&first| first != slot);
-        first.into_iter().for_each(|first| experts.gradient(slot).copy_(&experts.gradient(first)));
-    }
-    Ok(())
 }
 
 /// The gradients on a rank that stand for their experts: every expert counts at its first copy.

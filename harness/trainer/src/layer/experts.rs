@@ -4,11 +4,13 @@
 //! that weights, gradient or optimizer state of an expert travel as one tensor. A gate's matrix and bias follow those of the
 //! first matrix; biases are absent where the model has none.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 use workloads::model::{Activation, Mlp, Moe};
 
+use crate::comm::{CommError, Pending};
 use crate::host::to_device;
 use crate::kernels::{self, Kernels};
 use crate::layer::parts::Parts;
@@ -24,6 +26,8 @@ pub struct Experts {
     pub shards: Option<Shards>,
     /// Where this rank keeps a part of each of its experts.
     pub parts: Option<Parts>,
+    /// Gradients of copies, on their way to where their experts stand.
+    pub(super) returning: RefCell<Option<Pending>>,
     moe: Moe,
 }
 
@@ -231,7 +235,7 @@ impl Experts {
         let empty = || Tensor::zeros([moe.expert_parameters() as i64], (Kind::Float, device));
         let one = |expert| initial_row(seed, (layer, expert), &moe, depth, device);
         let rows: Vec<Tensor> = slots.iter().map(|slot| slot.map_or_else(empty, one)).collect();
-        Self { bucket: Bucket::new(&rows, kind, device), shards: None, parts: None, moe }
+        Self::of(Bucket::new(&rows, kind, device), moe)
     }
 
     /// Slots whose weights come from the shards of rank `rank` of `ranks`: those of all experts of MoE layer `layer` at their initial
@@ -248,7 +252,7 @@ impl Experts {
         let device = slots.device();
         let all = (0..moe.experts).map(|expert| initial_row(seed, (layer, expert), &moe, depth, device));
         let (shards, bucket) = Shards::new(all, (rank, ranks), &moe, slots, gradients);
-        Self { bucket, shards: Some(shards), parts: None, moe }
+        Self { shards: Some(shards), ..Self::of(bucket, moe) }
     }
 
     /// The experts in the slots of a rank, `[slot]`, which keeps part `number` of `parts` of each at its initial values.
@@ -265,7 +269,11 @@ impl Experts {
         let (kind, device) = (slots.bucket.weights.kind(), slots.device());
         let all = held.iter().flatten().map(|&expert| initial_row(seed, (layer, expert), &moe, depth, device));
         let parts = Parts::new(all, (number, parts), &moe, [kind, gradients], device);
-        Self { bucket: slots.bucket, shards: None, parts: Some(parts), moe }
+        Self { parts: Some(parts), ..Self::of(slots.bucket, moe) }
+    }
+
+    fn of(bucket: Bucket, moe: Moe) -> Self {
+        Self { bucket, shards: None, parts: None, returning: RefCell::default(), moe }
     }
 
     /// With gradients held in that kind.
@@ -278,6 +286,45 @@ impl Experts {
     pub fn state(&self) -> &Bucket {
         let of_shards = self.shards.as_ref().map(|shards| &shards.bucket);
         of_shards.or(self.parts.as_ref().map(|parts| &parts.bucket)).unwrap_or(&self.bucket)
+    }
+
+    /// Numbers of an expert.
+    pub(super) fn size(&self) -> usize {
+        self.moe.expert_parameters() as usize
+    }
+
+    /// The numbers of its state that an optimizer updates, where the slots of this rank hold `experts`: those of no expert have copies for
+    /// one micro-batch alone.
+    pub fn updated(&self, experts: &[Option<usize>]) -> Vec<Range<i64>> {
+        let size = self.size() as i64;
+        // Kernels read several numbers at a time.
+        if !self.stand_in_slots() || size % 8 != 0 {
+            return std::iter::once(0..self.state().len()).collect();
+        }
+        let filled = experts.iter().enumerate().filter(|(_, expert)| expert.is_some());
+        let mut updated: Vec<Range<i64>> = Vec::new();
+        for (slot, _) in filled {
+            let (start, end) = (slot as i64 * size, (slot as i64 + 1) * size);
+            match updated.last_mut().filter(|before| before.end == start) {
+                Some(before) => before.end = end,
+                None => updated.push(start..end),
+            }
+        }
+        updated
+    }
+
+    /// Whether gradients of copies are on their way.
+    pub(super) fn is_returning(&self) -> bool {
+        self.returning.borrow().is_some()
+    }
+
+    /// Waits for gradients that are on their way from copies or to shards.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn settle(&self) -> Result<(), CommError> {
+        self.returning.take().map_or(Ok(()), |pending| pending.wait().map(drop))?;
+        self.shards.as_ref().map_or(Ok(()), Shards::settle)
     }
 
     /// Whether slots hold all state of their experts.
@@ -310,13 +357,6 @@ impl Experts {
         match slots {
             [] => Tensor::zeros([0, self.moe.expert_parameters() as i64], (of.kind(), of.device())),
             _ => Tensor::stack(&slots.iter().map(|&slot| self.row(of, slot)).collect::<Vec<_>>(), 0),
-        }
-    }
-
-    /// Replaces the weights of slots by rows, `[slots, parameters]`.
-    pub(super) fn put(&self, slots: &[usize], rows: &Tensor) {
-        for (index, &slot) in slots.iter().enumerate() {
-            self.row(&self.bucket.weights, slot).copy_(&rows.get(index as i64));
         }
     }
 

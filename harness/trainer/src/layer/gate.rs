@@ -5,12 +5,12 @@
 
 use rand_chacha::ChaCha8Rng;
 use systems::RoutingCounts;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use workloads::Gate;
 use workloads::gate::{Groups, Router, Score};
 
 use crate::error::TrainError;
-use crate::host::{to_host, to_scalar};
+use crate::host::{to_device, to_host, to_scalar};
 use crate::model::parameters::{Bucket, uniform};
 use crate::model::tape::Tape;
 
@@ -144,8 +144,23 @@ pub struct Scored {
 pub enum Choice<'a> {
     /// By the best scores; gates with noise draw it from the stream.
     Learned(&'a Gate, &'a mut ChaCha8Rng),
-    /// As given, `[tokens * k]`.
-    Given(&'a [usize]),
+    Given(&'a Given),
+}
+
+/// The experts that are given for every choice of a micro-batch, whatever the scores.
+pub struct Given {
+    /// `[tokens * k]`.
+    pub experts: Vec<usize>,
+    /// The same as 32-bit numbers where the tokens are, `[tokens, k]`.
+    pub on_device: Tensor,
+}
+
+impl Given {
+    pub fn new(experts: Vec<usize>, k: usize, device: Device) -> Self {
+        let numbers: Vec<i32> = experts.iter().map(|&expert| expert as i32).collect();
+        let on_device = to_device(&Tensor::from_slice(&numbers).view([-1, k as i64]), device);
+        Self { experts, on_device }
+    }
 }
 
 impl Scored {
@@ -167,9 +182,8 @@ impl Scored {
         let ([weights, loss], tape) = Tape::record(&gates.scores, &parameters, &[tokens], |inputs, leaves| {
             let scores = logits(&inputs[0], leaves);
             match choice {
-                Choice::Given(experts) => {
-                    let experts: Vec<i64> = experts.iter().map(|&expert| expert as i64).collect();
-                    chosen = Tensor::from_slice(&experts).view([-1, k as i64]).to_device(scores.device());
+                Choice::Given(given) => {
+                    chosen = given.on_device.to_kind(Kind::Int64);
                     let zero = scores.sum(Kind::Float) * 0.0;
                     [of_layer.weigh(&scores, &chosen), zero]
                 }

@@ -16,13 +16,13 @@ use workloads::Gate;
 
 use crate::clock::pass::PassTimer;
 use crate::clock::timer::Timer;
-use crate::comm::{CommError, Communicator};
+use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
 use crate::host::to_host;
 use crate::layer::copies::Transfers;
 use crate::layer::execute::execute;
 use crate::layer::experts::{Begun, Experts};
-use crate::layer::gate::{self, Choice, Gates, LayerGate, Scored};
+use crate::layer::gate::{self, Choice, Gates, Given, LayerGate, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
 use crate::layer::routing::{Choices, GpuChoices, Routing};
 use crate::layer::splits::Splits;
@@ -62,8 +62,8 @@ pub struct MoeSite<'a> {
     pub gates: &'a Gates,
     /// Seed and name of the gate's stream of random numbers.
     pub random: (u64, String),
-    /// `[tokens * k]`: the expert of every choice, where a trace drives the gate.
-    pub replay: Option<Vec<usize>>,
+    /// Where a trace drives the gate.
+    pub replay: Option<&'a Given>,
     /// Equal parts of the tokens whose choices are recorded, each apart.
     pub recorded_parts: Option<usize>,
 }
@@ -95,11 +95,18 @@ pub struct Saved {
     shadows: Vec<Shadow>,
     /// Whether experts that the forward pass restored from shards are in their slots still.
     restored: bool,
+    /// Weights of copies for the backward pass, where they are on their way already.
+    ahead: Option<Vec<Pending>>,
     /// Under a virtual clock.
     price: Option<LayerPrice>,
 }
 
 impl Saved {
+    /// Whether weights go to copies for the backward pass and wait for none of its tasks.
+    pub fn copies_ahead(&self) -> bool {
+        self.program.backward.contains(&Task { op: Op::CopyWeights, after: None })
+    }
+
     /// Of a forward pass that was run again for the backward pass that follows.
     #[must_use]
     pub fn recomputed(mut self) -> Self {
@@ -132,6 +139,15 @@ impl Layer {
     pub fn restore(&self, group: &dyn Communicator) -> Result<(), CommError> {
         let shards = self.experts.shards.as_ref();
         shards.map_or(Ok(()), |shards| shards.restore(&self.experts.bucket, &self.placement, group))
+    }
+
+    /// Starts to bring weights to the copies of a backward pass that comes, whose program copies them ahead of it.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn copy_ahead(&self, site: &MoeSite, saved: &mut Saved) -> Result<(), CommError> {
+        saved.ahead = Some(saved.transfers.weights(&self.experts, site.group)?);
+        Ok(())
     }
 
     /// Runs the layer on this rank's `tokens` `[tokens, width]`; returns as many outputs.
@@ -167,8 +183,9 @@ impl Layer {
             times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
         }
         stats.shadowed = program.shadowed.len();
-        let restored = false;
-        let saved = Saved { program, splits, transfers, routing, outputs, experts: saved, shadows, restored, price };
+        let (restored, ahead) = (false, None);
+        let experts = saved;
+        let saved = Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, ahead, price };
         Ok((result, saved, stats))
     }
 
@@ -178,12 +195,15 @@ impl Layer {
     /// As for [`Self::forward`].
     pub fn backward(&self, site: &MoeSite, saved: Saved, gradient: &Tensor) -> Result<Tensor, TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, price } = saved;
+        let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, ahead, price } = saved;
+        if self.experts.is_returning() {
+            timer.wait(Op::ReturnGrad, || self.experts.settle())?;
+        }
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
         let local = Local { restored, ..self.local(site, &splits, &transfers) };
         let kernel = Backward { saved: experts, in_parts: splits.parts > 1 };
-        let mut pass = Pass::new(local, kernel, of_rows, shadows);
+        let mut pass = Pass::new(local, kernel, of_rows, shadows).with_copies(ahead);
         execute(&program.backward, &mut pass, &timer)?;
         let (of_rows, _, _) = pass.finish()?;
         let of_tokens = routing.permute_backward(site.gates, &of_rows, &of_weights, site.balance);
@@ -199,7 +219,7 @@ impl Layer {
     /// system's restriction ask.
     fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
         let (me, experts) = (site.group.rank(), self.experts.moe().experts);
-        let mut choices = self.choose(site, tokens, site.replay.as_deref())?;
+        let mut choices = self.choose(site, tokens, site.replay)?;
         let begun = self.begin(site, timer, &choices);
         let mut counts = timer.wait(Op::Counts, || self.counts(site, &mut choices, tokens.device()))?;
         let chosen = choices.chosen(experts).unwrap_or_else(|| counts.row(me).to_vec());
@@ -225,7 +245,7 @@ impl Layer {
     }
 
     /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
-    fn choose(&self, site: &MoeSite, tokens: &Tensor, given: Option<&[usize]>) -> Result<Choices, TrainError> {
+    fn choose(&self, site: &MoeSite, tokens: &Tensor, given: Option<&Given>) -> Result<Choices, TrainError> {
         if let Gate::NoDrop = site.gate
             && let Some(parameters) = self.gate.fused()
             && let Some(choices) = GpuChoices::new(&site.gates.scores, parameters, tokens, site.top_k, given)
@@ -234,7 +254,7 @@ impl Layer {
         }
         let mut rng = stream(site.random.0, &site.random.1);
         let choice = match given {
-            Some(experts) => Choice::Given(experts),
+            Some(given) => Choice::Given(given),
             None => Choice::Learned(site.gate, &mut rng),
         };
         let scored = Scored::new(site.gates, &self.gate, tokens, site.top_k, choice)?;
@@ -283,7 +303,8 @@ impl Layer {
         };
         gate::redirect(&mut moved, site.top_k, wanted);
         let experts: Vec<usize> = moved.iter().zip(before).map(|(new, old)| new.unwrap_or(old)).collect();
-        Ok(match self.choose(site, tokens, Some(&experts))? {
+        let given = Given::new(experts, site.top_k, tokens.device());
+        Ok(match self.choose(site, tokens, Some(&given))? {
             Choices::Host { scored, .. } => Choices::Host { scored, choices: moved },
             choices => choices,
         })

@@ -100,6 +100,8 @@ pub(super) struct Pass<'a, K> {
     /// Outputs for this rank's rows: one piece for every call of every step, then one for every shadowed expert.
     outputs: Vec<Option<Tensor>>,
     shadows: Vec<Shadow>,
+    /// Weights of copies that were on their way before the pass.
+    ahead: Option<Vec<Pending>>,
 }
 
 impl<'a, K: Kernel> Pass<'a, K> {
@@ -109,7 +111,11 @@ impl<'a, K: Kernel> Pass<'a, K> {
         let nothing = |call: &Split| call.input.iter().all(|&rows| rows == 0).then(|| rows.narrow(0, 0, 0));
         let calls = local.splits.steps.iter().flatten().map(nothing);
         let outputs = calls.chain(shadows.iter().map(|_| None)).collect();
-        Self { local, kernel, rows, arrived: empty(), computed: empty(), outputs, shadows }
+        Self { local, kernel, rows, arrived: empty(), computed: empty(), outputs, shadows, ahead: None }
+    }
+
+    pub(super) fn with_copies(self, ahead: Option<Vec<Pending>>) -> Self {
+        Self { ahead, ..self }
     }
 
     /// The outputs for this rank's rows, in their order; the kernel; the shadowed experts.
@@ -147,8 +153,15 @@ impl<'a, K: Kernel> Pass<'a, K> {
             // One after the other; their price is that of one collective.
             Op::GatherShadows => splits.shadows.iter().map(|shadow| self.broadcast(shadow.expert)).collect(),
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
-            Op::CopyWeights => Ok(transfers.weights(experts, group)?),
-            Op::ReturnGrad => Ok(transfers.gradients(experts, group)?),
+            Op::CopyWeights => match self.ahead.take() {
+                Some(ahead) => Ok(ahead),
+                None => Ok(transfers.weights(experts, group)?),
+            },
+            // No task waits for it: it ends in the passes that follow.
+            Op::ReturnGrad => {
+                *experts.returning.borrow_mut() = transfers.gradients(experts, group)?;
+                Ok(Vec::new())
+            }
             Op::Unshard => {
                 let shards = self.shards()?;
                 if !restored {
@@ -215,7 +228,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A program that exchanges an expert it does not shadow.
     pub(super) fn arrive(&mut self, op: Op, mut tensors: Vec<Tensor>) -> Result<(), TrainError> {
-        let Local { splits, transfers, experts, .. } = self.local;
+        let Local { splits, experts, .. } = self.local;
         match op {
             Op::Dispatch { step } => self.arrived[step] = tensors,
             Op::Combine { step } => {
@@ -239,8 +252,6 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 let sums = splits.shadows.iter().zip(&tensors);
                 sums.for_each(|(shadow, sum)| self.add_gradient(shadow.expert, sum));
             }
-            Op::CopyWeights => tensors.iter().for_each(|rows| transfers.weights_arrive(experts, rows)),
-            Op::ReturnGrad => tensors.iter().for_each(|rows| transfers.gradients_arrive(experts, rows)),
             Op::Unshard => self.of_parts(|parts| tensors.iter().for_each(|rows| experts.fill(&parts.whole(rows)))),
             Op::Reshard => self.of_parts(|parts| tensors.iter().for_each(|rows| parts.add(rows))),
             // Nothing else was issued.

@@ -9,9 +9,9 @@ use tch::{Device, Kind, Tensor};
 use crate::error::TrainError;
 use crate::host::{to_device, to_host};
 use crate::kernels::{self, Kernels, Reading, Sorted};
-use crate::layer::gate::{self, Gates, Scored};
+use crate::layer::gate::{self, Gates, Given, Scored};
 use crate::layer::permute::Permutation;
-use crate::layer::splits::Splits;
+use crate::layer::splits::{Piece, Splits};
 use crate::model::parameters::Bucket;
 
 /// The gate's choices, and their weights.
@@ -44,14 +44,14 @@ pub(super) struct GpuChoices {
 }
 
 impl GpuChoices {
-    /// Scores `tokens` and chooses `k` experts for each: the best, or those `given`, `[tokens * k]`. None where the kernels
+    /// Scores `tokens` and chooses `k` experts for each: the best, or those `given`. None where the kernels
     /// do not serve: then the host does it.
     pub(super) fn new(
         bucket: &Bucket,
         parameters: [usize; 2],
         tokens: &Tensor,
         k: usize,
-        given: Option<&[usize]>,
+        given: Option<&Given>,
     ) -> Option<Self> {
         let [weight, bias] = parameters.map(|index| bucket.leaf(index).detach());
         let experts = weight.size()[0];
@@ -61,8 +61,7 @@ impl GpuChoices {
         let (chosen, weights) = match given {
             None => kernels.choose(&scores, &bias, k as i64),
             Some(given) => {
-                let given: Vec<i32> = given.iter().map(|&expert| expert as i32).collect();
-                let chosen = to_device(&Tensor::from_slice(&given).view([-1, k as i64]), tokens.device());
+                let chosen = given.on_device.shallow_clone();
                 let of_chosen = (scores + bias).gather(1, &chosen.to_kind(Kind::Int64), false);
                 (chosen, of_chosen.softmax(-1, Kind::Float))
             }
@@ -286,10 +285,9 @@ impl GpuChoices {
         let (row_of, choice_of, rows) = if splits.follow_experts(own) {
             (self.row_of.shallow_clone(), self.by_expert.shallow_clone(), rows)
         } else if splits.has_copies() {
-            let by_expert: Vec<i32> = splits.by_expert().map(|row| row as i32).collect();
-            let by_expert = to_device(&Tensor::from_slice(&by_expert), self.tokens.device());
-            let choice_of = self.by_expert.zeros_like().index_copy(0, &by_expert.to_kind(Kind::Int64), &self.by_expert);
-            (by_expert.index_select(0, &self.row_of), choice_of, None)
+            let by_expert = rows_of(&splits.pieces, self.tokens.device());
+            let choice_of = self.by_expert.zeros_like().index_copy(0, &by_expert, &self.by_expert);
+            (by_expert.to_kind(Kind::Int).index_select(0, &self.row_of), choice_of, None)
         } else {
             let mut base = vec![0; own.len()];
             splits.pieces.iter().for_each(|piece| base[piece.expert] = piece.first as i32);
@@ -304,5 +302,34 @@ impl GpuChoices {
             }
             _ => Rows::Gpu { row_of, choice_of, rows },
         }
+    }
+}
+
+/// The rows of all pieces in their order, made on the device: there are many more rows than pieces.
+fn rows_of(pieces: &[Piece], device: Device) -> Tensor {
+    let begin = |next: &mut i64, piece: &Piece| {
+        let before = *next;
+        *next += piece.rows as i64;
+        Some(piece.first as i64 - before)
+    };
+    let rows = pieces.iter().map(|piece| piece.rows as i64);
+    let all: i64 = rows.clone().sum();
+    let numbers: Vec<i64> = rows.chain(pieces.iter().scan(0, begin)).collect();
+    let numbers = to_device(&Tensor::from_slice(&numbers).view([2, -1]), device);
+    let distances = numbers.get(1).repeat_interleave_self_tensor(&numbers.get(0), 0, all);
+    distances + Tensor::arange(all, (Kind::Int64, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_those_of_the_pieces_in_order() {
+        let piece = |(expert, first, rows)| Piece { expert, first, rows };
+        let pieces = [(0, 7, 2), (0, 0, 3), (1, 3, 1), (3, 4, 3)].map(piece);
+        let found = to_host::<i64>(&rows_of(&pieces, Device::Cpu)).unwrap();
+        assert_eq!(found, [7, 8, 0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(rows_of(&[], Device::Cpu).numel(), 0);
     }
 }

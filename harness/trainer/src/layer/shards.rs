@@ -81,7 +81,7 @@ impl Shards {
         slots: Slots,
         gradients: Kind,
     ) -> (Self, Bucket) {
-        let cut = Cut { parameters: moe.expert_parameters() as i64, ranks };
+        let cut = Cut { parameters: moe.expert_parameters() as usize, ranks };
         let (kind, device) = (slots.bucket.weights.kind(), slots.device());
         let shards: Vec<Tensor> = experts.map(|flat| cut.of(&flat, rank).copy()).collect();
         let bucket = Bucket::new(&shards, kind, device).with_gradients(gradients);
@@ -100,11 +100,9 @@ impl Shards {
         group: &dyn Communicator,
     ) -> Result<Pending, CommError> {
         let length = self.cut.length(group.rank());
-        let shard = |expert: usize| of.narrow(0, expert as i64 * length, length);
-        let sent = filled(placement).map(|(rank, _, expert)| (rank, shard(expert))).collect::<Vec<Part>>();
-        let own = filled(placement).filter(|(rank, ..)| *rank == group.rank());
-        let received: Vec<Part> = own.flat_map(|(_, slot, _)| self.cut.parts(slots, slot)).collect();
-        group.transfer(&sent, &received)
+        let shard = |(member, _, expert)| Part { member, start: expert * length, length };
+        let sent: Vec<Part> = filled(placement).map(shard).collect();
+        group.transfer(of, &sent, slots, &self.cut.of_slots(placement, group.rank()))
     }
 
     /// Starts to restore the layer's experts in its slots, if that is not under way.
@@ -136,14 +134,14 @@ impl Shards {
     pub fn scatter(&self, slots: &Bucket, placement: &Placement, group: &dyn Communicator) -> Result<(), CommError> {
         self.settle()?;
         let (gradients, length) = (slots.gradients(), self.cut.length(group.rank()));
-        let own = filled(placement).filter(|(rank, ..)| *rank == group.rank());
-        let sent: Vec<Part> = own.flat_map(|(_, slot, _)| self.cut.parts(gradients, slot)).collect();
         let experts: Vec<i64> = filled(placement).map(|(.., expert)| expert as i64).collect();
-        let rows = Tensor::empty([experts.len() as i64, length], (gradients.kind(), gradients.device()));
-        let received = filled(placement).enumerate().map(|(row, (rank, ..))| (rank, rows.get(row as i64)));
-        let arriving = group.transfer(&sent, &received.collect::<Vec<Part>>())?;
+        let shape = [experts.len() as i64, length as i64];
+        let rows = Tensor::empty(shape, (gradients.kind(), gradients.device()));
+        let row = |(row, (member, ..)): (usize, (usize, usize, usize))| Part { member, start: row * length, length };
+        let received: Vec<Part> = filled(placement).enumerate().map(row).collect();
+        let arriving = group.transfer(gradients, &self.cut.of_slots(placement, group.rank()), &rows, &received)?;
         slots.clear();
-        let mut sums = self.bucket.gradients().view([placement.experts() as i64, length]);
+        let mut sums = self.bucket.gradients().view([placement.experts() as i64, length as i64]);
         let experts = to_device(&Tensor::from_slice(&experts), rows.device());
         *self.returning.borrow_mut() = Some(Pending::new(move || {
             drop(arriving.wait()?);
@@ -164,29 +162,34 @@ impl Shards {
 /// How the parameters of an expert are cut over ranks: as evenly as whole numbers allow.
 #[derive(Clone, Copy)]
 struct Cut {
-    parameters: i64,
+    parameters: usize,
     ranks: usize,
 }
 
 impl Cut {
-    fn start(self, rank: usize) -> i64 {
-        self.parameters * rank as i64 / self.ranks as i64
+    fn start(self, rank: usize) -> usize {
+        self.parameters * rank / self.ranks
     }
 
     /// Parameters in the shard of a rank.
-    fn length(self, rank: usize) -> i64 {
+    fn length(self, rank: usize) -> usize {
         self.start(rank + 1) - self.start(rank)
     }
 
     /// The shard of a rank of an expert's flat parameters.
     fn of(self, flat: &Tensor, rank: usize) -> Tensor {
-        flat.narrow(0, self.start(rank), self.length(rank))
+        flat.narrow(0, self.start(rank) as i64, self.length(rank) as i64)
     }
 
-    /// Those of all ranks in a slot.
-    fn parts(self, slots: &Tensor, slot: usize) -> impl Iterator<Item = Part> {
-        let flat = slots.narrow(0, slot as i64 * self.parameters, self.parameters);
-        (0..self.ranks).map(move |rank| (rank, self.of(&flat, rank)))
+    /// The shards of all ranks in the slots of `me` that hold an expert.
+    fn of_slots(self, placement: &Placement, me: usize) -> Vec<Part> {
+        let own = filled(placement).filter(|(rank, ..)| *rank == me);
+        let shard = |slot, member| Part {
+            member,
+            start: slot * self.parameters + self.start(member),
+            length: self.length(member),
+        };
+        own.flat_map(|(_, slot, _)| (0..self.ranks).map(move |member| shard(slot, member))).collect()
     }
 }
 

@@ -69,11 +69,6 @@ impl Splits {
         self.pieces.windows(2).any(|pair| pair[0].expert == pair[1].expert)
     }
 
-    /// The rows expert after expert, an expert's in the order of its pieces.
-    pub(super) fn by_expert(&self) -> impl Iterator<Item = usize> {
-        self.pieces.iter().flat_map(|piece| piece.first..piece.first + piece.rows)
-    }
-
     /// The splits of rank `me` of the group; `nodes[rank]` ascend.
     pub(super) fn new(
         program: &LayerProgram,
@@ -217,7 +212,8 @@ mod tests {
         let program = LayerProgram::split(Divided::Even, Vec::new(), Weights::Stand, 0);
         let splits = Splits::new(&program, &counts, &placement, &[0; 2], 0);
         assert_eq!(splits.positions(&[0, 0, 1, 0, 0].map(Some)), [0, 1, 2, 3, 4].map(Some));
-        assert_eq!(splits.by_expert().collect::<Vec<_>>(), [0, 1, 3, 4, 2]);
+        let by_expert = splits.pieces.iter().flat_map(|piece| piece.first..piece.first + piece.rows);
+        assert_eq!(by_expert.collect::<Vec<_>>(), [0, 1, 3, 4, 2]);
         assert!(splits.has_copies() && !splits.follow_experts(&[4, 1]));
     }
 

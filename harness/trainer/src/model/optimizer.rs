@@ -1,5 +1,7 @@
 //! Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019), on single-precision master weights.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 use workloads::Training;
 
@@ -43,19 +45,28 @@ impl Factor {
 
 /// One step: step number `t` (from 1), gradients multiplied by `factor`. Clears the gradients.
 pub fn step(training: &Training, bucket: &Bucket, t: usize, factor: &Factor) {
-    match (kernels::on(&bucket.weights), factor) {
-        (Some(kernels), Factor::Gpu(factor)) => {
-            let state = [&bucket.master, &bucket.first, &bucket.second];
-            let gradients = bucket.gradients().to_kind(Kind::Float);
-            kernels.adam(numbers(training, t), state, &gradients, &bucket.weights, factor);
+    step_of(training, bucket, std::slice::from_ref(&(0..bucket.len())), t, factor);
+}
+
+/// The same, of these numbers of the bucket alone.
+pub fn step_of(training: &Training, bucket: &Bucket, updated: &[Range<i64>], t: usize, factor: &Factor) {
+    for numbers in updated {
+        match (kernels::on(&bucket.weights), factor) {
+            (Some(kernels), Factor::Gpu(factor)) => {
+                let part = |of: &Tensor| of.narrow(0, numbers.start, numbers.end - numbers.start);
+                let [master, first, second] = [&bucket.master, &bucket.first, &bucket.second].map(part);
+                let gradients = part(bucket.gradients()).to_kind(Kind::Float);
+                let weights = part(&bucket.weights);
+                kernels.adam(constants(training, t), [&master, &first, &second], &gradients, &weights, factor);
+            }
+            (_, factor) => step_by_parts(training, bucket, numbers, t, factor),
         }
-        (_, factor) => step_by_parts(training, bucket, t, factor),
     }
     bucket.clear();
 }
 
 /// The numbers of step `t` as the kernel wants them.
-fn numbers(training: &Training, t: usize) -> AdamStep {
+fn constants(training: &Training, t: usize) -> AdamStep {
     let Training { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *training;
     let correction = |beta: f64| 1.0 - beta.powi(t as i32);
     AdamStep {
@@ -69,13 +80,13 @@ fn numbers(training: &Training, t: usize) -> AdamStep {
 }
 
 /// The step by libtorch's operations.
-fn step_by_parts(training: &Training, bucket: &Bucket, t: usize, factor: &Factor) {
+fn step_by_parts(training: &Training, bucket: &Bucket, numbers: &Range<i64>, t: usize, factor: &Factor) {
     let Training { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *training;
     let correction = |beta: f64| 1.0 - beta.powi(t as i32);
     let (of_first, of_second) = (correction(beta1), correction(beta2));
-    let mut start = 0;
-    while start < bucket.len() {
-        let length = CHUNK.min(bucket.len() - start);
+    let mut start = numbers.start;
+    while start < numbers.end {
+        let length = CHUNK.min(numbers.end - start);
         let part = |of: &tch::Tensor| of.narrow(0, start, length);
         let gradient = part(bucket.gradients()).to_kind(Kind::Float);
         let gradient = match factor {

@@ -169,6 +169,16 @@ impl Bucket {
         }
     }
 
+    /// Clears the gradients of some parameters, which may be read until then by what was begun before.
+    pub fn clear_some(&self, parameters: &[usize]) {
+        for &parameter in parameters {
+            match self.weights.device() {
+                Device::Cuda(_) => self.cleared.borrow_mut()[parameter] = true,
+                _ => drop(self.slots[parameter].shallow_clone().zero_()),
+            }
+        }
+    }
+
     /// How many numbers its parameters have together.
     pub fn len(&self) -> i64 {
         self.weights.numel() as i64

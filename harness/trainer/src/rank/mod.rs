@@ -11,6 +11,7 @@ mod saved_tests;
 pub(crate) mod stage;
 mod sync;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use systems::iteration::Start;
@@ -23,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 use crate::clock::timer::Timer;
 use crate::comm::Communicator;
 use crate::error::TrainError;
-use crate::layer::gate::LayerGate;
+use crate::layer::gate::{Given, LayerGate};
 use crate::layer::migrate::migrate;
 use crate::layer::moe::Layer;
 use crate::layer::shards::Shards;
@@ -52,6 +53,8 @@ pub struct Rank<'a> {
     place: Group,
     /// `[iteration][layer of the stage][expert]`: its own entries in the iterations whose loads are not gathered yet.
     pub(crate) own_loads: Vec<Vec<Vec<i64>>>,
+    /// Of this iteration, by MoE layer and micro-batch.
+    given: BTreeMap<(usize, usize), Given>,
     timer: Timer,
 }
 
@@ -84,6 +87,7 @@ impl<'a> Rank<'a> {
             position,
             place: setup.costs.group(ranks, 1),
             own_loads: Vec::new(),
+            given: BTreeMap::new(),
             timer,
         })
     }
@@ -93,6 +97,8 @@ impl<'a> Rank<'a> {
     /// # Errors
     /// A peer that died; a program that cannot be executed.
     pub fn step(&mut self) -> Result<Report, TrainError> {
+        // What stands in for a gate's own choices is no part of an iteration.
+        self.given = self.replayed_choices();
         self.groups.world.barrier()?;
         self.timer.start();
         let mut report = Report::default();

@@ -1,5 +1,7 @@
 //! All micro-batches of an iteration through the stage, forward and backward, in 1F1B order.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::Activity;
@@ -12,9 +14,8 @@ use workloads::{Bytes, Seconds};
 use crate::comm::Pending;
 use crate::error::TrainError;
 use crate::host::{to_device, to_scalar};
-use crate::layer::gate;
+use crate::layer::gate::{self, Given};
 use crate::layer::moe::{self, Layer, LayerStats, MoeSite};
-use crate::layer::shards::Shards;
 use crate::model::attention::AttentionSaved;
 use crate::model::head::HeadSaved;
 use crate::model::mlp::SharedSaved;
@@ -94,7 +95,8 @@ impl Rank<'_> {
             }
         }
         self.timer.enter(None, None);
-        self.settle_shards()?;
+        self.timer
+            .wait(Activity::Op(Op::ReturnGrad), || self.stage.layers().try_for_each(|layer| layer.experts.settle()))?;
         for send in sends {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
@@ -114,15 +116,6 @@ impl Rank<'_> {
     fn restore_first(&self, work: Option<Work>) -> Result<(), TrainError> {
         let Some(first) = self.first_layer(work) else { return Ok(()) };
         Ok(self.timer.wait(Activity::Op(Op::Unshard), || first.restore(self.groups.shards()))?)
-    }
-
-    /// Waits for gradients that are on their way to their shards.
-    fn settle_shards(&self) -> Result<(), TrainError> {
-        if self.online.policy().storage() != Storage::Shards {
-            return Ok(());
-        }
-        let mut shards = self.stage.layers().filter_map(|layer| layer.experts.shards.as_ref());
-        Ok(self.timer.wait(Activity::Op(Op::Reshard), || shards.try_for_each(Shards::settle))?)
     }
 
     /// The forward pass of micro-batch `m`: what is saved, what its MoE layers did, and the loss, if this rank reports it. `then`: the
@@ -190,15 +183,17 @@ impl Rank<'_> {
     ) -> Result<(), TrainError> {
         let (work, stage, site) = (Some(Work::Backward(m)), &self.stage, self.site());
         self.timer.enter(work, None);
+        let mut of_blocks = saved.blocks;
+        self.copy_ahead(m, &stage.blocks, &mut of_blocks)?;
         let mut gradient = match (&stage.head, saved.head) {
             (Some(head), Some(saved)) => head.backward(&site, saved)?,
             _ => self.receive(To::PreviousStage)?,
         };
         let mut coming = self.coming(stage.layers().rev(), then);
-        for (block, saved) in stage.blocks.iter().zip(saved.blocks).rev() {
-            self.timer.enter(work, Some(block.number));
-            let next = block.moe().and_then(|_| coming.next().flatten());
-            gradient = self.block_backward(block, m, saved, &gradient, next)?;
+        for block in (0..stage.blocks.len()).rev() {
+            self.timer.enter(work, Some(stage.blocks[block].number));
+            let next = stage.blocks[block].moe().and_then(|_| coming.next().flatten());
+            gradient = self.block_backward(&stage.blocks[..=block], m, &mut of_blocks, &gradient, next)?;
         }
         self.timer.enter(work, None);
         match (&stage.embedding, saved.embedding) {
@@ -241,16 +236,30 @@ impl Rank<'_> {
         Ok((output, BlockSaved::Whole(Box::new((attention, feed_forward))), stats))
     }
 
-    /// The gradient of a block's input.
+    /// Starts to bring weights to the copies of the last MoE layer of these blocks, whose backward pass comes next.
+    fn copy_ahead(&self, m: usize, blocks: &[Block], saved: &mut [BlockSaved]) -> Result<(), TrainError> {
+        let last = blocks.iter().zip(saved).rfind(|(block, _)| block.moe().is_some());
+        if let Some((block, BlockSaved::Whole(saved))) = last
+            && let (Some(layer), FeedForwardSaved::Moe(saved, _)) = (block.moe(), &mut saved.1)
+            && saved.copies_ahead()
+        {
+            let site = self.moe_site(layer, m, None);
+            self.timer.wait(Activity::Op(Op::CopyWeights), || layer.copy_ahead(&site, saved))?;
+        }
+        Ok(())
+    }
+
+    /// The gradient of the input of the last of `blocks`. `saved`: of all of them; the last is taken.
     fn block_backward(
         &self,
-        block: &Block,
+        blocks: &[Block],
         m: usize,
-        saved: BlockSaved,
+        saved: &mut Vec<BlockSaved>,
         gradient: &Tensor,
         next: Option<&Layer>,
     ) -> Result<Tensor, TrainError> {
-        let (attention, feed_forward) = match saved {
+        let (block, before) = blocks.split_last().expect("a block whose backward pass runs");
+        let (attention, feed_forward) = match saved.pop().expect("every block saves what its backward pass needs") {
             BlockSaved::Whole(saved) => *saved,
             // The backward pass finds the experts where this one leaves them.
             BlockSaved::Input(input) => match self.block_forward(block, m, &input, None)?.1 {
@@ -261,12 +270,13 @@ impl Rank<'_> {
         let site = self.site();
         let of_normed = match (&block.feed_forward, feed_forward) {
             (FeedForward::Dense(mlp), FeedForwardSaved::Dense(tape)) => mlp.backward(&site, tape, gradient)?,
-            (FeedForward::Moe(layer, shared), FeedForwardSaved::Moe(saved, of_shared)) => {
+            (FeedForward::Moe(layer, shared), FeedForwardSaved::Moe(of_layer, of_shared)) => {
                 let of_shared = match (shared, of_shared) {
                     (Some(shared), Some(saved)) => Some(shared.backward(&site, saved, gradient)?),
                     _ => None,
                 };
-                let part = layer.backward(&self.moe_site(layer, m, next), *saved, &site.part(gradient))?;
+                let part = layer.backward(&self.moe_site(layer, m, next), *of_layer, &site.part(gradient))?;
+                self.copy_ahead(m, before, saved)?;
                 let of_normed = site.whole(part)?;
                 match of_shared {
                     Some(of_shared) => self.timer.compute(Activity::Block, || of_normed + of_shared),
@@ -329,7 +339,7 @@ impl Rank<'_> {
             costs: setup.costs,
             gates: &self.stage.gates,
             random: (setup.seed, name),
-            replay: self.replayed_choices(layer, m),
+            replay: self.given.get(&(layer.number, m)),
             recorded_parts: setup.recorded_parts(self.iteration),
         }
     }
@@ -340,17 +350,25 @@ impl Rank<'_> {
         if own > 0.0 { own } else { self.setup.training.balance_loss }
     }
 
-    /// The experts of this rank's choices, where a trace drives the gate: its part of those of the tensor-parallel group.
-    fn replayed_choices(&self, layer: &Layer, m: usize) -> Option<Vec<usize>> {
-        let setup = self.setup;
-        let (tp, k) = (self.plan.tp, setup.job.top_k());
-        let batch = setup.replay?.iteration(self.iteration);
-        let samples = self.plan.samples(setup.job, self.position, m);
-        let mut choices: Vec<usize> = samples.flat_map(|s| gate::deal(batch.chunk(layer.number, s), k)).collect();
-        let part = choices.len() / tp;
-        let first = self.position % tp * part;
-        choices.truncate(first + part);
-        Some(choices.split_off(first))
+    /// The experts of this rank's choices in the iteration, where a trace drives the gate: its part of those of the tensor-parallel group, by
+    /// MoE layer and micro-batch.
+    pub(super) fn replayed_choices(&self) -> BTreeMap<(usize, usize), Given> {
+        let (setup, tp, k) = (self.setup, self.plan.tp, self.setup.job.top_k());
+        let Some(replay) = setup.replay else { return BTreeMap::new() };
+        let batch = replay.iteration(self.iteration);
+        let of = |layer: usize, m: usize| {
+            let samples = self.plan.samples(setup.job, self.position, m);
+            let mut choices: Vec<usize> = samples.flat_map(|s| gate::deal(batch.chunk(layer, s), k)).collect();
+            let part = choices.len() / tp;
+            let first = self.position % tp * part;
+            choices.truncate(first + part);
+            Given::new(choices.split_off(first), k, self.device)
+        };
+        let passes = self
+            .stage
+            .layers()
+            .flat_map(|layer| (0..self.plan.micro_batches(setup.job)).map(move |m| (layer.number, m)));
+        passes.map(|(layer, m)| ((layer, m), of(layer, m))).collect()
     }
 
     /// Sends to the same position of a neighbouring stage; under a virtual clock, also when it arrives.

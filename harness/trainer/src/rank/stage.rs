@@ -93,10 +93,9 @@ impl Stage {
         Self { dense: builder.finish(kinds), gates, embedding_weight, embedding, blocks, head }
     }
 
-    /// All buckets that gradients change, experts last.
-    pub(super) fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        let shared = [&self.dense.sharded, &self.dense.replicated, &self.gates.scores, &self.embedding_weight];
-        shared.into_iter().chain(self.layers().map(|layer| layer.experts.state()))
+    /// All buckets that gradients change, but for those of experts.
+    pub(super) fn shared_buckets(&self) -> impl Iterator<Item = &Bucket> {
+        [&self.dense.sharded, &self.dense.replicated, &self.gates.scores, &self.embedding_weight].into_iter()
     }
 
     pub(crate) fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> {

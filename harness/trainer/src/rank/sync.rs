@@ -10,11 +10,11 @@ use tch::{Kind, Tensor};
 use workloads::Bytes;
 use workloads::model::Moe;
 
-use crate::comm::{CommError, Communicator, Pending};
+use crate::comm::{CommError, Communicator};
 use crate::error::TrainError;
 use crate::host::to_device;
 use crate::kernels;
-use crate::layer::copies::{first_gradients, sum_gradients};
+use crate::layer::copies::{Sums, first_gradients};
 use crate::layer::gate;
 use crate::layer::moe::{Layer, LayerStats};
 use crate::layer::shards::Shards;
@@ -68,17 +68,19 @@ impl Rank<'_> {
             if storage == Storage::Slots {
                 sum(&buckets, &*groups.replicas)?;
             }
-            let mut before: Option<&Shards> = None;
+            // Those of one layer travel while those of another are added.
+            let (mut scattered, mut sums): (Option<&Shards>, Option<Sums>) = (None, None);
             for Layer { experts, placement, .. } in stage.layers() {
                 if let Some(shards) = &experts.shards {
                     shards.scatter(&experts.bucket, placement, group)?;
-                    // Those of one layer travel while those of another are added.
-                    before.replace(shards).map_or(Ok(()), Shards::settle)?;
+                    scattered.replace(shards).map_or(Ok(()), Shards::settle)?;
                 } else if placement.has_copies() {
-                    sum_gradients(experts, placement, group)?;
+                    let begun = Sums::begin(experts, placement, group)?;
+                    sums.replace(begun).map_or(Ok(()), |before| before.finish(group))?;
                 }
             }
-            before.map_or(Ok::<(), CommError>(()), Shards::settle)
+            scattered.map_or(Ok(()), Shards::settle)?;
+            sums.map_or(Ok::<(), CommError>(()), |last| last.finish(group))
         })?;
         match synchronised {
             Some(price) => self.timer.collective(activity, groups.stage(), price),
@@ -120,7 +122,11 @@ impl Rank<'_> {
         }
         let t = self.iteration + 1;
         self.timer.compute(Activity::Optimizer, || {
-            self.stage.buckets().for_each(|bucket| optimizer::step(training, bucket, t, &factor));
+            self.stage.shared_buckets().for_each(|bucket| optimizer::step(training, bucket, t, &factor));
+            for Layer { experts, placement, .. } in self.stage.layers() {
+                let updated = experts.updated(placement.experts_of(self.groups.experts.rank()));
+                optimizer::step_of(training, experts.state(), &updated, t, &factor);
+            }
         });
         Ok(())
     }
@@ -161,12 +167,8 @@ fn sum(buckets: &[&Bucket], group: &dyn Communicator) -> Result<(), CommError> {
         return Ok(());
     }
     let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
-    let pending: Vec<(&&Bucket, Pending)> =
-        filled.map(|bucket| Ok((bucket, group.all_reduce(bucket.gradients())?))).collect::<Result<_, CommError>>()?;
-    for (bucket, sum) in pending {
-        bucket.gradients().shallow_clone().copy_(&sum.wait()?);
-    }
-    Ok(())
+    let pending = filled.map(|bucket| group.sum_in_place(bucket.gradients())).collect::<Result<Vec<_>, _>>()?;
+    pending.into_iter().try_for_each(|sum| sum.wait().map(drop))
 }
 
 impl Rank<'_> {

@@ -139,6 +139,20 @@ impl Nccl {
         Ok((tensor.detach().contiguous(), kind))
     }
 
+    /// The sum of `own` over members, into `result`, which may be `own`.
+    fn sum(&self, own: Tensor, result: Tensor, kind: ncclDataType_t) -> Result<Pending, CommError> {
+        if own.numel() == 0 {
+            return self.nothing(result);
+        }
+        let (from, to, elements) = (own.data_ptr(), result.data_ptr(), own.numel());
+        self.launch(Operation::AllReduce, vec![own], result, |call| {
+            // SAFETY: both hold `elements`, and are kept until the operation is over.
+            call.check(unsafe {
+                (call.api.ncclAllReduce)(from, to, elements, kind as c_int, SUM, call.raw, call.stream)
+            })
+        })
+    }
+
     fn check_member(&self, operation: Operation, member: usize, may_be_self: bool) -> Result<(), CommError> {
         let found = match member {
             member if member >= self.size() => format!("member {member} of a group of {}", self.size()),
@@ -169,15 +183,17 @@ impl Communicator for Nccl {
         let row: usize = shape[1..].iter().map(|extent| *extent as usize).product();
         let starts = |counts: &[usize]| counts[..rank].iter().sum::<usize>() as i64;
         let own = sent[rank] as i64;
-        no_grad(|| result.narrow(0, starts(received), own).copy_(&rows.narrow(0, starts(sent), own)));
+        let mut own_result = result.narrow(0, starts(received), own);
+        let own_rows = rows.narrow(0, starts(sent), own);
         let parts = |counts: &[usize]| rows_of(counts, row, rank);
         let (outgoing, incoming) = (parts(sent), parts(received));
         if outgoing.is_empty() && incoming.is_empty() {
+            no_grad(|| own_result.copy_(&own_rows));
             return self.nothing(result);
         }
         let bytes = rows.kind().elt_size_in_bytes();
         let (from, to) = (rows.data_ptr().cast::<u8>(), result.data_ptr().cast::<u8>());
-        self.launch(operation, vec![rows], result, |call| {
+        let pending = self.launch(operation, vec![rows], result, |call| {
             call.group(|| {
                 for part in &outgoing {
                     call.send(from.wrapping_add(part.start * bytes).cast(), part.elements, kind, part.peer)?;
@@ -187,49 +203,61 @@ impl Communicator for Nccl {
                 }
                 Ok(())
             })
-        })
+        })?;
+        // On libtorch's stream, beside what others send.
+        no_grad(|| own_result.copy_(&own_rows));
+        Ok(pending)
     }
 
-    /// All in one group of calls. What a rank has for itself goes the same way: on the group's stream, beside what others send.
-    fn transfer(&self, sent: &[Part], received: &[Part]) -> Result<Pending, CommError> {
-        let operation = Operation::Transfer;
-        check_parts(sent, received, self.rank(), self.size())
+    /// All in one group of calls, behind copies of what a rank has for itself.
+    fn transfer(&self, from: &Tensor, sent: &[Part], to: &Tensor, received: &[Part]) -> Result<Pending, CommError> {
+        let (operation, rank) = (Operation::Transfer, self.rank());
+        check_parts([from, to], [sent, received], rank, self.size())
             .map_err(|reason| error_of(&self.control, operation, reason))?;
-        let filled = |parts: &'_ [Part]| -> Vec<Part> {
-            let filled = parts.iter().filter(|(_, part)| part.numel() > 0);
-            filled.map(|(member, part)| (*member, part.shallow_clone())).collect()
-        };
-        let (outgoing, incoming) = (filled(sent), filled(received));
         let result = Tensor::empty([0], (Kind::Float, self.device()));
-        let Some((_, first)) = outgoing.iter().chain(&incoming).next() else { return self.nothing(result) };
-        let (_, kind) = self.prepare(operation, first)?;
-        let kept = outgoing.iter().chain(&incoming).map(|(_, part)| part.shallow_clone()).collect();
-        self.launch(operation, kept, result, |call| {
+        let filled = |part: &&Part| part.length > 0;
+        if sent.iter().chain(received).find(filled).is_none() {
+            return self.nothing(result);
+        }
+        let (from, kind) = self.prepare(operation, from)?;
+        let bytes = from.kind().elt_size_in_bytes();
+        let (source, target) = (from.data_ptr().cast::<u8>(), to.data_ptr().cast::<u8>());
+        let at = |base: *mut u8, part: &Part| base.wrapping_add(part.start * bytes);
+        let own =
+            |parts: &'_ [Part]| parts.iter().filter(|part| part.member == rank && part.length > 0).copied().collect();
+        let (own_sent, own_received): (Vec<Part>, Vec<Part>) = (own(sent), own(received));
+        let stream = &self.group.stream;
+        self.launch(operation, vec![from, to.shallow_clone()], result, |call| {
+            for (from, to) in own_sent.iter().zip(&own_received) {
+                // SAFETY: both parts are of tensors that are kept until the operation is over, and as long.
+                let copied = unsafe { stream.copy(at(source, from), at(target, to), from.length * bytes) };
+                copied.map_err(|error| error.to_string())?;
+            }
             call.group(|| {
-                for (peer, part) in &outgoing {
-                    call.send(part.data_ptr(), part.numel(), kind, *peer)?;
+                for part in sent.iter().filter(filled).filter(|part| part.member != rank) {
+                    call.send(at(source, part).cast(), part.length, kind, part.member)?;
                 }
-                for (peer, part) in &incoming {
-                    call.receive(part.data_ptr(), part.numel(), kind, *peer)?;
+                for part in received.iter().filter(filled).filter(|part| part.member != rank) {
+                    call.receive(at(target, part).cast(), part.length, kind, part.member)?;
                 }
                 Ok(())
             })
         })
     }
 
+    fn sum_in_place(&self, tensor: &Tensor) -> Result<Pending, CommError> {
+        let (own, kind) = self.prepare(Operation::AllReduce, tensor)?;
+        if own.data_ptr() != tensor.data_ptr() {
+            let gaps = CommFailure::Mismatch(format!("a tensor {:?} with gaps", tensor.size()));
+            return Err(error_of(&self.control, Operation::AllReduce, gaps));
+        }
+        self.sum(own.shallow_clone(), own, kind)
+    }
+
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
         let (own, kind) = self.prepare(Operation::AllReduce, tensor)?;
         let result = own.empty_like();
-        if own.numel() == 0 {
-            return self.nothing(result);
-        }
-        let (from, to, elements) = (own.data_ptr(), result.data_ptr(), own.numel());
-        self.launch(Operation::AllReduce, vec![own], result, |call| {
-            // SAFETY: both hold `elements`, and are kept until the operation is over.
-            call.check(unsafe {
-                (call.api.ncclAllReduce)(from, to, elements, kind as c_int, SUM, call.raw, call.stream)
-            })
-        })
+        self.sum(own, result, kind)
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError> {
