@@ -94,6 +94,58 @@ fn a_suite_is_run_in_the_order_that_rank_0_calls() {
     assert!(again.iter().all(|ran| ran.status == Some(0)), "{}\n{}", again[0].stderr, again[1].stderr);
 }
 
+/// Of the processes of a run, all are killed between two systems: the next attempt takes what the first system's training gave.
+/// Times tell: another training would have others.
+#[test]
+fn a_killed_run_keeps_the_systems_that_have_finished() {
+    let folder = folder();
+    let suite = |iterations: usize| {
+        let text = format!(
+            "name = \"test\"\ndescription = \"for tests\"\nengine = \"train\"\nbaseline = \"fastermoe\"\n\
+             systems = [\"expert-only\", \"fastermoe\", \"tutel\"]\niterations = {iterations}\nwarmup = 1\n[[cases]]\n\
+             model = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\ngate = \"no-drop\"\nglobal_batch = 4\nmicro_batch = 1\n"
+        );
+        folder.write("suite.toml", &text);
+    };
+    suite(20);
+    const RUN: &str = "run ./suite.toml --trace trace.parquet --out out --timeline";
+    let stored = |system: &str| {
+        let ends = format!("{system}.spans.parquet");
+        folder.files().into_iter().find(|name| name.starts_with("out/cases/") && name.ends_with(&ends))
+    };
+    let mut both = start_both(&folder, RUN);
+    while stored("expert-only").is_none() {
+        assert_eq!(both[0].try_wait().unwrap(), None, "ended before it could be killed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for child in &mut both {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(stored("tutel").is_none() && !folder.join("out/iterations.parquet").exists());
+    let frames = ["iterations", "spans"].map(|kind| {
+        let spans = stored("expert-only").unwrap();
+        folder.frame(&spans.replace(".spans.", &format!(".{kind}.")))
+    });
+
+    suite(21);
+    folder.refuse(RUN, &["out: holds another run", "iterations = 20, now 21"]);
+    suite(20);
+    let again = start_both(&folder, RUN).map(end);
+    assert!(again.iter().all(|ran| ran.status == Some(0)), "{}\n{}", again[0].stderr, again[1].stderr);
+    for (kind, frame) in ["iterations", "spans"].iter().zip(&frames) {
+        let joined = folder.frame(&format!("out/{kind}.parquet"));
+        assert!(joined.slice(0, frame.height()).equals_missing(frame), "{kind}: trained again");
+        let systems = joined.column("system").unwrap().n_unique().unwrap();
+        assert_eq!(systems, 3, "{kind}");
+    }
+    assert!(!folder.join("out/cases").exists());
+    // Everything is there, timelines too: nothing is called.
+    let ended = folder.bytes("out/iterations.parquet");
+    assert!(start_both(&folder, RUN).map(end).iter().all(|ran| ran.status == Some(0)));
+    assert!(folder.bytes("out/iterations.parquet") == ended);
+}
+
 #[test]
 fn a_killed_process_ends_the_others_and_a_checkpoint_goes_on() {
     let folder = folder();

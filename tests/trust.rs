@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
+use polars::prelude::DataFrame;
+
 use crate::support::{Folder, Ran, small_trace, suite_toml};
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -18,7 +20,7 @@ fn files(folder: &Folder, part: &str) -> Files {
     names.map(|name| (name[part.len() + 1..].to_owned(), folder.bytes(&name))).collect()
 }
 
-/// Records of the cases that are finished in a folder whose run has not ended: what marks them is written last.
+/// Records of the cases, or of runs of them, that are finished in a folder whose run has not ended: what marks them is written last.
 fn finished(folder: &Folder, out: &str) -> Files {
     let all = files(folder, &format!("{out}/cases"));
     let ids = all.keys().filter_map(|name| name.strip_suffix(".spans.parquet"));
@@ -73,17 +75,21 @@ fn kill(folder: &Folder, run: &str, kills: usize, seed: u64) -> Vec<String> {
     ended
 }
 
-/// The joined frames have the rows of every case that was finished before.
+/// The joined frames have the rows of every case, or run of one, that was finished before.
 fn hold(folder: &Folder, out: &str, kept: &Files) {
     for kind in ["iterations", "spans"] {
         let joined = folder.frame(&format!("{out}/{kind}.parquet"));
-        let cases = joined.column("case").unwrap().str().unwrap().clone();
+        let runs = |frame: &DataFrame| {
+            let [cases, systems] = ["case", "system"].map(|name| frame.column(name).unwrap().str().unwrap().clone());
+            let both = cases.iter().zip(systems.iter()).map(|(case, system)| format!("{case:?} {system:?}"));
+            both.collect::<Vec<_>>()
+        };
+        let all = runs(&joined);
         for (name, bytes) in kept.iter().filter(|(name, _)| name.ends_with(&format!("{kind}.parquet"))) {
             folder.write("kept.parquet", "");
             fs::write(folder.join("kept.parquet"), bytes).unwrap();
             let rows = folder.frame("kept.parquet");
-            let case = rows.column("case").unwrap().str().unwrap().get(0).unwrap().to_owned();
-            let first = cases.iter().position(|other| other == Some(case.as_str())).unwrap();
+            let first = all.iter().position(|run| *run == runs(&rows)[0]).unwrap();
             assert!(joined.slice(first as i64, rows.height()).equals_missing(&rows), "{out}: {name}: other rows");
         }
     }

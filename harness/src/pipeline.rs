@@ -119,7 +119,7 @@ fn sampled(
 ) -> Result<Sampled, Failure> {
     let provenance = request.provenance(cases, inputs);
     let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
-    let finished = finished(request, cases, &store).or_run()?;
+    let finished = finished(request, &store).or_run()?;
     let read_back = finished.is_some();
     if !read_back {
         // A run that had ended may be run again, for its timelines.
@@ -223,9 +223,9 @@ impl RunRequest<'_> {
 }
 
 /// The rows of a finished run.
-fn finished(request: &RunRequest, cases: &[PreparedCase], store: &Store) -> Result<Option<Vec<Row>>> {
-    let enough = !request.timelines || cases.iter().all(|case| store.has_timelines(&case.id()));
-    if enough { store.finished() } else { Ok(None) }
+fn finished(request: &RunRequest, store: &Store) -> Result<Option<Vec<Row>>> {
+    let enough = |rows: &Vec<Row>| !request.timelines || store.has_timelines(rows, request.suite.iterations);
+    Ok(store.finished()?.filter(enough))
 }
 
 /// The rows of a run that is done now as far as it is missing.
@@ -236,7 +236,7 @@ fn run(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], store:
         let runner = Runner { engine, extent: request.extent(), store, progress };
         pool.install(|| runner.run(cases))
     })?;
-    store.join(&cases.iter().map(PreparedCase::id).collect::<Vec<_>>())
+    store.join(cases)
 }
 
 fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<Summary> {

@@ -79,9 +79,9 @@ fn stored(folder: &Folder, engine: &MockEngine, name: &str) -> StoredRun {
             }
             record
         };
-        store.write_case(&case.id(), &case.runs.iter().map(record).collect::<Vec<_>>()).unwrap();
+        store.write_runs(&case.id(), &case.runs.iter().map(record).collect::<Vec<_>>()).unwrap();
     }
-    store.join(&cases.iter().map(|case| case.id()).collect::<Vec<_>>()).unwrap();
+    store.join(&cases).unwrap();
     StoredRun::open(folder.path()).unwrap()
 }
 

@@ -28,7 +28,7 @@ fn run(engine: &MockEngine, cases: &[PreparedCase], store: &Store) {
 }
 
 fn join(cases: &[PreparedCase], store: &Store) -> Vec<Row> {
-    store.join(&cases.iter().map(PreparedCase::id).collect::<Vec<_>>()).unwrap()
+    store.join(cases).unwrap()
 }
 
 #[test]
@@ -60,6 +60,30 @@ fn a_finished_case_is_not_run_again() {
     });
 }
 
+/// What is simulated side by side is stored together; what is timed, as soon as it ends.
+#[test]
+fn a_timed_run_is_not_run_again_in_a_case_that_was_not_finished() {
+    for (kind, expected) in [(EngineKind::Measured, 3 + 5), (EngineKind::Simulated, 3 + 6)] {
+        let (folder, engine) = (Folder::new(), MockEngine::of(kind));
+        with_cases(|cases| {
+            let store = store(&folder);
+            run(&engine, &cases[..1], &store);
+            // As a kill after the first of three runs leaves it.
+            let first = format!("{}.", cases[0].runs[0].id());
+            for entry in fs::read_dir(store.path("cases")).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap();
+                if !name.starts_with(&first) {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+            run(&engine, cases, &store);
+            assert_eq!(engine.runs.load(Ordering::Relaxed), expected, "{kind:?}");
+            assert_eq!(join(cases, &store), MockEngine::of(kind).rows(&suite()));
+        });
+    }
+}
+
 #[test]
 fn neither_threads_nor_the_order_of_cases_change_a_byte() {
     let bytes = |threads: usize, reversed: bool| {
@@ -67,13 +91,15 @@ fn neither_threads_nor_the_order_of_cases_change_a_byte() {
         let store = store(&folder);
         let trace = trace();
         let mut cases = prepare::cases("test", &suite(), |_| &trace).unwrap();
-        let ids: Vec<String> = cases.iter().map(PreparedCase::id).collect();
         if reversed {
             cases.reverse();
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| run(&MockEngine::default(), &cases, &store));
-        store.join(&ids).unwrap();
+        if reversed {
+            cases.reverse();
+        }
+        store.join(&cases).unwrap();
         ["iterations.parquet", "spans.parquet"].map(|name| fs::read(store.path(name)).unwrap())
     };
     assert_eq!(bytes(1, false), bytes(3, false));

@@ -67,13 +67,12 @@ fn cases_are_joined_in_the_order_asked_for_and_read_back() {
             let outcome = engine.run(run, run.plan().unwrap().plan, extent, &|| ()).unwrap();
             RunRecord::new(run, engine.kind, outcome)
         };
-        assert!(!store.has_case(&case.id()));
-        store.write_case(&case.id(), &case.runs.iter().map(record).collect::<Vec<_>>()).unwrap();
-        assert!(store.has_case(&case.id()));
+        assert!(!store.has_runs(&case.id()));
+        store.write_runs(&case.id(), &case.runs.iter().map(record).collect::<Vec<_>>()).unwrap();
+        assert!(store.has_runs(&case.id()));
     }
     assert!(store.finished().unwrap().is_none());
-    let ids: Vec<String> = cases.iter().map(|case| case.id()).collect();
-    let joined = store.join(&ids).unwrap();
+    let joined = store.join(&cases).unwrap();
     assert_eq!(joined, engine.rows(&suite()));
     assert_eq!(store.finished().unwrap(), Some(joined));
     assert!(!store.path("cases").exists());

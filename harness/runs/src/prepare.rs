@@ -28,7 +28,7 @@ pub struct PreparedCase<'a> {
 impl PreparedCase<'_> {
     /// The name of the case's files.
     pub fn id(&self) -> String {
-        format!("{}.seed{}", self.case.id(), self.seed)
+        case_id(&self.case.id(), self.seed)
     }
 }
 
@@ -54,9 +54,14 @@ pub struct PreparedRun<'a> {
     plan: OnceLock<Result<Chosen, PlanError>>,
 }
 
+/// The name of a case under a seed.
+pub fn case_id(case: &str, seed: u64) -> String {
+    format!("{case}.seed{seed}")
+}
+
 /// The name of a run of a system on a case under a seed.
 pub fn run_id(case: &str, seed: u64, system: &str) -> String {
-    format!("{case}.seed{seed}.{system}")
+    format!("{}.{system}", case_id(case, seed))
 }
 
 /// The plan of a run.

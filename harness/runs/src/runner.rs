@@ -1,8 +1,10 @@
-//! Runs every case of a suite under every system, and hands each finished case to the store.
+//! Runs every case of a suite under every system, and hands what is finished to the store: each simulated case, each run that was timed.
 //!
 //! All systems of a case see the same routing, iteration by iteration, unless the case says that one trains another model
 //! or gate. Cases do not depend on each other, so neither the number of threads nor the order in which they end changes a
 //! record. A run that fails is a row with a reason; the others go on.
+
+use std::slice;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
@@ -37,17 +39,34 @@ impl Runner<'_> {
     }
 
     fn case(&self, case: &PreparedCase) -> Result<()> {
-        let id = case.id();
-        if self.store.has_case(&id) && (!self.extent.timelines || self.store.has_timelines(&id)) {
+        if self.holds(&case.id())? {
             return Ok(());
         }
-        let records = self.records(case)?;
-        if self.extent.timelines {
-            // Before the frames, which mark a case as finished.
-            self.store.write_timelines(&id, &records)?;
-            case.runs.iter().zip(&records).try_for_each(|(run, record)| self.write_chakra(&id, run, record))?;
+        match self.engine.kind() {
+            EngineKind::Simulated => self.finish(&case.id(), case, &case.runs),
+            // One after the other: what was trained is kept whatever becomes of the next.
+            EngineKind::Measured | EngineKind::Emulated => case.runs.iter().try_for_each(|run| {
+                let id = run.id();
+                if self.holds(&id)? { Ok(()) } else { self.finish(&id, case, slice::from_ref(run)) }
+            }),
         }
-        self.store.write_case(&id, &records)
+    }
+
+    /// Whether the store has all that is asked for of a case, or of one run of it.
+    fn holds(&self, id: &str) -> Result<bool> {
+        let Extent { timelines, iterations } = self.extent;
+        Ok(self.store.has_runs(id) && (!timelines || self.store.has_timelines(&self.store.rows(id)?, iterations)))
+    }
+
+    /// Runs some of a case, and stores them under a name.
+    fn finish(&self, id: &str, case: &PreparedCase, runs: &[PreparedRun]) -> Result<()> {
+        let records = self.records(runs)?;
+        if self.extent.timelines {
+            // Before the frames, which mark runs as finished.
+            self.store.write_timelines(&case.id(), &records)?;
+            runs.iter().zip(&records).try_for_each(|(run, record)| self.write_chakra(&case.id(), run, record))?;
+        }
+        self.store.write_runs(id, &records)
     }
 
     /// What the ranks of a simulated timeline do, as execution traces.
@@ -60,18 +79,18 @@ impl Runner<'_> {
         self.store.write_chakra(id, &record.key.system, &chakra::traces(&run.job, communications, spans))
     }
 
-    /// A record of every run of a case; one without a plan is not run.
-    fn records(&self, case: &PreparedCase) -> Result<Vec<RunRecord>> {
+    /// A record of every run; one without a plan is not run.
+    fn records(&self, runs: &[PreparedRun]) -> Result<Vec<RunRecord>> {
         let planned: Vec<(&PreparedRun, Plan)> =
-            case.runs.iter().filter_map(|run| Some((run, run.plan().ok()?.plan))).collect();
+            runs.iter().filter_map(|run| Some((run, run.plan().ok()?.plan))).collect();
         let mut outcomes = self.engine.run_side_by_side(&planned, self.extent, &|| self.progress.inc(1))?.into_iter();
         let outcome = |run: &PreparedRun| match run.plan() {
             Ok(_) => outcomes.next().expect("an engine gives an outcome for every run"),
             Err(error) => Outcome::failed(status_of(error), error.to_string()),
         };
-        let outcomes: Vec<Outcome> = case.runs.iter().map(outcome).collect();
+        let outcomes: Vec<Outcome> = runs.iter().map(outcome).collect();
         let record = |(run, outcome)| RunRecord::new(run, self.engine.kind(), outcome);
-        Ok(case.runs.iter().zip(outcomes).map(record).collect())
+        Ok(runs.iter().zip(outcomes).map(record).collect())
     }
 }
 

@@ -1,9 +1,9 @@
 //! The folder of a run: what is in it, and how it is written so that nothing is lost and nothing is half-written.
 //!
-//! Every finished case is written to `cases/` at once, by temporary file and rename. When all are there they are joined, in
-//! the suite's order, into `iterations.parquet`, `spans.parquet` and `details.json`, and `cases/` goes. A run that was interrupted finds its
-//! finished cases and ends with the same bytes; one that had ended finds its frames. `run.json` states what was run; a
-//! folder of another run is refused.
+//! What is finished is written to `cases/` at once, by temporary file and rename: the runs of a simulated case together, and a run
+//! that was trained by itself. When all are there they are joined, in the suite's order, into `iterations.parquet`, `spans.parquet` and
+//! `details.json`, and `cases/` goes. A run that was interrupted finds what is finished and ends with the same bytes; one that had ended
+//! finds its frames. `run.json` states what was run; a folder of another run is refused.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,6 +15,7 @@ use polars::prelude::{CsvWriter, DataFrame, KeyValueMetadata, ParquetReader, Par
 
 use crate::chakra::Traces;
 use crate::details::{self, RunDetails};
+use crate::prepare::{PreparedCase, PreparedRun, case_id};
 use crate::provenance::{self, Provenance};
 use crate::records::{self, Row, RunRecord, SCHEMA_KEY, SCHEMA_VERSION};
 use crate::timeline::{self, Timeline};
@@ -87,29 +88,40 @@ impl Store {
         write_atomically(&self.path(name), |file| Ok(CsvWriter::new(file).finish(frame)?))
     }
 
-    /// Whether a case was finished by this or an earlier attempt.
-    pub fn has_case(&self, id: &str) -> bool {
-        self.case_path(id, "spans").exists()
+    /// Whether a case, or one run of it, was finished by this or an earlier attempt. `id`: that of the case or of the run.
+    pub fn has_runs(&self, id: &str) -> bool {
+        self.runs_path(id, "spans").exists()
     }
 
-    /// Writes a finished case; the spans last, because they mark it as finished.
+    /// Writes the finished runs of a case, or one of them; the spans last, because they mark them as finished.
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn write_case(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
+    pub fn write_runs(&self, id: &str, runs: &[RunRecord]) -> Result<()> {
         let rows: Vec<Row> = runs.iter().flat_map(RunRecord::rows).collect();
-        write_parquet(&self.case_path(id, "iterations"), &mut records::to_frame(&rows)?)?;
+        write_parquet(&self.runs_path(id, "iterations"), &mut records::to_frame(&rows)?)?;
         let of_runs = runs.iter().map(|run| run.details.clone()).collect();
         write_text(&self.details_path(id), &details::to_json(of_runs)?)?;
-        write_parquet(&self.case_path(id, "spans"), &mut records::spans_frame(runs)?)
+        write_parquet(&self.runs_path(id, "spans"), &mut records::spans_frame(runs)?)
     }
 
-    /// Whether a case's timelines were written; they lie before its frames do.
-    pub fn has_timelines(&self, id: &str) -> bool {
-        self.timelines_path(id).exists()
+    /// Reads the rows of [`Self::write_runs`].
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn rows(&self, id: &str) -> Result<Vec<Row>> {
+        rows_in(&self.runs_path(id, "iterations"))
     }
 
-    /// Writes a case's timelines, a file per system that reached its last iteration, engines side by side:
+    /// Whether there is a timeline of every run among these rows that reached the iteration `last`.
+    pub fn has_timelines(&self, rows: &[Row], last: usize) -> bool {
+        let mut reached = rows.iter().filter(|row| row.sample.is_ok() && row.iteration as usize == last);
+        reached.all(|Row { key, .. }| {
+            self.timelines_path(&case_id(&key.case, key.seed)).join(format!("{}.json", key.system)).exists()
+        })
+    }
+
+    /// Writes timelines of a case's runs, a file per system that reached its last iteration, engines side by side:
     /// `timelines/CASE.seedN/SYSTEM.json`.
     ///
     /// # Errors
@@ -149,16 +161,16 @@ impl Store {
         if !has_ended(&self.root) {
             return Ok(None);
         }
-        let path = self.path("iterations.parquet");
-        let rows = records::from_frame(&read_parquet(&path)?).with_context(|| format!("{}", path.display()))?;
-        Ok(Some(rows))
+        rows_in(&self.path("iterations.parquet")).map(Some)
     }
 
-    /// Joins the cases, in the given order, into the run's two files; returns the rows of the iterations.
+    /// Joins the cases, in the given order, into the run's files; returns the rows of the iterations.
     ///
     /// # Errors
     /// When a case cannot be read or a file cannot be written.
-    pub fn join(&self, ids: &[String]) -> Result<Vec<Row>> {
+    pub fn join(&self, cases: &[PreparedCase]) -> Result<Vec<Row>> {
+        let ids: Vec<String> = cases.iter().flat_map(|case| self.ids(case)).collect();
+        let ids = &ids[..];
         let mut iterations = self.join_kind(ids, "iterations")?;
         write_parquet(&self.path("iterations.parquet"), &mut iterations)?;
         self.join_details(ids)?;
@@ -166,6 +178,12 @@ impl Store {
         let cases = self.path("cases");
         fs::remove_dir_all(&cases).with_context(|| format!("{}: cannot be removed", cases.display()))?;
         records::from_frame(&iterations)
+    }
+
+    /// What of a case is stored together: all, or each run by itself.
+    fn ids(&self, case: &PreparedCase) -> Vec<String> {
+        let id = case.id();
+        if self.has_runs(&id) { vec![id] } else { case.runs.iter().map(PreparedRun::id).collect() }
     }
 
     /// Takes over cases, `(id, case, seed)`, of another folder's run that has ended, as if they had been run here.
@@ -178,17 +196,17 @@ impl Store {
             ["iterations", "spans"].map(|kind| read_parquet(&other.path(&format!("{kind}.parquet"))));
         let (iterations, spans, details) = (iterations?, spans?, read_details(&other.path(DETAILS))?);
         for (id, case, seed) in cases {
-            write_parquet(&self.case_path(id, "iterations"), &mut rows_of(&iterations, case, *seed)?)?;
+            write_parquet(&self.runs_path(id, "iterations"), &mut rows_of(&iterations, case, *seed)?)?;
             let own = details.iter().filter(|run| run.case == *case && run.seed == *seed).cloned().collect();
             write_text(&self.details_path(id), &details::to_json(own)?)?;
-            if other.has_timelines(id) {
+            if other.timelines_path(id).exists() {
                 for entry in fs::read_dir(other.timelines_path(id))? {
                     let (path, to) = (entry?.path(), self.timelines_path(id));
                     let name = path.file_name().unwrap_or_default();
                     write_atomically(&to.join(name), |file| Ok(file.write_all(&fs::read(&path)?)?))?;
                 }
             }
-            write_parquet(&self.case_path(id, "spans"), &mut rows_of(&spans, case, *seed)?)?;
+            write_parquet(&self.runs_path(id, "spans"), &mut rows_of(&spans, case, *seed)?)?;
         }
         Ok(())
     }
@@ -204,7 +222,7 @@ impl Store {
     fn join_kind(&self, ids: &[String], kind: &str) -> Result<DataFrame> {
         let mut all: Option<DataFrame> = None;
         for id in ids {
-            let frame = read_parquet(&self.case_path(id, kind))?;
+            let frame = read_parquet(&self.runs_path(id, kind))?;
             match &mut all {
                 None => all = Some(frame),
                 Some(all) => {
@@ -242,7 +260,7 @@ impl Store {
         self.root.join("cases").join(format!("{id}.{DETAILS}"))
     }
 
-    fn case_path(&self, id: &str, kind: &str) -> PathBuf {
+    fn runs_path(&self, id: &str, kind: &str) -> PathBuf {
         self.root.join("cases").join(format!("{id}.{kind}.parquet"))
     }
 }
@@ -250,6 +268,11 @@ impl Store {
 /// Whether the run in a folder has ended: its spans are joined last, and then its cases go.
 pub fn has_ended(root: &Path) -> bool {
     root.join("spans.parquet").exists() && !root.join("cases").exists()
+}
+
+/// The rows of a file of iterations.
+fn rows_in(path: &Path) -> Result<Vec<Row>> {
+    records::from_frame(&read_parquet(path)?).with_context(|| format!("{}", path.display()))
 }
 
 /// Reads details of runs.

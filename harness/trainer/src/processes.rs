@@ -6,7 +6,7 @@
 //! afresh. Only communicators of NCCL that all ranks have left in order go on to it. A process that dies is dead for the whole
 //! command: the control group notices at once, so every later run ends before it begins.
 //!
-//! When rank 0 itself is killed, the iterations of the case under way are lost, unless there is a checkpoint.
+//! When rank 0 itself is killed, the iterations of the run under way are lost, unless there is a checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

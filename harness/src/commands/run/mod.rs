@@ -201,7 +201,7 @@ pub(crate) fn cases_of(request: &RunRequest, shard: Shard) -> Vec<(String, Strin
     let mut suite = request.suite.clone();
     shard.keep(&mut suite);
     let of_seed = |&seed: &u64| {
-        let named = |case: &Case| (format!("{}.seed{seed}", case.id()), case.id(), seed);
+        let named = |case: &Case| (prepare::case_id(&case.id(), seed), case.id(), seed);
         suite.cases.iter().map(named).collect::<Vec<_>>()
     };
     suite.seeds.iter().flat_map(of_seed).collect()
