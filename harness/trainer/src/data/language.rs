@@ -2,6 +2,7 @@
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::{DataError, Entropy, Purpose, Samples, stream};
 
@@ -43,12 +44,19 @@ impl Language {
             let (field, expected) = ("vocabulary", "4 to 4096");
             return Err(DataError::Language { field, value: vocabulary, expected });
         }
-        let matrix = transition_matrix(vocabulary, seed);
-        let stationary = stationary(&matrix, vocabulary);
-        let rows = matrix.chunks(vocabulary);
-        let floor = rows.clone().zip(&stationary).map(|(row, weight)| weight * entropy(row)).sum();
+        let followers = Followers::new(vocabulary, seed);
+        let stationary = followers.stationary();
+        let mut matrix = vec![0.0; vocabulary * vocabulary];
+        let rows = matrix.par_chunks_mut(vocabulary).enumerate();
+        let entropies = rows.map(|(token, to)| {
+            let row = followers.row(token);
+            to.copy_from_slice(&cumulative(&row));
+            entropy(&row)
+        });
+        let entropies: Vec<f64> = entropies.collect();
+        let floor = entropies.iter().zip(&stationary).map(|(entropy, weight)| weight * entropy).sum();
         Ok(Self {
-            cumulative: rows.flat_map(cumulative).collect(),
+            cumulative: matrix,
             cumulative_first: cumulative(&stationary),
             entropy: Entropy { floor, unigram: entropy(&stationary) },
             vocabulary,
@@ -80,45 +88,60 @@ impl Samples for Language {
     }
 }
 
-/// `[token][next]`, row after row: the probability that `next` follows.
-fn transition_matrix(vocabulary: usize, seed: u64) -> Vec<f64> {
-    let harmonic: f64 = (1..=vocabulary).map(|rank| 1.0 / rank as f64).sum();
-    let zipf: Vec<f64> = (1..=vocabulary).map(|rank| 1.0 / (rank as f64 * harmonic)).collect();
-    let by_zipf = cumulative(&zipf);
-    let mut matrix = Vec::with_capacity(vocabulary * vocabulary);
-    for token in 0..vocabulary {
-        let mut rng = stream(seed, Purpose::Successors, 0, token);
-        let mut row: Vec<f64> = zipf.iter().map(|probability| (1.0 - REGULAR) * probability).collect();
-        let mut successors = Vec::with_capacity(SUCCESSORS);
-        while successors.len() < SUCCESSORS {
-            let next = draw(&by_zipf, &mut rng);
-            if !successors.contains(&next) {
-                successors.push(next);
-            }
-        }
-        for (next, weight) in successors.into_iter().zip(SUCCESSOR_WEIGHTS) {
-            row[next] += REGULAR * weight;
-        }
-        matrix.extend(row);
-    }
-    matrix
+/// What follows each token, in the few numbers that say it.
+struct Followers {
+    /// `[next]`: the probability that any token follows, where no likely one does.
+    zipf: Vec<f64>,
+    /// `[token]`: its likely successors, the most likely first.
+    successors: Vec<[usize; SUCCESSORS]>,
 }
 
-/// The distribution that a step leaves as it is. Every step forgets at least a tenth of the past, so the distance to it
-/// falls by 0.9 a step, and 400 steps reach the precision of the numbers.
-fn stationary(matrix: &[f64], vocabulary: usize) -> Vec<f64> {
-    let mut now = vec![1.0 / vocabulary as f64; vocabulary];
-    for _ in 0..400 {
-        let mut next = vec![0.0; vocabulary];
-        for (row, weight) in matrix.chunks(vocabulary).zip(&now) {
-            for (sum, probability) in next.iter_mut().zip(row) {
-                *sum += weight * probability;
+impl Followers {
+    fn new(vocabulary: usize, seed: u64) -> Self {
+        let harmonic: f64 = (1..=vocabulary).map(|rank| 1.0 / rank as f64).sum();
+        let zipf: Vec<f64> = (1..=vocabulary).map(|rank| 1.0 / (rank as f64 * harmonic)).collect();
+        let by_zipf = cumulative(&zipf);
+        let successors_of = |token: usize| {
+            let mut rng = stream(seed, Purpose::Successors, 0, token);
+            let (mut successors, mut found) = ([0; SUCCESSORS], 0);
+            while found < SUCCESSORS {
+                let next = draw(&by_zipf, &mut rng);
+                if !successors[..found].contains(&next) {
+                    successors[found] = next;
+                    found += 1;
+                }
             }
-        }
-        let total: f64 = next.iter().sum();
-        now = next.into_iter().map(|probability| probability / total).collect();
+            successors
+        };
+        Self { successors: (0..vocabulary).map(successors_of).collect(), zipf }
     }
-    now
+
+    /// `[next]`: the probability that it follows `token`.
+    fn row(&self, token: usize) -> Vec<f64> {
+        let mut row: Vec<f64> = self.zipf.iter().map(|probability| (1.0 - REGULAR) * probability).collect();
+        for (&next, weight) in self.successors[token].iter().zip(SUCCESSOR_WEIGHTS) {
+            row[next] += REGULAR * weight;
+        }
+        row
+    }
+
+    /// The distribution that a step leaves as it is. Every step forgets at least a tenth of the past, so the distance to it
+    /// falls by 0.9 a step, and 400 steps reach the precision of the numbers. What forgets is the same after every token: a step needs
+    /// the likely successors alone, not the whole matrix.
+    fn stationary(&self) -> Vec<f64> {
+        let mut now = vec![1.0 / self.zipf.len() as f64; self.zipf.len()];
+        for _ in 0..400 {
+            let mut next: Vec<f64> = self.zipf.iter().map(|probability| (1.0 - REGULAR) * probability).collect();
+            for (successors, from) in self.successors.iter().zip(&now) {
+                for (&to, weight) in successors.iter().zip(SUCCESSOR_WEIGHTS) {
+                    next[to] += REGULAR * weight * from;
+                }
+            }
+            let total: f64 = next.iter().sum();
+            now = next.into_iter().map(|probability| probability / total).collect();
+        }
+        now
+    }
 }
 
 /// Shannon's entropy in nats.
@@ -145,6 +168,44 @@ fn draw(cumulative: &[f64], rng: &mut ChaCha8Rng) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `[token][next]`, row after row: the probability that `next` follows.
+    fn transition_matrix(vocabulary: usize, seed: u64) -> Vec<f64> {
+        let followers = Followers::new(vocabulary, seed);
+        (0..vocabulary).flat_map(|token| followers.row(token)).collect()
+    }
+
+    /// The reference: steps of the whole matrix.
+    fn stationary(matrix: &[f64], vocabulary: usize) -> Vec<f64> {
+        let mut now = vec![1.0 / vocabulary as f64; vocabulary];
+        for _ in 0..400 {
+            let mut next = vec![0.0; vocabulary];
+            for (row, weight) in matrix.chunks(vocabulary).zip(&now) {
+                for (sum, probability) in next.iter_mut().zip(row) {
+                    *sum += weight * probability;
+                }
+            }
+            let total: f64 = next.iter().sum();
+            now = next.into_iter().map(|probability| probability / total).collect();
+        }
+        now
+    }
+
+    /// Samples begin with the same tokens, whichever way the distribution of these was found.
+    #[test]
+    fn the_stationary_distribution_is_that_of_the_whole_matrix() {
+        for (vocabulary, seed) in [(4, 1), (5, 3), (128, 1), (128, 2), (700, 5)] {
+            let expected = stationary(&transition_matrix(vocabulary, seed), vocabulary);
+            for (found, expected) in Followers::new(vocabulary, seed).stationary().iter().zip(&expected) {
+                assert!((found / expected - 1.0).abs() < 1e-12, "{vocabulary} {seed}: {found} {expected}");
+            }
+            let (language, by_matrix) = (Language::new(vocabulary, 0, seed).unwrap(), cumulative(&expected));
+            for index in 0..2000 {
+                let mut rng = stream(seed, Purpose::Sample, 0, index);
+                assert_eq!(language.sample(0, index), [draw(&by_matrix, &mut rng) as i64]);
+            }
+        }
+    }
 
     #[test]
     fn a_sample_depends_on_seed_iteration_and_index_alone() {
