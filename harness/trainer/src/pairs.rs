@@ -50,7 +50,14 @@ fn pair<T: Send>(
     patience: Duration,
     rank: impl Fn(Box<dyn Communicator>, &Exchange, Device) -> T + Sync,
 ) -> [T; 2] {
-    pair_keeping(on, patience, &Default::default(), rank)
+    let kept: [Kept; 2] = Default::default();
+    pair_keeping(on, patience, &kept, |world, reference, device| {
+        let member = world.rank();
+        let result = rank(world, reference, device);
+        // NCCL ends a communicator when both do.
+        kept[member].give_up();
+        result
+    })
 }
 
 /// The same, of ranks that keep communicators of one world for the next.
@@ -154,6 +161,7 @@ fn worlds_keep_communicators(on: On) {
     }
     assert!(world(true).is_empty());
     let anew = world(false);
+    thread::scope(|scope| kept.iter().for_each(|kept| drop(scope.spawn(|| kept.give_up()))));
     assert!(anew.len() == count && anew.iter().all(|identity| !first.contains(identity)), "{first:?}, {anew:?}");
 }
 

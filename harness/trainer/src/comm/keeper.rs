@@ -12,7 +12,11 @@ use super::exchange::Exchange;
 use super::{CommError, Communicator};
 
 /// What one process keeps between its worlds.
-pub(super) struct Keeper<T>(Mutex<State<T>>);
+pub(super) struct Keeper<T> {
+    state: Mutex<State<T>>,
+    /// Ends what is given up.
+    end: fn(Vec<T>),
+}
 
 struct State<T> {
     idle: Vec<Idle<T>>,
@@ -30,13 +34,12 @@ struct Idle<T> {
     value: T,
 }
 
-impl<T> Default for Keeper<T> {
-    fn default() -> Self {
-        Self(Mutex::new(State { idle: Vec::new(), failed: false }))
-    }
-}
-
 impl<T> Keeper<T> {
+    /// A keeper of nothing yet. `end` gets what is given up and may take long.
+    pub(super) fn new(end: fn(Vec<T>)) -> Self {
+        Self { state: Mutex::new(State { idle: Vec::new(), failed: false }), end }
+    }
+
     /// A new world begins.
     pub(super) fn begin(&self) {
         self.lock().failed = false;
@@ -50,25 +53,33 @@ impl<T> Keeper<T> {
     pub(super) fn take(&self, group: &Exchange) -> Result<Option<T>, CommError> {
         let own = self.find(group);
         let says = Tensor::from_slice(&own.as_ref().map_or([0, 0], |idle| [1, idle.identity as i64]));
-        let all = group.all_gather(&says)?.wait()?;
-        let agreed = (0..group.size()).all(|member| all.get(member as i64).equal(&says));
-        Ok(own.filter(|_| agreed).map(|idle| idle.value))
+        let agree = || -> Result<bool, CommError> {
+            let all = group.all_gather(&says)?.wait()?;
+            Ok((0..group.size()).all(|member| all.get(member as i64).equal(&says)))
+        };
+        let (agreed, own) = (agree(), own.map(|idle| idle.value));
+        if let Ok(true) = agreed {
+            return Ok(own);
+        }
+        (self.end)(own.into_iter().collect());
+        agreed.map(|_| None)
     }
 
     /// Keeps what a group leaves that all members have left in order; gives it up where the world has failed since.
     pub(super) fn keep(&self, group: &Exchange, identity: u64, value: T) {
         let mut state = self.lock();
-        if !state.failed {
-            let (group, members) = (group.name().to_owned(), group.members().to_vec());
-            state.idle.push(Idle { group, members, identity, value });
+        if state.failed {
+            drop(state);
+            return (self.end)(vec![value]);
         }
+        let (group, members) = (group.name().to_owned(), group.members().to_vec());
+        state.idle.push(Idle { group, members, identity, value });
     }
 
     /// Gives up what no group of the present world has taken.
     pub(super) fn release(&self) {
         let given_up = std::mem::take(&mut self.lock().idle);
-        // Not under the lock: to end a communicator takes long.
-        drop(given_up);
+        (self.end)(given_up.into_iter().map(|idle| idle.value).collect());
     }
 
     /// The present world has failed: gives up everything, and what its groups still leave.
@@ -91,7 +102,13 @@ impl<T> Keeper<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Drop for Keeper<T> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -107,13 +124,16 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// What two ranks keep from world to world, and a number for all that is made in either.
-    #[derive(Default)]
     struct Two {
         keepers: [Keeper<Arc<u64>>; 2],
         made: AtomicU64,
     }
 
     impl Two {
+        fn new() -> Self {
+            Self { keepers: [Keeper::new(drop), Keeper::new(drop)], made: AtomicU64::new(0) }
+        }
+
         /// A world of both ranks; returns what each returns.
         fn world<R: Send>(&self, rank: impl Fn(&Keeper<Arc<u64>>, &Exchange) -> R + Sync) -> [R; 2] {
             let ends = threads::run(2, PATIENCE, |world| {
@@ -151,7 +171,7 @@ mod tests {
 
     #[test]
     fn groups_of_the_same_name_and_members_get_what_the_last_left() {
-        let (two, both, turned) = (Two::default(), [vec![0, 1]], [vec![1, 0]]);
+        let (two, both, turned) = (Two::new(), [vec![0, 1]], [vec![1, 0]]);
         assert_eq!(two.numbers(&[("a", &both), ("b", &both)]), [1, 2]);
         assert_eq!(two.numbers(&[("b", &both), ("a", &both)]), [2, 1]);
         assert_eq!(two.numbers(&[("c", &both), ("a", &turned), ("a", &both)]), [3, 4, 1]);
@@ -162,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_member_that_lost_its_own_or_has_another_makes_all_make_anew() {
-        let (two, both): (_, [Vec<usize>; 1]) = (Two::default(), [vec![0, 1]]);
+        let (two, both): (_, [Vec<usize>; 1]) = (Two::new(), [vec![0, 1]]);
         let asked: &[(&str, &[Vec<usize>])] = &[("a", &both)];
         assert_eq!(two.numbers(asked), [1]);
         two.keepers[1].fail();
@@ -180,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_world_that_failed_leaves_nothing() {
-        let (two, both) = (Two::default(), [vec![0, 1]]);
+        let (two, both) = (Two::new(), [vec![0, 1]]);
         assert_eq!(two.numbers(&[("a", &both), ("b", &both)]), [1, 2]);
         let ended = two.world(|keeper, world| {
             let [a, c] = ["a", "c"].map(|name| world.part(name, &both).unwrap());
@@ -197,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_a_world_does_not_take_is_released() {
-        let (two, both) = (Two::default(), [vec![0, 1]]);
+        let (two, both) = (Two::new(), [vec![0, 1]]);
         assert_eq!(two.numbers(&[("a", &both), ("b", &both)]), [1, 2]);
         two.world(|keeper, world| {
             let group = world.part("b", &both).unwrap();
@@ -210,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_dies_ends_the_agreement_and_takes_what_was_offered_along() {
-        let (two, both): (_, [Vec<usize>; 1]) = (Two::default(), [vec![0, 1]]);
+        let (two, both): (_, [Vec<usize>; 1]) = (Two::new(), [vec![0, 1]]);
         assert_eq!(two.numbers(&[("a", &both)]), [1]);
         let [failed, _] = two.world(|keeper, world| {
             let group = world.part("a", &both).unwrap();

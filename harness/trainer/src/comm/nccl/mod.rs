@@ -26,7 +26,7 @@ use cudarc::nccl::sys::ncclDataType_t;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use self::api::{Call, SUM, api, data_type};
-use self::watch::{Flight, GroupComm, ROLL_CALL, Shared, error_of, watch};
+use self::watch::{Flight, GroupComm, ROLL_CALL, Shared, end, error_of, watch};
 use crate::comm::exchange::Exchange;
 use crate::comm::keeper::Keeper;
 use crate::comm::{CommError, CommFailure, Communicator, Operation, Part, Pending, check_counts, check_parts};
@@ -34,10 +34,15 @@ use crate::cuda::{self, CudaError, Event, Gpu};
 
 pub use self::api::version;
 
-/// The communicators that a process keeps between its worlds. None has an operation under way. They end with it, and no process
-/// waits for another then.
-#[derive(Default)]
+/// The communicators that a process keeps between its worlds, none of which has an operation under way. They end with it, and nobody
+/// waits long for another process then.
 pub struct Kept(Arc<Keeper<Arc<GroupComm>>>);
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self(Arc::new(Keeper::new(end)))
+    }
+}
 
 impl Kept {
     /// Ends all.

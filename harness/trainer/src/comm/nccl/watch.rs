@@ -24,6 +24,9 @@ const WATCH: Duration = Duration::from_millis(20);
 /// to wait within a step of each other.
 pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
 
+/// How long a process waits for others to end what it gives up.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// One group's communicator, or one that is kept for a group; NCCL frees it when it is aborted, which happens once.
 pub(super) struct GroupComm {
     pub(super) api: &'static Api,
@@ -78,16 +81,21 @@ impl Shared {
     /// not come, or anything has failed, nothing is kept.
     pub(super) fn leave(&self, control: &Exchange, group: &Arc<GroupComm>) {
         // Still under watch: an operation that never ends is aborted.
-        let idle = group.stream.synchronize().is_ok();
+        let lost = group.stream.synchronize().err().map(|reason| reason.to_string());
+        if let Some(reason) = lost.or_else(|| group.asynchronous_error()) {
+            // The others must not keep what this rank does not.
+            control.fail(&reason);
+            self.note(error_of(control, Operation::Barrier, CommFailure::Library(reason)));
+        }
         let all_leave = all_leave(self.check(), control);
         let whole = {
             let mut state = self.lock();
             state.groups.retain(|other| other.strong_count() > 0 && !ptr::eq(other.as_ptr(), Arc::as_ptr(group)));
             // The watchdog asks for errors under the lock: from here on, it does not ask this group.
             state.under_way.retain(|flight| !Arc::ptr_eq(&flight.group, group));
-            idle && all_leave && state.failure.is_none()
+            all_leave && state.failure.is_none()
         };
-        if whole && group.asynchronous_error().is_none() {
+        if whole {
             self.kept.keep(control, group.identity, group.clone());
         } else {
             group.abort();
@@ -172,10 +180,15 @@ impl Shared {
         self.lock().failure.clone().map_or(Ok(()), Err)
     }
 
+    /// Notes a failure, unless there was one.
+    fn note(&self, failure: CommError) {
+        self.lock().failure.get_or_insert(failure);
+    }
+
     /// Notes a failure and aborts all communicators, in use and kept.
     pub(super) fn abort(&self, failure: CommError) {
+        self.note(failure);
         let mut state = self.lock();
-        state.failure.get_or_insert(failure);
         let groups: Vec<_> = state.groups.iter().filter_map(Weak::upgrade).collect();
         let under_way = std::mem::take(&mut state.under_way);
         drop(state);
@@ -311,7 +324,7 @@ impl GroupComm {
         self.api.check(asked).and_then(|()| self.api.check(status)).err()
     }
 
-    /// Ends it, once, without waiting for other members: `ncclCommDestroy` would, however long.
+    /// Ends it, once. NCCL waits there for members whose processes live until they end theirs, too.
     fn abort(&self) {
         let raw = self.raw.swap(ptr::null_mut(), Ordering::SeqCst);
         if !raw.is_null() {
@@ -326,6 +339,23 @@ impl Drop for GroupComm {
     fn drop(&mut self) {
         self.abort();
     }
+}
+
+/// Ends communicators that nobody uses. All members give the same up about now, or have done so; for one that does not, nobody waits long.
+pub(super) fn end(given_up: Vec<Arc<GroupComm>>) {
+    let (running, ended) = mpsc::channel::<()>();
+    for group in given_up {
+        let running = running.clone();
+        let abort = move || {
+            group.abort();
+            drop(running);
+        };
+        // Where there can be no thread, it ends with its last owner.
+        let _ = thread::Builder::new().name("nccl end".to_owned()).spawn(abort);
+    }
+    drop(running);
+    // Nothing is sent: it returns early once all threads are gone.
+    let _ = ended.recv_timeout(ENDING);
 }
 
 pub(super) fn error_of(control: &Exchange, operation: Operation, reason: CommFailure) -> CommError {
