@@ -151,6 +151,15 @@ pub struct Host {
     pub block: Constant,
     /// Per wait of the host for the device, s.
     pub synchronisation: Constant,
+    /// Per call of an exchange between ranks until it is issued, beside its parts, s. This and the three that follow count where operations state
+    /// what they take to be issued ([`crate::measured::MeasuredOperation`]); exchanges take a host no time where they are absent.
+    pub exchange: Option<Constant>,
+    /// Besides, per rank and per part of a transfer that such a call sends to or receives from, s.
+    pub part: Option<Constant>,
+    /// Per call of an exchange when its result is needed: the GPU is told to wait for it, s.
+    pub arrival: Option<Constant>,
+    /// Per exchange of counts until it is issued, s.
+    pub counts: Option<Constant>,
     /// Per image that a rank trains on: decoding and augmenting it, and launches of a deep thin network, where a model of images
     /// was measured, s.
     pub image: Option<Constant>,
@@ -315,11 +324,19 @@ impl Cluster {
         });
         let traffic = gpu.block_traffic.iter().map(|constant| ("gpu.block_traffic", constant, false));
         let images = host.image.iter().map(|constant| ("host.image", constant, true));
+        let exchanges = [
+            ("host.exchange", &host.exchange),
+            ("host.part", &host.part),
+            ("host.arrival", &host.arrival),
+            ("host.counts", &host.counts),
+        ];
+        let exchanges = exchanges.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
         let program = self.program.iter().map(|program| ("program.gradient", &program.gradient, false));
         let named = fixed
             .into_iter()
             .chain(traffic)
             .chain(images)
+            .chain(exchanges)
             .chain(program)
             .map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero));
         named.chain(of_tiers).collect()
@@ -350,10 +367,9 @@ impl Cluster {
             &mut host.decision_step,
         ];
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
-        paths
-            .into_iter()
-            .zip(fixed.into_iter().chain(&mut gpu.block_traffic).chain(&mut host.image).chain(program).chain(of_tiers))
-            .collect()
+        let exchanges = [&mut host.exchange, &mut host.part, &mut host.arrival, &mut host.counts].into_iter().flatten();
+        let optional = gpu.block_traffic.iter_mut().chain(&mut host.image).chain(exchanges);
+        paths.into_iter().zip(fixed.into_iter().chain(optional).chain(program).chain(of_tiers)).collect()
     }
 }
 

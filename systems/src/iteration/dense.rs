@@ -8,6 +8,7 @@ use crate::Plan;
 use crate::iteration::moved::{Collective, tensor_parallel};
 use crate::plan::job::{Job, Scope};
 use crate::price::cost::CostModel;
+use crate::price::hosts::Issue;
 use crate::price::network::Group;
 use crate::program::Direction;
 
@@ -53,8 +54,8 @@ impl<'a> Dense<'a> {
         [gradients + costs.block(), time * direction.products()]
     }
 
-    /// What the host takes to issue that.
-    pub(super) fn block_issue(&self, block: &Block, direction: Direction) -> Seconds {
+    /// What that takes the host.
+    pub(super) fn block_issue(&self, block: &Block, direction: Direction) -> Issue {
         self.costs.block_issue(block, self.part(), direction)
     }
 
@@ -105,11 +106,11 @@ impl<'a> Dense<'a> {
         time * direction.products()
     }
 
-    /// What the host takes to issue them, where they were measured: both together.
-    pub(super) fn edges_issue(&self, ends: [bool; 2], direction: Direction) -> Seconds {
+    /// What they take the host, where they were measured: both together.
+    pub(super) fn edges_issue(&self, ends: [bool; 2], direction: Direction) -> Issue {
         match ends {
             [true, true] => self.costs.edges_issue(&self.job.model, self.part(), direction),
-            _ => Seconds::ZERO,
+            _ => Issue::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::plan::job::{Job, Scope};
 use crate::plan::memory::{ExpertMemory, HeldRows, StageMemory, StageParameters};
 use crate::plan::placement::Placement;
 use crate::plan::{Recompute, Zero};
-use crate::price::hosts::Hosts;
+use crate::price::hosts::{Hosts, Issue};
 use crate::price::ledger::{Ledger, Phase};
 use crate::price::network::Group;
 use crate::price::streams::{Links, Streams, TimedPass};
@@ -569,21 +569,19 @@ impl<'a> StageRun<'a> {
 
     /// All ranks do the same, in parts one after the other; no host is needed.
     fn advance<const PARTS: usize>(&mut self, activity: Activity, parts: [Seconds; PARTS]) {
-        self.issue(activity, Seconds::ZERO, parts);
+        self.issue(activity, Issue::default(), parts);
     }
 
     /// All ranks do the same, in parts one after the other, that their hosts issue.
-    fn issue<const PARTS: usize>(&mut self, activity: Activity, issue: Seconds, parts: [Seconds; PARTS]) {
+    fn issue<const PARTS: usize>(&mut self, activity: Activity, issue: Issue, parts: [Seconds; PARTS]) {
         let (block, work) = (self.block, self.turn.map(|turn| turn.work));
         let mut starved = Seconds::ZERO;
         for (position, (rank, clock)) in self.ranks.clone().zip(&mut self.clock).enumerate() {
             let start = *clock;
-            parts.iter().for_each(|&part| *clock += part);
-            let [_, end] = self.hosts.issue(position, issue, start, *clock);
-            if end > *clock {
-                starved += end - *clock;
-                *clock = end;
-            }
+            let [_, from] = self.hosts.issue(position, issue, start);
+            let end = |from| parts.iter().fold(from, |end, &part| end + part);
+            *clock = end(from).max(self.hosts.clock()[position]);
+            starved += *clock - end(start);
             self.recorder.record(Span { rank, activity, block, work, start, end: *clock });
         }
         for part in parts {

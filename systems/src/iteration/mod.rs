@@ -324,8 +324,11 @@ impl Evaluation<'_> {
         let mut spans = StageSpans { ranks, recorder };
         let synchronised = self.synchronise(&traffic, index, stages, &mut spans);
         let updates = parameters.updated(plan).total();
-        let issued = stages[index].issued + costs.optimizer_issue(updates);
-        let optimizer = costs.optimizer(updates).max(issued - synchronised);
+        // From when the stage is synchronised until the host has issued it, and until it begins if the GPU is idle.
+        let issue = costs.optimizer_issue(updates);
+        let [host, lead] = [issue.host, issue.lead].map(|time| stages[index].issued + time - synchronised);
+        let optimizer = costs.optimizer(updates);
+        let optimizer = optimizer.max(host).max(lead + optimizer);
         let host = costs.iteration() + self.images();
         let updated = spans.show(Activity::Optimizer, synchronised, optimizer);
         let gathered = match plan.zero {

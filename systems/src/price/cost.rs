@@ -7,12 +7,14 @@
 
 use std::ops::Range;
 
+use workloads::cluster::Constant;
 use workloads::measured::{Line, MeasuredOperation, Operation, Passes};
 use workloads::model::{Block, HALF, Model, Moe, shapes};
 use workloads::{Bytes, BytesPerSecond, Cluster, Flops, FlopsPerSecond, Seconds};
 
 use crate::plan::memory;
 use crate::plan::placement::Move;
+use crate::price::hosts::Issue;
 use crate::price::network::{Group, Network};
 use crate::price::traffic::Traffic;
 use crate::program::{Direction, Products};
@@ -68,6 +70,33 @@ impl ExpertPrice {
         }
     }
 }
+
+/// What an operation takes its host over its units.
+#[derive(Clone, Copy, Debug)]
+pub struct IssuePrice {
+    host: Line,
+    lead: Line,
+}
+
+impl IssuePrice {
+    const NOTHING: Self = Self { host: NO_TIME, lead: NO_TIME };
+
+    fn of(self, units: f64) -> Issue {
+        self.sum(|line| Seconds(line.of(units)))
+    }
+
+    /// Several experts, `rows` of each.
+    #[inline]
+    pub fn of_experts(self, rows: &[u32]) -> Issue {
+        self.sum(|line| ExpertPrice::of_line(line).of_all(rows, Products::PerExpert))
+    }
+
+    fn sum(self, of: impl Fn(Line) -> Seconds) -> Issue {
+        Issue { host: of(self.host), lead: of(self.lead).max(Seconds::ZERO) }
+    }
+}
+
+const NO_TIME: Line = Line { start: 0.0, unit: 0.0, error: None };
 
 impl CostModel {
     /// The prices of a cluster for a job on its first `gpus` ranks.
@@ -163,10 +192,34 @@ impl CostModel {
         line_of(of.queued.unwrap_or(of.alone()), direction)
     }
 
-    /// What the host takes to issue it; nothing where that was not measured.
-    fn issue(&self, operation: Operation, direction: Direction, shape: impl FnOnce() -> String) -> Line {
-        let issue = self.operation(operation, shape).and_then(|of| line_of(of.issue?, direction));
-        issue.unwrap_or(Line { start: 0.0, unit: 0.0, error: None })
+    /// What it takes the host; nothing where that was not measured. The lead is what it takes from an idle GPU on beyond what it takes
+    /// behind other work.
+    fn issue(&self, operation: Operation, direction: Direction, shape: impl FnOnce() -> String) -> IssuePrice {
+        let of_operation = |of: &MeasuredOperation| {
+            let line = |passes| line_of(passes, direction);
+            let [alone, queued, host] = [line(of.alone())?, line(of.queued?)?, line(of.issue?)?];
+            let lead = Line { start: alone.start - queued.start, unit: alone.unit - queued.unit, error: None };
+            Some(IssuePrice { host, lead })
+        };
+        self.operation(operation, shape).and_then(of_operation).unwrap_or(IssuePrice::NOTHING)
+    }
+
+    /// What an exchange of that many calls takes the host, each of which sends to and receives from so many ranks or in so many parts, both
+    /// counted. It begins once the first call is issued.
+    pub fn exchange_issue(&self, calls: usize, parts: usize) -> Issue {
+        let of = |constant: &Option<Constant>| Seconds(constant.as_ref().map_or(0.0, |constant| constant.value));
+        let host = &self.cluster.host;
+        let call = of(&host.exchange) + of(&host.part) * parts as f64;
+        match calls {
+            0 => Issue::default(),
+            _ => Issue { host: (call + of(&host.arrival)) * calls as f64, lead: call },
+        }
+    }
+
+    /// What it takes the host to ask for the counts of all ranks. It waits for them besides.
+    pub fn counts_issue(&self) -> Issue {
+        let counts = Seconds(self.cluster.host.counts.as_ref().map_or(0.0, |counts| counts.value));
+        Issue { host: counts, lead: counts }
     }
 
     fn operation(&self, operation: Operation, shape: impl FnOnce() -> String) -> Option<&MeasuredOperation> {
@@ -178,9 +231,9 @@ impl CostModel {
         known.iter().find(|of| of.operation == operation && of.shape == shape)
     }
 
-    /// What the host takes to issue experts.
-    pub fn expert_issue(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
-        ExpertPrice::of_line(self.issue(Operation::Expert, direction, || shapes::of_expert(moe)))
+    /// What experts take the host.
+    pub fn expert_issue(&self, moe: &Moe, direction: Direction) -> IssuePrice {
+        self.issue(Operation::Expert, direction, || shapes::of_expert(moe))
     }
 
     /// Everything of a block but its MoE layer, on that many samples, where it was measured: what a pass takes by itself, and
@@ -190,9 +243,9 @@ impl CostModel {
         Some([Seconds(line.start), Seconds(line.unit * samples)])
     }
 
-    /// What the host takes to issue that.
-    pub fn block_issue(&self, block: &Block, samples: f64, direction: Direction) -> Seconds {
-        Seconds(self.issue(Operation::Block, direction, || shapes::of_block(block)).of(samples))
+    /// What that takes the host.
+    pub fn block_issue(&self, block: &Block, samples: f64, direction: Direction) -> Issue {
+        self.issue(Operation::Block, direction, || shapes::of_block(block)).of(samples)
     }
 
     /// Embedding, head and loss together, on that many samples, where they were measured.
@@ -201,9 +254,9 @@ impl CostModel {
         Some(Seconds(line.of(samples)))
     }
 
-    /// What the host takes to issue them.
-    pub fn edges_issue(&self, model: &Model, samples: f64, direction: Direction) -> Seconds {
-        Seconds(self.issue(Operation::Edges, direction, || shapes::of_edges(model)).of(samples))
+    /// What they take the host.
+    pub fn edges_issue(&self, model: &Model, samples: f64, direction: Direction) -> Issue {
+        self.issue(Operation::Edges, direction, || shapes::of_edges(model)).of(samples)
     }
 
     /// A gate on that many tokens of a rank, where it was measured.
@@ -212,9 +265,9 @@ impl CostModel {
         Some(Seconds(line.of(tokens as f64)))
     }
 
-    /// What the host takes to issue it.
-    pub fn gate_issue(&self, moe: &Moe, tokens: usize, direction: Direction) -> Seconds {
-        Seconds(self.issue(Operation::Gate, direction, || shapes::of_gate(moe)).of(tokens as f64))
+    /// What it takes the host.
+    pub fn gate_issue(&self, moe: &Moe, tokens: usize, direction: Direction) -> Issue {
+        self.issue(Operation::Gate, direction, || shapes::of_gate(moe)).of(tokens as f64)
     }
 
     /// Bytes of a parameter's gradient as it is summed over replicas.
@@ -316,9 +369,9 @@ impl CostModel {
         self.elementwise(Bytes(parameters * memory::OPTIMIZER_TRAFFIC_PER_PARAMETER))
     }
 
-    /// What the host takes to issue it.
-    pub fn optimizer_issue(&self, parameters: f64) -> Seconds {
-        Seconds(self.issue(Operation::Optimizer, Direction::Forward, String::new).of(parameters))
+    /// What it takes the host.
+    pub fn optimizer_issue(&self, parameters: f64) -> Issue {
+        self.issue(Operation::Optimizer, Direction::Forward, String::new).of(parameters)
     }
 
     /// What the host takes for that many images of a rank; nothing where the cluster states no such constant.

@@ -15,11 +15,12 @@ use workloads::{Bytes, Flops, Seconds};
 
 use crate::plan::placement::Placement;
 use crate::price::cost::CostModel;
+use crate::price::hosts::Issue;
 use crate::price::network::Group;
 use crate::price::streams::TimedPass;
 use crate::price::traffic::{Table, Traffic};
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, LayerProgram, Layout, Op, Products, Rows, Task};
+use crate::program::{Direction, Exchange, LayerProgram, Layout, Op, Rows, Stream, Task};
 
 /// Bytes of a number in the gradient of a copied or sharded expert: it is summed in single precision on its way (UltraEP 2026).
 pub(crate) const RETURNED_GRADIENT: f64 = 4.0;
@@ -31,8 +32,8 @@ pub struct LayerPrice {
     pub forward: Vec<Seconds>,
     /// `[task][rank]`, backward, flat.
     pub backward: Vec<Seconds>,
-    /// `[direction]`, `[task][rank]`, flat: what hosts take to issue compute tasks; nothing where hosts are not followed.
-    issue: [Vec<Seconds>; 2],
+    /// `[direction]`, `[task][rank]`, flat: what tasks take hosts; nothing where hosts are not followed.
+    issue: [Vec<Issue>; 2],
     /// Entries of all ranks.
     pub entries: u64,
     /// Rows that each rank lays out for the exchange, shadowed experts' included: `[rank]`.
@@ -57,8 +58,12 @@ impl LayerPrice {
     pub fn after_recomputation(&mut self, program: &LayerProgram) {
         let ranks = self.computed_rows.len();
         if program.restores() {
-            let tasks = program.backward.iter().zip(self.backward.chunks_exact_mut(ranks));
-            tasks.filter(|(task, _)| task.op == Op::Unshard).for_each(|(_, times)| times.fill(Seconds::ZERO));
+            let [_, issue] = &mut self.issue;
+            for (index, _) in program.backward.iter().enumerate().filter(|(_, task)| task.op == Op::Unshard) {
+                let of_task = index * ranks..(index + 1) * ranks;
+                self.backward[of_task.clone()].fill(Seconds::ZERO);
+                issue.get_mut(of_task).into_iter().for_each(|issue| issue.fill(Issue::default()));
+            }
         }
     }
 }
@@ -86,8 +91,17 @@ pub struct Scratch {
     copies: Traffic,
     /// Of experts that are restored from parts, a part a unit.
     parts: Option<Traffic>,
+    /// How a rank calls for those.
+    copying: Calls,
     /// Prices that nobody needs any more.
     spare: Vec<LayerPrice>,
+}
+
+/// Grouped calls of an exchange or a transfer, and what a rank sends and receives in each of them: ranks or parts, both counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    calls: usize,
+    parts: usize,
 }
 
 impl Scratch {
@@ -114,7 +128,9 @@ impl Setting<'_> {
         let mut priced = scratch.spare.pop().unwrap_or_default();
         let rows = Rows::new(program, counts, placement);
         if !program.copies.is_empty() {
-            scratch.copies = scratch.table.between(program.transfers(placement).into_iter(), self.place);
+            let transfers = program.transfers(placement);
+            scratch.copying = copying(program, &transfers);
+            scratch.copies = scratch.table.between(transfers.into_iter(), self.place);
         }
         if program.split.of_parts() && program.restores() {
             scratch.parts = Some(scratch.table.between(holders(placement).into_iter(), self.place));
@@ -133,15 +149,8 @@ impl Setting<'_> {
         }
         priced.parts = program.parts(placement);
         priced.laid_out_rows.iter_mut().for_each(|rows| *rows *= priced.parts as u64);
-        let pricer = Pricer {
-            setting: self,
-            rows: &rows,
-            scratch,
-            entries: priced.entries,
-            layout: program.layout,
-            products: program.products,
-            parts: priced.parts,
-        };
+        let pricer =
+            Pricer { setting: self, rows: &rows, scratch, entries: priced.entries, program, parts: priced.parts };
         pricer.pass(&program.forward, Direction::Forward, &mut priced.forward);
         pricer.pass(&program.backward, Direction::Backward, &mut priced.backward);
         let [forward, backward] = &mut priced.issue;
@@ -168,13 +177,27 @@ fn holders(placement: &Placement) -> Vec<(usize, usize)> {
     (0..placement.experts()).flat_map(pairs).collect()
 }
 
+/// The calls for a program's copies, `(from, to)` each: an expert goes one copy further in each, and a rank meets as many others as the one
+/// that meets most.
+fn copying(program: &LayerProgram, transfers: &[(usize, usize)]) -> Calls {
+    let copies = |expert| program.copies.iter().filter(|copy| copy.expert == expert).count();
+    let calls = program.copies.iter().map(|copy| copies(copy.expert)).max().unwrap_or(0);
+    let met = |rank: usize| {
+        let mut others: Vec<_> = transfers.iter().filter(|&&(from, to)| (from == rank) != (to == rank)).collect();
+        others.sort_unstable();
+        others.dedup();
+        others.len()
+    };
+    let most = transfers.iter().flat_map(|&(from, to)| [met(from), met(to)]).max().unwrap_or(0);
+    Calls { calls, parts: most.div_ceil(calls.max(1)) }
+}
+
 struct Pricer<'a> {
     setting: &'a Setting<'a>,
     rows: &'a Rows<'a>,
     scratch: &'a Scratch,
     entries: u64,
-    layout: Layout,
-    products: Products,
+    program: &'a LayerProgram,
     parts: usize,
 }
 
@@ -189,7 +212,7 @@ impl Pricer<'_> {
             match task.op {
                 Op::Experts { step } => {
                     let arrived = self.scratch.table.arrived(step);
-                    durations.extend(arrived.map(|slots| expert.of_all(slots, self.products)));
+                    durations.extend(arrived.map(|slots| expert.of_all(slots, self.program.products)));
                 }
                 Op::Shadow { expert: shadowed } => {
                     durations.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
@@ -202,9 +225,9 @@ impl Pricer<'_> {
         }
     }
 
-    /// What hosts take to issue the compute tasks of a pass, if they are followed; what is no compute task is issued with one.
-    fn issue(&self, tasks: &[Task], direction: Direction, times: &mut Vec<Seconds>) {
-        let &Setting { moe, tokens, costs, .. } = self.setting;
+    /// What the tasks of a pass take hosts, if they are followed.
+    fn issue(&self, tasks: &[Task], direction: Direction, times: &mut Vec<Issue>) {
+        let &Setting { moe, costs, .. } = self.setting;
         times.clear();
         if !costs.follows_hosts() {
             return;
@@ -213,17 +236,61 @@ impl Pricer<'_> {
         for task in tasks {
             match task.op {
                 Op::Experts { step } => {
-                    let arrived = self.scratch.table.arrived(step);
-                    times.extend(arrived.map(|slots| expert.of_all(slots, self.products)));
+                    times.extend(self.scratch.table.arrived(step).map(|slots| expert.of_experts(slots)));
                 }
                 Op::Shadow { expert: shadowed } => {
-                    times.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
+                    times.extend((0..ranks).map(|rank| expert.of_experts(&[self.rows.shadowed(rank, shadowed)])));
                 }
-                Op::Gate if self.layout == Layout::Ragged => {
-                    times.extend(std::iter::repeat_n(costs.gate_issue(moe, tokens, direction), ranks));
-                }
-                _ => times.extend(std::iter::repeat_n(Seconds::ZERO, ranks)),
+                op => times.extend(std::iter::repeat_n(self.uniform_issue(op, direction), ranks)),
             }
+        }
+    }
+
+    /// Ops that take every host the same time. A rank alone exchanges nothing.
+    fn uniform_issue(&self, op: Op, direction: Direction) -> Issue {
+        let &Setting { moe, tokens, costs, .. } = self.setting;
+        let alone = self.rows.ranks() == 1;
+        match op {
+            Op::Gate if self.program.layout == Layout::Ragged => costs.gate_issue(moe, tokens, direction),
+            op if op.stream() == Stream::Compute || alone => Issue::default(),
+            Op::Counts => costs.counts_issue(),
+            op => {
+                let Calls { calls, parts } = self.calls(op);
+                costs.exchange_issue(calls, parts)
+            }
+        }
+    }
+
+    /// What a rank calls for an exchange or a transfer.
+    fn calls(&self, op: Op) -> Calls {
+        let (ranks, shadowed) = (self.rows.ranks(), self.rows.shadowed_experts());
+        match op {
+            Op::Dispatch { step } | Op::Combine { step } => {
+                let calls = self.scratch.table.calls(step).len();
+                match self.program.exchange {
+                    Exchange::PerExpert | Exchange::Whole => {
+                        Calls { calls, parts: 2 * (ranks / self.program.steps - usize::from(step == 0)) }
+                    }
+                    // The ranks of the node and one of each other node, in one call or one after the other.
+                    Exchange::Hierarchical | Exchange::OncePerNode { .. } => {
+                        let on_a_node = || self.setting.place.nodes().chunk_by(|a, b| a == b).map(<[usize]>::len);
+                        let others = on_a_node().max().unwrap_or(1) - 1 + on_a_node().count() - 1;
+                        Calls { calls, parts: 2 * others / calls }
+                    }
+                }
+            }
+            Op::CopyWeights | Op::ReturnGrad => self.scratch.copying,
+            Op::Unshard | Op::Reshard if self.scratch.parts.is_some() => {
+                Calls { calls: 1, parts: 2 * (self.rows.copies_of(0) - 1) }
+            }
+            // A shard to every slot, and one from every rank for each of its own.
+            Op::Unshard | Op::Reshard => {
+                let filled = |rank| self.rows.experts_of(rank).iter().flatten().count();
+                let most = (0..ranks).map(filled).max().unwrap_or(0);
+                Calls { calls: 1, parts: (0..ranks).map(filled).sum::<usize>() + most * ranks }
+            }
+            Op::GatherShadows | Op::ScatterGrads => Calls { calls: shadowed, parts: 0 },
+            _ => Calls { calls: 1, parts: 0 },
         }
     }
 
@@ -282,10 +349,10 @@ impl Pricer<'_> {
         let flops = Flops(2.0 * tokens as f64 * (moe.width * moe.experts) as f64);
         let parts = self.parts as f64;
         let moved = moe.entry_bytes() * (6.0 * parts * self.entries as f64 / self.rows.ranks() as f64);
-        if let (Layout::Ragged, Some(time)) = (self.layout, costs.measured_gate(moe, tokens, direction)) {
+        if let (Layout::Ragged, Some(time)) = (self.program.layout, costs.measured_gate(moe, tokens, direction)) {
             return time;
         }
-        match self.layout {
+        match self.program.layout {
             Layout::Ragged => (costs.matrix(flops) + costs.scatter(moved)) * factor,
             Layout::Padded { rows } => {
                 // The rows to send are cleared before entries are written into them.

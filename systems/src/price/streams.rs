@@ -4,16 +4,17 @@
 //! takes part has arrived. Durations may be priced or measured: a trainer that runs many ranks on one device passes what
 //! it timed for the compute tasks and prices for the others, and gets the clocks of the described cluster.
 //!
-//! Where hosts are followed ([`Hosts`]), a compute task also waits to be issued, by a host that has waited for all before it that a
-//! program makes hosts wait for: counts, without which no exchange has a size, a [`Op::Sync`], and its own decision. An exchange is issued
-//! with the task that it waits for, so that no host holds it up.
+//! Where hosts are followed ([`Hosts`]), a task also waits to be issued, by a host that has waited for all before it that a
+//! program makes hosts wait for: counts, without which no exchange has a size, a [`Op::Sync`], and its own decision. A host issues an
+//! exchange or a transfer as soon as those before it and the task that it waits for are issued, otherwise the next compute task. Where a
+//! cluster states no time to issue exchanges, each is issued with the task that it waits for, so that no host holds it up.
 //!
 //! Exchanges and transfers of weights share a rank's links: one after the other, in the order of the program. [`Links`] lives
 //! from pass to pass, because a transfer may begin before the pass that needs it and end after the one that causes it.
 
 use workloads::Seconds;
 
-use crate::price::hosts::Hosts;
+use crate::price::hosts::{Hosts, Issue};
 use crate::price::ledger::{Ledger, Phase};
 use crate::program::{Op, Stream, Task};
 
@@ -24,8 +25,8 @@ pub struct TimedPass<'a> {
     pub tasks: &'a [Task],
     /// `[task][rank]`, flat.
     pub durations: &'a [Seconds],
-    /// `[task][rank]`, flat: what the host takes to issue compute tasks; nothing where hosts are not followed.
-    pub issue: &'a [Seconds],
+    /// `[task][rank]`, flat: what tasks take hosts; nothing where hosts are not followed.
+    pub issue: &'a [Issue],
     /// Steps that its exchanges are cut into.
     pub steps: usize,
 }
@@ -77,6 +78,8 @@ pub struct Streams {
     compute: Vec<Seconds>,
     /// `[rank]`: when the task at hand starts.
     start: Vec<Seconds>,
+    /// `[rank]`: from when on it takes its time.
+    from: Vec<Seconds>,
     /// `[task][rank]`, flat.
     finish: Vec<Seconds>,
 }
@@ -96,7 +99,7 @@ impl Streams {
     ) {
         let &TimedPass { tasks, durations, issue, steps } = pass;
         let ranks = clock.len();
-        for times in [&mut self.begin, &mut self.compute, &mut self.start] {
+        for times in [&mut self.begin, &mut self.compute, &mut self.start, &mut self.from] {
             times.clear();
             times.extend_from_slice(clock);
         }
@@ -104,13 +107,18 @@ impl Streams {
         links.before.resize(ranks, Seconds::ZERO);
         hosts.resize(ranks);
         self.finish.clear();
+        self.finish.resize(tasks.len() * ranks, Seconds::ZERO);
         let ahead = std::mem::replace(&mut links.idle, Seconds::ZERO);
         let mut dispatched = false;
-        for (index, (task, durations)) in tasks.iter().zip(durations.chunks_exact(ranks)).enumerate() {
+        for index in order(pass) {
+            let (task, of_task) = (&tasks[index], index * ranks..(index + 1) * ranks);
             let on = task.op.stream();
             self.set_start(task, hosts, links);
+            let issue = issue.get(of_task.clone()).filter(|issue| on == Stream::Compute || is_issued(issue));
+            self.issue(issue, hosts);
             if on != Stream::Compute {
                 meet(task.op, steps, &mut self.start);
+                meet(task.op, steps, &mut self.from);
             }
             if on == Stream::Communication {
                 if dispatched {
@@ -120,28 +128,34 @@ impl Streams {
             }
             let done = if task.op == Op::Unshard && task.after.is_none() { ahead } else { Seconds::ZERO };
             let free = if on == Stream::Compute { &mut self.compute } else { &mut links.free };
-            for ((free, &start), &duration) in free.iter_mut().zip(&self.start).zip(durations) {
-                *free = start + (duration - done).max(Seconds::ZERO);
+            for ((free, &from), &duration) in free.iter_mut().zip(&self.from).zip(&durations[of_task.clone()]) {
+                *free = from + (duration - done).max(Seconds::ZERO);
             }
-            if let (Stream::Compute, Some(issue)) = (on, issue.get(index * ranks..(index + 1) * ranks)) {
-                for (rank, &issue) in issue.iter().enumerate() {
-                    [self.start[rank], free[rank]] = hosts.issue(rank, issue, self.start[rank], free[rank]);
-                }
+            if issue.is_some() {
+                raise(free, hosts.clock());
             }
             if let (Op::Await, Some(other)) = (task.op, task.after) {
                 // Time until the transfer is there is the transfer's.
                 raise(free, &self.finish[other * ranks..(other + 1) * ranks]);
             }
-            if !issue.is_empty() && host_waits(task.op) {
+            if !pass.issue.is_empty() && host_waits(task.op) {
                 hosts.wait(free);
             }
-            self.finish.extend_from_slice(free);
+            self.finish[of_task].copy_from_slice(free);
             seen(task.op, &self.start, free);
             if on != Stream::Copy {
                 account(Phase::of(task.op), &self.start, free, clock, ledger);
             }
         }
         links.before.copy_from_slice(clock);
+    }
+
+    /// Hosts issue the task at hand, if they are what issues it.
+    fn issue(&mut self, issue: Option<&[Issue]>, hosts: &mut Hosts) {
+        self.from.copy_from_slice(&self.start);
+        for (rank, &issue) in issue.into_iter().flatten().enumerate() {
+            [self.start[rank], self.from[rank]] = hosts.issue(rank, issue, self.start[rank]);
+        }
     }
 
     /// When a task can start on each rank, for all that its own rank knows.
@@ -162,6 +176,34 @@ impl Streams {
             (_, None) => raise(&mut self.start, &self.begin),
         }
     }
+}
+
+/// Whether hosts take time to issue such an exchange.
+fn is_issued(issue: &[Issue]) -> bool {
+    issue.iter().any(|issue| issue.host > Seconds::ZERO)
+}
+
+/// The tasks of a pass in the order in which hosts issue them, as the trainer's do; in that of the program where hosts issue no exchange.
+/// Both keep the order of each stream.
+fn order(pass: &TimedPass) -> Vec<usize> {
+    let &TimedPass { tasks, issue, .. } = pass;
+    let exchanges = || (0..tasks.len()).filter(|&task| tasks[task].op.stream() != Stream::Compute);
+    let ranks = issue.len() / tasks.len().max(1);
+    if !exchanges().any(|task| is_issued(&issue[task * ranks..(task + 1) * ranks])) {
+        return (0..tasks.len()).collect();
+    }
+    let (mut order, mut waiting) = (Vec::with_capacity(tasks.len()), exchanges().peekable());
+    let mut issue_exchanges = |order: &mut Vec<usize>| {
+        while let Some(next) = waiting.next_if(|&next| tasks[next].after.is_none_or(|other| order.contains(&other))) {
+            order.push(next);
+        }
+    };
+    issue_exchanges(&mut order);
+    for task in (0..tasks.len()).filter(|&task| tasks[task].op.stream() == Stream::Compute) {
+        order.push(task);
+        issue_exchanges(&mut order);
+    }
+    order
 }
 
 /// Whether the host goes on once such a task is over: it needs the numbers of rows, waits for its device, or is busy itself.
@@ -253,19 +295,21 @@ mod tests {
         assert_eq!(ledger.total(), Seconds(10.0));
     }
 
-    /// A program's tasks, and what each takes on each rank: the GPU, and the host to issue it.
+    /// A program's tasks, and what each takes on each rank: the GPU, and the host.
+    #[derive(Clone)]
     struct Drawn {
         tasks: Vec<Task>,
         durations: Vec<Seconds>,
-        issue: Vec<Seconds>,
+        issue: Vec<Issue>,
     }
 
     const RANKS: usize = 2;
 
-    /// Some tasks that wait for any earlier ones.
+    /// Some tasks that wait for any earlier ones. Exchanges take hosts time in every second program.
     fn drawn(draw: &mut ChaCha8Rng) -> Drawn {
         let (mut of, number) = (Drawn { tasks: Vec::new(), durations: Vec::new(), issue: Vec::new() }, 9);
         let mut below = |most: usize| draw.next_u32() as usize % most;
+        let exchanges = below(2) == 1;
         for index in 0..number {
             let step = 0;
             let ops = [
@@ -284,8 +328,14 @@ mod tests {
             for _ in 0..RANKS {
                 let (on, own) = (op.stream(), Seconds(below(40) as f64));
                 of.durations.push(if on == Stream::Compute { own } else { same });
-                let issued = matches!(op, Op::Gate | Op::Experts { .. } | Op::Shadow { .. });
-                of.issue.push(if issued { Seconds(below(40) as f64) } else { Seconds::ZERO });
+                let launched = matches!(op, Op::Gate | Op::Experts { .. } | Op::Shadow { .. });
+                let [host, lead] = [1 + below(40), below(20)].map(|time| Seconds(time as f64));
+                of.issue.push(match on {
+                    Stream::Compute if launched => Issue { host, lead },
+                    // The first of several calls is a part of all.
+                    Stream::Communication if exchanges => Issue { host, lead: lead.min(host) },
+                    _ => Issue::default(),
+                });
             }
         }
         of
@@ -301,22 +351,27 @@ mod tests {
     }
 
     /// Launch by launch, a thousand for each compute task that is issued: one begins once it is issued, the one before is over and the task's
-    /// input is there.
+    /// input is there, and is over no sooner than so far into what the task takes on an idle GPU from when its host begins with it.
     fn launch_by_launch(of: &Drawn, clock: &[f64], host: &[f64]) -> [Vec<f64>; 2] {
         const LAUNCHES: usize = 1000;
         let (mut gpu, mut links, mut host, mut done) = (clock.to_vec(), [0f64; RANKS], host.to_vec(), clock.to_vec());
-        let mut finish: Vec<[f64; RANKS]> = Vec::new();
-        for (index, task) in of.tasks.iter().enumerate() {
-            let input = |rank: usize| task.after.map_or(clock[rank], |other| finish[other][rank].max(clock[rank]));
-            let mut end = [0f64; RANKS];
+        let mut finish: Vec<Option<[f64; RANKS]>> = vec![None; of.tasks.len()];
+        while let Some(index) = next(of, &finish) {
+            let task = &of.tasks[index];
+            let before = task.after.and_then(|other| finish[other]);
+            let input = |rank: usize| before.map_or(clock[rank], |before| before[rank].max(clock[rank]));
+            let (mut end, mut begun, mut called) = ([0f64; RANKS], 0f64, [0f64; RANKS]);
             for rank in 0..RANKS {
                 let at = index * RANKS + rank;
-                let (run, issue) = (of.durations[at].0, of.issue[at].0);
+                let (run, Issue { host: issue, lead }) = (of.durations[at].0, of.issue[at]);
                 end[rank] = match task.op {
                     Op::Gate | Op::Experts { .. } | Op::Shadow { .. } => {
-                        for _ in 0..LAUNCHES {
+                        let (first, alone) = (host[rank], run + lead.0);
+                        for launch in 1..=LAUNCHES {
+                            let share = launch as f64 / LAUNCHES as f64;
                             gpu[rank] = gpu[rank].max(host[rank]).max(input(rank)) + run / LAUNCHES as f64;
-                            host[rank] += issue / LAUNCHES as f64;
+                            gpu[rank] = gpu[rank].max(first + alone * share);
+                            host[rank] += issue.0 / LAUNCHES as f64;
                         }
                         gpu[rank].max(host[rank])
                     }
@@ -324,22 +379,50 @@ mod tests {
                         host[rank] = gpu[rank].max(host[rank]).max(input(rank)) + run;
                         host[rank]
                     }
-                    _ => (0..RANKS).map(|rank| links[rank].max(input(rank))).fold(0.0, f64::max) + run,
+                    _ => {
+                        begun = begun.max(links[rank]).max(input(rank));
+                        if issue.0 > 0.0 {
+                            begun = begun.max(host[rank] + lead.0);
+                            host[rank] += issue.0;
+                            called[rank] = host[rank];
+                        }
+                        run
+                    }
                 };
             }
             for rank in 0..RANKS {
                 match task.op.stream() {
                     Stream::Compute => gpu[rank] = end[rank],
-                    _ => links[rank] = end[rank],
+                    _ => {
+                        end[rank] = (begun + end[rank]).max(called[rank]);
+                        links[rank] = end[rank];
+                    }
                 }
                 if task.op == Op::Counts {
                     host[rank] = host[rank].max(end[rank]);
                 }
                 done[rank] = done[rank].max(end[rank]);
             }
-            finish.push(end);
+            finish[index] = Some(end);
         }
         [done, host]
+    }
+
+    /// What a host turns to: the first exchange that is left, if what it waits for has been issued, otherwise the first compute task; just
+    /// the first of both where exchanges take it no time.
+    fn next(of: &Drawn, finish: &[Option<[f64; RANKS]>]) -> Option<usize> {
+        let left = |compute: bool| {
+            let is_on = |&task: &usize| (of.tasks[task].op.stream() == Stream::Compute) == compute;
+            (0..finish.len()).filter(|&task| finish[task].is_none()).find(is_on)
+        };
+        let exchanges = |task: usize| of.tasks[task].op.stream() == Stream::Communication;
+        let follows = (0..finish.len()).any(|task| exchanges(task) && of.issue[task * RANKS].host.0 > 0.0);
+        let ready = |&task: &usize| of.tasks[task].after.is_none_or(|other| finish[other].is_some());
+        match (left(false), left(true)) {
+            (exchange, compute) if follows => exchange.filter(ready).or(compute),
+            (Some(exchange), Some(compute)) => Some(exchange.min(compute)),
+            (exchange, compute) => exchange.or(compute),
+        }
     }
 
     #[test]
@@ -354,14 +437,10 @@ mod tests {
             for (found, plain) in found.into_iter().flatten().zip(plain.into_iter().flatten()) {
                 assert!((found.0 - plain).abs() < 1.0, "{} for {plain}: {:?}", found.0, of.tasks);
             }
-            let at_once = Drawn { issue: vec![Seconds::ZERO; of.issue.len()], ..drawn_again(&of) };
+            let at_once = Drawn { issue: vec![Issue::default(); of.issue.len()], ..of.clone() };
             starved += usize::from(run(&of, &clock, &host)[0] != run(&at_once, &clock, &host)[0]);
         }
         assert!((50..300).contains(&starved), "hosts decide in {starved} of 300 programs");
-    }
-
-    fn drawn_again(of: &Drawn) -> Drawn {
-        Drawn { tasks: of.tasks.clone(), durations: of.durations.clone(), issue: of.issue.clone() }
     }
 
     /// A wait that costs nothing, anywhere: no rank is done sooner.
@@ -372,16 +451,15 @@ mod tests {
         for _ in 0..1000 {
             let of = drawn(&mut draw);
             let (clock, host) = ([50.0, 60.0], [10.0, 20.0]);
-            let mut waiting = drawn_again(&of);
+            let mut waiting = of.clone();
             let at = draw.next_u32() as usize % (of.tasks.len() + 1);
             for task in &mut waiting.tasks {
                 task.after = task.after.map(|other| if other >= at { other + 1 } else { other });
             }
             let after = (at > 0).then(|| draw.next_u32() as usize % at);
             waiting.tasks.insert(at, Task { op: Op::Sync, after });
-            for times in [&mut waiting.durations, &mut waiting.issue] {
-                times.splice(at * RANKS..at * RANKS, [Seconds::ZERO; RANKS]);
-            }
+            waiting.durations.splice(at * RANKS..at * RANKS, [Seconds::ZERO; RANKS]);
+            waiting.issue.splice(at * RANKS..at * RANKS, [Issue::default(); RANKS]);
             let ([before, _], [after, _]) = (run(&of, &clock, &host), run(&waiting, &clock, &host));
             assert!(after.iter().zip(&before).all(|(after, before)| after.0 >= before.0 - 1e-9), "{:?}", waiting.tasks);
             later += usize::from(after != before);

@@ -214,6 +214,20 @@ static HOST: Table = Table {
         ),
         must("synchronisation", Constant("s"), CONSTANT, "Per wait of the host for the device, s"),
         may(
+            "exchange",
+            Constant("s"),
+            CONSTANT,
+            "Per call of an exchange between ranks until it is issued, where operations state `issue`, s",
+        ),
+        may(
+            "part",
+            Constant("s"),
+            CONSTANT,
+            "Besides, per rank and per part of a transfer that such a call sends to or receives from, s",
+        ),
+        may("arrival", Constant("s"), CONSTANT, "Per call of an exchange when its result is needed, s"),
+        may("counts", Constant("s"), CONSTANT, "Per exchange of counts until it is issued, s"),
+        may(
             "image",
             Constant("s"),
             CONSTANT,

@@ -8,6 +8,7 @@ use anyhow::Result;
 use chart::{Frame, LineChart, LinePanel, LineSeries};
 use runs::{report, store};
 use tch::Device;
+use trainer::bench::calls::{self, Call};
 use trainer::bench::comm::{self, CollectiveTimes};
 use trainer::bench::curves::{self, Curve, Rate, Shapes, Work};
 use trainer::comm::launch::Launch;
@@ -18,6 +19,7 @@ use workloads::cluster::Constant;
 use workloads::measured::{MeasuredOperation, Passes};
 use workloads::{Cluster, Gate, Model};
 
+use super::calls as of_calls;
 use super::collectives;
 use super::device::Measurement;
 use super::nccl_tests::Collective;
@@ -31,12 +33,20 @@ const KERNELS_OF_A_BLOCK: f64 = 20.0;
 
 /// Everything that was measured.
 struct Measured {
-    collectives: Vec<Collective>,
-    /// Bytes of the device that are in use before anything is computed, and all of them; on a GPU.
-    memory: Option<[f64; 2]>,
+    between: Between,
     curves: Vec<Curve>,
     runs: Vec<MeasuredRun>,
     operations: Vec<MeasuredOperation>,
+}
+
+/// What was measured between processes and of the device before anything is computed.
+#[derive(Default)]
+struct Between {
+    collectives: Vec<Collective>,
+    /// What exchanges take hosts; on GPUs, because nothing is issued on a CPU.
+    calls: Vec<Call>,
+    /// Bytes of the device that are in use, and all of them; on a GPU.
+    memory: Option<[f64; 2]>,
 }
 
 /// What is to be measured, and where it is written.
@@ -76,9 +86,9 @@ impl Request {
     /// # Errors
     /// A process that does not come, a device that cannot be used, or a file that cannot be written.
     pub fn run(&self) -> Result<Option<String>> {
-        let (collectives, memory) = match self.launch.clone() {
+        let between = match self.launch.clone() {
             Some(launch) => between_processes(launch, self.device)?,
-            None => (Vec::new(), used(self.device)?),
+            None => Between { memory: used(self.device)?, ..Between::default() },
         };
         // What one device does is measured by rank 0 alone.
         if self.launch.as_ref().is_some_and(|launch| launch.rank > 0) {
@@ -89,7 +99,7 @@ impl Request {
             self.models.iter().map(|model| self.measurement(model).runs_of_operations()).collect();
         let runs: Vec<MeasuredRun> = runs?.into_iter().flatten().collect();
         let operations = operations::of_runs(&runs, &self.source());
-        write_all(self, &Measured { collectives, memory, curves, runs, operations }).map(Some)
+        write_all(self, &Measured { between, curves, runs, operations }).map(Some)
     }
 
     fn source(&self) -> String {
@@ -110,14 +120,15 @@ fn used(device: Device) -> Result<Option<[f64; 2]>> {
     Ok(Some([memory.used as f64, memory.total as f64]))
 }
 
-/// Collectives of all processes.
-fn between_processes(launch: Launch, device: Device) -> Result<(Vec<Collective>, Option<[f64; 2]>)> {
+/// Collectives of all processes, and what calls of them take hosts.
+fn between_processes(launch: Launch, device: Device) -> Result<Between> {
     let processes = Processes::rendezvous(launch, device, PATIENCE, "calibrate measure --operations")?;
     let world = processes.world()?;
-    let before = with_communicators(&*world, device)?;
+    let memory = with_communicators(&*world, device)?;
+    let calls = if device.is_cuda() { calls::run(&*world, device)? } else { Vec::new() };
     let times = comm::run(&*world, device, &comm::sizes(device))?;
     world.barrier()?;
-    Ok((times.iter().map(of_times).collect(), before))
+    Ok(Between { collectives: times.iter().map(of_times).collect(), calls, memory })
 }
 
 /// The same once a rank of training would have its communicators, each of which takes memory with its first operations: of the world, of
@@ -208,13 +219,15 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
     if let Some(time) = operations::host(&measured.runs) {
         host.iteration = constant(time.0, f64::NAN, None, "reading data");
     }
-    if let Some([used, total]) = measured.memory {
+    let Between { collectives, calls, memory } = &measured.between;
+    if let &Some([used, total]) = memory {
         gpu.memory = constant(total, f64::NAN, None, "all memory of the GPU");
         let open = if request.launch.is_some() { "the GPU and a rank's communicators are" } else { "the GPU is" };
         gpu.memory_reserved = constant(used, f64::NAN, None, &format!("in use once {open} open"));
     }
-    let ranks = measured.collectives.first().map_or(0, |of| of.ranks);
-    collectives::apply(&mut cluster, &measured.collectives, &by(&format!("{ranks} processes")));
+    let processes = by(&format!("{} processes", collectives.first().map_or(0, |of| of.ranks)));
+    collectives::apply(&mut cluster, collectives, &processes);
+    of_calls::apply(&mut cluster, calls, &processes);
     cluster.name = out.file_stem().map_or(base.name.clone(), |stem| stem.to_string_lossy().into_owned());
     cluster.description = format!("{name} as measured by this program; what was not measured is of {}", base.name);
     cluster.gpu.name = name.clone();
@@ -256,10 +269,15 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
         write_figure(&beside(name), &chart)?;
     }
     let mut shown = String::new();
-    if !measured.collectives.is_empty() {
-        store::write_text(&beside("collectives.csv"), &collectives::csv(&measured.collectives))?;
-        write_figure(&beside("collectives"), &collectives_chart(&measured.collectives))?;
-        let _ = writeln!(shown, "{}", collectives::table(&measured.collectives));
+    let Between { collectives, calls, .. } = &measured.between;
+    if !collectives.is_empty() {
+        store::write_text(&beside("collectives.csv"), &collectives::csv(collectives))?;
+        write_figure(&beside("collectives"), &collectives_chart(collectives))?;
+        let _ = writeln!(shown, "{}", collectives::table(collectives));
+    }
+    if !calls.is_empty() {
+        store::write_text(&beside("calls.csv"), &of_calls::csv(calls))?;
+        let _ = writeln!(shown, "{}", of_calls::table(calls));
     }
     let (kernels, operations) = (kernels_table(&measured.curves), operations_table(&measured.operations));
     let _ = write!(shown, "{kernels}\n{operations}\n\ncluster   {}", out.display());

@@ -7,6 +7,8 @@
 //! compute segments of a device, which [`device`] measures; [`operations`] makes lines of them, one for each operation and shape, and
 //! [`collectives`] those of a network.
 
+#[cfg(feature = "train")]
+pub mod calls;
 pub mod collectives;
 pub mod constants;
 #[cfg(feature = "train")]

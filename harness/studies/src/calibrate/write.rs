@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result, bail};
-use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
+use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike, Value};
 use workloads::Cluster;
 use workloads::cluster::Constant;
 use workloads::measured::{Line, MeasuredOperation, Passes};
@@ -50,9 +50,15 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
             set(table, key, Some(to.as_str().into()));
         }
     }
-    for ((path, from, _), (_, to, _)) in before.constants().into_iter().zip(after.constants()) {
-        if from != to {
+    let constants = before.constants();
+    for (path, to, _) in after.constants() {
+        let from = constants.iter().find(|(known, ..)| *known == path).map(|(_, from, _)| *from);
+        if from != Some(to) {
             let (table, key) = place(&mut document, &path)?;
+            // What the base does not state is added behind the rest of its table.
+            if from.is_none() {
+                table.insert(key, Item::Value(Value::InlineTable(InlineTable::new())));
+            }
             let constant = table.get_mut(key).with_context(|| format!("no {path}"))?;
             write_constant(constant, to).with_context(|| format!("{path} is not a table"))?;
         }
@@ -173,6 +179,7 @@ mod tests {
         after.gpu.gemm_rate.uncertainty = Some(1.5e12);
         after.gpu.memory_bandwidth.peak = None;
         after.network.intra_bandwidth.value = 1.25e11;
+        after.host.exchange = Some(after.host.synchronisation.clone());
         after
     }
 

@@ -3,6 +3,7 @@
 //! Both give every repeat, and how far their results are from those in single precision; what a reader makes of them is the
 //! caller's.
 
+pub mod calls;
 pub mod comm;
 pub mod curves;
 pub mod layer;

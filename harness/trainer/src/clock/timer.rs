@@ -64,9 +64,9 @@ pub struct Timer {
 
 /// A segment that is being timed.
 pub(super) enum Started<'a> {
-    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, the time when the GPU was idle, and the place behind
-    /// other work.
-    Alone { turn: MutexGuard<'a, ()>, cpu_time: Seconds, idle: Instant, behind: Option<Event> },
+    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, what a wait for it takes while it is idle, the time when
+    /// it was, and the place behind other work.
+    Alone { turn: MutexGuard<'a, ()>, cpu_time: Seconds, wait: Seconds, idle: Instant, behind: Option<Event> },
     /// Wall clock on a GPU.
     Marked(Option<Event>),
     /// Wall clock on a CPU.
@@ -201,19 +201,22 @@ impl Timer {
         // A turn that ended in a panic leaves nothing behind that could disturb the next one.
         let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
         synchronize(self.device);
+        let idle = Instant::now();
+        synchronize(self.device);
+        let wait = Seconds(idle.elapsed().as_secs_f64());
         let behind = match (measure, self.device) {
             (Measure::Queued, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal),
             _ => None,
         };
-        Started::Alone { turn, cpu_time: cpu_time(), idle: Instant::now(), behind }
+        Started::Alone { turn, cpu_time: cpu_time(), wait, idle: Instant::now(), behind }
     }
 
     /// Ends the segment. A wall clock notes a span, of a wait for another stage if there is no activity. A virtual clock
     /// returns the time that the segment took and does not move.
     pub(super) fn end(&self, activity: Option<Activity>, started: Started) -> Seconds {
         match (started, activity) {
-            (Started::Alone { turn, idle, behind, .. }, _) if self.device.is_cuda() => {
-                let time = self.end_on_gpu(idle, behind);
+            (Started::Alone { turn, wait, idle, behind, .. }, _) if self.device.is_cuda() => {
+                let time = self.end_on_gpu((wait, idle), behind);
                 drop(turn);
                 return time;
             }
@@ -231,12 +234,13 @@ impl Timer {
         Seconds::ZERO
     }
 
-    /// What is measured of a segment on a GPU that was idle at `idle`, or has other work until `behind`. The GPU is idle then.
-    fn end_on_gpu(&self, idle: Instant, behind: Option<Event>) -> Seconds {
+    /// What is measured of a segment on a GPU that was idle at `idle`, or has other work until `behind`. The GPU is idle then. What the wait for an
+    /// idle GPU takes the host is none of the GPU's time.
+    fn end_on_gpu(&self, (wait, idle): (Seconds, Instant), behind: Option<Event>) -> Seconds {
         let (issued, mut queue) = (Seconds(idle.elapsed().as_secs_f64()), self.queue.borrow_mut());
         let end = behind.as_ref().and_then(|_| queue.here());
         synchronize(self.device);
-        let alone = Seconds(idle.elapsed().as_secs_f64());
+        let alone = issued.max(Seconds(idle.elapsed().as_secs_f64()) - wait);
         queue.next((self.measure() != Measure::Queued).then_some(issued));
         match (behind.zip(end), self.measure()) {
             (Some((start, end)), _) => end.since(&start).map_or(alone, |time| Seconds(time.as_secs_f64())),
