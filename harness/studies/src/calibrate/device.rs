@@ -16,6 +16,7 @@ use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
 
 use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times, segments};
+use super::together::Together;
 use trainer::clock::timer::{ALONE, Measure, Measures};
 use trainer::data::{Entropy, Language, Samples};
 use trainer::rank::report::Report;
@@ -89,15 +90,19 @@ impl Measurement<'_> {
     }
 
     /// Trains the model's own blocks, one of each kind, with one micro-batch and with a half and twice as many samples, so that
-    /// what each operation takes can be told as a line over its units.
+    /// what each operation takes can be told as a line over its units. Every process measures each at the same time: `[micro-batch][process]`.
     ///
     /// # Errors
-    /// A model that cannot be trained.
-    pub fn runs_of_operations(&self) -> Result<Vec<MeasuredRun>> {
+    /// A model that cannot be trained; a process that died.
+    pub fn runs_of_operations(&self, together: Together) -> Result<Vec<Vec<MeasuredRun>>> {
         let model = one_of_each(self.model);
         let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
         let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
-        variants.into_iter().map(|variant| self.measure(variant, EACH)).collect()
+        let measure = |variant| {
+            together.meet()?;
+            together.runs(&self.measure(variant, EACH)?)
+        };
+        variants.into_iter().map(measure).collect()
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.

@@ -23,8 +23,14 @@ pub fn fit(points: &[(f64, f64)]) -> Option<Line> {
     } else if unit < 0.0 {
         [start, unit] = [a / aa, 0.0];
     }
-    let error = points.iter().map(|&(x, t)| ((start + unit * x) / t - 1.0).abs()).reduce(f64::max)?;
-    (start.is_finite() && unit.is_finite()).then_some(Line { start, unit, error: Some(error) })
+    let line = Line { start, unit, error: None };
+    let error = distance(line, points)?;
+    (start.is_finite() && unit.is_finite()).then_some(Line { error: Some(error), ..line })
+}
+
+/// The largest distance of a point from the line, as a share of its time; none of no points.
+pub fn distance(line: Line, points: &[(f64, f64)]) -> Option<f64> {
+    points.iter().map(|&(units, time)| (line.of(units) / time - 1.0).abs()).reduce(f64::max)
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use super::collectives;
 use super::device::Measurement;
 use super::nccl_tests::Collective;
 use super::segments::{self, MeasuredRun, Times};
+use super::together::{self, Together};
 use super::{line, operations, write};
 
 /// How long a process waits for another.
@@ -86,26 +87,39 @@ impl Request {
     /// # Errors
     /// A process that does not come, a device that cannot be used, or a file that cannot be written.
     pub fn run(&self) -> Result<Option<String>> {
-        let between = match self.launch.clone() {
-            Some(launch) => between_processes(launch, self.device)?,
+        let processes = self.launch.clone().map(|launch| rendezvous(launch, self.device)).transpose()?;
+        let world = processes.as_ref().map(Processes::world).transpose()?;
+        let between = match world.as_deref() {
+            Some(world) => between_processes(world, self.device)?,
             None => Between { memory: used(self.device)?, ..Between::default() },
         };
-        // What one device does is measured by rank 0 alone.
+        let together = Together { world: world.as_deref(), device: self.device };
+        together.meet()?;
+        let curves = together.curves(curves::run(self.device, &shapes(&self.models, self.ranks))?)?;
+        let each: Result<Vec<_>> =
+            self.models.iter().map(|model| self.measurement(model).runs_of_operations(together)).collect();
+        let each: Vec<Vec<MeasuredRun>> = each?.into_iter().flatten().collect();
+        // All have said what they measured and go apart; rank 0 alone writes.
+        let number = together.size();
+        together.meet()?;
+        drop((world, processes));
         if self.launch.as_ref().is_some_and(|launch| launch.rank > 0) {
             return Ok(None);
         }
-        let curves = curves::run(self.device, &shapes(&self.models, self.ranks))?;
-        let runs: Result<Vec<_>> =
-            self.models.iter().map(|model| self.measurement(model).runs_of_operations()).collect();
-        let runs: Vec<MeasuredRun> = runs?.into_iter().flatten().collect();
-        let operations = operations::of_runs(&runs, &self.source());
+        let runs: Vec<MeasuredRun> = each.iter().filter_map(|processes| together::mean(processes)).collect();
+        let operations = operations::of_runs(&runs, &each.concat(), &self.source(number));
         write_all(self, &Measured { between, curves, runs, operations }).map(Some)
     }
 
-    fn source(&self) -> String {
+    /// Where operations' times come from.
+    fn source(&self, processes: usize) -> String {
         let Self { name, gate, ranks, micro_batch, .. } = self;
+        let at_once = match processes {
+            1 => String::new(),
+            number => format!(" on each of {number} devices at once, whose means these are"),
+        };
         format!(
-            "measured alone on {name}: {gate}, {ranks} ranks in turn, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
+            "measured alone on {name}: {gate}, {ranks} ranks in turn{at_once}, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
              no whole step is in it; queued behind other work, and until issued by the host, likewise",
             micro_batch.div_ceil(2),
             2 * micro_batch
@@ -120,13 +134,16 @@ fn used(device: Device) -> Result<Option<[f64; 2]>> {
     Ok(Some([memory.used as f64, memory.total as f64]))
 }
 
+/// All processes.
+fn rendezvous(launch: Launch, device: Device) -> Result<Processes> {
+    Ok(Processes::rendezvous(launch, device, PATIENCE, "calibrate measure --operations")?)
+}
+
 /// Collectives of all processes, and what calls of them take hosts.
-fn between_processes(launch: Launch, device: Device) -> Result<Between> {
-    let processes = Processes::rendezvous(launch, device, PATIENCE, "calibrate measure --operations")?;
-    let world = processes.world()?;
-    let memory = with_communicators(&*world, device)?;
-    let calls = if device.is_cuda() { calls::run(&*world, device)? } else { Vec::new() };
-    let times = comm::run(&*world, device, &comm::sizes(device))?;
+fn between_processes(world: &dyn Communicator, device: Device) -> Result<Between> {
+    let memory = with_communicators(world, device)?;
+    let calls = if device.is_cuda() { calls::run(world, device)? } else { Vec::new() };
+    let times = comm::run(world, device, &comm::sizes(device))?;
     world.barrier()?;
     Ok(Between { collectives: times.iter().map(of_times).collect(), calls, memory })
 }
@@ -399,7 +416,7 @@ fn kernel_charts(curves: &[Curve]) -> Vec<(&'static str, LineChart)> {
                 }
             }
         }
-        let frame = Frame { footnote: "medians of nine repeats".to_owned(), ..Frame::default() };
+        let frame = Frame { footnote: "medians of nine repeats on each process".to_owned(), ..Frame::default() };
         LineChart { frame, x_label: x_label.to_owned(), panels, log_x: true, ..LineChart::default() }
     };
     vec![

@@ -21,6 +21,8 @@ pub mod nccl_tests;
 pub mod operations;
 pub mod segments;
 pub mod targets;
+#[cfg(feature = "train")]
+pub mod together;
 pub mod write;
 
 use anyhow::{Result, bail};

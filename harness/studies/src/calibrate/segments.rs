@@ -53,6 +53,9 @@ pub enum Segment {
 }
 
 impl Segment {
+    pub const ALL: [Self; 8] =
+        [Self::Block, Self::Gate, Self::Experts, Self::Edge, Self::Optimizer, Self::Host, Self::Decide, Self::Decision];
+
     /// The kind of an activity, if it computes and its time is measured where ranks share a device.
     pub fn of(activity: Activity) -> Option<Self> {
         match activity {
@@ -125,6 +128,7 @@ pub fn segments(spans: &[Span]) -> Times {
 }
 
 /// One measured run: what was trained, and what its segments took.
+#[derive(Clone)]
 pub struct MeasuredRun {
     /// What sets it apart, for people.
     pub name: String,
