@@ -177,18 +177,13 @@ fn holders(placement: &Placement) -> Vec<(usize, usize)> {
     (0..placement.experts()).flat_map(pairs).collect()
 }
 
-/// The calls for a program's copies, `(from, to)` each: an expert goes one copy further in each, and a rank meets as many others as the one
-/// that meets most.
+/// The calls for a program's copies, `(from, to)` each: an expert goes one copy further in each, and a rank has as many of them to send or to
+/// receive as the one that has most.
 fn copying(program: &LayerProgram, transfers: &[(usize, usize)]) -> Calls {
     let copies = |expert| program.copies.iter().filter(|copy| copy.expert == expert).count();
     let calls = program.copies.iter().map(|copy| copies(copy.expert)).max().unwrap_or(0);
-    let met = |rank: usize| {
-        let mut others: Vec<_> = transfers.iter().filter(|&&(from, to)| (from == rank) != (to == rank)).collect();
-        others.sort_unstable();
-        others.dedup();
-        others.len()
-    };
-    let most = transfers.iter().flat_map(|&(from, to)| [met(from), met(to)]).max().unwrap_or(0);
+    let of_rank = |rank: usize| transfers.iter().filter(|&&(from, to)| from == rank || to == rank).count();
+    let most = transfers.iter().flat_map(|&(from, to)| [of_rank(from), of_rank(to)]).max().unwrap_or(0);
     Calls { calls, parts: most.div_ceil(calls.max(1)) }
 }
 

@@ -69,9 +69,10 @@ pub fn run(group: &dyn Communicator, device: Device) -> Result<Vec<Call>, TrainE
     };
     add(Called::Exchange, 2 * (size - 1), &|| group.all_to_all(&rows, &each, &each))?;
     for parts in PARTS {
-        let part = |at: usize| (at % size, numbers(1));
-        let [sent, received] = [(); 2].map(|()| (0..parts * size).map(part).collect::<Vec<Part>>());
-        add(Called::Transfer, 2 * parts * size, &|| group.transfer(&sent, &received))?;
+        let part = |at: usize| Part { member: at % size, start: at * NUMBERS, length: NUMBERS };
+        let all: Vec<Part> = (0..parts * size).map(part).collect();
+        let (from, to) = (numbers(parts * size), numbers(parts * size));
+        add(Called::Transfer, 2 * parts * size, &|| group.transfer(&from, &all, &to, &all))?;
     }
     let counts = Tensor::zeros([NUMBERS as i64], (Kind::Int64, device));
     add(Called::Counts, 0, &|| group.all_gather(&counts))?;
