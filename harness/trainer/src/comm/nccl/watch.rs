@@ -343,19 +343,24 @@ impl Drop for GroupComm {
 
 /// Ends communicators that nobody uses. All members give the same up about now, or have done so; for one that does not, nobody waits long.
 pub(super) fn end(given_up: Vec<Arc<GroupComm>>) {
+    end_within(ENDING, given_up, |group| group.abort());
+}
+
+/// Ends all at once. What has not ended in time goes on in a thread of its own.
+fn end_within<T: Send + 'static>(patience: Duration, given_up: Vec<T>, end: fn(T)) {
     let (running, ended) = mpsc::channel::<()>();
-    for group in given_up {
+    for one in given_up {
         let running = running.clone();
-        let abort = move || {
-            group.abort();
+        let end = move || {
+            end(one);
             drop(running);
         };
-        // Where there can be no thread, it ends with its last owner.
-        let _ = thread::Builder::new().name("nccl end".to_owned()).spawn(abort);
+        // Where there can be no thread, it is dropped here.
+        let _ = thread::Builder::new().name("nccl end".to_owned()).spawn(end);
     }
     drop(running);
-    // Nothing is sent: it returns early once all threads are gone.
-    let _ = ended.recv_timeout(ENDING);
+    // Nothing is ever sent: this returns early once no thread is left.
+    let _ = ended.recv_timeout(patience);
 }
 
 pub(super) fn error_of(control: &Exchange, operation: Operation, reason: CommFailure) -> CommError {
@@ -401,6 +406,28 @@ mod tests {
         };
         let [_, (found, waited)] = leaving(Duration::from_secs(2), knows);
         assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
+    }
+
+    #[test]
+    fn what_is_given_up_ends_at_once_and_nobody_waits_for_what_does_not() {
+        // Milliseconds until each ends.
+        let ending = |patience: u64, all: &[u64]| {
+            let began = Instant::now();
+            let ended = Arc::new(Mutex::new(Vec::new()));
+            let given_up = all.iter().map(|&one| (one, ended.clone())).collect();
+            end_within(Duration::from_millis(patience), given_up, |(one, ended): (u64, Arc<Mutex<Vec<u64>>>)| {
+                thread::sleep(Duration::from_millis(one));
+                ended.lock().unwrap().push(one);
+            });
+            let ended = ended.lock().unwrap().clone();
+            (ended, began.elapsed())
+        };
+        let (ended, waited) = ending(60_000, &[400, 0, 800]);
+        assert!(ended == [0, 400, 800] && waited < Duration::from_secs(30), "{ended:?} {waited:?}");
+        let (ended, waited) = ending(500, &[20_000, 0]);
+        assert!(ended == [0] && waited >= Duration::from_millis(500), "{ended:?} {waited:?}");
+        assert!(waited < Duration::from_secs(10), "{waited:?}");
+        assert!(ending(60_000, &[]).1 < Duration::from_secs(30));
     }
 
     #[test]
