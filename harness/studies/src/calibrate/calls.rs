@@ -10,7 +10,8 @@ use workloads::{Cluster, Seconds};
 use super::{line, write};
 
 /// Sets what exchanges take hosts: means over processes, whose half range is the uncertainty. A part is the slope of the line of transfers
-/// over their parts; a call is an all-to-all without its parts.
+/// over their parts, and no more than what an all-to-all takes for each of its own, so that this most frequent call takes what was measured; a
+/// call is an all-to-all without its parts.
 pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
     let constant = |[value, uncertainty]: [f64; 2], what: &str| Constant {
         value: write::rounded(value.max(0.0)),
@@ -24,15 +25,17 @@ pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
     let transfers: Vec<&Call> = calls.iter().filter(|call| call.called == Called::Transfer).collect();
     let points = transfers.iter().map(|call| (call.parts as f64, mean(&call.issued)[0]));
     let Some(of_part) = line::fit(&points.collect::<Vec<_>>()) else { return };
+    let exchanges = calls.iter().filter(|call| call.called == Called::Exchange && call.parts > 0);
+    let unit = exchanges.map(|call| mean(&call.issued)[0] / call.parts as f64).fold(of_part.unit, f64::min);
     let error = of_part.unit * of_part.error.unwrap_or(0.0);
-    *part = Some(constant([of_part.unit, error], "line of transfers over their parts, whose largest distance instead"));
+    *part = Some(constant([unit, error], "line of transfers over their parts, whose largest distance instead"));
     for call in calls {
         let issued = mean(&call.issued);
         match call.called {
             Called::Transfer => {}
             Called::Counts => *counts = Some(constant(issued, "all-gather of counts")),
             Called::Exchange => {
-                let parts = of_part.unit * call.parts as f64;
+                let parts = unit * call.parts as f64;
                 let what = format!("all-to-all less {} parts", call.parts);
                 *exchange = Some(constant([issued[0] - parts, issued[1]], &what));
                 *arrival = Some(constant(mean(&call.arrived), "wait for an all-to-all, which is the GPU's"));
@@ -99,5 +102,10 @@ mod tests {
         assert_eq!(counts.as_ref().unwrap().uncertainty, Some(5e-6));
         assert!(exchange.as_ref().unwrap().source.contains("2 processes: host time"), "{exchange:?}");
         assert!(csv(&calls).contains("all-to-all,2,1,34.00,8.00\n"), "{}", csv(&calls));
+        // An all-to-all whose parts take less than those of transfers takes what it takes all the same.
+        calls.retain(|call| call.called == Called::Transfer);
+        calls.push(call(Called::Exchange, 14, [70.0, 70.0], 8e-6));
+        apply(&mut cluster, &calls, "measured on a test: 8 processes");
+        assert_eq!([&cluster.host.exchange, &cluster.host.part].map(value), [0.0, 5e-6]);
     }
 }
