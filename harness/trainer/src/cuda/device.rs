@@ -155,6 +155,13 @@ impl Stream {
         driver("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
     }
 
+    /// An event behind the work that is on the stream now.
+    pub(crate) fn mark(&self) -> Result<Event, CudaError> {
+        let event = Event::new(self.gpu)?;
+        event.record(self)?;
+        Ok(event)
+    }
+
     /// Copies bytes on this GPU behind the work that is on the stream now.
     ///
     /// # Safety

@@ -13,7 +13,6 @@ use tch::{Device, Kind, Tensor};
 use workloads::model::Moe;
 
 use crate::comm::{CommError, Communicator, Part, Pending};
-use crate::host::to_device;
 use crate::model::parameters::Bucket;
 
 /// A rank's shard of every expert of a layer.
@@ -100,9 +99,10 @@ impl Shards {
         group: &dyn Communicator,
     ) -> Result<Pending, CommError> {
         let length = self.cut.length(group.rank());
-        let shard = |(member, _, expert)| Part { member, start: expert * length, length };
-        let sent: Vec<Part> = filled(placement).map(shard).collect();
-        group.transfer(of, &sent, slots, &self.cut.of_slots(placement, group.rank()))
+        let filled: Vec<Filled> = filled(placement).collect();
+        let shard = |of: &Filled| Part { member: of.rank, start: of.expert * length, length };
+        let sent: Vec<Part> = filled.iter().map(shard).collect();
+        group.transfer(of, &sent, slots, &self.cut.of_slots(&filled, group.rank()))
     }
 
     /// Starts to restore the layer's experts in its slots, if that is not under way.
@@ -133,19 +133,34 @@ impl Shards {
     /// A peer that died.
     pub fn scatter(&self, slots: &Bucket, placement: &Placement, group: &dyn Communicator) -> Result<(), CommError> {
         self.settle()?;
-        let (gradients, length) = (slots.gradients(), self.cut.length(group.rank()));
-        let experts: Vec<i64> = filled(placement).map(|(.., expert)| expert as i64).collect();
-        let shape = [experts.len() as i64, length as i64];
-        let rows = Tensor::empty(shape, (gradients.kind(), gradients.device()));
-        let row = |(row, (member, ..)): (usize, (usize, usize, usize))| Part { member, start: row * length, length };
-        let received: Vec<Part> = filled(placement).enumerate().map(row).collect();
-        let arriving = group.transfer(gradients, &self.cut.of_slots(placement, group.rank()), &rows, &received)?;
+        let (gradients, me) = (slots.gradients(), group.rank());
+        let length = self.cut.length(me);
+        let (sums, fresh) = self.bucket.open(0..placement.experts());
+        // Sums that hold nothing yet begin with what the first slot of each expert has.
+        let begin = fresh && sums.kind() == gradients.kind();
+        if fresh && !begin {
+            let _ = sums.shallow_clone().zero_();
+        }
+        let (first, others): (Vec<Filled>, Vec<Filled>) = filled(placement).partition(|of| begin && of.first);
+        let mut under_way = Vec::new();
+        if begin {
+            let sum = |of: &Filled| Part { member: of.rank, start: of.expert * length, length };
+            let received: Vec<Part> = first.iter().map(sum).collect();
+            under_way.push(group.transfer(gradients, &self.cut.of_slots(&first, me), sums, &received)?);
+        }
+        let rows = [others.len(), length].map(|extent| extent as i64);
+        let rows = Tensor::empty(rows, (gradients.kind(), gradients.device()));
+        let row = |(row, of): (usize, &Filled)| Part { member: of.rank, start: row * length, length };
+        let received: Vec<Part> = others.iter().enumerate().map(row).collect();
+        under_way.push(group.transfer(gradients, &self.cut.of_slots(&others, me), &rows, &received)?);
         slots.clear();
-        let mut sums = self.bucket.gradients().view([placement.experts() as i64, length as i64]);
-        let experts = to_device(&Tensor::from_slice(&experts), rows.device());
+        let sums = sums.view([placement.experts() as i64, length as i64]);
         *self.returning.borrow_mut() = Some(Pending::new(move || {
-            drop(arriving.wait()?);
-            Ok(sums.index_add_(0, &experts, &rows.to_kind(sums.kind())))
+            under_way.into_iter().try_for_each(|arriving| arriving.wait().map(drop))?;
+            for (row, of) in others.iter().enumerate() {
+                let _ = sums.get(of.expert as i64).g_add_(&rows.get(row as i64).to_kind(sums.kind()));
+            }
+            Ok(sums)
         }));
         Ok(())
     }
@@ -181,21 +196,33 @@ impl Cut {
         flat.narrow(0, self.start(rank) as i64, self.length(rank) as i64)
     }
 
-    /// The shards of all ranks in the slots of `me` that hold an expert.
-    fn of_slots(self, placement: &Placement, me: usize) -> Vec<Part> {
-        let own = filled(placement).filter(|(rank, ..)| *rank == me);
+    /// The shards of all ranks in those of the slots that are of `me`.
+    fn of_slots(self, slots: &[Filled], me: usize) -> Vec<Part> {
         let shard = |slot, member| Part {
             member,
             start: slot * self.parameters + self.start(member),
             length: self.length(member),
         };
-        own.flat_map(|(_, slot, _)| (0..self.ranks).map(move |member| shard(slot, member))).collect()
+        let own = slots.iter().filter(|of| of.rank == me);
+        own.flat_map(|of| (0..self.ranks).map(move |member| shard(of.slot, member))).collect()
     }
 }
 
-/// Of all slots that hold an expert, in their order: the rank, the slot on it, the expert.
-fn filled(placement: &Placement) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-    let of_rank = |rank| placement.experts_of(rank).iter().enumerate().map(move |(slot, expert)| (rank, slot, *expert));
-    let all = (0..placement.ranks()).flat_map(of_rank);
-    all.filter_map(|(rank, slot, expert)| expert.map(|expert| (rank, slot, expert)))
+/// A slot that holds an expert.
+struct Filled {
+    rank: usize,
+    /// On its rank.
+    slot: usize,
+    expert: usize,
+    /// Whether it is the expert's first.
+    first: bool,
+}
+
+/// All slots that hold an expert, in their order.
+fn filled(placement: &Placement) -> impl Iterator<Item = Filled> + '_ {
+    let slots = placement.slots_per_rank();
+    placement.experts_in_slots().iter().enumerate().filter_map(move |(at, expert)| {
+        let expert = (*expert)?;
+        Some(Filled { rank: at / slots, slot: at % slots, expert, first: placement.slots_of(expert)[0] == at })
+    })
 }

@@ -214,7 +214,7 @@ impl Communicator for Nccl {
         Ok(pending)
     }
 
-    /// All in one group of calls, behind copies of what a rank has for itself.
+    /// All in one group of calls, beside copies of what a rank has for itself.
     fn transfer(&self, from: &Tensor, sent: &[Part], to: &Tensor, received: &[Part]) -> Result<Pending, CommError> {
         let (operation, rank) = (Operation::Transfer, self.rank());
         check_parts([from, to], [sent, received], rank, self.size())
@@ -231,22 +231,32 @@ impl Communicator for Nccl {
         let own =
             |parts: &'_ [Part]| parts.iter().filter(|part| part.member == rank && part.length > 0).copied().collect();
         let (own_sent, own_received): (Vec<Part>, Vec<Part>) = (own(sent), own(received));
-        let stream = &self.group.stream;
-        self.launch(operation, vec![from, to.shallow_clone()], result, |call| {
+        let copies = || -> Result<(), CudaError> {
+            let GroupComm { stream, beside, .. } = &*self.group;
+            beside.wait(&stream.mark()?)?;
             for (from, to) in own_sent.iter().zip(&own_received) {
                 // SAFETY: both parts are of tensors that are kept until the operation is over, and as long.
-                let copied = unsafe { stream.copy(at(source, from), at(target, to), from.length * bytes) };
-                copied.map_err(|error| error.to_string())?;
+                unsafe { beside.copy(at(source, from), at(target, to), from.length * bytes)? };
             }
-            call.group(|| {
-                for part in sent.iter().filter(filled).filter(|part| part.member != rank) {
-                    call.send(at(source, part).cast(), part.length, kind, part.member)?;
-                }
-                for part in received.iter().filter(filled).filter(|part| part.member != rank) {
-                    call.receive(at(target, part).cast(), part.length, kind, part.member)?;
-                }
-                Ok(())
-            })
+            Ok(())
+        };
+        self.launch(operation, vec![from, to.shallow_clone()], result, |call| {
+            let begun = copies().map_err(|error| error.to_string());
+            let called = begun.and_then(|()| {
+                call.group(|| {
+                    for part in sent.iter().filter(filled).filter(|part| part.member != rank) {
+                        call.send(at(source, part).cast(), part.length, kind, part.member)?;
+                    }
+                    for part in received.iter().filter(filled).filter(|part| part.member != rank) {
+                        call.receive(at(target, part).cast(), part.length, kind, part.member)?;
+                    }
+                    Ok(())
+                })
+            });
+            // Whatever was begun is over with the operation.
+            let GroupComm { stream, beside, .. } = &*self.group;
+            let joined = beside.mark().and_then(|copied| stream.wait(&copied));
+            called.and(joined.map_err(|error| error.to_string()))
         })
     }
 

@@ -34,6 +34,8 @@ pub(super) struct GroupComm {
     identity: u64,
     pub(super) raw: AtomicPtr<ncclComm>,
     pub(super) stream: Stream,
+    /// For what runs beside an operation.
+    pub(super) beside: Stream,
 }
 
 /// What the groups of this process share.
@@ -129,9 +131,9 @@ impl Shared {
         for (to, from) in id.internal.iter_mut().zip(bytes) {
             *to = from as c_char;
         }
-        let stream = Stream::new(self.gpu).map_err(cuda)?;
+        let [stream, beside] = [Stream::new(self.gpu), Stream::new(self.gpu)].map(|made| made.map_err(cuda));
         let raw = self.init(control, id)?;
-        Ok(GroupComm { api: self.api, identity, raw: AtomicPtr::new(raw), stream })
+        Ok(GroupComm { api: self.api, identity, raw: AtomicPtr::new(raw), stream: stream?, beside: beside? })
     }
 
     /// Initialises the communicator in a thread of its own: NCCL waits there for a member that died meanwhile as long as the
