@@ -16,6 +16,8 @@ pub(super) struct Marks<T> {
     stream: Stream,
     origin: RefCell<Option<Event>>,
     pairs: RefCell<Vec<(T, Event, Event)>>,
+    /// Those of earlier iterations, to be used again: to make one takes the host longer than to record it.
+    free: RefCell<Vec<Event>>,
     /// Events that the driver refused: their times are lost. The next tensor that is read reports what is wrong.
     lost: Cell<usize>,
 }
@@ -25,7 +27,14 @@ impl<T> Marks<T> {
     pub(super) fn on(ordinal: usize) -> Result<Self, CudaError> {
         let gpu = Gpu::open(ordinal)?;
         let stream = Stream::default_of(gpu);
-        Ok(Self { gpu, stream, origin: RefCell::default(), pairs: RefCell::default(), lost: Cell::new(0) })
+        Ok(Self {
+            gpu,
+            stream,
+            origin: RefCell::default(),
+            pairs: RefCell::default(),
+            free: RefCell::default(),
+            lost: Cell::new(0),
+        })
     }
 
     /// Starts an iteration: times count from here.
@@ -36,7 +45,8 @@ impl<T> Marks<T> {
 
     /// The place that the stream will reach after what it was given so far.
     pub(super) fn here(&self) -> Option<Event> {
-        let event = Event::timed(self.gpu).and_then(|event| event.record(&self.stream).map(|()| event));
+        let event = self.free.borrow_mut().pop().map_or_else(|| Event::timed(self.gpu), Ok);
+        let event = event.and_then(|event| event.record(&self.stream).map(|()| event));
         event.map_err(|_| self.lost.set(self.lost.get() + 1)).ok()
     }
 
@@ -57,7 +67,11 @@ impl<T> Marks<T> {
     pub(super) fn read(&self) -> Vec<(T, Seconds, Seconds)> {
         let Some(origin) = self.origin.take() else { return Vec::new() };
         let since = |event: &Event| event.since(&origin).map(|time: Duration| Seconds(time.as_secs_f64()));
-        let read = |(what, start, end): (T, Event, Event)| Some((what, since(&start).ok()?, since(&end).ok()?));
+        let read = |(what, start, end): (T, Event, Event)| {
+            let read = Some((what, since(&start).ok()?, since(&end).ok()?));
+            self.free.borrow_mut().extend([start, end]);
+            read
+        };
         self.pairs.take().into_iter().filter_map(read).collect()
     }
 }

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use workloads::model::{Activation, Mlp, Moe};
 
 use crate::comm::{CommError, Pending};
-use crate::host::to_device;
+use crate::host::{numbers_of, to_device};
 use crate::kernels::{self, Kernels};
 use crate::layer::parts::Parts;
 use crate::layer::shards::{Shards, Slots};
@@ -74,7 +74,6 @@ impl Grouping {
 
     /// `arrived` `[call][source][slot]`: rows in the order of arrival. The calls' slots follow one another.
     pub fn new(arrived: &[&[Vec<usize>]], device: Device) -> Self {
-        let upload = |values: &[i32]| to_device(&Tensor::from_slice(values), device);
         let pieces = by_slot(arrived);
         let end = |end: &mut usize, of_slot: &Vec<Range<usize>>| {
             *end += of_slot.iter().map(ExactSizeIterator::len).sum::<usize>();
@@ -84,12 +83,12 @@ impl Grouping {
         let filled = || pieces.iter().flatten().filter(|piece| !piece.is_empty());
         let sorted = filled().zip(filled().skip(1)).all(|(piece, next)| piece.end == next.start);
         let orders = (!sorted).then(|| {
-            let order: Vec<i32> = filled().cloned().flatten().map(|row| row as i32).collect();
-            let mut back = vec![0; order.len()];
-            order.iter().enumerate().for_each(|(row, &arrival)| back[arrival as usize] = row as i32);
-            [upload(&order), upload(&back)]
+            let order = numbers_of(filled().cloned(), device);
+            let rows = Tensor::arange(order.numel() as i64, (Kind::Int, device));
+            let back = rows.zeros_like().index_copy(0, &order, &rows);
+            [order.to_kind(Kind::Int), back]
         });
-        Self { ends: upload(&ends), orders }
+        Self { ends: to_device(&Tensor::from_slice(&ends), device), orders }
     }
 
     fn by_expert(&self, kernels: &Kernels, rows: Tensor) -> Tensor {

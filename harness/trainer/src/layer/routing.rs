@@ -7,11 +7,11 @@ use systems::program::Layout;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TrainError;
-use crate::host::{to_device, to_host};
+use crate::host::{numbers_of, to_device, to_host};
 use crate::kernels::{self, Kernels, Reading, Sorted};
 use crate::layer::gate::{self, Gates, Given, Scored};
 use crate::layer::permute::Permutation;
-use crate::layer::splits::{Piece, Splits};
+use crate::layer::splits::Splits;
 use crate::model::parameters::Bucket;
 
 /// The gate's choices, and their weights.
@@ -285,7 +285,8 @@ impl GpuChoices {
         let (row_of, choice_of, rows) = if splits.follow_experts(own) {
             (self.row_of.shallow_clone(), self.by_expert.shallow_clone(), rows)
         } else if splits.has_copies() {
-            let by_expert = rows_of(&splits.pieces, self.tokens.device());
+            let pieces = splits.pieces.iter().map(|piece| piece.first..piece.first + piece.rows);
+            let by_expert = numbers_of(pieces, self.tokens.device());
             let choice_of = self.by_expert.zeros_like().index_copy(0, &by_expert, &self.by_expert);
             (by_expert.to_kind(Kind::Int).index_select(0, &self.row_of), choice_of, None)
         } else {
@@ -302,34 +303,5 @@ impl GpuChoices {
             }
             _ => Rows::Gpu { row_of, choice_of, rows },
         }
-    }
-}
-
-/// The rows of all pieces in their order, made on the device: there are many more rows than pieces.
-fn rows_of(pieces: &[Piece], device: Device) -> Tensor {
-    let begin = |next: &mut i64, piece: &Piece| {
-        let before = *next;
-        *next += piece.rows as i64;
-        Some(piece.first as i64 - before)
-    };
-    let rows = pieces.iter().map(|piece| piece.rows as i64);
-    let all: i64 = rows.clone().sum();
-    let numbers: Vec<i64> = rows.chain(pieces.iter().scan(0, begin)).collect();
-    let numbers = to_device(&Tensor::from_slice(&numbers).view([2, -1]), device);
-    let distances = numbers.get(1).repeat_interleave_self_tensor(&numbers.get(0), 0, all);
-    distances + Tensor::arange(all, (Kind::Int64, device))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_those_of_the_pieces_in_order() {
-        let piece = |(expert, first, rows)| Piece { expert, first, rows };
-        let pieces = [(0, 7, 2), (0, 0, 3), (1, 3, 1), (3, 4, 3)].map(piece);
-        let found = to_host::<i64>(&rows_of(&pieces, Device::Cpu)).unwrap();
-        assert_eq!(found, [7, 8, 0, 1, 2, 3, 4, 5, 6]);
-        assert_eq!(rows_of(&[], Device::Cpu).numel(), 0);
     }
 }
