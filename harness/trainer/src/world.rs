@@ -54,7 +54,9 @@ pub fn run<T: Send>(
         keep_freed_memory();
     }
     let sink = Mutex::new(sink);
-    let ends = threads::run(size, threads.timeout, |member| {
+    // On a CPU what counts is the time of a rank's own thread.
+    let shared = turns.clone().filter(|_| threads.device.is_cuda());
+    let ends = threads::run_in_turns(size, threads.timeout, shared, |member| {
         // Ranks are the parallelism; a rank's own kernels run on its thread.
         tch::set_num_threads(1);
         let measures = threads.virtual_clock.unwrap_or(ALONE);

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tch::{Kind, Tensor, no_grad};
@@ -34,6 +34,11 @@ pub(super) trait Transport: Send + Sync {
 
     /// Notifies all ranks of a death.
     fn announce(&self, death: &Death);
+
+    /// Where ranks take turns on a device and are timed meanwhile: the turn, for what a collective does with tensors there.
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        None
+    }
 }
 
 /// A group of ranks that exchange messages.
@@ -138,6 +143,16 @@ impl Exchange {
         Self { group: Arc::new(group), sequence: Cell::new(0), sent: RefCell::default(), received: RefCell::default() }
     }
 
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.group.transport.turn()
+    }
+
+    /// A copy, outside autograd, made in this rank's turn.
+    fn copy_of(&self, tensor: &Tensor) -> Tensor {
+        let _turn = self.turn();
+        copy_of(tensor)
+    }
+
     /// The next collective.
     fn begin(&self, operation: Operation) -> Ticket {
         let sequence = self.sequence.replace(self.sequence.get() + 1);
@@ -168,6 +183,7 @@ impl Communicator for Exchange {
     fn all_to_all(&self, rows: &Tensor, sent: &[usize], received: &[usize]) -> Result<Pending, CommError> {
         let ticket = self.begin(Operation::AllToAll);
         check_counts(rows, sent, received, self.rank(), self.size()).map_err(|reason| ticket.error(reason))?;
+        let _turn = self.turn();
         let rows = rows.detach();
         let mut own = None;
         let mut start = 0;
@@ -188,6 +204,7 @@ impl Communicator for Exchange {
         let ticket = self.begin(Operation::Transfer);
         let checked = check_parts([from, to], [sent, received], self.rank(), self.size());
         checked.map_err(|reason| ticket.error(reason))?;
+        let _turn = self.turn();
         let (from, to) = (from.detach().view([-1]), to.detach().view([-1]));
         let mut own = None;
         for member in 0..self.size() {
@@ -209,7 +226,7 @@ impl Communicator for Exchange {
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
         let ticket = self.begin(Operation::AllReduce);
-        let own = copy_of(tensor);
+        let own = self.copy_of(tensor);
         // The first member's are everyone's.
         let sums = (self.rank() == 0).then(|| Arc::new(Sums::new(self.size())));
         for member in ticket.others() {
@@ -220,9 +237,13 @@ impl Communicator for Exchange {
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError> {
         let ticket = self.begin(Operation::AllGather);
-        let own = copy_of(tensor);
+        let own = self.copy_of(tensor);
         ticket.post_to_others(&own)?;
-        Ok(Pending::new(move || no_grad(|| Ok(Tensor::stack(&ticket.gather(own)?, 0)))))
+        Ok(Pending::new(move || {
+            let all = ticket.gather(own)?;
+            let _turn = ticket.turn();
+            no_grad(|| Ok(Tensor::stack(&all, 0)))
+        }))
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError> {
@@ -233,11 +254,12 @@ impl Communicator for Exchange {
             return Ok(Pending::new(move || {
                 let sent = ticket.collect(&[root])?.remove(0);
                 ticket.check_like(root, &sent, &own.size(), own.kind())?;
+                let _turn = ticket.turn();
                 // Members in one process share the memory of what was sent.
                 Ok(copy_of(&sent.to_device(own.device())))
             }));
         }
-        ticket.post_to_others(&copy_of(&own))?;
+        ticket.post_to_others(&self.copy_of(&own))?;
         Ok(Pending::new(move || Ok(own)))
     }
 
@@ -246,17 +268,21 @@ impl Communicator for Exchange {
         ticket.check_member(root)?;
         let own = tensor.detach();
         if root != self.rank() {
-            ticket.post(root, copy_of(&own))?;
+            ticket.post(root, self.copy_of(&own))?;
             return Ok(Pending::new(move || Ok(own)));
         }
-        let own = copy_of(&own);
-        Ok(Pending::new(move || no_grad(|| Ok(sum(&ticket.gather(own)?)))))
+        let own = self.copy_of(&own);
+        Ok(Pending::new(move || {
+            let all = ticket.gather(own)?;
+            let _turn = ticket.turn();
+            no_grad(|| Ok(sum(&all)))
+        }))
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> Result<Pending, CommError> {
         let ticket = self.begin_direct(&self.sent, to)?;
         let own = tensor.detach();
-        ticket.post(to, copy_of(&own))?;
+        ticket.post(to, self.copy_of(&own))?;
         Ok(Pending::new(move || Ok(own)))
     }
 
@@ -296,6 +322,10 @@ struct Ticket {
 }
 
 impl Ticket {
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.group.transport.turn()
+    }
+
     fn post(&self, member: usize, tensor: Tensor) -> Result<(), CommError> {
         self.post_with(member, tensor, None)
     }
@@ -363,6 +393,7 @@ impl Ticket {
     fn finish_all_to_all(&self, rows: &Tensor, own: Option<Tensor>, counts: &[usize]) -> Result<Tensor, CommError> {
         let senders: Vec<usize> = self.others().filter(|&member| counts[member] > 0).collect();
         let mut arrived = self.collect(&senders)?.into_iter();
+        let _turn = self.turn();
         let mut parts = Vec::with_capacity(counts.len());
         let mut shape = rows.size();
         for (member, &count) in counts.iter().enumerate() {
@@ -389,6 +420,7 @@ impl Ticket {
                 None => self.collect(&[member])?.remove(0),
             };
             self.check_like(member, &message, &[all], to.kind())?;
+            let _turn = self.turn();
             let mut first = 0;
             for part in received.iter().filter(|part| part.member == member) {
                 let [start, length] = [part.start, part.length].map(|number| number as i64);

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
@@ -35,6 +36,14 @@ fn every_collective_passes_the_self_check_at_any_size() {
         for result in threads::run(size, PATIENCE, |comm| selfcheck(comm, Device::Cpu)) {
             result.unwrap();
         }
+    }
+}
+
+#[test]
+fn collectives_take_no_turn_while_they_wait() {
+    let turns = Arc::new(Mutex::new(()));
+    for result in threads::run_in_turns(5, PATIENCE, Some(turns), |comm| selfcheck(comm, Device::Cpu)) {
+        result.unwrap();
     }
 }
 

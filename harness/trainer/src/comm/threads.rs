@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -31,10 +31,21 @@ pub fn run<T: Send, E: Display + Send>(
     timeout: Duration,
     rank: impl Fn(&Exchange) -> Result<T, E> + Sync,
 ) -> Vec<Result<T, Failure<E>>> {
+    run_in_turns(size, timeout, None, rank)
+}
+
+/// The same where ranks are timed in `turns` on a device that they share: what collectives do with tensors there takes turns, too, or it
+/// would count as somebody else's.
+pub fn run_in_turns<T: Send, E: Display + Send>(
+    size: usize,
+    timeout: Duration,
+    turns: Option<Arc<Mutex<()>>>,
+    rank: impl Fn(&Exchange) -> Result<T, E> + Sync,
+) -> Vec<Result<T, Failure<E>>> {
     thread::scope(|scope| {
         let rank = &rank;
         let spawn = |member: Exchange| scope.spawn(move || guarded(&member, rank));
-        let threads: Vec<_> = world(size, timeout).into_iter().map(spawn).collect();
+        let threads: Vec<_> = members(size, timeout, turns.as_ref()).into_iter().map(spawn).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| Err(Failure::Panic(message(&*panic))))
         };
@@ -92,14 +103,19 @@ fn hush_guarded_panics() {
 /// The members of a world of `size` threads; each waits at most `timeout` for another. A member counts as dead when a panicking
 /// thread drops its last communicator.
 pub fn world(size: usize, timeout: Duration) -> Vec<Exchange> {
+    members(size, timeout, None)
+}
+
+fn members(size: usize, timeout: Duration, turns: Option<&Arc<Mutex<()>>>) -> Vec<Exchange> {
     let mailboxes: Arc<[Mailbox]> = (0..size).map(|_| Mailbox::default()).collect();
-    let member = |rank| Exchange::world(Arc::new(Thread { rank, mailboxes: mailboxes.clone() }), size, timeout);
-    (0..size).map(member).collect()
+    let thread = |rank| Thread { rank, mailboxes: mailboxes.clone(), turns: turns.cloned() };
+    (0..size).map(|rank| Exchange::world(Arc::new(thread(rank)), size, timeout)).collect()
 }
 
 struct Thread {
     rank: usize,
     mailboxes: Arc<[Mailbox]>,
+    turns: Option<Arc<Mutex<()>>>,
 }
 
 impl Transport for Thread {
@@ -118,6 +134,11 @@ impl Transport for Thread {
 
     fn announce(&self, death: &Death) {
         self.mailboxes.iter().for_each(|mailbox| mailbox.note_death(death));
+    }
+
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        // A turn that ended in a panic leaves nothing behind that could disturb the next one.
+        self.turns.as_ref().map(|turns| turns.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
