@@ -82,11 +82,11 @@ fn cases_are_joined_in_the_order_asked_for_and_read_back() {
 fn a_figure_keeps_the_dots_of_its_name_and_leaves_no_temporary_file() {
     let folder = Folder::new();
     let figure = chart::GroupedBars::default().draw().unwrap();
-    write_figure(&folder.path().join("capacity-1.2"), &figure).unwrap();
+    write_figure(&folder.path().join("capacity-1.2"), &figure, "How it came to be.").unwrap();
     let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<_> = names.collect();
     names.sort();
-    assert_eq!(names, ["capacity-1.2.pdf", "capacity-1.2.svg"]);
+    assert_eq!(names, ["capacity-1.2.caption.txt", "capacity-1.2.pdf", "capacity-1.2.svg"]);
 }
 
 #[test]

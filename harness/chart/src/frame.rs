@@ -1,10 +1,9 @@
-//! What surrounds the panels of every chart: size, title, legend and footnote.
+//! What surrounds the panels of every chart: size, title and legend.
 
 use crate::canvas::Drawn;
 use crate::legend::{Entry, Legend};
 use crate::page::{Area, Page, on_page};
-use crate::palette::MUTED;
-use crate::text::{BASE, FINE, Type, wrapped};
+use crate::text::{BASE, Type};
 use crate::{Figure, FigureError};
 
 /// Width of a figure in a two-column paper.
@@ -34,8 +33,6 @@ pub struct Frame {
     pub height: Option<f64>,
     /// Printed inside, above the legend. Papers put it in the caption, so it is empty by default.
     pub title: String,
-    /// How the numbers were obtained, in small grey type; wrapped where it is long.
-    pub footnote: String,
 }
 
 /// A kind of chart: panels inside a [`Frame`].
@@ -59,12 +56,10 @@ pub(crate) fn draw(chart: &impl Chart) -> Result<Figure, FigureError> {
 }
 
 const MARGIN: f64 = 3.0;
-const FOOT_ROW: f64 = 8.5;
 
 struct PageLayout {
     legend: Legend,
-    foot: Vec<String>,
-    /// Between legend and footnote.
+    /// Below the legend.
     inner: Area,
     height: f64,
 }
@@ -74,25 +69,18 @@ impl PageLayout {
     fn new(frame: &Frame, legend: Vec<Entry>, wanted: f64) -> Self {
         let width = frame.width.points();
         let legend = Legend::new(legend, width - 2.0 * MARGIN);
-        let foot = wrapped(&frame.footnote, Type::of(FINE), width - 2.0 * MARGIN);
         let title = if frame.title.is_empty() { 0.0 } else { BASE + 5.0 };
         let top = MARGIN + title + legend.height();
-        let below = MARGIN + if foot.is_empty() { 0.0 } else { foot.len() as f64 * FOOT_ROW + 1.5 };
         let set = frame.height.filter(|height| height.is_finite());
-        let height = set.unwrap_or(top + wanted + below).max(top + below + wanted * 0.6);
-        let inner = Area { left: MARGIN, right: width - MARGIN, top, bottom: height - below };
-        Self { legend, foot, inner, height }
+        let height = set.unwrap_or(top + wanted + MARGIN).max(top + MARGIN + wanted * 0.6);
+        let inner = Area { left: MARGIN, right: width - MARGIN, top, bottom: height - MARGIN };
+        Self { legend, inner, height }
     }
 
     fn draw(&self, page: &Page<'_>, frame: &Frame) -> Drawn {
         let middle = frame.width.points() / 2.0;
         let title = Type::of(BASE).bold().centered().hanging();
         page.text_within(&frame.title, (middle, MARGIN), title, self.inner.width())?;
-        self.legend.draw(page, (middle, self.inner.top - self.legend.height()))?;
-        for (i, line) in self.foot.iter().enumerate() {
-            let y = self.inner.bottom + 1.5 + (i as f64 + 1.0) * FOOT_ROW - 2.0;
-            page.text(line, (MARGIN, y), Type::of(FINE).color(MUTED))?;
-        }
-        Ok(())
+        self.legend.draw(page, (middle, self.inner.top - self.legend.height()))
     }
 }

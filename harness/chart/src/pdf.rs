@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn pdf_is_stable_and_embeds_its_fonts() -> Result<(), FigureError> {
-        let frame = Frame { footnote: "simulated".into(), title: "A title in bold".into(), ..Frame::default() };
+        let frame = Frame { title: "A title in bold".into(), ..Frame::default() };
         let chart = GroupedBars { frame, ..GroupedBars::default() };
         let pdf = chart.draw()?.pdf;
         assert_eq!(pdf, chart.draw()?.pdf);

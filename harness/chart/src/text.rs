@@ -11,7 +11,7 @@ use crate::palette::TEXT;
 pub(crate) const BASE: f64 = 8.0;
 /// Type size of tick labels.
 pub(crate) const SMALL: f64 = 7.5;
-/// Type size of footnotes and labels beside data.
+/// Type size of labels beside data.
 pub(crate) const FINE: f64 = LEAST;
 /// No text is smaller: it could not be read in print.
 pub(crate) const LEAST: f64 = 7.0;

@@ -348,10 +348,11 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write_figure(stem: &Path, figure: &Figure) -> Result<()> {
+pub fn write_figure(stem: &Path, figure: &Figure, caption: &str) -> Result<()> {
     let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", stem.display()));
     write_text(&path("svg"), &figure.svg)?;
-    write_bytes(&path("pdf"), &figure.pdf)
+    write_bytes(&path("pdf"), &figure.pdf)?;
+    write_text(&path("caption.txt"), &format!("{caption}\n"))
 }
 
 /// Writes a file under a temporary name beside its own and renames it, making the folder if need be.

@@ -33,7 +33,7 @@ fn names() -> Vec<String> {
 }
 
 fn frame(width: Width, height: Option<f64>, text: &str) -> Frame {
-    Frame { width, height, title: text.to_owned(), footnote: text.to_owned() }
+    Frame { width, height, title: text.to_owned() }
 }
 
 fn check(what: &str, figure: Result<Figure, FigureError>) {

@@ -32,12 +32,7 @@ pub(crate) fn grouped_bars() -> GroupedBars {
         ..Group::default()
     };
     GroupedBars {
-        frame: Frame {
-            footnote: "simulated, routing: gpt.trace; bars: ratios of total times; whiskers: spread over iterations; \
-                       ±6.1%: median error of 12 measured iterations on inky"
-                .into(),
-            ..Frame::default()
-        },
+        frame: Frame::default(),
         y_label: "Speedup over <expert parallelism>".into(),
         x_label: "GPUs / capacity factor".into(),
         series: Series::numbered(SYSTEMS),
@@ -67,7 +62,7 @@ pub(crate) fn stacked_bars() -> StackedBars {
         ..Group::default()
     };
     StackedBars {
-        frame: Frame { title: "Where the time goes".into(), footnote: "simulated".into(), ..Frame::default() },
+        frame: Frame { title: "Where the time goes".into(), ..Frame::default() },
         y_label: "Time of an iteration (ms)".into(),
         x_label: "System".into(),
         parts: Series::numbered(["Experts", "All-to-all", "Attention", "Waiting"]),
@@ -95,7 +90,7 @@ pub(crate) fn lines() -> LineChart {
     let line = |name: &str, ink, points| LineSeries { name: name.into(), ink, points, marks: Vec::new() };
     let few: Vec<_> = (0..7).map(|i| (100.0 * i as f64, 9.5 - 0.4 * i as f64)).collect();
     LineChart {
-        frame: Frame { footnote: "simulated; time of the layer alone".into(), ..Frame::default() },
+        frame: Frame::default(),
         x_label: "Iteration".into(),
         panels: vec![
             LinePanel {
@@ -181,10 +176,7 @@ pub(crate) fn scatter() -> Scatter {
         notes: vec!["MAPE 5.8 %".into(), "R² 0.98".into()],
     };
     Scatter {
-        frame: Frame {
-            footnote: "predicted: simulated; band: within 10% of the measurement".into(),
-            ..Frame::default()
-        },
+        frame: Frame::default(),
         x_label: "Measured iteration time (s)".into(),
         y_label: "Predicted iteration time (s)".into(),
         panels: vec![

@@ -80,13 +80,13 @@ fn write(args: &LayerArgs, measured: &[Measured], device: Device, peak: f64) -> 
     store::write_text(&out.join("layer.txt"), &(text + "\n"))?;
     store::write_text(&out.join("layer.csv"), &csv(measured))?;
     let bars: Vec<Bars> = measured.iter().map(bars).collect();
-    let note = format!(
-        "medians of {} repeats with their middle 95%; forward and backward; other programs that take over {HIDES:.0} times ours \
-         stand in the table alone",
+    let caption = format!(
+        "MoE layers alone: medians of {} repeats with their middle 95%, forward and backward. Other programs that take over {HIDES:.0} times ours \
+         stand in the table alone.",
         args.bench.repeats
     );
     let label = "MoE layer: width x inner width x experts, tokens";
-    store::write_figure(&out.join("layer"), &show::figure(&bars, label, "milliseconds", note)?)?;
+    store::write_figure(&out.join("layer"), &show::figure(&bars, label, "milliseconds")?, &caption)?;
     output::print(format!("\nresults   {}", out.display()))
 }
 

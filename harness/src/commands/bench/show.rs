@@ -56,7 +56,7 @@ pub(super) struct Bars {
 ///
 /// # Errors
 /// When the font or the drawing library fails.
-pub(super) fn figure(bars: &[Bars], x_label: &str, y_label: &str, footnote: String) -> Result<Figure> {
+pub(super) fn figure(bars: &[Bars], x_label: &str, y_label: &str) -> Result<Figure> {
     let mut names: Vec<&str> = bars.iter().flat_map(|of| &of.others).map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     names.dedup();
@@ -78,7 +78,7 @@ pub(super) fn figure(bars: &[Bars], x_label: &str, y_label: &str, footnote: Stri
     let panels = bars.chunk_by(|one, next| one.panel == next.panel);
     let panels = panels.map(|of| Panel { title: of[0].panel.clone(), groups: of.iter().map(group).collect() });
     let chart = GroupedBars {
-        frame: Frame { footnote, ..Frame::default() },
+        frame: Frame::default(),
         y_label: y_label.to_owned(),
         x_label: x_label.to_owned(),
         panels: panels.collect(),
@@ -118,7 +118,7 @@ mod tests {
             others: others.iter().map(|name| ((*name).to_owned(), 3.0)).collect(),
         };
         let all = [bars("skew 0", &["a", "b"]), bars("skew 1", &["a"])];
-        let svg = figure(&all, "layer", "ms", "note".to_owned()).unwrap().svg;
+        let svg = figure(&all, "layer", "ms").unwrap().svg;
         assert!(svg.contains("skew 0") && svg.contains("skew 1") && svg.contains("n/a"));
     }
 }

@@ -83,8 +83,8 @@ fn write(args: &StepArgs, measured: &[Measured], device: Device, peak: f64) -> R
     store::write_text(&out.join("step.txt"), &(text + "\n"))?;
     store::write_text(&out.join("step.csv"), &csv(measured))?;
     let bars: Vec<Bars> = measured.iter().map(bars).collect();
-    let note = format!("medians of {} steps with their middle 95%", args.bench.repeats);
-    store::write_figure(&out.join("step"), &show::figure(&bars, "experts, micro-batch", "milliseconds", note)?)?;
+    let caption = format!("Training steps: medians of {} with their middle 95%.", args.bench.repeats);
+    store::write_figure(&out.join("step"), &show::figure(&bars, "experts, micro-batch", "milliseconds")?, &caption)?;
     output::print(format!("\nresults   {}", out.display()))
 }
 

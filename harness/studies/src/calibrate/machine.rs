@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use chart::{Frame, LineChart, LinePanel, LineSeries};
+use chart::{LineChart, LinePanel, LineSeries};
 use runs::{report, store};
 use tch::Device;
 use trainer::bench::calls::{self, Call};
@@ -283,13 +283,14 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
     store::write_text(&beside("kernels.csv"), &kernels_csv(&measured.curves))?;
     store::write_text(&beside("operations.csv"), &operations_csv(&measured.runs, &cluster))?;
     for (name, chart) in kernel_charts(&measured.curves) {
-        write_figure(&beside(name), &chart)?;
+        write_figure(&beside(name), &chart, "Kernels alone: medians of nine repeats on each process.")?;
     }
     let mut shown = String::new();
     let Between { collectives, calls, .. } = &measured.between;
     if !collectives.is_empty() {
         store::write_text(&beside("collectives.csv"), &collectives::csv(collectives))?;
-        write_figure(&beside("collectives"), &collectives_chart(collectives))?;
+        let caption = "Collectives: medians of seven bursts. Bus bandwidth counts the bytes of the busiest port, as nccl-tests does.";
+        write_figure(&beside("collectives"), &collectives_chart(collectives), caption)?;
         let _ = writeln!(shown, "{}", collectives::table(collectives));
     }
     if !calls.is_empty() {
@@ -301,9 +302,10 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
     Ok(shown)
 }
 
-fn write_figure(stem: &Path, chart: &LineChart) -> Result<()> {
+fn write_figure(stem: &Path, chart: &LineChart, caption: &str) -> Result<()> {
     // One file is enough beside the samples.
-    store::write_text(&stem.with_added_extension("svg"), &chart.draw()?.svg)
+    store::write_text(&stem.with_added_extension("svg"), &chart.draw()?.svg)?;
+    store::write_text(&stem.with_added_extension("caption.txt"), &format!("{caption}\n"))
 }
 
 /// A name without the part behind the first comma, which is its shape.
@@ -416,8 +418,7 @@ fn kernel_charts(curves: &[Curve]) -> Vec<(&'static str, LineChart)> {
                 }
             }
         }
-        let frame = Frame { footnote: "medians of nine repeats on each process".to_owned(), ..Frame::default() };
-        LineChart { frame, x_label: x_label.to_owned(), panels, log_x: true, ..LineChart::default() }
+        LineChart { x_label: x_label.to_owned(), panels, log_x: true, ..LineChart::default() }
     };
     vec![
         ("products", chart(Rate::Flops, "rows, rows of an expert, or samples", "TFLOP/s", 1e12)),
@@ -444,11 +445,6 @@ fn collectives_chart(all: &[Collective]) -> LineChart {
         from_zero: true,
     };
     LineChart {
-        frame: Frame {
-            footnote: "medians of seven bursts; bus bandwidth counts the bytes of the busiest port, as nccl-tests does"
-                .to_owned(),
-            ..Frame::default()
-        },
         x_label: "size (bytes)".to_owned(),
         panels: vec![
             panel("busbw (GB/s)", &|of| of.bus_bandwidth() / 1e9),
