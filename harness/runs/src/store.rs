@@ -344,7 +344,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |file| Ok(file.write_all(bytes)?))
 }
 
-/// Writes a figure as `STEM.svg` and `STEM.pdf`; a stem may hold dots.
+/// Writes a figure as `STEM.svg` and `STEM.pdf`, and its caption as `STEM.caption.txt`; a stem may hold dots.
 ///
 /// # Errors
 /// When a file cannot be written.
