@@ -11,7 +11,7 @@ use crate::canvas::{Pen, units};
 pub(crate) const AXIS: RGBColor = RGBColor(60, 60, 60);
 pub(crate) const TEXT: RGBColor = RGBColor(20, 20, 20);
 pub(crate) const GRID: RGBColor = RGBColor(222, 222, 222);
-/// Footnotes and what stands in for absent data.
+/// What stands in for absent data.
 pub(crate) const MUTED: RGBColor = RGBColor(118, 118, 118);
 pub(crate) const PAPER: RGBColor = RGBColor(255, 255, 255);
 /// Reference lines, intervals and published values.

@@ -2,7 +2,7 @@
 //!
 //! Streams are FIFO; transfers of weights are issued like exchanges and with them. An exchange is issued as soon as the exchange before it is issued and the task that it waits for
 //! has run. Then the next compute task runs, once the exchange that it waits for has arrived. Exchanges that nothing waits
-//! for are completed at the end.
+//! for are completed at the end, but for gradients that return to where experts stand or to shards: they end in the passes that follow.
 //!
 //! Experts of the next pass begin to be restored from shards once rows are on their way to those of this one
 //! ([`systems::program::Stream::Copy`]).
