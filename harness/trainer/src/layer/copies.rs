@@ -126,61 +126,110 @@ impl Round {
     }
 }
 
-/// Gradients of a layer's experts with several copies on their way to the ranks of first copies.
+/// Gradients of a layer's experts with several copies on their way to their sums: every rank that holds an expert sums a part of them, and
+/// sends it to the others, as many bytes as in a ring.
 pub struct Sums<'a> {
     experts: &'a Experts,
     placement: &'a Placement,
-    round: Round,
+    held: Vec<Held>,
+    /// The own parts as other ranks have them, one after the other.
     rows: Tensor,
     arriving: Pending,
 }
 
+/// An expert that this rank and others hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    /// The first of its slots on this rank.
+    slot: usize,
+    /// All ranks that hold it.
+    ranks: Vec<usize>,
+    /// Where each begins that they sum, and the end.
+    bounds: Vec<usize>,
+}
+
+impl Held {
+    /// The experts of rank `me` that other ranks hold, too.
+    fn all(placement: &Placement, me: usize, size: usize) -> Vec<Self> {
+        let of = |expert| {
+            let ranks: Vec<usize> = placement.ranks_of(expert).collect();
+            let bounds = (0..=ranks.len()).map(|part| part * size / ranks.len()).collect();
+            Some(Self { slot: placement.slot_on(me, expert)?, ranks, bounds })
+        };
+        (0..placement.experts()).filter_map(of).filter(|held| held.ranks.len() > 1).collect()
+    }
+
+    /// The part that a rank sums: where it begins in the expert, and how long it is.
+    fn part(&self, rank: usize) -> [usize; 2] {
+        let at = self.ranks.iter().position(|&of| of == rank).unwrap_or(0);
+        [self.bounds[at], self.bounds[at + 1] - self.bounds[at]]
+    }
+
+    /// For every other rank that holds it, the part that `of` names of the two, where it lies in the expert's slot.
+    fn parts(&self, me: usize, size: usize, of: impl Fn(usize) -> usize) -> impl Iterator<Item = Part> {
+        self.ranks.iter().filter(move |&&rank| rank != me).map(move |&member| {
+            let [start, length] = self.part(of(member));
+            Part { member, start: self.slot * size + start, length }
+        })
+    }
+}
+
 impl<'a> Sums<'a> {
-    /// Starts to send the gradients of every expert with several copies to the rank of its first copy.
+    /// Starts to send every other rank that holds an expert of this one its part of the gradients here.
     ///
     /// # Errors
     /// A peer that died.
     pub fn begin(experts: &'a Experts, placement: &'a Placement, group: &dyn Communicator) -> Result<Self, CommError> {
-        let (me, per_rank) = (group.rank(), placement.slots_per_rank());
-        let mut round = Round::of(placement.ranks());
-        for expert in (0..placement.experts()).filter(|&expert| placement.slots_of(expert).len() > 1) {
-            let slots = placement.slots_of(expert);
-            // Further copies of a rank give what they have to its first.
-            let own: Vec<usize> =
-                slots.iter().filter(|&&slot| slot / per_rank == me).map(|slot| slot % per_rank).collect();
-            if let [first, rest @ ..] = &own[..] {
-                rest.iter().for_each(|&slot| drop(experts.gradient(*first).g_add_(&experts.gradient(slot))));
-            }
-            let home = placement.rank_of(expert);
-            let first_on = |rank| placement.slot_on(rank, expert).unwrap_or(0);
-            for rank in placement.ranks_of(expert).filter(|&rank| rank != home) {
-                round.add((home, first_on(home)), (rank, first_on(rank)), me);
-            }
+        let (gradients, size, me) = (experts.bucket.gradients(), experts.size(), group.rank());
+        // Further copies of this rank give what they have to its first.
+        for (slot, first) in others_of_a_rank(placement, me) {
+            drop(experts.gradient(first).g_add_(&experts.gradient(slot)));
         }
-        let (held, size) = (experts.bucket.gradients(), experts.size());
-        let rows = Tensor::empty([round.from.len() as i64, size as i64], (held.kind(), held.device()));
-        let sent = parts(&round.received, &round.to, size);
-        let arriving = group.transfer(held, &sent, &rows, &in_rows(&round.sent, size))?;
-        Ok(Self { experts, placement, round, rows, arriving })
+        let held = Held::all(placement, me, size);
+        let sent: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |other| other)).collect();
+        let mut end = 0;
+        let mut next = |part: Part| {
+            end += part.length;
+            Part { start: end - part.length, ..part }
+        };
+        let received: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |_| me)).map(&mut next).collect();
+        let rows = Tensor::empty([end as i64], (gradients.kind(), gradients.device()));
+        let arriving = group.transfer(gradients, &sent, &rows, &received)?;
+        Ok(Self { experts, placement, held, rows, arriving })
     }
 
-    /// Adds them, and sends the sums to the other copies. All slots of an expert end with the same bits.
+    /// Adds them, and sends the sums to the other ranks. All slots of an expert end with the same bits.
     ///
     /// # Errors
     /// A peer that died.
     pub fn finish(self, group: &dyn Communicator) -> Result<(), CommError> {
-        let Self { experts, placement, round, rows, arriving } = self;
+        let Self { experts, placement, held, rows, arriving } = self;
         drop(arriving.wait()?);
-        experts.add_gradients(&round.from, &rows);
-        let (held, size, me) = (experts.bucket.gradients(), experts.size(), group.rank());
-        let (sent, received) = (parts(&round.sent, &round.from, size), parts(&round.received, &round.to, size));
-        drop(group.transfer(held, &sent, held, &received)?.wait()?);
-        for (slot, expert) in placement.experts_of(me).iter().enumerate() {
-            let first = expert.and_then(|expert| placement.slot_on(me, expert)).filter(|&first| first != slot);
-            first.into_iter().for_each(|first| experts.gradient(slot).copy_(&experts.gradient(first)));
+        let (gradients, size, me) = (experts.bucket.gradients(), experts.size(), group.rank());
+        let mut row = 0;
+        for of in &held {
+            let [start, length] = of.part(me).map(|of| of as i64);
+            let mut own = experts.gradient(of.slot).view([-1]).narrow(0, start, length);
+            for _ in 1..of.ranks.len() {
+                drop(own.g_add_(&rows.narrow(0, row, length)));
+                row += length;
+            }
+        }
+        let sent: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |_| me)).collect();
+        let received: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |other| other)).collect();
+        drop(group.transfer(gradients, &sent, gradients, &received)?.wait()?);
+        for (slot, first) in others_of_a_rank(placement, me) {
+            experts.gradient(slot).copy_(&experts.gradient(first));
         }
         Ok(())
     }
+}
+
+/// Slots of a rank whose expert it has in a slot before, and that slot.
+fn others_of_a_rank(placement: &Placement, rank: usize) -> impl Iterator<Item = (usize, usize)> {
+    let first = move |expert: &Option<usize>| expert.and_then(|expert| placement.slot_on(rank, expert));
+    let slots = placement.experts_of(rank).iter().enumerate();
+    slots.filter_map(move |(slot, expert)| first(expert).filter(|&first| first != slot).map(|first| (slot, first)))
 }
 
 /// The gradients on a rank that stand for their experts: every expert counts at its first copy.
@@ -212,6 +261,31 @@ mod tests {
         assert_eq!(all[0], [expected, Round::of(4)]);
         assert_eq!(all[1][1], Round { sent: vec![0, 0, 0, 1], from: vec![1], ..Round::of(4) });
         assert_eq!(all[3][1], Round { received: vec![0, 1, 0, 0], to: vec![1], ..Round::of(4) });
+    }
+
+    /// Expert 0 on three ranks, expert 1 on two; ten numbers each.
+    #[test]
+    fn every_holder_sums_a_part() {
+        let slots = [Some(0), Some(1), Some(0), None, Some(1), Some(0)];
+        let placement = Placement::of_slots(slots.to_vec(), 2, 3).unwrap();
+        let all: Vec<Vec<Held>> = (0..3).map(|me| Held::all(&placement, me, 10)).collect();
+        assert_eq!(all[0][0], Held { slot: 0, ranks: vec![0, 1, 2], bounds: vec![0, 3, 6, 10] });
+        assert_eq!(all[1].len(), 1);
+        assert_eq!(all[2][0].slot, 1);
+        let sent = |me: usize, to: usize| {
+            let parts = all[me].iter().flat_map(|of| of.parts(me, 10, |other| other));
+            parts.filter(|part| part.member == to).map(|part| part.length).collect::<Vec<_>>()
+        };
+        let received = |me: usize, from: usize| {
+            let parts = all[me].iter().flat_map(|of| of.parts(me, 10, |_| me));
+            parts.filter(|part| part.member == from).map(|part| part.length).collect::<Vec<_>>()
+        };
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            assert_eq!(sent(one, other), received(other, one));
+            assert_eq!(sent(other, one), received(one, other));
+        }
+        let part = |me: usize| all[me][0].parts(me, 10, |other| other).next().unwrap();
+        assert_eq!(part(2), Part { member: 0, start: 10, length: 3 });
     }
 
     #[test]

@@ -364,13 +364,6 @@ impl Experts {
         self.bucket.weights.shallow_clone().copy_(&rows.reshape([-1]));
     }
 
-    /// Adds rows to the gradients of slots, `[slots, parameters]`.
-    pub(super) fn add_gradients(&self, slots: &[usize], rows: &Tensor) {
-        for (index, &slot) in slots.iter().enumerate() {
-            let _ = self.gradient(slot).g_add_(&rows.get(index as i64));
-        }
-    }
-
     /// The kernels by which experts run together, where they can: on a GPU, if they are of GPT-2's kind, by products whose rows
     /// are aligned.
     pub(super) fn kernels(&self) -> Option<&'static Kernels> {
