@@ -108,5 +108,8 @@ pub fn main() -> ExitCode {
         Failure::Input(error) | Failure::Run(error) => eprintln!("error: {error:#}"),
         Failure::Reported(_) => {}
     }
+    #[cfg(feature = "train")]
+    trainer::processes::leave(failure.status());
+    #[cfg(not(feature = "train"))]
     ExitCode::from(failure.status())
 }

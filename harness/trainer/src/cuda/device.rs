@@ -140,11 +140,13 @@ impl Stream {
         Self { gpu, raw: ptr::null_mut() }
     }
 
-    /// A new stream, which runs beside libtorch's.
+    /// A new stream, which runs beside libtorch's and before it: what waits on this stream gets the next processors that are free.
     pub fn new(gpu: Gpu) -> Result<Self, CudaError> {
         gpu.enter()?;
-        let raw = driver("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
-        Ok(Self { gpu, raw })
+        let range = driver("cuCtxGetStreamPriorityRange", result::stream::get_priority_range())?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        let made = result::stream::create_with_priority(kind, range.1);
+        Ok(Self { gpu, raw: driver("cuStreamCreateWithPriority", made)? })
     }
 
     /// Later work on this stream runs after `event`. The host does not wait.

@@ -107,15 +107,14 @@ impl Nccl {
         self.group.stream.wait(&ready).map_err(cuda)?;
         // Known to the watchdog before the call, which may itself wait for another rank when two first meet.
         self.shared.watch_over(flight.clone());
-        let raw = self.group.raw.load(Ordering::SeqCst);
         let stream = self.group.stream.raw().cast();
-        let called = call(&Call { api: self.shared.api, raw, stream });
+        let called = self.group.call(|raw| call(&Call { api: self.shared.api, raw, stream }));
         let recorded = flight.done.record(&self.group.stream).map_err(cuda);
         flight.launched.store(true, Ordering::SeqCst);
         kept.push(result.shallow_clone());
         let guard = Guard { flight, shared: self.shared.clone(), kept };
         // Only now: what was launched before an error still reads the tensors.
-        if let Err(reason) = called {
+        if let Err(reason) = called.unwrap_or_else(|| Err("its communicator has ended".to_owned())) {
             self.shared.check()?;
             return Err(error(reason));
         }

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,10 @@ const WATCH: Duration = Duration::from_millis(20);
 /// to wait within a step of each other.
 pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
 
+/// How long an abort waits for a call that another thread makes of the same communicator. NCCL ends a communicator under a call's feet, but a
+/// call that waits for a dead rank is ended by nothing else.
+const CALL: Duration = Duration::from_secs(1);
+
 /// How long a process waits for others to end what it gives up.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,9 @@ pub(super) struct GroupComm {
     pub(super) api: &'static Api,
     /// The hash of NCCL's own.
     identity: u64,
-    pub(super) raw: AtomicPtr<ncclComm>,
+    raw: AtomicPtr<ncclComm>,
+    /// Held by whoever calls NCCL.
+    calling: Mutex<()>,
     pub(super) stream: Stream,
     /// For what runs beside an operation.
     pub(super) beside: Stream,
@@ -133,7 +139,8 @@ impl Shared {
         }
         let [stream, beside] = [Stream::new(self.gpu), Stream::new(self.gpu)].map(|made| made.map_err(cuda));
         let raw = self.init(control, id)?;
-        Ok(GroupComm { api: self.api, identity, raw: AtomicPtr::new(raw), stream: stream?, beside: beside? })
+        let (raw, calling) = (AtomicPtr::new(raw), Mutex::default());
+        Ok(GroupComm { api: self.api, identity, raw, calling, stream: stream?, beside: beside? })
     }
 
     /// Initialises the communicator in a thread of its own: NCCL waits there for a member that died meanwhile as long as the
@@ -326,12 +333,33 @@ impl GroupComm {
         self.api.check(asked).and_then(|()| self.api.check(status)).err()
     }
 
-    /// Ends it, once. NCCL waits there for members whose processes live until they end theirs, too.
+    /// Calls NCCL with it; none once it has been aborted.
+    pub(super) fn call<T>(&self, call: impl FnOnce(ncclComm_t) -> T) -> Option<T> {
+        let _calling = self.calling.lock().unwrap_or_else(PoisonError::into_inner);
+        let raw = self.raw.load(Ordering::SeqCst);
+        (!raw.is_null()).then(|| call(raw))
+    }
+
+    /// Ends it, once, between two calls. NCCL waits there for members whose processes live until they end theirs, too.
     fn abort(&self) {
         let raw = self.raw.swap(ptr::null_mut(), Ordering::SeqCst);
         if !raw.is_null() {
+            let _calling = free_within(CALL, &self.calling);
             // SAFETY: it was made by NCCL and taken once. Nothing can be done about an error.
             let _ = unsafe { (self.api.ncclCommAbort)(raw) };
+        }
+    }
+}
+
+/// The lock once it is free; none after so long.
+fn free_within(patience: Duration, lock: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
+    let began = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(free) => return Some(free),
+            Err(TryLockError::Poisoned(free)) => return Some(free.into_inner()),
+            Err(TryLockError::WouldBlock) if began.elapsed() > patience => return None,
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
         }
     }
 }
@@ -408,6 +436,25 @@ mod tests {
         };
         let [_, (found, waited)] = leaving(Duration::from_secs(2), knows);
         assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
+    }
+
+    #[test]
+    fn an_abort_waits_for_a_call_but_not_forever() {
+        let lock = Mutex::new(());
+        assert!(free_within(Duration::ZERO, &lock).is_some());
+        thread::scope(|scope| {
+            let (holds, held) = mpsc::channel();
+            let call = || {
+                let calling = lock.lock().unwrap();
+                holds.send(()).unwrap();
+                thread::sleep(Duration::from_millis(300));
+                drop(calling);
+            };
+            scope.spawn(call);
+            held.recv().unwrap();
+            assert!(free_within(Duration::from_millis(10), &lock).is_none());
+            assert!(free_within(Duration::from_secs(60), &lock).is_some());
+        });
     }
 
     #[test]
