@@ -105,6 +105,10 @@ pub struct Network {
     pub peer_start: Constant,
     /// Start-up of one send between two ranks, s.
     pub send_start: Constant,
+    /// By how much longer kernels take while an exchange or a transfer of weights runs on their GPU, as a share of their time.
+    pub slows_kernels: Option<Constant>,
+    /// By how much longer a transfer of weights takes while kernels run on its GPUs, as a share of its time.
+    pub slowed_by_kernels: Option<Constant>,
     /// Units of several nodes whose links to each other may be fewer than their nodes', smallest first. Without any, every
     /// node reaches every other at its full rate.
     #[serde(default)]
@@ -332,11 +336,17 @@ impl Cluster {
         ];
         let exchanges = exchanges.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
         let program = self.program.iter().map(|program| ("program.gradient", &program.gradient, false));
+        let beside = [
+            ("network.slows_kernels", &network.slows_kernels),
+            ("network.slowed_by_kernels", &network.slowed_by_kernels),
+        ];
+        let beside = beside.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
         let named = fixed
             .into_iter()
             .chain(traffic)
             .chain(images)
             .chain(exchanges)
+            .chain(beside)
             .chain(program)
             .map(|(path, constant, zero)| (Cow::Borrowed(path), constant, zero));
         named.chain(of_tiers).collect()
@@ -368,7 +378,8 @@ impl Cluster {
         ];
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
         let exchanges = [&mut host.exchange, &mut host.part, &mut host.arrival, &mut host.counts].into_iter().flatten();
-        let optional = gpu.block_traffic.iter_mut().chain(&mut host.image).chain(exchanges);
+        let beside = [&mut network.slows_kernels, &mut network.slowed_by_kernels].into_iter().flatten();
+        let optional = gpu.block_traffic.iter_mut().chain(&mut host.image).chain(exchanges).chain(beside);
         paths.into_iter().zip(fixed.into_iter().chain(optional).chain(program).chain(of_tiers)).collect()
     }
 }

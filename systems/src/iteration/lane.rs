@@ -296,7 +296,7 @@ impl<'a> StageRun<'a> {
             hides_exchanges,
             clock: vec![migrated; plan.ep],
             hosts: Hosts::new(&vec![migrated; plan.ep]),
-            links: Links::new(&vec![migrated; plan.ep]),
+            links: Links::new(&vec![migrated; plan.ep]).beside(costs.beside()),
             asked: Vec::new(),
             met: Vec::new(),
             ledger: Ledger::default(),
@@ -580,7 +580,11 @@ impl<'a> StageRun<'a> {
             let start = *clock;
             let [_, from] = self.hosts.issue(position, issue, start);
             let end = |from| parts.iter().fold(from, |end, &part| end + part);
-            *clock = end(from).max(self.hosts.clock()[position]);
+            let alone = end(Seconds::ZERO);
+            // To the bit what it is alone where nothing is beside it.
+            let until =
+                if self.links.are_shared() { self.links.kernels(position, from, alone, |_, _| ()) } else { end(from) };
+            *clock = until.max(self.hosts.clock()[position]);
             starved += *clock - end(start);
             self.recorder.record(Span { rank, activity, block, work, start, end: *clock });
         }

@@ -16,6 +16,7 @@ use crate::plan::memory;
 use crate::plan::placement::Move;
 use crate::price::hosts::Issue;
 use crate::price::network::{Group, Network};
+use crate::price::streams::Beside;
 use crate::price::traffic::Traffic;
 use crate::program::{Direction, Products};
 
@@ -214,6 +215,13 @@ impl CostModel {
             0 => Issue::default(),
             _ => Issue { host: (call + of(&host.arrival)) * calls as f64, lead: call },
         }
+    }
+
+    /// What kernels and transfers take of each other; nothing where the cluster does not say.
+    pub fn beside(&self) -> Beside {
+        let of = |constant: &Option<Constant>| constant.as_ref().map_or(0.0, |constant| constant.value);
+        let network = &self.cluster.network;
+        Beside { kernels: of(&network.slows_kernels), transfers: of(&network.slowed_by_kernels) }
     }
 
     /// What it takes the host to ask for the counts of all ranks. It waits for them besides.

@@ -10,7 +10,8 @@
 //! cluster states no time to issue exchanges, each is issued with the task that it waits for, so that no host holds it up.
 //!
 //! Exchanges and transfers of weights share a rank's links: one after the other, in the order of the program. [`Links`] lives
-//! from pass to pass, because a transfer may begin before the pass that needs it and end after the one that causes it.
+//! from pass to pass, because a transfer may begin before the pass that needs it and end after the one that causes it. What kernels and
+//! transfers take of each other while both run on a GPU ([`Beside`]) makes both longer.
 
 use workloads::Seconds;
 
@@ -31,9 +32,33 @@ pub struct TimedPass<'a> {
     pub steps: usize,
 }
 
+/// By how much longer kernels and transfers of weights take while the other run on the same GPU, as a share of their time: what moves bytes
+/// between GPUs runs on its processors, too, and reads and writes its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Beside {
+    /// Kernels, beside any exchange or transfer.
+    pub kernels: f64,
+    /// Transfers, beside kernels. An exchange of rows takes what it takes alone: little runs beside one.
+    pub transfers: f64,
+}
+
+/// When a task has a rank's links.
+#[derive(Clone, Copy, Debug)]
+struct Busy {
+    start: Seconds,
+    end: Seconds,
+    /// A transfer: kernels make it longer.
+    is_transfer: bool,
+    /// Its place in the pass at hand.
+    task: Option<usize>,
+}
+
 /// What a group's ranks have under way on their links between two passes.
 #[derive(Clone, Debug, Default)]
 pub struct Links {
+    beside: Beside,
+    /// `[rank]`: tasks that kernels may still run beside, in order.
+    busy: Vec<Vec<Busy>>,
     /// `[rank]`: when the last task issued on its links is over.
     free: Vec<Seconds>,
     /// `[rank]`: when the pass before was over: no transfer for the next starts earlier, but for what `idle` says.
@@ -46,16 +71,83 @@ pub struct Links {
 impl Links {
     /// Of ranks that have nothing under way and come to their first pass at these times.
     pub fn new(clock: &[Seconds]) -> Self {
-        Self { free: vec![Seconds::ZERO; clock.len()], before: clock.to_vec(), idle: Seconds::ZERO }
+        Self { free: vec![Seconds::ZERO; clock.len()], before: clock.to_vec(), ..Self::default() }
+    }
+
+    /// Where kernels and transfers take so much of each other.
+    #[must_use]
+    pub fn beside(self, beside: Beside) -> Self {
+        Self { beside, ..self }
+    }
+
+    /// Kernels of `rank` begin then and take that time alone: when they are over. `moved` is told which transfers of the pass at hand end later
+    /// for it, and when.
+    pub fn kernels(
+        &mut self,
+        rank: usize,
+        from: Seconds,
+        alone: Seconds,
+        mut moved: impl FnMut(usize, Seconds),
+    ) -> Seconds {
+        let Self { beside, busy, free, .. } = self;
+        let Some(busy) = busy.get_mut(rank).filter(|busy| !busy.is_empty()) else { return from + alone };
+        busy.retain(|of| of.end > from);
+        let (mut now, mut left) = (from, alone);
+        for index in 0..busy.len() {
+            let Busy { start, end, is_transfer, .. } = busy[index];
+            let before = (start - now).max(Seconds::ZERO);
+            if left <= before {
+                break;
+            }
+            (now, left) = (now + before, left - before);
+            let slow = [1.0 + beside.kernels, 1.0 + if is_transfer { beside.transfers } else { 0.0 }];
+            let together = (left * slow[0]).min((end - now).max(Seconds::ZERO) * slow[1]);
+            (now, left) = (now + together, left - together / slow[0]);
+            // What did not get through meanwhile does so later, as do transfers behind it.
+            let mut until = end + (together - together / slow[1]);
+            busy[index].end = until;
+            for of in &mut busy[index + 1..] {
+                if of.start >= until || !of.is_transfer {
+                    break;
+                }
+                (of.end, of.start) = (of.end + (until - of.start), until);
+                until = of.end;
+            }
+            for of in busy[index..].iter().filter(|of| of.is_transfer) {
+                free[rank] = free[rank].max(of.end);
+                of.task.into_iter().for_each(|task| moved(task, of.end));
+            }
+        }
+        now + left.max(Seconds::ZERO)
+    }
+
+    /// Whether kernels and transfers take anything of each other.
+    pub fn are_shared(&self) -> bool {
+        self.beside != Beside::default()
+    }
+
+    /// A task has the links of its ranks from then to then: `[rank]`.
+    fn occupy(&mut self, from: &[Seconds], to: &[Seconds], is_transfer: bool, task: Option<usize>) {
+        if !self.are_shared() {
+            return;
+        }
+        self.busy.resize(from.len(), Vec::new());
+        for (busy, (&start, &end)) in self.busy.iter_mut().zip(from.iter().zip(to)) {
+            if end > start {
+                busy.push(Busy { start, end, is_transfer, task });
+            }
+        }
     }
 
     /// Asks for a transfer of that time behind all that was asked for before: when it is over on each rank.
     pub fn issue(&mut self, clock: &[Seconds], time: Seconds) -> Vec<Seconds> {
         self.free.resize(clock.len(), Seconds::ZERO);
-        for (free, &clock) in self.free.iter_mut().zip(clock) {
-            *free = (*free).max(clock) + time;
-        }
-        self.free.clone()
+        let from: Vec<Seconds> = self.free.iter().zip(clock).map(|(&free, &clock)| free.max(clock)).collect();
+        self.free = from.iter().map(|&from| from + time).collect();
+        // Its asker was told when it is over.
+        let until = self.free.clone();
+        self.occupy(&from, &until, false, None);
+        until
     }
 
     /// Waits for what is still under way: moves the clocks to its end and books the time.
@@ -105,10 +197,11 @@ impl Streams {
         }
         links.free.resize(ranks, Seconds::ZERO);
         links.before.resize(ranks, Seconds::ZERO);
+        links.busy.iter_mut().flatten().for_each(|of| of.task = None);
         hosts.resize(ranks);
         self.finish.clear();
         self.finish.resize(tasks.len() * ranks, Seconds::ZERO);
-        let ahead = std::mem::replace(&mut links.idle, Seconds::ZERO);
+        let ahead = std::mem::replace(&mut links.idle, Seconds::ZERO) / (1.0 + links.beside.transfers);
         let mut dispatched = false;
         for index in order(pass) {
             let (task, of_task) = (&tasks[index], index * ranks..(index + 1) * ranks);
@@ -127,10 +220,25 @@ impl Streams {
                 dispatched |= matches!(task.op, Op::Dispatch { .. });
             }
             let done = if task.op == Op::Unshard && task.after.is_none() { ahead } else { Seconds::ZERO };
-            let free = if on == Stream::Compute { &mut self.compute } else { &mut links.free };
-            for ((free, &from), &duration) in free.iter_mut().zip(&self.from).zip(&durations[of_task.clone()]) {
-                *free = from + (duration - done).max(Seconds::ZERO);
+            if done > Seconds::ZERO {
+                self.slow_for(&durations[of_task.clone()], done, links.beside);
             }
+            if on == Stream::Compute {
+                for (rank, (&from, &duration)) in self.from.iter().zip(&durations[of_task.clone()]).enumerate() {
+                    let finish = &mut self.finish;
+                    self.compute[rank] =
+                        links.kernels(rank, from, duration, |task, end| finish[task * ranks + rank] = end);
+                }
+            } else {
+                for ((free, &from), &duration) in links.free.iter_mut().zip(&self.from).zip(&durations[of_task.clone()])
+                {
+                    *free = from + (duration - done).max(Seconds::ZERO);
+                }
+                let until = std::mem::take(&mut links.free);
+                links.occupy(&self.from, &until, on == Stream::Copy, Some(index));
+                links.free = until;
+            }
+            let free = if on == Stream::Compute { &mut self.compute } else { &mut links.free };
             if issue.is_some() {
                 raise(free, hosts.clock());
             }
@@ -148,6 +256,14 @@ impl Streams {
             }
         }
         links.before.copy_from_slice(clock);
+    }
+
+    /// Kernels of the pass before took longer for what of a transfer was done meanwhile: those of this pass are later by that.
+    fn slow_for(&mut self, durations: &[Seconds], done: Seconds, beside: Beside) {
+        let slowed = (1.0 + beside.transfers) * beside.kernels / (1.0 + beside.kernels);
+        for (compute, &duration) in self.compute.iter_mut().zip(durations) {
+            *compute += duration.min(done) * slowed;
+        }
     }
 
     /// Hosts issue the task at hand, if they are what issues it.
@@ -293,6 +409,60 @@ mod tests {
         assert_eq!(ledger.of(Phase::Wait), Seconds(2.0));
         assert_eq!(ledger.of(Phase::Combine), Seconds(4.0));
         assert_eq!(ledger.total(), Seconds(10.0));
+    }
+
+    /// Kernels take half as long again beside a transfer, and a transfer twice as long beside kernels.
+    const SHARED: Beside = Beside { kernels: 0.5, transfers: 1.0 };
+
+    /// A transfer of 4 s from 0 on, and one of 1 s behind it; kernels from 1 on.
+    fn two_transfers(is_transfer: bool) -> Links {
+        let mut links = Links::new(&s(&[0.0])).beside(SHARED);
+        links.occupy(&s(&[0.0]), &s(&[4.0]), is_transfer, Some(0));
+        links.occupy(&s(&[4.0]), &s(&[5.0]), is_transfer, Some(1));
+        links.free = s(&[5.0]);
+        links
+    }
+
+    #[test]
+    fn kernels_and_transfers_slow_each_other() {
+        let kernels = |links: &mut Links, alone: f64| {
+            let mut moved = Vec::new();
+            let end = links.kernels(0, Seconds(1.0), Seconds(alone), |task, end| moved.push((task, end)));
+            (end, moved, links.free[0])
+        };
+        // 2 s take 3, in which 1.5 of the first transfer's remaining 3 s are done.
+        let (end, moved, free) = kernels(&mut two_transfers(true), 2.0);
+        assert_eq!((end, free), (Seconds(4.0), Seconds(6.5)));
+        assert_eq!(moved, [(0, Seconds(5.5)), (1, Seconds(6.5))]);
+        // The first transfer ends at 7 and the second at 9, when 16/3 s of 6 are done.
+        let (end, _, free) = kernels(&mut two_transfers(true), 6.0);
+        assert!((end - Seconds(9.0 + 2.0 / 3.0)).0.abs() < 1e-12 && free == Seconds(9.0), "{end:?} {free:?}");
+        // Exchanges take what they take alone: 4 s beside them, in which 8/3 s of 6 are done.
+        let (end, moved, free) = kernels(&mut two_transfers(false), 6.0);
+        assert!((end - Seconds(5.0 + 10.0 / 3.0)).0.abs() < 1e-12 && free == Seconds(5.0), "{end:?} {free:?}");
+        assert!(moved.is_empty());
+        // Nothing takes longer where nothing is shared.
+        let mut links = Links::new(&s(&[0.0]));
+        links.occupy(&s(&[0.0]), &s(&[4.0]), true, None);
+        assert_eq!(links.kernels(0, Seconds(1.0), Seconds(2.0), |_, _| unreachable!()), Seconds(3.0));
+    }
+
+    /// A transfer of 4 s beside a gate of 2 s, which takes 3; experts wait for the transfer, which ends at 5.5.
+    #[test]
+    fn what_waits_for_a_slowed_transfer_waits_longer() {
+        let tasks = [
+            Task { op: Op::CopyWeights, after: None },
+            Task { op: Op::Gate, after: None },
+            Task { op: Op::Await, after: Some(0) },
+            Task { op: Op::Experts { step: 0 }, after: None },
+        ];
+        let (durations, mut clock) = (s(&[4.0, 2.0, 0.0, 1.0]), s(&[0.0]));
+        let pass = TimedPass { tasks: &tasks, durations: &durations, issue: &[], steps: 1 };
+        let (mut links, mut ledger) = (Links::new(&clock).beside(SHARED), Ledger::default());
+        Streams::default().run(&pass, &mut clock, &mut Hosts::default(), &mut links, &mut ledger, |_, _, _| ());
+        assert_eq!(clock, s(&[6.5]));
+        assert_eq!(ledger.of(Phase::ShadowTransfer), Seconds(2.5));
+        assert_eq!(ledger.total(), Seconds(6.5));
     }
 
     /// A program's tasks, and what each takes on each rank: the GPU, and the host.

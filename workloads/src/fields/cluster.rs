@@ -174,6 +174,18 @@ static NETWORK: Table = Table {
         must("peer_start", Constant("s"), CONSTANT, "Start-up for each peer on another node in a grouped call, s"),
         must("send_start", Constant("s"), CONSTANT, "Start-up of one send between two ranks, s"),
         may(
+            "slows_kernels",
+            Constant("1"),
+            CONSTANT,
+            "By how much longer kernels take while an exchange or a transfer of weights runs on their GPU, as a share of their time; not at all where absent",
+        ),
+        may(
+            "slowed_by_kernels",
+            Constant("1"),
+            CONSTANT,
+            "By how much longer a transfer of weights takes while kernels run on its GPUs, as a share of its time; not at all where absent",
+        ),
+        may(
             "tiers",
             List(&Inner(&TIER)),
             "[]",

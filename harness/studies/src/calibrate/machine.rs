@@ -8,6 +8,7 @@ use anyhow::Result;
 use chart::{LineChart, LinePanel, LineSeries};
 use runs::{report, store};
 use tch::Device;
+use trainer::bench::beside::{self, Shared};
 use trainer::bench::calls::{self, Call};
 use trainer::bench::comm::{self, CollectiveTimes};
 use trainer::bench::curves::{self, Curve, Rate, Shapes, Work};
@@ -46,6 +47,8 @@ struct Between {
     collectives: Vec<Collective>,
     /// What exchanges take hosts; on GPUs, because nothing is issued on a CPU.
     calls: Vec<Call>,
+    /// What kernels and exchanges take of each other; on GPUs.
+    shared: Shared,
     /// Bytes of the device that are in use, and all of them; on a GPU.
     memory: Option<[f64; 2]>,
 }
@@ -143,9 +146,10 @@ fn rendezvous(launch: Launch, device: Device) -> Result<Processes> {
 fn between_processes(world: &dyn Communicator, device: Device) -> Result<Between> {
     let memory = with_communicators(world, device)?;
     let calls = if device.is_cuda() { calls::run(world, device)? } else { Vec::new() };
+    let shared = beside::run(world, device)?;
     let times = comm::run(world, device, &comm::sizes(device))?;
     world.barrier()?;
-    Ok(Between { collectives: times.iter().map(of_times).collect(), calls, memory })
+    Ok(Between { collectives: times.iter().map(of_times).collect(), calls, shared, memory })
 }
 
 /// The same once a rank of training would have its communicators, each of which takes memory with its first operations: of the world, of
@@ -236,7 +240,7 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
     if let Some(time) = operations::host(&measured.runs) {
         host.iteration = constant(time.0, f64::NAN, None, "reading data");
     }
-    let Between { collectives, calls, memory } = &measured.between;
+    let Between { collectives, calls, shared, memory } = &measured.between;
     if let &Some([used, total]) = memory {
         gpu.memory = constant(total, f64::NAN, None, "all memory of the GPU");
         let open = if request.launch.is_some() { "the GPU and a rank's communicators are" } else { "the GPU is" };
@@ -245,6 +249,22 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
     let processes = by(&format!("{} processes", collectives.first().map_or(0, |of| of.ranks)));
     collectives::apply(&mut cluster, collectives, &processes);
     of_calls::apply(&mut cluster, calls, &processes);
+    let beside = |shares: &[f64], what: &str| {
+        let [value, error] = spread(shares)?;
+        // What runs beside something is no faster for it.
+        Some(constant(
+            value.max(0.0),
+            error,
+            None,
+            &format!("{what}; mean of {} processes, half their range", shares.len()),
+        ))
+    };
+    if let (Some(kernels), Some(exchanges)) = (
+        beside(&shared.kernels, "matrix products beside all-to-alls of 128 MiB"),
+        beside(&shared.exchanges, "all-to-alls of 128 MiB beside matrix products"),
+    ) {
+        (cluster.network.slows_kernels, cluster.network.slowed_by_kernels) = (Some(kernels), Some(exchanges));
+    }
     cluster.name = out.file_stem().map_or(base.name.clone(), |stem| stem.to_string_lossy().into_owned());
     cluster.description = format!("{name} as measured by this program; what was not measured is of {}", base.name);
     cluster.gpu.name = name.clone();
@@ -286,7 +306,7 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
         write_figure(&beside(name), &chart, "Kernels alone: medians of nine repeats on each process.")?;
     }
     let mut shown = String::new();
-    let Between { collectives, calls, .. } = &measured.between;
+    let Between { collectives, calls, shared, .. } = &measured.between;
     if !collectives.is_empty() {
         store::write_text(&beside("collectives.csv"), &collectives::csv(collectives))?;
         let caption = "Collectives: medians of seven bursts. Bus bandwidth counts the bytes of the busiest port, as nccl-tests does.";
@@ -296,6 +316,18 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
     if !calls.is_empty() {
         store::write_text(&beside("calls.csv"), &of_calls::csv(calls))?;
         let _ = writeln!(shown, "{}", of_calls::table(calls));
+    }
+    for (what, shares) in
+        [("products beside exchanges", &shared.kernels), ("exchanges beside products", &shared.exchanges)]
+    {
+        if let Some([mean, half]) = spread(shares) {
+            let _ = writeln!(
+                shown,
+                "{what} take {:.0}% longer (half the range over processes: {:.0}%)",
+                mean * 100.0,
+                half * 100.0
+            );
+        }
     }
     let (kernels, operations) = (kernels_table(&measured.curves), operations_table(&measured.operations));
     let _ = write!(shown, "{kernels}\n{operations}\n\ncluster   {}", out.display());

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use workloads::Seconds;
 
+use crate::bench::median;
 use crate::clock::timer::synchronize;
 use crate::comm::{CommError, Communicator, Part, Pending};
 use crate::error::TrainError;
@@ -100,10 +101,7 @@ fn time(
             }
         }
     }
-    let own = times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    });
+    let own = times.map(median);
     let all: Vec<f64> = to_host(&group.all_gather(&Tensor::from_slice(&own).to_device(device))?.wait()?)?;
     Ok([0, 1].map(|of| all.iter().skip(of).step_by(2).copied().map(Seconds).collect()))
 }

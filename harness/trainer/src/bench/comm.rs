@@ -1,15 +1,19 @@
-//! Collectives alone, over message sizes: what all ranks of a group need for one, in nccl-tests' terms.
+//! Collectives alone, over message sizes: what all ranks of a group need for one, in nccl-tests' terms. On GPUs, a burst of them is issued
+//! behind other work: what a call takes hosts is another number ([`crate::bench::calls`]).
 
 use tch::{Device, Kind, Tensor};
 use workloads::Seconds;
 
-use crate::bench::timed;
+use crate::bench::timed_behind;
+use crate::clock::queue::Work;
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
 use crate::host::to_host;
 
 /// Bytes of a row of the exchanges.
 const ROW: usize = 1024;
+/// How long other work lasts in front of a burst: longer than hosts take to issue it.
+const ISSUED: Seconds = Seconds(4e-3);
 /// Bursts that are timed, after one that is not.
 const REPEATS: usize = 7;
 
@@ -70,10 +74,14 @@ pub fn sizes(device: Device) -> Vec<usize> {
 /// A member that died.
 pub fn run(group: &dyn Communicator, device: Device, sizes: &[usize]) -> Result<Vec<CollectiveTimes>, TrainError> {
     let _guard = tch::no_grad_guard();
+    let other = match device {
+        Device::Cuda(ordinal) => Work::on(ordinal),
+        _ => None,
+    };
     let mut all = Vec::new();
     for collective in Collective::ALL {
         for &bytes in sizes {
-            all.push(time(group, device, collective, bytes)?);
+            all.push(time(group, device, other.as_ref(), (collective, bytes))?);
         }
     }
     Ok(all)
@@ -82,11 +90,12 @@ pub fn run(group: &dyn Communicator, device: Device, sizes: &[usize]) -> Result<
 fn time(
     group: &dyn Communicator,
     device: Device,
-    collective: Collective,
-    bytes: usize,
+    other: Option<&Work>,
+    (collective, bytes): (Collective, usize),
 ) -> Result<CollectiveTimes, TrainError> {
     let bench = Bench::new(group, device, collective, bytes);
-    let burst = if bytes < 1 << 24 { 20 } else { 4 };
+    // Members begin some 0.1 ms apart: a burst takes many times as long.
+    let burst = 20;
     let run = || -> Result<(), CommError> {
         for _ in 0..burst {
             if let Some(pending) = bench.start()? {
@@ -98,7 +107,7 @@ fn time(
     let mut own = Vec::with_capacity(REPEATS);
     for repeat in 0..=REPEATS {
         group.barrier()?;
-        let (ran, time) = timed(device, run)?;
+        let (ran, time) = timed_behind(device, || other.into_iter().for_each(|other| other.fill(ISSUED)), run)?;
         ran?;
         own.extend((repeat > 0).then_some(time.0 / f64::from(burst)));
     }

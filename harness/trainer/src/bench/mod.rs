@@ -3,6 +3,7 @@
 //! Both give every repeat, and how far their results are from those in single precision; what a reader makes of them is the
 //! caller's.
 
+pub mod beside;
 pub mod calls;
 pub mod comm;
 pub mod curves;
@@ -48,16 +49,26 @@ pub fn peak(device: Device) -> Result<f64, TrainError> {
     for _ in 0..10 {
         times.push(timed(device, || first.matmul(&second))?.1.0);
     }
+    Ok(2.0 * (size as f64).powi(3) / median(times))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
-    Ok(2.0 * (size as f64).powi(3) / times[times.len() / 2])
+    times[times.len() / 2]
 }
 
 /// What something took on the device, from before its first kernel to after its last.
 fn timed<T>(device: Device, work: impl FnOnce() -> T) -> Result<(T, Seconds), TrainError> {
+    timed_behind(device, || (), work)
+}
+
+/// The same behind other work that the device has just been given, so that the host has issued all of it before its first kernel begins.
+fn timed_behind<T>(device: Device, other: impl FnOnce(), work: impl FnOnce() -> T) -> Result<(T, Seconds), TrainError> {
     if let Device::Cuda(ordinal) = device {
         let gpu = Gpu::open(ordinal)?;
         let (stream, start, end) = (Stream::default_of(gpu), Event::timed(gpu)?, Event::timed(gpu)?);
         synchronize(device);
+        other();
         start.record(&stream)?;
         let result = work();
         end.record(&stream)?;

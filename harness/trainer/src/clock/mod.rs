@@ -11,5 +11,5 @@
 
 mod marks;
 pub mod pass;
-mod queue;
+pub(crate) mod queue;
 pub mod timer;

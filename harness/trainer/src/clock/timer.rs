@@ -201,6 +201,12 @@ impl Timer {
         // A turn that ended in a panic leaves nothing behind that could disturb the next one.
         let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
         synchronize(self.device);
+        if let (Measure::Alone | Measure::Issue, Device::Cuda(ordinal), true) =
+            (measure, self.device, self.measures != ALONE)
+        {
+            self.queue.borrow_mut().fill(ordinal);
+            synchronize(self.device);
+        }
         let idle = Instant::now();
         synchronize(self.device);
         let wait = Seconds(idle.elapsed().as_secs_f64());
