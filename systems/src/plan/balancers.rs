@@ -403,9 +403,12 @@ struct Pricing<'a> {
 }
 
 impl Pricing<'_> {
-    /// Holds balancers against the best so far, with fewer extra slots where memory has no room for more.
+    /// Holds balancers against the best so far, with fewer extra slots where memory has no room for more. Layers whose balancer has none get them
+    /// all the same, so that training can change it.
     fn hold(&mut self, name: &'static str, layers: Vec<Balancer>) {
-        let most = if layers.iter().any(|balancer| balancer.has_extra_slots()) { self.search.extra } else { 0 };
+        let any = |is: fn(Balancer) -> bool| layers.iter().any(|&balancer| is(balancer));
+        let may_change = self.plan.ep > 1 && !any(Balancer::joins_replicas);
+        let most = if may_change || any(Balancer::has_extra_slots) { self.search.extra } else { 0 };
         // What is told of a plan that is of no use is what the first balancers come to: these run to their ends.
         let limit = if self.choice.is_some() { self.limit } else { Limit::NONE };
         let (balancers, outcome) = self.fitted(Balancers { layers, extra: most }, limit);
@@ -427,7 +430,8 @@ impl Pricing<'_> {
     /// Balancers with as many extra slots as memory has room for, and what is expected of them.
     fn fitted(&self, balancers: Balancers, limit: Limit) -> (Balancers, Result<Estimate, PlanError>) {
         let outcome = self.estimate(&balancers, limit);
-        if balancers.extra <= 1 {
+        let least = usize::from(balancers.layers.iter().any(|balancer| balancer.has_extra_slots()));
+        if balancers.extra <= least {
             return (balancers, outcome);
         }
         let fewer = || self.fitted(Balancers { extra: balancers.extra - 1, ..balancers.clone() }, limit);

@@ -250,12 +250,17 @@ impl Layered {
         self.setting.job.model.moe_layers().enumerate().map(of_layer).collect()
     }
 
+    /// Whether layers may get other balancers while training goes on.
+    fn may_change(&self) -> bool {
+        !self.forecast.is_empty() && !self.joins_replicas() && self.extra() > 0
+    }
+
     /// Prices a layer anew on the loads of the last iterations if they are balanced otherwise than its forecast said.
     fn revisit(&mut self, layer: usize, past: &LoadHistory, now: &Placement) {
         let Some(forecast) = self.forecast.get(layer).copied() else { return };
         let measured = imbalance(&past.sum(layer, 1, now.experts()), now);
         let surprise = (measured / forecast).max(forecast / measured);
-        if self.joins_replicas() || self.extra() == 0 || surprise <= SURPRISE {
+        if !self.may_change() || surprise <= SURPRISE {
             return;
         }
         let Setting { job, costs, .. } = self.setting.as_ref();
@@ -338,7 +343,7 @@ impl Policy for Layered {
     fn placement_due(&self, iteration: usize) -> bool {
         let every = if self.balancer(0).follows_every_iteration() { 1 } else { self.plan.placement_every };
         let follows = |balancer: &Balancer| !matches!(balancer, Balancer::None | Balancer::Program);
-        plan::is_due(every, iteration) && self.balancers.layers.iter().any(follows)
+        plan::is_due(every, iteration) && (self.may_change() || self.balancers.layers.iter().any(follows))
     }
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
@@ -505,6 +510,31 @@ mod tests {
             let chosen = surprised(now, now);
             assert!(chosen != now && chosen != Balancer::Replicate, "{now:?}: {chosen:?}");
         }
+    }
+
+    /// Nothing balances layers that were profiled even; once one expert is hot, they get copies.
+    #[test]
+    fn layers_that_were_even_are_balanced_once_they_are_not() {
+        let job = job(1.0, 3, 1.0);
+        let plan = Plan { dp: 8, ep: 8, placement_every: EVERY, ..Plan::default() };
+        let mut policy = CoBalance.policy(&job, &plan);
+        let moes: Vec<&Moe> = job.model.moe_layers().collect();
+        let experts = moes[0].experts;
+        let hot = |expert: usize| if expert == 0 { 9000 } else { 100 };
+        let counts = RoutingCounts::evenly(&(0..experts).map(hot).collect::<Vec<u64>>(), plan.ep);
+        let placement = policy.first_placement(0, moes[0], plan.ep);
+        assert!(policy.program(0, &counts, &placement).copies.is_empty() && policy.placement_due(EVERY));
+        let mut past = LoadHistory::default();
+        for _ in 0..=EVERY {
+            past.push(moes.iter().map(|_| (0..experts).map(hot).collect()).collect());
+        }
+        let placement = match policy.place(EVERY, 0, &past, &placement) {
+            Decision::Move(next) => next,
+            Decision::Stay => placement,
+        };
+        assert!(!policy.program(0, &counts, &placement).copies.is_empty());
+        // A layer that is as even as it was stays as it is.
+        assert!(policy.program(1, &counts, &policy.first_placement(1, moes[1], plan.ep)).copies.is_empty());
     }
 
     /// Under every balancer: an evaluation that is not ended is the whole one, one that is has a whole one beyond the limit, by no less than
