@@ -443,17 +443,16 @@ mod tests {
         let lock = Mutex::new(());
         assert!(free_within(Duration::ZERO, &lock).is_some());
         thread::scope(|scope| {
-            let (holds, held) = mpsc::channel();
-            let call = || {
+            let ((holds, held), lock) = (mpsc::channel(), &lock);
+            scope.spawn(move || {
                 let calling = lock.lock().unwrap();
                 holds.send(()).unwrap();
                 thread::sleep(Duration::from_millis(300));
                 drop(calling);
-            };
-            scope.spawn(call);
+            });
             held.recv().unwrap();
-            assert!(free_within(Duration::from_millis(10), &lock).is_none());
-            assert!(free_within(Duration::from_secs(60), &lock).is_some());
+            assert!(free_within(Duration::from_millis(10), lock).is_none());
+            assert!(free_within(Duration::from_secs(60), lock).is_some());
         });
     }
 
