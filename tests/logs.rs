@@ -33,6 +33,10 @@ fn a_log_stands_beside_a_simulation() {
     assert!(table.contains("42.1 ms"), "mean of the lines after warm-up: {table}");
     let beside = folder.succeed("validate runs --measured measured --predicted simulated --warmup 3");
     assert!(beside.contains("expert-only"), "{beside}");
+    folder.refuse(
+        "validate runs --measured measured --predicted simulated --warmup 3 --timelines both",
+        &["no timeline is in both", "--timeline"],
+    );
     folder.succeed("report simulated measured --out both.html");
     assert!(folder.text("both.html").contains("measured by Megatron-LM, 30 lines of train.log"));
     // Rebuilt from its folder alone, and the same run when it is imported again.

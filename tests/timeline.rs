@@ -171,6 +171,8 @@ fn a_run_writes_a_timeline_of_every_system_and_the_same_records() {
     };
     assert_eq!(timelines("with").len(), 3);
     assert_eq!(timelines("with"), timelines("without"));
+    let said = folder.succeed("validate runs --measured with --predicted without --warmup 0 --timelines both");
+    assert!(said.contains("timelines: 3 in both"), "{said}");
     for name in timelines("with") {
         let text = folder.text(&format!("with{name}"));
         assert_eq!(text, folder.text(&format!("without{name}")));

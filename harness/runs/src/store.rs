@@ -22,6 +22,8 @@ use crate::timeline::{self, Timeline};
 
 /// The file of what a report shows besides the records.
 pub const DETAILS: &str = "details.json";
+/// The folder of timelines in a run's.
+pub(crate) const TIMELINES: &str = "timelines";
 
 /// A run's folder.
 pub struct Store {
@@ -237,7 +239,7 @@ impl Store {
 
     /// Removes what an earlier run left, and nothing else.
     fn clear(&self) -> Result<()> {
-        for folder in ["cases", "figures", "tables", "timelines"] {
+        for folder in ["cases", "figures", "tables", TIMELINES] {
             let path = self.path(folder);
             if path.exists() {
                 fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
@@ -253,7 +255,7 @@ impl Store {
     }
 
     fn timelines_path(&self, id: &str) -> PathBuf {
-        self.root.join("timelines").join(id)
+        self.root.join(TIMELINES).join(id)
     }
 
     fn details_path(&self, id: &str) -> PathBuf {

@@ -6,8 +6,9 @@
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::Span;
 use systems::program::{Op, Stream};
@@ -41,6 +42,28 @@ pub fn write(timelines: &[Timeline], out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
+/// Two documents of [`write`] as one: each process of the first stands before the one of that number of the second.
+///
+/// # Errors
+/// A text that is no such document.
+pub fn beside(documents: [&str; 2]) -> Result<String> {
+    let mut all = Vec::new();
+    for (index, text) in documents.into_iter().enumerate() {
+        let mut document: Value = serde_json::from_str(text)?;
+        let events = document.get_mut("traceEvents").and_then(Value::as_array_mut);
+        for mut event in std::mem::take(events.context("no `traceEvents`")?) {
+            let number = event.get("pid").and_then(Value::as_u64).context("an event without a `pid`")?;
+            let number = Value::from(number * 2 + index as u64);
+            if let Some(place) = event.get_mut("args").and_then(|args| args.get_mut("sort_index")) {
+                *place = number.clone();
+            }
+            event["pid"] = number;
+            all.push(event.to_string());
+        }
+    }
+    Ok(format!("{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n{}\n]}}\n", all.join(",\n")))
+}
+
 struct Events<'a, W> {
     out: &'a mut W,
     first: bool,
@@ -56,7 +79,7 @@ impl<W: Write> Events<'_, W> {
     /// Names a rank's process and its streams, and puts it into its place.
     fn process(&mut self, pid: usize, name: &str) -> Result<()> {
         let meta = |tid, name, key: &str, value| serde_json::json!({"ph": "M", "pid": pid, "tid": tid, "name": name, "args": {key: value}});
-        self.push(&meta(0, "process_name", "name", serde_json::Value::from(name)))?;
+        self.push(&meta(0, "process_name", "name", Value::from(name)))?;
         self.push(&meta(0, "process_sort_index", "sort_index", pid.into()))?;
         self.push(&meta(thread(Stream::Compute), "thread_name", "name", "compute".into()))?;
         self.push(&meta(thread(Stream::Communication), "thread_name", "name", "communication".into()))?;
@@ -133,4 +156,53 @@ impl Details {
 /// Whole ones, so that spans that touch still do in the file.
 fn nanoseconds(time: Seconds) -> f64 {
     (time.0 * 1e9).round()
+}
+
+#[cfg(test)]
+mod tests {
+    use systems::iteration::timeline::Activity;
+
+    use super::*;
+
+    #[test]
+    fn two_timelines_stand_rank_by_rank_in_one() {
+        let of = |engine, end: f64| {
+            let span = |rank| Span {
+                rank,
+                activity: Activity::Block,
+                block: Some(1),
+                work: None,
+                start: Seconds::ZERO,
+                end: Seconds(end),
+            };
+            let mut out = Vec::new();
+            write(&[Timeline { engine, spans: &[span(0), span(1)] }], &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let (measured, simulated) = (of(EngineKind::Measured, 2e-3), of(EngineKind::Simulated, 1e-3));
+        let both: Value = serde_json::from_str(&beside([&measured, &simulated]).unwrap()).unwrap();
+        let events = both["traceEvents"].as_array().unwrap();
+        let named = |name: &str| {
+            events
+                .iter()
+                .filter(move |event| event["name"] == name)
+                .map(|event| (event["pid"].as_u64().unwrap(), event["args"].clone()))
+                .collect::<Vec<_>>()
+        };
+        let names: Vec<_> = named("process_name")
+            .into_iter()
+            .map(|(pid, args)| (pid, args["name"].as_str().unwrap().to_owned()))
+            .collect();
+        let expected =
+            [(0, "rank 0 (measured)"), (2, "rank 1 (measured)"), (1, "rank 0 (simulated)"), (3, "rank 1 (simulated)")];
+        assert_eq!(names, expected.map(|(pid, name)| (pid, name.to_owned())));
+        assert!(named("process_sort_index").iter().all(|(pid, args)| args["sort_index"].as_u64() == Some(*pid)));
+        let spans: Vec<_> = events
+            .iter()
+            .filter(|event| event["ph"] == "X")
+            .map(|event| (event["pid"].as_u64(), event["dur"].as_f64()))
+            .collect();
+        assert_eq!(spans, [(Some(0), Some(2e3)), (Some(2), Some(2e3)), (Some(1), Some(1e3)), (Some(3), Some(1e3))]);
+        assert!(beside(["{}", &measured]).is_err() && beside([&measured, "{\"traceEvents\":[1]}"]).is_err());
+    }
 }

@@ -1,16 +1,18 @@
 //! Two runs of the same suite side by side, a measured one and a predicted one: iterations, phases, memory.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use systems::price::ledger::Phase;
 
 use crate::records::{self, Row, RowsByRun};
-use crate::store::read_parquet;
+use crate::store::{TIMELINES, read_parquet, write_text};
 use crate::summary::errors::{Pair, quantile};
 use crate::summary::series;
 use crate::summary::speedup::{Series, Speedup};
+use crate::timeline;
 
 /// A case under a system in both runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +66,46 @@ pub fn compare(
     }
     ensure!(!all.is_empty(), "the measured and the predicted runs have nothing in common");
     Ok(all)
+}
+
+/// Writes what both runs say of the last iteration of a case under a system, rank by rank, in a file each: `CASE.seedN/SYSTEM.json` below `out`. Returns how
+/// many there are.
+///
+/// # Errors
+/// Files that cannot be read or written; runs of which none has both.
+pub fn timelines(measured: &[PathBuf], predicted: &[PathBuf], out: &Path) -> Result<usize> {
+    let mut written = 0;
+    for own in measured.iter().map(|folder| folder.join(TIMELINES)).filter(|folder| folder.is_dir()) {
+        for name in timelines_below(&own)? {
+            let other = predicted.iter().map(|folder| folder.join(TIMELINES).join(&name)).find(|path| path.is_file());
+            let Some(other) = other else { continue };
+            let read = |path: &Path| fs::read_to_string(path).with_context(|| path.display().to_string());
+            let both = timeline::beside([&read(&own.join(&name))?, &read(&other)?])
+                .with_context(|| format!("{} beside {}", own.join(&name).display(), other.display()))?;
+            let path = out.join(&name);
+            fs::create_dir_all(path.parent().unwrap_or(out)).with_context(|| path.display().to_string())?;
+            write_text(&path, &both)?;
+            written += 1;
+        }
+    }
+    ensure!(written > 0, "no timeline is in both the measured and the predicted runs: both need --timeline");
+    Ok(written)
+}
+
+/// Paths of the timelines in the folders of a folder, from there: not of the groups of execution traces, which are JSON as well.
+fn timelines_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = |folder: &Path| -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        entries.with_context(|| folder.display().to_string())
+    };
+    let mut files = Vec::new();
+    for below in entries(folder)?.into_iter().filter(|path| path.is_dir()) {
+        let is_timeline = |name: &str| name.ends_with(".json") && !name.ends_with(".groups.json");
+        let named = |path: &PathBuf| path.file_name().is_some_and(|name| is_timeline(&name.to_string_lossy()));
+        files.extend(entries(&below)?.into_iter().filter(named));
+    }
+    files.sort();
+    Ok(files.iter().filter_map(|path| Some(path.strip_prefix(folder).ok()?.to_owned())).collect())
 }
 
 /// What is compared of the runs of all folders, by case and system.

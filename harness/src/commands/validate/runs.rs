@@ -33,6 +33,9 @@ pub struct RunsArgs {
     /// A CSV to write, a line for every quantity
     #[arg(long, value_name = "FILE.csv")]
     out: Option<PathBuf>,
+    /// A folder to write timelines of both to, rank by rank in one file, where both runs have them
+    #[arg(long, value_name = "DIR")]
+    timelines: Option<PathBuf>,
 }
 
 /// Reads both, shows and writes.
@@ -49,5 +52,10 @@ pub fn run(args: &RunsArgs) -> Result<(), Failure> {
     if let Some(path) = &args.out {
         store::write_text(path, &shown::csv(&all)).or_run()?;
     }
-    output::print(format!("{}\n\n{}", shown::table(&all), shown::totals(&all))).or_run()
+    let mut text = format!("{}\n\n{}", shown::table(&all), shown::totals(&all));
+    if let Some(folder) = &args.timelines {
+        let number = beside::timelines(&args.measured, &args.predicted, folder).or_input()?;
+        text += &format!("\ntimelines: {number} in {}", folder.display());
+    }
+    output::print(text).or_run()
 }
