@@ -339,6 +339,44 @@ fn the_simulator_follows_an_emulated_run() {
     assert!(text.contains("rank 1 (emulated)") && text.contains("rank 1 (simulated)"), "{name}");
 }
 
+/// What was measured on a CPU stands under that, and under no cluster's name; what was searched for a cluster is not held against it.
+#[cfg(feature = "train")]
+#[test]
+fn what_was_measured_here_stands_under_no_clusters_name() {
+    let folder = Folder::new();
+    folder.succeed(
+        "train --model gpt-micro --cluster inky --gpus 2 --global-batch-size 4 --micro-batch-size 2 --iterations 3 --warmup 1 --system smartmoe \
+         --out run",
+    );
+    let figures: Vec<String> = folder.files().into_iter().filter(|name| name.starts_with("run/figures/")).collect();
+    assert!(figures.contains(&"run/figures/end_to_end.svg".to_owned()), "{figures:?}");
+    for name in figures.iter().filter(|name| name.ends_with(".svg") || name.ends_with(".caption.txt")) {
+        let text = folder.text(name);
+        assert!(!text.contains("inky") && (name.ends_with(".svg") || text.contains("CPU")), "{name}: {text}");
+    }
+    assert!(!figures.iter().any(|name| name.contains("performance_model")), "{figures:?}");
+}
+
+/// A run names the commit of the program, also where it runs in another repository.
+#[test]
+fn a_run_names_the_commit_that_was_built() {
+    let folder = Folder::new();
+    let git = |arguments: &str| {
+        let fixed = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"];
+        let mut git = std::process::Command::new("git");
+        git.current_dir(folder.path())
+            .args(fixed)
+            .args(arguments.split(' '))
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    assert!(git("init") && git("commit --allow-empty -m other"), "git is needed");
+    folder.succeed("run smoke --out out");
+    let stated: serde_json::Value = serde_json::from_str(&folder.text("out/run.json")).unwrap();
+    assert_eq!(stated["commit"].as_str(), option_env!("MOEBENCH_COMMIT"));
+    assert_eq!(stated["dirty"].as_bool().map(|dirty| dirty.to_string()).as_deref(), option_env!("MOEBENCH_DIRTY"));
+}
+
 /// A bench of the CPU writes every repeat, and puts another program's time beside its own where the shape is the same.
 #[cfg(feature = "train")]
 #[test]

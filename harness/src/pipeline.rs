@@ -161,7 +161,9 @@ impl RunRequest<'_> {
 
     fn provenance(&self, cases: &[PreparedCase], inputs: Inputs) -> Provenance {
         let engine = self.session.engine().kind();
-        Provenance { suite: Some(self.facts(engine, cases)), ..Provenance::new(engine, inputs) }
+        let commit = option_env!("MOEBENCH_COMMIT").map(str::to_owned);
+        let dirty = option_env!("MOEBENCH_DIRTY").map(|dirty| dirty == "true");
+        Provenance { suite: Some(self.facts(engine, cases)), commit, dirty, ..Provenance::new(engine, inputs) }
     }
 
     /// What `run.json` says of the suite. Of a trained gate nobody knows beforehand how it will route.
@@ -179,7 +181,11 @@ impl RunRequest<'_> {
                 .origin()
                 .unwrap_or_else(|| figures::origin(engine, self.traces, imbalance.as_deref())),
             differences: report::differences(&suite.cases),
-            drawn: DrawnFacts { entropies: self.entropies(cases), ..DrawnFacts::new(suite) },
+            drawn: DrawnFacts {
+                entropies: self.entropies(cases),
+                measured_on: self.session.engine().place(),
+                ..DrawnFacts::new(suite)
+            },
         }
     }
 

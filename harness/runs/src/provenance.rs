@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -23,9 +22,9 @@ pub struct Provenance {
     /// All that the numbers depend on; two runs with equal inputs have equal records.
     pub inputs: Inputs,
     pub version: String,
-    /// Commit of the checkout that the program ran in, and whether it had changes.
+    /// Commit that the program was built from; none where that was no checkout.
     pub commit: Option<String>,
-    /// Whether that checkout had uncommitted changes.
+    /// Whether what was built had changes that were not committed.
     pub dirty: Option<bool>,
     pub host: String,
     pub cores: usize,
@@ -70,6 +69,9 @@ pub struct DrawnFacts {
     pub trace: TraceUse,
     /// Floor and unigram entropy of what models read, nats per token, by case, where they are known.
     pub entropies: BTreeMap<String, [f64; 2]>,
+    /// What was measured on; none where times are those of the cases' clusters, as in runs of versions that did not keep it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured_on: Option<String>,
     /// Of a map, where its cases stand, by case.
     pub places: BTreeMap<String, MapPlace>,
 }
@@ -101,7 +103,7 @@ impl MapPlace {
 }
 
 impl DrawnFacts {
-    /// Of a suite; entropies are the engine's to tell.
+    /// Of a suite; entropies and what is measured on are the engine's to tell.
     pub fn new(suite: &Suite) -> Self {
         let is_map = |_: &&Case| suite.figure == FigureKind::Map;
         let otherwise: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
@@ -114,6 +116,7 @@ impl DrawnFacts {
             own_conditions: own_conditions.map(Case::id).collect(),
             trace: suite.trace,
             entropies: BTreeMap::new(),
+            measured_on: None,
             places: suite.cases.iter().filter(is_map).map(|case| (case.id(), MapPlace::new(case))).collect(),
         }
     }
@@ -171,7 +174,7 @@ impl Inputs {
 }
 
 impl Provenance {
-    /// Of a run of this program, now.
+    /// Of a run of this program, now; of which commit it is, the binary knows.
     pub fn new(engine: EngineKind, inputs: Inputs) -> Self {
         Self {
             schema_version: SCHEMA_VERSION,
@@ -179,8 +182,8 @@ impl Provenance {
             command: std::env::args().collect(),
             inputs,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: git(&["rev-parse", "HEAD"]),
-            dirty: git(&["status", "--porcelain"]).map(|changes| !changes.is_empty()),
+            commit: None,
+            dirty: None,
             host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             suite: None,
@@ -225,9 +228,4 @@ pub fn program() -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -77,6 +77,11 @@ pub trait Engine: Sync {
     /// After the last run: an engine of several processes tells the others to exit with this status.
     fn end(&self, _status: u8) {}
 
+    /// What it measures on; none where its times are those of a described cluster, or somebody else's.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// How its numbers were obtained, where that is neither by this program nor by its ranks.
     fn origin(&self) -> Option<String> {
         None

@@ -1,4 +1,4 @@
-//! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster, a group per case, a bar per system: speedup over
+//! `end_to_end`: grouped bars as in the paper's figure 8. A panel per cluster or place of measurement, a group per case, a bar per system: speedup over
 //! the baseline by totals, with its spread, and a line where it is by medians; a run that died is marked with how.
 
 use chart::{AnyChart, Bar, Group, GroupedBars, Panel, Series};
@@ -15,7 +15,7 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let (cases, systems) = (labels::cases(run), labels::systems(run));
     let labels = CaseLabels::new(run, &cases, &[Part::Cluster]);
     let group = |key: &RunKey| group(key, &labels, systems.iter().copied(), &run.summary);
-    let panels = labels::panels(cases.iter().map(|key| (key.cluster.clone(), group(key))));
+    let panels = labels::panels(cases.iter().map(|key| (labels.panel(key), group(key))));
     let drawn = &run.facts.drawn;
     let among = |names: &[String], name: &str| names.iter().any(|one| one == name);
     let series = |name: &&str| {

@@ -49,6 +49,15 @@ impl Part {
     }
 }
 
+/// A part of a case that was measured at a place: no cluster that was asked for, and as many ranks as it has GPUs.
+fn placed(place: &Option<String>, part: Part, key: &RunKey) -> String {
+    match (part, place) {
+        (Part::Cluster, Some(place)) => place.clone(),
+        (Part::Gpus, Some(_)) => format!("{} ranks", key.gpus),
+        _ => part.of(key),
+    }
+}
+
 /// These parts of a case in one line.
 pub(crate) fn in_words(key: &RunKey, parts: &[Part]) -> String {
     let texts = parts.iter().map(|part| part.of(key)).filter(|text| !text.is_empty());
@@ -111,6 +120,8 @@ fn plain(run: &StoredRun, cases: &[&RunKey]) -> &'static str {
 
 /// Which parts tell cases apart.
 pub(crate) struct CaseLabels {
+    /// Where everything was measured, in place of the clusters that were asked for.
+    place: Option<String>,
     told: Vec<Part>,
     /// Stands for a part that says nothing.
     plain: &'static str,
@@ -123,7 +134,8 @@ pub(crate) struct CaseLabels {
 impl CaseLabels {
     /// Of cases whose panels say the parts in `titled`.
     pub(crate) fn new(run: &StoredRun, cases: &[&RunKey], titled: &[Part]) -> Self {
-        let values = |part: Part| cases.iter().map(|key| part.of(key)).collect::<BTreeSet<_>>();
+        let place = run.facts.drawn.measured_on.clone();
+        let values = |part: Part| cases.iter().map(|key| placed(&place, part, key)).collect::<BTreeSet<_>>();
         let (told, same): (Vec<Part>, Vec<Part>) = Part::ALL.into_iter().partition(|part| values(*part).len() > 1);
         let kinds = |key: &&&RunKey| matches!(key.gate, Gate::Capacity { .. } | Gate::NoDrop);
         Self {
@@ -131,6 +143,7 @@ impl CaseLabels {
             told: told.into_iter().filter(|part| !titled.contains(part)).collect(),
             factors: cases.iter().all(|key| kinds(&key)),
             same: same.into_iter().flat_map(values).filter(|text| !text.is_empty()).collect(),
+            place,
         }
     }
 
@@ -141,8 +154,13 @@ impl CaseLabels {
 
     /// What a part says of a case.
     pub(crate) fn text(&self, part: Part, key: &RunKey) -> String {
-        let text = part.of(key);
+        let text = placed(&self.place, part, key);
         if text.is_empty() { self.plain.to_owned() } else { text }
+    }
+
+    /// The title of a case's panel: its cluster, or where it was measured.
+    pub(crate) fn panel(&self, key: &RunKey) -> String {
+        placed(&self.place, Part::Cluster, key)
     }
 
     fn short(&self, part: Part, key: &RunKey) -> String {
@@ -162,7 +180,8 @@ impl CaseLabels {
 
     /// The whole label in one line.
     pub(crate) fn whole(&self, key: &RunKey) -> String {
-        let words = in_words(key, &self.told);
+        let texts = self.told.iter().map(|part| placed(&self.place, *part, key)).filter(|text| !text.is_empty());
+        let words = texts.collect::<Vec<_>>().join(", ");
         if words.is_empty() && !self.told.is_empty() { self.plain.to_owned() } else { words }
     }
 

@@ -33,7 +33,7 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
         let label = labels.told().last().map_or(String::new(), |part| labels.text(*part, key));
         Group { label, over: labels.over(key), bars }
     };
-    let panels = labels::panels(cases.iter().map(|key| (key.cluster.clone(), group(key))));
+    let panels = labels::panels(cases.iter().map(|key| (labels.panel(key), group(key))));
     let mut panels: Vec<Panel<StackedBar>> =
         panels.into_iter().map(|(title, groups)| Panel { title, groups }).collect();
     // Parts that no run spends time in are not in the legend.

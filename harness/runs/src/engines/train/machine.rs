@@ -21,6 +21,15 @@ pub fn memory(device: Device) -> Result<f64> {
     Ok(Memory::of_host().map_or(f64::INFINITY, |memory| memory.available))
 }
 
+/// What a device is called in figures.
+pub(super) fn name(device: Device) -> String {
+    let gpu = |ordinal| cuda::Gpu::open(ordinal).and_then(|gpu| gpu.name());
+    match device {
+        Device::Cuda(ordinal) => gpu(ordinal).unwrap_or_else(|_| "a GPU".to_owned()),
+        _ => "CPU".to_owned(),
+    }
+}
+
 const GPUS: &str = "training on GPUs";
 const RANKS: &str = "training on several GPUs";
 

@@ -98,6 +98,11 @@ impl Engine for Trainer {
         }
     }
 
+    fn place(&self) -> Option<String> {
+        let measured = self.options.kind == EngineKind::Measured;
+        measured.then(|| machine::name(self.options.device))
+    }
+
     fn entropy(&self, run: &PreparedRun) -> Option<[f64; 2]> {
         let model = &run.job.model;
         let samples = self.options.samples(model.vocabulary?, model.blocks.first()?.tokens, run.seed).ok()?;
