@@ -52,7 +52,7 @@ pub fn table(all: &[Compared]) -> comfy_table::Table {
 /// What the intervals of measured speedups are: see [`Speedup::spread`].
 fn spread_over(all: &[Compared]) -> String {
     let has = |several: bool| all.iter().flat_map(|of| &of.speedup).any(|[own, _]| (own.seeds > 1) == several);
-    let kinds = [(false, "95%, block bootstrap"), (true, "range of seeds")];
+    let kinds = [(false, "spread over iterations"), (true, "range of seeds")];
     kinds.iter().filter(|(several, _)| has(*several)).map(|(_, kind)| *kind).collect::<Vec<_>>().join(" or ")
 }
 

@@ -8,6 +8,7 @@ use systems::price::ledger::{Ledger, Phase};
 use crate::figures;
 use crate::report::html::cases::Labels;
 use crate::stored::StoredRun;
+use crate::summary::claims::{PaperClaim, REPRODUCED, TOLERATED, Verdict, claims};
 use crate::summary::model_error::ClusterError;
 use crate::summary::{ModelError, Summary, SummaryRow};
 
@@ -57,10 +58,27 @@ impl Answer {
         sentences.extend(speedups(&run.summary));
         sentences.extend(reasons(run, &podiums));
         sentences.extend(certainty(run, &podiums));
+        sentences.extend(verdicts(run));
         sentences.extend(failed(&run.summary));
         let cases = podiums.iter().map(|podium| podium.answer(run, labels)).collect();
         Self { sentences, cases, reference: figures::title(&run.summary.baseline) }
     }
+}
+
+/// How many published ratios came out.
+fn verdicts(run: &StoredRun) -> Option<String> {
+    let all: Vec<Verdict> = claims(&run.summary, &run.facts.drawn.compare).iter().map(PaperClaim::verdict).collect();
+    let of = |verdict| all.iter().filter(|&&one| one == verdict).count();
+    let [reproduced, tolerated, not] = [Verdict::Reproduced, Verdict::WithinTolerance, Verdict::NotReproduced].map(of);
+    (!all.is_empty()).then(|| {
+        format!(
+            "Of {} published ratio{} of what ran, {reproduced} came out within {:.0}%, {tolerated} more within {:.0}%, {not} did not.",
+            all.len(),
+            if all.len() == 1 { "" } else { "s" },
+            REPRODUCED * 100.0,
+            TOLERATED * 100.0,
+        )
+    })
 }
 
 fn podiums(summary: &Summary) -> Vec<Podium<'_>> {

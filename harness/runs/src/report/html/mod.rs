@@ -93,12 +93,13 @@ pub fn page(runs: &[StoredRun]) -> Result<String> {
         page += &question(run, index, &labels);
     }
     page += &tables::beside(runs, &labels);
-    page += &links();
+    let claims = tables::claims(runs, &labels);
+    page += &links(!claims.is_empty());
     page += "<noscript><p class=\"note\">Without its script, the page shows tables alone.</p></noscript>\n\
              <form id=\"controls\" aria-label=\"What is shown\" hidden></form>\n\
              <section id=\"compare\"><h2>Comparison</h2><div class=\"view\"></div></section>\n";
     page += &format!("<section id=\"table\"><h2>All numbers</h2>\n{}</section>\n", tables::summary(runs, &labels));
-    page += &tables::claims(runs, &labels);
+    page += &claims;
     page += "<form id=\"case\" aria-label=\"Which case is shown below\" hidden></form>\n";
     for (name, heading, what) in VIEWS {
         page += &format!(
@@ -118,8 +119,9 @@ pub fn page(runs: &[StoredRun]) -> Result<String> {
 }
 
 /// Links to the parts of the page that have something to show, which the script knows.
-fn links() -> String {
+fn links(claims: bool) -> String {
     let parts = [("compare", "Comparison"), ("table", "All numbers")].into_iter();
+    let parts = parts.chain(claims.then_some(("claims", tables::CLAIMS)));
     let views = VIEWS.iter().map(|(name, heading, _)| (*name, *heading));
     let links: String = parts.chain(views).map(|(name, words)| format!("<a href=\"#{name}\">{words}</a>\n")).collect();
     format!("<nav aria-label=\"Parts of the page\" hidden>\n{links}</nav>\n")

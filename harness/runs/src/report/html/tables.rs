@@ -152,6 +152,9 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
     )
 }
 
+/// The heading of what ran beside what was published.
+pub(super) const CLAIMS: &str = "Against what was published";
+
 /// Published ratios of what ran, with verdicts; nothing where none is held against these cases and plans.
 pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
     let of_run = |(run, stored): (usize, &StoredRun)| {
@@ -184,7 +187,7 @@ pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
         column("verdict", &|_, claim| Cell::words(claim.verdict().label())),
     ];
     format!(
-        "<section id=\"claims\"><h2>Against what was published</h2>\n<p class=\"note\">Under the plans that ran. Reproduced: within \
+        "<section id=\"claims\"><h2>{CLAIMS}</h2>\n<p class=\"note\">Under the plans that ran. Reproduced: within \
          {:.0}% of the published ratio; within tolerance: within {:.0}%.</p>\n{}</section>\n",
         claims::REPRODUCED * 100.0,
         claims::TOLERATED * 100.0,
