@@ -52,7 +52,10 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
         ScatterPanel {
             title: format!("{}, {} GPUs", setting.0, setting.1),
             series: series.map(|(name, pairs)| self::series(&title(name), looks::ink(name), &pairs, 1.0)).collect(),
-            notes: notes(&measured(setting)),
+            notes: match notes(&measured(setting)) {
+                none if none.is_empty() => none,
+                some => [vec!["of published:".to_owned()], some].concat(),
+            },
         }
     });
     PaperFigure {
