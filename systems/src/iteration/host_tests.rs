@@ -95,13 +95,13 @@ fn hosts_that_take_no_time_change_nothing() {
 
 /// Without hosts, operations take what they took alone.
 #[test]
-fn without_hosts_operations_stand_alone() {
+fn as_emulated_operations_stand_alone() {
     let (job, _) = job(1e-3, Some(1e-4));
     let costs = CostModel::new(&job.cluster, job.gpus);
     let block = |costs: &CostModel| costs.measured_block(&job.model.blocks[0], 1.0, Direction::Forward);
-    assert!(costs.follows_hosts() && !costs.without_hosts().follows_hosts());
+    assert!(costs.follows_hosts() && !costs.as_emulated().follows_hosts());
     assert_eq!(block(&costs), Some([1e-4, 1e-3].map(Seconds)));
-    assert_eq!(block(&costs.without_hosts()), Some([2e-4, 1e-3].map(Seconds)));
+    assert_eq!(block(&costs.as_emulated()), Some([2e-4, 1e-3].map(Seconds)));
 }
 
 /// Plain expert parallelism whose hosts wait for counts alone, or also behind every task.

@@ -171,13 +171,16 @@ impl CostModel {
         Bytes(moe.expert_parameters() as f64 * HALF)
     }
 
-    /// The same prices where no host runs ahead: every operation takes what it takes from an idle GPU on.
+    /// The same prices where ranks are emulated: no host runs ahead, so that every operation takes what it takes from an idle GPU on, and
+    /// kernels, which are measured one rank after the other, have no transfer beside them.
     #[must_use]
-    pub fn without_hosts(&self) -> Self {
+    pub fn as_emulated(&self) -> Self {
         let mut alone = self.clone();
         for of in &mut alone.cluster.gpu.measured {
             (of.queued, of.issue) = (None, None);
         }
+        let network = &mut alone.cluster.network;
+        (network.slows_kernels, network.slowed_by_kernels) = (None, None);
         alone
     }
 

@@ -228,8 +228,8 @@ impl Trainer {
         let measures = virtual_clock.then_some(ALONE);
         let threads = Threads { device: self.options.device, virtual_clock: measures, timeout: self.options.timeout };
         let collected = Mutex::new(Collected::default());
-        // The simulator follows an emulated run: same cluster, same routing, and no host of an emulated rank runs ahead.
-        let costs = setup.costs.without_hosts();
+        // The simulator follows an emulated run: same cluster, same routing.
+        let costs = setup.costs.as_emulated();
         let mut replay = virtual_clock.then(|| Replay::new(setup, &costs));
         let mut sink = |iteration: usize, reports: Vec<Report>| {
             tick();
