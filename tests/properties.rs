@@ -2,8 +2,9 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use systems::zoo::{alpa, expert_only, fastermoe, smartmoe};
+use systems::zoo::{alpa, eplb, expert_only, fastermoe, laer, quota, smartmoe};
 use systems::{CostModel, Job, Plan, System};
+use workloads::cluster::Constant;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Gate};
 
@@ -115,6 +116,9 @@ impl Case {
 const UNADAPTIVE: [&dyn System; 4] =
     [&expert_only::ExpertOnly, &fastermoe::UNPIPELINED, &alpa::Alpa, &smartmoe::SMARTMOE];
 
+/// Systems that leave experts where they are, and rows to their experts.
+const UNPLACED: [&dyn System; 3] = [&expert_only::ExpertOnly, &alpa::Alpa, &smartmoe::SMARTMOE];
+
 #[test]
 fn a_higher_bandwidth_is_never_slower_and_a_longer_start_up_never_faster() {
     for seed in 0..CASES {
@@ -155,17 +159,41 @@ fn a_more_oversubscribed_tier_is_never_faster() {
     assert!(slower > 5, "tiers that matter: {slower}");
 }
 
+/// What kernels and transfers take of each other makes no iteration shorter, and those of systems longer whose weights travel.
+#[test]
+fn kernels_and_transfers_that_share_a_gpu_are_never_faster() {
+    let mut slower = 0;
+    for seed in 0..CASES {
+        let time = |system: &dyn System, [kernels, transfers]: [f64; 2]| {
+            let mut case = case(seed, |_, _, _| ());
+            let share = |value| Some(Constant { value, uncertainty: None, peak: None, source: "a test".to_owned() });
+            let network = &mut case.job.cluster.network;
+            (network.slows_kernels, network.slowed_by_kernels) = (share(kernels), share(transfers));
+            case.time(system)
+        };
+        for system in [&laer::Laer as &dyn System, &quota::ULTRAEP, &eplb::Eplb, &expert_only::ExpertOnly] {
+            let times = [[0.0, 0.0], [0.3, 0.0], [0.3, 0.5], [0.6, 1.0]].map(|shares| time(system, shares));
+            assert!(times.is_sorted_by(|a, b| *a <= b * (1.0 + 1e-9)), "seed {seed}, {}: {times:?}", system.name());
+            slower += usize::from(times[3] > 1.01 * times[0]);
+        }
+    }
+    assert!(slower > 5, "runs that take longer: {slower}");
+}
+
 /// What a gate lets through grows with its capacity, and so does the time.
 #[test]
 fn a_larger_capacity_is_never_faster() {
     for seed in 0..CASES {
         let Case { job, plan, batch, .. } = case(seed, |_, _, _| ());
         let costs = CostModel::new(&job.cluster, job.gpus);
-        let times = [0.5, 1.0, 2.0, 8.0].map(|factor| {
-            let job = Job { gate: Gate::Capacity { factor }, ..job.clone() };
-            total(&simulate(&job, &costs, &expert_only::ExpertOnly, Plan { placement_every: 0, ..plan }, &batch, 1))
-        });
-        assert!(times.is_sorted_by(|a, b| *a <= b * (1.0 + 1e-12)), "seed {seed}: {times:?}");
+        for system in UNPLACED {
+            let times = [0.5, 1.0, 2.0, 8.0].map(|factor| {
+                let job = Job { gate: Gate::Capacity { factor }, ..job.clone() };
+                total(&simulate(&job, &costs, system, Plan { placement_every: 0, ..plan }, &batch, 1))
+            });
+            let name = system.name();
+            assert!(times.is_sorted_by(|a, b| *a <= b * (1.0 + 1e-12)), "seed {seed}, {name}: {times:?}");
+        }
     }
 }
 
@@ -177,8 +205,8 @@ fn a_greater_skew_is_never_faster() {
         let costs = CostModel::new(&job.cluster, job.gpus);
         let experts = before.chunk(0, 0).len();
         let even = TOKENS as u32 / experts as u32;
-        let times: Vec<f64> = [0, 1, 2, 3]
-            .map(|quarters| {
+        for system in UNPLACED {
+            let times = [0, 1, 2, 3].map(|quarters| {
                 let moved = even * quarters / 4;
                 let row = |_: usize| {
                     let mut row = vec![even - moved; experts];
@@ -186,9 +214,10 @@ fn a_greater_skew_is_never_faster() {
                     row
                 };
                 let batch = batch(4, before.chunks(), row);
-                total(&simulate(&job, &costs, &expert_only::ExpertOnly, Plan { placement_every: 0, ..plan }, &batch, 1))
-            })
-            .to_vec();
-        assert!(times.is_sorted_by(|a, b| *a <= b * (1.0 + 1e-12)), "seed {seed}: {times:?}");
+                total(&simulate(&job, &costs, system, Plan { placement_every: 0, ..plan }, &batch, 1))
+            });
+            let name = system.name();
+            assert!(times.is_sorted_by(|a, b| *a <= b * (1.0 + 1e-12)), "seed {seed}, {name}: {times:?}");
+        }
     }
 }
