@@ -355,6 +355,21 @@ fn what_was_measured_here_stands_under_no_clusters_name() {
         assert!(!text.contains("inky") && (name.ends_with(".svg") || text.contains("CPU")), "{name}: {text}");
     }
     assert!(!figures.iter().any(|name| name.contains("performance_model")), "{figures:?}");
+    // Of a peak that is of another machine, nothing is a share.
+    let inky = include_str!("../workloads/clusters/inky.toml");
+    let (before, gpu) = inky.split_once("[gpu]\nname = ").unwrap();
+    let here = format!("{before}[gpu]\nname = \"CPU\"\n{}", gpu.split_once('\n').unwrap().1);
+    folder.write("here.toml", &here);
+    for (cluster, shown) in [("inky", false), ("here.toml", true)] {
+        folder.succeed(&format!(
+            "train --model gpt-micro --cluster {cluster} --gpus 2 --global-batch-size 4 --micro-batch-size 2 --iterations 3 --warmup 1 \
+             --system expert-only --out peak --overwrite"
+        ));
+        folder.succeed("table peak --values mfu,tokens --format csv --out peak");
+        let table = folder.text("peak/mfu-tokens.csv");
+        let share: Option<f64> = table.lines().nth(1).and_then(|line| line.split(',').nth(3)?.parse().ok());
+        assert_eq!(share.is_some_and(|share| share > 0.0), shown, "{cluster}: {table}");
+    }
 }
 
 /// A run names the commit of the program, also where it runs in another repository.

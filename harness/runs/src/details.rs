@@ -43,6 +43,9 @@ pub struct RunDetails {
     pub system: String,
     pub global_batch: usize,
     pub gpus_per_node: usize,
+    /// The cluster's GPU; nothing in runs of older versions.
+    #[serde(default)]
+    pub gpu: String,
     /// What a run may use of a rank's memory, B.
     pub memory_limit: f64,
     /// What an hour of a GPU costs, where the cluster says so.
@@ -148,6 +151,7 @@ impl RunDetails {
             system: run.system.name().to_owned(),
             global_batch: run.case.global_batch,
             gpus_per_node: run.job.cluster.gpus_per_node,
+            gpu: run.job.cluster.gpu.name.clone(),
             memory_limit: run.job.cluster.gpu.usable().0,
             hour_price: run.job.cluster.gpu.hour_price.as_ref().map(|price| price.value),
             effort: Effort::new(run),

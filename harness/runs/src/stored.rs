@@ -95,9 +95,11 @@ impl StoredRun {
         self.effort(row).map(|(effort, step)| effort.tokens as f64 / step)
     }
 
-    /// Model FLOP/s over the peak of the case's GPUs. None of a measured run: its machine need not be the case's cluster.
+    /// Model FLOP/s over the peak of the case's GPUs. Of a measured run, where these are what it was measured on.
     pub fn mfu(&self, row: &SummaryRow) -> Option<f64> {
-        let (effort, step) = self.effort(row).filter(|_| row.key.engine != EngineKind::Measured)?;
+        let details = self.details_of(&row.key.case, &row.key.system)?;
+        let is_there = self.facts.drawn.measured_on.as_ref() == Some(&details.gpu);
+        let (effort, step) = self.effort(row).filter(|_| row.key.engine != EngineKind::Measured || is_there)?;
         Some(effort.flops / step / (f64::from(row.key.gpus) * effort.peak_flops?))
     }
 
