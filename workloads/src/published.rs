@@ -127,6 +127,56 @@ impl NotHeld {
     }
 }
 
+/// Between which values published runs lie, where no single number is held.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedRange {
+    /// The paper's figure.
+    pub figure: String,
+    /// The model as the system trained it.
+    pub model: String,
+    /// The cluster.
+    pub cluster: String,
+    /// Number of GPUs.
+    pub gpus: Count,
+    /// The system.
+    pub system: String,
+    /// What lies there, whatever the gate.
+    pub quantity: Ranged,
+    /// In seconds, or a ratio.
+    pub low: Positive,
+    /// At least `low`.
+    pub high: Positive,
+    /// Where it comes from.
+    pub source: String,
+}
+
+/// What a published range is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Ranged {
+    /// Time of an iteration, s.
+    #[serde(rename = "step_s")]
+    Step,
+    /// Ratio of the baseline's time to the system's.
+    #[serde(rename = "speedup")]
+    Speedup,
+}
+
+impl PublishedRange {
+    /// Those that are known.
+    ///
+    /// # Errors
+    /// A defect of the file.
+    pub fn all() -> Result<Vec<Self>, ConfigError> {
+        CsvFile::parse("published/ranges.csv", include_bytes!("../published/ranges.csv"))?.read()
+    }
+
+    /// How far a value lies outside, relative to the nearer end and with its sign; 0 inside.
+    pub fn error(&self, value: f64) -> f64 {
+        value / value.clamp(self.low.0, self.high.0) - 1.0
+    }
+}
+
 impl Published {
     /// The numbers that come with moebench.
     ///
@@ -247,6 +297,21 @@ mod tests {
         };
         assert!(covers("h100x8", 256) && covers("h100x8", 1024));
         assert!(!covers("h100x8", 2048) && !covers("h200x8", 256));
+    }
+
+    /// An error is 0 inside a range and relative to the nearer end outside; every range is of something that moebench knows.
+    #[test]
+    fn ranges_are_of_known_runs() {
+        let ranges = PublishedRange::all().unwrap();
+        assert!(!ranges.is_empty());
+        for range in ranges {
+            assert!(range.low.0 <= range.high.0, "{range:?}");
+            Model::named("published", &range.model).unwrap();
+            Cluster::named("published", &range.cluster).unwrap();
+            let errors = [range.low.0 * 0.5, range.low.0, range.high.0, range.high.0 * 1.5].map(|v| range.error(v));
+            let expected = [-0.5, 0.0, 0.0, 0.5];
+            assert!(errors.iter().zip(expected).all(|(error, expected)| (error - expected).abs() < 1e-9), "{errors:?}");
+        }
     }
 
     #[test]

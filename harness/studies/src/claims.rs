@@ -97,22 +97,26 @@ pub(super) fn left_out(by: By, cluster: &str, folds: &[&Fold]) -> Vec<Claim> {
     ]
 }
 
-/// What placing experts online gains.
-pub(super) fn gain(every: usize, series: &SeriesErrors) -> Claim {
+/// What placing experts online gains; `in_sample`: constants were fitted to the series.
+pub(super) fn gain(every: usize, in_sample: bool, series: &SeriesErrors) -> Claim {
     let gain = Pair { predicted: series.predicted_gain, measured: series.measured_gain };
     Claim {
-        what: format!("mean gain of online placement every {every} iterations"),
+        what: format!("mean gain of online placement every {every} iterations{}", sample(in_sample)),
         wanted: "within 5%".to_owned(),
         found: format!("{:.3} for {:.3} measured ({})", gain.predicted, gain.measured, percent(gain.error())),
         met: gain.error().abs() <= 0.05,
     }
 }
 
+fn sample(in_sample: bool) -> &'static str {
+    if in_sample { ", in sample" } else { "" }
+}
+
 /// Whether a layer's time goes up and down as measured, experts in order.
-pub(super) fn correlation(series: &SeriesErrors) -> Claim {
+pub(super) fn correlation(in_sample: bool, series: &SeriesErrors) -> Claim {
     let correlation = series.static_correlation.unwrap_or(0.0);
     Claim {
-        what: "correlation of its static series".to_owned(),
+        what: format!("correlation of its static series{}", sample(in_sample)),
         wanted: "at least 0.8".to_owned(),
         found: format!("{correlation:.3}"),
         met: correlation >= 0.8,

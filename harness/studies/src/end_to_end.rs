@@ -15,6 +15,9 @@ use runs::prepare;
 use runs::summary::errors::{Errors, Pair};
 use runs::summary::model_error::{ClusterError, Measured, Part};
 
+/// The name of the section's figure.
+pub(super) const FIGURE: &str = "iterations";
+
 pub struct EndToEnd<'a> {
     pub configurations: Vec<Configuration>,
     pub trace: &'a RoutingTrace,
@@ -49,7 +52,7 @@ impl<'a> Study<'a> for EndToEnd<'a> {
     fn section(&self, outcome: &IterationErrors) -> Result<Section> {
         let mut section = Section::new("Whole iterations (figures 8 and 10)");
         section.add(include_str!("prose/end_to_end.md"));
-        section.picture(performance_model::end_to_end("iterations", outcome));
+        section.picture(performance_model::end_to_end(FIGURE, outcome));
         let sums = [("medians".to_owned(), outcome.errors), ("sums, start-up included".to_owned(), outcome.sum_errors)];
         section.table(statistics_table(&sums, "relative errors of"));
         section.claims.extend(errors_by_cluster(outcome).iter().map(|(name, errors)| claims::iterations(name, errors)));

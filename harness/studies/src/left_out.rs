@@ -141,6 +141,18 @@ fn unseen_systems(cluster: &str, outcome: &[Fold]) -> Option<ClusterError> {
     Some(ClusterError::new(cluster, Part::Iteration, &Errors::new(&pairs)?, Measured::Unseen))
 }
 
+/// What a figure of runs that constants were fitted to says of those that a fit did not see.
+pub(super) fn in_sample(unseen: &[ClusterError]) -> String {
+    let one = |error: &ClusterError| {
+        let (cluster, median, p90) = (&error.cluster, share(error.median), share(error.p90));
+        format!(
+            " With one system left out of the fit at a time, `{cluster}`'s median error is {median}, its 90th percentile {p90}."
+        )
+    };
+    let unseen: String = unseen.iter().map(one).collect();
+    format!("**In sample**: the clusters' constants were fitted to these very runs.{unseen}")
+}
+
 impl LeftOut<'_> {
     /// None where too few configurations would be left to fit to.
     fn fold(&self, by: By, cluster: &str, what: &str) -> Result<Option<Fold>> {
@@ -233,6 +245,14 @@ pub fn worst<'f>(folds: &[&'f Fold]) -> Option<&'f Unseen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_in_sample_says_what_unseen_systems_are_off() {
+        let errors = Errors::new(&[Pair { predicted: 1.1, measured: 1.0 }]).unwrap();
+        let unseen = ClusterError::new("inky", Part::Iteration, &errors, Measured::Unseen);
+        assert!(in_sample(&[unseen]).ends_with("`inky`'s median error is 10.0%, its 90th percentile 10.0%."));
+        assert_eq!(in_sample(&[]), "**In sample**: the clusters' constants were fitted to these very runs.");
+    }
 
     #[test]
     fn the_worst_of_all_folds_is_named() {

@@ -62,10 +62,16 @@ pub trait Study<'a>: Sized {
 /// # Errors
 /// As for [`Study`].
 pub fn sections(inputs: &Inputs) -> Result<Vec<Section>> {
+    let mut iterations = section::<end_to_end::EndToEnd>(inputs)?;
+    let left_out = section::<left_out::LeftOut>(inputs)?;
+    if let Some(section) = &mut iterations {
+        let unseen = left_out.as_ref().map_or(&[][..], |left_out| &left_out.errors);
+        section.add_to_caption(end_to_end::FIGURE, &left_out::in_sample(unseen));
+    }
     let sections = [
         section::<moe_layer::MoeLayers>(inputs)?,
-        section::<end_to_end::EndToEnd>(inputs)?,
-        section::<left_out::LeftOut>(inputs)?,
+        iterations,
+        left_out,
         section::<placement::Placements>(inputs)?,
         section::<plans::Plans>(inputs)?,
         section::<published::PublishedRuns>(inputs)?,

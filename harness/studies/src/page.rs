@@ -54,6 +54,17 @@ impl Section {
         self.figures.push(figure);
     }
 
+    /// Adds to the caption of a figure that it shows; of captions that say the same, to the last.
+    pub fn add_to_caption(&mut self, name: &str, words: &str) {
+        if let Some(figure) = self.figures.iter_mut().find(|figure| figure.name == name) {
+            let longer = format!("{} {words}", figure.caption);
+            if let Some(at) = self.text.rfind(&figure.caption) {
+                self.text.replace_range(at..at + figure.caption.len(), &longer);
+            }
+            figure.caption = longer;
+        }
+    }
+
     /// Saves its figures in a page's folder.
     ///
     /// # Errors
@@ -105,6 +116,21 @@ fn assembled(introduction: &str, sections: &[Section]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_caption_is_added_to_on_the_page_and_in_the_figure() {
+        let mut section = Section::new("Iterations");
+        let chart = chart::AnyChart::Scatter(chart::Scatter::default());
+        section.picture(PaperFigure {
+            name: "f".to_owned(),
+            chart,
+            caption: "Times; predicted: simulated.".to_owned(),
+        });
+        section.add_to_caption("another", "Never.");
+        section.add_to_caption("f", "In sample.");
+        assert_eq!(section.figures[0].caption, "Times; predicted: simulated. In sample.");
+        assert_eq!(section.text, "![Times](f.svg)\n\nTimes; predicted: simulated. In sample.\n\n");
+    }
 
     #[test]
     fn claims_stand_before_sections() {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use workloads::Cluster;
 
 use super::page::Section;
+use super::paper::{fitted_to, was_fitted_to};
 use super::tables::{gains_table, series_table};
 use super::{Inputs, Study, claims};
 use crate::figures::adaptive;
@@ -40,6 +41,10 @@ pub(super) fn files(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(files)
 }
 
+fn file_of(every: usize) -> String {
+    format!("adaptive_every{every}.csv")
+}
+
 impl<'a> Study<'a> for Placements<'a> {
     type Outcome = Vec<SeriesOutcome>;
 
@@ -67,10 +72,13 @@ impl<'a> Study<'a> for Placements<'a> {
         section.add(format!(include_str!("prose/placement.md"), layer = layer, gpus = gpus, micro_batch = micro_batch));
         for ((every, series), SeriesOutcome { steps, errors, lagged }) in self.series.iter().zip(outcome) {
             section.add(format!("Placed every {every} iterations:"));
-            section.picture(adaptive::figure(&format!("placement_every{every}"), &series.samples, steps));
+            let (figure, file) = (format!("placement_every{every}"), file_of(*every));
+            section.picture(adaptive::figure(&figure, &series.samples, steps));
+            section.add_to_caption(&figure, &fitted_to(self.cluster, &[&file]));
             section.table(series_table(errors));
             section.table(gains_table(errors, lagged));
-            section.claims.extend([claims::gain(*every, errors), claims::correlation(errors)]);
+            let in_sample = was_fitted_to(self.cluster, &[&file]);
+            section.claims.extend([claims::gain(*every, in_sample, errors), claims::correlation(in_sample, errors)]);
         }
         Ok(section)
     }

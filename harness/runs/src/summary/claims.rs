@@ -18,7 +18,12 @@ pub enum Verdict {
 impl Verdict {
     /// Of a simulated ratio and a published one.
     pub fn of(ratio: &Pair) -> Self {
-        match ratio.error().abs() {
+        Self::of_error(ratio.error())
+    }
+
+    /// Of a relative error.
+    pub fn of_error(error: f64) -> Self {
+        match error.abs() {
             error if error <= REPRODUCED => Self::Reproduced,
             error if error <= TOLERATED => Self::WithinTolerance,
             _ => Self::NotReproduced,
