@@ -1,4 +1,5 @@
-//! What is stored survives: SIGKILL at any moment, a full disk and folders that cannot be written, at each write of a run.
+//! What is stored survives: SIGKILL at any moment, a full disk and folders that cannot be written, at each write of a run, simulated,
+//! measured and emulated, of its checkpoints, and of the commands that write from stored runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -89,6 +90,10 @@ fn hold(folder: &Folder, out: &str, kept: &Files) {
             folder.write("kept.parquet", "");
             fs::write(folder.join("kept.parquet"), bytes).unwrap();
             let rows = folder.frame("kept.parquet");
+            // A log has no spans.
+            if rows.height() == 0 {
+                continue;
+            }
             let first = all.iter().position(|run| *run == runs(&rows)[0]).unwrap();
             assert!(joined.slice(first as i64, rows.height()).equals_missing(&rows), "{out}: {name}: other rows");
         }
@@ -148,6 +153,12 @@ fn kills_lose_no_record_of_a_simulated_run() {
 #[test]
 fn kills_lose_no_record_of_a_measured_run() {
     trained(3, "");
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn a_kill_loses_no_record_of_an_emulated_run() {
+    trained(1, "--engine emulate");
 }
 
 #[test]
@@ -295,5 +306,255 @@ fn a_read_only_folder_is_told_and_harms_nothing() {
         failed(&as_nobody(&folder, SMALL), &said, "Permission denied");
         allow(&path, 0o777);
         goes_on(&folder, &before);
+    }
+}
+
+/// A command that writes into `out` and goes on there, and the files that it writes, in an order in which each is still to be
+/// written when those before it are there.
+struct Writes {
+    folder: Folder,
+    command: String,
+    names: Vec<String>,
+}
+
+impl Writes {
+    /// Runs it undisturbed and moves what it wrote to `whole`. Of its files those in `cases` are gone by then: they are named.
+    fn new(folder: Folder, command: &str, cases: &[&str]) -> Self {
+        folder.succeed(command);
+        fs::rename(folder.join("out"), folder.join("whole")).unwrap();
+        const KINDS: [&str; 3] = ["iterations.parquet", "details.json", "spans.parquet"];
+        let (first, last): (Vec<_>, Vec<_>) = files(&folder, "whole")
+            .into_keys()
+            .filter(|name| name != "run.json" && !KINDS.contains(&name.as_str()))
+            .partition(|name| name.starts_with("timelines/"));
+        let of_cases = cases.iter().flat_map(|case| KINDS.map(|kind| format!("cases/{case}.{kind}")));
+        let joined = if cases.is_empty() { Vec::new() } else { KINDS.map(str::to_owned).to_vec() };
+        let names = first.into_iter().chain(of_cases).chain(joined).chain(last).collect();
+        Self { folder, command: command.to_owned(), names }
+    }
+
+    /// Of the pictures, of which each is written like every other, one alone.
+    fn with_one_figure(mut self, figure: &str) -> Self {
+        let one = format!("figures/{figure}");
+        self.names.retain(|name| !name.starts_with("figures/") || name.starts_with(&one));
+        assert!(self.names.iter().any(|name| name.starts_with(&one)), "{:?}", self.names);
+        self
+    }
+
+    /// `out` of a run that has begun and done nothing; of what is no run, an empty folder.
+    fn begin(&self) {
+        match self.folder.join("whole/run.json").exists() {
+            true => begun(&self.folder),
+            false => fs::create_dir(self.folder.join("out")).unwrap(),
+        }
+    }
+
+    /// All of `out` that stays as it is once it is there: every start says anew who it is, cases are joined, and what is
+    /// run again has other times.
+    fn lasting(&self) -> Files {
+        let mut all = files(&self.folder, "out");
+        all.retain(|name, _| name != "run.json" && !name.starts_with("cases/") && !name.starts_with("timelines/"));
+        all
+    }
+
+    /// Each write in turn fails as on a full disk; in the end everything is there, what was finished first of all.
+    fn full_disk_at_each(&self) {
+        let folder = &self.folder;
+        self.begin();
+        let mut kept = Files::new();
+        for name in &self.names {
+            let temporary = folder.join(&format!("out/{name}.tmp"));
+            fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+            symlink("/dev/full", &temporary).unwrap();
+            let before = self.lasting();
+            failed(
+                &folder.moebench(&self.command),
+                &format!("out/{name}: cannot be written"),
+                "No space left on device",
+            );
+            assert!(!temporary.is_symlink(), "{name}: what was half-written goes");
+            let now = self.lasting();
+            assert!(before.iter().all(|(name, bytes)| now.get(name) == Some(bytes)), "{name}: another was harmed");
+            kept.extend(finished(folder, "out"));
+        }
+        self.ends();
+        if folder.join("whole/run.json").exists() {
+            assert!(!kept.is_empty());
+            hold(folder, "out", &kept);
+        }
+    }
+
+    /// Each folder in turn can be read alone.
+    fn read_only_at_each(&self) {
+        let folder = &self.folder;
+        self.begin();
+        allow(folder.path(), 0o777);
+        allow(&folder.join("out"), 0o777);
+        let mut parents = vec![""];
+        for (parent, _) in self.names.iter().filter_map(|name| name.rsplit_once('/')) {
+            // The folder of timelines has folders alone.
+            parents.extend(parent.split_once('/').map(|(above, _)| above).into_iter().chain([parent]));
+        }
+        let mut done: Vec<&str> = Vec::new();
+        for parent in parents {
+            if done.contains(&parent) {
+                continue;
+            }
+            done.push(parent);
+            let path = folder.join(&format!("out/{parent}"));
+            fs::create_dir_all(&path).unwrap();
+            let before = self.lasting();
+            allow(&path, 0o555);
+            let said = if parent.is_empty() { "out/".to_owned() } else { format!("out/{parent}/") };
+            failed(&as_nobody(folder, &self.command), &said, "Permission denied");
+            allow(&path, 0o777);
+            let now = self.lasting();
+            assert!(before.iter().all(|(name, bytes)| now.get(name) == Some(bytes)), "{parent}: a file was harmed");
+        }
+        self.ends();
+    }
+
+    fn ends(&self) {
+        self.folder.succeed(&self.command);
+        let [whole, out] = ["whole", "out"].map(|part| files(&self.folder, part));
+        assert!(out.keys().eq(whole.keys()), "{:?}, expected {:?}", out.keys(), whole.keys());
+    }
+}
+
+/// The commands that write from what is stored: figures, tables, shards that are joined, the log of another program.
+fn from_stored() -> Vec<Writes> {
+    let small = |gpus: &[usize]| {
+        let folder = Folder::new();
+        small_trace(&folder);
+        let cases: Vec<_> = gpus.iter().map(|&gpus| (gpus, "no-drop")).collect();
+        folder.write("suite.toml", &suite_toml(&cases).replace("iterations = 12", "iterations = 3"));
+        folder
+    };
+    let stored = || {
+        let folder = small(&[4]);
+        folder.succeed("run suite.toml --trace trace.parquet --out stored");
+        folder
+    };
+    let shards = small(&[4, 8]);
+    for number in [1, 2] {
+        shards.succeed(&format!("run suite.toml --trace trace.parquet --shard {number}/2 --out part{number}"));
+    }
+    let log = Folder::new();
+    let line = |number: u32| {
+        format!(
+            " iteration {number}/ 500 | consumed samples: 64 | elapsed time per iteration (ms): {number}4.0 | \
+             learning rate: 1.0E-04 | global batch size: 64 | lm loss: 8.1E+00 | grad norm: 2.1 |\n"
+        )
+    };
+    log.write("train.log", &(1..=6).map(line).collect::<String>());
+    vec![
+        Writes::new(stored(), "plot stored --figure end_to_end --format svg,pdf,png,tikz --out out", &[]),
+        Writes::new(stored(), "table stored --format latex,markdown,csv --out out", &[]),
+        Writes::new(
+            shards,
+            "merge out part1 part2",
+            &["gpt-tiny.inky.4.no-drop.seed1", "gpt-tiny.inky.8.no-drop.seed1"],
+        )
+        .with_one_figure("end_to_end.svg"),
+        Writes::new(
+            log,
+            "import-log train.log --model gpt-tiny --cluster inky --gpus 8 --global-batch-size 64 --system megatron \
+             --plan 'pp1 dp8 tp1 ep8 edp1 mb2' --warmup 1 --out out",
+            &["gpt-tiny.inky.8.no-drop.seed1.megatron"],
+        )
+        .with_one_figure("loss.svg"),
+    ]
+}
+
+#[test]
+fn a_full_disk_at_each_write_from_stored_runs_is_told_and_harms_nothing() {
+    from_stored().iter().for_each(Writes::full_disk_at_each);
+}
+
+#[test]
+fn a_read_only_folder_for_what_is_written_from_stored_runs_is_told() {
+    from_stored().iter().for_each(Writes::read_only_at_each);
+}
+
+/// Two ranks as threads, measured (`train`) or under a virtual clock (`emulate`). Its own figure is the losses.
+#[cfg(feature = "train")]
+fn of_ranks(engine: &str) -> Writes {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write(
+        "suite.toml",
+        "name = \"ranks\"\ndescription = \"d\"\nengine = \"train\"\nsystems = [\"expert-only\"]\n\
+         baseline = \"expert-only\"\niterations = 3\nwarmup = 1\n[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\n\
+         gpus = 2\ngate = \"no-drop\"\nglobal_batch = 8\nmicro_batch = 1\n",
+    );
+    let command = format!("run suite.toml --engine {engine} --trace trace.parquet --out out --timeline");
+    Writes::new(folder, &command, &["gpt-micro.inky.2.no-drop.seed1.expert-only"]).with_one_figure("loss")
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn a_full_disk_at_each_write_of_ranks_is_told_and_harms_nothing() {
+    ["train", "emulate"].map(of_ranks).iter().for_each(Writes::full_disk_at_each);
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn a_read_only_folder_of_ranks_is_told_and_harms_nothing() {
+    ["train", "emulate"].map(of_ranks).iter().for_each(Writes::read_only_at_each);
+}
+
+/// Each file of a checkpoint fails in turn, then its folder: the checkpoint before stays, and training goes on from it to the losses
+/// of a run that nothing disturbed. Reports are appended to their file, where a full disk leaves half a line.
+#[cfg(feature = "train")]
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
+    for clock in ["wall", "virtual"] {
+        let folder = Folder::new();
+        small_trace(&folder);
+        let train = |iterations: usize, rest: &str| {
+            format!(
+                "train --model gpt-micro --gpus 2 --global-batch-size 8 --micro-batch-size 1 --system expert-only --warmup 1 \
+                 --trace trace.parquet --clock {clock} --iterations {iterations} {rest}"
+            )
+        };
+        let losses = |out: &str| {
+            let frame = folder.frame(&format!("{out}/iterations.parquet"));
+            frame.column("loss").unwrap().f64().unwrap().iter().flatten().collect::<Vec<_>>()
+        };
+        let kept = "kept/gpt-micro.inky.2.no-drop.seed1.expert-only";
+        folder.succeed(&train(3, "--out whole"));
+        folder.succeed(&train(1, "--checkpoint kept --out first"));
+        let first = files(&folder, kept);
+        let unharmed = |name: &str| {
+            let now = files(&folder, kept);
+            assert!(first.iter().all(|(name, bytes)| now[name].starts_with(bytes)), "{clock}: {name}");
+        };
+        let on = |out: &str| train(3, &format!("--checkpoint kept --checkpoint-every 1 --overwrite --out {out}"));
+        for name in
+            ["rank-0.safetensors", "rank-1.safetensors", "checkpoint.json"].map(|of| format!("iteration-2/{of}"))
+        {
+            let temporary = folder.join(&format!("{kept}/{name}.tmp"));
+            fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+            symlink("/dev/full", &temporary).unwrap();
+            failed(&folder.moebench(&on("out")), &format!("{kept}/{name}"), "No space left on device");
+            assert!(!temporary.is_symlink(), "{name}: what was half-written goes");
+            unharmed(&name);
+        }
+        symlink("/dev/full", folder.join(&format!("{kept}/reports.jsonl.tmp"))).unwrap();
+        failed(&folder.moebench(&on("out")), &format!("{kept}/reports.jsonl"), "No space left on device");
+        unharmed("reports.jsonl");
+        let half = [&first["reports.jsonl"][..], b"[{\"half"].concat();
+        fs::write(folder.join(&format!("{kept}/reports.jsonl")), half).unwrap();
+        for path in [folder.path(), &folder.join("out")] {
+            allow(path, 0o777);
+        }
+        allow(&folder.join(kept), 0o555);
+        failed(&as_nobody(&folder, &on("denied")), kept, "Permission denied");
+        allow(&folder.join(kept), 0o755);
+        unharmed("the folder");
+        let ran = folder.moebench(&on("out"));
+        assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+        assert!(ran.stderr.contains("goes on after iteration 1"), "{}", ran.stderr);
+        assert_eq!(losses("out"), losses("whole"), "{clock}");
     }
 }
