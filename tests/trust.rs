@@ -448,8 +448,8 @@ fn from_stored() -> Vec<Writes> {
     };
     log.write("train.log", &(1..=6).map(line).collect::<String>());
     vec![
-        Writes::new(stored(), "plot stored --figure end_to_end --format svg,pdf,png,tikz --out out", &[]),
-        Writes::new(stored(), "table stored --format latex,markdown,csv --out out", &[]),
+        Writes::new(stored(), "plot stored --figure end_to_end --format svg,png --out out", &[]),
+        Writes::new(stored(), "table stored --format latex,csv --out out", &[]),
         Writes::new(
             shards,
             "merge out part1 part2",
@@ -488,7 +488,7 @@ fn of_ranks(engine: &str) -> Writes {
          gpus = 2\ngate = \"no-drop\"\nglobal_batch = 8\nmicro_batch = 1\n",
     );
     let command = format!("run suite.toml --engine {engine} --trace trace.parquet --out out --timeline");
-    Writes::new(folder, &command, &["gpt-micro.inky.2.no-drop.seed1.expert-only"]).with_one_figure("loss")
+    Writes::new(folder, &command, &["gpt-micro.inky.2.no-drop.seed1.expert-only"]).with_one_figure("loss.svg")
 }
 
 #[cfg(feature = "train")]
