@@ -348,17 +348,19 @@ fn what_was_measured_here_stands_under_no_clusters_name() {
         "train --model gpt-micro --cluster inky --gpus 2 --global-batch-size 4 --micro-batch-size 2 --iterations 3 --warmup 1 --system smartmoe \
          --out run",
     );
+    let stated: serde_json::Value = serde_json::from_str(&folder.text("run/run.json")).unwrap();
+    let device = stated["suite"]["drawn"]["measured_on"].as_str().unwrap().to_owned();
     let figures: Vec<String> = folder.files().into_iter().filter(|name| name.starts_with("run/figures/")).collect();
     assert!(figures.contains(&"run/figures/end_to_end.svg".to_owned()), "{figures:?}");
     for name in figures.iter().filter(|name| name.ends_with(".svg") || name.ends_with(".caption.txt")) {
         let text = folder.text(name);
-        assert!(!text.contains("inky") && (name.ends_with(".svg") || text.contains("CPU")), "{name}: {text}");
+        assert!(!text.contains("inky") && (name.ends_with(".svg") || text.contains(&device)), "{name}: {text}");
     }
     assert!(!figures.iter().any(|name| name.contains("performance_model")), "{figures:?}");
     // Of a peak that is of another machine, nothing is a share.
     let inky = include_str!("../workloads/clusters/inky.toml");
     let (before, gpu) = inky.split_once("[gpu]\nname = ").unwrap();
-    let here = format!("{before}[gpu]\nname = \"CPU\"\n{}", gpu.split_once('\n').unwrap().1);
+    let here = format!("{before}[gpu]\nname = \"{device}\"\n{}", gpu.split_once('\n').unwrap().1);
     folder.write("here.toml", &here);
     for (cluster, shown) in [("inky", false), ("here.toml", true)] {
         folder.succeed(&format!(

@@ -74,7 +74,6 @@ mod with_torch {
     use studies::calibrate::write;
     use studies::tables::constants_table;
     use trainer::comm::launch::{Flags, Launch};
-    use trainer::cuda;
 
     /// Measures, fits, writes and shows.
     ///
@@ -122,7 +121,7 @@ mod with_torch {
         let models: Result<_> = args.model.iter().map(|name| prepare::model("--model", name)).collect();
         let launch = Launch::from(&Flags::default(), &|variable| std::env::var(variable).ok()).or_input()?;
         let device = training::device(&args.device, launch.as_ref()).or_input()?;
-        let (models, name, out) = (models.or_input()?, device_name(device), args.out.clone());
+        let (models, name, out) = (models.or_input()?, training::device_name(device), args.out.clone());
         let (gate, micro_batch, ranks) = (args.gate, args.micro_batch_size, args.ranks);
         let request = Request { text, base, models, gate, micro_batch, ranks, launch, device, name, out };
         request.check().or_input()?;
@@ -132,7 +131,7 @@ mod with_torch {
     /// The base with what was measured, under the name of the file.
     fn measured(base: &Cluster, fitted: &[Fitted], args: &MeasureArgs, device: Device) -> Cluster {
         let mut cluster = base.clone();
-        let device_name = device_name(device);
+        let device_name = training::device_name(device);
         let source = format!(
             "measured on {device_name}: compute segments of {} at micro-batch {} and {}, {} ranks in turn",
             args.model[0],
@@ -156,16 +155,6 @@ mod with_torch {
         cluster.description = format!("Compute of {device_name}; network and memory of {}", base.name);
         cluster.gpu.name = device_name;
         cluster
-    }
-
-    fn device_name(device: Device) -> String {
-        if device.is_cuda() {
-            return cuda::device_names().into_iter().next().unwrap_or_else(|| "a GPU of unknown model".to_owned());
-        }
-        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        let model = model.map_or("a CPU of unknown model", |(_, model)| model.trim());
-        format!("{model}, one core")
     }
 
     fn show(args: &MeasureArgs, cluster: &Cluster, fitted: &[Fitted], runs: &[MeasuredRun]) -> Result<()> {

@@ -52,10 +52,8 @@ pub fn run(args: &RunsArgs) -> Result<(), Failure> {
     if let Some(path) = &args.out {
         store::write_text(path, &shown::csv(&all)).or_run()?;
     }
-    let mut text = format!("{}\n\n{}", shown::table(&all), shown::totals(&all));
-    if let Some(folder) = &args.timelines {
-        let number = beside::timelines(&args.measured, &args.predicted, folder).or_input()?;
-        text += &format!("\ntimelines: {number} in {}", folder.display());
-    }
-    output::print(text).or_run()
+    output::print(format!("{}\n\n{}", shown::table(&all), shown::totals(&all))).or_run()?;
+    let Some(folder) = &args.timelines else { return Ok(()) };
+    let number = beside::timelines(&args.measured, &args.predicted, folder).or_input()?;
+    output::print(format!("timelines: {number} in {}", folder.display())).or_run()
 }

@@ -14,6 +14,8 @@ use crate::host::to_host;
 const ROW: usize = 1024;
 /// How long other work lasts in front of a burst: longer than hosts take to issue it.
 const ISSUED: Seconds = Seconds(4e-3);
+/// Operations of a burst, which takes many times the 0.1 ms by which members begin apart.
+const BURST: u32 = 20;
 /// Bursts that are timed, after one that is not.
 const REPEATS: usize = 7;
 
@@ -94,10 +96,8 @@ fn time(
     (collective, bytes): (Collective, usize),
 ) -> Result<CollectiveTimes, TrainError> {
     let bench = Bench::new(group, device, collective, bytes);
-    // Members begin some 0.1 ms apart: a burst takes many times as long.
-    let burst = 20;
     let run = || -> Result<(), CommError> {
-        for _ in 0..burst {
+        for _ in 0..BURST {
             if let Some(pending) = bench.start()? {
                 drop(pending.wait()?);
             }
@@ -109,7 +109,7 @@ fn time(
         group.barrier()?;
         let (ran, time) = timed_behind(device, || other.into_iter().for_each(|other| other.fill(ISSUED)), run)?;
         ran?;
-        own.extend((repeat > 0).then_some(time.0 / f64::from(burst)));
+        own.extend((repeat > 0).then_some(time.0 / f64::from(BURST)));
     }
     let all = group.all_gather(&Tensor::from_slice(&own).to_device(device))?.wait()?;
     let all: Vec<f64> = to_host(&all)?;

@@ -21,13 +21,15 @@ pub fn memory(device: Device) -> Result<f64> {
     Ok(Memory::of_host().map_or(f64::INFINITY, |memory| memory.available))
 }
 
-/// What a device is called in figures.
-pub(super) fn name(device: Device) -> String {
-    let gpu = |ordinal| cuda::Gpu::open(ordinal).and_then(|gpu| gpu.name());
-    match device {
-        Device::Cuda(ordinal) => gpu(ordinal).unwrap_or_else(|_| "a GPU".to_owned()),
-        _ => "CPU".to_owned(),
+/// What a rank runs on.
+pub fn device_name(device: Device) -> String {
+    if device.is_cuda() {
+        return cuda::device_names().into_iter().next().unwrap_or_else(|| "a GPU of unknown model".to_owned());
     }
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("a CPU of unknown model", |(_, model)| model.trim());
+    format!("{model}, one core")
 }
 
 const GPUS: &str = "training on GPUs";

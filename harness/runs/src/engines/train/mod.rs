@@ -30,7 +30,7 @@ use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunFailure, Status};
 use crate::traces;
 
-pub use machine::{findings, memory};
+pub use machine::{device_name, findings, memory};
 use options::Options;
 pub use options::device;
 pub use replay::Replay;
@@ -100,7 +100,7 @@ impl Engine for Trainer {
 
     fn place(&self) -> Option<String> {
         let measured = self.options.kind == EngineKind::Measured;
-        measured.then(|| machine::name(self.options.device))
+        measured.then(|| device_name(self.options.device))
     }
 
     fn entropy(&self, run: &PreparedRun) -> Option<[f64; 2]> {
