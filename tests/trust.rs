@@ -124,6 +124,21 @@ fn simulated(kills: usize) {
     }
 }
 
+/// Killed while the joined cases went: half of them do not stand in the way of anything, and go.
+#[test]
+fn half_removed_cases_go() {
+    let (folder, _) = prepared();
+    let whole = files(&folder, "whole");
+    for (name, bytes) in &whole {
+        folder.write(&format!("out/{name}"), "");
+        fs::write(folder.join(&format!("out/{name}")), bytes).unwrap();
+    }
+    folder.write("out/cases.tmp/gpt-tiny.inky.4.no-drop.seed1.spans.parquet", "");
+    folder.succeed("compare out whole");
+    folder.succeed(SMALL);
+    assert!(files(&folder, "out").keys().eq(whole.keys()));
+}
+
 #[cfg(feature = "train")]
 fn trained(kills: usize, options: &str) {
     let folder = Folder::new();

@@ -2,7 +2,7 @@
 //!
 //! What is finished is written to `cases/` at once, by temporary file and rename: the runs of a simulated case together, and a run
 //! that was trained by itself. When all are there they are joined, in the suite's order, into `iterations.parquet`, `spans.parquet` and
-//! `details.json`, and `cases/` goes. A run that was interrupted finds what is finished and ends with the same bytes; one that had ended
+//! `details.json`, and `cases/` goes, all at once. A run that was interrupted finds what is finished and ends with the same bytes; one that had ended
 //! finds its frames. `run.json` states what was run; a folder of another run is refused.
 
 use std::fs::{self, File};
@@ -22,6 +22,8 @@ use crate::timeline::{self, Timeline};
 
 /// The file of what a report shows besides the records.
 pub const DETAILS: &str = "details.json";
+/// What `cases/` is called while it is removed: half of it never stands under its own name.
+const JOINED: &str = "cases.tmp";
 /// The folder of timelines in a run's.
 pub(crate) const TIMELINES: &str = "timelines";
 
@@ -50,6 +52,7 @@ impl Store {
         if overwrite || !same {
             store.clear()?;
         }
+        store.remove_folder(JOINED)?;
         if !has_ended(root) {
             store.state(provenance)?;
         }
@@ -178,7 +181,8 @@ impl Store {
         self.join_details(ids)?;
         write_parquet(&self.path("spans.parquet"), &mut self.join_kind(ids, "spans")?)?;
         let cases = self.path("cases");
-        fs::remove_dir_all(&cases).with_context(|| format!("{}: cannot be removed", cases.display()))?;
+        fs::rename(&cases, self.path(JOINED)).with_context(|| format!("{}: cannot be renamed", cases.display()))?;
+        self.remove_folder(JOINED)?;
         records::from_frame(&iterations)
     }
 
@@ -240,16 +244,21 @@ impl Store {
     /// Removes what an earlier run left, and nothing else.
     fn clear(&self) -> Result<()> {
         for folder in ["cases", "figures", "tables", TIMELINES] {
-            let path = self.path(folder);
-            if path.exists() {
-                fs::remove_dir_all(&path).with_context(|| format!("{}", path.display()))?;
-            }
+            self.remove_folder(folder)?;
         }
         for file in ["run.json", "iterations.parquet", "spans.parquet", DETAILS, "summary.csv", "report.html"] {
             let path = self.path(file);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
             }
+        }
+        Ok(())
+    }
+
+    fn remove_folder(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("{}: cannot be removed", path.display()))?;
         }
         Ok(())
     }
