@@ -71,6 +71,11 @@ pub trait System: Sync {
         false
     }
 
+    /// Whether it is a bound that nothing can train at: it stands beside the systems and never counts as the fastest of them.
+    fn is_bound(&self) -> bool {
+        false
+    }
+
     /// Online: a fresh policy for one run under that plan.
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy>;
 

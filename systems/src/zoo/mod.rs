@@ -33,4 +33,5 @@ zoo! {
     laer::{Laer},
     symi::{Symi},
     cobalance::{CoBalance},
+    ideal::{Ideal},
 }

@@ -155,6 +155,10 @@ impl System for SmartMoe {
         true
     }
 
+    fn is_bound(&self) -> bool {
+        self.migrated_bytes_per_parameter == 0.0
+    }
+
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let moves = self.weighs_migration.then(|| {
             let costs = CostModel::new(&job.cluster, job.gpus);

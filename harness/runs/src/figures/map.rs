@@ -121,7 +121,7 @@ fn panel(run: &StoredRun, over: &str, names: &Columns, title: String, places: &P
 
 /// The fastest system of a case; of equal ones the first.
 fn winner(run: &StoredRun, over: &str, case: &str) -> Option<HeatCell> {
-    let time = |row: &SummaryRow| row.step.map(|step| step.mean);
+    let time = |row: &SummaryRow| row.step.filter(|_| !row.is_bound()).map(|step| step.mean);
     let rows = run.summary.rows.iter().filter(|row| row.key.case == case);
     let ended = rows.filter_map(|row| Some((time(row)?, row)));
     let (_, row) = ended.min_by(|a, b| a.0.total_cmp(&b.0))?;

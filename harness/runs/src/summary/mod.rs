@@ -371,6 +371,11 @@ impl Summary {
 }
 
 impl SummaryRow {
+    /// Whether it is of a bound, which wins nothing.
+    pub fn is_bound(&self) -> bool {
+        systems::by_name(&self.key.system).is_ok_and(|system| system.is_bound())
+    }
+
     /// Of the rows of one case and system; none of no rows.
     fn new(rows: &[&Row], warmup: usize) -> Option<Self> {
         let samples: Vec<(u32, &Sample)> =

@@ -32,7 +32,7 @@ pub(super) struct CaseAnswer {
     pub(super) but: String,
 }
 
-/// The fastest system of a case, and the next one.
+/// The fastest system of a case, and the next one; bounds do not compete.
 struct Podium<'a> {
     case: &'a str,
     first: &'a SummaryRow,
@@ -83,7 +83,8 @@ fn verdicts(run: &StoredRun) -> Option<String> {
 
 fn podiums(summary: &Summary) -> Vec<Podium<'_>> {
     let of_case = |rows: &'_ [SummaryRow]| {
-        let mut ended: Vec<usize> = (0..rows.len()).filter(|&index| rows[index].step.is_some()).collect();
+        let competes = |row: &SummaryRow| row.step.is_some() && !row.is_bound();
+        let mut ended: Vec<usize> = (0..rows.len()).filter(|&index| competes(&rows[index])).collect();
         let mean = |index: usize| rows[index].step.map_or(f64::INFINITY, |step| step.mean);
         ended.sort_by(|&a, &b| mean(a).total_cmp(&mean(b)));
         ended
