@@ -14,8 +14,8 @@ use systems::program::split::Split;
 use systems::program::{Exchange, Layout, Op, Pass};
 use systems::zoo::tutel;
 use systems::{
-    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
-    Storage, System,
+    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, Recompute,
+    RoutingCounts, Storage, System, Zero,
 };
 use tch::{Device, Kind, Tensor};
 use trainer::TrainError;
@@ -52,11 +52,11 @@ pub(crate) fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5]) -> Plan {
     Plan { pp, dp, tp, ep, expert_dp, placement_every: 1, ..Plan::default() }
 }
 
-fn job(model: &Model, plan: &Plan, gate: Gate) -> Job {
+fn job(model: &Model, plan: &Plan, gate: Gate, gpus_per_node: usize) -> Job {
     let mut cluster = Cluster::named("test", "inky").unwrap();
     // Slow products and fast links: FasterMoE shadows as soon as one expert has more than the others.
     cluster.gpu.gemm_rate.value = 1e9;
-    cluster.gpus_per_node = 3;
+    cluster.gpus_per_node = gpus_per_node;
     Job::new(model.clone(), cluster, plan.pp * plan.dp * plan.tp, gate, 8).with_micro_batch(1)
 }
 
@@ -79,6 +79,7 @@ pub(crate) fn asked(system: &'static dyn System, plan: Plan) -> Asked {
         system,
         plan,
         gate: Gate::NoDrop,
+        gpus_per_node: 3,
         iterations: 5,
         seed: 3,
         trace: None,
@@ -95,6 +96,7 @@ pub(crate) struct Asked {
     pub(crate) system: &'static dyn System,
     pub(crate) plan: Plan,
     pub(crate) gate: Gate,
+    pub(crate) gpus_per_node: usize,
     pub(crate) iterations: usize,
     pub(crate) seed: u64,
     /// Drives the gate.
@@ -120,7 +122,7 @@ impl Asked {
     /// Trains; the iterations that end are there also when the run does not end well.
     fn observe(&self, iterations: &mut Vec<Iteration>) -> Result<Vec<Weights>, TrainError> {
         let plan = self.plan;
-        let mut job = job(&self.model, &plan, self.gate);
+        let mut job = job(&self.model, &plan, self.gate, self.gpus_per_node);
         if let Some(trace) = self.trace {
             let routing = JobRouting::new(&job, TraceUse::default(), trace, 0).unwrap();
             job.profile = (0..2).map(|iteration| routing.iteration(iteration)).collect();
@@ -232,6 +234,28 @@ fn training_learns_something() {
 fn expert_parallelism_trains_the_same_model() {
     check(&systems::zoo::expert_only::ExpertOnly, [1, 4, 1, 4, 1]);
     check(&systems::zoo::expert_only::ExpertOnly, [1, 4, 1, 2, 2]);
+}
+
+/// ZeRO stage 3: dense state in parts over `dp`, gates over the stage, experts over `expert_dp`.
+#[test]
+fn fully_sharded_data_parallelism_trains_the_same_model() {
+    use systems::zoo::{expert_only::ExpertOnly, fsdp_ep};
+    let systems: [(&'static dyn System, [usize; 5]); 7] = [
+        (&fsdp_ep::FSDP_EP, [1, 4, 1, 4, 1]),
+        (&fsdp_ep::FSDP_EP, [1, 4, 1, 2, 2]),
+        (&fsdp_ep::FSDP_EP, [1, 8, 1, 1, 8]),
+        (&fsdp_ep::QUEUED, [1, 4, 1, 2, 2]),
+        (&ExpertOnly, [2, 4, 1, 2, 2]),
+        (&ExpertOnly, [1, 4, 2, 4, 2]),
+        (&ExpertOnly, [4, 2, 1, 1, 2]),
+    ];
+    for (system, degrees) in systems {
+        for recompute in [Recompute::None, Recompute::Full] {
+            let plan = Plan { zero: Zero::Weights, recompute, ..plan(degrees) };
+            let apart = difference(&train(system, plan, Gate::NoDrop), &REFERENCE);
+            assert!(apart < 1e-4, "{} {plan}: {apart:e}", system.name());
+        }
+    }
 }
 
 #[test]

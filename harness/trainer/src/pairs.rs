@@ -165,6 +165,11 @@ fn compare_collectives(group: &dyn Communicator, reference: &Exchange, device: D
         };
         compare("all-reduce", &|group, own| group.all_reduce(own).unwrap().wait().unwrap());
         compare("all-gather", &|group, own| group.all_gather(own).unwrap().wait().unwrap());
+        compare("reduce-scatter", &|group, own| {
+            let row = 1000 / group.size() as i64;
+            let rows = own.narrow(0, 0, row * group.size() as i64).view([group.size() as i64, row, 37]);
+            group.reduce_scatter(&rows).unwrap().wait().unwrap()
+        });
         compare("broadcast", &|group, own| group.broadcast(own, 1).unwrap().wait().unwrap());
         compare("reduce", &|group, own| group.reduce(own, 1).unwrap().wait().unwrap());
         compare("send", &|group, own| {
