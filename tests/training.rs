@@ -267,7 +267,7 @@ fn a_pipeline_trains_the_same_model() {
 /// Half precision keeps eight bits: a sum of gradients is off by up to a 256th, and so are losses at the most, whoever sums what.
 #[test]
 fn gradients_in_half_precision_train_nearly_the_same_model() {
-    use systems::zoo::{eplb, expert_only, fastermoe, laer, quota, symi};
+    use systems::zoo::{eplb, expert_only, fastermoe, fsdp_ep, laer, quota, symi};
     let systems: [(&'static dyn System, [usize; 5]); 7] = [
         (&expert_only::ExpertOnly, [1, 1, 1, 1, 1]),
         (&expert_only::ExpertOnly, [2, 2, 2, 2, 2]),
@@ -277,11 +277,13 @@ fn gradients_in_half_precision_train_nearly_the_same_model() {
         (&laer::Laer, [1, 4, 1, 4, 1]),
         (&symi::Symi, [1, 4, 1, 4, 1]),
     ];
-    for (system, degrees) in systems {
-        let found = Asked { gradients: Gradients::Half, ..asked(system, plan(degrees)) }.train().unwrap();
+    let sharded = Plan { zero: Zero::Weights, ..plan([1, 4, 1, 2, 2]) };
+    let plans = systems.into_iter().map(|(system, degrees)| (system, plan(degrees)));
+    for (system, plan) in plans.chain([(&fsdp_ep::FSDP_EP as &'static dyn System, sharded)]) {
+        let found = Asked { gradients: Gradients::Half, ..asked(system, plan) }.train().unwrap();
         let apart = found.losses.iter().zip(&REFERENCE.losses).map(|(found, expected)| (found / expected - 1.0).abs());
         let apart = apart.fold(0.0, f64::max);
-        assert!(apart < 1.0 / 256.0, "{} {degrees:?}: {apart:e}", system.name());
+        assert!(apart < 1.0 / 256.0, "{} {plan}: {apart:e}", system.name());
         assert!(difference(&found, &REFERENCE) > 1e-5, "{}: nothing is rounded", system.name());
     }
 }
@@ -693,19 +695,17 @@ fn a_hierarchical_exchange_trains_the_same_model() {
     check(&TwoCalls, [1, 8, 1, 4, 2]);
 }
 
-/// A model of today under `cases` of system and degrees, against one rank.
+/// A model of today under `cases` of system and degrees, with whole and with sharded state, against one rank.
 fn check_model(model: Model, cases: &[(&'static dyn System, [usize; 5])]) {
-    let train = |system, degrees| {
-        let asked = Asked { model: model.clone(), ..asked(system, plan(degrees)) };
-        asked.train().unwrap()
-    };
-    let expected = train(&systems::zoo::expert_only::ExpertOnly, [1, 1, 1, 1, 1]);
+    let train = |system, plan| Asked { model: model.clone(), ..asked(system, plan) }.train().unwrap();
+    let expected = train(&systems::zoo::expert_only::ExpertOnly, plan([1, 1, 1, 1, 1]));
     assert!(expected.losses[4] < expected.losses[0], "{}: {:?}", model.name, expected.losses);
     let parameters: usize = expected.weights.values().map(Vec::len).sum();
     assert_eq!(parameters as u64, model.parameters(), "{}", model.name);
-    for &(system, degrees) in cases {
-        let apart = difference(&train(system, degrees), &expected);
-        assert!(apart < 1e-4, "{}, {} {degrees:?}: {apart:e}", model.name, system.name());
+    for (&(system, degrees), zero) in cases.iter().flat_map(|case| [(case, Zero::Off), (case, Zero::Weights)]) {
+        let plan = Plan { zero, ..plan(degrees) };
+        let apart = difference(&train(system, plan), &expected);
+        assert!(apart < 1e-4, "{}, {} {plan}: {apart:e}", model.name, system.name());
     }
 }
 

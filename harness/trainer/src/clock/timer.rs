@@ -285,8 +285,11 @@ impl Timer {
         Ok(())
     }
 
-    /// What this rank has computed in the iteration, under a virtual clock.
+    /// What this rank has computed in the iteration, under a virtual clock; nothing under another.
     pub fn computed(&self) -> Seconds {
+        if !self.is_virtual() {
+            return Seconds::ZERO;
+        }
         let ledger = ledger(&self.phases.borrow(), self.now());
         [Phase::Dense, Phase::Gate, Phase::Experts].map(|phase| ledger.of(phase)).into_iter().sum()
     }

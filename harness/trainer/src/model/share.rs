@@ -248,3 +248,96 @@ impl Bucket {
         Ok(rows.reshape([-1]).narrow(0, before as i64, leaf.numel() as i64).view_as(leaf))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::comm::threads;
+    use crate::model::tape::Tape;
+
+    const PLACE: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    /// Units of 20 numbers in two parameters, of none, and of 3, on three replicas.
+    fn bucket(replica: usize) -> Bucket {
+        let mut collected = Collected::new(Some((replica, 3)), Device::Cpu);
+        for unit in [&[(0, 12), (12, 20)][..], &[], &[(20, 23)]] {
+            for &(from, to) in unit {
+                collected.push(Tensor::arange_start(from, to, PLACE));
+            }
+            collected.end_unit();
+        }
+        collected.bucket([Kind::Float; 2])
+    }
+
+    fn on_replicas(check: impl Fn(&Bucket, &dyn Communicator) -> Result<(), CommError> + Sync) {
+        let ended = threads::run(3, Duration::from_secs(10), |group| {
+            let _guard = tch::no_grad_guard();
+            check(&bucket(group.rank()), group)
+        });
+        assert!(ended.into_iter().all(|ended| ended.is_ok()));
+    }
+
+    fn numbers(of: &Tensor) -> Vec<f32> {
+        Vec::try_from(of.reshape([-1])).unwrap()
+    }
+
+    #[test]
+    fn a_unit_is_whole_in_the_place_of_another() {
+        on_replicas(|bucket, group| {
+            // The larger unit; parts of it, and of the smaller one.
+            assert_eq!((bucket.len(), bucket.state().len()), (20, 8 + 8));
+            bucket.gather(0, group)?;
+            bucket.wait_for_transfers()?;
+            for _ in 0..2 {
+                bucket.restore(0, group)?;
+                assert_eq!(numbers(bucket.leaf(1)), [12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0]);
+                bucket.restore(1, group)?;
+                bucket.restore(2, group)?;
+                assert_eq!(numbers(bucket.leaf(2)), [20.0, 21.0, 22.0]);
+            }
+            for (index, first) in [(0, 0.0), (1, 12.0), (2, 20.0)] {
+                assert_eq!(numbers(&bucket.whole_master(index, group)?)[0], first);
+            }
+            Ok(())
+        });
+    }
+
+    /// Behind the gradients of the last replica's part, nothing is left of others.
+    #[test]
+    fn gradients_are_summed_into_parts() {
+        on_replicas(|bucket, group| {
+            for unit in [2, 0, 0] {
+                bucket.clear();
+                let index = if unit == 0 { 1 } else { 2 };
+                let gradient = bucket.leaf(index).ones_like() * (1 + group.rank() as i64);
+                bucket.accumulate(index, &gradient);
+                bucket.reduce(unit, group)?;
+            }
+            bucket.reduced()?;
+            // Twice 1 + 2 + 3 for each of the numbers from 12 to 19; once in the unit of three.
+            let expected = match group.rank() {
+                0 => [[0.0; 8], [6.0, 6.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0]],
+                1 => [[0.0, 0.0, 0.0, 0.0, 12.0, 12.0, 12.0, 12.0], [0.0; 8]],
+                _ => [[12.0, 12.0, 12.0, 12.0, 0.0, 0.0, 0.0, 0.0], [0.0; 8]],
+            };
+            assert_eq!(numbers(bucket.state().gradients()), expected.concat());
+            Ok(())
+        });
+    }
+
+    /// A tape reads the weights that are in their place when it runs backward.
+    #[test]
+    fn autograd_finds_a_unit_that_is_restored() {
+        on_replicas(|bucket, group| {
+            let x = Tensor::ones([3], PLACE);
+            bucket.restore(2, group)?;
+            let ([_], tape) = Tape::record(bucket, &[2], &[&x], |x, w| [&x[0] * w[0]]);
+            bucket.restore(0, group)?;
+            bucket.restore(2, group)?;
+            assert_eq!(numbers(&tape.backward(bucket, &[&x])[0]), [20.0, 21.0, 22.0]);
+            Ok(())
+        });
+    }
+}

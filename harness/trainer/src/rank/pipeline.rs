@@ -149,7 +149,7 @@ impl Rank<'_> {
             self.timer.enter(work, Some(block.number));
             self.enter_unit(unit, Direction::Forward)?;
             let next = block.moe().and_then(|_| coming.next().flatten());
-            let (output, saved, of_layer) = self.block_forward(block, unit, m, &stream, next)?;
+            let (output, saved, of_layer) = self.block_forward(block, m, &stream, next)?;
             stats.extend(of_layer);
             blocks.push(if recomputes { BlockSaved::Input(stream) } else { saved });
             stream = output;
@@ -225,7 +225,6 @@ impl Rank<'_> {
     fn block_forward(
         &self,
         block: &Block,
-        unit: usize,
         m: usize,
         input: &Tensor,
         next: Option<&Layer>,
@@ -238,7 +237,7 @@ impl Rank<'_> {
                 (output, FeedForwardSaved::Dense(tape), None)
             }
             FeedForward::Moe(layer, shared) => {
-                self.before_exchanges(unit)?;
+                self.before_exchanges(block)?;
                 let (part, saved, stats) = layer.forward(&self.moe_site(layer, m, next), &site.part(&normed))?;
                 let routed = site.whole(part)?;
                 let (output, shared) = match shared {
@@ -283,8 +282,7 @@ impl Rank<'_> {
         let (attention, feed_forward) = match saved.pop().expect("every block saves what its backward pass needs") {
             BlockSaved::Whole(saved) => *saved,
             // The backward pass finds the experts where this one leaves them.
-            BlockSaved::Input(input) => match self.block_forward(block, FIRST_BLOCK + before.len(), m, &input, None)?.1
-            {
+            BlockSaved::Input(input) => match self.block_forward(block, m, &input, None)?.1 {
                 BlockSaved::Whole(saved) => (saved.0, saved.1.recomputed()),
                 BlockSaved::Input(_) => unreachable!("a block's forward pass saves all"),
             },
@@ -297,7 +295,7 @@ impl Rank<'_> {
                     (Some(shared), Some(saved)) => Some(shared.backward(&site, saved, gradient)?),
                     _ => None,
                 };
-                self.before_exchanges(FIRST_BLOCK + before.len())?;
+                self.before_exchanges(block)?;
                 let part = layer.backward(&self.moe_site(layer, m, next), *of_layer, &site.part(gradient))?;
                 self.copy_ahead(m, before, saved)?;
                 let of_normed = site.whole(part)?;

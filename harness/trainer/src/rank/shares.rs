@@ -45,8 +45,10 @@ impl Rank<'_> {
         dense.into_iter().chain(experts).filter(|(bucket, ..)| bucket.is_shared())
     }
 
-    fn words(&self) -> Shared<'_> {
-        (&self.stage.embedding_weight, 0, self.groups.data())
+    /// The words of the embedding, where replicas keep parts of them.
+    fn words(&self) -> Option<Shared<'_>> {
+        let words = &self.stage.embedding_weight;
+        words.is_shared().then(|| (words, 0, self.groups.data()))
     }
 
     /// Before a pass through a unit: its weights are whole from here on, and those of the next begin to be gathered.
@@ -62,7 +64,7 @@ impl Rank<'_> {
             Direction::Backward => (self.last_unit(), unit.checked_sub(1)),
         };
         self.timer.wait(Activity::ShardedState, || -> Result<(), CommError> {
-            let words = (unit == first).then(|| self.words());
+            let words = self.words().filter(|_| unit == first);
             for (bucket, unit, replicas) in self.shared(unit).chain(words) {
                 bucket.restore(unit, replicas)?;
                 if direction == Direction::Backward {
@@ -87,7 +89,7 @@ impl Rank<'_> {
             // Gradients of copies are added before the whole is cut.
             let layer = self.block_of(unit).and_then(Block::moe).filter(|layer| layer.experts.bucket.is_shared());
             layer.map_or(Ok(()), |layer| layer.experts.settle())?;
-            let words = (unit == 0).then(|| self.words());
+            let words = self.words().filter(|_| unit == 0);
             for (bucket, unit, replicas) in self.shared(unit).chain(words) {
                 bucket.reduce(unit, replicas)?;
             }
@@ -103,10 +105,11 @@ impl Rank<'_> {
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn before_exchanges(&self, unit: usize) -> Result<(), TrainError> {
+    pub(super) fn before_exchanges(&self, block: &Block) -> Result<(), TrainError> {
         if self.plan.zero != Zero::Weights || !self.is_queued() {
             return Ok(());
         }
+        let unit = FIRST_BLOCK + block.number - self.stage.blocks[0].number;
         let all = || [unit - 1, unit, unit + 1].into_iter().flat_map(|unit| self.shared(unit));
         Ok(self
             .timer
@@ -121,7 +124,7 @@ impl Rank<'_> {
         if self.plan.zero != Zero::Weights {
             return Ok(());
         }
-        let all = || (0..=self.last_unit()).flat_map(|unit| self.shared(unit)).chain([self.words()]);
+        let all = || (0..=self.last_unit()).flat_map(|unit| self.shared(unit)).chain(self.words());
         Ok(self.timer.wait(Activity::ShardedState, || all().try_for_each(|(bucket, ..)| bucket.reduced()))?)
     }
 

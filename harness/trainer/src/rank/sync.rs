@@ -35,7 +35,7 @@ impl Rank<'_> {
         let first = self.stage_number * plan.stage_ranks();
         let place = |stride| self.setup.costs.group(first..first + plan.stage_ranks(), stride);
         let dense = [&stage.dense.sharded, &stage.dense.replicated];
-        let (tied, each_pass) = ([stage.embedding_weight.state()], plan.zero == Zero::Weights);
+        let (tied, each_pass) = ([&stage.embedding_weight], plan.zero == Zero::Weights);
         if !each_pass {
             self.all_reduce(Gradients::Dense, &dense, groups.data(), &place(plan.tp))?;
             self.all_reduce(Gradients::Gate, &[&stage.gates.scores], groups.stage(), &place(1))?;
@@ -167,13 +167,13 @@ impl Rank<'_> {
     }
 }
 
-/// Sums the gradients of buckets over a group.
+/// Sums the gradients of buckets over a group: those that a rank keeps.
 fn sum(buckets: &[&Bucket], group: &dyn Communicator) -> Result<(), CommError> {
     if group.size() == 1 {
         return Ok(());
     }
     let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
-    let pending = filled.map(|bucket| group.sum_in_place(bucket.gradients())).collect::<Result<Vec<_>, _>>()?;
+    let pending = filled.map(|bucket| group.sum_in_place(bucket.state().gradients())).collect::<Result<Vec<_>, _>>()?;
     pending.into_iter().try_for_each(|sum| sum.wait().map(drop))
 }
 
@@ -195,14 +195,12 @@ impl Rank<'_> {
             + sum(&stage.dense.replicated, plan.dp, plan.tp)
             + sum(&stage.gates.scores, plan.stage_ranks(), 1);
         for Layer { experts, placement, .. } in stage.layers() {
+            let replicas = if experts.bucket.is_shared() { 1 } else { plan.expert_dp };
             if placement.has_copies() && experts.stand_in_slots() {
                 let of_experts = first_gradients(experts, placement, self.groups.experts.rank());
-                let replicas = if experts.bucket.is_shared() { 1 } else { plan.expert_dp };
                 of_experts.iter().for_each(|gradient| total += square(gradient) / replicas as f64);
-            } else if experts.stand_in_slots() {
-                total += sum(&experts.bucket, plan.expert_dp, 1);
             } else {
-                total += sum(experts.state(), plan.expert_dp, 1);
+                total += square(experts.state().gradients()) / replicas as f64;
             }
         }
         // The last stage holds the same sum of the gradient, if it holds the embedding.
