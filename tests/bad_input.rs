@@ -256,6 +256,9 @@ mod training {
         refused(&folder, overlapping, &["ep = 2 is simulated only", "a multiple of tp"]);
         let selective = "--model gpt-micro --recompute-granularity selective";
         refused(&folder, selective, &["recompute = selective is simulated only", "none or full"]);
+        refused(&folder, "--model gpt-micro --zero-stage 2", &["zero = 2 is simulated only", "expected 0 or 3"]);
+        refused(&folder, "--model gpt-micro --zero-stage 4", &["--zero-stage", "a stage from 0 to 3"]);
+        refused(&folder, "--model gpt-micro --zero-stage all", &["--zero-stage", "a stage from 0 to 3"]);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use systems::plan::search;
 use systems::program::split::Split;
 use systems::program::{Copied, Weights};
 use systems::zoo::expert_only::ExpertOnly;
-use systems::zoo::{cobalance, eplb, flexmoe, laer, microep, quota, symi};
+use systems::zoo::{cobalance, eplb, flexmoe, laer, microep, quota, smartmoe, symi};
 use systems::{
     About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, PlanError, Policy,
-    Recompute, RoutingCounts, Storage, System,
+    Recompute, RoutingCounts, Storage, System, Zero,
 };
 use trainer::TrainError;
 use trainer::setup::SetupError;
@@ -155,7 +155,6 @@ struct Found {
     moves: usize,
 }
 
-/// Of all degrees.
 fn check_all(system: &'static dyn System, changes: Changes) -> Found {
     DEGREES.into_iter().map(|degrees| check(system, degrees, changes)).fold(Found::default(), |all, found| Found {
         with_copies: all.with_copies + found.with_copies,
@@ -165,10 +164,14 @@ fn check_all(system: &'static dyn System, changes: Changes) -> Found {
 
 /// Trains under the trace, where experts must be as the system says.
 fn check(system: &'static dyn System, degrees: [usize; 5], changes: Changes) -> Found {
-    let watched = Watched { inner: system, seen: Arc::default() };
+    check_asked(driven(system, degrees), changes)
+}
+
+fn check_asked(asked: Asked, changes: Changes) -> Found {
+    let watched = Watched { inner: asked.system, seen: Arc::default() };
     let seen = Arc::clone(&watched.seen);
-    let found = driven(Box::leak(Box::new(watched)), degrees).train().unwrap();
-    let name = format!("{} {degrees:?}", system.name());
+    let name = format!("{} {}", asked.system.name(), asked.plan);
+    let found = Asked { system: Box::leak(Box::new(watched)), ..asked }.train().unwrap();
     let apart = difference(&found, &REFERENCE);
     assert!(apart < 1e-4, "{name}: {apart:e}");
     let mut all = Found::default();
@@ -232,6 +235,29 @@ fn balancers_by_layer_train_the_same_model() {
 fn experts_in_shards_train_the_same_model() {
     for degrees in DEGREES {
         check(&laer::Laer, degrees, Changes::Copies);
+    }
+    // In a node of one rank there are too few slots for a change.
+    let mut with_copies = 0;
+    for degrees in DEGREES {
+        let asked = Asked { gpus_per_node: 4, ..driven(&flexmoe::ON_SHARDS, degrees) };
+        with_copies += check_asked(asked, Changes::Places).with_copies;
+        check(&flexmoe::ON_SHARDS, degrees, Changes::Nothing);
+    }
+    assert!(with_copies > 0, "FlexMoE copies nothing");
+}
+
+/// Replicas keep parts of slots, of experts that move, and of copies that stand or come for a micro-batch; or of dense state alone.
+#[test]
+fn experts_anywhere_train_the_same_model_fully_sharded() {
+    for degrees in DEGREES.into_iter().chain([[2, 2, 2, 2, 2]]) {
+        let plan = Plan { zero: Zero::Weights, ..plan(degrees) };
+        let asked = |system| Asked { plan, ..driven(system, degrees) };
+        for system in [&IN_SLOTS, &IN_SHARDS, &OPTIMIZER_IN_SHARDS] {
+            check_asked(asked(system), Changes::Copies);
+        }
+        let found = check_asked(asked(&smartmoe::SMARTMOE), Changes::Nothing);
+        assert!(found.moves > 0, "SmartMoE leaves everything where it is under {plan}");
+        check_resume(asked(&IN_SLOTS));
     }
 }
 

@@ -14,8 +14,8 @@ use systems::program::split::Split;
 use systems::program::{Exchange, Layout, Op, Pass};
 use systems::zoo::tutel;
 use systems::{
-    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
-    Storage, System,
+    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, Recompute,
+    RoutingCounts, Storage, System, Zero,
 };
 use tch::{Device, Kind, Tensor};
 use trainer::TrainError;
@@ -52,11 +52,11 @@ pub(crate) fn plan([pp, dp, tp, ep, expert_dp]: [usize; 5]) -> Plan {
     Plan { pp, dp, tp, ep, expert_dp, placement_every: 1, ..Plan::default() }
 }
 
-fn job(model: &Model, plan: &Plan, gate: Gate) -> Job {
+fn job(model: &Model, plan: &Plan, gate: Gate, gpus_per_node: usize) -> Job {
     let mut cluster = Cluster::named("test", "inky").unwrap();
     // Slow products and fast links: FasterMoE shadows as soon as one expert has more than the others.
     cluster.gpu.gemm_rate.value = 1e9;
-    cluster.gpus_per_node = 3;
+    cluster.gpus_per_node = gpus_per_node;
     Job::new(model.clone(), cluster, plan.pp * plan.dp * plan.tp, gate, 8).with_micro_batch(1)
 }
 
@@ -79,6 +79,7 @@ pub(crate) fn asked(system: &'static dyn System, plan: Plan) -> Asked {
         system,
         plan,
         gate: Gate::NoDrop,
+        gpus_per_node: 3,
         iterations: 5,
         seed: 3,
         trace: None,
@@ -95,6 +96,7 @@ pub(crate) struct Asked {
     pub(crate) system: &'static dyn System,
     pub(crate) plan: Plan,
     pub(crate) gate: Gate,
+    pub(crate) gpus_per_node: usize,
     pub(crate) iterations: usize,
     pub(crate) seed: u64,
     /// Drives the gate.
@@ -120,7 +122,7 @@ impl Asked {
     /// Trains; the iterations that end are there also when the run does not end well.
     fn observe(&self, iterations: &mut Vec<Iteration>) -> Result<Vec<Weights>, TrainError> {
         let plan = self.plan;
-        let mut job = job(&self.model, &plan, self.gate);
+        let mut job = job(&self.model, &plan, self.gate, self.gpus_per_node);
         if let Some(trace) = self.trace {
             let routing = JobRouting::new(&job, TraceUse::default(), trace, 0).unwrap();
             job.profile = (0..2).map(|iteration| routing.iteration(iteration)).collect();
@@ -234,6 +236,28 @@ fn expert_parallelism_trains_the_same_model() {
     check(&systems::zoo::expert_only::ExpertOnly, [1, 4, 1, 2, 2]);
 }
 
+/// ZeRO stage 3: dense state in parts over `dp`, gates over the stage, experts over `expert_dp`.
+#[test]
+fn fully_sharded_data_parallelism_trains_the_same_model() {
+    use systems::zoo::{expert_only::ExpertOnly, fsdp_ep};
+    let systems: [(&'static dyn System, [usize; 5]); 7] = [
+        (&fsdp_ep::FSDP_EP, [1, 4, 1, 4, 1]),
+        (&fsdp_ep::FSDP_EP, [1, 4, 1, 2, 2]),
+        (&fsdp_ep::FSDP_EP, [1, 8, 1, 1, 8]),
+        (&fsdp_ep::QUEUED, [1, 4, 1, 2, 2]),
+        (&ExpertOnly, [2, 4, 1, 2, 2]),
+        (&ExpertOnly, [1, 4, 2, 4, 2]),
+        (&ExpertOnly, [4, 2, 1, 1, 2]),
+    ];
+    for (system, degrees) in systems {
+        for recompute in [Recompute::None, Recompute::Full] {
+            let plan = Plan { zero: Zero::Weights, recompute, ..plan(degrees) };
+            let apart = difference(&train(system, plan, Gate::NoDrop), &REFERENCE);
+            assert!(apart < 1e-4, "{} {plan}: {apart:e}", system.name());
+        }
+    }
+}
+
 #[test]
 fn a_pipeline_trains_the_same_model() {
     check(&systems::zoo::expert_only::ExpertOnly, [2, 1, 1, 1, 1]);
@@ -243,7 +267,7 @@ fn a_pipeline_trains_the_same_model() {
 /// Half precision keeps eight bits: a sum of gradients is off by up to a 256th, and so are losses at the most, whoever sums what.
 #[test]
 fn gradients_in_half_precision_train_nearly_the_same_model() {
-    use systems::zoo::{eplb, expert_only, fastermoe, laer, quota, symi};
+    use systems::zoo::{eplb, expert_only, fastermoe, fsdp_ep, laer, quota, symi};
     let systems: [(&'static dyn System, [usize; 5]); 7] = [
         (&expert_only::ExpertOnly, [1, 1, 1, 1, 1]),
         (&expert_only::ExpertOnly, [2, 2, 2, 2, 2]),
@@ -253,11 +277,13 @@ fn gradients_in_half_precision_train_nearly_the_same_model() {
         (&laer::Laer, [1, 4, 1, 4, 1]),
         (&symi::Symi, [1, 4, 1, 4, 1]),
     ];
-    for (system, degrees) in systems {
-        let found = Asked { gradients: Gradients::Half, ..asked(system, plan(degrees)) }.train().unwrap();
+    let sharded = Plan { zero: Zero::Weights, ..plan([1, 4, 1, 2, 2]) };
+    let plans = systems.into_iter().map(|(system, degrees)| (system, plan(degrees)));
+    for (system, plan) in plans.chain([(&fsdp_ep::FSDP_EP as &'static dyn System, sharded)]) {
+        let found = Asked { gradients: Gradients::Half, ..asked(system, plan) }.train().unwrap();
         let apart = found.losses.iter().zip(&REFERENCE.losses).map(|(found, expected)| (found / expected - 1.0).abs());
         let apart = apart.fold(0.0, f64::max);
-        assert!(apart < 1.0 / 256.0, "{} {degrees:?}: {apart:e}", system.name());
+        assert!(apart < 1.0 / 256.0, "{} {plan}: {apart:e}", system.name());
         assert!(difference(&found, &REFERENCE) > 1e-5, "{}: nothing is rounded", system.name());
     }
 }
@@ -669,19 +695,17 @@ fn a_hierarchical_exchange_trains_the_same_model() {
     check(&TwoCalls, [1, 8, 1, 4, 2]);
 }
 
-/// A model of today under `cases` of system and degrees, against one rank.
+/// A model of today under `cases` of system and degrees, with whole and with sharded state, against one rank.
 fn check_model(model: Model, cases: &[(&'static dyn System, [usize; 5])]) {
-    let train = |system, degrees| {
-        let asked = Asked { model: model.clone(), ..asked(system, plan(degrees)) };
-        asked.train().unwrap()
-    };
-    let expected = train(&systems::zoo::expert_only::ExpertOnly, [1, 1, 1, 1, 1]);
+    let train = |system, plan| Asked { model: model.clone(), ..asked(system, plan) }.train().unwrap();
+    let expected = train(&systems::zoo::expert_only::ExpertOnly, plan([1, 1, 1, 1, 1]));
     assert!(expected.losses[4] < expected.losses[0], "{}: {:?}", model.name, expected.losses);
     let parameters: usize = expected.weights.values().map(Vec::len).sum();
     assert_eq!(parameters as u64, model.parameters(), "{}", model.name);
-    for &(system, degrees) in cases {
-        let apart = difference(&train(system, degrees), &expected);
-        assert!(apart < 1e-4, "{}, {} {degrees:?}: {apart:e}", model.name, system.name());
+    for (&(system, degrees), zero) in cases.iter().flat_map(|case| [(case, Zero::Off), (case, Zero::Weights)]) {
+        let plan = Plan { zero, ..plan(degrees) };
+        let apart = difference(&train(system, plan), &expected);
+        assert!(apart < 1e-4, "{}, {} {plan}: {apart:e}", model.name, system.name());
     }
 }
 

@@ -12,8 +12,8 @@ use systems::iteration::run::Iteration;
 use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::plan::routing::JobRouting;
 use systems::program::{Op, Stream};
-use systems::zoo::{eplb, expert_only, fastermoe, flexmoe, laer, microep, quota, smartmoe, symi};
-use systems::{CostModel, Job, Plan, Recompute, System};
+use systems::zoo::{eplb, expert_only, fastermoe, flexmoe, fsdp_ep, laer, microep, quota, smartmoe, symi};
+use systems::{CostModel, Job, Plan, Recompute, System, Zero};
 use tch::{Device, Kind};
 use trainer::clock::timer::ALONE;
 use trainer::data::Language;
@@ -121,6 +121,8 @@ fn parts_of_an_iteration_add_up() {
         (plan([1, 8, 1, 8, 1], 0), &fastermoe::FASTERMOE),
         (plan([1, 8, 1, 8, 1], 0), &quota::MOONEP),
         (plan([2, 4, 1, 2, 2], 1), &laer::Laer),
+        (Plan { zero: Zero::Weights, ..plan([2, 4, 1, 2, 2], 0) }, &fsdp_ep::FSDP_EP),
+        (Plan { zero: Zero::Weights, ..plan([1, 8, 1, 4, 2], 0) }, &fsdp_ep::QUEUED),
     ];
     for (plan, system) in plans {
         for virtual_clock in [false, true] {
@@ -212,6 +214,30 @@ fn experts_are_restored_as_often_in_both_engines() {
             // One layer, two micro-batches, two passes that restore.
             assert!((simulated / 40.0 - 1.0).abs() < 0.02, "{recompute:?}: {simulated}");
             assert!((emulated / 40.0 - 1.0).abs() < 0.02, "{recompute:?}: {emulated}");
+        }
+    }
+}
+
+/// Gathers and reductions of sharded state, of a network that is so slow that next to nothing hides behind measured or priced computation.
+#[test]
+fn sharded_state_takes_the_same_in_both_engines() {
+    let mut cluster = Cluster::named("test", "inky").unwrap();
+    cluster.network.call_start.value = 10.0;
+    let job = job(model(32, 4), cluster, 8);
+    let systems: [&'static dyn System; 2] = [&fsdp_ep::FSDP_EP, &fsdp_ep::QUEUED];
+    for (system, degrees) in
+        systems.into_iter().flat_map(|system| [(system, [1, 8, 1, 4, 2]), (system, [2, 4, 1, 2, 2])])
+    {
+        let plan = Plan { zero: Zero::Weights, ..plan(degrees, 0) };
+        let run = train(&job, system, plan, 1, true);
+        let between_stages: &[Activity] =
+            if plan.pp > 1 { &[Activity::GradientSync(Gradients::TiedStages)] } else { &[] };
+        same_times(&run, between_stages, system.name());
+        for report in run.reports.last().unwrap() {
+            let shown = |spans| time_of(Activity::ShardedState, spans, report.spans[0].rank);
+            let (simulated, emulated) = (shown(&run.spans), shown(&report.spans));
+            assert!(simulated > 10.0, "{} {plan}: {simulated}", system.name());
+            assert!((emulated / simulated - 1.0).abs() < 1e-3, "{} {plan}: {emulated} {simulated}", system.name());
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct TrainArgs {
     /// Training system
     #[arg(long, default_value = "smartmoe")]
     system: String,
-    /// Pipeline stages; with this or one of the next four, the plan is yours instead of the system's
+    /// Pipeline stages; with this or one of the next five, the plan is yours instead of the system's
     #[arg(long, value_name = "N", help_heading = "Plan")]
     pipeline_model_parallel_size: Option<usize>,
     /// Ranks that share dense parameters
@@ -54,6 +54,9 @@ pub struct TrainArgs {
     /// What the backward pass computes again: `none` or `full`
     #[arg(long, value_name = "KIND", default_value = "none", help_heading = "Plan")]
     recompute_granularity: Recompute,
+    /// What replicas keep parts of: `0` for nothing, `3` for weights, gradients and optimizer state (ZeRO stage 3, FSDP)
+    #[arg(long, value_name = "STAGE", value_parser = zero_stage, help_heading = "Plan")]
+    zero_stage: Option<Zero>,
     /// Iterations between online placements
     #[arg(long, value_name = "N", help_heading = "Plan")]
     placement_every: Option<usize>,
@@ -157,10 +160,16 @@ fn suite(args: &TrainArgs) -> Result<Suite> {
     Ok(suite)
 }
 
+fn zero_stage(text: &str) -> Result<Zero, String> {
+    let stage: u8 = text.parse().map_err(|_| "expected a stage from 0 to 3".to_owned())?;
+    stage.try_into()
+}
+
 /// The plan of the flags, if there is one.
 fn plan(args: &TrainArgs) -> Result<Option<ForcedPlan>> {
     let degrees = [args.pipeline_model_parallel_size, args.tensor_model_parallel_size, args.expert_model_parallel_size];
-    let searched = degrees.iter().all(Option::is_none) && args.placement_every.is_none();
+    let more = [args.placement_every.is_some(), args.zero_stage.is_some()];
+    let searched = degrees.iter().all(Option::is_none) && more == [false; 2];
     if searched && args.recompute_granularity == Recompute::None {
         return Ok(None);
     }
@@ -186,7 +195,7 @@ fn plan(args: &TrainArgs) -> Result<Option<ForcedPlan>> {
         expert_dp: stage / ep,
         micro_batch: args.micro_batch_size.unwrap_or(1),
         vp: 1,
-        zero: Zero::Off,
+        zero: args.zero_stage.unwrap_or_default(),
         recompute: args.recompute_granularity,
         placement_every: args.placement_every.unwrap_or(0),
     }))

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use systems::iteration::timeline::Activity;
 use systems::program::Op;
-use systems::zoo::{cobalance, eplb, expert_only, fastermoe, laer, microep, quota, smartmoe, symi};
-use systems::{CostModel, Job, Plan, System};
+use systems::zoo::{cobalance, eplb, expert_only, fastermoe, fsdp_ep, laer, microep, quota, smartmoe, symi};
+use systems::{CostModel, Job, Plan, System, Zero};
 use tch::{Device, Kind, Tensor};
 use workloads::{Cluster, Gate, Model, Training};
 
@@ -165,6 +165,11 @@ fn compare_collectives(group: &dyn Communicator, reference: &Exchange, device: D
         };
         compare("all-reduce", &|group, own| group.all_reduce(own).unwrap().wait().unwrap());
         compare("all-gather", &|group, own| group.all_gather(own).unwrap().wait().unwrap());
+        compare("reduce-scatter", &|group, own| {
+            let row = 1000 / group.size() as i64;
+            let rows = own.narrow(0, 0, row * group.size() as i64).view([group.size() as i64, row, 37]);
+            group.reduce_scatter(&rows).unwrap().wait().unwrap()
+        });
         compare("broadcast", &|group, own| group.broadcast(own, 1).unwrap().wait().unwrap());
         compare("reduce", &|group, own| group.reduce(own, 1).unwrap().wait().unwrap());
         compare("send", &|group, own| {
@@ -532,20 +537,20 @@ fn model(name: &str, ranks: usize) -> Model {
 fn ranks_train_what_one_does(on: On, ranks: usize, kind: Kind, models: &[&str]) {
     let kept = nothing_kept(ranks);
     for &name in models {
-        let asked = |system, degrees: Degrees, auxiliary: bool, kind: Kind| {
+        let asked = |system, plan: Plan, auxiliary: bool, kind: Kind| {
             let mut model = model(name, ranks);
             model.router.auxiliary_loss *= f64::from(u8::from(auxiliary));
-            Asked { model, system, plan: plan(degrees), kind, ranks }
+            Asked { model, system, plan, kind, ranks }
         };
-        let train = |system, degrees, auxiliary, kind| asked(system, degrees, auxiliary, kind).train(on, &kept);
+        let train = |system, plan, auxiliary, kind| asked(system, plan, auxiliary, kind).train(on, &kept);
         // The balance loss of a tensor-parallel rank is that of its own tokens: another loss than that of all.
-        let ones = [false, true].map(|auxiliary| train(&expert_only::ExpertOnly, [1; 5], auxiliary, kind));
+        let ones = [false, true].map(|auxiliary| train(&expert_only::ExpertOnly, plan([1; 5]), auxiliary, kind));
         // Half precision alone moves one rank this far from single precision.
-        let exact = (kind != Kind::Float).then(|| train(&expert_only::ExpertOnly, [1; 5], true, Kind::Float));
+        let exact = (kind != Kind::Float).then(|| train(&expert_only::ExpertOnly, plan([1; 5]), true, Kind::Float));
         let most = exact.map_or([1e-4; 2], |exact| distances(&ones[1], &exact).map(|distance| 2.0 * distance));
-        let compare = |what: &str, system: &'static dyn System, degrees: Degrees| {
-            let auxiliary = degrees[2] == 1;
-            let found = train(system, degrees, auxiliary, kind);
+        let compare = |what: &str, system: &'static dyn System, plan: Plan| {
+            let auxiliary = plan.tp == 1;
+            let found = train(system, plan, auxiliary, kind);
             let [losses, weights] = distances(&found, &ones[usize::from(auxiliary)]);
             println!(
                 "{name}, {ranks} ranks, {what}, {kind:?}: losses {losses:.1e}, weights {weights:.1e} from one rank"
@@ -555,15 +560,21 @@ fn ranks_train_what_one_does(on: On, ranks: usize, kind: Kind, models: &[&str]) 
         };
         let taken = |degrees: Degrees| ranks == 2 || kind == Kind::Float || degrees == experts_apart(ranks);
         for (what, degrees) in degrees(ranks).into_iter().filter(|(_, degrees)| taken(*degrees)) {
-            compare(&what, &expert_only::ExpertOnly, degrees);
+            compare(&what, &expert_only::ExpertOnly, plan(degrees));
         }
-        compare("FasterMoE", &fastermoe::FASTERMOE, experts_apart(ranks));
-        let placed = compare("SmartMoE, migrating", &smartmoe::SMARTMOE, experts_apart(ranks));
+        compare("FasterMoE", &fastermoe::FASTERMOE, plan(experts_apart(ranks)));
+        let placed = compare("SmartMoE, migrating", &smartmoe::SMARTMOE, plan(experts_apart(ranks)));
         assert!(placed.moved > 0, "{name}: nothing migrated");
         // It copies where that pays, which here it may not.
-        compare("CoBalance", &cobalance::CoBalance, experts_apart(ranks));
+        compare("CoBalance", &cobalance::CoBalance, plan(experts_apart(ranks)));
+        for (what, degrees) in [("FSDP", experts_apart(ranks)), ("FSDP with replicas of experts", experts_twice(ranks))]
+        {
+            if taken(degrees) {
+                compare(what, &fsdp_ep::FSDP_EP, Plan { zero: Zero::Weights, ..plan(degrees) });
+            }
+        }
         for (system, degrees) in COPYING.iter().filter(|(_, degrees)| taken(degrees(ranks))) {
-            let found = compare(system.name(), *system, degrees(ranks));
+            let found = compare(system.name(), *system, plan(degrees(ranks)));
             assert!(found.copied, "{name}, {}: no expert had a copy", system.name());
         }
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use systems::iteration::Start;
 use systems::plan::PlanError;
-use systems::plan::memory::{StageParameters, gradient_bytes};
+use systems::plan::memory::{StageParameters, gradient_bytes, largest_block_parameters};
 use systems::plan::routing::JobRouting;
 use systems::plan::slots::{SlotState, layers_of};
 use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
@@ -138,7 +138,8 @@ fn executed(plan: &Plan) -> Result<(), SetupError> {
         if holds { Ok(()) } else { Err(SetupError::NotExecuted { plan: Box::new(*plan), field, value, expected }) }
     };
     require(plan.vp == 1, "vp", plan.vp.to_string(), "1")?;
-    require(plan.zero == Zero::Off, "zero", (plan.zero as u8).to_string(), "0")?;
+    let whole = matches!(plan.zero, Zero::Off | Zero::Weights);
+    require(whole, "zero", (plan.zero as u8).to_string(), "0 or 3")?;
     let recompute = plan.recompute;
     require(recompute != Recompute::Selective, "recompute", recompute.name().to_owned(), "none or full")?;
     require(plan.ep.is_multiple_of(plan.tp), "ep", plan.ep.to_string(), "a multiple of tp")
@@ -193,7 +194,15 @@ pub fn fits(
         let most = layers.clone().map(of_slots).max().unwrap_or(0) as f64;
         let parameters = StageParameters::new(job, plan, stage);
         let storage = policy.storage();
-        let with = |experts| state * StageParameters { experts, ..parameters }.total();
+        let with = |experts| {
+            let (all, plan) = (StageParameters { experts, ..parameters }, &start.plan);
+            if plan.zero != Zero::Weights {
+                return state * all.total();
+            }
+            // Weights and gradients of a block are whole, and as many are on their way; so are the words of the embedding, for good.
+            let whole = 2.0 * largest_block_parameters(job, plan, stage) + parameters.tied;
+            state * all.share(plan).total() + copy * whole
+        };
         let share = || SlotState::new(storage, gradient_bytes(&job.cluster), layers.clone()).parameters;
         match storage {
             Storage::Slots => with(slots),

@@ -284,7 +284,7 @@ impl<'a> StageRun<'a> {
             evaluation,
             group,
             micro_batches,
-            chunks: plan.chunks_of(stage).map(|number| Chunk::new(evaluation, stage, number)).collect(),
+            chunks: plan.chunks_of(stage).map(|number| Chunk::new(evaluation, number)).collect(),
             dense: Dense::new(job, plan, costs, ranks.start),
             place: costs.group(ranks.clone(), 1),
             ranks,
@@ -655,14 +655,13 @@ impl<'a> StageRun<'a> {
 }
 
 impl Chunk {
-    fn new(evaluation: &Evaluation, stage: usize, number: usize) -> Self {
+    fn new(evaluation: &Evaluation, number: usize) -> Self {
         let Evaluation { job, plan, costs, policy, .. } = *evaluation;
         let blocks = plan.chunk_blocks(job, number);
         let first_layer = job.model.blocks[..blocks.start].iter().filter_map(Block::moe).count();
         let (mut state, mut queued) = ([Seconds::ZERO; 2], OfBlock::default());
         if plan.zero >= Zero::Gradients {
-            let (ranks, parameters) = (evaluation.stage_ranks(stage), StageParameters::of_chunk(job, plan, number));
-            let traffic = StateTraffic { costs, plan, ranks, parameters };
+            let traffic = StateTraffic::of_chunk(job, plan, costs, number);
             match policy.overlap().queued {
                 true => queued = traffic.of_block(blocks.len()),
                 false => state = [Direction::Forward, Direction::Backward].map(|direction| traffic.of_pass(direction)),

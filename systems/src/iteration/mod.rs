@@ -19,7 +19,7 @@ pub mod outline;
 mod plan_tests;
 pub mod run;
 pub mod schedule;
-mod state;
+pub mod state;
 pub mod timeline;
 
 use std::ops::Range;

@@ -18,6 +18,7 @@ use workloads::{Bytes, Seconds};
 
 use crate::iteration::moved::Collective;
 use crate::iteration::timeline::Gradients;
+use crate::plan::job::Job;
 use crate::plan::memory::StageParameters;
 use crate::plan::{Plan, Zero};
 use crate::price::cost::CostModel;
@@ -25,17 +26,17 @@ use crate::price::network::Group;
 use crate::program::Direction;
 
 /// What of a transfer shows that is cut into `parts` and runs beside `computation`.
-pub(super) fn exposed(transfer: Seconds, computation: Seconds, parts: usize) -> Seconds {
+pub fn exposed(transfer: Seconds, computation: Seconds, parts: usize) -> Seconds {
     (transfer - computation).max(transfer * (1.0 / parts.max(1) as f64))
 }
 
 /// What accompanies a micro-batch's pass through a block, all blocks of a chunk alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct OfBlock {
+pub struct OfBlock {
     /// Weights are gathered, in either pass.
-    pub(super) gathered: Seconds,
+    pub gathered: Seconds,
     /// Gradients are reduced, behind the backward pass.
-    pub(super) reduced: Seconds,
+    pub reduced: Seconds,
 }
 
 /// A collective of one kind of parameters, over the ranks of a stage that hold the same of them.
@@ -74,7 +75,7 @@ pub(super) fn time(costs: &CostModel, collective: Collective, group: &Group, byt
 }
 
 /// The collectives of parameters that the ranks of a stage hold.
-pub(super) struct StateTraffic<'a> {
+pub struct StateTraffic<'a> {
     pub(super) costs: &'a CostModel,
     pub(super) plan: &'a Plan,
     /// All ranks of the stage.
@@ -82,7 +83,14 @@ pub(super) struct StateTraffic<'a> {
     pub(super) parameters: StageParameters,
 }
 
-impl StateTraffic<'_> {
+impl<'a> StateTraffic<'a> {
+    /// Of what the ranks of a chunk's stage hold of that chunk, an equal part of the experts each.
+    pub fn of_chunk(job: &Job, plan: &'a Plan, costs: &'a CostModel, chunk: usize) -> Self {
+        let first = chunk % plan.pp * plan.stage_ranks();
+        let parameters = StageParameters::of_chunk(job, plan, chunk);
+        Self { costs, plan, ranks: first..first + plan.stage_ranks(), parameters }
+    }
+
     /// The kinds of parameters, the distance between ranks that hold the same of them, and how many a rank holds.
     fn kinds(&self) -> [(Gradients, usize, f64); 4] {
         let StageParameters { dense, gate, experts, tied } = self.parameters;
@@ -138,14 +146,14 @@ impl StateTraffic<'_> {
     }
 
     /// A block's part of what accompanies a micro-batch through `blocks` of them.
-    pub(super) fn of_block(&self, blocks: usize) -> OfBlock {
+    pub fn of_block(&self, blocks: usize) -> OfBlock {
         let gathered = self.of_pass(Direction::Forward);
         let part = 1.0 / blocks.max(1) as f64;
         OfBlock { gathered: gathered * part, reduced: (self.of_pass(Direction::Backward) - gathered) * part }
     }
 
     /// What accompanies every pass of a micro-batch.
-    pub(super) fn of_pass(&self, direction: Direction) -> Seconds {
+    pub fn of_pass(&self, direction: Direction) -> Seconds {
         let [gathers, reduces] = self.accompany(direction);
         let gathered = if gathers { self.gathers().map(|(_, time)| time).sum() } else { Seconds::ZERO };
         if reduces { gathered + self.reductions().map(|(_, time)| time).sum::<Seconds>() } else { gathered }

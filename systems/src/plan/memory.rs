@@ -162,7 +162,8 @@ impl StateMemory {
     }
 }
 
-fn largest_block_parameters(job: &Job, plan: &Plan, stage: usize) -> f64 {
+/// Parameters of the block of a stage of which a rank has the most.
+pub fn largest_block_parameters(job: &Job, plan: &Plan, stage: usize) -> f64 {
     let of_block = |block: &Block| {
         let mut one = StageParameters::default();
         one.add(plan, block);

@@ -268,7 +268,7 @@ fn named(stage: &Stage) -> Vec<(String, &Bucket)> {
         ("selection", &stage.gates.selection),
         ("embedding", &stage.embedding_weight),
     ];
-    let mut all: Vec<(String, &Bucket)> = shared.map(|(name, bucket)| (name.to_owned(), bucket)).into();
+    let mut all: Vec<(String, &Bucket)> = shared.map(|(name, bucket)| (name.to_owned(), bucket.state())).into();
     all.extend(stage.layers().map(|layer| (format!("experts of layer {}", layer.number), layer.experts.state())));
     all.retain(|(_, bucket)| !bucket.is_empty());
     all

@@ -285,6 +285,24 @@ impl Timer {
         Ok(())
     }
 
+    /// What this rank has computed in the iteration, under a virtual clock; nothing under another.
+    pub fn computed(&self) -> Seconds {
+        if !self.is_virtual() {
+            return Seconds::ZERO;
+        }
+        let ledger = ledger(&self.phases.borrow(), self.now());
+        [Phase::Dense, Phase::Gate, Phase::Experts].map(|phase| ledger.of(phase)).into_iter().sum()
+    }
+
+    /// Under a virtual clock: asks for a transfer of that time behind the others on the links of an expert-parallel group; returns when it is over.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn queue(&self, group: &dyn Communicator, time: Seconds) -> Result<Seconds, TrainError> {
+        let clocks: Vec<Seconds> = self.gather(group, &[])?.iter().map(|row| Seconds(row[0])).collect();
+        Ok(self.links.borrow_mut().issue(&clocks, time)[group.rank()])
+    }
+
     /// Under a virtual clock, before the passes of an iteration in an expert-parallel group: no transfer starts earlier.
     ///
     /// # Errors
@@ -313,7 +331,7 @@ impl Timer {
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn gather(&self, group: &dyn Communicator, values: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
+    pub fn gather(&self, group: &dyn Communicator, values: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
         let row: Vec<f64> = std::iter::once(self.now().0).chain(values.iter().copied()).collect();
         let all: Vec<f64> = to_host(&group.all_gather(&Tensor::from_slice(&row))?.wait()?)?;
         Ok(all.chunks_exact(row.len()).map(<[f64]>::to_vec).collect())

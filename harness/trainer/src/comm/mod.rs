@@ -71,6 +71,19 @@ pub trait Communicator: Send {
         }))
     }
 
+    /// The sum over members of what each has for this one: of `[size, shape of a row]`, the row of this member's number, `[1, shape of a row]`.
+    ///
+    /// # Errors
+    /// A member that died or does not arrive.
+    fn reduce_scatter(&self, rows: &Tensor) -> Result<Pending, CommError> {
+        let each = vec![1; self.size()];
+        let arriving = self.all_to_all(rows, &each, &each)?;
+        Ok(Pending::new(move || {
+            let rows = arriving.wait()?;
+            Ok(no_grad(|| rows.sum_dim_intlist([0i64].as_slice(), true, rows.kind())))
+        }))
+    }
+
     /// Every member's tensor, `[size, shape of one]`.
     ///
     /// # Errors
@@ -190,6 +203,7 @@ enum Operation {
     Transfer,
     AllReduce,
     AllGather,
+    ReduceScatter,
     Broadcast,
     Reduce,
     SendReceive,
@@ -198,11 +212,12 @@ enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::AllToAll,
         Self::Transfer,
         Self::AllReduce,
         Self::AllGather,
+        Self::ReduceScatter,
         Self::Broadcast,
         Self::Reduce,
         Self::SendReceive,
@@ -216,6 +231,7 @@ impl Operation {
             Self::Transfer => "transfer",
             Self::AllReduce => "all-reduce",
             Self::AllGather => "all-gather",
+            Self::ReduceScatter => "reduce-scatter",
             Self::Broadcast => "broadcast",
             Self::Reduce => "reduce",
             Self::SendReceive => "send/receive",

@@ -54,6 +54,7 @@ impl Check<'_> {
         self.all_to_all(|_, _| 0)?;
         self.transfer()?;
         self.all_gather()?;
+        self.reduce_scatter()?;
         for root in [0, self.comm.size() - 1] {
             self.broadcast(root)?;
             self.reduce(root)?;
@@ -143,6 +144,15 @@ impl Check<'_> {
     fn all_gather(&self) -> Result<(), CheckError> {
         let found = self.comm.all_gather(&self.tensor_of(self.comm.rank()))?.wait()?;
         self.compare(Operation::AllGather, &found, &Tensor::stack(&self.tensors(), 0))
+    }
+
+    /// Every member has its own tensor once for each member, plus that one's number.
+    fn reduce_scatter(&self) -> Result<(), CheckError> {
+        let (rank, size) = (self.comm.rank(), self.comm.size());
+        let rows: Vec<Tensor> = (0..size).map(|to| self.tensor_of(rank) + to as i64 % 2).collect();
+        let found = self.comm.reduce_scatter(&Tensor::stack(&rows, 0))?.wait()?;
+        let expected = self.sum() + (size * (rank % 2)) as i64;
+        self.compare(Operation::ReduceScatter, &found.i(0), &expected)
     }
 
     fn broadcast(&self, root: usize) -> Result<(), CheckError> {

@@ -180,10 +180,10 @@ impl<'a> Sums<'a> {
     /// # Errors
     /// A peer that died.
     pub fn begin(experts: &'a Experts, placement: &'a Placement, group: &dyn Communicator) -> Result<Self, CommError> {
-        let (gradients, size, me) = (experts.bucket.gradients(), experts.size(), group.rank());
+        let (gradients, size, me) = (experts.state().gradients(), experts.kept(), group.rank());
         // Further copies of this rank give what they have to its first.
         for (slot, first) in others_of_a_rank(placement, me) {
-            drop(experts.gradient(first).g_add_(&experts.gradient(slot)));
+            drop(experts.kept_row(gradients, first).g_add_(&experts.kept_row(gradients, slot)));
         }
         let held = Held::all(placement, me, size);
         let sent: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |other| other)).collect();
@@ -205,11 +205,11 @@ impl<'a> Sums<'a> {
     pub fn finish(self, group: &dyn Communicator) -> Result<(), CommError> {
         let Self { experts, placement, held, rows, arriving } = self;
         drop(arriving.wait()?);
-        let (gradients, size, me) = (experts.bucket.gradients(), experts.size(), group.rank());
+        let (gradients, size, me) = (experts.state().gradients(), experts.kept(), group.rank());
         let mut row = 0;
         for of in &held {
             let [start, length] = of.part(me).map(|of| of as i64);
-            let mut own = experts.gradient(of.slot).view([-1]).narrow(0, start, length);
+            let mut own = experts.kept_row(gradients, of.slot).narrow(0, start, length);
             for _ in 1..of.ranks.len() {
                 drop(own.g_add_(&rows.narrow(0, row, length)));
                 row += length;
@@ -219,7 +219,7 @@ impl<'a> Sums<'a> {
         let received: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |other| other)).collect();
         drop(group.transfer(gradients, &sent, gradients, &received)?.wait()?);
         for (slot, first) in others_of_a_rank(placement, me) {
-            experts.gradient(slot).copy_(&experts.gradient(first));
+            experts.kept_row(gradients, slot).copy_(&experts.kept_row(gradients, first));
         }
         Ok(())
     }
@@ -234,9 +234,11 @@ fn others_of_a_rank(placement: &Placement, rank: usize) -> impl Iterator<Item = 
 
 /// The gradients on a rank that stand for their experts: every expert counts at its first copy.
 pub fn first_gradients(experts: &Experts, placement: &Placement, me: usize) -> Vec<Tensor> {
-    let first = me * placement.slots_per_rank();
+    let (first, gradients) = (me * placement.slots_per_rank(), experts.state().gradients());
     let counts = |(slot, expert): (usize, &Option<usize>)| {
-        expert.filter(|&expert| placement.slots_of(expert)[0] == first + slot).map(|_| experts.gradient(slot))
+        expert
+            .filter(|&expert| placement.slots_of(expert)[0] == first + slot)
+            .map(|_| experts.kept_row(gradients, slot))
     };
     placement.experts_of(me).iter().enumerate().filter_map(counts).collect()
 }

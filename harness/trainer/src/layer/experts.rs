@@ -237,6 +237,23 @@ impl Experts {
         Self::of(Bucket::new(&rows, kind, device), moe)
     }
 
+    /// The same, of which this replica, `replica.0` of `replica.1`, keeps a part with gradients of that kind; whole in `memory` that other layers use, too.
+    pub fn in_shares(
+        seed: u64,
+        layer: usize,
+        slots: &[Option<usize>],
+        moe: Moe,
+        depth: usize,
+        (replica, memory): ((usize, usize), &[Tensor; 2]),
+        gradients: Kind,
+    ) -> Self {
+        let (size, device) = (moe.expert_parameters() as i64, memory[0].device());
+        let empty = || Tensor::zeros([size], (Kind::Float, device));
+        let one = |expert| initial_row(seed, (layer, expert), &moe, depth, device);
+        let rows = slots.iter().map(|slot| slot.map_or_else(empty, one));
+        Self::of(Bucket::in_shares(rows, size, replica, memory, gradients), moe)
+    }
+
     /// Slots whose weights come from the shards of rank `rank` of `ranks`: those of all experts of MoE layer `layer` at their initial
     /// values.
     pub fn sharded(
@@ -284,7 +301,7 @@ impl Experts {
     /// What the optimizer updates.
     pub fn state(&self) -> &Bucket {
         let of_shards = self.shards.as_ref().map(|shards| &shards.bucket);
-        of_shards.or(self.parts.as_ref().map(|parts| &parts.bucket)).unwrap_or(&self.bucket)
+        of_shards.or(self.parts.as_ref().map(|parts| &parts.bucket)).unwrap_or(self.bucket.state())
     }
 
     /// Numbers of an expert.
@@ -292,10 +309,21 @@ impl Experts {
         self.moe.expert_parameters() as usize
     }
 
+    /// Numbers of the expert in a slot that this rank keeps.
+    pub(super) fn kept(&self) -> usize {
+        let slots = self.bucket.len() as usize / self.size();
+        self.state().len() as usize / slots.max(1)
+    }
+
+    /// What this rank keeps of a slot in `of`, one of the state's tensors.
+    pub(super) fn kept_row(&self, of: &Tensor, slot: usize) -> Tensor {
+        of.narrow(0, (slot * self.kept()) as i64, self.kept() as i64)
+    }
+
     /// The numbers of its state that an optimizer updates, where the slots of this rank hold `experts`: those of no expert have copies for
     /// one micro-batch alone.
     pub fn updated(&self, experts: &[Option<usize>]) -> Vec<Range<i64>> {
-        let size = self.size() as i64;
+        let size = self.kept() as i64;
         // Kernels read several numbers at a time.
         if !self.stand_in_slots() || size % 8 != 0 {
             return std::iter::once(0..self.state().len()).collect();

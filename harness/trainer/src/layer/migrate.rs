@@ -25,7 +25,7 @@ pub fn migrate(
     bytes_per_parameter: f64,
 ) -> Result<(), TrainError> {
     let me = group.rank();
-    let bucket = &layer.experts.bucket;
+    let bucket = layer.experts.state();
     // A migration of 0 bytes is a simulated upper bound; here everything has to move.
     let weights_only =
         bytes_per_parameter > 0.0 && bytes_per_parameter < systems::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
@@ -37,7 +37,7 @@ pub fn migrate(
             state.push(&bucket.master);
         }
     }
-    let row = |of: &Tensor, slot: usize| layer.experts.row(of, slot);
+    let row = |of: &Tensor, slot: usize| layer.experts.kept_row(of, slot);
     let held = |slot: usize| state.iter().map(|of| row(of, slot).copy()).collect::<Vec<_>>();
     let changed = changed_slots(&layer.placement, next, me);
     // What these slots get, by expert; of an expert that the rank has already, from the first slot.
@@ -55,7 +55,7 @@ pub fn migrate(
                 let _ = group.send(&tensor, to)?.wait()?;
             }
         } else if to == me {
-            let shape = [layer.experts.moe().expert_parameters() as i64];
+            let shape = [layer.experts.kept() as i64];
             let receive = |of: &&Tensor| group.receive(&shape, of.kind(), from)?.wait();
             staged.insert(expert, state.iter().map(receive).collect::<Result<_, _>>()?);
         }

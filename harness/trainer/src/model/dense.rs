@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::model::parameters::{Bucket, Initial, initial};
+use crate::model::share::Collected;
 
 /// Collects the dense parameters of a rank at their initial values.
 pub struct Builder {
@@ -10,8 +11,8 @@ pub struct Builder {
     device: Device,
     /// Tensor-parallel rank, and how many there are.
     tp: (i64, i64),
-    sharded: Vec<Tensor>,
-    replicated: Vec<Tensor>,
+    sharded: Collected,
+    replicated: Collected,
     named: Vec<Named>,
 }
 
@@ -37,10 +38,17 @@ pub struct Cut {
 type Parameter<'a> = (&'a str, &'a [i64], Initial);
 
 impl Builder {
-    /// `tp`: the tensor-parallel rank, and how many there are.
-    pub fn new(seed: u64, device: Device, tp: (usize, usize)) -> Self {
+    /// `tp`: the tensor-parallel rank, and how many there are. `replica`: the same of data-parallel ranks, if these keep a part each.
+    pub fn new(seed: u64, device: Device, tp: (usize, usize), replica: Option<(usize, usize)>) -> Self {
         let tp = (tp.0 as i64, tp.1 as i64);
-        Self { seed, device, tp, sharded: Vec::new(), replicated: Vec::new(), named: Vec::new() }
+        let collected = || Collected::new(replica, device);
+        Self { seed, device, tp, sharded: collected(), replicated: collected(), named: Vec::new() }
+    }
+
+    /// Ends what is gathered and reduced together.
+    pub fn end_unit(&mut self) {
+        self.sharded.end_unit();
+        self.replicated.end_unit();
     }
 
     pub(super) fn tensor_parallel_size(&self) -> i64 {
@@ -53,8 +61,7 @@ impl Builder {
 
     /// Adds a parameter that every tensor-parallel rank holds; returns its index.
     pub(super) fn whole(&mut self, (name, shape, values): Parameter) -> usize {
-        let index = self.replicated.len();
-        self.replicated.push(initial(self.seed, name, shape, values, self.device));
+        let index = self.replicated.push(initial(self.seed, name, shape, values, self.device));
         self.named.push(Named { name: name.to_owned(), index, cut: None });
         index
     }
@@ -66,8 +73,7 @@ impl Builder {
         let (rank, size) = self.tp;
         let part = |piece: Tensor| piece.chunk(size, dim).remove(rank as usize);
         let parts: Vec<Tensor> = whole.chunk(pieces, dim).into_iter().map(part).collect();
-        let index = self.sharded.len();
-        self.sharded.push(Tensor::cat(&parts, dim).contiguous());
+        let index = self.sharded.push(Tensor::cat(&parts, dim).contiguous());
         self.named.push(Named { name: name.to_owned(), index, cut: Some(Cut { dim, pieces }) });
         index
     }
@@ -79,9 +85,8 @@ impl Builder {
     }
 
     /// `kinds`: of weights, and of gradients.
-    pub fn finish(self, [kind, gradients]: [Kind; 2]) -> Dense {
-        let bucket = |parameters: &[Tensor]| Bucket::new(parameters, kind, self.device).with_gradients(gradients);
-        Dense { sharded: bucket(&self.sharded), replicated: bucket(&self.replicated), named: self.named }
+    pub fn finish(self, kinds: [Kind; 2]) -> Dense {
+        Dense { sharded: self.sharded.bucket(kinds), replicated: self.replicated.bucket(kinds), named: self.named }
     }
 }
 

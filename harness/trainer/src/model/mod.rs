@@ -15,6 +15,7 @@ pub mod mlp;
 mod norm;
 pub mod optimizer;
 pub mod parameters;
+pub mod share;
 pub mod site;
 pub mod tape;
 

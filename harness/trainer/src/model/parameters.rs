@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::hash::fnv1a;
 use crate::kernels;
+use crate::model::share::Share;
 
 /// Standard deviation of initial weights, as in GPT-2 (Radford et al. 2019) and Megatron-LM.
 pub const DEVIATION: f64 = 0.02;
@@ -37,6 +38,8 @@ pub struct Bucket {
     /// `[parameter]`: whether its gradient is zero, whatever is in its memory. On a GPU, writing the first product of an
     /// iteration is cheaper than clearing the memory and adding to it.
     cleared: RefCell<Vec<bool>>,
+    /// Where replicas keep a part each of the state: weights and gradients are whole for a while then, and the rest is absent.
+    pub(super) share: Option<Box<Share>>,
 }
 
 impl Bucket {
@@ -50,8 +53,7 @@ impl Bucket {
         let weights = if kind == Kind::Float { master.shallow_clone() } else { master.to_kind(kind) };
         let gradients = Tensor::zeros([weights.numel() as i64], (Kind::Float, device));
         let (first, second) = (master.zeros_like(), master.zeros_like());
-        let shapes: Vec<Vec<i64>> = parameters.iter().map(Tensor::size).collect();
-        Self::over([weights, gradients], [master, first, second], &shapes)
+        Self::over([weights, gradients], [master, first, second], &one_after_another(parameters))
     }
 
     /// `count` parameters of `size` numbers in memory that is there, `[at least count * size]`, without master weights and optimizer state, which are
@@ -59,8 +61,14 @@ impl Bucket {
     pub fn in_memory([weights, gradients]: [&Tensor; 2], count: usize, size: i64) -> Self {
         let _guard = tch::no_grad_guard();
         let part = |of: &Tensor| of.narrow(0, 0, count as i64 * size);
-        let none = || Tensor::zeros([0], (Kind::Float, weights.device()));
-        let bucket = Self::over([part(weights), part(gradients)], [none(), none(), none()], &vec![vec![size]; count]);
+        let places: Vec<Place> = (0..count as i64).map(|index| (index * size, vec![size])).collect();
+        Self::without_state([part(weights), part(gradients)], &places)
+    }
+
+    /// Parameters in memory that is there, without master weights and optimizer state. Their gradients are cleared.
+    pub(super) fn without_state(memory: [Tensor; 2], places: &[Place]) -> Self {
+        let none = || Tensor::zeros([0], (Kind::Float, memory[0].device()));
+        let bucket = Self::over(memory.each_ref().map(Tensor::shallow_clone), [none(), none(), none()], places);
         bucket.clear();
         bucket
     }
@@ -71,23 +79,20 @@ impl Bucket {
         if kind == self.gradients.kind() {
             return self;
         }
-        let shapes: Vec<Vec<i64>> = self.leaves.iter().map(Tensor::size).collect();
+        let places = one_after_another(&self.leaves);
         let Self { weights, gradients, master, first, second, .. } = self;
-        Self::over([weights, gradients.zeros_like().to_kind(kind)], [master, first, second], &shapes)
+        Self::over([weights, gradients.zeros_like().to_kind(kind)], [master, first, second], &places)
     }
 
-    /// Parameters of these shapes, one after the other in the tensors.
-    fn over([weights, gradients]: [Tensor; 2], [master, first, second]: [Tensor; 3], shapes: &[Vec<i64>]) -> Self {
-        let (mut leaves, mut slots, mut offset) = (Vec::new(), Vec::new(), 0);
-        for shape in shapes {
-            let length = shape.iter().product();
-            let view = |of: &Tensor| of.narrow(0, offset, length).view(shape.as_slice());
-            leaves.push(view(&weights).detach().set_requires_grad(true));
-            slots.push(view(&gradients));
-            offset += length;
-        }
+    /// Parameters at these places of the tensors.
+    fn over([weights, gradients]: [Tensor; 2], [master, first, second]: [Tensor; 3], places: &[Place]) -> Self {
+        let view =
+            |of: &Tensor, (start, shape): &Place| of.narrow(0, *start, shape.iter().product()).view(shape.as_slice());
+        let leaves: Vec<Tensor> =
+            places.iter().map(|place| view(&weights, place).detach().set_requires_grad(true)).collect();
+        let slots = places.iter().map(|place| view(&gradients, place)).collect();
         let cleared = RefCell::new(vec![false; leaves.len()]);
-        Self { weights, gradients, master, first, second, leaves, slots, cleared }
+        Self { weights, gradients, master, first, second, leaves, slots, cleared, share: None }
     }
 
     /// Parameter `index` as a leaf of autograd.
@@ -161,6 +166,12 @@ impl Bucket {
         }
     }
 
+    /// The gradients of some parameters, the first of which begins at 0: `[length]`.
+    pub(super) fn gradients_from_start(&self, parameters: Range<usize>, length: i64) -> Tensor {
+        self.settle(parameters);
+        self.gradients.narrow(0, 0, length)
+    }
+
     /// Clears all gradients.
     pub fn clear(&self) {
         match self.weights.device() {
@@ -187,6 +198,19 @@ impl Bucket {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Where a parameter begins in a bucket's tensors, and its shape.
+pub(super) type Place = (i64, Vec<i64>);
+
+/// The places of parameters without gaps.
+pub(super) fn one_after_another(parameters: &[Tensor]) -> Vec<Place> {
+    let next = |end: &mut i64, parameter: &Tensor| {
+        let start = *end;
+        *end += parameter.numel() as i64;
+        Some((start, parameter.size()))
+    };
+    parameters.iter().scan(0, next).collect()
 }
 
 /// Initial values of one parameter, in single precision: drawn where they are needed, the same everywhere up to rounding.

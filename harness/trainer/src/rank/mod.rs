@@ -8,9 +8,11 @@ mod pipeline;
 pub mod report;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod saved_tests;
+mod shares;
 pub(crate) mod stage;
 mod sync;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -20,6 +22,7 @@ use systems::iteration::timeline::{Activity, Gradients};
 use systems::price::network::Group;
 use systems::{Plan, Storage};
 use tch::{Device, Kind, Tensor};
+use workloads::Seconds;
 
 use crate::clock::timer::Timer;
 use crate::comm::Communicator;
@@ -56,6 +59,8 @@ pub struct Rank<'a> {
     /// Of this iteration, by MoE layer and micro-batch.
     given: BTreeMap<(usize, usize), Given>,
     timer: Timer,
+    /// Under a virtual clock, when the weights of the next block are there, where they go in line with exchanges and have been asked for.
+    asked: Cell<Option<Seconds>>,
 }
 
 impl<'a> Rank<'a> {
@@ -89,6 +94,7 @@ impl<'a> Rank<'a> {
             own_loads: Vec::new(),
             given: BTreeMap::new(),
             timer,
+            asked: Cell::default(),
         })
     }
 
@@ -181,27 +187,32 @@ impl<'a> Rank<'a> {
     }
 
     /// All weights of this rank by name, in single precision on the CPU, and how tensor parallelism cuts them. All ranks call this
-    /// together: experts in shards are gathered.
+    /// together: what ranks keep parts of is gathered.
     ///
     /// # Errors
     /// A peer that died.
     pub fn weights(&self) -> Result<Vec<(String, Tensor, Option<Cut>)>, TrainError> {
         let copy = |tensor: Tensor| tensor.to_device(Device::Cpu).copy();
         let Stage { dense, embedding_weight, gates, .. } = &self.stage;
-        let of_dense = dense.named.iter().map(|named| {
+        let mut all = Vec::new();
+        for named in &dense.named {
             let bucket = if named.cut.is_some() { &dense.sharded } else { &dense.replicated };
-            (named.name.clone(), copy(bucket.master_of(named.index)), named.cut)
-        });
-        let mut all: Vec<_> = of_dense.collect();
+            let whole = bucket.whole_master(named.index, self.groups.data())?;
+            all.push((named.name.clone(), copy(whole), named.cut));
+        }
         if !embedding_weight.is_empty() {
             let by_vocabulary = Cut { dim: 0, pieces: 1 };
-            all.push(("embedding".to_owned(), copy(embedding_weight.master_of(0)), Some(by_vocabulary)));
+            let whole = embedding_weight.whole_master(0, self.groups.data())?;
+            all.push(("embedding".to_owned(), copy(whole), Some(by_vocabulary)));
         }
         for layer in self.stage.layers() {
             let LayerGate { weight, bias, selection, .. } = layer.gate;
-            let of_scores = std::iter::once(weight).chain(bias).map(|index| gates.scores.master_of(index));
-            let all_of_gate = of_scores.chain(selection.map(|index| gates.selection.master_of(index)));
-            let flat: Vec<Tensor> = all_of_gate.map(|parameter| copy(parameter).reshape([-1])).collect();
+            let mut of_gate = Vec::new();
+            for index in std::iter::once(weight).chain(bias) {
+                of_gate.push(gates.scores.whole_master(index, self.groups.stage())?);
+            }
+            of_gate.extend(selection.map(|index| gates.selection.master_of(index)));
+            let flat: Vec<Tensor> = of_gate.into_iter().map(|parameter| copy(parameter).reshape([-1])).collect();
             all.push((format!("layer {} gate", layer.number), Tensor::cat(&flat, 0), None));
             all.extend(self.expert_weights(layer)?.into_iter().map(|(name, row)| (name, copy(row), None)));
         }
@@ -219,7 +230,8 @@ impl<'a> Rank<'a> {
             return Ok(own.map(|(slot, expert)| (name(expert), rows.get(slot as i64))).collect());
         }
         let Some(shards) = &experts.shards else {
-            return Ok(own.map(|(slot, expert)| (name(expert), experts.row(&experts.bucket.master, slot))).collect());
+            let whole = |slot| experts.bucket.whole_master(slot, &*self.groups.replicas);
+            return own.map(|(slot, expert)| Ok((name(expert), whole(slot)?))).collect();
         };
         let slots = Tensor::zeros([experts.bucket.len()], (Kind::Float, self.device));
         drop(shards.gather(&shards.bucket.master, &slots, placement, group)?.wait()?);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
 use systems::iteration::timeline::Activity;
-use systems::program::Op;
+use systems::program::{Direction, Op};
 use systems::{Recompute, Storage};
 use tch::{Kind, Tensor};
 use workloads::model::HALF;
@@ -22,6 +22,7 @@ use crate::model::mlp::SharedSaved;
 use crate::model::site::Site;
 use crate::model::tape::Tape;
 use crate::rank::Rank;
+use crate::rank::shares::FIRST_BLOCK;
 use crate::rank::stage::{Block, FeedForward};
 
 /// Saved for the backward pass of a micro-batch.
@@ -97,6 +98,7 @@ impl Rank<'_> {
         self.timer.enter(None, None);
         self.timer
             .wait(Activity::Op(Op::ReturnGrad), || self.stage.layers().try_for_each(|layer| layer.experts.settle()))?;
+        self.reduced()?;
         for send in sends {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
@@ -128,6 +130,8 @@ impl Rank<'_> {
     ) -> Result<(Saved, Vec<LayerStats>, Option<Tensor>), TrainError> {
         let (work, stage) = (Some(Work::Forward(m)), &self.stage);
         self.timer.enter(work, None);
+        let before = self.timer.computed();
+        self.enter_unit(0, Direction::Forward)?;
         let data = (stage.embedding.is_some() || stage.head.is_some()).then(|| self.read(m));
         let site = self.site();
         let (mut stream, embedding) = match (&stage.embedding, &data) {
@@ -141,8 +145,9 @@ impl Rank<'_> {
         let mut stats = Vec::new();
         let recomputes = self.online.policy().recompute(&self.plan) == Recompute::Full;
         let mut coming = self.coming(stage.layers(), then);
-        for block in &stage.blocks {
+        for (unit, block) in (FIRST_BLOCK..).zip(&stage.blocks) {
             self.timer.enter(work, Some(block.number));
+            self.enter_unit(unit, Direction::Forward)?;
             let next = block.moe().and_then(|_| coming.next().flatten());
             let (output, saved, of_layer) = self.block_forward(block, m, &stream, next)?;
             stats.extend(of_layer);
@@ -150,17 +155,19 @@ impl Rank<'_> {
             stream = output;
         }
         self.timer.enter(work, None);
+        self.enter_unit(self.last_unit(), Direction::Forward)?;
         let (head, loss) = match (&stage.head, &data) {
             (Some(head), Some((_, targets))) => {
                 let scale = 1.0 / (self.setup.job.global_batch * self.setup.gpt.seq_len) as f64;
                 let (loss, saved) = head.forward(&site, &stream, targets, scale)?;
                 (Some(saved), self.position.is_multiple_of(self.plan.tp).then_some(loss))
             }
-            _ => {
-                self.send(&stream, To::NextStage, sends)?;
-                (None, None)
-            }
+            _ => (None, None),
         };
+        self.show_transfers(Direction::Forward, before)?;
+        if head.is_none() {
+            self.send(&stream, To::NextStage, sends)?;
+        }
         Ok((Saved { embedding, blocks, head }, stats, loss))
     }
 
@@ -183,22 +190,32 @@ impl Rank<'_> {
     ) -> Result<(), TrainError> {
         let (work, stage, site) = (Some(Work::Backward(m)), &self.stage, self.site());
         self.timer.enter(work, None);
+        let before = self.timer.computed();
+        self.enter_unit(self.last_unit(), Direction::Backward)?;
         let mut of_blocks = saved.blocks;
         self.copy_ahead(m, &stage.blocks, &mut of_blocks)?;
         let mut gradient = match (&stage.head, saved.head) {
             (Some(head), Some(saved)) => head.backward(&site, saved)?,
             _ => self.receive(To::PreviousStage)?,
         };
+        self.leave_unit(self.last_unit())?;
         let mut coming = self.coming(stage.layers().rev(), then);
         for block in (0..stage.blocks.len()).rev() {
             self.timer.enter(work, Some(stage.blocks[block].number));
+            self.enter_unit(FIRST_BLOCK + block, Direction::Backward)?;
             let next = stage.blocks[block].moe().and_then(|_| coming.next().flatten());
             gradient = self.block_backward(&stage.blocks[..=block], m, &mut of_blocks, &gradient, next)?;
+            self.leave_unit(FIRST_BLOCK + block)?;
         }
         self.timer.enter(work, None);
-        match (&stage.embedding, saved.embedding) {
-            (Some(embedding), Some(tape)) => embedding.backward(&site, tape, &gradient),
-            _ => self.send(&gradient, To::PreviousStage, sends)?,
+        self.enter_unit(0, Direction::Backward)?;
+        if let (Some(embedding), Some(tape)) = (&stage.embedding, saved.embedding) {
+            embedding.backward(&site, tape, &gradient);
+        }
+        self.leave_unit(0)?;
+        self.show_transfers(Direction::Backward, before)?;
+        if stage.embedding.is_none() {
+            self.send(&gradient, To::PreviousStage, sends)?;
         }
         Ok(())
     }
@@ -220,6 +237,7 @@ impl Rank<'_> {
                 (output, FeedForwardSaved::Dense(tape), None)
             }
             FeedForward::Moe(layer, shared) => {
+                self.before_exchanges(block)?;
                 let (part, saved, stats) = layer.forward(&self.moe_site(layer, m, next), &site.part(&normed))?;
                 let routed = site.whole(part)?;
                 let (output, shared) = match shared {
@@ -236,12 +254,14 @@ impl Rank<'_> {
         Ok((output, BlockSaved::Whole(Box::new((attention, feed_forward))), stats))
     }
 
-    /// Starts to bring weights to the copies of the last MoE layer of these blocks, whose backward pass comes next.
+    /// Starts to bring weights to the copies of the last MoE layer of these blocks, whose backward pass comes next. Where its experts are not whole
+    /// yet, the pass does.
     fn copy_ahead(&self, m: usize, blocks: &[Block], saved: &mut [BlockSaved]) -> Result<(), TrainError> {
         let last = blocks.iter().zip(saved).rfind(|(block, _)| block.moe().is_some());
         if let Some((block, BlockSaved::Whole(saved))) = last
             && let (Some(layer), FeedForwardSaved::Moe(saved, _)) = (block.moe(), &mut saved.1)
             && saved.copies_ahead()
+            && !layer.experts.bucket.is_shared()
         {
             let site = self.moe_site(layer, m, None);
             self.timer.wait(Activity::Op(Op::CopyWeights), || layer.copy_ahead(&site, saved))?;
@@ -275,6 +295,7 @@ impl Rank<'_> {
                     (Some(shared), Some(saved)) => Some(shared.backward(&site, saved, gradient)?),
                     _ => None,
                 };
+                self.before_exchanges(block)?;
                 let part = layer.backward(&self.moe_site(layer, m, next), *of_layer, &site.part(gradient))?;
                 self.copy_ahead(m, before, saved)?;
                 let of_normed = site.whole(part)?;

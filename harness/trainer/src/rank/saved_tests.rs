@@ -5,8 +5,9 @@
 use std::process::Command;
 use std::time::Duration;
 
+use systems::plan::memory::{StageParameters, largest_block_parameters};
 use systems::zoo::expert_only::ExpertOnly;
-use systems::{CostModel, Job, Plan};
+use systems::{CostModel, Job, Plan, Zero};
 use tch::{Device, Kind};
 use workloads::model::attention::{Projections, QkNorm};
 use workloads::model::saved::Runs;
@@ -14,8 +15,9 @@ use workloads::model::{Attention, Ffn, HALF, NormKind};
 use workloads::{Cluster, Gate, Model, Training};
 
 use crate::clock::timer::Timer;
-use crate::comm::threads;
+use crate::comm::{Communicator, threads};
 use crate::data::Uniform;
+use crate::error::TrainError;
 use crate::rank::Rank;
 use crate::setup::{self, Setup};
 
@@ -44,15 +46,15 @@ fn models() -> Vec<Model> {
 
 const MICRO_BATCH: usize = 8;
 
-/// Bytes of a micro-batch's forward pass that stay in use.
-fn kept(model: &Model) -> f64 {
+/// Calls `of` with what `ranks` data-parallel ranks need to train the model, all experts on each.
+fn with_setup<T>(model: &Model, ranks: usize, zero: Zero, of: impl FnOnce(&Setup) -> T) -> T {
     let cluster = Cluster::named("test", "inky").unwrap();
-    let costs = CostModel::new(&cluster, 1);
-    let job = Job::new(model.clone(), cluster, 1, Gate::NoDrop, MICRO_BATCH).with_micro_batch(MICRO_BATCH);
-    let plan = Plan { micro_batch: MICRO_BATCH, ..Plan::default() };
+    let costs = CostModel::new(&cluster, ranks);
+    let job = Job::new(model.clone(), cluster, ranks, Gate::NoDrop, ranks * MICRO_BATCH).with_micro_batch(MICRO_BATCH);
+    let plan = Plan { dp: ranks, expert_dp: ranks, micro_batch: MICRO_BATCH, zero, ..Plan::default() };
     let gpt = setup::gpt(&job, &plan).unwrap();
     let samples = Uniform { vocabulary: gpt.vocabulary, sequence: gpt.seq_len, seed: 1 };
-    let setup = Setup {
+    of(&Setup {
         job: &job,
         plan,
         system: &ExpertOnly,
@@ -67,18 +69,65 @@ fn kept(model: &Model) -> f64 {
         checkpoint: None,
         kind: Kind::Float,
         gpt,
-    };
-    let _guard = tch::no_grad_guard();
-    let world = threads::world(1, Duration::from_secs(60)).remove(0);
-    let rank = Rank::new(&setup, Box::new(world), Device::Cpu, Timer::new(0, None)).unwrap();
-    let forward = || rank.forward(0, None, &mut Vec::new()).unwrap();
-    // What libtorch allocates once.
-    drop(forward());
-    let before = in_use();
-    let saved = forward();
-    let bytes = in_use() - before;
-    drop(saved);
-    bytes
+    })
+}
+
+/// Bytes of a micro-batch's forward pass that stay in use.
+fn kept(model: &Model) -> f64 {
+    with_setup(model, 1, Zero::Off, |setup| {
+        let _guard = tch::no_grad_guard();
+        let world = threads::world(1, Duration::from_secs(60)).remove(0);
+        let rank = Rank::new(setup, Box::new(world), Device::Cpu, Timer::new(0, None)).unwrap();
+        let forward = || rank.forward(0, None, &mut Vec::new()).unwrap();
+        // What libtorch allocates once.
+        drop(forward());
+        let before = in_use();
+        let saved = forward();
+        let bytes = in_use() - before;
+        drop(saved);
+        bytes
+    })
+}
+
+const REPLICAS: usize = 4;
+
+/// Bytes that all replicas together hold before the first iteration, what two iterations leave, and what a forward pass adds.
+fn held(model: &Model, zero: Zero) -> [f64; 3] {
+    with_setup(model, REPLICAS, zero, |setup| {
+        let before = in_use();
+        let of_ranks = threads::run(REPLICAS, Duration::from_secs(60), |member| -> Result<_, TrainError> {
+            let _guard = tch::no_grad_guard();
+            tch::set_num_threads(1);
+            let world = member.split("world", &[(0..REPLICAS).collect()])?;
+            let mut rank = Rank::new(setup, world, Device::Cpu, Timer::new(member.rank(), None))?;
+            // Nobody allocates anything between two barriers.
+            let now = || {
+                member.barrier()?;
+                let bytes = in_use() - before;
+                member.barrier()?;
+                Ok::<f64, TrainError>(bytes)
+            };
+            let built = now()?;
+            rank.step()?;
+            rank.step()?;
+            let trained = now()?;
+            let saved = rank.forward(0, None, &mut Vec::new())?;
+            let kept = now()? - trained;
+            drop(saved);
+            Ok([built, trained - built, kept])
+        });
+        of_ranks.into_iter().next().unwrap().unwrap_or_else(|_| panic!("a rank failed"))
+    })
+}
+
+/// By the count, all replicas together: parts of weights, gradients, master weights and moments, where weights are their own masters; of one block
+/// and of the tied words, whole weights and gradients.
+fn sharded(model: &Model) -> f64 {
+    with_setup(model, REPLICAS, Zero::Weights, |setup| {
+        let parts = StageParameters::new(setup.job, &setup.plan, 0).share(&setup.plan).total();
+        let whole = largest_block_parameters(setup.job, &setup.plan, 0) + model.tied_parameters as f64;
+        REPLICAS as f64 * (16.0 * parts + 8.0 * whole)
+    })
 }
 
 /// The same by the count, which is of a GPU: on the CPU, a normalisation by the root of the mean square keeps its input divided by that, too.
@@ -137,17 +186,38 @@ fn child_that_counts() {
     if std::env::var_os(ASKED).is_some() {
         tch::set_num_threads(1);
         models().iter().for_each(|model| println!("\nkept {} {} {}", model.name, kept(model), counted(model)));
+        let model = &models()[0];
+        let numbers = [held(model, Zero::Off), held(model, Zero::Weights), [sharded(model), 0.0, 0.0]].concat();
+        println!("\nheld {}", numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(" "));
     }
 }
 
-#[test]
-fn a_forward_pass_keeps_what_is_counted() {
+fn counted_by_a_child() -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "rank::saved_tests::child_that_counts", "--nocapture", "--test-threads", "1"])
         .env(ASKED, "1")
         .output()
         .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Under ZeRO 3, replicas hold parts and one block, whatever they have done, and autograd keeps no weights.
+#[test]
+fn replicas_hold_parts_and_a_block() {
+    let text = counted_by_a_child();
+    let line = text.lines().find_map(|line| line.strip_prefix("held ")).unwrap_or_else(|| panic!("{text}"));
+    let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+    let [whole, left, kept, parts, left_of_parts, kept_of_parts, counted, ..] = numbers[..] else { panic!("{line}") };
+    assert!((parts / counted - 1.0).abs() < 0.03, "{parts} B in use, {counted} B counted");
+    assert!(parts < 0.5 * whole, "{parts} B in parts, {whole} B whole");
+    // What libtorch allocates once.
+    assert!(left_of_parts < 1.05 * left, "{left_of_parts} B left with parts, {left} B without");
+    assert!((kept_of_parts / kept - 1.0).abs() < 0.02, "{kept_of_parts} B kept with parts, {kept} B without");
+}
+
+#[test]
+fn a_forward_pass_keeps_what_is_counted() {
+    let text = counted_by_a_child();
     let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("kept ")).collect();
     assert_eq!(lines.len(), 4, "{text}");
     for line in lines {

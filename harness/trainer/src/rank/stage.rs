@@ -2,7 +2,7 @@
 
 use systems::iteration::Start;
 use systems::plan::slots::layers_of;
-use systems::{Placement, Storage};
+use systems::{Placement, Storage, Zero};
 use tch::{Device, Kind, Tensor};
 use workloads::gate::RouterBias;
 use workloads::model::{Ffn, Moe};
@@ -17,6 +17,7 @@ use crate::model::embedding::{Embedding, embedding_weight};
 use crate::model::head::Head;
 use crate::model::mlp::{Mlp, SharedExpert};
 use crate::model::parameters::{Bucket, Initial, initial};
+use crate::model::share::Collected;
 use crate::setup::Setup;
 
 pub(crate) struct Stage {
@@ -59,19 +60,23 @@ impl Stage {
         device: Device,
     ) -> Self {
         let (plan, job) = (&start.plan, setup.job);
-        let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp));
+        let shares = plan.zero == Zero::Weights;
+        let replica = shares.then_some((position / plan.tp, plan.dp));
+        let mut builder = Builder::new(setup.seed, device, (position % plan.tp, plan.tp), replica);
         let (first, last) = (stage == 0, stage + 1 == plan.pp);
-        let room = matches!(storage, Storage::Shards | Storage::Parts).then(|| room(setup, start, stage, device));
+        let memory = Memory::new(setup, (start, storage), stage, device);
         let embedding = first.then(|| Embedding::new(&mut builder, &setup.gpt));
-        let mut gates = GatesBuilder::default();
+        builder.end_unit();
+        let of_gates = Collected::new(shares.then_some((position, plan.stage_ranks())), device);
+        let mut gates = GatesBuilder { scores: of_gates, selection: Vec::new() };
+        gates.scores.end_unit();
         let depth = setup.gpt.depth;
         let blocks = plan.chunk_blocks(job, stage).map(|number| {
             let block = &job.model.blocks[number];
             let attention = Attention::new(&mut builder, block, number, depth);
             let feed_forward = match block.ffn {
                 Ffn::Moe(moe) => {
-                    let layer =
-                        moe_layer(setup, start, (storage, room.as_ref()), (number, position), &mut gates, device);
+                    let layer = moe_layer(setup, start, (storage, &memory), (number, position), &mut gates, device);
                     let shared =
                         moe.shared.map(|shared| SharedExpert::new(&mut builder, number, moe.width, depth, shared));
                     FeedForward::Moe(Box::new(layer), shared)
@@ -81,21 +86,29 @@ impl Stage {
                     FeedForward::Dense(Mlp::new(&mut builder, &name, block.hidden, depth, mlp))
                 }
             };
+            builder.end_unit();
+            gates.scores.end_unit();
             Block { number, attention, feed_forward }
         });
         let blocks: Vec<Block> = blocks.collect();
         let head = last.then(|| Head::new(&mut builder, &setup.gpt));
-        let holds = first || last && setup.gpt.tied;
-        let words: Vec<_> = holds.then(|| embedding_weight(&builder, &setup.gpt)).into_iter().collect();
+        builder.end_unit();
+        gates.scores.end_unit();
+        let mut words = Collected::new(replica, device);
+        if first || last && setup.gpt.tied {
+            words.push(embedding_weight(&builder, &setup.gpt));
+        }
+        words.end_unit();
         let kinds = [setup.kind, setup.gradients()];
-        let embedding_weight = Bucket::new(&words, setup.kind, device).with_gradients(setup.gradients());
+        let embedding_weight = words.bucket(kinds);
         let gates = gates.finish(kinds, device);
         Self { dense: builder.finish(kinds), gates, embedding_weight, embedding, blocks, head }
     }
 
-    /// All buckets that gradients change, but for those of experts.
+    /// What the optimizer updates, but for experts.
     pub(super) fn shared_buckets(&self) -> impl Iterator<Item = &Bucket> {
-        [&self.dense.sharded, &self.dense.replicated, &self.gates.scores, &self.embedding_weight].into_iter()
+        let all = [&self.dense.sharded, &self.dense.replicated, &self.gates.scores, &self.embedding_weight];
+        all.into_iter().map(Bucket::state)
     }
 
     pub(crate) fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> {
@@ -110,20 +123,39 @@ impl Stage {
     }
 }
 
-/// Memory for the slots of a stage's MoE layers.
-fn room(setup: &Setup, start: &Start, stage: usize, device: Device) -> Room {
-    let (plan, job) = (&start.plan, setup.job);
-    let numbers =
-        |(moe, placement): (&Moe, &Placement)| placement.slots_per_rank() as i64 * moe.expert_parameters() as i64;
-    let most = layers_of(job, plan, stage, &start.placements).map(numbers).max().unwrap_or(0);
-    Room::new(most, setup.kind, device)
+/// Memory that the MoE layers of a stage use one after the other, where slots hold experts for a while.
+#[derive(Default)]
+struct Memory {
+    /// Of experts in shards or parts.
+    room: Option<Room>,
+    /// Whole weights and whole gradients of experts of which replicas keep a part each.
+    whole: Option<[Tensor; 2]>,
+}
+
+impl Memory {
+    fn new(setup: &Setup, (start, storage): (&Start, Storage), stage: usize, device: Device) -> Self {
+        let (plan, job) = (&start.plan, setup.job);
+        let numbers =
+            |(moe, placement): (&Moe, &Placement)| placement.slots_per_rank() as i64 * moe.expert_parameters() as i64;
+        let most = layers_of(job, plan, stage, &start.placements).map(numbers).max().unwrap_or(0);
+        match storage {
+            Storage::Shards | Storage::Parts => {
+                Self { room: Some(Room::new(most, setup.kind, device)), ..Self::default() }
+            }
+            Storage::Slots if plan.zero == Zero::Weights && plan.expert_dp > 1 => {
+                let whole = [setup.kind, setup.gradients()].map(|kind| Tensor::zeros([most], (kind, device)));
+                Self { whole: Some(whole), ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
 }
 
 /// The MoE layer of a block; its gate's parameters join the others.
 fn moe_layer(
     setup: &Setup,
     start: &Start,
-    (storage, room): (Storage, Option<&Room>),
+    (storage, memory): (Storage, &Memory),
     (block, position): (usize, usize),
     gates: &mut GatesBuilder,
     device: Device,
@@ -134,11 +166,15 @@ fn moe_layer(
     let placement = start.placements[number].clone();
     let (rank, ranks) = (position % start.plan.ep, start.plan.ep);
     let (seed, depth, kind) = (setup.seed, setup.gpt.depth, setup.kind);
-    let slots = || match room {
+    let slots = || match &memory.room {
         Some(room) => room.slots(number, placement.slots_per_rank(), &moe),
         None => Slots::new(placement.slots_per_rank(), &moe, [kind, setup.gradients()], device),
     };
     let experts = match storage {
+        Storage::Slots if let Some(whole) = &memory.whole => {
+            let share = ((position / ranks, start.plan.expert_dp), whole);
+            Experts::in_shares(seed, number, placement.experts_of(rank), moe, depth, share, setup.gradients())
+        }
         Storage::Slots => {
             let experts = Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device);
             experts.with_gradients(setup.gradients())
@@ -156,9 +192,8 @@ fn moe_layer(
 }
 
 /// Initial values of the gates of a stage.
-#[derive(Default)]
 struct GatesBuilder {
-    scores: Vec<Tensor>,
+    scores: Collected,
     selection: Vec<Tensor>,
 }
 
@@ -169,19 +204,17 @@ impl GatesBuilder {
         let shape = [moe.experts as i64, moe.width as i64];
         let name = format!("layer {number} gate");
         let bias = || initial(setup.seed, &format!("{name} bias"), &shape[..1], Initial::Zeros, device);
-        let push = |to: &mut Vec<Tensor>, parameter| {
-            to.push(parameter);
-            to.len() - 1
-        };
-        let weight = push(&mut self.scores, initial(setup.seed, &name, &shape, Initial::Normal(1.0), device));
-        let logit = (router.bias == RouterBias::Logit).then(|| push(&mut self.scores, bias()));
-        let selection = (router.bias == RouterBias::Selection).then(|| push(&mut self.selection, bias()));
+        let weight = self.scores.push(initial(setup.seed, &name, &shape, Initial::Normal(1.0), device));
+        let logit = (router.bias == RouterBias::Logit).then(|| self.scores.push(bias()));
+        let selection = (router.bias == RouterBias::Selection).then(|| {
+            self.selection.push(bias());
+            self.selection.len() - 1
+        });
         LayerGate { router, weight, bias: logit, selection }
     }
 
-    fn finish(self, [kind, gradients]: [Kind; 2], device: Device) -> Gates {
+    fn finish(self, kinds: [Kind; 2], device: Device) -> Gates {
         // Biases for the choice move in steps that half precision would lose.
-        let selection = Bucket::new(&self.selection, Kind::Float, device);
-        Gates { scores: Bucket::new(&self.scores, kind, device).with_gradients(gradients), selection }
+        Gates { scores: self.scores.bucket(kinds), selection: Bucket::new(&self.selection, Kind::Float, device) }
     }
 }

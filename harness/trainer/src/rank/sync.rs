@@ -5,7 +5,7 @@ use systems::iteration::online;
 use systems::iteration::timeline::{Activity, Gradients};
 use systems::plan::slots::SlotState;
 use systems::price::network::Group;
-use systems::{Placement, Storage};
+use systems::{Placement, Storage, Zero};
 use tch::{Kind, Tensor};
 use workloads::Bytes;
 use workloads::model::Moe;
@@ -25,7 +25,8 @@ use crate::setup::Setup;
 
 impl Rank<'_> {
     /// Sums gradients: dense parameters over data-parallel ranks, gates over the stage, experts over their replicas, the
-    /// embedding over data-parallel ranks and, where the head shares it, between the first and the last stage.
+    /// embedding over data-parallel ranks and, where the head shares it, between the first and the last stage. Of what replicas keep parts, the
+    /// passes have done all but the last, and the sums over an expert's other copies.
     ///
     /// # Errors
     /// A peer that died.
@@ -34,11 +35,15 @@ impl Rank<'_> {
         let first = self.stage_number * plan.stage_ranks();
         let place = |stride| self.setup.costs.group(first..first + plan.stage_ranks(), stride);
         let dense = [&stage.dense.sharded, &stage.dense.replicated];
-        self.all_reduce(Gradients::Dense, &dense, groups.data(), &place(plan.tp))?;
-        self.all_reduce(Gradients::Gate, &[&stage.gates.scores], groups.stage(), &place(1))?;
+        let (tied, each_pass) = ([&stage.embedding_weight], plan.zero == Zero::Weights);
+        if !each_pass {
+            self.all_reduce(Gradients::Dense, &dense, groups.data(), &place(plan.tp))?;
+            self.all_reduce(Gradients::Gate, &[&stage.gates.scores], groups.stage(), &place(1))?;
+        }
         self.reduce_experts(&place(plan.ep))?;
-        let tied = [&stage.embedding_weight];
-        self.all_reduce(Gradients::Tied, &tied, groups.data(), &place(plan.tp))?;
+        if !each_pass {
+            self.all_reduce(Gradients::Tied, &tied, groups.data(), &place(plan.tp))?;
+        }
         if plan.pp > 1 && self.setup.gpt.tied {
             let span = plan.stage_ranks() * (plan.pp - 1);
             let ends = self.setup.costs.group(0..span + 1, span);
@@ -60,12 +65,13 @@ impl Rank<'_> {
         let copies = Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers };
         let synchronised = copies.synchronisation();
         let summed = matches!(storage, Storage::Shards | Storage::Parts);
-        if summed || synchronised.is_none() && groups.replicas.size() == 1 {
+        let replicas = groups.replicas.size() > 1 && self.plan.zero != Zero::Weights;
+        if summed || synchronised.is_none() && !replicas {
             return Ok(());
         }
         let group = &*groups.experts;
         self.timer.wait(activity, || {
-            if storage == Storage::Slots {
+            if storage == Storage::Slots && replicas {
                 sum(&buckets, &*groups.replicas)?;
             }
             // Those of one layer travel while those of another are added.
@@ -161,13 +167,13 @@ impl Rank<'_> {
     }
 }
 
-/// Sums the gradients of buckets over a group.
+/// Sums the gradients of buckets over a group: those that a rank keeps.
 fn sum(buckets: &[&Bucket], group: &dyn Communicator) -> Result<(), CommError> {
     if group.size() == 1 {
         return Ok(());
     }
     let filled = buckets.iter().filter(|bucket| !bucket.is_empty());
-    let pending = filled.map(|bucket| group.sum_in_place(bucket.gradients())).collect::<Result<Vec<_>, _>>()?;
+    let pending = filled.map(|bucket| group.sum_in_place(bucket.state().gradients())).collect::<Result<Vec<_>, _>>()?;
     pending.into_iter().try_for_each(|sum| sum.wait().map(drop))
 }
 
@@ -180,21 +186,26 @@ impl Rank<'_> {
             Some(kernels) => kernels.square_sum(&gradient.to_kind(Kind::Float)),
             None => gradient.to_kind(Kind::Float).square().sum(Kind::Double),
         };
-        let sum = |bucket: &Bucket, copies: usize| square(bucket.gradients()) / copies as f64;
-        let mut total = sum(&stage.dense.sharded, plan.dp)
-            + sum(&stage.dense.replicated, plan.dp * plan.tp)
-            + sum(&stage.gates.scores, plan.stage_ranks());
+        // Parts of different replicas are of different parameters.
+        let sum = |bucket: &Bucket, replicas: usize, copies: usize| {
+            let replicas = if bucket.is_shared() { 1 } else { replicas };
+            square(bucket.state().gradients()) / (replicas * copies) as f64
+        };
+        let mut total = sum(&stage.dense.sharded, plan.dp, 1)
+            + sum(&stage.dense.replicated, plan.dp, plan.tp)
+            + sum(&stage.gates.scores, plan.stage_ranks(), 1);
         for Layer { experts, placement, .. } in stage.layers() {
+            let replicas = if experts.bucket.is_shared() { 1 } else { plan.expert_dp };
             if placement.has_copies() && experts.stand_in_slots() {
                 let of_experts = first_gradients(experts, placement, self.groups.experts.rank());
-                of_experts.iter().for_each(|gradient| total += square(gradient) / plan.expert_dp as f64);
+                of_experts.iter().for_each(|gradient| total += square(gradient) / replicas as f64);
             } else {
-                total += sum(experts.state(), plan.expert_dp);
+                total += square(experts.state().gradients()) / replicas as f64;
             }
         }
         // The last stage holds the same sum of the gradient, if it holds the embedding.
         if self.stage_number == 0 {
-            total += sum(&stage.embedding_weight, plan.dp);
+            total += sum(&stage.embedding_weight, plan.dp, 1);
         }
         total.reshape([1]).to_device(*device)
     }

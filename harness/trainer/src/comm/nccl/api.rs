@@ -67,6 +67,7 @@ functions! {
     ncclRecv(*mut c_void, usize, c_int, c_int, ncclComm_t, cudaStream_t) -> c_int;
     ncclAllReduce(*const c_void, *mut c_void, usize, c_int, c_int, ncclComm_t, cudaStream_t) -> c_int;
     ncclAllGather(*const c_void, *mut c_void, usize, c_int, ncclComm_t, cudaStream_t) -> c_int;
+    ncclReduceScatter(*const c_void, *mut c_void, usize, c_int, c_int, ncclComm_t, cudaStream_t) -> c_int;
     ncclBroadcast(*const c_void, *mut c_void, usize, c_int, c_int, ncclComm_t, cudaStream_t) -> c_int;
     ncclReduce(*const c_void, *mut c_void, usize, c_int, c_int, c_int, ncclComm_t, cudaStream_t) -> c_int;
 }

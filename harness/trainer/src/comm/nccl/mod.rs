@@ -288,6 +288,25 @@ impl Communicator for Nccl {
         })
     }
 
+    fn reduce_scatter(&self, rows: &Tensor) -> Result<Pending, CommError> {
+        let (own, kind) = self.prepare(Operation::ReduceScatter, rows)?;
+        if own.size().first() != Some(&(self.size() as i64)) {
+            let found = format!("a tensor {:?}: expected a row of each of {} members", own.size(), self.size());
+            return Err(error_of(&self.control, Operation::ReduceScatter, CommFailure::Mismatch(found)));
+        }
+        let result = own.narrow(0, 0, 1).empty_like();
+        if own.numel() == 0 {
+            return self.nothing(result);
+        }
+        let (from, to, elements) = (own.data_ptr(), result.data_ptr(), result.numel());
+        self.launch(Operation::ReduceScatter, vec![own], result, |call| {
+            // SAFETY: what is summed holds `elements` for each member; both are kept until the operation is over.
+            call.check(unsafe {
+                (call.api.ncclReduceScatter)(from, to, elements, kind as c_int, SUM, call.raw, call.stream)
+            })
+        })
+    }
+
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Pending, CommError> {
         self.check_member(Operation::Broadcast, root, true)?;
         let (own, kind) = self.prepare(Operation::Broadcast, tensor)?;
