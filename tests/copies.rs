@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use systems::iteration::run::Balancing;
 use systems::iteration::{Charge, Coverage, Evaluation, Start};
 use systems::plan::search::PerformanceModel;
 use systems::price::Setting;
@@ -16,6 +17,7 @@ use systems::zoo::{eplb, flexmoe, laer, microep, quota, symi};
 use systems::{
     CostModel, Decision, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts, Storage, System,
 };
+use workloads::Bytes;
 use workloads::model::Moe;
 
 use crate::support::{batch, close, cluster, job, model, plan, simulate, total};
@@ -111,6 +113,10 @@ fn copies_take_what_their_bytes_take_on_the_busiest_port() {
                 close(rank.0, 3.0 + parameters * bytes / bandwidth);
             }
         }
+        // Weights of three copies both ways, and their gradients.
+        let bytes = |each: f64| Bytes(3.0 * 430.0 * each);
+        assert_eq!(priced.moved.map(|moved| moved.bytes), [bytes(2.0), bytes(2.0 + 4.0)]);
+        close(priced.moved[1].time.0, 2.0 * 3.0 + parameters * (2.0 + 4.0) / bandwidth);
         // 40 entries an expert: those of expert 0 over three ranks, of expert 2 over two.
         assert_eq!(priced.computed_rows, [14 + 20, 40 + 13, 20, 40 + 13]);
     };
@@ -137,6 +143,9 @@ fn restoring_shards_takes_what_others_hold() {
     close(priced.forward[0].0, 1.0 + restored * 2.0 / 1e3);
     let reshard = program.backward.iter().position(|task| task.op == Op::Reshard).unwrap();
     close(priced.backward[8 * reshard].0, 1.0 + restored * 4.0 / 1e3);
+    // Eight ranks do, there and back.
+    assert_eq!(priced.moved.map(|moved| moved.bytes), [2.0, 6.0].map(|each| Bytes(8.0 * restored * each)));
+    close(priced.moved[1].time.0, 2.0 + restored * 6.0 / 1e3);
 }
 
 /// A policy that only says where experts are.
@@ -206,28 +215,38 @@ fn balancers_bring_a_hot_expert_close_to_the_mean() {
     let steady = |system: &dyn System, every: usize, expert_dp: usize| {
         let plan = Plan { placement_every: every, ..plan(1, 8, 8 / expert_dp) };
         // Past the first decisions.
-        total(&simulate(&job, &costs, system, plan, &hot, 60)[52..])
+        let run = simulate(&job, &costs, system, plan, &hot, 60);
+        (total(&run[52..]), run[59].balancing.unwrap())
     };
     let even = total(&simulate(&job, &costs, &ExpertOnly, plan(1, 8, 8), &hot.uniform(), 60)[52..]);
-    let plain = steady(&ExpertOnly, 0, 1);
+    let (plain, nothing) = steady(&ExpertOnly, 0, 1);
     assert!(plain > 2.0 * even, "{plain} against {even}");
-    let balancers: [(&dyn System, usize, usize, f64); 8] = [
-        (&eplb::Eplb, 10, 1, 1.35),
-        (&flexmoe::FLEXMOE, 1, 1, 1.35),
-        (&quota::ULTRAEP, 0, 1, 1.25),
-        (&quota::MOONEP, 0, 1, 1.25),
-        (&quota::LEAST_LOADED, 0, 1, 1.35),
-        (&microep::ASYMMETRIC, 50, 2, 1.25),
-        (&laer::Laer, 1, 1, 1.35),
-        (&symi::Symi, 1, 1, 1.35),
+    // The first rank has two of 16 experts, and 3400 + 200 of 6400 entries; the mean is an eighth.
+    assert_eq!(nothing, Balancing { max_over_mean: 8.0 * 3600.0 / 6400.0, ..Balancing::default() });
+    let balancers: [(&dyn System, usize, usize, f64, usize); 8] = [
+        (&eplb::Eplb, 10, 1, 1.35, 2),
+        (&flexmoe::FLEXMOE, 1, 1, 1.35, 2),
+        (&quota::ULTRAEP, 0, 1, 1.25, 2),
+        (&quota::MOONEP, 0, 1, 1.25, 2),
+        (&quota::LEAST_LOADED, 0, 1, 1.35, 2),
+        (&microep::ASYMMETRIC, 50, 2, 1.25, 0),
+        (&laer::Laer, 1, 1, 1.35, 1),
+        (&symi::Symi, 1, 1, 1.35, 2),
     ];
-    for (system, every, expert_dp, bound) in balancers {
-        let took = steady(system, every, expert_dp) / even;
+    for (system, every, expert_dp, bound, redundant_slots) in balancers {
+        let (took, balancing) = steady(system, every, expert_dp);
+        let took = took / even;
+        assert_eq!(balancing.redundant_slots, redundant_slots, "{}", system.name());
+        assert!(balancing.max_over_mean < bound, "{}: {balancing:?}", system.name());
+        assert!(balancing.planning <= balancing.cost, "{}: {balancing:?}", system.name());
+        // Replicas that stand apart send what replicas send anyhow.
+        let moves = expert_dp == 1;
+        assert_eq!(balancing.moved > Bytes::ZERO, moves, "{}: {balancing:?}", system.name());
         assert!(took < bound, "{}: {took} of even", system.name());
         assert!(took > 0.9, "{}: {took} of even", system.name());
     }
     // Two copies of an expert with half of the entries of eight ranks.
-    let symmetric = steady(&microep::MICROEP, 0, 2) / even;
+    let symmetric = steady(&microep::MICROEP, 0, 2).0 / even;
     assert!(symmetric > 1.5 && symmetric < 2.5, "{symmetric}");
 }
 

@@ -338,7 +338,7 @@ impl BalancerSearch<'_> {
         let moving = self.moving(plan, moe, policy, &placed, &next);
         let storage = policy.storage();
         let copies = Copies { plan, costs, stage: plan.stage_of(job, block), storage, layers: vec![(moe, &placed)] };
-        let copies = copies.beyond_replicas();
+        let copies = copies.beyond_replicas(plan);
         placements[layer] = placed;
         let charges = vec![Charge::default(); plan.pp];
         let evaluation = Evaluation {

@@ -89,8 +89,7 @@ mod tests {
         let trace = SynthSpec { layers: 4, experts: 8, samples: 1, ..SynthSpec::default() }.generate().unwrap();
         let entries_per_chunk = (model.blocks[0].moe().unwrap().tokens * model.top_k) as u32;
         let (layers, experts, chunks) = (4, 8, 64);
-        let spec =
-            RoutingSpec { layers, experts, chunks, entries_per_chunk, top_k: 2, start: 1, stride: 1, seed: 0 };
+        let spec = RoutingSpec { layers, experts, chunks, entries_per_chunk, top_k: 2, start: 1, stride: 1, seed: 0 };
         let mut cluster = Cluster::named("test", "inky").unwrap();
         cluster.gpu.memory.value = cluster.gpu.memory_reserved.value + memory;
         Job::new(model, cluster, gpus, Gate::NoDrop, 64)
@@ -117,8 +116,14 @@ mod tests {
                 };
                 let mut best: Option<(workloads::Seconds, Plan)> = None;
                 for micro_batch in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|m| m * gpus <= 64) {
-                    let plans = Recompute::ALL.map(|recompute| {
-                        Plan { dp: gpus, ep, expert_dp: gpus / ep, zero, micro_batch, recompute, ..Plan::default() }
+                    let plans = Recompute::ALL.map(|recompute| Plan {
+                        dp: gpus,
+                        ep,
+                        expert_dp: gpus / ep,
+                        zero,
+                        micro_batch,
+                        recompute,
+                        ..Plan::default()
                     });
                     // The least recomputation that fits under even routing; whether the profile's fits decides afterwards.
                     let fits = plans.iter().find_map(|plan| Some((step(plan, &even)?, *plan)));
