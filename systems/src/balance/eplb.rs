@@ -72,6 +72,17 @@ fn place(loads: &[u64], experts: &[usize], ranks: usize, slots: usize) -> Slots 
     placed
 }
 
+/// One slot for each expert, packed by loads; what slots are left stay empty.
+pub fn once(loads: &[u64], shape: Shape) -> Slots {
+    let mut slots = vec![None; shape.ranks * shape.slots];
+    let mut taken = vec![0; shape.ranks];
+    for (expert, rank) in pack(loads, shape.ranks).into_iter().enumerate() {
+        slots[rank * shape.slots + taken[rank]] = Some(expert);
+        taken[rank] += 1;
+    }
+    slots
+}
+
 /// The same slots with ranks, and experts on them, in the order in which the fewest copies come to another place: each rank of `next`, those that
 /// share most first, goes to the rank of `now` that it shares most experts with. The public code leaves this out, since it moves weights without
 /// optimizer state.
