@@ -106,7 +106,8 @@ impl Scatter {
         let titles = 3.0 + plot::title_room(self.panels.iter().map(|p| (p.title.as_str(), side)));
         let below = x_axis_room(&self.x_label) - x_axis_room("");
         let over = titles + x_axis_room("");
-        Grid { rows, columns, side: side.min(TALLEST / rows as f64 - over), numbers, titles, over, below }
+        let side = if named { side.min(TALLEST / rows as f64 - over) } else { side };
+        Grid { rows, columns, side, numbers, titles, over, below }
     }
 
     /// Room for a panel's y numbers.
@@ -217,8 +218,8 @@ impl Chart for Scatter {
 const REACH: [f64; 5] = [4.0, 10.0, 18.0, 28.0, 40.0];
 const TURNS: [f64; 8] = [90.0, 270.0, 45.0, 0.0, 135.0, 315.0, 180.0, 225.0];
 
-/// All rows of squares keep within a page, in points.
-const TALLEST: f64 = 590.0;
+/// All rows of squares with names keep within a page, below a legend of some rows, in points.
+const TALLEST: f64 = 550.0;
 
 /// Width of the y axis' name, with a gap.
 const NAME: f64 = BASE + 3.0;
