@@ -1,8 +1,11 @@
 //! Systems that keep or make copies of experts: every entry is served once, what copies cost is what their bytes take, and
 //! copies bring what they promise.
 
+use std::collections::BTreeMap;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use systems::iteration::run::Balancing;
 use systems::iteration::{Charge, Coverage, Evaluation, Start};
 use systems::plan::search::PerformanceModel;
 use systems::price::Setting;
@@ -14,6 +17,7 @@ use systems::zoo::{eplb, flexmoe, laer, microep, quota, symi};
 use systems::{
     CostModel, Decision, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts, Storage, System,
 };
+use workloads::Bytes;
 use workloads::model::Moe;
 
 use crate::support::{batch, close, cluster, job, model, plan, simulate, total};
@@ -26,11 +30,12 @@ fn counts(random: &mut ChaCha8Rng, ranks: usize, experts: usize) -> RoutingCount
     RoutingCounts::new(experts, row.collect())
 }
 
-/// Every system's programs on random counts, where training starts and where its first decision puts experts.
+/// Every system's programs on random counts, where training starts and where its decisions put experts. Those that have slots beyond
+/// one for each expert use them.
 #[test]
 fn every_entry_is_served_once_under_every_system() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    let mut split = 0;
+    let mut split = BTreeMap::new();
     for (gpus, ep, experts) in [(8, 8, 16), (8, 4, 8), (16, 8, 8), (6, 3, 12), (4, 1, 4)] {
         let uniform = batch(1, gpus, |_| vec![16; experts]);
         let job = job(model(1, 16 * experts, 64, experts), cluster(4, &[]), gpus, &uniform);
@@ -41,9 +46,15 @@ fn every_entry_is_served_once_under_every_system() {
             for round in 1..12 {
                 let counts = counts(&mut random, plan.ep, experts);
                 let program = policy.program(0, &counts, &placements[0]);
+                let has_copies = placements[0].has_copies() || !program.copies.is_empty();
                 if program.layout == Layout::Ragged {
                     served_once(&program, &counts, &placements[0], system.name());
-                    split += usize::from(placements[0].has_copies() || !program.copies.is_empty());
+                } else {
+                    // Of padded rows, there are no copies but parts of experts.
+                    assert!(!has_copies || program.split.of_parts(), "{}", system.name());
+                }
+                if placements[0].experts_in_slots().len() > experts && !program.split.of_parts() {
+                    *split.entry(system.name()).or_insert(0) += usize::from(has_copies);
                 }
                 let mut past = LoadHistory::default();
                 past.push(vec![counts.loads()]);
@@ -55,7 +66,7 @@ fn every_entry_is_served_once_under_every_system() {
             }
         }
     }
-    assert!(split > 300, "programs with copies: {split}");
+    assert!(split.len() > 8 && split.values().all(|&programs| programs > 10), "programs with copies: {split:?}");
 }
 
 fn served_once(program: &LayerProgram, counts: &RoutingCounts, placement: &Placement, system: &str) {
@@ -102,6 +113,10 @@ fn copies_take_what_their_bytes_take_on_the_busiest_port() {
                 close(rank.0, 3.0 + parameters * bytes / bandwidth);
             }
         }
+        // Weights of three copies both ways, and their gradients.
+        let bytes = |each: f64| Bytes(3.0 * 430.0 * each);
+        assert_eq!(priced.moved.map(|moved| moved.bytes), [bytes(2.0), bytes(2.0 + 4.0)]);
+        close(priced.moved[1].time.0, 2.0 * 3.0 + parameters * (2.0 + 4.0) / bandwidth);
         // 40 entries an expert: those of expert 0 over three ranks, of expert 2 over two.
         assert_eq!(priced.computed_rows, [14 + 20, 40 + 13, 20, 40 + 13]);
     };
@@ -128,6 +143,9 @@ fn restoring_shards_takes_what_others_hold() {
     close(priced.forward[0].0, 1.0 + restored * 2.0 / 1e3);
     let reshard = program.backward.iter().position(|task| task.op == Op::Reshard).unwrap();
     close(priced.backward[8 * reshard].0, 1.0 + restored * 4.0 / 1e3);
+    // Eight ranks do, there and back.
+    assert_eq!(priced.moved.map(|moved| moved.bytes), [2.0, 6.0].map(|each| Bytes(8.0 * restored * each)));
+    close(priced.moved[1].time.0, 2.0 + restored * 6.0 / 1e3);
 }
 
 /// A policy that only says where experts are.
@@ -197,28 +215,38 @@ fn balancers_bring_a_hot_expert_close_to_the_mean() {
     let steady = |system: &dyn System, every: usize, expert_dp: usize| {
         let plan = Plan { placement_every: every, ..plan(1, 8, 8 / expert_dp) };
         // Past the first decisions.
-        total(&simulate(&job, &costs, system, plan, &hot, 60)[52..])
+        let run = simulate(&job, &costs, system, plan, &hot, 60);
+        (total(&run[52..]), run[59].balancing.unwrap())
     };
     let even = total(&simulate(&job, &costs, &ExpertOnly, plan(1, 8, 8), &hot.uniform(), 60)[52..]);
-    let plain = steady(&ExpertOnly, 0, 1);
+    let (plain, nothing) = steady(&ExpertOnly, 0, 1);
     assert!(plain > 2.0 * even, "{plain} against {even}");
-    let balancers: [(&dyn System, usize, usize, f64); 8] = [
-        (&eplb::Eplb, 10, 1, 1.35),
-        (&flexmoe::FLEXMOE, 1, 1, 1.35),
-        (&quota::ULTRAEP, 0, 1, 1.25),
-        (&quota::MOONEP, 0, 1, 1.25),
-        (&quota::LEAST_LOADED, 0, 1, 1.35),
-        (&microep::ASYMMETRIC, 50, 2, 1.25),
-        (&laer::Laer, 1, 1, 1.35),
-        (&symi::Symi, 1, 1, 1.35),
+    // The first rank has two of 16 experts, and 3400 + 200 of 6400 entries; the mean is an eighth.
+    assert_eq!(nothing, Balancing { max_over_mean: 8.0 * 3600.0 / 6400.0, ..Balancing::default() });
+    let balancers: [(&dyn System, usize, usize, f64, usize); 8] = [
+        (&eplb::Eplb, 10, 1, 1.35, 2),
+        (&flexmoe::FLEXMOE, 1, 1, 1.35, 2),
+        (&quota::ULTRAEP, 0, 1, 1.25, 2),
+        (&quota::MOONEP, 0, 1, 1.25, 2),
+        (&quota::LEAST_LOADED, 0, 1, 1.35, 2),
+        (&microep::ASYMMETRIC, 50, 2, 1.25, 0),
+        (&laer::Laer, 1, 1, 1.35, 1),
+        (&symi::Symi, 1, 1, 1.35, 2),
     ];
-    for (system, every, expert_dp, bound) in balancers {
-        let took = steady(system, every, expert_dp) / even;
+    for (system, every, expert_dp, bound, redundant_slots) in balancers {
+        let (took, balancing) = steady(system, every, expert_dp);
+        let took = took / even;
+        assert_eq!(balancing.redundant_slots, redundant_slots, "{}", system.name());
+        assert!(balancing.max_over_mean < bound, "{}: {balancing:?}", system.name());
+        assert!(balancing.planning <= balancing.cost, "{}: {balancing:?}", system.name());
+        // Replicas that stand apart send what replicas send anyhow.
+        let moves = expert_dp == 1;
+        assert_eq!(balancing.moved > Bytes::ZERO, moves, "{}: {balancing:?}", system.name());
         assert!(took < bound, "{}: {took} of even", system.name());
         assert!(took > 0.9, "{}: {took} of even", system.name());
     }
     // Two copies of an expert with half of the entries of eight ranks.
-    let symmetric = steady(&microep::MICROEP, 0, 2) / even;
+    let symmetric = steady(&microep::MICROEP, 0, 2).0 / even;
     assert!(symmetric > 1.5 && symmetric < 2.5, "{symmetric}");
 }
 
@@ -228,21 +256,16 @@ fn searches_find_plans_for_systems_with_copies() {
     let hot = batch(2, 32, |_| (0..16).map(|e| if e < 2 { 700 } else { 50 }).collect());
     let job = job(model(2, 2100, 256, 16), cluster(8, &[]), 8, &hot);
     let costs = CostModel::new(&job.cluster, job.gpus);
-    for name in [
-        "eplb",
-        "flexmoe",
-        "ultraep",
-        "moonep",
-        "least-loaded",
-        "microep",
-        "microep-asymmetric",
-        "laer",
-        "symi",
-        "cobalance",
-    ] {
-        let system = systems::by_name(name).unwrap();
+    let room = |system: &&&dyn System| {
+        let plan = plan(1, 8, 4);
+        Start::new(&job, &plan, system.policy(&job, &plan).as_ref()).placements[0].experts_in_slots().len() > 16
+    };
+    let with_copies: Vec<&&dyn System> = systems::ALL.iter().filter(|system| system.searches()).filter(room).collect();
+    assert!(with_copies.len() > 8);
+    for system in with_copies {
+        let name = system.name();
         let (plan, estimate) = system.best(&job, &costs).unwrap();
-        let run = simulate(&job, &costs, system, plan, &hot, 54);
+        let run = simulate(&job, &costs, *system, plan, &hot, 54);
         let last = run.last().unwrap();
         assert_eq!(last.failure, None, "{name}");
         let ratio = last.timing.step / estimate.step;

@@ -60,13 +60,13 @@ fn shadowing_helps_where_experts_are_hot() {
         )
     };
     let without = |batch| seconds(&skewed_job, &fastermoe::UNSHADOWED, plan(1, 8, 8), batch);
-    assert!(with(&skewed_batch)[0].timing.shadowed > 0);
+    assert!(with(&skewed_batch)[0].timing.copied > 0);
     near(without(&skewed_batch) / total(&with(&skewed_batch)), 1.362);
     // Nothing is shadowed where nothing is hot: what is left is the schedule, known the same way.
     let job = Job { profile: vec![even.clone()], ..skewed_job.clone() };
     let costs = CostModel::new(&job.cluster, job.gpus);
     let shadowing = simulate(&job, &costs, &fastermoe::FASTERMOE, plan(1, 8, 8), &even, 10);
-    assert_eq!(shadowing[0].timing.shadowed, 0);
+    assert_eq!(shadowing[0].timing.copied, 0);
     close(total(&shadowing), seconds(&job, &fastermoe::UNSHADOWED, plan(1, 8, 8), &even));
 }
 

@@ -114,7 +114,7 @@ impl Asked {
         Ok(Trained {
             losses: iterations.iter().map(|iteration| iteration.loss.unwrap()).collect(),
             weights: join(ranks, &self.plan),
-            shadowed: iterations.iter().map(|iteration| iteration.timing.shadowed).sum(),
+            shadowed: iterations.iter().map(|iteration| iteration.timing.copied).sum(),
             moved: iterations.iter().map(|iteration| iteration.moved as u64).sum(),
         })
     }

@@ -374,7 +374,7 @@ fn times_of_a_run(job: &Job, system: &'static dyn System, plan: Plan) -> [f64; 2
     let (name, percent) = (system.name(), (simulated / emulated - 1.0) * 100.0);
     println!("{name}: emulated {:.1} ms, simulated {:.1} ms: {percent:+.1}%", emulated * 1e3, simulated * 1e3);
     for (emulated, simulated) in run.iterations.iter().zip(&run.simulated) {
-        let did = |of: &Iteration| (of.timing.shadowed, of.timing.entries, of.timing.dropped, of.moved);
+        let did = |of: &Iteration| (of.timing.copied, of.timing.entries, of.timing.dropped, of.moved);
         assert_eq!(did(emulated), did(simulated));
     }
     let (reports, spans) = (run.reports.last().unwrap(), &run.spans);

@@ -36,6 +36,10 @@ impl Area {
         self.bottom - self.top
     }
 
+    pub(crate) fn meets(&self, other: &Self) -> bool {
+        self.left < other.right && other.left < self.right && self.top < other.bottom && other.top < self.bottom
+    }
+
     pub(crate) fn corners(&self) -> [Point; 2] {
         [(self.left, self.top), (self.right, self.bottom)]
     }

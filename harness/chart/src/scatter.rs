@@ -1,4 +1,4 @@
-//! Predicted against measured: square panels with equal axes, the diagonal and a band around it.
+//! Points in square panels: predicted against measured on equal axes, with the diagonal and a band around it, or any two values.
 
 use plotters::element::Polygon;
 use plotters::style::Color;
@@ -7,7 +7,7 @@ use crate::axis::{Axis, Spacing, extent, widened};
 use crate::canvas::Drawn;
 use crate::frame::{self, Chart, Frame};
 use crate::legend::{self, Swatch};
-use crate::page::{Area, Page};
+use crate::page::{Area, Page, Point};
 use crate::palette::{AXIS, BAND, PAPER, axis_line, ink, stroke};
 use crate::plot::{self, Axes, Plot, x_axis_room};
 use crate::text::{BASE, FINE, Type};
@@ -23,7 +23,8 @@ pub struct Scatter {
     pub y_label: String,
     /// From left to right, then in further rows.
     pub panels: Vec<ScatterPanel>,
-    /// Half width of the band around y = x, as a share: 0.1 is within 10 %. None leaves line and band out.
+    /// Half width of the band around y = x, as a share: 0.1 is within 10 %. None leaves line and band out: the
+    /// axes have ranges of their own, the y axis from zero, and the name of each series stands beside its points, too, where there is room.
     pub band: Option<f64>,
     /// Logarithmic axes; values that are not positive are left out.
     pub log: bool,
@@ -66,10 +67,20 @@ impl Scatter {
         self.spacing().accepts(x) && self.spacing().accepts(y)
     }
 
-    /// One range for both axes, from zero where all values are positive and the axis is linear.
-    fn range(&self, panel: &ScatterPanel) -> Option<(f64, f64)> {
-        let points = panel.series.iter().flat_map(|s| &s.points).filter(|p| self.holds(**p));
-        let (low, high) = extent(points.flat_map(|(x, y)| [*x, *y]), self.spacing())?;
+    /// Of the x and the y axis: one for both where there is a band.
+    fn ranges(&self, panel: &ScatterPanel) -> Option<[(f64, f64); 2]> {
+        let points = || panel.series.iter().flat_map(|s| &s.points).filter(|p| self.holds(**p));
+        if self.band.is_some() {
+            let both = self.range(points().flat_map(|(x, y)| [*x, *y]))?;
+            return Some([both, both]);
+        }
+        let across = widened(extent(points().map(|(x, _)| *x), self.spacing())?, 0.08);
+        Some([across, self.range(points().map(|(_, y)| *y))?])
+    }
+
+    /// From zero where all values are positive and the axis is linear.
+    fn range(&self, values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+        let (low, high) = extent(values, self.spacing())?;
         if self.log {
             let margin = (high / low).powf(0.05).max(1.05);
             return Some((low / margin, high * margin));
@@ -81,30 +92,38 @@ impl Scatter {
     fn grid(&self) -> Grid {
         let count = self.panels.len().max(1);
         let width = self.frame.width.points() - 8.0;
-        let most = (width / 110.0) as usize;
+        let named = self.band.is_none();
+        let most = (width / if named { 200.0 } else { 110.0 }) as usize;
         let rows = count.div_ceil(most.max(1));
         let columns = count.div_ceil(rows);
         let numbers = self.panels.iter().filter_map(|p| self.numbers(p, 5)).fold(12.0, f64::max) + 5.0;
-        let side = ((width - NAME) / columns as f64 - numbers).min(if rows > 1 { 118.0 } else { 150.0 });
+        let largest = match (named, rows) {
+            (true, _) => 200.0,
+            (false, 1) => 150.0,
+            (false, _) => 118.0,
+        };
+        let side = ((width - NAME) / columns as f64 - numbers).min(largest);
         let titles = 3.0 + plot::title_room(self.panels.iter().map(|p| (p.title.as_str(), side)));
         let below = x_axis_room(&self.x_label) - x_axis_room("");
-        Grid { rows, columns, side, numbers, titles, over: titles + x_axis_room(""), below }
+        let over = titles + x_axis_room("");
+        let side = if named { side.min(TALLEST / rows as f64 - over) } else { side };
+        Grid { rows, columns, side, numbers, titles, over, below }
     }
 
     /// Room for a panel's y numbers.
     fn numbers(&self, panel: &ScatterPanel, ticks: usize) -> Option<f64> {
-        let axis = Axis::new(self.range(panel)?, self.spacing()).ticked(ticks);
+        let axis = Axis::new(self.ranges(panel)?[1], self.spacing()).ticked(ticks);
         Some(plot::y_axis_room("", axis.ticks()))
     }
 
     fn draw_panel(&self, page: &Page<'_>, panel: &ScatterPanel, area: Area) -> Drawn {
         plot::draw_title(page, &panel.title, area)?;
-        let Some(range) = self.range(panel) else { return plot::draw_no_data(page, area) };
-        let axis = Axis::new(range, self.spacing()).ticked(ticks(area));
-        let axes = Axes { x: axis.clone(), y: axis, grid: false, y_numbers: true };
+        let Some(ranges) = self.ranges(panel) else { return plot::draw_no_data(page, area) };
+        let [x, y] = ranges.map(|range| Axis::new(range, self.spacing()).ticked(ticks(area)));
+        let axes = Axes { x, y, grid: false, y_numbers: true };
         let plot = Plot::new(page, area, axes)?;
         if let Some(band) = self.band {
-            draw_band(&plot, range, band)?;
+            draw_band(&plot, ranges[0], band)?;
         }
         for series in &panel.series {
             for point in series.points.iter().filter(|p| self.holds(**p)) {
@@ -112,7 +131,47 @@ impl Scatter {
             }
         }
         plot.draw_box(page)?;
+        if self.band.is_none() {
+            self.draw_names_beside(page, panel, area, ranges)?;
+        }
         draw_notes(page, &panel.notes, area)
+    }
+
+    /// The name of each series beside its points: at the nearest place that is free, with a line to it from further away.
+    fn draw_names_beside(&self, page: &Page<'_>, panel: &ScatterPanel, area: Area, [x, y]: [(f64, f64); 2]) -> Drawn {
+        let share = |value: f64, range: (f64, f64)| Axis::new(range, self.spacing()).share(value);
+        let place =
+            |(at_x, at_y)| (area.left + share(at_x, x) * area.width(), area.bottom - share(at_y, y) * area.height());
+        let named = panel.series.iter().flat_map(|s| s.points.iter().map(move |point| (s.name.as_str(), *point)));
+        let points: Vec<(&str, Point)> =
+            named.filter(|(_, point)| self.holds(*point)).map(|(name, point)| (name, place(point))).collect();
+        let around = |(x, y): Point| Area { left: x - 3.0, right: x + 3.0, top: y - 3.0, bottom: y + 3.0 };
+        let mut taken: Vec<Area> = points.iter().map(|(_, point)| around(*point)).collect();
+        let kind = Type::of(FINE).middle();
+        for &(name, at) in &points {
+            let (width, half) = (kind.width(name), FINE / 2.0);
+            let beside = |(distance, turn): (f64, f64)| {
+                let (across, up) = turn.to_radians().sin_cos();
+                let middle = (at.0 + across * (distance + width / 2.0), at.1 - up * (distance + half));
+                let (left, right) = (middle.0 - width / 2.0, middle.0 + width / 2.0);
+                Area { left, right, top: middle.1 - half, bottom: middle.1 + half }
+            };
+            let inside = |of: &Area| {
+                of.left > area.left + 1.0 && of.right < area.right - 1.0 && of.top > area.top && of.bottom < area.bottom
+            };
+            let free = |of: &Area| inside(of) && !taken.iter().any(|other| of.meets(other));
+            let places = REACH.into_iter().flat_map(|distance| TURNS.map(|turn| (distance, turn)));
+            let Some((distance, spot)) = places.map(|place| (place.0, beside(place))).find(|(_, of)| free(of)) else {
+                continue;
+            };
+            if distance > REACH[0] {
+                let end = (at.0.clamp(spot.left, spot.right), at.1.clamp(spot.top, spot.bottom));
+                page.path(&[at, end], stroke(AXIS, 0.35))?;
+            }
+            page.text(name, (spot.left, spot.center().1), kind)?;
+            taken.push(spot);
+        }
+        Ok(())
     }
 
     /// One name for each axis, centred on all panels.
@@ -154,6 +213,13 @@ impl Chart for Scatter {
         self.draw_names(page, &areas, inner)
     }
 }
+
+/// How far from a point its name may stand, in points, and in which directions, clockwise from above in degrees.
+const REACH: [f64; 5] = [4.0, 10.0, 18.0, 28.0, 40.0];
+const TURNS: [f64; 8] = [90.0, 270.0, 45.0, 0.0, 135.0, 315.0, 180.0, 225.0];
+
+/// All rows of squares with names keep within a page, below a legend of some rows, in points.
+const TALLEST: f64 = 550.0;
 
 /// Width of the y axis' name, with a gap.
 const NAME: f64 = BASE + 3.0;
@@ -256,8 +322,23 @@ mod tests {
     #[test]
     fn log_axes_leave_zero_out() {
         let chart = Scatter { log: true, ..sample() };
-        let range = chart.panels.first().and_then(|p| chart.range(p));
+        let range = chart.panels.first().and_then(|p| chart.ranges(p)).map(|[x, _]| x);
         assert!(range.is_some_and(|(low, high)| low > 0.9 && high < 5.0));
+    }
+
+    #[test]
+    fn names_stand_beside_points_on_axes_of_their_own() -> Result<(), FigureError> {
+        let mut chart = Scatter { band: None, ..sample() };
+        chart.panels.truncate(1);
+        chart.panels[0].series[0].points = vec![(1.0, 40.0)];
+        let other = ScatterSeries { name: "Other".into(), ink: 2, points: vec![(1.01, 40.5), (3.0, 0.0)] };
+        chart.panels[0].series.push(other);
+        let svg = chart.draw()?.svg;
+        // In the legend and beside each point, though two points all but meet.
+        assert_eq!([">GEMM<", ">Other<"].map(|name| svg.matches(name).count()), [2, 3]);
+        let [x, y] = chart.ranges(&chart.panels[0]).unwrap_or_default();
+        assert!(x.0 > 0.8 && x.1 < 3.2 && y.0 == 0.0 && y.1 > 40.5, "{x:?} {y:?}");
+        Ok(())
     }
 
     #[test]

@@ -14,7 +14,7 @@ use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 use systems::Plan;
 use systems::iteration::Peak;
 use systems::iteration::moved::Communications;
-use systems::iteration::run::Iteration;
+use systems::iteration::run::{Balancing, Iteration};
 use systems::iteration::timeline::Span;
 use systems::price::ledger::{Ledger, Phase};
 use workloads::{Bytes, EngineKind, Gate, Seconds};
@@ -23,8 +23,8 @@ use crate::details::RunDetails;
 use crate::prepare::PreparedRun;
 
 /// Version of the columns below; raised whenever one is added or changes its meaning. Since version 3, `engine` says
-/// `measured` where it said `train`; version 4 adds `balanced_step_s`.
-pub const SCHEMA_VERSION: u32 = 4;
+/// `measured` where it said `train`; version 4 adds `balanced_step_s`, version 5 what balancing cost and brought.
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Key of that version in the metadata of the Parquet files.
 pub const SCHEMA_KEY: &str = "moebench_schema_version";
@@ -220,7 +220,8 @@ pub struct Sample {
     pub migration: Seconds,
     /// Experts that changed rank, over all layers.
     pub moved: u32,
-    pub shadowed: u64,
+    pub copied: u64,
+    pub balancing: Option<Balancing>,
     pub entries: u64,
     pub dropped: u64,
     /// The fullest rank, where memory was followed.
@@ -237,7 +238,8 @@ impl From<&Iteration> for Sample {
             decision: iteration.decision,
             migration: iteration.migration,
             moved: iteration.moved as u32,
-            shadowed: timing.shadowed,
+            copied: timing.copied,
+            balancing: iteration.balancing,
             entries: timing.entries,
             dropped: timing.dropped,
             peak: Some(timing.peak).filter(|peak| peak.bytes > Bytes::ZERO),
@@ -272,6 +274,15 @@ impl<'a> RowsByRun<'a> {
     }
 }
 
+/// The columns of what balancing cost and brought.
+pub const BALANCING: [(&str, fn(&Balancing) -> f64); 5] = [
+    ("redundant_slots", |of| of.redundant_slots as f64),
+    ("moved_bytes", |of| of.moved.0),
+    ("planning_s", |of| of.planning.0),
+    ("balancing_s", |of| of.cost.0),
+    ("max_over_mean", |of| of.max_over_mean),
+];
+
 /// A column, from a value of each row.
 pub fn column<'r, R, T, P: ?Sized>(name: &str, rows: &'r [R], value: impl Fn(&'r R) -> T) -> Column
 where
@@ -287,6 +298,8 @@ where
 pub fn to_frame(rows: &[Row]) -> Result<DataFrame> {
     let mut columns = key_columns(rows);
     columns.extend(sample_columns(rows));
+    let balancing = |row: &Row| row.sample.as_ref().ok()?.balancing;
+    columns.extend(BALANCING.map(|(name, of)| column(name, rows, |row| balancing(row).as_ref().map(of))));
     Ok(DataFrame::new(rows.len(), columns)?)
 }
 
@@ -343,7 +356,7 @@ fn sample_columns(rows: &[Row]) -> Vec<Column> {
         column("decision_s", rows, |row| sample(row).map(|sample| sample.decision.0)),
         column("migration_s", rows, |row| sample(row).map(|sample| sample.migration.0)),
         column("moved_experts", rows, |row| sample(row).map(|sample| sample.moved)),
-        column("shadowed_experts", rows, |row| sample(row).map(|sample| sample.shadowed)),
+        column("shadowed_experts", rows, |row| sample(row).map(|sample| sample.copied)),
         column("entries", rows, |row| sample(row).map(|sample| sample.entries)),
         column("dropped", rows, |row| sample(row).map(|sample| sample.dropped)),
         column("peak_rank", rows, |row| sample(row).and_then(|sample| Some(sample.peak?.rank as u32))),
@@ -400,14 +413,7 @@ impl<'a> Cells<'a> {
             plan: self.plan()?,
             expected: self.f64("expected_step_s")?.map(Seconds),
             // Not in records before version 4.
-            balanced: self
-                .frame
-                .column("balanced_step_s")
-                .is_ok()
-                .then(|| self.f64("balanced_step_s"))
-                .transpose()?
-                .flatten()
-                .map(Seconds),
+            balanced: self.later("balanced_step_s")?.map(Seconds),
         })
     }
 
@@ -432,11 +438,26 @@ impl<'a> Cells<'a> {
             decision: seconds("decision_s")?,
             migration: seconds("migration_s")?,
             moved: self.need("moved_experts", self.u32("moved_experts")?)?,
-            shadowed: self.need("shadowed_experts", self.u64("shadowed_experts")?)?,
+            copied: self.need("shadowed_experts", self.u64("shadowed_experts")?)?,
+            balancing: self.balancing()?,
             entries: self.need("entries", self.u64("entries")?)?,
             dropped: self.need("dropped", self.u64("dropped")?)?,
             peak: peak.map(|(rank, bytes)| Peak { rank: rank as usize, bytes: Bytes(bytes) }),
         })
+    }
+
+    fn balancing(&self) -> Result<Option<Balancing>> {
+        let all = BALANCING.iter().map(|(name, _)| self.later(name)).collect::<Result<Vec<_>>>()?;
+        let [Some(slots), Some(moved), Some(planning), Some(cost), Some(max_over_mean)] = all[..] else {
+            return Ok(None);
+        };
+        let (redundant_slots, [planning, cost]) = (slots as usize, [planning, cost].map(Seconds));
+        Ok(Some(Balancing { redundant_slots, moved: Bytes(moved), planning, cost, max_over_mean }))
+    }
+
+    /// Nothing in records of versions before the column.
+    fn later(&self, name: &str) -> Result<Option<f64>> {
+        if self.frame.column(name).is_ok() { self.f64(name) } else { Ok(None) }
     }
 
     fn u32(&self, name: &str) -> Result<Option<u32>> {
@@ -488,19 +509,10 @@ pub fn mean_phases(frame: &DataFrame, warmup: usize) -> Result<MeanPhases> {
     let mut sums = MeanPhases::default();
     let mut iterations: BTreeMap<(&str, &str), BTreeSet<(u64, u32)>> = BTreeMap::new();
     for index in 0..frame.height() {
-        let of = (|| {
-            let key = (case.get(index)?, system.get(index)?);
-            Some((
-                key,
-                seed.get(index)?,
-                iteration.get(index)?,
-                stage.get(index)?,
-                phase.get(index)?,
-                seconds.get(index)?,
-            ))
-        })();
-        let (key, seed, iteration, stage, phase, seconds) =
-            of.with_context(|| format!("row {index}: a value is missing"))?;
+        let (key, at) = (case.get(index).zip(system.get(index)), seed.get(index).zip(iteration.get(index)));
+        let spent = stage.get(index).zip(phase.get(index)).zip(seconds.get(index));
+        let all = key.zip(at).zip(spent).with_context(|| format!("row {index}: a value is missing"))?;
+        let ((key, (seed, iteration)), ((stage, phase), seconds)) = all;
         if iteration as usize <= warmup {
             continue;
         }
@@ -529,37 +541,24 @@ pub fn mean_phases(frame: &DataFrame, warmup: usize) -> Result<MeanPhases> {
 /// # Errors
 /// What Polars says.
 pub fn spans_frame(runs: &[RunRecord]) -> Result<DataFrame> {
-    struct PhaseTime<'a> {
-        key: &'a RunKey,
-        iteration: u32,
-        stage: u32,
-        phase: Phase,
-        time: Seconds,
-    }
     let mut rows = Vec::new();
     for run in runs {
-        for (of, iteration) in run.outcome.iterations.iter().zip(1..) {
-            for (ledger, stage) in of.timing.phases.iter().zip(0..) {
-                let times = Phase::ALL.map(|phase| PhaseTime {
-                    key: &run.key,
-                    iteration,
-                    stage,
-                    phase,
-                    time: ledger.of(phase),
-                });
-                rows.extend(times.into_iter().filter(|row| row.time > Seconds::ZERO));
+        for (of, iteration) in run.outcome.iterations.iter().zip(1_u32..) {
+            for (ledger, stage) in of.timing.phases.iter().zip(0_u32..) {
+                let times = Phase::ALL.map(|phase| (&run.key, iteration, stage, phase, ledger.of(phase)));
+                rows.extend(times.into_iter().filter(|(.., time)| *time > Seconds::ZERO));
             }
         }
     }
     let columns = vec![
-        column("case", &rows, |row| row.key.case.as_str()),
-        column("system", &rows, |row| row.key.system.as_str()),
-        column("seed", &rows, |row| row.key.seed),
-        column("engine", &rows, |row| row.key.engine.name()),
-        column("iteration", &rows, |row| row.iteration),
-        column("stage", &rows, |row| row.stage),
-        column("phase", &rows, |row| row.phase.name()),
-        column("seconds", &rows, |row| row.time.0),
+        column("case", &rows, |(key, ..)| key.case.as_str()),
+        column("system", &rows, |(key, ..)| key.system.as_str()),
+        column("seed", &rows, |(key, ..)| key.seed),
+        column("engine", &rows, |(key, ..)| key.engine.name()),
+        column("iteration", &rows, |(_, iteration, ..)| *iteration),
+        column("stage", &rows, |(_, _, stage, ..)| *stage),
+        column("phase", &rows, |(.., phase, _)| phase.name()),
+        column("seconds", &rows, |(.., time)| time.0),
     ];
     Ok(DataFrame::new(rows.len(), columns)?)
 }

@@ -72,6 +72,17 @@ fn place(loads: &[u64], experts: &[usize], ranks: usize, slots: usize) -> Slots 
     placed
 }
 
+/// One slot for each expert, packed by loads; what slots are left stay empty.
+pub fn once(loads: &[u64], shape: Shape) -> Slots {
+    let mut slots = vec![None; shape.ranks * shape.slots];
+    let mut taken = vec![0; shape.ranks];
+    for (expert, rank) in pack(loads, shape.ranks).into_iter().enumerate() {
+        slots[rank * shape.slots + taken[rank]] = Some(expert);
+        taken[rank] += 1;
+    }
+    slots
+}
+
 /// The same slots with ranks, and experts on them, in the order in which the fewest copies come to another place: each rank of `next`, those that
 /// share most first, goes to the rank of `now` that it shares most experts with. The public code leaves this out, since it moves weights without
 /// optimizer state.
@@ -163,35 +174,73 @@ mod tests {
     use crate::balance::tests::{loads, random};
 
     /// The public code's steps, read plainly: the most loaded copy gets another, `slots - experts` times; then copies by
-    /// falling load to the lightest rank with room, be it one that has the expert or not.
+    /// falling load to the lightest rank with room, be it one that has the expert or not. `[rank]`: what it gets.
     fn reference(loads: &[u64], ranks: usize, slots: usize) -> Vec<u64> {
         let mut copies = vec![1u32; loads.len()];
         for _ in loads.len()..ranks * slots {
             let hottest = (0..loads.len()).max_by_key(|&e| (share(loads[e], copies[e]), Reverse(e))).unwrap();
             copies[hottest] += 1;
         }
-        let mut all: Vec<u64> =
+        let all: Vec<u64> =
             (0..loads.len()).flat_map(|e| vec![share(loads[e], copies[e]); copies[e] as usize]).collect();
-        all.sort_by_key(|&share| Reverse(share));
-        let mut of_rank = vec![(0u64, 0usize); ranks];
-        for share in all {
-            let (load, taken) =
-                of_rank.iter_mut().filter(|(_, taken)| *taken < slots).min_by_key(|(load, _)| *load).unwrap();
-            *load += share;
-            *taken += 1;
+        dealt(&all, ranks, slots).iter().map(|own| own.iter().map(|&copy| all[copy]).sum()).collect()
+    }
+
+    /// Items by falling weight, each to the lightest pack with room: `[pack]`, the items in it.
+    fn dealt(weights: &[u64], packs: usize, room: usize) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..weights.len()).collect();
+        order.sort_by_key(|&item| Reverse(weights[item]));
+        let mut items = vec![Vec::new(); packs];
+        for item in order {
+            let open = items.iter_mut().filter(|own| own.len() < room);
+            open.min_by_key(|own| own.iter().map(|&i: &usize| weights[i]).sum::<u64>()).unwrap().push(item);
         }
-        of_rank.into_iter().map(|(load, _)| load).collect()
+        items
+    }
+
+    /// The same within each node, for the groups of experts that are dealt to it.
+    fn hierarchical_reference(loads: &[u64], shape: Shape, groups: usize) -> Vec<u64> {
+        let of_groups: Vec<&[u64]> = loads.chunks(loads.len() / groups).collect();
+        let weights: Vec<u64> = of_groups.iter().map(|group| group.iter().sum()).collect();
+        let mut of_rank = Vec::new();
+        for mut here in dealt(&weights, shape.nodes, groups / shape.nodes) {
+            here.sort();
+            let own: Vec<u64> = here.iter().flat_map(|&group| of_groups[group]).copied().collect();
+            of_rank.extend(reference(&own, shape.ranks / shape.nodes, shape.slots));
+        }
+        of_rank
+    }
+
+    /// `[rank]`: what it gets where the copies of an expert share alike.
+    fn rank_loads(loads: &[u64], placed: &Slots, ranks: usize) -> Vec<u64> {
+        let copies = |expert| placed.iter().filter(|slot| **slot == Some(expert)).count() as u32;
+        let of_rank = |own: &[Option<usize>]| own.iter().flatten().map(|&e| share(loads[e], copies(e))).sum();
+        placed.chunks(placed.len() / ranks).map(of_rank).collect()
     }
 
     #[test]
-    fn loads_are_as_even_as_the_public_codes() {
+    fn loads_are_the_public_codes() {
         let mut random = random(1);
         for (experts, ranks, slots) in [(8, 4, 3), (32, 16, 3), (64, 8, 9), (256, 64, 5), (60, 12, 6)] {
             for _ in 0..20 {
                 let loads = loads(&mut random, experts);
                 let placed = global(&loads, Shape { ranks, slots, nodes: 1 });
-                let public = reference(&loads, ranks, slots).into_iter().max().unwrap();
-                assert_eq!(fullest(&loads, &placed, ranks), public, "{loads:?}");
+                assert_eq!(rank_loads(&loads, &placed, ranks), reference(&loads, ranks, slots), "{loads:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn hierarchical_loads_are_the_public_codes() {
+        let mut random = random(14);
+        for (experts, ranks, slots, nodes, groups) in
+            [(8, 4, 3, 2, 2), (16, 4, 6, 2, 8), (32, 16, 3, 4, 8), (256, 64, 5, 8, 8), (24, 6, 5, 3, 6)]
+        {
+            for _ in 0..20 {
+                let (loads, shape) = (loads(&mut random, experts), Shape { ranks, slots, nodes });
+                let placed = hierarchical(&loads, shape, groups);
+                let public = hierarchical_reference(&loads, shape, groups);
+                assert_eq!(rank_loads(&loads, &placed, ranks), public, "{loads:?}");
             }
         }
     }

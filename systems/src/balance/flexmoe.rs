@@ -173,6 +173,72 @@ mod tests {
         }
     }
 
+    /// `[rank]`: its load, of loads that copies divide.
+    fn rank_loads(loads: &[u64], slots: &[Option<usize>], ranks: usize) -> Vec<u64> {
+        let copies = |expert| slots.iter().filter(|slot| **slot == Some(expert)).count() as u64;
+        let of_rank = |own: &[Option<usize>]| own.iter().flatten().map(|&e| loads[e] / copies(e)).sum();
+        slots.chunks(slots.len() / ranks).map(of_rank).collect()
+    }
+
+    /// Plainly: while the balance ratio `max / mean` is above the threshold, of all slots that one expansion, with the copy that it shrinks,
+    /// or one migration gives, those of the least ratio; as long as it falls.
+    fn reference(loads: &[u64], mut slots: Slots, ranks: usize, rule: Rule) -> Slots {
+        let (per_rank, mean) = (slots.len() / ranks, loads.iter().sum::<u64>() as f64 / ranks as f64);
+        let most = |slots: &Slots| rank_loads(loads, slots, ranks).into_iter().max().unwrap();
+        for _ in 0..rule.changes {
+            if most(&slots) as f64 / mean <= rule.threshold as f64 / 100.0 {
+                break;
+            }
+            let of_ranks = rank_loads(loads, &slots, ranks);
+            let full = (0..ranks).find(|&rank| of_ranks[rank] == most(&slots)).unwrap();
+            let copies = |expert: usize| slots.iter().filter(|slot| **slot == Some(expert)).count() as u64;
+            let has = |rank: usize, expert| slots[rank * per_rank..(rank + 1) * per_rank].contains(&expert);
+            // An expert expands where it is not, into an empty slot or that of a copy that is not the only one.
+            let expanded = |expert: usize| {
+                let free = |slot: &usize| slots[*slot].is_none_or(|other| copies(other) > 1);
+                let open = (0..slots.len()).filter(|slot| !has(slot / per_rank, Some(expert))).filter(free);
+                let with = |slot: usize| {
+                    let mut next = slots.clone();
+                    next[slot] = Some(expert);
+                    next
+                };
+                open.map(with).collect::<Vec<Slots>>()
+            };
+            let mut own: Vec<usize> = (0..loads.len()).filter(|&expert| has(full, Some(expert))).collect();
+            own.sort_by_key(|&expert| Reverse(loads[expert] / copies(expert)));
+            let mut all = own.into_iter().map(expanded).find(|next| !next.is_empty()).unwrap_or_default();
+            // A copy of the fullest rank and one of another rank change places, unless a rank would have an expert twice.
+            for (one, other) in (0..slots.len()).flat_map(|a| (0..slots.len()).map(move |b| (a, b))) {
+                let apart = slots[one].is_some() && one / per_rank == full && other / per_rank != full;
+                let twice = slots[other].is_some() && has(full, slots[other]) || has(other / per_rank, slots[one]);
+                if apart && !twice {
+                    let mut next = slots.clone();
+                    next.swap(one, other);
+                    all.push(next);
+                }
+            }
+            let Some(best) = all.into_iter().min_by_key(most).filter(|best| most(best) < most(&slots)) else { break };
+            slots = best;
+        }
+        slots
+    }
+
+    #[test]
+    fn changes_are_those_of_the_plain_reference() {
+        let mut random = random(15);
+        for (experts, ranks) in [(4, 2), (6, 3), (8, 4), (12, 6)] {
+            let mut slots = start(experts, ranks);
+            for round in 0..30 {
+                // Up to six copies divide them.
+                let loads: Vec<u64> = loads(&mut random, experts).iter().map(|load| 60 * load).collect();
+                let rule = Rule { threshold: 110, changes: 1 + round % 4 };
+                let expected = reference(&loads, slots.clone(), ranks, rule);
+                adjust(&loads, &mut slots, ranks, rule);
+                assert_eq!(slots, expected, "{loads:?}");
+            }
+        }
+    }
+
     #[test]
     fn hot_experts_expand_and_cold_copies_shrink() {
         let mut slots = vec![Some(0), None, Some(1), None];

@@ -16,7 +16,7 @@ pub struct Shape<'a> {
 }
 
 /// What the planner's cost is made of, seconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Prices {
     /// One row to or from another rank of the node.
     pub near: f64,

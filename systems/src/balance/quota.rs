@@ -214,8 +214,8 @@ pub fn least_loaded(loads: &[u64], homes: Homes, rule: LeastLoaded) -> Vec<Copy>
             let open = |&rank: &usize| homes.domain_of[rank] == homes.domain_of[home] && load[rank] < load[home];
             let may = |rank: &usize| open(rank) && (room[*rank] > 0 || has(*rank).is_some());
             let Some(to) = (0..load.len()).filter(may).min_by_key(|&rank| load[rank]) else { break };
-            // Step 3: what fits below its cap, and at least a chunk; never so much that it has more to do than the home.
-            let fits = cap.saturating_sub(load[to]).max(rule.chunk).min((load[home] - load[to]).div_ceil(2));
+            // Step 3: what fits below its cap, and at least a chunk; never so much that it has more to do than the home had.
+            let fits = cap.saturating_sub(load[to]).max(rule.chunk).min(load[home] - load[to]);
             let quota = rest.min(fits);
             match has(to) {
                 Some(index) => copies[first + index].quota += quota,
@@ -292,6 +292,63 @@ mod tests {
                 assert!(rank_loads(&loads, homes, &copies).into_iter().max().unwrap() <= before);
             }
         }
+    }
+
+    /// Least-loaded expert parallelism as its formulas state it, on ranks of one domain with room for any copies: `[expert][rank]` entries.
+    fn least_loaded_reference(loads: &[u64], rank_of: &[usize], ranks: usize, rule: LeastLoaded) -> Vec<Vec<u64>> {
+        let own = |rank: usize| (0..loads.len()).filter(move |&expert| rank_of[expert] == rank);
+        let mut taken = vec![vec![0; ranks]; loads.len()];
+        let total: u64 = loads.iter().sum();
+        let most = (0..ranks).map(|rank| own(rank).map(|expert| loads[expert]).sum::<u64>()).max().unwrap();
+        if 100 * most * (ranks as u64) < rule.threshold * total {
+            (0..loads.len()).for_each(|expert| taken[expert][rank_of[expert]] = loads[expert]);
+            return taken;
+        }
+        let cap = (rule.cap * total).div_ceil(100 * ranks as u64);
+        let mut pending: Vec<usize> = (0..loads.len()).collect();
+        pending.sort_by_key(|&expert| Reverse(loads[expert]));
+        while !pending.is_empty() {
+            let expert = pending.remove(0);
+            let load = |taken: &Vec<Vec<u64>>, rank: usize| {
+                let assigned: u64 = taken.iter().map(|of_rank| of_rank[rank]).sum();
+                assigned + own(rank).filter(|other| pending.contains(other)).map(|other| loads[other]).sum::<u64>()
+            };
+            let home = rank_of[expert];
+            taken[expert][home] = cap.saturating_sub(load(&taken, home)).min(loads[expert]);
+            let mut rest = loads[expert] - taken[expert][home];
+            while rest > 0 {
+                let others = (0..ranks).filter(|&rank| rank != home);
+                let to = others.min_by_key(|&rank| load(&taken, rank)).unwrap();
+                let chunk = cap.saturating_sub(load(&taken, to)).max(rule.chunk).min(rest);
+                taken[expert][to] += chunk;
+                rest -= chunk;
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn least_loaded_is_its_plain_reference() {
+        let mut random = random(16);
+        let mut copied = 0;
+        for (experts, ranks) in [(4, 2), (8, 4), (16, 8), (32, 8)] {
+            for _ in 0..50 {
+                let (loads, rank_of) = (loads(&mut random, experts), in_order(experts, ranks));
+                let homes = Homes { rank_of: &rank_of, domain_of: &vec![0; ranks] };
+                let chunk = [1, 64, 1024][below(&mut random, 3) as usize];
+                let rule = LeastLoaded { cap: 100 + below(&mut random, 11), chunk, threshold: 130, room: experts };
+                let copies = least_loaded(&loads, homes, rule);
+                let mut taken = vec![vec![0; ranks]; experts];
+                (0..experts).for_each(|expert| taken[expert][rank_of[expert]] = loads[expert]);
+                for copy in &copies {
+                    taken[copy.expert][rank_of[copy.expert]] -= copy.quota;
+                    taken[copy.expert][copy.rank] += copy.quota;
+                }
+                assert_eq!(taken, least_loaded_reference(&loads, &rank_of, ranks, rule), "{loads:?} {rule:?}");
+                copied += copies.len();
+            }
+        }
+        assert!(copied > 500, "{copied} copies");
     }
 
     #[test]

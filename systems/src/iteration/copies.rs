@@ -96,18 +96,36 @@ impl Copies<'_> {
         Some(of_rank.into_iter().fold(Seconds::ZERO, Seconds::max))
     }
 
-    /// How much longer copies make the sums of gradients: without any, those of the replicas of a set of experts are taken, too.
-    pub fn beyond_replicas(&self) -> Seconds {
+    /// How much longer copies make the sums of gradients than they are under `chosen`, without any: those of the replicas of a set of experts are taken,
+    /// too.
+    pub fn beyond_replicas(&self, chosen: &Plan) -> Seconds {
         let Self { plan, costs, stage, ref layers, .. } = *self;
         let Some(with_copies) = self.synchronisation() else { return Seconds::ZERO };
-        if self.storage != Storage::Slots || plan.zero >= Zero::Gradients {
+        if plan.zero >= Zero::Gradients {
             return with_copies;
         }
         let first = stage * plan.stage_ranks();
-        let replicas = costs.group(first..first + plan.stage_ranks(), plan.ep);
-        let own = |&(moe, _): &(&Moe, &Placement)| moe.expert_parameters() as f64 * moe.experts as f64 / plan.ep as f64;
+        let replicas = costs.group(first..first + plan.stage_ranks(), chosen.ep);
+        let own =
+            |&(moe, _): &(&Moe, &Placement)| moe.expert_parameters() as f64 * moe.experts as f64 / chosen.ep as f64;
         let bytes = Bytes(layers.iter().map(own).sum::<f64>() * costs.gradient_bytes());
         (with_copies - state::time(costs, state::reduction(plan), &replicas, bytes)).max(Seconds::ZERO)
+    }
+
+    /// What all ranks together send for these sums beyond what they send under `chosen`. A ring of n ranks sends the whole 2 (n - 1) times.
+    pub fn moved_beyond_replicas(&self, chosen: &Plan) -> Bytes {
+        let ring = |ranks: usize| 2.0 * (ranks - 1) as f64;
+        let of = |exchange| match exchange {
+            Exchange::Sum { placement, expert, bytes } => bytes * ring(self.holders(placement, expert).count()),
+            Exchange::Shards { gradients, weights } => {
+                (gradients + weights) * (self.plan.ep * (self.plan.ep - 1)) as f64
+            }
+        };
+        let Some(exchanges) = self.exchanges() else { return Bytes::ZERO };
+        let parameters = |&(moe, _): &(&Moe, &Placement)| moe.expert_parameters() as f64 * moe.experts as f64;
+        let parameters: f64 = self.layers.iter().map(parameters).sum();
+        let replicas = Bytes(parameters * self.costs.gradient_bytes()) * ring(chosen.expert_dp);
+        (exchanges.map(of).sum::<Bytes>() - replicas).max(Bytes::ZERO)
     }
 
     /// Global ranks that hold an expert, in every expert-data-parallel replica.
@@ -144,8 +162,17 @@ mod tests {
         let beyond = |expert_dp: usize, placement: &Placement| {
             let plan = Plan { dp: 2 * expert_dp, ep: 2, expert_dp, ..Plan::default() };
             let layers = vec![(&moe, placement)];
-            Copies { plan: &plan, costs: &costs, stage: 0, storage: Storage::Slots, layers }.beyond_replicas()
+            Copies { plan: &plan, costs: &costs, stage: 0, storage: Storage::Slots, layers }.beyond_replicas(&plan)
         };
+        let moved = |expert_dp: usize, placement: &Placement| {
+            let plan = Plan { dp: 2 * expert_dp, ep: 2, expert_dp, ..Plan::default() };
+            let layers = vec![(&moe, placement)];
+            Copies { plan: &plan, costs: &costs, stage: 0, storage: Storage::Slots, layers }
+                .moved_beyond_replicas(&plan)
+        };
+        // One copy more in each set: twice its gradients.
+        assert_eq!([moved(1, &placed), moved(2, &placed)], [gradients(2.0), gradients(4.0)]);
+        assert_eq!(moved(2, &Placement::identity(4, 2)), Bytes::ZERO);
         assert_eq!(beyond(1, &placed), costs.all_reduce(&costs.group(0..2, 1), gradients(1.0)));
         assert_eq!(beyond(2, &Placement::identity(4, 2)), Seconds::ZERO);
         let replicas = |bytes| costs.all_reduce(&costs.group(0..4, 2), bytes);

@@ -19,7 +19,7 @@ use crate::price::hosts::{Hosts, Issue};
 use crate::price::ledger::{Ledger, Phase};
 use crate::price::network::Group;
 use crate::price::streams::{Links, Streams, TimedPass};
-use crate::price::{LayerPrice, Scratch, Setting};
+use crate::price::{LayerPrice, Moved, Scratch, Setting};
 use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, LayerProgram, Op, Stream, Task};
 
@@ -40,10 +40,13 @@ pub(super) struct Workspace {
 }
 
 /// What became of the gate's choices.
+#[derive(Default)]
 pub(super) struct Routed {
     pub(super) entries: u64,
     pub(super) dropped: u64,
-    pub(super) shadowed: u64,
+    pub(super) copied: u64,
+    /// Sum of the fullest rank's rows over the mean, and of how many passes of a layer.
+    pub(super) fullest: (f64, u64),
     /// `[moe layer][expert]` entries.
     pub(super) loads: Vec<Vec<u64>>,
 }
@@ -60,6 +63,8 @@ pub(super) struct StageResult<'l> {
     pub(super) computation: [Seconds; 2],
     /// Blocks of the stage.
     pub(super) blocks: usize,
+    /// Experts on their way, time of one rank.
+    pub(super) moved: Moved,
     /// When its last rank came to each of the gathers of weights that all replicas take part in, in order.
     pub(super) met: &'l [Seconds],
 }
@@ -105,6 +110,7 @@ struct StageRun<'a> {
     ledger: Ledger,
     /// `[direction]`: what the ranks have computed, summed over them.
     computed: [Seconds; 2],
+    moved: Moved,
     /// `[pass][rank]`: when the input is there.
     inputs: Vec<Option<Vec<Seconds>>>,
     /// `[pass][rank]`: when the gradient of the output is there.
@@ -123,7 +129,7 @@ impl Workspace {
     pub(super) fn new(job: &Job) -> Self {
         let loads = job.model.moe_layers().map(|moe| vec![0; moe.experts]).collect();
         Self {
-            routed: Routed { entries: 0, dropped: 0, shadowed: 0, loads },
+            routed: Routed { loads, ..Routed::default() },
             counts: RoutingCounts::new(1, Vec::new()),
             scratch: Scratch::default(),
             streams: Streams::default(),
@@ -208,6 +214,7 @@ impl<'a> Lane<'a> {
                 computation: stage.computed.map(|time| time / passes),
                 blocks: stage.chunks.iter().map(|chunk| chunk.blocks.len()).sum(),
                 met: &stage.met,
+                moved: stage.moved,
             }
         })
     }
@@ -301,6 +308,7 @@ impl<'a> StageRun<'a> {
             met: Vec::new(),
             ledger: Ledger::default(),
             computed: [Seconds::ZERO; 2],
+            moved: Moved::default(),
             inputs,
             gradients: vec![None; passes],
             layers: vec![Vec::new(); passes],
@@ -465,7 +473,13 @@ impl<'a> StageRun<'a> {
         let chosen = (setting.tokens * e.job.top_k() * counts.ranks()) as u64;
         routed.entries += priced.entries;
         routed.dropped += chosen.saturating_sub(priced.entries);
-        routed.shadowed += program.shadowed.len() as u64;
+        routed.copied += (program.shadowed.len() + program.copies.len()) as u64;
+        self.moved += priced.moved[0];
+        let rows: u64 = priced.computed_rows.iter().sum();
+        if let Some(most) = priced.computed_rows.iter().max().filter(|_| rows > 0) {
+            routed.fullest.0 += (most * counts.ranks() as u64) as f64 / rows as f64;
+            routed.fullest.1 += 1;
+        }
         for (rank, experts) in self.experts.iter_mut().enumerate() {
             experts.forward(moe, &held_rows(setting.tokens, &program, &priced, placement, rank), self.recompute);
         }
@@ -546,6 +560,7 @@ impl<'a> StageRun<'a> {
             self.dense_block(block, Direction::Forward);
             if let Some((_, (program, priced))) = &mut priced {
                 self.pass(&priced.pass(program, Direction::Forward), &mut workspace.streams);
+                self.moved += priced.moved[0];
                 priced.after_recomputation(program);
             }
         } else if self.recompute == Recompute::Selective {
@@ -562,6 +577,7 @@ impl<'a> StageRun<'a> {
                 let held = held_rows(tokens, &program, &priced, placement, rank);
                 experts.backward(moe, &held, self.recompute);
             }
+            self.moved += priced.moved[1];
             workspace.scratch.reuse(priced);
         }
         self.dense_block(block, Direction::Backward);

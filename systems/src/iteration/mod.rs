@@ -36,6 +36,7 @@ use crate::plan::job::{Job, Scope};
 use crate::plan::memory::StageParameters;
 use crate::plan::placement::Placement;
 use crate::plan::slots::{SlotState, layers_of};
+use crate::price::Moved;
 use crate::price::cost::CostModel;
 use crate::price::ledger::{Ledger, Phase};
 use crate::program::Direction;
@@ -173,8 +174,13 @@ pub struct Timing {
     pub entries: u64,
     /// Choices that became no entry.
     pub dropped: u64,
-    /// Shadowed experts, summed over layers, micro-batches and groups.
-    pub shadowed: u64,
+    /// Copies of experts made for one micro-batch, shadowed experts included, summed over layers, micro-batches and groups.
+    pub copied: u64,
+    /// `[stage]`: weights and gradients of shadowed, copied and restored experts in the passes evaluated: what all ranks send, and what that
+    /// takes one of them, mean over groups.
+    pub moved: Vec<Moved>,
+    /// Rows that the fullest rank of a group computes over the mean of its ranks: mean over MoE layers, micro-batches and groups; 0 without any.
+    pub max_over_mean: f64,
     /// `[moe layer][expert]` entries, for the history of loads.
     pub loads: Vec<Vec<u64>>,
 }
@@ -257,7 +263,9 @@ impl Evaluation<'_> {
             memory,
             entries: routed.entries,
             dropped: routed.dropped,
-            shadowed: routed.shadowed,
+            copied: routed.copied,
+            moved: stages.iter().map(|stage| stage.moved).collect(),
+            max_over_mean: routed.fullest.0 / routed.fullest.1.max(1) as f64,
             loads: routed.loads,
         })
     }
@@ -493,6 +501,7 @@ struct StageSum {
     /// `[direction]`: what a rank computes in one micro-batch, mean over lanes.
     computation: [Seconds; 2],
     blocks: usize,
+    moved: Moved,
 }
 
 impl StageSum {
@@ -505,6 +514,7 @@ impl StageSum {
             *sum += time * (1.0 / lanes as f64);
         }
         self.blocks = lane.blocks;
+        self.moved += Moved { time: lane.moved.time / lanes as f64, ..lane.moved };
     }
 
     /// Its lanes wait for each other's gathers; `scale`: an iteration's micro-batches over those that were evaluated.

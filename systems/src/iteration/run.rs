@@ -8,14 +8,18 @@
 //! see next. It knows no system by name and takes no decision.
 
 use thiserror::Error;
+use workloads::model::Moe;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
+use crate::iteration::copies::Copies;
 use crate::iteration::moved::Communications;
 use crate::iteration::online::{self, Online, WrongPlacement};
 use crate::iteration::timeline::{Recorder, Span, Watch};
 use crate::iteration::{Charge, Coverage, Evaluation, Start, Timing};
 use crate::plan::search;
+use crate::price::Moved;
+use crate::price::ledger::{Ledger, Phase};
 use crate::{CostModel, Job, Placement, Plan, PlanError, System};
 
 /// One run of one system, before its next iteration.
@@ -51,12 +55,29 @@ pub struct Iteration {
     pub migration: Seconds,
     /// Experts that changed rank, over all layers.
     pub moved: usize,
+    /// What balancing cost and brought, where that is followed.
+    pub balancing: Option<Balancing>,
     /// Why the iteration did not end, if it did not.
     pub failure: Option<Failure>,
     /// Mean cross-entropy of a token, where a model is really trained, nats.
     pub loss: Option<f64>,
     /// What the simulator says of this very iteration, where it follows an emulated run.
     pub predicted: Option<Seconds>,
+}
+
+/// What balancing cost and brought in an iteration.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Balancing {
+    /// Slots of a rank beyond those that hold the sets of experts which the plan has anyhow; of the layer with most.
+    pub redundant_slots: usize,
+    /// Weights and gradients of copied, shadowed and restored experts, and experts that changed rank: what all ranks together send.
+    pub moved: Bytes,
+    /// Online decisions, those of micro-batches and the gathering of loads included, on the stage where they take longest.
+    pub planning: Seconds,
+    /// What planning and all these moves take a rank, be it hidden behind kernels or not, on the stage where that is longest.
+    pub cost: Seconds,
+    /// Rows that the fullest rank of a group computes over the mean of its ranks: mean over MoE layers, micro-batches and groups.
+    pub max_over_mean: f64,
 }
 
 /// Why an iteration does not end.
@@ -114,10 +135,33 @@ impl<'a> Run<'a> {
             decision: most(|charge| charge.gathering + charge.decision),
             migration: most(|charge| charge.migration),
             moved: self.moved.iter().sum(),
+            balancing: Some(self.balancing(&timing, self.evaluation(batch, &charges))),
             failure: search::fits(self.job, &self.chosen, timing.peak).err().map(Failure::from),
             loss: None,
             predicted: None,
             timing,
+        }
+    }
+
+    fn balancing(&self, timing: &Timing, evaluation: Evaluation) -> Balancing {
+        let Self { job, chosen, placements, .. } = self;
+        let own = |moe: &Moe| moe.experts.div_ceil(chosen.ep);
+        let beyond =
+            job.model.moe_layers().zip(placements).map(|(moe, of)| of.slots_per_rank().saturating_sub(own(moe)));
+        let copies: Vec<_> = (0..timing.phases.len()).map(|stage| evaluation.copies(stage)).collect();
+        let synchronised: Bytes = copies.iter().map(|of_stage| of_stage.moved_beyond_replicas(chosen)).sum();
+        // Every group of a stage moves the same.
+        let migrated = self.migrated.iter().flatten().copied().sum::<Bytes>() * self.plan.expert_dp as f64;
+        let cost = |((ledger, moved), copies): ((&Ledger, &Moved), &Copies)| {
+            ledger.of(Phase::Decision) + ledger.of(Phase::Migration) + moved.time + copies.beyond_replicas(chosen)
+        };
+        let most = |times: &mut dyn Iterator<Item = Seconds>| times.fold(Seconds::ZERO, Seconds::max);
+        Balancing {
+            redundant_slots: beyond.max().unwrap_or(0),
+            moved: timing.moved.iter().map(|moved| moved.bytes).sum::<Bytes>() + synchronised + migrated,
+            planning: most(&mut timing.phases.iter().map(|ledger| ledger.of(Phase::Decision))),
+            cost: most(&mut timing.phases.iter().zip(&timing.moved).zip(&copies).map(cost)),
+            max_over_mean: timing.max_over_mean,
         }
     }
 

@@ -3,14 +3,17 @@
 //! Prices are those of iterations of the profile whose experts stand where *earlier* iterations put them, so that drift counts, with
 //! what adapting to the drift moves. Memory is held against the limit with room for as much more as it varied in the profile.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use workloads::model::Moe;
 use workloads::trace::BatchCounts;
 use workloads::{Bytes, Seconds};
 
 use crate::Recompute;
-use crate::balance::laer;
+use crate::balance::{Slots, eplb, laer, microep};
 use crate::iteration::copies::Copies;
 use crate::iteration::{Charge, Coverage, Evaluation, Limit, Peak, Start};
 use crate::plan::job::Job;
@@ -20,6 +23,7 @@ use crate::plan::{Plan, PlanError};
 use crate::price::cost::CostModel;
 use crate::price::ledger::Ledger;
 use crate::program::Direction;
+use crate::program::routing::RoutingCounts;
 use crate::{Decision, LoadHistory, Policy};
 
 /// What balances the experts of a layer.
@@ -98,6 +102,104 @@ pub struct Choice {
     pub tried: Vec<(&'static str, Result<Seconds, PlanError>)>,
 }
 
+impl Choice {
+    /// The balancers under `plan`, and what else was tried, for people.
+    pub fn reasons(&self, plan: &Plan) -> String {
+        let mut text = format!("balancers under {plan}:");
+        let mut first = 0;
+        for same in self.balancers.layers.chunk_by(|a, b| a == b) {
+            let last = first + same.len() - 1;
+            let _ = write!(text, " layers {first} to {last} {},", same[0].name());
+            first = last + 1;
+        }
+        text.truncate(text.len() - 1);
+        if self.balancers.extra > 0 {
+            let _ = write!(text, "; {} extra slots a rank", self.balancers.extra);
+        }
+        text += "\nan iteration with the same in all layers:";
+        for (name, outcome) in &self.tried {
+            let _ = match outcome {
+                Ok(step) => write!(text, " {name} {:.0} ms,", step.0 * 1e3),
+                Err(PlanError::Memory { .. }) => write!(text, " {name} does not fit into memory,"),
+                Err(PlanError::Outlined { about, .. }) => write!(text, " {name} about {:.0} ms,", about.0 * 1e3),
+                Err(reason) => write!(text, " {name}: {reason},"),
+            };
+        }
+        text.truncate(text.len() - 1);
+        text
+    }
+}
+
+/// What is asked of a [`Setting`]: a balancer, experts, ranks and slots of a rank, whether forward passes are run again, and loads, if any.
+type Asked = (&'static str, [usize; 3], bool, Vec<u64>);
+
+/// What all policies of a system share: where balancers want experts, which many plans and all layers ask for alike.
+pub struct Setting {
+    /// What is trained.
+    pub job: Job,
+    /// The cluster's prices.
+    pub costs: CostModel,
+    /// Whether answers by loads are kept, too: training sees other ones in every iteration.
+    keeps_all: bool,
+    known: Mutex<BTreeMap<Asked, Slots>>,
+}
+
+impl Setting {
+    /// Of training.
+    pub fn new(job: &Job, costs: &CostModel) -> Self {
+        Self { job: job.clone(), costs: costs.clone(), keeps_all: false, known: Mutex::default() }
+    }
+
+    /// Of a search, which knows the loads of a few iterations alone and asks about them for every plan.
+    pub fn of_search(job: &Job, costs: &CostModel) -> Self {
+        Self { keeps_all: true, ..Self::new(job, costs) }
+    }
+
+    /// Copies that fill all slots, for a balancer that has a stage's ranks share the experts, before any loads are known.
+    ///
+    /// # Panics
+    /// When there are fewer slots than experts.
+    pub fn spread(&self, balancer: Balancer, experts: usize, shape: laer::Shape) -> Placement {
+        let (ranks, slots) = (shape.nodes.len(), shape.capacity);
+        let even = vec![1; experts];
+        let make = || match balancer {
+            Balancer::Program => microep::symmetric(experts, ranks, slots),
+            Balancer::Relay => eplb::global(&even, eplb::Shape { ranks, slots, nodes: 1 }),
+            _ => laer::relocate(&even, &laer::even(&even, ranks * slots), shape),
+        };
+        let slots = self.answer((balancer.name(), [experts, ranks, slots], false, Vec::new()), make);
+        Placement::of_slots(slots, experts, ranks).expect("every expert has a copy")
+    }
+
+    /// Where a balancer wants experts under these loads, `[expert]` entries, wherever they are now; nothing of one that leaves them in order, or
+    /// goes by a micro-batch.
+    pub fn by_loads(&self, balancer: Balancer, plan: &Plan, loads: &[u64], shape: laer::Shape) -> Option<Slots> {
+        let (ranks, slots) = (shape.nodes.len(), shape.capacity);
+        let packs = eplb::Shape { ranks, slots, nodes: 1 };
+        let sharded = || {
+            // A job without MoE layers has no loads.
+            let prices = shard_prices(&self.job, plan, &self.costs).unwrap_or_default();
+            laer::plan(&RoutingCounts::evenly(loads, ranks), shape, prices)
+        };
+        let make: &dyn Fn() -> Slots = match balancer {
+            Balancer::Place => &|| eplb::once(loads, packs),
+            Balancer::Replicate | Balancer::Relay => &|| eplb::global(loads, packs),
+            Balancer::Shards => &sharded,
+            Balancer::None | Balancer::Quota { .. } | Balancer::Program => return None,
+        };
+        if !self.keeps_all {
+            return Some(make());
+        }
+        let again = plan.recompute == Recompute::Full;
+        Some(self.answer((balancer.name(), [loads.len(), ranks, slots], again, loads.to_vec()), make))
+    }
+
+    fn answer(&self, asked: Asked, make: impl FnOnce() -> Slots) -> Slots {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(asked).or_insert_with(make).clone()
+    }
+}
+
 /// What a planner of experts in shards believes: a rank's rates inside its node and across, and an entry's products.
 pub fn shard_prices(job: &Job, plan: &Plan, costs: &CostModel) -> Option<laer::Prices> {
     let moe = job.model.moe_layers().next()?;
@@ -145,6 +247,24 @@ impl<'a> Round<'a> {
         };
         Self { now, loads: [history(past), history(now)] }
     }
+}
+
+/// A batch in which every sample chooses as an iteration did on the whole, `ago` iterations before the last, or the first; none for
+/// layers of different numbers of experts.
+pub fn as_batch(job: &Job, past: &LoadHistory, ago: usize) -> Option<BatchCounts> {
+    let layers: Vec<&Moe> = job.model.moe_layers().collect();
+    let experts = layers.first()?.experts;
+    let mut counts = Vec::new();
+    for (layer, moe) in layers.iter().enumerate() {
+        let loads = past.recent(layer, ago + 1).next()?;
+        let (total, entries) = (loads.iter().sum::<u64>().max(1), (moe.tokens * job.top_k()) as u64);
+        let before = loads.iter().scan(0, |sum, load| Some(std::mem::replace(sum, *sum + load)));
+        let part = |(load, before): (&u64, u64)| (before + load) * entries / total - before * entries / total;
+        let row: Vec<u32> = loads.iter().zip(before).map(|pair| part(pair) as u32).collect();
+        (0..job.global_batch).for_each(|_| counts.extend_from_slice(&row));
+    }
+    let same = layers.iter().all(|moe| moe.experts == experts);
+    same.then(|| BatchCounts::new(layers.len(), job.global_batch, experts, counts))
 }
 
 /// What memory is left free.
@@ -338,7 +458,7 @@ impl BalancerSearch<'_> {
         let moving = self.moving(plan, moe, policy, &placed, &next);
         let storage = policy.storage();
         let copies = Copies { plan, costs, stage: plan.stage_of(job, block), storage, layers: vec![(moe, &placed)] };
-        let copies = copies.beyond_replicas();
+        let copies = copies.beyond_replicas(plan);
         placements[layer] = placed;
         let charges = vec![Charge::default(); plan.pp];
         let evaluation = Evaluation {

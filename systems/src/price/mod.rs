@@ -10,6 +10,8 @@ pub mod network;
 pub mod streams;
 pub mod traffic;
 
+use std::ops::AddAssign;
+
 use workloads::model::Moe;
 use workloads::{Bytes, Flops, Seconds};
 
@@ -42,6 +44,24 @@ pub struct LayerPrice {
     pub computed_rows: Vec<u64>,
     /// Ranks over which each expert's inner width is cut.
     pub parts: usize,
+    /// `[direction]`.
+    pub moved: [Moved; 2],
+}
+
+/// Weights and gradients of shadowed, copied and restored experts on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moved {
+    /// What all ranks together send.
+    pub bytes: Bytes,
+    /// What that takes, be it hidden behind kernels or not.
+    pub time: Seconds,
+}
+
+impl AddAssign for Moved {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.time += other.time;
+    }
 }
 
 impl LayerPrice {
@@ -64,6 +84,10 @@ impl LayerPrice {
                 self.backward[of_task.clone()].fill(Seconds::ZERO);
                 issue.get_mut(of_task).into_iter().for_each(|issue| issue.fill(Issue::default()));
             }
+            // As much as the forward pass restores.
+            let [forward, backward] = &mut self.moved;
+            backward.bytes = backward.bytes - forward.bytes;
+            backward.time = backward.time - forward.time;
         }
     }
 }
@@ -157,6 +181,8 @@ impl Setting<'_> {
         pricer.issue(&program.forward, Direction::Forward, forward);
         pricer.issue(&program.backward, Direction::Backward, backward);
         pricer.computed_rows(program, &mut priced.computed_rows);
+        let passes = [(&program.forward, &priced.forward), (&program.backward, &priced.backward)];
+        priced.moved = passes.map(|(tasks, durations)| pricer.moved(tasks, durations));
         priced
     }
 
@@ -316,6 +342,31 @@ impl Pricer<'_> {
             Op::Reshard => self.restored(RETURNED_GRADIENT),
             Op::Experts { .. } | Op::Shadow { .. } | Op::Await => Seconds::ZERO,
         }
+    }
+
+    /// Weights and gradients of experts that move in a pass, in which every rank takes as long for them.
+    fn moved(&self, tasks: &[Task], durations: &[Seconds]) -> Moved {
+        let (ranks, half) = (self.rows.ranks(), workloads::model::HALF);
+        let restored = || {
+            let holders = if self.scratch.parts.is_some() { self.rows.copies_of(0) } else { ranks };
+            let filled = (0..ranks).map(|rank| self.rows.experts_of(rank).iter().flatten().count());
+            filled.sum::<usize>() as f64 * (1.0 - 1.0 / holders as f64)
+        };
+        let (to_others, copied) = ((ranks - 1) as f64, self.program.copies.len() as f64);
+        let mut moved = Moved::default();
+        for (task, durations) in tasks.iter().zip(durations.chunks_exact(ranks)) {
+            let (experts, bytes) = match task.op {
+                Op::Broadcast { .. } | Op::ReduceGrad { .. } => (to_others, half),
+                Op::GatherShadows | Op::ScatterGrads => (to_others * self.rows.shadowed_experts() as f64, half),
+                Op::CopyWeights => (copied, half),
+                Op::ReturnGrad => (copied, RETURNED_GRADIENT),
+                Op::Unshard => (restored(), half),
+                Op::Reshard => (restored(), RETURNED_GRADIENT),
+                _ => continue,
+            };
+            moved += Moved { bytes: self.weights(bytes) * experts, time: durations[0] };
+        }
+        moved
     }
 
     /// An expert's weights or gradients, in numbers of so many bytes.

@@ -1,38 +1,40 @@
 //! CoBalance, this project's own: the plan and the balancers of its layers are chosen together, offline, each priced on the profiled
 //! routing, within memory.
 //!
-//! *Offline* ([`crate::plan::balancers`]), for every plan: 1. every balancer in all layers: none, placing or replicating by history, quotas
-//! inside the node, a linear program over the replicas of all groups, slots laid anew in every update, and shards over the stage. 2. A
-//! mixture: the best of the first four in each layer. 3. The one with the least estimate is the plan's. What follows history is priced with
-//! experts where earlier iterations of the profile put them, so drift counts. Plans are tried in the order of their estimates under even
-//! loads, which balancing seldom beats: plans whose estimate is above the best found are left out.
-//! *Online*: training starts with experts where the profile wants them. Every few iterations, placed and replicated layers follow the loads
-//! where a move pays for itself before the next; a layer that is balanced otherwise than its forecast said is priced anew on the loads
-//! measured, without copies that stand where the plan's memory was not asked for them. Entries are split between copies that stand by a linear program, micro-batch by micro-batch.
+//! *Offline* ([`crate::plan::balancers`]), for every plan, in the order of their estimates under even loads; those whose estimate is above the
+//! best found are left out, because balancing seldom beats even loads:
+//! 1. every balancer in all layers: none, placing or replicating by history, quotas inside the node, a linear program over the replicas of all
+//!    groups, slots laid anew in every update, and shards over the stage;
+//! 2. a mixture: the best of the first four in each layer;
+//! 3. the one with the least estimate is the plan's.
 //!
-//! A copy for one micro-batch is made for no fewer entries than pay for it: those whose products on the full rank take as long as
-//! the weights' way there, or all ways of weights and gradients.
+//! What follows history is priced with experts where earlier iterations of the profile put them, so drift counts.
+//!
+//! *Online* (numbered below where it is done):
+//! 1. training starts with experts where the profile wants them;
+//! 2. every few iterations, a layer that is balanced otherwise than its forecast said is priced anew on the loads measured, without
+//!    copies that stand where the plan's memory was not asked for them;
+//! 3. placed and replicated layers follow the loads where a move pays for itself before the next;
+//! 4. entries are split between copies that stand by a linear program, micro-batch by micro-batch; a copy for one micro-batch is made for no
+//!    fewer entries than pay for it: those whose products on the full rank take as long as the weights' way there, or all ways of weights
+//!    and gradients.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use workloads::model::Moe;
-use workloads::trace::BatchCounts;
 
-use crate::balance::eplb::{self, Shape};
 use crate::balance::quota::{self, Homes, Limits};
-use crate::balance::{Slots, laer, microep};
+use crate::balance::{eplb, laer, microep};
 use crate::plan;
-use crate::plan::balancers::{self, Balancer, BalancerSearch, Balancers, Choice, Round};
+use crate::plan::balancers::{self, Balancer, BalancerSearch, Balancers, Round, Setting};
 use crate::plan::memory::MIGRATED_BYTES_PER_PARAMETER;
 use crate::plan::moves::{Moves, moves};
 use crate::program::Weights;
 use crate::program::routing::sum_of_loads;
 use crate::program::split::{self, Split};
 use crate::{
-    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, PlanError, Policy,
-    RoutingCounts, Storage, System,
+    About, Candidate, CostModel, Decision, Job, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts,
+    Storage, System,
 };
 
 /// CoBalance.
@@ -79,72 +81,24 @@ impl System for CoBalance {
 
     fn explain(&self, job: &Job, plan: &Plan) -> Option<String> {
         let choice = searching(job, &CostModel::new(&job.cluster, job.gpus), |search| search.choose(plan));
-        Some(reasons(plan, &choice))
+        Some(choice.reasons(plan))
     }
 }
 
 /// The system's search.
 fn searching<T>(job: &Job, costs: &CostModel, then: impl FnOnce(&BalancerSearch) -> T) -> T {
-    let setting = Arc::new(Setting::new(job, costs));
+    searching_in(Setting::of_search(job, costs), then)
+}
+
+fn searching_in<T>(setting: Setting, then: impl FnOnce(&BalancerSearch) -> T) -> T {
+    let setting = Arc::new(setting);
+    let Setting { job, costs, .. } = setting.as_ref();
     let policy = |plan: &Plan, balancers: &Balancers, past: &LoadHistory| -> Box<dyn Policy> {
         let recent = |(layer, _): (usize, &Moe)| past.recent(layer, 1).next().map(<[u64]>::to_vec);
         let profile = job.model.moe_layers().enumerate().map_while(recent).collect();
         Box::new(Layered { profile, ..Layered::new(&setting, plan, balancers) })
     };
     then(&BalancerSearch { job, costs, every: EVERY, extra: EXTRA_SLOTS, policy: &policy })
-}
-
-fn reasons(plan: &Plan, choice: &Choice) -> String {
-    let mut text = format!("balancers under {plan}:");
-    let mut first = 0;
-    for same in choice.balancers.layers.chunk_by(|a, b| a == b) {
-        let last = first + same.len() - 1;
-        let _ = write!(text, " layers {first} to {last} {},", same[0].name());
-        first = last + 1;
-    }
-    text.truncate(text.len() - 1);
-    if choice.balancers.extra > 0 {
-        let _ = write!(text, "; {} extra slots a rank", choice.balancers.extra);
-    }
-    text += "\nan iteration with the same in all layers:";
-    for (name, outcome) in &choice.tried {
-        let _ = match outcome {
-            Ok(step) => write!(text, " {name} {:.0} ms,", step.0 * 1e3),
-            Err(PlanError::Memory { .. }) => write!(text, " {name} does not fit into memory,"),
-            Err(PlanError::Outlined { about, .. }) => write!(text, " {name} about {:.0} ms,", about.0 * 1e3),
-            Err(reason) => write!(text, " {name}: {reason},"),
-        };
-    }
-    text.truncate(text.len() - 1);
-    text
-}
-
-/// What all policies of a search share.
-struct Setting {
-    job: Job,
-    costs: CostModel,
-    /// By balancer, experts, ranks and slots of a rank: copies without any loads, which many plans and all layers ask for alike.
-    spread: Mutex<BTreeMap<(&'static str, [usize; 3]), Placement>>,
-}
-
-impl Setting {
-    fn new(job: &Job, costs: &CostModel) -> Self {
-        Self { job: job.clone(), costs: costs.clone(), spread: Mutex::default() }
-    }
-
-    /// Copies that fill all slots, for a balancer that has a stage's ranks share the experts.
-    fn spread(&self, balancer: Balancer, experts: usize, shape: laer::Shape) -> Placement {
-        let (ranks, slots) = (shape.nodes.len(), shape.capacity);
-        let even = vec![1; experts];
-        let make = || match balancer {
-            Balancer::Program => microep::symmetric(experts, ranks, slots),
-            Balancer::Relay => eplb::global(&even, Shape { ranks, slots, nodes: 1 }),
-            _ => laer::relocate(&even, &laer::even(&even, ranks * slots), shape),
-        };
-        let place = || Placement::of_slots(make(), experts, ranks).expect("every expert has a copy");
-        let mut known = self.spread.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry((balancer.name(), [experts, ranks, slots])).or_insert_with(place).clone()
-    }
 }
 
 /// A balancer for each layer.
@@ -198,18 +152,12 @@ impl Layered {
 
     /// Where a layer's balancer wants experts under these loads, in the slots that they have now; none where they stay.
     fn wanted(&self, layer: usize, loads: &[u64], now: &Placement) -> Option<Placement> {
-        let shape = Shape { ranks: now.ranks(), slots: now.slots_per_rank(), nodes: 1 };
-        let next = match self.balancer(layer) {
-            Balancer::Replicate => eplb::keep(now.experts_in_slots(), &eplb::global(loads, shape), shape.ranks),
-            Balancer::Relay => eplb::global(loads, shape),
-            Balancer::Place => eplb::keep(now.experts_in_slots(), &packed(loads, shape), shape.ranks),
-            Balancer::Shards => {
-                let counts = RoutingCounts::evenly(loads, shape.ranks);
-                let shape = laer::Shape { nodes: &self.nodes, capacity: shape.slots };
-                let prices = balancers::shard_prices(&self.setting.job, &self.plan, &self.setting.costs)?;
-                laer::plan(&counts, shape, prices)
-            }
-            Balancer::None | Balancer::Quota { .. } | Balancer::Program => return self.home(now),
+        let balancer = self.balancer(layer);
+        let shape = laer::Shape { nodes: &self.nodes, capacity: now.slots_per_rank() };
+        let Some(next) = self.setting.by_loads(balancer, &self.plan, loads, shape) else { return self.home(now) };
+        let next = match balancer {
+            Balancer::Place | Balancer::Replicate => eplb::keep(now.experts_in_slots(), &next, now.ranks()),
+            _ => next,
         };
         Placement::of_slots(next, now.experts(), now.ranks()).ok()
     }
@@ -265,7 +213,10 @@ impl Layered {
         }
         let Setting { job, costs, .. } = self.setting.as_ref();
         // What history shows is older than what it is for, as it will be.
-        let (Some(before), Some(present)) = (as_batch(job, past, EVERY), as_batch(job, past, 0)) else { return };
+        let (Some(before), Some(present)) = (balancers::as_batch(job, past, EVERY), balancers::as_batch(job, past, 0))
+        else {
+            return;
+        };
         let rounds = [Round::new(&before, &present)];
         // Unlike at the start, going where loads want experts must pay: from places in order, wherever they are now.
         let policy = |plan: &Plan, balancers: &Balancers, _: &LoadHistory| -> Box<dyn Policy> {
@@ -316,6 +267,7 @@ impl Layered {
 
 impl Policy for Layered {
     fn first_placement(&self, layer: usize, moe: &Moe, ranks: usize) -> Placement {
+        // Step 1.
         let start = self.start(layer, moe, ranks);
         let wanted = self.profile.get(layer).and_then(|loads| self.wanted(layer, loads, &start));
         wanted.unwrap_or(start)
@@ -348,12 +300,15 @@ impl Policy for Layered {
 
     fn place(&mut self, _iteration: usize, layer: usize, past: &LoadHistory, now: &Placement) -> Decision {
         let window = if self.balancer(0).follows_every_iteration() { 1 } else { EVERY };
+        // Step 2.
         self.revisit(layer, past, now);
+        // Step 3.
         let (loads, seen) = (past.sum(layer, window, now.experts()), past.len().min(window));
         self.balanced(layer, &loads, seen, now).filter(|next| next != now).map_or(Decision::Stay, Decision::Move)
     }
 
     fn program(&self, layer: usize, counts: &RoutingCounts, placement: &Placement) -> LayerProgram {
+        // Step 4.
         match self.balancer(layer) {
             Balancer::Quota { least, slack } if placement.ranks() > 1 => self.quotas([least, slack], counts, placement),
             Balancer::Shards => {
@@ -366,17 +321,6 @@ impl Policy for Layered {
     }
 }
 
-/// One slot an expert, in `[slot]`, by loads.
-fn packed(loads: &[u64], shape: Shape) -> Slots {
-    let mut slots = vec![None; shape.ranks * shape.slots];
-    let mut taken = vec![0; shape.ranks];
-    for (expert, rank) in eplb::pack(loads, shape.ranks).into_iter().enumerate() {
-        slots[rank * shape.slots + taken[rank]] = Some(expert);
-        taken[rank] += 1;
-    }
-    slots
-}
-
 /// The load of the fullest rank over the mean, copies sharing evenly.
 fn imbalance(loads: &[u64], placement: &Placement) -> f64 {
     let total: u64 = loads.iter().sum();
@@ -386,24 +330,6 @@ fn imbalance(loads: &[u64], placement: &Placement) -> f64 {
 /// What a layer's experts got in the profile.
 fn profiled(job: &Job, layer: usize, moe: &Moe) -> Vec<u64> {
     sum_of_loads(moe.experts, job.profile.iter().map(|batch| batch.loads(layer)))
-}
-
-/// A batch in which every sample chooses as an iteration did on the whole, `ago` iterations before the last, or the first; none for
-/// layers of different numbers of experts.
-fn as_batch(job: &Job, past: &LoadHistory, ago: usize) -> Option<BatchCounts> {
-    let layers: Vec<&Moe> = job.model.moe_layers().collect();
-    let experts = layers.first()?.experts;
-    let mut counts = Vec::new();
-    for (layer, moe) in layers.iter().enumerate() {
-        let loads = past.recent(layer, ago + 1).next()?;
-        let (total, entries) = (loads.iter().sum::<u64>().max(1), (moe.tokens * job.top_k()) as u64);
-        let before = loads.iter().scan(0, |sum, load| Some(std::mem::replace(sum, *sum + load)));
-        let part = |(load, before): (&u64, u64)| (before + load) * entries / total - before * entries / total;
-        let row: Vec<u32> = loads.iter().zip(before).map(|pair| part(pair) as u32).collect();
-        (0..job.global_batch).for_each(|_| counts.extend_from_slice(&row));
-    }
-    let same = layers.iter().all(|moe| moe.experts == experts);
-    same.then(|| BatchCounts::new(layers.len(), job.global_batch, experts, counts))
 }
 
 #[cfg(test)]
@@ -433,8 +359,8 @@ mod tests {
         job.with_profile((0..3).map(|t| routing.iteration(t)).collect())
     }
 
-    /// A search that ends evaluations early ranks plans as one that runs them all to their ends, where memory is plenty, short and
-    /// too little for any plan.
+    /// A search that ends evaluations early and remembers where balancers want experts ranks plans as one that runs them all to their ends and
+    /// remembers nothing, where memory is plenty, short and too little for any plan.
     #[test]
     fn ending_evaluations_early_changes_no_candidate() {
         let (mut usable, mut rejected) = (0, 0);
@@ -442,13 +368,12 @@ mod tests {
             for memory in [1.0, 0.85, 0.7, 0.5, 0.3] {
                 let job = job(max_over_mean, seed, memory);
                 let costs = CostModel::new(&job.cluster, job.gpus);
-                searching(&job, &costs, |search| {
-                    let candidates = search.candidates();
-                    assert_eq!(candidates, search.candidates_to_their_ends(), "{max_over_mean} {memory}");
-                    let fits = candidates.iter().filter(|candidate| candidate.outcome.is_ok()).count();
-                    usable += usize::from(fits > 0);
-                    rejected += candidates.len() - fits;
-                });
+                let candidates = searching(&job, &costs, |search| search.candidates());
+                let plain = searching_in(Setting::new(&job, &costs), |search| search.candidates_to_their_ends());
+                assert_eq!(candidates, plain, "{max_over_mean} {memory}");
+                let fits = candidates.iter().filter(|candidate| candidate.outcome.is_ok()).count();
+                usable += usize::from(fits > 0);
+                rejected += candidates.len() - fits;
             }
         }
         assert!(usable > 5 && rejected > 100, "{usable} searches with a plan, {rejected} plans rejected");

@@ -90,6 +90,38 @@ impl Policy for Relaying {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
+    /// The least that the most loaded copy can have where `slots` slots go to experts, at least one to each: of all ways to deal them.
+    fn least_share(loads: &[u64], slots: usize) -> u64 {
+        let Some((&load, rest)) = loads.split_last() else { return 0 };
+        let with = |copies: usize| eplb::share(load, copies as u32).max(least_share(rest, slots - copies));
+        let most = if rest.is_empty() { slots..=slots } else { 1..=slots - rest.len() };
+        most.map(with).min().expect("there are as many slots as experts")
+    }
+
+    /// Whatever the slots were and whatever came before the last iteration, none of the ways to deal all slots is closer to the loads.
+    #[test]
+    fn slots_are_in_proportion_to_the_loads_of_the_last_iteration() {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        for (experts, ranks, expert_dp) in [(2, 2, 1), (4, 2, 1), (3, 3, 2), (4, 4, 2)] {
+            let mut policy = Relaying { expert_dp };
+            let mut now = policy.first_placement(0, &Moe::plain(1, 1, 1, experts), ranks);
+            let mut past = LoadHistory::default();
+            for iteration in 1..30 {
+                past.push(vec![(0..experts).map(|_| u64::from(random.next_u32() % 1000)).collect()]);
+                if let Decision::Move(next) = policy.place(iteration, 0, &past, &now) {
+                    now = next;
+                }
+                let loads = past.recent(0, 1).next().unwrap();
+                let share = |expert| eplb::share(loads[expert], now.slots_of(expert).len() as u32);
+                assert!(now.experts_in_slots().iter().all(Option::is_some));
+                let least = least_share(loads, now.experts_in_slots().len());
+                assert_eq!((0..experts).map(share).max(), Some(least), "{loads:?}");
+            }
+        }
+    }
 
     #[test]
     fn slots_follow_the_last_iteration() {

@@ -2,6 +2,7 @@
 //! draws again.
 
 pub mod adaptive;
+pub mod balancing;
 pub mod end_to_end;
 pub mod files;
 pub mod labels;
@@ -67,6 +68,7 @@ pub fn all(run: &StoredRun) -> Vec<PaperFigure> {
         }
     };
     also(skew::is_there(run), skew::figure);
+    also(balancing::is_there(run), balancing::figure);
     also(!of_layers, end_to_end::figure);
     also(of_layers, layers::figure);
     also(of_layers && cases.len() <= MOST_SERIES, adaptive::figure);

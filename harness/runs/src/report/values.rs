@@ -26,6 +26,12 @@ pub enum Value {
     Ideal,
     /// Part of the time that online decisions and migrations took
     Online,
+    /// Slots of a rank for copies of experts
+    Slots,
+    /// What balancing sends in an iteration
+    Moved,
+    /// What deciding about experts takes of an iteration
+    Planning,
     /// GPU hours of 1000 iterations
     GpuHours,
     /// Cost of 1000 iterations, where the cluster has prices
@@ -47,6 +53,9 @@ pub const SUMMARY: &[Value] = &[
     Value::Medians,
     Value::Ideal,
     Value::Online,
+    Value::Slots,
+    Value::Moved,
+    Value::Planning,
     Value::Memory,
     Value::Loss,
     Value::Published,
@@ -78,6 +87,9 @@ impl Value {
             Self::Memory => "Memory (GB)",
             Self::Ideal => "Of ideal (%)",
             Self::Online => "Online (%)",
+            Self::Slots => "Extra slots",
+            Self::Moved => "Moved (GB)",
+            Self::Planning => "Planning (ms)",
             Self::GpuHours => "GPU hours",
             Self::Cost => "Cost",
             Self::Loss => "Loss",
@@ -99,6 +111,9 @@ impl Value {
             Self::Memory => "peak memory of the fullest rank (GB)",
             Self::Ideal => "share of ideal (%)",
             Self::Online => "online share (%)",
+            Self::Slots => "redundant slots of a rank",
+            Self::Moved => "what balancing moves in an iteration (GB)",
+            Self::Planning => "planning in an iteration (ms)",
             Self::GpuHours => "GPU hours of 1000 iterations",
             Self::Cost => "cost of 1000 iterations",
             Self::Loss => "loss",
@@ -114,6 +129,7 @@ impl Value {
             Self::Mfu => Some("MFU: arithmetic of active experts alone, nothing recomputed"),
             Self::Ideal => Some("of ideal: time of the same plan under a balanced gate over its time"),
             Self::Online => Some("online: part of the time that decisions and migrations between iterations took"),
+            Self::Moved => Some("moved: weights and gradients of copies and experts that change rank, of all ranks"),
             Self::Loss => Some("loss: mean of the last tenth of the iterations"),
             Self::Error => {
                 Some("model error: of this run's time where that was measured, else the median of its cluster (±)")
@@ -144,6 +160,7 @@ impl Value {
         let percent = |share: Option<f64>, digits: usize| {
             Cell::new(share.map(|share| share * 100.0), |x| format!("{x:.digits$}"))
         };
+        let any = |value: Option<f64>| Cell::new(value.filter(|value| *value > 0.0), amount);
         let ratio = |value: Option<f64>| Cell::new(value, |value| format!("{value:.2}"));
         match self {
             Self::Speedup => speedup(run, row),
@@ -154,6 +171,9 @@ impl Value {
             Self::Memory => Cell::new(row.peak_bytes.map(|bytes| bytes / 1e9), |memory| format!("{memory:.1}")),
             Self::Ideal => percent(row.share_of_ideal, 0),
             Self::Online => percent(Some(row.online_share).filter(|share| *share > 0.0), 2),
+            Self::Slots => any(row.balancing(|of| of.redundant_slots as f64)),
+            Self::Moved => any(row.balancing(|of| of.moved.0 / 1e9)),
+            Self::Planning => any(row.balancing(|of| of.planning.0 * 1e3)),
             Self::GpuHours => Cell::new(row.gpu_hours(), amount),
             Self::Cost => Cell::new(row.cost(), amount),
             Self::Loss => Cell::new(row.loss, |loss| format!("{loss:.3}")),

@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use polars::prelude::DataFrame;
+use systems::iteration::run::Balancing;
 use workloads::cluster::Gpu;
 use workloads::published::{PublishedRun, Quantity};
 use workloads::{Bytes, EngineKind, Published};
 
-use crate::records::{Row, RowsByRun, RunFailure, RunKey, Sample, Status, case_columns, column};
+use crate::records::{BALANCING, Row, RowsByRun, RunFailure, RunKey, Sample, Status, case_columns, column};
 use crate::summary::errors::mean;
 use crate::summary::model_error::{ClusterError, Part};
 use crate::summary::speedup::{Series, Speedup};
@@ -47,8 +48,8 @@ pub struct SummaryRow {
     pub share_of_ideal: Option<f64>,
     /// Part of the time that online decisions and migrations took.
     pub online_share: f64,
-    /// Of an iteration after warm-up; absent where a run failed.
-    pub balancing: Option<Balancing>,
+    /// Those of iterations after warm-up; none where a run failed.
+    pub samples: Vec<Sample>,
     /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
     pub loss: Option<f64>,
     /// Median after warm-up of what the simulator says of the same iterations, s, where it followed an emulated run.
@@ -79,31 +80,6 @@ pub struct GpuFacts {
 impl GpuFacts {
     pub fn new(gpu: &Gpu) -> Self {
         Self { usable: gpu.usable(), hour_price: gpu.hour_price.as_ref().map(|price| price.value) }
-    }
-}
-
-/// What balancing did in an iteration, means over those after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Balancing {
-    /// Of online decisions between iterations, the gathering of loads included, s.
-    pub decision: f64,
-    /// Of experts changing rank, s.
-    pub migration: f64,
-    /// Experts that changed rank.
-    pub moved: f64,
-    /// Copies made for one micro-batch, over layers, micro-batches and groups.
-    pub copied: f64,
-}
-
-impl Balancing {
-    fn new(samples: &[&Sample]) -> Option<Self> {
-        let of = |value: fn(&Sample) -> f64| mean(&samples.iter().map(|sample| value(sample)).collect::<Vec<_>>());
-        Some(Self {
-            decision: of(|sample| sample.decision.0)?,
-            migration: of(|sample| sample.migration.0)?,
-            moved: of(|sample| f64::from(sample.moved))?,
-            copied: of(|sample| sample.shadowed as f64)?,
-        })
     }
 }
 
@@ -345,10 +321,10 @@ impl Summary {
             column("balanced_step_s", rows, |row| row.key.balanced.map(|time| time.0)),
             column("share_of_ideal", rows, |row| row.share_of_ideal),
             column("online_share", rows, |row| row.step.map(|_| row.online_share)),
-            column("decision_s", rows, |row| row.balancing.map(|of| of.decision)),
-            column("migration_s", rows, |row| row.balancing.map(|of| of.migration)),
-            column("moved_experts", rows, |row| row.balancing.map(|of| of.moved)),
-            column("copied_experts", rows, |row| row.balancing.map(|of| of.copied)),
+            column("decision_s", rows, |row| row.mean(|of| Some(of.decision.0))),
+            column("migration_s", rows, |row| row.mean(|of| Some(of.migration.0))),
+            column("moved_experts", rows, |row| row.mean(|of| Some(f64::from(of.moved)))),
+            column("copied_experts", rows, |row| row.mean(|of| Some(of.copied as f64))),
             column("final_loss", rows, |row| row.loss),
             column("predicted_step_s", rows, |row| row.predicted),
             column("peak_bytes", rows, |row| row.peak_bytes.filter(|_| row.step.is_some())),
@@ -366,6 +342,7 @@ impl Summary {
             }),
             column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
         ]);
+        columns.extend(BALANCING.map(|(name, of)| column(name, rows, |row| row.balancing(of))));
         Ok(DataFrame::new(rows.len(), columns)?)
     }
 }
@@ -395,7 +372,7 @@ impl SummaryRow {
         let step = StepTime::new(&series).filter(|_| failure.is_none());
         Some(Self {
             share_of_ideal: key.balanced.zip(step).map(|(balanced, step)| balanced.0 / step.mean),
-            balancing: Balancing::new(&warm).filter(|_| failure.is_none()),
+            samples: warm.into_iter().filter(|_| failure.is_none()).cloned().collect(),
             key,
             step,
             series,
@@ -413,6 +390,16 @@ impl SummaryRow {
             speedup_error: None,
             extrapolated: None,
         })
+    }
+
+    /// The mean over the iterations after warm-up; none of none.
+    fn mean(&self, of: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
+        mean(&self.samples.iter().filter_map(of).collect::<Vec<_>>())
+    }
+
+    /// The same of what balancing cost and brought, where that was followed.
+    pub fn balancing(&self, of: fn(&Balancing) -> f64) -> Option<f64> {
+        self.mean(|sample| sample.balancing.as_ref().map(of))
     }
 
     pub fn status(&self) -> Status {

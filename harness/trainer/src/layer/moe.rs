@@ -77,8 +77,8 @@ pub struct LayerStats {
     pub of_parts: Vec<u32>,
     /// `[expert]`: entries of this rank.
     pub entries: Vec<u32>,
-    /// Number of shadowed experts.
-    pub shadowed: usize,
+    /// Copies of experts made for this micro-batch, shadowed experts among them.
+    pub copied: usize,
     /// The balance loss; 0 if the gate has none.
     pub balance: f64,
 }
@@ -182,7 +182,7 @@ impl Layer {
         if let Some(price) = &price {
             times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
         }
-        stats.shadowed = program.shadowed.len();
+        stats.copied = program.shadowed.len() + program.copies.len();
         let (restored, ahead) = (false, None);
         let experts = saved;
         let saved = Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, ahead, price };
@@ -240,7 +240,7 @@ impl Layer {
         if counts.row(me) != before {
             choices = self.redirect(site, tokens, choices, counts.row(me))?;
         }
-        let stats = LayerStats { chosen, of_parts, entries: counts.row(me).to_vec(), shadowed: 0, balance };
+        let stats = LayerStats { chosen, of_parts, entries: counts.row(me).to_vec(), copied: 0, balance };
         Ok(Routed { choices, counts, stats, begun })
     }
 

@@ -28,8 +28,8 @@ pub struct Report {
     pub entries: u64,
     /// Choices that became no entry.
     pub dropped: u64,
-    /// Shadowed experts over its layers and micro-batches; on the first rank of each group.
-    pub shadowed: u64,
+    /// Copies made for one micro-batch, over its layers and micro-batches; on the first rank of each group.
+    pub copied: u64,
     /// Memory in use on its GPU at the end, if it does not share the GPU. libtorch returns nothing while it trains, so this
     /// is also the peak.
     pub memory: Bytes,
@@ -75,7 +75,7 @@ impl Rank<'_> {
             report.entries += sum(&of.entries);
             report.dropped += sum(&of.chosen) - sum(&of.entries);
             if self.position.is_multiple_of(self.plan.ep) {
-                report.shadowed += of.shadowed as u64;
+                report.copied += of.copied as u64;
             }
         }
         if self.setup.recorded_parts(self.iteration).is_some() {
