@@ -27,6 +27,25 @@ pub struct Band {
 }
 
 impl Bands {
+    /// Of numbers, a band of `part` of each to either side, its ends outward to five digits.
+    pub fn around(number: f64, part: f64) -> [f64; 2] {
+        let [low, high] = [number - number.abs() * part, number + number.abs() * part];
+        let unit = 10_f64.powf(4.0 - low.abs().max(high.abs()).max(f64::MIN_POSITIVE).log10().floor());
+        [(low * unit).floor() / unit, (high * unit).ceil() / unit]
+    }
+
+    /// The TOML that [`Self::parse`] reads, behind lines of comment.
+    pub fn to_toml(&self, comment: &str) -> String {
+        let mut text: String = comment.lines().map(|line| format!("# {line}\n")).collect();
+        for Band { case, system, mean_step_s, speedup } in &self.bands {
+            text += &format!("\n[[bands]]\ncase = {case:?}\nsystem = {system:?}\n");
+            for (name, range) in [("mean_step_s", mean_step_s), ("speedup", speedup)] {
+                text += &range.map_or_else(String::new, |[low, high]| format!("{name} = [{low}, {high}]\n"));
+            }
+        }
+        text
+    }
+
     /// Reads a file's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let read: Self = error::parse(file, text)?;
@@ -53,6 +72,22 @@ impl Bands {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bands_are_read_as_they_were_written() {
+        let around = |number| Bands::around(number, 0.001);
+        assert_eq!([around(0.141_855), around(3.2)], [[0.14171, 0.142], [3.1968, 3.2032]]);
+        assert_eq!(Bands::around(1.0 / 3.0, 0.0), [0.33333, 0.33334]);
+        let band = |system: &str, mean_step_s, speedup| {
+            let (case, system) = (r#"a."b\".8"#.to_owned(), system.to_owned());
+            Band { case, system, mean_step_s, speedup }
+        };
+        let all = vec![band("one", Some(around(1e-7)), None), band("two", Some(around(2e9)), Some(around(1.5)))];
+        let bands = Bands { bands: all };
+        let text = bands.to_toml("First.\nSecond.");
+        assert!(text.starts_with("# First.\n# Second.\n\n[[bands]]\n"), "{text}");
+        assert_eq!(Bands::parse("b", &text).unwrap(), bands);
+    }
 
     #[test]
     fn bad_bands_name_the_field() {
