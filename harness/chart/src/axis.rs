@@ -97,7 +97,7 @@ impl Axis {
         (self.low..=self.high).contains(&value)
     }
 
-    fn share(&self, value: f64) -> f64 {
+    pub(crate) fn share(&self, value: f64) -> f64 {
         match self.spacing {
             Spacing::Linear => (value - self.low) / (self.high - self.low),
             Spacing::Log => (value / self.low).ln() / (self.high / self.low).ln(),

@@ -101,18 +101,22 @@ impl Scatter {
         plot::draw_title(page, &panel.title, area)?;
         let Some(range) = self.range(panel) else { return plot::draw_no_data(page, area) };
         let axis = Axis::new(range, self.spacing()).ticked(ticks(area));
-        let axes = Axes { x: axis.clone(), y: axis, grid: false, y_numbers: true };
+        let axes = Axes { x: axis.clone(), y: axis.clone(), grid: false, y_numbers: true };
         let plot = Plot::new(page, area, axes)?;
         if let Some(band) = self.band {
             draw_band(&plot, range, band)?;
         }
         for series in &panel.series {
             for point in series.points.iter().filter(|p| self.holds(**p)) {
-                plot.draw(&marks::marker(*point, ink(series.ink), 1.9))?;
+                plot.draw(&marks::marker(*point, ink(series.ink), RADIUS))?;
             }
         }
         plot.draw_box(page)?;
-        draw_notes(page, &panel.notes, area)
+        let points = panel.series.iter().flat_map(|series| &series.points).filter(|p| self.holds(**p));
+        let place = |(x, y): &(f64, f64)| {
+            (area.left + axis.share(*x) * area.width(), area.bottom - axis.share(*y) * area.height())
+        };
+        draw_notes(page, &panel.notes, area, &points.map(place).collect::<Vec<_>>())
     }
 
     /// One name for each axis, centred on all panels.
@@ -154,6 +158,9 @@ impl Chart for Scatter {
         self.draw_names(page, &areas, inner)
     }
 }
+
+/// Of a point, in points of the page.
+const RADIUS: f64 = 1.9;
 
 /// Width of the y axis' name, with a gap.
 const NAME: f64 = BASE + 3.0;
@@ -204,16 +211,25 @@ fn draw_band(plot: &Plot<'_>, (low, high): (f64, f64), share: f64) -> Drawn {
     plot.draw(&marks::dashed(&[(low, low), (high, high)], (3.0, 2.0), axis_line()))
 }
 
-fn draw_notes(page: &Page<'_>, notes: &[String], area: Area) -> Drawn {
+/// In the corner off y = x that has fewer of the points, which are places on the page: the upper left, if both have as many.
+fn draw_notes(page: &Page<'_>, notes: &[String], area: Area, points: &[(f64, f64)]) -> Drawn {
     if notes.is_empty() {
         return Ok(());
     }
     let kind = Type::of(FINE).hanging();
     let widest = kind.widest(notes.iter().map(String::as_str)).min(area.width() - 10.0);
-    let (left, top) = (area.left + 3.5, area.top + 3.5);
     let row = FINE + 2.0;
-    let bottom = top + row * notes.len() as f64 + 2.5;
-    let ground = Area { left, right: left + widest + 5.0, top, bottom };
+    let (width, height) = (widest + 5.0, row * notes.len() as f64 + 2.5);
+    let corner = |left: f64, top: f64| Area { left, right: left + width, top, bottom: top + height };
+    let corners =
+        [corner(area.left + 3.5, area.top + 3.5), corner(area.right - 3.5 - width, area.bottom - 3.5 - height)];
+    let hidden = |ground: &Area| {
+        let (wide, high) = (ground.left - RADIUS..ground.right + RADIUS, ground.top - RADIUS..ground.bottom + RADIUS);
+        points.iter().filter(|(x, y)| wide.contains(x) && high.contains(y)).count()
+    };
+    let [upper, lower] = corners;
+    let ground = if hidden(&lower) < hidden(&upper) { lower } else { upper };
+    let (left, top) = (ground.left, ground.top);
     page.fill(ground, PAPER)?;
     page.outline(ground, stroke(AXIS, 0.35))?;
     for (i, note) in notes.iter().enumerate() {
@@ -250,6 +266,21 @@ mod tests {
         }
         assert!(!svg.contains("NaN"));
         assert_eq!(svg, sample().draw()?.svg);
+        Ok(())
+    }
+
+    /// Where the points stand above y = x, what is noted of them stands below.
+    #[test]
+    fn notes_keep_off_points() -> Result<(), FigureError> {
+        let note = |points: Vec<(f64, f64)>| -> Result<_, FigureError> {
+            let mut chart = sample();
+            chart.panels[0].series[0].points = points;
+            let text = chart.draw()?.texts().into_iter().find(|text| text.text.starts_with("MAPE"));
+            Ok(text.expect("it is in the picture"))
+        };
+        let below = note(vec![(0.5, 3.8), (4.0, 4.0)])?;
+        let above = note(vec![(3.8, 0.5), (4.0, 4.0)])?;
+        assert!(below.left > above.left && below.top > above.top, "{below:?} {above:?}");
         Ok(())
     }
 
