@@ -5,7 +5,7 @@ use systems::price::ledger::{Ledger, Phase};
 
 use crate::details::{Imbalance, Moves, RunDetails, Timeline, Traffic};
 use crate::figures;
-use crate::figures::labels::systems;
+use crate::figures::labels::{Part, in_words, placed, systems};
 use crate::looks;
 use crate::records::{Row, RunKey};
 use crate::report::html::answer::phase_words;
@@ -69,7 +69,10 @@ struct CaseData<'a> {
     id: &'a str,
     label: &'a str,
     model: &'a str,
-    cluster: &'a str,
+    /// Or where it was measured.
+    cluster: String,
+    /// What ran where.
+    ran: String,
     gpus: u32,
     gate: String,
     batch: Option<usize>,
@@ -177,11 +180,13 @@ impl SystemData {
 impl<'a> CaseData<'a> {
     fn new(run: &'a StoredRun, key: &'a RunKey, labels: &'a Labels) -> Self {
         let details: Vec<&RunDetails> = run.details.iter().filter(|details| details.case == key.case).collect();
+        let place = &run.facts.drawn.measured_on;
         Self {
             id: &key.case,
-            label: labels.case(&key.case),
+            label: labels.case(run, &key.case),
             model: &key.model,
-            cluster: &key.cluster,
+            cluster: placed(place, Part::Cluster, key),
+            ran: in_words(place, key, &[Part::Model, Part::Gpus, Part::Cluster]),
             gpus: key.gpus,
             gate: cases::gate(&key.gate),
             batch: details.first().map(|details| details.global_batch),
