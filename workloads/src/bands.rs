@@ -29,9 +29,12 @@ pub struct Band {
 impl Bands {
     /// Of numbers, a band of `part` of each to either side, its ends outward to five digits.
     pub fn around(number: f64, part: f64) -> [f64; 2] {
-        let [low, high] = [number - number.abs() * part, number + number.abs() * part];
-        let unit = 10_f64.powf(4.0 - low.abs().max(high.abs()).max(f64::MIN_POSITIVE).log10().floor());
-        [(low * unit).floor() / unit, (high * unit).ceil() / unit]
+        let outward = |end: f64, side: f64| {
+            let half = 10_f64.powf(end.abs().max(f64::MIN_POSITIVE).log10().floor() - 4.0) / 2.0;
+            format!("{:.4e}", end + side * half).parse().unwrap_or(end)
+        };
+        let reach = number.abs() * part;
+        [outward(number - reach, -1.0), outward(number + reach, 1.0)]
     }
 
     /// The TOML that [`Self::parse`] reads, behind lines of comment.
@@ -76,8 +79,13 @@ mod tests {
     #[test]
     fn bands_are_read_as_they_were_written() {
         let around = |number| Bands::around(number, 0.001);
-        assert_eq!([around(0.141_855), around(3.2)], [[0.14171, 0.142], [3.1968, 3.2032]]);
+        assert_eq!(around(0.141_855), [0.14171, 0.142]);
         assert_eq!(Bands::around(1.0 / 3.0, 0.0), [0.33333, 0.33334]);
+        for number in [1e-7, 0.099_999_9, 1.0, 3.2, 2e9] {
+            let ([low, high], [least, most]) = (Bands::around(number, 0.0), around(number));
+            assert!(low <= number && number <= high && high - low <= number * 2.1e-4, "{number}: {low} {high}");
+            assert!(least <= number * 0.999 && number * 1.001 <= most && most - least <= number * 2.3e-3, "{number}");
+        }
         let band = |system: &str, mean_step_s, speedup| {
             let (case, system) = (r#"a."b\".8"#.to_owned(), system.to_owned());
             Band { case, system, mean_step_s, speedup }
