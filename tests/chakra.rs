@@ -6,6 +6,7 @@ use runs::chakra;
 use systems::iteration::run::{Iteration, Run};
 use systems::plan::memory::StageParameters;
 use systems::{CostModel, Decision, Job, LoadHistory, Placement, Plan, System, Zero};
+use workloads::EngineKind;
 use workloads::model::Attention;
 use workloads::trace::BatchCounts;
 
@@ -217,7 +218,7 @@ fn traced(system: &dyn System, plan: Plan, batch: &BatchCounts, iterations: usiz
     (1..iterations).for_each(|_| drop(run.step(batch)));
     let (iteration, spans) = run.observe(batch);
     let (communications, exchanged) = (run.communications(batch), run.exchanged(batch));
-    let traces = chakra::traces(&job, &communications, &spans);
+    let traces = chakra::traces(EngineKind::Simulated, &spans, &communications.messages(&job, &spans));
     let ranks = hold(&traces.ranks, &traces.groups);
     assert_eq!(ranks.len(), gpus);
     for (rank, nodes) in ranks.iter().enumerate() {
@@ -390,5 +391,77 @@ fn a_timeline_comes_with_the_traces_of_its_ranks() {
             events.map(|event| event["ts"].as_f64().unwrap() + event["dur"].as_f64().unwrap()).fold(0.0, f64::max);
         let last = ranks.iter().flatten().map(|node| node.start + node.duration).max().unwrap();
         assert!((last as f64 - end).abs() <= 1.0, "{last} {end}");
+    }
+}
+
+/// By what a node is called and its type of collective: `[rank]` bytes.
+#[cfg(feature = "train")]
+type Sent = BTreeMap<(String, i64), Vec<i64>>;
+
+/// What emulated ranks do beside exchanges, in no span of its own.
+#[cfg(feature = "train")]
+const BESIDE: [&str; 4] = ["unshard", "reshard", "copy weights", "return gradients"];
+
+/// What has a price of its own: neither that nor the gathering of losses that a vocabulary's parts have.
+#[cfg(feature = "train")]
+fn priced(sent: &Sent) -> Sent {
+    let losses = ("tensor-parallel collectives".to_owned(), 2);
+    sent.clone().into_iter().filter(|(of, _)| *of != losses && !BESIDE.contains(&of.0.as_str())).collect()
+}
+
+/// What the ranks of a trained run sent.
+#[cfg(feature = "train")]
+fn sent(ranks: &[Vec<Node>]) -> Sent {
+    let mut all = Sent::new();
+    for (rank, nodes) in ranks.iter().enumerate() {
+        for node in nodes.iter().filter(|node| node.numbers.contains_key("comm_size") && node.kind != 6) {
+            let what = node.name.split(',').next().unwrap().to_owned();
+            let own = node.numbers.get("moebench_sent_bytes").unwrap_or(&node.numbers["comm_size"]);
+            let kind = node.numbers.get("comm_type").copied().unwrap_or(-1);
+            all.entry((what, kind)).or_insert_with(|| vec![0; ranks.len()])[rank] += own;
+        }
+    }
+    all
+}
+
+/// What ranks say that they moved, under either clock: the same training moves the same.
+#[cfg(feature = "train")]
+#[test]
+fn ranks_that_run_say_what_they_moved() {
+    let folder = Folder::new();
+    let model = "train --model gpt-micro --gpus 4 --global-batch-size 8 --micro-batch-size 1 --iterations 3 --timeline";
+    for plan in [
+        "--system expert-only",
+        "--system expert-only --pipeline-model-parallel-size 2 --expert-model-parallel-size 2",
+        "--system megatron --tensor-model-parallel-size 2 --expert-model-parallel-size 4",
+        "--system fastermoe",
+        "--system smartmoe --expert-model-parallel-size 4 --placement-every 1",
+        "--system eplb --expert-model-parallel-size 2 --placement-every 1",
+        "--system laer --expert-model-parallel-size 4",
+        "--system moonep --expert-model-parallel-size 4",
+    ] {
+        let [wall, emulated] = ["wall", "virtual --cluster inky"].map(|clock| {
+            let out = clock.split(' ').next().unwrap();
+            folder.succeed(&format!("{model} {plan} --clock {clock} --out {out} --overwrite"));
+            let files = folder.files();
+            let find = |end: &str| files.iter().find(|name| name.starts_with(out) && name.ends_with(end)).unwrap();
+            let prefix = find(".groups.json").strip_suffix(".groups.json").unwrap();
+            let traces: Vec<Vec<u8>> = (0..4).map(|rank| folder.bytes(&format!("{prefix}.{rank}.et"))).collect();
+            sent(&hold(&traces, &folder.text(&format!("{prefix}.groups.json"))))
+        });
+        assert_eq!(priced(&wall), priced(&emulated), "{plan}");
+        let weights = |of: &Sent| BESIDE.iter().any(|what| of.contains_key(&((*what).to_owned(), 6)));
+        let moves = plan.contains("laer") || plan.contains("moonep");
+        assert_eq!((weights(&wall), weights(&emulated)), (moves, false), "{plan}: {wall:?}");
+        // All rows come back, in either direction.
+        let total = |what: &str| wall[&(what.to_owned(), 6)].iter().sum::<i64>();
+        assert!(total("dispatch") > 0 && total("dispatch") == total("combine"), "{plan}: {wall:?}");
+        let pipeline = plan.contains("pipeline");
+        assert_eq!(wall.contains_key(&("send".to_owned(), -1)), pipeline, "{plan}: {wall:?}");
+        assert_eq!(
+            wall.contains_key(&("tensor-parallel collectives".to_owned(), 0)),
+            plan.contains("tensor"),
+            "{plan}"
+        );
     }
 }

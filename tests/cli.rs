@@ -108,6 +108,7 @@ fn lists_hold_everything() {
         for name in names {
             assert!(shown.contains(name), "no {name} in\n{shown}");
         }
+        assert!(shown.lines().all(|line| line.chars().count() <= 100), "{shown}");
     };
     check("systems", &systems::ALL.iter().map(|system| system.name()).collect::<Vec<_>>());
     check("suites", &workloads::suite::SuiteFile::names().collect::<Vec<_>>());
@@ -344,14 +345,24 @@ fn the_simulator_follows_an_emulated_run() {
 #[test]
 fn what_was_measured_here_stands_under_no_clusters_name() {
     let folder = Folder::new();
-    folder.succeed(
+    let printed = folder.succeed(
         "train --model gpt-micro --cluster inky --gpus 2 --global-batch-size 4 --micro-batch-size 2 --iterations 3 --warmup 1 --system smartmoe \
          --out run",
     );
     let stated: serde_json::Value = serde_json::from_str(&folder.text("run/run.json")).unwrap();
     let device = stated["suite"]["drawn"]["measured_on"].as_str().unwrap().to_owned();
     let figures: Vec<String> = folder.files().into_iter().filter(|name| name.starts_with("run/figures/")).collect();
-    assert!(figures.contains(&"run/figures/end_to_end.svg".to_owned()), "{figures:?}");
+    assert!(figures.contains(&"run/figures/phases.svg".to_owned()), "{figures:?}");
+    assert!(
+        !figures.iter().any(|name| name.contains("end_to_end")),
+        "one system is no faster than itself: {figures:?}"
+    );
+    let table = printed.split("\n\n").next().unwrap();
+    assert!(table.contains(&format!("{device}, 2 ranks")) && !table.contains("inky"), "{printed}");
+    assert!(table.contains("Tokens/s") && table.contains("Loss") && !table.contains("Speedup"), "{printed}");
+    let page = folder.text("run/report.html");
+    assert!(page.contains(&format!("\"cluster\":\"{device}\"")) && !page.contains("\"cluster\":\"inky\""), "{page}");
+    assert!(folder.text("run/summary.csv").lines().nth(1).unwrap().contains(&device));
     for name in figures.iter().filter(|name| name.ends_with(".svg") || name.ends_with(".caption.txt")) {
         let text = folder.text(name);
         assert!(!text.contains("inky") && (name.ends_with(".svg") || text.contains(&device)), "{name}: {text}");

@@ -45,6 +45,9 @@ fn one_figure_is_asked_for_by_name() {
     // 3.33 in at 300 to the inch.
     let png = folder.bytes("paper/phases-column.png");
     assert_eq!(u32::from_be_bytes(png[16..20].try_into().unwrap()), 1000);
+    let svg = folder.text("out/figures/phases.svg");
+    let title = folder.text("out/figures/phases.caption.txt").split(';').next().unwrap().to_owned();
+    assert!(svg.contains("role=\"img\">") && svg.contains(&format!("<title>{title}")), "{svg}");
     let data = folder.text("paper/phases.csv");
     assert!(
         data.starts_with("panel,group,bar,part,value\n") && data.contains("inky,\"8 GPUs, no drop\",SmartMoE,experts,")

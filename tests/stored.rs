@@ -113,6 +113,33 @@ fn numbers_outside_their_bands_fail() {
     );
 }
 
+/// What a run writes of itself holds, until a number is another one.
+#[test]
+fn a_run_writes_the_bands_that_it_is_held_against() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.succeed(&format!("{RUN} --out run"));
+    folder.refuse("compare run run --write-bands b.toml", &["--write-bands", "expected no second RUN"]);
+    folder.succeed("compare run --write-bands b.toml --within 0.1%");
+    let text = folder.text("b.toml");
+    assert!(
+        text.starts_with("# What the suite ") && text.contains("over expert-only by totals, 0.1% to either side"),
+        "{text}"
+    );
+    let ran = folder.moebench("compare run --bands b.toml");
+    assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+    let (bands, speedups) = (text.matches("[[bands]]").count(), text.matches("speedup =").count());
+    assert!(ran.stderr.contains(&format!("{0} of {0} numbers", bands + speedups)) && speedups < bands, "{text}");
+    folder.refuse("compare run --write-bands b.toml", &["b.toml: is there already", "--overwrite"]);
+    folder.succeed("compare run --write-bands b.toml --within 0% --overwrite");
+    assert_eq!(folder.moebench("compare run --bands b.toml").status, Some(0));
+    // Other times are outside.
+    let line = |line: &str| if line.starts_with("mean_step_s") { "mean_step_s = [9, 9]" } else { line }.to_owned();
+    let other: Vec<String> = folder.text("b.toml").lines().map(line).collect();
+    folder.write("b.toml", &other.join("\n"));
+    assert_eq!(folder.moebench("compare run --bands b.toml").status, Some(1));
+}
+
 /// Over two and three shards, in whatever order they are given: every file but those that say who ran it when.
 #[test]
 fn shards_join_to_the_bytes_of_the_whole() {

@@ -65,13 +65,13 @@ fn the_gate_stands_in_the_file() {
     let folder = Folder::new();
     for top_k in [1, 2, 6] {
         folder.succeed(&format!(
-            "trace synth a.parquet --layers 2 --experts 12 --ranks 2 --iterations 3 --entries 72 --top-k {top_k}"
+            "trace synth a.parquet --layers 2 --experts 12 --ranks 2 --iterations 3 --entries 72 --top-k {top_k} --overwrite"
         ));
-        folder.succeed("trace import a.parquet b.parquet");
+        folder.succeed("trace import a.parquet b.parquet --overwrite");
         assert_eq!(folder.bytes("a.parquet"), folder.bytes("b.parquet"));
         let trace = runs::traces::load(Some(&folder.join("b.parquet"))).unwrap();
         assert_eq!(trace.shape().top_k, top_k);
-        folder.succeed("trace rescale b.parquet c.parquet --experts 6");
+        folder.succeed("trace rescale b.parquet c.parquet --experts 6 --overwrite");
         let rescaled = runs::traces::load(Some(&folder.join("c.parquet"))).unwrap();
         assert!(rescaled.counts().iter().all(|&count| count <= 72 / top_k), "top-{top_k}");
     }
@@ -148,7 +148,7 @@ fn columns_of_other_names() {
     parquet(&folder.join("a.parquet"), ["step", "rank", "layer_id", "micro_batch", "expert_id", "count"], &rows);
     folder.succeed("trace import a.parquet out.parquet");
     parquet(&folder.join("b.parquet"), ["zeit", "r", "schicht", "m", "wer", "wieviel"], &rows);
-    folder.refuse("trace import b.parquet out.parquet", &["b.parquet", "columns zeit, r, schicht, m, wer, wieviel"]);
+    folder.refuse("trace import b.parquet other.parquet", &["b.parquet", "columns zeit, r, schicht, m, wer, wieviel"]);
     folder.succeed(
         "trace import b.parquet named.parquet --iteration-column zeit --rank-column r --layer-column schicht \
          --micro-batch-column m --expert-column wer --counts-column wieviel",
@@ -239,6 +239,26 @@ fn workloads_and_skews() {
     let said =
         folder.succeed("trace synth m.parquet --max-over-mean 4 --gini 0.5 --half-life 50 --iterations 20 --layers 2");
     assert!(said.contains("experts: max/mean 4.0") || said.contains("experts: max/mean 3.9"), "{said}");
+    // What is there already stays.
+    let bytes = folder.bytes("m.parquet");
+    for command in ["synth m.parquet", "import w1.parquet m.parquet", "rescale w1.parquet m.parquet"] {
+        folder.refuse(&format!("trace {command}"), &["m.parquet: is there already", "--overwrite"]);
+    }
+    assert_eq!(folder.bytes("m.parquet"), bytes);
+    // Every number, and a picture.
+    let shown = folder.succeed("trace stats m.parquet --against w1.parquet --out stats");
+    assert!(shown.contains("stats/imbalance.svg"), "{shown}");
+    assert_eq!(folder.text("stats/per_layer.csv").lines().count(), 1 + 2 + 1);
+    let times = folder.text("stats/over_time.csv");
+    let fullest: Vec<f64> =
+        times.lines().skip(1).map(|line| line.split(',').nth(2).unwrap().parse().unwrap()).collect();
+    assert_eq!(fullest.len(), 20 + 1);
+    assert!(
+        fullest[..20].iter().all(|ratio| (3.5..4.5).contains(ratio)) && (fullest[20] - 3.3125).abs() < 1e-9,
+        "{times}"
+    );
+    assert!(folder.text("stats/imbalance.svg").contains("most of any layer"));
+    folder.succeed("trace synth m.parquet --workload W0 --iterations 1 --overwrite");
     folder.refuse("trace synth x.parquet --workload W9", &["W9", "W0 to W7"]);
     folder.refuse("trace synth x.parquet --max-over-mean 17", &["max_over_mean is 17", "1 to 16"]);
     folder.refuse("trace synth x.parquet --workload W1 --gini 0.5", &["--workload", "--gini"]);

@@ -3,8 +3,21 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, StdoutLock, Write};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+/// Characters of a line of wide tables.
+pub const WIDTH: u16 = 100;
+
+/// Refuses a file to write that is there already, unless it may be replaced.
+///
+/// # Errors
+/// The file, and what would replace it.
+pub fn refuse_to_replace(path: &Path, overwrite: bool) -> Result<()> {
+    ensure!(overwrite || !path.exists(), "{}: is there already: --overwrite replaces it", path.display());
+    Ok(())
+}
 
 /// Locked standard output that a reader may stop reading.
 pub struct Output(StdoutLock<'static>);

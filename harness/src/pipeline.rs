@@ -10,7 +10,8 @@ use anyhow::{Context, Result, anyhow};
 use workloads::{EngineKind, Suite};
 
 use crate::failure::{Failure, OrFail};
-use crate::{output, progress};
+use crate::output::{self, WIDTH};
+use crate::progress;
 use chart::Width;
 use runs::engines::{Engine, Extent, Session};
 use runs::figures;
@@ -22,7 +23,7 @@ use runs::provenance::{self, DrawnFacts, Inputs, Provenance, SuiteFacts};
 use runs::records::{Row, RowsByRun};
 use runs::report::paper::{self, TableFormat};
 use runs::report::values::SUMMARY;
-use runs::report::{self, TextTable, html};
+use runs::report::{self, html};
 use runs::runner::Runner;
 use runs::store::Store;
 use runs::stored::StoredRun;
@@ -134,10 +135,10 @@ fn sampled(
 fn lead(request: &RunRequest, engine: &dyn Engine, cases: &[PreparedCase], inputs: Inputs) -> Result<(), Failure> {
     let begun = Instant::now();
     let Sampled { origin, store, read_back, summary } = sampled(request, engine, cases, inputs)?;
-    let table = TextTable::new(&summary, &request.suite.compare);
-    let mut shown = Shown { suite: &request.suite, origin, table, summary, store: &store, figures: Vec::new() };
+    let (table, figures) = (String::new(), Vec::new());
+    let mut shown = Shown { suite: &request.suite, origin, table, summary, store: &store, figures };
     shown.write().or_run()?;
-    shown.print(request.timelines.then(|| engine.kind())).or_run()?;
+    shown.print(request.timelines).or_run()?;
     if !read_back {
         let memory =
             Memory::peak_of_program().map_or(String::new(), |bytes| format!(", {:.1} GB at most", bytes / 1e9));
@@ -255,7 +256,8 @@ fn summarise(suite: &Suite, rows: &RowsByRun, cases: &[PreparedCase]) -> Result<
 struct Shown<'a> {
     suite: &'a Suite,
     summary: Summary,
-    table: TextTable,
+    /// For the terminal.
+    table: String,
     /// How the numbers were obtained, and on which routing.
     origin: String,
     store: &'a Store,
@@ -265,25 +267,28 @@ struct Shown<'a> {
 
 impl Shown<'_> {
     fn write(&mut self) -> Result<()> {
-        self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
         // From the files alone, so that `moebench plot`, `moebench table` and `moebench report` write the same.
         let root = self.store.root();
         let mut run = StoredRun::open(root)?;
+        self.summary.measured_on.clone_from(&run.summary.measured_on);
+        self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
         for figure in figures::all(&run) {
             let written = files::write(&root.join("figures"), &figure, Width::Page, &[Format::Svg, Format::Pdf])?;
             self.figures.extend(written.into_iter().next());
         }
         paper::write(&root.join("tables"), &run, SUMMARY, Width::Page, &[TableFormat::Latex])?;
+        self.table = paper::terminal(&run, usize::from(WIDTH));
         run.read_figures(root)?;
         self.store.write_text("report.html", &html::page(&[run])?)
     }
 
-    /// `timelines`: of which engine they are, where the run has them.
-    fn print(&self, timelines: Option<EngineKind>) -> Result<()> {
+    /// `timelines`: whether the run has them.
+    fn print(&self, timelines: bool) -> Result<()> {
         let mut out = output::stdout();
-        writeln!(out, "{}", self.table.to_table()).context("standard output")?;
-        for line in report::notes(&self.suite.cases, &self.summary) {
-            writeln!(out, "{line}")?;
+        write!(out, "{}", self.table).context("standard output")?;
+        let of_model = figures::notes_of_model(&self.summary);
+        for (index, line) in of_model.into_iter().chain(report::notes(&self.suite.cases, &self.summary)).enumerate() {
+            writeln!(out, "{}{line}", if index == 0 { "\n" } else { "" })?;
         }
         let path = |name: &str| self.store.path(name).display().to_string();
         writeln!(out, "\ntimes    {}", self.origin)?;
@@ -293,13 +298,8 @@ impl Shown<'_> {
             writeln!(out, "figure   {}", figure.display())?;
         }
         writeln!(out, "report   {}", path("report.html"))?;
-        if let Some(engine) = timelines {
-            let traces = if engine == EngineKind::Simulated {
-                ""
-            } else {
-                " (no execution traces: those are of simulated runs)"
-            };
-            writeln!(out, "timelines {}{traces}", path("timelines"))?;
+        if timelines {
+            writeln!(out, "timelines {}", path("timelines"))?;
         }
         Ok(())
     }

@@ -44,16 +44,8 @@ impl Policy for SwapHottest {
         let busiest = (0..loads.len()).max_by_key(|&expert| loads[expert]);
         let idlest = (0..loads.len()).min_by_key(|&expert| loads[expert]);
         let (Some(busiest), Some(idlest)) = (busiest, idlest) else { return Decision::Stay };
-        // The expert of each slot, so that a swap is a swap of names.
-        let swapped = now.experts_in_slots().iter().map(|expert| match *expert {
-            Some(expert) if expert == busiest => Some(idlest),
-            Some(expert) if expert == idlest => Some(busiest),
-            other => other,
-        });
-        match Placement::of_slots(swapped.collect(), now.experts(), now.ranks()) {
-            Ok(next) if next.max_rank_load(&loads) < now.max_rank_load(&loads) => Decision::Move(next),
-            _ => Decision::Stay,
-        }
+        let next = now.swapped(busiest, idlest);
+        if next.max_rank_load(&loads) < now.max_rank_load(&loads) { Decision::Move(next) } else { Decision::Stay }
     }
 
     // What else a policy may decide (the layer program of each micro-batch, copies of experts, where their state is) stands in

@@ -7,35 +7,43 @@ use runs::compare::{self, What};
 use runs::engines::{Engine, Extent};
 use runs::prepare::{self, PreparedRun};
 use runs::provenance::{Inputs, Provenance, SuiteFacts};
-use runs::records::{RowsByRun, RunKey, RunRecord, Status};
+use runs::records::{RunKey, RunRecord, Status};
+use runs::report::html;
 use runs::report::paper::{self, TableFormat};
 use runs::report::values::SUMMARY;
-use runs::report::{TextTable, html};
 use runs::store::Store;
 use runs::stored::StoredRun;
-use runs::summary::Summary;
 use workloads::{EngineKind, Published};
 
 use super::engine::{MockEngine, check_golden, suite, trace};
 use crate::support::Folder;
 
-fn summary(engine: &MockEngine) -> Summary {
-    Summary::new(&RowsByRun::new(&engine.rows(&suite())), "expert-only", 2)
-}
-
 fn failing() -> MockEngine {
     MockEngine::failing("smartmoe", Status::CommError)
 }
 
+/// Lines of at most so many characters, whatever does not fit side by side.
 #[test]
-fn a_suite_picks_the_columns_of_comparison() {
-    let summary = summary(&MockEngine::default());
-    let header = |compare: &[String]| TextTable::new(&summary, compare).header.join("|");
-    let first = "case|system|plan|mean|median|totals over expert-only|spread over iterations|medians over expert-only";
-    assert_eq!(header(&[]), format!("{first}|of ideal|online|peak|published medians|model error"));
-    let table = TextTable::new(&summary, &suite().compare);
-    assert_eq!(table.header[8], "totals over fastermoe");
-    assert_eq!(table.rows[2][3..9], ["1000 ms", "1000 ms", "4.00x", "4.00 to 4.00", "4.00x", "2.00x"]);
+fn a_terminals_table_keeps_within_its_lines() {
+    let folder = Folder::new();
+    let mut run = stored(&folder, &failing(), "fastermoe");
+    let (wide, narrow) = (paper::terminal(&run, 100), paper::terminal(&run, 40));
+    for (text, most) in [(&wide, 100), (&narrow, 40)] {
+        assert!(text.lines().all(|line| line.chars().count() <= most), "{text}");
+        assert!(text.contains("COMM_ERROR") && text.contains("\n  fastermoe "), "{text}");
+    }
+    assert!(narrow.lines().count() > wide.lines().count());
+    assert!(wide.contains(&run.rows[0].key.case) && !wide.contains("over fastermoe"), "{wide}");
+    run.facts.drawn.compare = vec!["fastermoe".to_owned()];
+    let compared = paper::terminal(&run, 200);
+    assert!(compared.contains("over") && !compared.contains("Tokens"), "{compared}");
+    // What was measured stands under no cluster's name.
+    run.facts.drawn.measured_on = Some("one core".to_owned());
+    let measured = paper::terminal(&run, 100);
+    let key = &run.rows[0].key;
+    assert!(measured.contains("one core") && !measured.contains(&key.cluster), "{measured}");
+    let page = html::page(&[run]).unwrap();
+    assert!(page.contains("\"cluster\":\"one core\"") && !page.contains("\"cluster\":\"inky\""), "{page}");
 }
 
 #[test]
@@ -226,9 +234,12 @@ fn a_trained_run_is_not_paired_with_a_simulated_one() {
 }
 
 #[test]
-fn trained_runs_show_losses() {
-    let summary = summary(&MockEngine::of(EngineKind::Measured));
-    let table = TextTable::new(&summary, &[]);
-    assert_eq!(table.header[8..], ["online", "peak", "loss", "simulated"]);
-    assert_eq!(table.rows[0][8..], ["0.00%", "2.0 GB", "2.375", ""]);
+fn trained_runs_show_what_was_trained() {
+    let folder = Folder::new();
+    let table = paper::terminal(&stored(&folder, &MockEngine::of(EngineKind::Measured), "fastermoe"), 200);
+    let (header, row) =
+        (table.lines().next().unwrap(), table.lines().find(|line| line.contains("expert-only")).unwrap());
+    assert!(["Memory", "Tokens/s", "Loss"].iter().all(|name| header.contains(name)), "{table}");
+    // 64 samples of 256 tokens in 4 s; the fullest rank; the last loss.
+    assert!(["2.0", "4096", "2.375"].iter().all(|value| row.split_whitespace().any(|word| word == *value)), "{table}");
 }

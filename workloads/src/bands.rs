@@ -27,6 +27,28 @@ pub struct Band {
 }
 
 impl Bands {
+    /// Of numbers, a band of `part` of each to either side, its ends outward to five digits.
+    pub fn around(number: f64, part: f64) -> [f64; 2] {
+        let outward = |end: f64, side: f64| {
+            let half = 10_f64.powf(end.abs().max(f64::MIN_POSITIVE).log10().floor() - 4.0) / 2.0;
+            format!("{:.4e}", end + side * half).parse().unwrap_or(end)
+        };
+        let reach = number.abs() * part;
+        [outward(number - reach, -1.0), outward(number + reach, 1.0)]
+    }
+
+    /// The TOML that [`Self::parse`] reads, behind lines of comment.
+    pub fn to_toml(&self, comment: &str) -> String {
+        let mut text: String = comment.lines().map(|line| format!("# {line}\n")).collect();
+        for Band { case, system, mean_step_s, speedup } in &self.bands {
+            text += &format!("\n[[bands]]\ncase = {case:?}\nsystem = {system:?}\n");
+            for (name, range) in [("mean_step_s", mean_step_s), ("speedup", speedup)] {
+                text += &range.map_or_else(String::new, |[low, high]| format!("{name} = [{low}, {high}]\n"));
+            }
+        }
+        text
+    }
+
     /// Reads a file's TOML; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let read: Self = error::parse(file, text)?;
@@ -53,6 +75,27 @@ impl Bands {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bands_are_read_as_they_were_written() {
+        let around = |number| Bands::around(number, 0.001);
+        assert_eq!(around(0.141_855), [0.14171, 0.142]);
+        assert_eq!(Bands::around(1.0 / 3.0, 0.0), [0.33333, 0.33334]);
+        for number in [1e-7, 0.099_999_9, 1.0, 3.2, 2e9] {
+            let ([low, high], [least, most]) = (Bands::around(number, 0.0), around(number));
+            assert!(low <= number && number <= high && high - low <= number * 2.1e-4, "{number}: {low} {high}");
+            assert!(least <= number * 0.999 && number * 1.001 <= most && most - least <= number * 2.3e-3, "{number}");
+        }
+        let band = |system: &str, mean_step_s, speedup| {
+            let (case, system) = (r#"a."b\".8"#.to_owned(), system.to_owned());
+            Band { case, system, mean_step_s, speedup }
+        };
+        let all = vec![band("one", Some(around(1e-7)), None), band("two", Some(around(2e9)), Some(around(1.5)))];
+        let bands = Bands { bands: all };
+        let text = bands.to_toml("First.\nSecond.");
+        assert!(text.starts_with("# First.\n# Second.\n\n[[bands]]\n"), "{text}");
+        assert_eq!(Bands::parse("b", &text).unwrap(), bands);
+    }
 
     #[test]
     fn bad_bands_name_the_field() {

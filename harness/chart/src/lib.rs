@@ -105,6 +105,12 @@ impl Figure {
         Ok(Self { svg: svg::document(size, &elements), pdf: pdf::document(size, &elements)?, size, elements })
     }
 
+    /// The SVG with a title, which browsers show and readers of screens read.
+    pub fn titled_svg(&self, title: &str) -> String {
+        let titled = format!(" role=\"img\">\n<title>{}</title>\n", escape_xml(title));
+        self.svg.replacen(">\n", &titled, 1)
+    }
+
     /// Width and height in points.
     pub fn size(&self) -> (f64, f64) {
         self.size

@@ -174,6 +174,9 @@ pub(crate) fn label_above<C>(
 ) -> Mark<C, 2, impl Fn([BackendCoord; 2], &mut Canvas<'_>)> {
     let kind = if kind.upright { kind.middle() } else { kind.centered() };
     let draw = move |[(x, y), (_, mark)]: [BackendCoord; 2], canvas: &mut Canvas<'_>| {
+        if text.is_empty() {
+            return;
+        }
         let y = y.min(mark - units(reach)) - units(rise);
         let (half, height) = match kind.upright {
             true => (kind.size * 0.4, kind.width(text)),

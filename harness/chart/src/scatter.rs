@@ -120,6 +120,11 @@ impl Scatter {
         plot::draw_title(page, &panel.title, area)?;
         let Some(ranges) = self.ranges(panel) else { return plot::draw_no_data(page, area) };
         let [x, y] = ranges.map(|range| Axis::new(range, self.spacing()).ticked(ticks(area)));
+        let place = |(at_x, at_y): &Point| {
+            (area.left + x.share(*at_x) * area.width(), area.bottom - y.share(*at_y) * area.height())
+        };
+        let points = panel.series.iter().flat_map(|series| &series.points).filter(|p| self.holds(**p));
+        let points: Vec<Point> = points.map(place).collect();
         let axes = Axes { x, y, grid: false, y_numbers: true };
         let plot = Plot::new(page, area, axes)?;
         if let Some(band) = self.band {
@@ -127,14 +132,14 @@ impl Scatter {
         }
         for series in &panel.series {
             for point in series.points.iter().filter(|p| self.holds(**p)) {
-                plot.draw(&marks::marker(*point, ink(series.ink), 1.9))?;
+                plot.draw(&marks::marker(*point, ink(series.ink), RADIUS))?;
             }
         }
         plot.draw_box(page)?;
         if self.band.is_none() {
             self.draw_names_beside(page, panel, area, ranges)?;
         }
-        draw_notes(page, &panel.notes, area)
+        draw_notes(page, &panel.notes, area, &points)
     }
 
     /// The name of each series beside its points: at the nearest place that is free, with a line to it from further away.
@@ -221,6 +226,9 @@ const TURNS: [f64; 8] = [90.0, 270.0, 45.0, 0.0, 135.0, 315.0, 180.0, 225.0];
 /// All rows of squares with names keep within a page, below a legend of some rows, in points.
 const TALLEST: f64 = 550.0;
 
+/// Of a point, in points of the page.
+const RADIUS: f64 = 1.9;
+
 /// Width of the y axis' name, with a gap.
 const NAME: f64 = BASE + 3.0;
 
@@ -270,16 +278,25 @@ fn draw_band(plot: &Plot<'_>, (low, high): (f64, f64), share: f64) -> Drawn {
     plot.draw(&marks::dashed(&[(low, low), (high, high)], (3.0, 2.0), axis_line()))
 }
 
-fn draw_notes(page: &Page<'_>, notes: &[String], area: Area) -> Drawn {
+/// In the corner off y = x that has fewer of the points, which are places on the page: the upper left, if both have as many.
+fn draw_notes(page: &Page<'_>, notes: &[String], area: Area, points: &[(f64, f64)]) -> Drawn {
     if notes.is_empty() {
         return Ok(());
     }
     let kind = Type::of(FINE).hanging();
     let widest = kind.widest(notes.iter().map(String::as_str)).min(area.width() - 10.0);
-    let (left, top) = (area.left + 3.5, area.top + 3.5);
     let row = FINE + 2.0;
-    let bottom = top + row * notes.len() as f64 + 2.5;
-    let ground = Area { left, right: left + widest + 5.0, top, bottom };
+    let (width, height) = (widest + 5.0, row * notes.len() as f64 + 2.5);
+    let corner = |left: f64, top: f64| Area { left, right: left + width, top, bottom: top + height };
+    let corners =
+        [corner(area.left + 3.5, area.top + 3.5), corner(area.right - 3.5 - width, area.bottom - 3.5 - height)];
+    let hidden = |ground: &Area| {
+        let (wide, high) = (ground.left - RADIUS..ground.right + RADIUS, ground.top - RADIUS..ground.bottom + RADIUS);
+        points.iter().filter(|(x, y)| wide.contains(x) && high.contains(y)).count()
+    };
+    let [upper, lower] = corners;
+    let ground = if hidden(&lower) < hidden(&upper) { lower } else { upper };
+    let (left, top) = (ground.left, ground.top);
     page.fill(ground, PAPER)?;
     page.outline(ground, stroke(AXIS, 0.35))?;
     for (i, note) in notes.iter().enumerate() {
@@ -316,6 +333,21 @@ mod tests {
         }
         assert!(!svg.contains("NaN"));
         assert_eq!(svg, sample().draw()?.svg);
+        Ok(())
+    }
+
+    /// Where the points stand above y = x, what is noted of them stands below.
+    #[test]
+    fn notes_keep_off_points() -> Result<(), FigureError> {
+        let note = |points: Vec<(f64, f64)>| -> Result<_, FigureError> {
+            let mut chart = sample();
+            chart.panels[0].series[0].points = points;
+            let text = chart.draw()?.texts().into_iter().find(|text| text.text.starts_with("MAPE"));
+            Ok(text.expect("it is in the picture"))
+        };
+        let below = note(vec![(0.5, 3.8), (4.0, 4.0)])?;
+        let above = note(vec![(3.8, 0.5), (4.0, 4.0)])?;
+        assert!(below.left > above.left && below.top > above.top, "{below:?} {above:?}");
         Ok(())
     }
 

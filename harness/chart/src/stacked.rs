@@ -214,6 +214,16 @@ mod tests {
     }
 
     #[test]
+    fn no_note_hides_nothing() -> Result<(), FigureError> {
+        let mut chart = sample(false);
+        let grounds = |chart: &StackedBars| Ok::<_, FigureError>(chart.draw()?.svg.matches("fill=\"#ffffff\"").count());
+        assert_eq!(grounds(&chart)?, 1, "the page");
+        chart.panels[0].groups[0].bars[0].note = "OOM".to_owned();
+        assert_eq!(grounds(&chart)?, 2, "and below the note");
+        Ok(())
+    }
+
+    #[test]
     fn values_reach_the_highest_total() {
         assert_eq!(sample(false).range(1.0), (0.0, 100.0));
         assert_eq!(StackedBars::default().range(1.0), (0.0, 1.0));

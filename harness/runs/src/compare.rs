@@ -129,6 +129,22 @@ pub fn outside(run: &StoredRun, bands: &Bands) -> Result<(usize, Vec<Outside>)> 
     Ok((held, outside))
 }
 
+/// Bands around the numbers of a run, `part` of each to either side, and the cases and systems that have no time.
+pub fn bands(run: &StoredRun, part: f64) -> (Bands, Vec<String>) {
+    let (ended, failed): (Vec<&SummaryRow>, Vec<_>) = run.summary.rows.iter().partition(|row| row.step.is_some());
+    let band = |row: &SummaryRow| {
+        let speedup = row.speedup.as_ref().filter(|_| row.key.system != run.summary.baseline);
+        Band {
+            case: row.key.case.clone(),
+            system: row.key.system.clone(),
+            mean_step_s: row.step.map(|step| Bands::around(step.mean, part)),
+            speedup: speedup.map(|speedup| Bands::around(speedup.by_totals, part)),
+        }
+    };
+    let said = failed.iter().map(|row| format!("{} {}: {}", row.key.case, row.key.system, row.status()));
+    (Bands { bands: ended.into_iter().map(band).collect() }, said.collect())
+}
+
 /// What a band may bound.
 struct Bounded {
     quantity: &'static str,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 use systems::Plan;
 use systems::iteration::Peak;
-use systems::iteration::moved::Communications;
+use systems::iteration::moved::Message;
 use systems::iteration::run::{Balancing, Iteration};
 use systems::iteration::timeline::Span;
 use systems::price::ledger::{Ledger, Phase};
@@ -118,8 +118,8 @@ pub struct Outcome {
     pub imbalance: Vec<Vec<f64>>,
     /// `[iteration][moe layer]`: experts that changed rank before it; empty where not followed.
     pub moved: Vec<Vec<usize>>,
-    /// What the spans of the last iteration move, where all ranks were watched and that is known.
-    pub communications: Option<Communications>,
+    /// `[span]` of the first of these: what it moves; empty where not all ranks were watched.
+    pub messages: Vec<Vec<Message>>,
     /// `[from][to]`: what ranks send each other for MoE layers in the last iteration; empty where not followed.
     pub exchanged: Vec<Vec<Bytes>>,
     /// `[rank]`: memory in the iteration that did not end; empty where not followed.
@@ -274,8 +274,10 @@ impl<'a> RowsByRun<'a> {
     }
 }
 
+type Balanced = (&'static str, fn(&Balancing) -> f64);
+
 /// The columns of what balancing cost and brought.
-pub const BALANCING: [(&str, fn(&Balancing) -> f64); 5] = [
+pub const BALANCING: [Balanced; 5] = [
     ("redundant_slots", |of| of.redundant_slots as f64),
     ("moved_bytes", |of| of.moved.0),
     ("planning_s", |of| of.planning.0),

@@ -64,19 +64,19 @@ impl Runner<'_> {
         if self.extent.timelines {
             // Before the frames, which mark runs as finished.
             self.store.write_timelines(&case.id(), &records)?;
-            runs.iter().zip(&records).try_for_each(|(run, record)| self.write_chakra(&case.id(), run, record))?;
+            records.iter().try_for_each(|record| self.write_chakra(&case.id(), record))?;
         }
         self.store.write_runs(id, &records)
     }
 
-    /// What the ranks of a simulated timeline do, as execution traces.
-    fn write_chakra(&self, id: &str, run: &PreparedRun, record: &RunRecord) -> Result<()> {
-        let (Some((_, spans)), Some(communications)) =
-            (record.outcome.timelines.first(), &record.outcome.communications)
-        else {
-            return Ok(());
-        };
-        self.store.write_chakra(id, &record.key.system, &chakra::traces(&run.job, communications, spans))
+    /// What the ranks of a timeline do, as execution traces.
+    fn write_chakra(&self, id: &str, RunRecord { key, outcome, .. }: &RunRecord) -> Result<()> {
+        match outcome.timelines.first() {
+            Some((engine, spans)) if !outcome.messages.is_empty() => {
+                self.store.write_chakra(id, &key.system, &chakra::traces(*engine, spans, &outcome.messages))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A record of every run; one without a plan is not run.

@@ -361,7 +361,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// When a file cannot be written.
 pub fn write_figure(stem: &Path, figure: &Figure, caption: &str) -> Result<()> {
     let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", stem.display()));
-    write_text(&path("svg"), &figure.svg)?;
+    write_text(&path("svg"), &figure.titled_svg(caption))?;
     write_bytes(&path("pdf"), &figure.pdf)?;
     write_text(&path("caption.txt"), &format!("{caption}\n"))
 }

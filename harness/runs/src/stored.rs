@@ -178,5 +178,8 @@ fn summary(rows: &[Row], facts: &SuiteFacts, details: &[RunDetails]) -> Result<S
     let cluster = |case: &str| rows.iter().find(|row| row.key.case == case).map(|row| row.key.cluster.clone());
     let facts_of = |run: &RunDetails| GpuFacts { usable: Bytes(run.memory_limit), hour_price: run.hour_price };
     let gpus = details.iter().filter_map(|run| Some((cluster(&run.case)?, facts_of(run)))).collect();
-    Summary::with_errors(&RowsByRun::new(rows), &facts.baseline, facts.warmup, &facts.drawn.own_conditions, &gpus)
+    let drawn = &facts.drawn;
+    let summary =
+        Summary::with_errors(&RowsByRun::new(rows), &facts.baseline, facts.warmup, &drawn.own_conditions, &gpus)?;
+    Ok(Summary { measured_on: drawn.measured_on.clone(), ..summary })
 }

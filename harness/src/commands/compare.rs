@@ -11,13 +11,14 @@ use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::compare::{self, Change, What};
 use runs::stored::StoredRun;
-use runs::{prepare, report};
+use runs::{prepare, report, store};
 
 const EXAMPLES: &str = "\
 Examples:
   moebench compare results/smoke results/latest
   moebench compare before now --fail-above 5%                  a gate for continuous integration
-  moebench compare now --bands bands.toml";
+  moebench compare now --bands bands.toml
+  moebench compare now --write-bands bands.toml --within 5%    what later runs are held against";
 
 /// `moebench compare`.
 #[derive(Args)]
@@ -34,6 +35,15 @@ pub struct CompareArgs {
     /// `system`, and `speedup = [LOW, HIGH]` or `mean_step_s`
     #[arg(long, value_name = "FILE")]
     bands: Option<PathBuf>,
+    /// Write a TOML for --bands: of every case and system the run's mean time and speedup, with --within to either side
+    #[arg(long, value_name = "FILE", conflicts_with = "bands")]
+    write_bands: Option<PathBuf>,
+    /// Half the width of the bands, as a part of each number; simulated numbers are the same on every machine
+    #[arg(long, value_name = "PART", value_parser = part, default_value = "1%", requires = "write_bands")]
+    within: f64,
+    /// Replace a file that is there
+    #[arg(long, requires = "write_bands")]
+    overwrite: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,7 +66,10 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     let bands = args.bands.as_deref().map(read_bands).transpose().or_input()?;
     let mut worse = match runs.as_slice() {
         [before, now] => compared(args, before, now)?,
-        _ if bands.is_none() => return Err(Failure::Input(anyhow!("expected a second RUN, or --bands"))),
+        [run] if args.write_bands.is_some() => return write_bands(args, run),
+        _ if bands.is_none() => {
+            return Err(Failure::Input(anyhow!("expected a second RUN, or --bands, or --write-bands")));
+        }
         _ => Vec::new(),
     };
     if let (Some(bands), Some(now)) = (bands, runs.last()) {
@@ -70,10 +83,33 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
 
 /// Refuses what says something of two runs where there is one.
 fn of_two_runs(args: &CompareArgs) -> Result<()> {
+    ensure!(args.write_bands.is_none() || args.runs.len() == 1, "--write-bands: of one run: expected no second RUN");
     for (option, given) in [("--fail-above", args.fail_above.is_some()), ("--json", args.json)] {
         ensure!(!given || args.runs.len() == 2, "{option}: holds two runs beside each other: expected a second RUN");
     }
     Ok(())
+}
+
+/// Writes the bands of a run, and says what has none.
+fn write_bands(args: &CompareArgs, run: &StoredRun) -> Result<(), Failure> {
+    let Some(path) = &args.write_bands else { return Ok(()) };
+    output::refuse_to_replace(path, args.overwrite).or_input()?;
+    let (bands, left_out) = compare::bands(run, args.within);
+    let folder = &run.folder;
+    if bands.bands.is_empty() {
+        return Err(Failure::Input(anyhow!("{folder}: no case has a time: {}", left_out.join("; "))));
+    }
+    let comment = format!(
+        "What the suite {} gives ({}): mean time of an iteration (s) and speedup over {} by totals, {}% to either side.\n\
+         Written by `moebench compare RUN --write-bands FILE`, read by `moebench compare RUN --bands FILE`.",
+        run.provenance.inputs.suite,
+        run.provenance.engine,
+        run.summary.baseline,
+        args.within * 100.0
+    );
+    store::write_text(path, &bands.to_toml(&comment)).or_run()?;
+    left_out.iter().for_each(|row| eprintln!("no band: {row}"));
+    output::print(format!("bands    {}: {} cases and systems", path.display(), bands.bands.len())).or_run()
 }
 
 fn read_bands(path: &Path) -> Result<Bands> {

@@ -1,13 +1,13 @@
 //! `moebench list`: what comes with the program.
 
 use clap::{Args, ValueEnum};
-use comfy_table::Table;
+use comfy_table::{ColumnConstraint, ContentArrangement, Table};
 use serde_json::{Map, Value};
 use workloads::suite::SuiteFile;
 use workloads::{Cluster, Model};
 
 use crate::failure::{Failure, OrFail};
-use crate::output;
+use crate::output::{self, WIDTH};
 use runs::report;
 
 /// `moebench list`.
@@ -67,6 +67,11 @@ fn lists(kind: Option<ListKind>) -> Vec<List> {
 impl List {
     fn to_table(&self) -> Table {
         let mut table = report::table(self.header, self.numbers);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+        // A name stays whole, so that it can be found and copied.
+        if let Some(names) = table.column_mut(0) {
+            names.set_constraint(ColumnConstraint::ContentWidth);
+        }
         for row in &self.rows {
             table.add_row(row);
         }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use chart::{AnyChart, LineChart, LinePanel, LineSeries, Width};
 use clap::{Args, Subcommand};
 use workloads::trace::import::{Axis, ColumnNames, ImportOptions};
 use workloads::trace::{
@@ -13,7 +14,9 @@ use workloads::trace::{
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
-use runs::{report, traces};
+use runs::figures::files::{self, Format};
+use runs::figures::{self, PaperFigure};
+use runs::{report, store, traces};
 
 /// `moebench trace`.
 #[derive(Subcommand)]
@@ -34,6 +37,10 @@ pub enum TraceCommand {
         /// Ranks that share the experts, for the load per rank [default: 8, or the most below that share them equally]
         #[arg(long)]
         expert_parallel: Option<usize>,
+        /// Also write the numbers of every layer and every sample, per_layer.csv and over_time.csv, and a figure of the imbalance over
+        /// time into this folder
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
     },
 }
 
@@ -44,6 +51,9 @@ pub struct ImportArgs {
     pub from: PathBuf,
     /// The .parquet to write
     pub to: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Column of iterations [default: a common name; 0 where absent, or the number in a path such as iter_0100]
     #[arg(long, value_name = "NAME")]
     pub iteration_column: Option<String>,
@@ -87,6 +97,9 @@ pub struct ImportArgs {
 pub struct SynthArgs {
     /// The .parquet to write
     pub to: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Number of layers
     #[arg(long)]
     pub layers: Option<usize>,
@@ -132,6 +145,9 @@ pub struct RescaleArgs {
     pub from: PathBuf,
     /// The .parquet to write
     pub to: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Number of layers [default: the trace's]
     #[arg(long)]
     pub layers: Option<usize>,
@@ -151,18 +167,21 @@ pub struct RescaleArgs {
 pub fn run(command: &TraceCommand) -> Result<(), Failure> {
     match command {
         TraceCommand::Import(args) => {
+            output::refuse_to_replace(&args.to, args.overwrite).or_input()?;
             let trace = traces::import(&args.from, args.options()).or_input()?;
             write(&trace, &args.to)
         }
         TraceCommand::Synth(args) => {
+            output::refuse_to_replace(&args.to, args.overwrite).or_input()?;
             let trace = synth(args).or_input()?;
             write(&trace, &args.to)
         }
         TraceCommand::Rescale(args) => {
+            output::refuse_to_replace(&args.to, args.overwrite).or_input()?;
             let trace = rescale(args).or_input()?;
             write(&trace, &args.to)
         }
-        TraceCommand::Stats { trace, against, expert_parallel } => {
+        TraceCommand::Stats { trace, against, expert_parallel, out } => {
             let first = traces::load(trace.as_deref()).or_input()?;
             let mut all = vec![first];
             if let Some(path) = against {
@@ -173,7 +192,9 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
                 Ok((ranks, TraceStats::new(trace, ranks).context("--expert-parallel")?))
             };
             let stats = all.iter().map(of).collect::<Result<Vec<_>>>();
-            show(&all, &stats.or_input()?).or_run()
+            let stats = stats.or_input()?;
+            show(&all, &stats).or_run()?;
+            out.as_ref().map_or(Ok(()), |folder| write_stats(folder, &all, &stats)).or_run()
         }
     }
 }
@@ -318,6 +339,63 @@ fn show(traces: &[RoutingTrace], stats: &[(usize, TraceStats)]) -> Result<()> {
         "are still among the four hottest 1, 10 and 100 samples later; half-life: iterations until half of that is lost."
     )?;
     Ok(())
+}
+
+/// The numbers that [`show`] rounds and thins out, and their figure.
+fn write_stats(folder: &Path, traces: &[RoutingTrace], stats: &[(usize, TraceStats)]) -> Result<()> {
+    let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+    let mut layers =
+        "trace,layer,max_over_mean,rank_max_over_mean,gini,row_spread,hot_kept_1,hot_kept_10,hot_kept_100,hot_half_life\n".to_owned();
+    let mut times = "trace,iteration,max_over_mean,least,most,rank_max_over_mean,gini,row_spread,hot_kept\n".to_owned();
+    for (trace, (_, stats)) in (1..).zip(stats) {
+        for of in &stats.per_layer {
+            let LayerStats { layer, max_over_mean, rank_max_over_mean, gini, row_spread, .. } = of;
+            let [one, ten, hundred] = of.hot_overlap.map(number);
+            let half_life = of.hot_half_life.map_or(String::new(), |iterations| iterations.to_string());
+            layers += &format!(
+                "{trace},{layer},{max_over_mean},{rank_max_over_mean},{gini},{row_spread},{one},{ten},{hundred},{half_life}\n"
+            );
+        }
+        for of in &stats.over_time {
+            let TimeStats { iteration, max_over_mean, rank_max_over_mean, gini, row_spread, .. } = of;
+            let ([least, most], kept) = ([of.max_over_mean_low, of.max_over_mean_high], number(of.hot_overlap));
+            times += &format!(
+                "{trace},{iteration},{max_over_mean},{least},{most},{rank_max_over_mean},{gini},{row_spread},{kept}\n"
+            );
+        }
+    }
+    store::write_text(&folder.join("per_layer.csv"), &layers)?;
+    store::write_text(&folder.join("over_time.csv"), &times)?;
+    let drawn = files::write(folder, &imbalance(traces, stats), Width::Page, &[Format::Svg, Format::Pdf])?;
+    output::print(format!("figure   {}", drawn.first().map_or(folder, PathBuf::as_path).display()))
+}
+
+/// A panel for each trace: the busiest expert of the layers over time.
+fn imbalance(traces: &[RoutingTrace], stats: &[(usize, TraceStats)]) -> PaperFigure {
+    let panel = |(trace, (_, stats)): (&RoutingTrace, &(usize, TraceStats))| {
+        let line = |ink, name: &str, value: fn(&TimeStats) -> f64| LineSeries {
+            name: name.to_owned(),
+            ink,
+            points: stats.over_time.iter().map(|of| (f64::from(of.iteration), value(of))).collect(),
+            marks: Vec::new(),
+        };
+        LinePanel {
+            title: figures::trace_name(trace.name()).to_owned(),
+            y_label: "Load over mean".to_owned(),
+            series: vec![
+                line(0, "mean of layers", |of| of.max_over_mean),
+                line(1, "least of any layer", |of| of.max_over_mean_low),
+                line(2, "most of any layer", |of| of.max_over_mean_high),
+            ],
+            from_zero: false,
+        }
+    };
+    let panels = traces.iter().zip(stats).map(panel).collect();
+    PaperFigure {
+        name: "imbalance".to_owned(),
+        caption: "Load of the busiest expert over the mean load, as the gate chose before any capacity.".to_owned(),
+        chart: AnyChart::Lines(LineChart { x_label: "Iteration".to_owned(), panels, ..LineChart::default() }),
+    }
 }
 
 fn percent(share: Option<f64>) -> String {

@@ -14,6 +14,7 @@ use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::{self, Checkpoints};
 use crate::clock::timer::{ALONE, Measures, Timer};
 use crate::comm::Communicator;
+use crate::comm::noted::Noted;
 use crate::comm::threads::{self, Failure};
 use crate::cuda::Gpu;
 use crate::error::TrainError;
@@ -156,7 +157,10 @@ pub(crate) fn train<T>(
     if let Device::Cuda(ordinal) = device {
         kernels::load(ordinal)?;
     }
-    let world = member.split("world", &[(0..member.size()).collect()])?;
+    let mut world = member.split("world", &[(0..member.size()).collect()])?;
+    if setup.record_spans {
+        world = Box::new(Noted::new(world, timer.log().clone()));
+    }
     let mut rank = Rank::new(setup, world, device, timer)?;
     match iterate(&mut rank, device, alone, sink) {
         Ok(()) => Ok(last(&rank)),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use workloads::Bytes;
 use workloads::model::{Block, HALF, Moe};
 
@@ -19,7 +20,7 @@ use crate::program::routing::RoutingCounts;
 use crate::program::{Direction, Op, Rows};
 
 /// Kinds of exchange between the ranks of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Collective {
     /// Everybody gets the sum.
     AllReduce,
@@ -36,7 +37,7 @@ pub enum Collective {
 }
 
 /// One exchange that a rank takes part in.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Communication {
     /// Its kind.
     pub collective: Collective,
@@ -50,12 +51,21 @@ pub struct Communication {
 }
 
 /// A send from one pipeline stage to another.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sent {
     /// The other rank.
     pub to: usize,
     /// How much.
     pub bytes: Bytes,
+}
+
+/// What a rank does with others in a span.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// With a group.
+    Collective(Communication),
+    /// With one rank of another stage.
+    Send(Sent),
 }
 
 /// What an iteration's spans move.
@@ -176,9 +186,23 @@ fn by_rank(ranks: usize, transfers: impl Iterator<Item = (usize, usize)>) -> Vec
 }
 
 impl Communications {
+    /// `[span]`: what each moves, several exchanges one after the other where it is of several. Sends of a rank come in order.
+    pub fn messages(&self, job: &Job, spans: &[Span]) -> Vec<Vec<Message>> {
+        let mut sends = BTreeMap::<(usize, bool, usize), usize>::new();
+        let mut of = |span: &Span| match (span.activity, span.work) {
+            (Activity::Boundary, Some(Work::Forward(m) | Work::Backward(m))) => {
+                let before = sends.entry((span.rank, matches!(span.work, Some(Work::Forward(_))), m)).or_default();
+                *before += 1;
+                self.sent(job, span, *before - 1).into_iter().map(Message::Send).collect()
+            }
+            _ => self.of(job, span).into_iter().map(Message::Collective).collect(),
+        };
+        spans.iter().map(&mut of).collect()
+    }
+
     /// What a span moves besides sends between stages: nothing where it computes, several exchanges one after the other where it is
     /// of several.
-    pub fn of(&self, job: &Job, span: &Span) -> Vec<Communication> {
+    fn of(&self, job: &Job, span: &Span) -> Vec<Communication> {
         let stage = span.rank / self.plan.stage_ranks();
         let whole = stage * self.plan.stage_ranks()..(stage + 1) * self.plan.stage_ranks();
         let over = |collective, bytes: f64| self.within(whole.clone(), 1, span.rank, collective, Bytes(bytes));
@@ -213,7 +237,7 @@ impl Communications {
 
     /// The send at the end of a rank's pass of a micro-batch; `before`: its sends of that micro-batch in that direction before this
     /// one, of which each is of another chunk.
-    pub fn sent(&self, job: &Job, span: &Span, before: usize) -> Option<Sent> {
+    fn sent(&self, job: &Job, span: &Span, before: usize) -> Option<Sent> {
         let plan = &self.plan;
         let (stage, position) = (span.rank / plan.stage_ranks(), span.rank % plan.stage_ranks());
         let chunks: Vec<usize> = plan.chunks_of(stage).collect();

@@ -157,7 +157,9 @@ pub enum PlanError {
         found: usize,
     },
     /// Nothing to choose from.
-    #[error("no plan has degrees that fit the job")]
+    #[error(
+        "no plan has degrees that fit the job: expected a number of GPUs whose divisors divide blocks, experts and global batch"
+    )]
     NoCandidate,
 }
 

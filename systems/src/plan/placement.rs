@@ -101,7 +101,7 @@ impl Placement {
         Self::in_order(experts, ranks, experts.div_ceil(ranks) + extra).expect("there is room for all")
     }
 
-    /// A bijection from the slot of each expert.
+    /// A bijection from the slot of each expert; [`Self::of_slots`] takes the inverse, which [`Self::experts_in_slots`] gives.
     ///
     /// # Errors
     /// When a slot is beyond the last or used twice.
@@ -136,6 +136,22 @@ impl Placement {
             return Err(BadSlots::Missing { expert, slots });
         }
         Ok(Self::of_checked(expert_in, experts, slots / ranks))
+    }
+
+    /// The same with two experts in each other's slots, all their copies.
+    ///
+    /// # Panics
+    /// An expert that the layer does not have.
+    #[must_use]
+    pub fn swapped(&self, one: usize, other: usize) -> Self {
+        assert!(one.max(other) < self.experts(), "experts {one} and {other} of {}", self.experts());
+        let swap = |expert: usize| match expert {
+            _ if expert == one => other,
+            _ if expert == other => one,
+            _ => expert,
+        };
+        let expert_in = self.expert_in.iter().map(|held| held.map(swap)).collect();
+        Self::of_checked(expert_in, self.experts(), self.slots_per_rank)
     }
 
     /// With more copies, `(expert, slot)`, in slots that are empty here.
@@ -239,6 +255,16 @@ impl Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn swapped_experts_stand_in_each_others_slots() {
+        let order = Placement::new(vec![2, 0, 3, 1], 2).unwrap();
+        let swapped = order.swapped(0, 3);
+        assert_eq!([0, 1, 2, 3].map(|expert| swapped.slots_of(expert)[0]), [1, 0, 3, 2]);
+        assert_eq!(swapped.swapped(3, 0), order);
+        let copies = Placement::of_slots(vec![Some(0), Some(1), Some(0), None], 2, 2).unwrap();
+        assert_eq!(copies.swapped(0, 1).experts_in_slots(), [Some(1), Some(0), Some(1), None]);
+    }
 
     #[test]
     fn slots_on_a_rank_are_where_its_experts_stand() {

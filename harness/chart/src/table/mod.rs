@@ -4,6 +4,7 @@
 mod latex;
 mod letters;
 mod markdown;
+mod text;
 
 use crate::Width;
 
@@ -52,6 +53,12 @@ impl Room {
         };
         // The strokes at both ends of a line.
         Self { width: characters - 4.0, lines: usize::MAX, gap: 3.0, letter: |_| 1.0, breaks: false }
+    }
+
+    /// In characters a line, for [`PaperTable::text`], which indents rows below their headings.
+    pub fn text(characters: usize) -> Self {
+        let width = characters.saturating_sub(2).max(1) as f64;
+        Self { width, lines: usize::MAX, gap: 2.0, letter: |_| 1.0, breaks: true }
     }
 
     /// Of the widest line.

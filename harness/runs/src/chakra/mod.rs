@@ -1,5 +1,4 @@
-//! Simulated timelines as Chakra execution traces, a file a rank, for simulators such as ASTRA-sim. What is measured has none: a
-//! trainer's spans are not one for each of its collectives.
+//! Timelines as Chakra execution traces, a file a rank, for simulators such as ASTRA-sim: of what was simulated, emulated or measured.
 //!
 //! A span that computes is a `COMP` node that takes as long. A span that communicates is a `COMM_COLL` node for each of its collectives,
 //! with kind, bytes and group; a send between stages is a `COMM_SEND` and, on the other rank, a `COMM_RECV` of the same tag. A node
@@ -9,28 +8,29 @@
 //! `comm_size` is what a rank puts in, as Chakra's converters count inputs: of an all-gather a rank's part, which ASTRA-sim multiplies
 //! by the group's size. The format has no all-to-all whose ranks send unequal amounts: `comm_size` is what the rank sends to others that
 //! sends most, the same on all ranks, and `moebench_sent_bytes` is what this rank sends. Experts of online systems stand as in the
-//! iteration that is shown.
+//! iteration that is shown. Simulated sizes are the cost model's; of ranks that really ran, their communicators say what they moved, in
+//! the numbers that they compute with (single precision on a CPU), and each rank's times are from its own start of the iteration.
 //!
-//! Left out: a span of communication in which nothing moves for the rank, where it only waits; and the sharded state of systems
-//! that queue it among their exchanges ([`systems::Overlap::queued`]), whose spans are what of it a rank waited for.
+//! Left out: a span of communication in which nothing moves for the rank, where it only waits; the simulated sharded state of systems
+//! that queue it among their exchanges ([`systems::Overlap::queued`]), whose spans are what of it a rank waited for; of real ranks what
+//! has no span, the sum of squares that clips gradients; and under a virtual clock what has no price of its own, the losses of a
+//! vocabulary's parts and the weights that slots get of sharded optimizers, and experts' weights and gradients beside exchanges, which
+//! begin ahead of the pass that they are priced in. What real ranks moved stands where they waited for it.
 
 pub mod proto;
 
 use std::collections::BTreeMap;
 
-use systems::Job;
-use systems::iteration::moved::{Collective, Communication, Communications};
+use systems::iteration::moved::{Collective, Communication, Message};
 use systems::iteration::schedule::Work;
-use systems::iteration::timeline::{Activity, Span};
+use systems::iteration::timeline::Span;
 use systems::program::Stream;
+use workloads::EngineKind;
 
 use crate::chakra::proto::{Node, NodeType, Value};
 
 /// Version of the schema, as ASTRA-sim's own examples state it.
 const VERSION: &str = "0.0.4";
-
-/// What sizes are of.
-const SIZES: &str = "of the iteration's own routing and placement";
 
 /// Files of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,33 +41,32 @@ pub struct Traces {
     pub groups: String,
 }
 
-/// The traces of all ranks of an iteration whose `communications` and `spans` are the simulator's.
-pub fn traces(job: &Job, communications: &Communications, spans: &[Span]) -> Traces {
-    let mut ranks: Vec<Rank> = Vec::new();
+/// The traces of all ranks of an iteration; `messages`: `[span]`, what it moves.
+pub fn traces(engine: EngineKind, spans: &[Span], messages: &[Vec<Message>]) -> Traces {
     let mut groups = Groups::default();
-    let mut ordered: Vec<&Span> = spans.iter().collect();
-    ordered.sort_by(|a, b| {
+    let mut ordered: Vec<(&Span, &Vec<Message>)> = spans.iter().zip(messages).collect();
+    ordered.sort_by(|(a, _), (b, _)| {
         (a.rank, a.start.0, a.end.0).partial_cmp(&(b.rank, b.start.0, b.end.0)).expect("times are numbers")
     });
-    let world = ordered.last().map_or(0, |span| span.rank + 1);
-    ranks.resize_with(world, Rank::default);
+    let world = ordered.last().map_or(0, |(span, _)| span.rank + 1);
+    let mut ranks: Vec<Rank> = (0..world).map(|_| Rank::default()).collect();
     let mut sends = Vec::new();
-    for span in ordered {
-        let rank = &mut ranks[span.rank];
-        match span.activity {
-            Activity::Boundary => sends.extend(rank.send(job, communications, span, sends.len())),
-            _ => rank.add(span, communications.of(job, span), &mut groups),
-        }
+    for (span, messages) in ordered {
+        ranks[span.rank].add(span, messages, &mut groups, &mut sends);
     }
-    for send in sends {
+    for send in &sends {
         if let Some(rank) = ranks.get_mut(send.to) {
-            rank.receive(&send);
+            rank.receive(send, engine == EngineKind::Measured);
         }
     }
+    let sizes = match engine {
+        EngineKind::Simulated => "of the iteration's own routing and placement",
+        EngineKind::Measured | EngineKind::Emulated => "as the ranks sent them",
+    };
     let metadata = [
         ("schema", Value::Text(format!("chakra {VERSION}"))),
         ("written_by", Value::Text(format!("moebench {}", env!("CARGO_PKG_VERSION")))),
-        ("sizes", Value::Text(SIZES.to_owned())),
+        ("sizes", Value::Text(sizes.to_owned())),
     ];
     Traces {
         ranks: ranks.into_iter().map(|rank| proto::file(VERSION, &metadata, &rank.nodes)).collect(),
@@ -93,8 +92,6 @@ struct Rank {
     ended: [Vec<(u64, u64)>; 3],
     /// By node, the pass that it is part of.
     works: Vec<Option<Work>>,
-    /// Sends of each pass so far.
-    sent: BTreeMap<(bool, usize), usize>,
 }
 
 impl Rank {
@@ -131,72 +128,56 @@ impl Rank {
         self.ended[stream as usize].push((id, end));
     }
 
-    /// A span that is no send between stages: a node where it computes, otherwise one for each of its collectives, which share its
-    /// time by their bytes.
-    fn add(&mut self, span: &Span, moves: Vec<Communication>, groups: &mut Groups) {
+    /// A node where the span computes, otherwise one for each of its messages, which share its time by their bytes.
+    fn add(&mut self, span: &Span, messages: &[Message], groups: &mut Groups, sends: &mut Vec<Send>) {
         let [start, end] = ends(span);
-        let moves: Vec<Communication> =
-            moves.into_iter().filter(|of| of.ranks.len() > 1 && of.bytes.0 >= 1.0).collect();
         if span.activity.stream() == Stream::Compute {
             return self.push(span, NodeType::Compute, [start, end], vec![("is_cpu_op", Value::Bool(false))]);
         }
-        let all: f64 = moves.iter().map(|of| of.bytes.0).sum();
+        let bytes = |message: &Message| match message {
+            Message::Collective(of) if of.ranks.len() < 2 => 0.0,
+            Message::Collective(of) => of.bytes.0,
+            Message::Send(of) => of.bytes.0,
+        };
+        let messages: Vec<&Message> = messages.iter().filter(|message| bytes(message) >= 1.0).collect();
+        let all: f64 = messages.iter().map(|message| bytes(message)).sum();
         let (mut done, mut begun) = (0.0, start);
-        for of in moves {
-            done += of.bytes.0;
+        for message in messages {
+            done += bytes(message);
             let until = start + ((end - start) as f64 * (done / all)).round() as u64;
-            let mut attributes = vec![
-                ("is_cpu_op", Value::Bool(false)),
-                ("comm_type", Value::Int64(comm_type(of.collective))),
-                ("comm_size", Value::Int64(comm_size(&of))),
-                ("pg_name", Value::Text(groups.name(&of.ranks))),
-            ];
-            if of.collective == Collective::AllToAll {
-                attributes.push(("moebench_sent_bytes", Value::Int64(of.own.0.round() as i64)));
+            match message {
+                Message::Collective(of) => {
+                    self.push(span, NodeType::Collective, [begun, until], of_collective(of, groups));
+                }
+                Message::Send(of) => {
+                    let (from, tag, bytes) = (span.rank, sends.len() as i32, of.bytes.0.round() as i64);
+                    let send = Send { from, to: of.to, bytes, tag, work: span.work, end_microseconds: until };
+                    self.push(span, NodeType::Send, [begun, until], send.attributes());
+                    sends.push(send);
+                }
             }
-            self.push(span, NodeType::Collective, [begun, until], attributes);
             begun = until;
         }
     }
 
-    /// A send between stages, whose tag is its number among all.
-    fn send(&mut self, job: &Job, communications: &Communications, span: &Span, number: usize) -> Option<Send> {
-        let pass = match span.work? {
-            Work::Forward(m) => (true, m),
-            Work::Backward(m) => (false, m),
-        };
-        let before = self.sent.entry(pass).or_default();
-        let sent = communications.sent(job, span, *before);
-        *before += 1;
-        let sent = sent?;
-        let [start, end] = ends(span);
-        let send = Send {
-            from: span.rank,
-            to: sent.to,
-            bytes: sent.bytes.0.round() as i64,
-            tag: number as i32,
-            work: span.work,
-            end_microseconds: end,
-        };
-        self.push(span, NodeType::Send, [start, end], send.attributes());
-        Some(send)
-    }
-
-    /// What is received comes before the first node of the same micro-batch and direction that began once it was there.
-    fn receive(&mut self, send: &Send) {
+    /// What is received comes before the first node of the same micro-batch and direction that began once it was there. Where each rank
+    /// has a clock `of_its_own`, that is the first node: no rank that is measured has virtual stages.
+    fn receive(&mut self, send: &Send, of_its_own: bool) {
         let first = self.nodes.iter().zip(&self.works).position(|(node, work)| {
-            *work == send.work && node.start_microseconds >= send.end_microseconds && node.kind != NodeType::Receive
+            let there = of_its_own || node.start_microseconds >= send.end_microseconds;
+            *work == send.work && there && node.kind != NodeType::Receive
         });
-        let id = self.nodes.len() as u64;
+        let (id, mut start) = (self.nodes.len() as u64, send.end_microseconds);
         if let Some(first) = first {
             self.nodes[first].depends.push(id);
+            start = start.min(self.nodes[first].start_microseconds);
         }
         self.nodes.push(Node {
             id,
             name: "receive".to_owned(),
             kind: NodeType::Receive,
             depends: Vec::new(),
-            start_microseconds: send.end_microseconds,
+            start_microseconds: start,
             microseconds: 0,
             attributes: send.attributes(),
         });
@@ -247,6 +228,19 @@ fn name(span: &Span) -> String {
         None => String::new(),
     };
     format!("{}{block}{work}", span.activity.name())
+}
+
+fn of_collective(of: &Communication, groups: &mut Groups) -> Vec<(&'static str, Value)> {
+    let mut attributes = vec![
+        ("is_cpu_op", Value::Bool(false)),
+        ("comm_type", Value::Int64(comm_type(of.collective))),
+        ("comm_size", Value::Int64(comm_size(of))),
+        ("pg_name", Value::Text(groups.name(&of.ranks))),
+    ];
+    if of.collective == Collective::AllToAll {
+        attributes.push(("moebench_sent_bytes", Value::Int64(of.own.0.round() as i64)));
+    }
+    attributes
 }
 
 /// Bytes that a rank puts in.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use systems::iteration::run::{Failure, Run};
 use systems::iteration::timeline::Watch;
 use systems::plan::routing::JobRouting;
-use systems::{CostModel, Plan, PlanError};
+use systems::{CostModel, Job, Plan, PlanError};
 use workloads::trace::BatchCounts;
 use workloads::trace::stats::max_over_mean;
 use workloads::{EngineKind, Seconds};
@@ -54,7 +54,7 @@ impl Engine for Simulator {
                     chosen.push((routing, Chosen::new(simulation.routing.iteration(t))));
                     chosen.len() - 1
                 });
-                let watch = if last { of_last(extent, simulation.world) } else { Watch::Nobody };
+                let watch = if last { of_last(extent, simulation.job.gpus) } else { Watch::Nobody };
                 simulation.step(&chosen[index].1, watch);
             }
         }
@@ -93,16 +93,15 @@ impl Chosen {
 
 struct Simulation<'a> {
     run: Run<'a>,
-    /// Its ranks.
-    world: usize,
+    job: &'a Job,
     routing: &'a Arc<JobRouting<'a>>,
     outcome: Outcome,
 }
 
 impl<'a> Simulation<'a> {
     fn new(run: &'a PreparedRun, plan: Plan, costs: &'a CostModel) -> Self {
-        let (world, outcome) = (run.job.gpus, Outcome::default());
-        Self { run: Run::new(&run.job, costs, run.system, plan), world, routing: &run.routing, outcome }
+        let (job, outcome) = (&run.job, Outcome::default());
+        Self { run: Run::new(job, costs, run.system, plan), job, routing: &run.routing, outcome }
     }
 
     fn step(&mut self, Chosen { batch, imbalance }: &Chosen, watch: Watch) {
@@ -114,11 +113,11 @@ impl<'a> Simulation<'a> {
                 self.outcome.moved.push(self.run.moved().to_vec());
                 self.outcome.iterations.push(done);
                 if watched {
-                    self.outcome.timelines = vec![(EngineKind::Simulated, spans)];
                     self.outcome.exchanged = self.run.exchanged(batch);
                     if everybody {
-                        self.outcome.communications = Some(self.run.communications(batch));
+                        self.outcome.messages = self.run.communications(batch).messages(self.job, &spans);
                     }
+                    self.outcome.timelines = vec![(EngineKind::Simulated, spans)];
                 }
             }
             Some(failure) => {

@@ -16,7 +16,8 @@ pub(super) fn is_there(run: &StoredRun) -> bool {
 
 /// The figure of all cases.
 pub(super) fn figure(run: &StoredRun) -> PaperFigure {
-    let name = |key| (in_words(key, &[Part::Model, Part::Cluster, Part::Gpus]), key);
+    let place = &run.facts.drawn.measured_on;
+    let name = |key| (in_words(place, key, &[Part::Model, Part::Cluster, Part::Gpus]), key);
     let panels = labels::panels(labels::cases(run).into_iter().map(name));
     PaperFigure {
         name: "balancing".to_owned(),

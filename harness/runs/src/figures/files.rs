@@ -40,7 +40,7 @@ pub fn write(folder: &Path, figure: &PaperFigure, width: Width, formats: &[Forma
     let mut paths = Vec::new();
     for format in formats {
         let (suffix, bytes) = match format {
-            Format::Svg => ("svg", drawn.svg.clone().into_bytes()),
+            Format::Svg => ("svg", drawn.titled_svg(&figure.caption).into_bytes()),
             Format::Pdf => ("pdf", drawn.pdf.clone()),
             Format::Png => ("png", drawn.png(DOTS_PER_INCH)),
             Format::Tikz => ("tex", drawn.tikz().into_bytes()),

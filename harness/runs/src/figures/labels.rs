@@ -50,7 +50,7 @@ impl Part {
 }
 
 /// A part of a case that was measured at a place: no cluster that was asked for, and as many ranks as it has GPUs.
-fn placed(place: &Option<String>, part: Part, key: &RunKey) -> String {
+pub(crate) fn placed(place: &Option<String>, part: Part, key: &RunKey) -> String {
     match (part, place) {
         (Part::Cluster, Some(place)) => place.clone(),
         (Part::Gpus, Some(_)) => format!("{} ranks", key.gpus),
@@ -58,9 +58,9 @@ fn placed(place: &Option<String>, part: Part, key: &RunKey) -> String {
     }
 }
 
-/// These parts of a case in one line.
-pub(crate) fn in_words(key: &RunKey, parts: &[Part]) -> String {
-    let texts = parts.iter().map(|part| part.of(key)).filter(|text| !text.is_empty());
+/// These parts of a case, which may have been measured at a place, in one line.
+pub(crate) fn in_words(place: &Option<String>, key: &RunKey, parts: &[Part]) -> String {
+    let texts = parts.iter().map(|part| placed(place, *part, key)).filter(|text| !text.is_empty());
     texts.collect::<Vec<_>>().join(", ")
 }
 
@@ -180,8 +180,7 @@ impl CaseLabels {
 
     /// The whole label in one line.
     pub(crate) fn whole(&self, key: &RunKey) -> String {
-        let texts = self.told.iter().map(|part| placed(&self.place, *part, key)).filter(|text| !text.is_empty());
-        let words = texts.collect::<Vec<_>>().join(", ");
+        let words = in_words(&self.place, key, &self.told);
         if words.is_empty() && !self.told.is_empty() { self.plain.to_owned() } else { words }
     }
 

@@ -60,7 +60,10 @@ pub fn all(run: &StoredRun) -> Vec<PaperFigure> {
         FigureKind::Layers => layers::figure(run),
         FigureKind::Series => adaptive::figure(run),
     };
-    let mut figures = vec![own];
+    let others = |row: &SummaryRow| row.key.system != run.summary.baseline;
+    let compares = run.summary.rows.iter().any(others) && run.summary.rows.iter().any(|row| row.step.is_some());
+    // Bars over the baseline say nothing of a system alone, or where none has a time.
+    let mut figures = Vec::from_iter((compares || own.name != "end_to_end").then_some(own));
     let mut also = |there: bool, figure: fn(&StoredRun) -> PaperFigure| {
         if there {
             let figure = figure(run);
@@ -69,7 +72,7 @@ pub fn all(run: &StoredRun) -> Vec<PaperFigure> {
     };
     also(skew::is_there(run), skew::figure);
     also(balancing::is_there(run), balancing::figure);
-    also(!of_layers, end_to_end::figure);
+    also(!of_layers && compares, end_to_end::figure);
     also(of_layers, layers::figure);
     also(of_layers && cases.len() <= MOST_SERIES, adaptive::figure);
     also(!of_layers && performance_model::is_there(run), performance_model::figure);
@@ -174,6 +177,11 @@ fn simulated(summary: &Summary) -> impl Iterator<Item = &SummaryRow> {
 
 /// What is extrapolated and how far clusters' simulations were off, for a caption.
 pub(crate) fn model_notes(summary: &Summary) -> String {
+    notes_of_model(summary).iter().map(|note| format!("; {note}")).collect()
+}
+
+/// The same, one line each.
+pub fn notes_of_model(summary: &Summary) -> Vec<String> {
     let (mut notes, mut unmeasured): (Vec<String>, Vec<String>) = Default::default();
     if simulated(summary).any(|row| row.extrapolated.is_some()) {
         notes.push(
@@ -207,5 +215,5 @@ pub(crate) fn model_notes(summary: &Summary) -> String {
     if !unmeasured.is_empty() {
         notes.push(format!("nothing measured, so error unknown: {}", unmeasured.join(", ")));
     }
-    notes.iter().map(|note| format!("; {note}")).collect()
+    notes
 }

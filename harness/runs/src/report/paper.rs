@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use chart::{PaperTable, Room, RowGroup, Width};
 use clap::ValueEnum;
 
-use crate::figures::labels::{self, CaseLabels, Part};
+use crate::figures::labels::{self, CaseLabels, Part, in_words};
 use crate::figures::{self, model_notes, statistic_note, unreached_periods};
 use crate::records::RunKey;
 use crate::report::values::{self, SUMMARY, Value};
@@ -82,6 +82,52 @@ fn markdown(run: &StoredRun, values: &[Value], width: Width, caption: &str) -> S
     let mut text: Vec<String> = fewest(layouts, &Room::markdown(width)).iter().map(PaperTable::markdown).collect();
     text.push(format!("{caption}\n"));
     text.join("\n")
+}
+
+/// What a terminal shows, of real ranks what a simulation has no measurement of, too.
+const TERMINAL: &[Value] = &[
+    Value::Iteration,
+    Value::Speedup,
+    Value::Medians,
+    Value::Ideal,
+    Value::Online,
+    Value::Memory,
+    Value::Tokens,
+    Value::Mfu,
+    Value::Loss,
+    Value::Simulated,
+    Value::Published,
+    Value::Error,
+    Value::Plan,
+];
+
+/// The run's table for a terminal, of lines of so many characters: systems by the names that commands take, under the id of their
+/// case, or in words where what was measured is not the cluster that the id names. Columns that do not fit stand below. Behind
+/// speedups over the baseline come those over the systems that the suite compares with.
+pub fn terminal(run: &StoredRun, characters: usize) -> String {
+    let trained = |value: &Value| matches!(value, Value::Tokens | Value::Mfu) && !run.summary.is_trained();
+    let values: Vec<Value> = TERMINAL.iter().copied().filter(|value| !trained(value) && value.is_there(run)).collect();
+    let mut table = values_across(run, &values);
+    let behind = 1 + values.iter().take_while(|value| **value == Value::Iteration || value.is_ratio()).count();
+    let over = |name: &String| format!("over {name}");
+    let compare = &run.facts.drawn.compare;
+    table.header.splice(behind..behind, compare.iter().map(over));
+    for (group, key) in table.groups.iter_mut().zip(labels::cases(run)) {
+        group.heading = match &run.facts.drawn.measured_on {
+            None => key.case.clone(),
+            place => in_words(place, key, &Part::ALL),
+        };
+        let rows = labels::systems(run).into_iter().filter_map(|system| run.summary.row(&key.case, system));
+        for (cells, row) in group.rows.iter_mut().zip(rows) {
+            cells[0].clone_from(&row.key.system);
+            let ratio = |name| Some(row.over(run.summary.row(&key.case, name)?)?.by_totals);
+            let ratios = compare.iter().map(|name| ratio(name).map_or_else(String::new, |ratio| format!("{ratio:.2}")));
+            cells.splice(behind..behind, ratios);
+        }
+    }
+    let parts: Vec<String> =
+        table.without_empty().fitted(&Room::text(characters)).iter().map(PaperTable::text).collect();
+    parts.join("\n")
 }
 
 /// Of the tables the one in the fewest parts, the first of several, in these parts, and in none of them what is empty there.

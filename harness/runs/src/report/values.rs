@@ -38,6 +38,8 @@ pub enum Value {
     Cost,
     /// Of the last tenth of the iterations, where a model was trained
     Loss,
+    /// What the simulator takes for the same iterations of an emulated run, and how far that is off
+    Simulated,
     /// Speedup that was published, by medians
     Published,
     /// How far the simulated time is from measurements
@@ -93,6 +95,7 @@ impl Value {
             Self::GpuHours => "GPU hours",
             Self::Cost => "Cost",
             Self::Loss => "Loss",
+            Self::Simulated => "Simulated (ms)",
             Self::Published => "Published",
             Self::Error => "Model error",
             Self::Plan => "Plan",
@@ -117,6 +120,7 @@ impl Value {
             Self::GpuHours => "GPU hours of 1000 iterations",
             Self::Cost => "cost of 1000 iterations",
             Self::Loss => "loss",
+            Self::Simulated => "median of the simulator's times of the same iterations (ms)",
             Self::Error => "model error",
             Self::Plan => "plan",
         };
@@ -148,7 +152,8 @@ impl Value {
 
     /// Whether the run has it anywhere.
     pub(super) fn is_there(self, run: &StoredRun) -> bool {
-        let ended = run.summary.rows.iter().filter(|row| row.failure.is_none());
+        let told = |row: &&SummaryRow| !self.is_ratio() || row.key.system != run.summary.baseline;
+        let ended = run.summary.rows.iter().filter(|row| row.failure.is_none()).filter(told);
         ended.into_iter().any(|row| !self.of(run, row).text.is_empty())
     }
 
@@ -177,6 +182,7 @@ impl Value {
             Self::GpuHours => Cell::new(row.gpu_hours(), amount),
             Self::Cost => Cell::new(row.cost(), amount),
             Self::Loss => Cell::new(row.loss, |loss| format!("{loss:.3}")),
+            Self::Simulated => simulated(row),
             Self::Published => published(row),
             Self::Error => error(row),
             Self::Plan => Cell::words(row.key.plan.map_or_else(String::new, |plan| plan.to_string())),
@@ -201,6 +207,12 @@ fn speedup(run: &StoredRun, row: &SummaryRow) -> Cell {
     let spread = interval.map_or_else(String::new, |[low, high]| format!(" [{low:.2}, {high:.2}]"));
     let mark = if row.extrapolated.is_some() { "*" } else { "" };
     Cell { text: format!("{:.2}{mark}{spread}", speedup.by_totals), number: Some(speedup.by_totals), interval }
+}
+
+fn simulated(row: &SummaryRow) -> Cell {
+    let off =
+        |time: f64| row.step.map_or_else(String::new, |step| format!(" ({:+.0}%)", (time / step.median - 1.0) * 100.0));
+    Cell::new(row.predicted.map(|time| time * 1e3), |time| format!("{}{}", amount(time), off(time / 1e3)))
 }
 
 fn published(row: &SummaryRow) -> Cell {

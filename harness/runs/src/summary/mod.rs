@@ -167,6 +167,8 @@ pub struct Summary {
     pub rows: Vec<SummaryRow>,
     /// Cases whose network or routing is their own: no measurement of their cluster is held against them.
     pub own_conditions: Vec<String>,
+    /// What was measured on, in place of the clusters that the cases name.
+    pub measured_on: Option<String>,
 }
 
 impl Summary {
@@ -181,7 +183,7 @@ impl Summary {
             rows[index].speedup_with_warmup = speedup.as_ref().map(|_| sum / rows[index].sum);
             rows[index].speedup = speedup;
         }
-        Self { baseline: baseline.to_owned(), rows, own_conditions: Vec::new() }
+        Self { baseline: baseline.to_owned(), rows, own_conditions: Vec::new(), measured_on: None }
     }
 
     /// Of rows, held against all that was published but for cases of their own conditions, with extrapolations marked and GPU hours
@@ -341,6 +343,7 @@ impl Summary {
                 row.published.step.map(|_| row.published.speedup_of_other_plan)
             }),
             column("model_error_of", rows, |row| row.model_error.as_ref().map(ModelError::of)),
+            column("measured_on", rows, |_| self.measured_on.as_deref()),
         ]);
         columns.extend(BALANCING.map(|(name, of)| column(name, rows, |row| row.balancing(of))));
         Ok(DataFrame::new(rows.len(), columns)?)

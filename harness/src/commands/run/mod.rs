@@ -81,7 +81,7 @@ pub struct RunArgs {
     /// Worker threads; the results do not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Also write the last iteration of every case and system as a timeline for Perfetto or Chrome, timelines/CASE.seedN/SYSTEM.json, and as Chakra execution traces where it is simulated
+    /// Also write the last iteration of every case and system as a timeline for Perfetto or Chrome, timelines/CASE.seedN/SYSTEM.json, and as Chakra execution traces, SYSTEM.RANK.et
     #[arg(long)]
     timeline: bool,
     /// List cases and the plans that would run, say about how long it would take, and stop

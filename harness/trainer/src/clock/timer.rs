@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
+use systems::iteration::moved::Message;
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::price::ledger::{Ledger, Phase};
@@ -16,12 +17,16 @@ use workloads::Seconds;
 use crate::clock::marks::Marks;
 use crate::clock::queue::Queue;
 use crate::comm::Communicator;
+use crate::comm::noted::Log;
 use crate::cuda::Event;
 use crate::error::TrainError;
 use crate::host::to_host;
 
 /// A pass of a micro-batch and a block: the part of an iteration that a span belongs to.
 type Part = (Option<Work>, Option<usize>);
+
+/// An activity (none: a wait for another stage), its part, and what it moved.
+type Marked = (Option<Activity>, Part, Vec<Message>);
 
 /// What a virtual clock measures of a compute segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +58,13 @@ pub struct Timer {
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     part: Cell<Part>,
-    spans: RefCell<Vec<Span>>,
-    /// On a GPU under a wall clock: activities (none: a wait for another stage) and their parts.
-    marks: Option<Marks<(Option<Activity>, Part)>>,
+    /// With what each moved, as far as groups note it.
+    spans: RefCell<Vec<(Span, Vec<Message>)>>,
+    moved: Log,
+    /// Under a virtual clock: what was waited for and has no span yet.
+    unpriced: RefCell<Vec<Marked>>,
+    /// On a GPU under a wall clock.
+    marks: Option<Marks<Marked>>,
     /// Spans and waits for other stages by phase, in program order.
     phases: RefCell<Vec<(Phase, Seconds, Seconds)>>,
     /// Under a virtual clock: what the ranks of the expert-parallel group have under way between two passes.
@@ -88,6 +97,8 @@ impl Timer {
             now: Cell::default(),
             part: Cell::default(),
             spans: RefCell::default(),
+            moved: Log::default(),
+            unpriced: RefCell::default(),
             phases: RefCell::default(),
             links: RefCell::default(),
         }
@@ -119,9 +130,16 @@ impl Timer {
         self.origin.set(Instant::now());
         self.now.set(Seconds::ZERO);
         self.spans.borrow_mut().clear();
+        self.moved.take();
+        self.unpriced.borrow_mut().clear();
         self.phases.borrow_mut().clear();
         self.marks.iter().for_each(Marks::start);
         self.enter(None, None);
+    }
+
+    /// Where groups note what they move, for the spans of the iteration.
+    pub(crate) fn log(&self) -> &Log {
+        &self.moved
     }
 
     /// The spans that follow belong to this pass and block.
@@ -145,7 +163,12 @@ impl Timer {
     /// price.
     pub fn wait<T>(&self, activity: Activity, waiting: impl FnOnce() -> T) -> T {
         if self.is_virtual() {
-            return waiting();
+            let result = waiting();
+            let moved = self.moved.take();
+            if !moved.is_empty() {
+                self.unpriced.borrow_mut().push((Some(activity), self.part.get(), moved));
+            }
+            return result;
         }
         let started = self.begin();
         let result = waiting();
@@ -231,10 +254,10 @@ impl Timer {
             }
             (Started::Marked(start), activity) => {
                 if let Some(marks) = &self.marks {
-                    marks.note((activity, self.part.get()), start);
+                    marks.note((activity, self.part.get(), self.moved.take()), start);
                 }
             }
-            (Started::At(start), Some(activity)) => self.push(activity, start, self.now()),
+            (Started::At(start), Some(activity)) => self.push(activity, [start, self.now()], self.moved.take()),
             (Started::At(start), None) => self.phases.borrow_mut().push((Phase::Bubble, start, self.now())),
         }
         Seconds::ZERO
@@ -264,7 +287,7 @@ impl Timer {
     pub fn advance(&self, activity: Activity, time: Seconds) {
         if self.is_virtual() {
             let start = self.now();
-            self.push(activity, start, start + time);
+            self.push(activity, [start, start + time], self.priced(activity));
             self.now.set(start + time);
         }
     }
@@ -333,14 +356,15 @@ impl Timer {
     /// A peer that died.
     pub fn gather(&self, group: &dyn Communicator, values: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
         let row: Vec<f64> = std::iter::once(self.now().0).chain(values.iter().copied()).collect();
-        let all: Vec<f64> = to_host(&group.all_gather(&Tensor::from_slice(&row))?.wait()?)?;
+        let all = self.moved.without(|| group.all_gather(&Tensor::from_slice(&row))?.wait())?;
+        let all: Vec<f64> = to_host(&all)?;
         Ok(all.chunks_exact(row.len()).map(<[f64]>::to_vec).collect())
     }
 
     /// Records the spans of a pass that was priced as a whole, and moves a virtual clock to its end.
     pub(super) fn record_pass(&self, spans: impl IntoIterator<Item = (Activity, Seconds, Seconds)>, end: Seconds) {
         for (activity, start, end) in spans {
-            self.note_span(activity, start, end);
+            self.note_span(activity, [start, end], self.priced(activity));
             // Of a transfer counts what tasks wait for it.
             if activity.stream() != Stream::Copy {
                 self.note_phase(activity.phase(), start, end);
@@ -349,15 +373,25 @@ impl Timer {
         self.now.set(end);
     }
 
-    fn push(&self, activity: Activity, start: Seconds, end: Seconds) {
-        self.note_span(activity, start, end);
+    /// Under a virtual clock: what the waits for an activity of this part have moved; nothing of transfers beside exchanges, which may
+    /// begin in the part before and end in another than their price has.
+    fn priced(&self, activity: Activity) -> Vec<Message> {
+        if activity.stream() == Stream::Copy {
+            return Vec::new();
+        }
+        let here = |(of, part, _): &mut Marked| (*of, *part) == (Some(activity), self.part.get());
+        self.unpriced.borrow_mut().extract_if(.., here).flat_map(|(_, _, moved)| moved).collect()
+    }
+
+    fn push(&self, activity: Activity, [start, end]: [Seconds; 2], moved: Vec<Message>) {
+        self.note_span(activity, [start, end], moved);
         self.note_phase(activity.phase(), start, end);
     }
 
-    fn note_span(&self, activity: Activity, start: Seconds, end: Seconds) {
+    fn note_span(&self, activity: Activity, [start, end]: [Seconds; 2], moved: Vec<Message>) {
         if end > start {
             let (rank, (work, block)) = (self.rank, self.part.get());
-            self.spans.borrow_mut().push(Span { rank, activity, block, work, start, end });
+            self.spans.borrow_mut().push((Span { rank, activity, block, work, start, end }, moved));
         }
     }
 
@@ -367,17 +401,17 @@ impl Timer {
         }
     }
 
-    /// The spans of the iteration by start, and where the time until `end` went.
-    pub fn finish(&self, end: Seconds) -> (Vec<Span>, Ledger) {
-        for ((activity, part), start, end) in self.marks.iter().flat_map(Marks::read) {
+    /// The spans of the iteration by start with what each moved, and where the time until `end` went.
+    pub fn finish(&self, end: Seconds) -> (Vec<(Span, Vec<Message>)>, Ledger) {
+        for ((activity, part, moved), start, end) in self.marks.iter().flat_map(Marks::read) {
             self.part.set(part);
             match activity {
-                Some(activity) => self.push(activity, start, end),
+                Some(activity) => self.push(activity, [start, end], moved),
                 None => self.phases.borrow_mut().push((Phase::Bubble, start, end)),
             }
         }
         let mut spans = self.spans.take();
-        spans.sort_by(|a, b| a.start.0.total_cmp(&b.start.0));
+        spans.sort_by(|(a, _), (b, _)| a.start.0.total_cmp(&b.start.0));
         (spans, ledger(&self.phases.take(), end))
     }
 }

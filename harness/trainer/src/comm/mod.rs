@@ -12,6 +12,7 @@ mod keeper;
 pub mod launch;
 mod mailbox;
 pub mod nccl;
+pub mod noted;
 mod rendezvous;
 mod selfcheck;
 pub mod tcp;

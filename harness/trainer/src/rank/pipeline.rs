@@ -398,14 +398,15 @@ impl Rank<'_> {
             To::NextStage => (&self.groups.forward, self.stage_number + 1),
             To::PreviousStage => (&self.groups.backward, self.stage_number - 1),
         };
-        sends.push(group.send(tensor, stage)?);
+        sends.push(self.timer.wait(Activity::Boundary, || group.send(tensor, stage))?);
         if self.timer.is_virtual() {
             let bytes = Bytes(tensor.numel() as f64 * HALF / self.plan.tp as f64);
             // As long as the slowest of its expert-parallel group takes: the ranks share the links of their nodes.
             let pairs = self.expert_group(self.stage_number).zip(self.expert_group(stage));
             let prices = pairs.map(|(from, to)| self.setup.costs.send(from, to, bytes));
             self.timer.advance(Activity::Boundary, prices.fold(Seconds::ZERO, Seconds::max));
-            sends.push(group.send(&Tensor::from_slice(&[self.timer.now().0]), stage)?);
+            let clock = Tensor::from_slice(&[self.timer.now().0]);
+            sends.push(self.timer.log().without(|| group.send(&clock, stage))?);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What a rank reports of an iteration.
 
 use serde::{Deserialize, Serialize};
+use systems::iteration::moved::Message;
 use systems::iteration::timeline::Span;
 use systems::price::ledger::Ledger;
 use tch::Tensor;
@@ -43,6 +44,8 @@ pub struct Report {
     pub chosen: Vec<Vec<Vec<u32>>>,
     /// Its spans, if they are recorded.
     pub spans: Vec<Span>,
+    /// `[span]`: what it moved. Of an all-to-all it knows its own part alone, until [`agree`](crate::comm::noted::agree).
+    pub messages: Vec<Vec<Message>>,
 }
 
 /// A number that may be NaN, for which JSON has null: a training that diverges.
@@ -63,7 +66,7 @@ impl Rank<'_> {
         let (spans, ledger) = self.timer.finish(report.step);
         report.ledger = ledger;
         if self.setup.record_spans {
-            report.spans = spans;
+            (report.spans, report.messages) = spans.into_iter().unzip();
         }
         for loss in &ran.losses {
             report.loss += f64::from(to_scalar::<f32>(loss)?);

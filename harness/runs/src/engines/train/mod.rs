@@ -10,12 +10,13 @@ mod replay;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
+use systems::iteration::moved::Message;
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::Span;
 use systems::{CostModel, Plan};
 use trainer::clock::timer::ALONE;
 use trainer::comm::launch::Launch;
-use trainer::comm::{CommError, CommFailure};
+use trainer::comm::{CommError, CommFailure, noted};
 use trainer::processes::{Call, Processes};
 use trainer::rank::report::Report;
 use trainer::setup::{self, Setup};
@@ -212,7 +213,10 @@ impl Trainer {
                 traces::parquet::write(&recorded(&run.case_id, setup, &collected.reports)?, &path)?;
             }
             let timelines = [(self.kind(), collected.spans), (EngineKind::Simulated, collected.simulated)];
+            let mut messages = collected.messages;
+            noted::agree(&mut messages);
             Ok(Outcome {
+                messages: messages.concat(),
                 iterations: collected.iterations,
                 balanced: None,
                 failure: ended.err().map(|error| RunFailure { status: status(&error), reason: error.to_string() }),
@@ -250,6 +254,8 @@ struct Collected {
     iterations: Vec<Iteration>,
     /// Of the last iteration.
     spans: Vec<Span>,
+    /// `[rank][span]`: what these moved.
+    messages: Vec<Vec<Vec<Message>>>,
     /// The simulator's, of the same.
     simulated: Vec<Span>,
     /// Of the iterations whose choices are recorded, by their numbers from 0.
@@ -266,6 +272,7 @@ impl Collected {
         }
         self.iterations.push(iteration);
         self.spans = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.spans)).collect();
+        self.messages = reports.iter_mut().map(|report| std::mem::take(&mut report.messages)).collect();
         if setup.recorded_parts(number).is_some() {
             self.reports.push((number, reports));
         }

@@ -125,7 +125,7 @@ impl Podium<'_> {
                 .then(|| "not all systems trained the same".to_owned()),
         );
         CaseAnswer {
-            case: labels.case(self.case).to_owned(),
+            case: labels.case(run, self.case).to_owned(),
             winner: figures::title(&first.key.system),
             speedup: speedup.map_or(String::new(), |speedup| {
                 let spread = speedup.spread.map_or(String::new(), |[low, high]| format!(" ({low:.2} to {high:.2})"));
@@ -246,7 +246,7 @@ fn model_error(run: &StoredRun) -> String {
     let mut sentence = format!("Times are {}", run.provenance.engine.label());
     if run.summary.is_trained() {
         let (host, cores) = (&run.provenance.host, run.provenance.cores);
-        sentence += &format!(", on {host}, a machine of {cores} CPU cores, whatever cluster the case names");
+        sentence += &format!(", on {host}, a machine of {cores} CPU cores, whatever cluster the case was asked for");
     }
     let simulated = || run.summary.rows.iter().filter(|row| row.step.is_some() && !row.key.engine.trains());
     let of_runs: Vec<f64> = simulated()

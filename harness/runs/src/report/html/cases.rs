@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use crate::figures::labels::gate;
-use crate::figures::labels::{Part, in_words};
+use crate::figures::labels::{Part, in_words, placed};
 use crate::records::RunKey;
 use crate::stored::StoredRun;
 
@@ -11,27 +11,34 @@ use crate::stored::StoredRun;
 pub(super) struct Labels {
     runs: Vec<String>,
     short: Vec<String>,
-    /// By case.
-    cases: BTreeMap<String, String>,
+    /// By case and where it was measured, if it was.
+    cases: BTreeMap<(String, Option<String>), String>,
     untold_model: bool,
 }
 
 impl Labels {
     pub(super) fn new(runs: &[StoredRun]) -> Self {
-        let mut keys: BTreeMap<&str, &RunKey> = BTreeMap::new();
-        for row in runs.iter().flat_map(|run| &run.summary.rows) {
-            keys.entry(&row.key.case).or_insert(&row.key);
+        let mut keys: BTreeMap<(&str, &Option<String>), &RunKey> = BTreeMap::new();
+        for run in runs {
+            for row in &run.summary.rows {
+                keys.entry((&row.key.case, place(run))).or_insert(&row.key);
+            }
         }
-        let differs = |part: Part| keys.values().map(|key| part.of(key)).collect::<BTreeSet<_>>().len() > 1;
+        let values = |part: Part| keys.iter().map(move |((_, place), key)| placed(place, part, key));
+        let differs = |part: Part| values(part).collect::<BTreeSet<_>>().len() > 1;
         // GPUs and gate are always told, the model where the rest does not tell cases apart.
         let told = |part: &Part| matches!(part, Part::Gpus | Part::Gate) || differs(*part);
         let all: Vec<Part> = Part::ALL.into_iter().filter(told).collect();
         let without_model: Vec<Part> = all.iter().copied().filter(|part| *part != Part::Model).collect();
         let distinct = |chosen: &[Part]| {
-            keys.values().map(|key| in_words(key, chosen)).collect::<BTreeSet<_>>().len() == keys.len()
+            keys.iter().map(|((_, place), key)| in_words(place, key, chosen)).collect::<BTreeSet<_>>().len()
+                == keys.len()
         };
         let chosen = if distinct(&without_model) { without_model } else { all };
-        let cases = keys.iter().map(|(case, key)| ((*case).to_owned(), in_words(key, &chosen))).collect();
+        let named = |((case, place), key): (&(&str, &Option<String>), &&RunKey)| {
+            (((*case).to_owned(), (*place).clone()), in_words(place, key, &chosen))
+        };
+        let cases = keys.iter().map(named).collect();
         let with_engine = |run: &StoredRun| format!("{} ({})", suite(run), engine(run));
         let with_folder = |run: &StoredRun| format!("{} ({}, {})", suite(run), engine(run), folder(run));
         let short = names(runs, &[&engine, &suite, &folder, &with_engine, &with_folder]);
@@ -54,9 +61,14 @@ impl Labels {
         &self.short
     }
 
-    pub(super) fn case<'a>(&'a self, id: &'a str) -> &'a str {
-        self.cases.get(id).map_or(id, String::as_str)
+    /// Of a case as a run has it.
+    pub(super) fn case<'a>(&'a self, run: &StoredRun, id: &'a str) -> &'a str {
+        self.cases.get(&(id.to_owned(), place(run).clone())).map_or(id, String::as_str)
     }
+}
+
+fn place(run: &StoredRun) -> &Option<String> {
+    &run.facts.drawn.measured_on
 }
 
 /// A way to call a run.

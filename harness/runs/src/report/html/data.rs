@@ -5,7 +5,7 @@ use systems::price::ledger::{Ledger, Phase};
 
 use crate::details::{Imbalance, Moves, RunDetails, Timeline, Traffic};
 use crate::figures;
-use crate::figures::labels::systems;
+use crate::figures::labels::{Part, in_words, placed, systems};
 use crate::looks;
 use crate::records::{Row, RunKey};
 use crate::report::html::answer::phase_words;
@@ -69,7 +69,10 @@ struct CaseData<'a> {
     id: &'a str,
     label: &'a str,
     model: &'a str,
-    cluster: &'a str,
+    /// Or where it was measured.
+    cluster: String,
+    /// What ran where.
+    ran: String,
     gpus: u32,
     gate: String,
     batch: Option<usize>,
@@ -177,11 +180,13 @@ impl SystemData {
 impl<'a> CaseData<'a> {
     fn new(run: &'a StoredRun, key: &'a RunKey, labels: &'a Labels) -> Self {
         let details: Vec<&RunDetails> = run.details.iter().filter(|details| details.case == key.case).collect();
+        let place = &run.facts.drawn.measured_on;
         Self {
             id: &key.case,
-            label: labels.case(&key.case),
+            label: labels.case(run, &key.case),
             model: &key.model,
-            cluster: &key.cluster,
+            cluster: placed(place, Part::Cluster, key),
+            ran: in_words(place, key, &[Part::Model, Part::Gpus, Part::Cluster]),
             gpus: key.gpus,
             gate: cases::gate(&key.gate),
             batch: details.first().map(|details| details.global_batch),
@@ -208,8 +213,8 @@ impl<'a> RowData<'a> {
         let traffic = traffic.filter(|traffic| fits(&mut room.cells, traffic.megabytes.len().pow(2)));
         let over = |system: &&str| {
             let speedup = row.over(run.summary.row(&row.key.case, system)?)?;
-            let spread = speedup.spread.map(|ends| ends.map(short));
-            Some((short(speedup.by_totals), spread, short(speedup.by_medians)))
+            let spread = speedup.spread.map(|ends| ends.map(exact));
+            Some((exact(speedup.by_totals), spread, exact(speedup.by_medians)))
         };
         let seed = |row: &&Row| row.key.seed;
         let own = run.rows.iter().filter(|other| other.key.case == row.key.case && other.key.system == row.key.system);
@@ -222,10 +227,10 @@ impl<'a> RowData<'a> {
             plan: row.key.plan.as_ref().map(PlanData::new),
             status: row.status().name(),
             reason: row.failure.as_ref().map_or("", |failure| &failure.reason),
-            mean: row.step.map(|step| short(step.mean)),
-            median: row.step.map(|step| short(step.median)),
+            mean: row.step.map(|step| exact(step.mean)),
+            median: row.step.map(|step| exact(step.median)),
             over: systems.iter().map(over).collect(),
-            published: row.published.speedup_by_medians.map(short),
+            published: row.published.speedup_by_medians.map(exact),
             published_other: row.published.speedup_of_other_plan,
             error: row.model_error.as_ref().map(|error| format!("{} ({})", error.label(), error.of())),
             extrapolated: row.extrapolated,
@@ -266,7 +271,12 @@ impl PlanData {
     }
 }
 
-/// Four digits.
+/// Four digits, of what is drawn.
 fn short(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+/// Seven digits, of what the page rounds to three: rounding twice would show other last digits than the summary.
+fn exact(value: f64) -> f64 {
+    format!("{value:.6e}").parse().unwrap_or(value)
 }

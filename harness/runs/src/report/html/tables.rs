@@ -103,7 +103,7 @@ pub(super) fn summary(runs: &[StoredRun], labels: &Labels) -> String {
         columns.push(column("run", &|run, _| Cell::words(&labels.short()[run])));
     }
     columns.extend([
-        column("case", &|_, row| Cell::words(labels.case(&row.key.case))),
+        column("case", &|run, row| Cell::words(labels.case(&runs[run], &row.key.case))),
         column("model", &|_, row| Cell::words(if labels.untold_model() { row.key.model.as_str() } else { "" })),
         column("system", &|_, row| Cell::words(figures::title(&row.key.system))),
         column("plan", &|_, row| Cell::words(row.key.plan.map_or("none".to_owned(), |plan| plan.to_string()))),
@@ -174,7 +174,7 @@ pub(super) fn claims(runs: &[StoredRun], labels: &Labels) -> String {
     let several = runs.len() > 1;
     let columns = vec![
         column("run", &|run, _| Cell::words(if several { labels.short()[run].as_str() } else { "" })),
-        column("case", &|_, claim| Cell::words(labels.case(&claim.case))),
+        column("case", &|run, claim| Cell::words(labels.case(&runs[run], &claim.case))),
         column("speedup", &|_, claim| {
             let [system, over] = [&claim.system, &claim.over].map(|name| figures::title(name));
             Cell::words(format!("{system} over {over}, by {}", claim.statistic.label()))
@@ -238,7 +238,11 @@ pub(super) fn beside(runs: &[StoredRun], labels: &Labels) -> String {
         cells: common.iter().map(|&pair| Cell::words(of(pair))).collect(),
     };
     let mut columns = vec![
-        words("case", &|(case, _)| labels.case(case).to_owned()),
+        words("case", &|(case, _)| {
+            let named = runs.iter().filter(|run| run.summary.rows.iter().any(|row| row.key.case == case));
+            let names: BTreeSet<&str> = named.map(|run| labels.case(run, case)).collect();
+            names.into_iter().collect::<Vec<_>>().join("; ")
+        }),
         words("system", &|(_, system)| figures::title(system)),
     ];
     for (index, run) in runs.iter().enumerate() {

@@ -96,7 +96,7 @@ function diamond(x, y) {
 /** What a bar says when it is pointed at. */
 function barLines(entry) {
   const { row, run } = entry;
-  const lines = [nameOf(entry), `${entry.case.model} on ${entry.case.gpus} GPUs of ${entry.case.cluster}`];
+  const lines = [nameOf(entry), entry.case.ran];
   if (row.status !== "ok") return [...lines, `${row.status}: ${row.reason}`];
   const over = overReference(entry);
   if (over) {
