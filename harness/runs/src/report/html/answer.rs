@@ -261,25 +261,20 @@ fn model_error(run: &StoredRun) -> String {
         let count = of_runs.len();
         sentence += &format!("; {count} of them were measured as they ran here, and are {low:+.0}% to {high:+.0}% off");
     }
-    let mut clusters: Vec<&ClusterError> = Vec::new();
+    let mut notes: Vec<String> = Vec::new();
     for row in simulated() {
-        if let Some(ModelError::Cluster(error)) = &row.model_error
-            && !clusters.contains(&error)
-        {
-            clusters.push(error);
+        let Some(ModelError::Cluster(error)) = &row.model_error else { continue };
+        let (median, most) = (error.median * 100.0, error.max * 100.0);
+        let ClusterError { cluster, measurements, part, measured, .. } = error;
+        let (part, measured) = (part.plural(), measured.clause());
+        let note = format!(
+            "; on {cluster} {measurements} {part} {measured} are {median:.0}% off at the median, {most:.0}% at most"
+        );
+        if !notes.contains(&note) {
+            notes.push(note);
         }
     }
-    for error in clusters {
-        sentence += &format!(
-            "; on {} {} {} {} are {:.0}% off at the median, {:.0}% at most",
-            error.cluster,
-            error.measurements,
-            error.part.plural(),
-            error.measured.clause(),
-            error.median * 100.0,
-            error.max * 100.0
-        );
-    }
+    sentence.extend(notes);
     let unknown = simulated().filter(|row| row.model_error.is_none()).count();
     if unknown > 0 {
         sentence += &format!("; of {unknown} nothing like it was measured: their error is unknown");
