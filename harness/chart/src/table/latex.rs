@@ -40,7 +40,7 @@ impl PaperTable {
             Width::Page => "table*",
             Width::Column => "table",
         };
-        let columns = format!("l{}", "r".repeat(self.header.len().saturating_sub(1)));
+        let columns: String = (0..self.header.len()).map(|at| if self.is_words(at) { 'l' } else { 'r' }).collect();
         format!(
             "\\begin{{{environment}}}\n\\centering\n\\caption{{{}}}\n\\label{{{label}}}\n\\vspace{{4pt}}\n\\fontsize{{8}}{{9.6}}\\selectfont\n\
              \\setlength{{\\tabcolsep}}{{3pt}}\n\\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n\\toprule\n{}\\midrule\n{}\\bottomrule\n\

@@ -21,16 +21,17 @@ impl PaperTable {
         let room = Room::markdown(Width::Page);
         let widths: Vec<usize> =
             (0..self.header.len()).map(|at| (self.column_width(at, &room) as usize).max(3)).collect();
+        let words: Vec<bool> = (0..self.header.len()).map(|at| self.is_words(at)).collect();
         let line = |row: &[String]| {
-            let cells = row.iter().zip(&widths).enumerate().map(|(at, (cell, &width))| match at {
-                0 => format!("{cell:<width$}"),
-                _ => format!("{cell:>width$}"),
+            let cells = row.iter().zip(&widths).zip(&words).map(|((cell, &width), words)| match words {
+                true => format!("{cell:<width$}"),
+                false => format!("{cell:>width$}"),
             });
             format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
         };
-        let rule = widths.iter().enumerate().map(|(at, width)| match at {
-            0 => "-".repeat(*width),
-            _ => format!("{}:", "-".repeat(width - 1)),
+        let rule = widths.iter().zip(&words).map(|(width, words)| match words {
+            true => "-".repeat(*width),
+            false => format!("{}:", "-".repeat(width - 1)),
         });
         let mut text = line(&self.header) + &line(&rule.collect::<Vec<_>>());
         for group in &self.groups {

@@ -77,6 +77,11 @@ impl PaperTable {
         self.of_columns(&kept)
     }
 
+    /// Whether a column begins at its left: the first, and those of words alone.
+    fn is_words(&self, at: usize) -> bool {
+        at == 0 || self.column(at).all(|cell| cell.is_empty() || cell.starts_with(char::is_alphabetic))
+    }
+
     /// The same with brackets below what they follow.
     #[must_use]
     pub fn stacked(&self) -> Self {

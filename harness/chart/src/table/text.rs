@@ -8,10 +8,11 @@ impl PaperTable {
         let room = Room::text(usize::MAX);
         let indent = if self.groups.iter().all(|group| group.heading.is_empty()) { "" } else { "  " };
         let widths: Vec<usize> = (0..self.header.len()).map(|at| self.column_width(at, &room) as usize).collect();
+        let words: Vec<bool> = (0..self.header.len()).map(|at| self.is_words(at)).collect();
         let line = |row: &[String], number: usize| {
             let cells = row.iter().zip(&widths).enumerate().map(|(at, (cell, &width))| {
                 let cell = cell.lines().nth(number).unwrap_or_default();
-                if at == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                if words[at] { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
             });
             format!("{}\n", format!("{indent}{}", cells.collect::<Vec<_>>().join("  ")).trim_end())
         };
@@ -37,6 +38,6 @@ mod tests {
         let table = PaperTable { header: row(["", "speedup over one", "error", "plan"]), groups: vec![group] };
         let parts: Vec<String> = table.fitted(&Room::text(24)).iter().map(PaperTable::text).collect();
         let beside = "      speedup  error\n     over one\na case\n  a       1.5    ±2%\n";
-        assert_eq!(parts, [beside, "        plan\na case\n  a  pp1 dp8\n"]);
+        assert_eq!(parts, [beside, "     plan\na case\n  a  pp1 dp8\n"]);
     }
 }
