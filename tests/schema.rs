@@ -46,6 +46,8 @@ fn columns(frame: &DataFrame) -> Vec<(String, String)> {
 fn the_page_of_the_columns_is_true() {
     let page = fs::read_to_string(Path::new(ROOT).join("results/SCHEMA.md")).unwrap();
     assert!(page.contains(&format!("Version {SCHEMA_VERSION}.")) && page.contains(SCHEMA_KEY));
+    let script = fs::read_to_string(Path::new(ROOT).join("scripts/read_run.py")).unwrap();
+    assert!(script.contains(&format!("\nKNOWN = {SCHEMA_VERSION}\n")), "scripts/read_run.py knows other columns");
     let folder = run();
     for file in ["iterations.parquet", "spans.parquet"] {
         assert_eq!(columns(&folder.frame(&format!("out/{file}"))), documented(&page, file), "{file}");
