@@ -123,8 +123,9 @@ impl Scatter {
         let place = |(at_x, at_y): &Point| {
             (area.left + x.share(*at_x) * area.width(), area.bottom - y.share(*at_y) * area.height())
         };
-        let points = panel.series.iter().flat_map(|series| &series.points).filter(|p| self.holds(**p));
-        let points: Vec<Point> = points.map(place).collect();
+        let named = panel.series.iter().flat_map(|s| s.points.iter().map(move |point| (s.name.as_str(), point)));
+        let points: Vec<(&str, Point)> =
+            named.filter(|(_, point)| self.holds(**point)).map(|(name, point)| (name, place(point))).collect();
         let axes = Axes { x, y, grid: false, y_numbers: true };
         let plot = Plot::new(page, area, axes)?;
         if let Some(band) = self.band {
@@ -137,46 +138,9 @@ impl Scatter {
         }
         plot.draw_box(page)?;
         if self.band.is_none() {
-            self.draw_names_beside(page, panel, area, ranges)?;
+            draw_names_beside(page, area, &points)?;
         }
         draw_notes(page, &panel.notes, area, &points)
-    }
-
-    /// The name of each series beside its points: at the nearest place that is free, with a line to it from further away.
-    fn draw_names_beside(&self, page: &Page<'_>, panel: &ScatterPanel, area: Area, [x, y]: [(f64, f64); 2]) -> Drawn {
-        let share = |value: f64, range: (f64, f64)| Axis::new(range, self.spacing()).share(value);
-        let place =
-            |(at_x, at_y)| (area.left + share(at_x, x) * area.width(), area.bottom - share(at_y, y) * area.height());
-        let named = panel.series.iter().flat_map(|s| s.points.iter().map(move |point| (s.name.as_str(), *point)));
-        let points: Vec<(&str, Point)> =
-            named.filter(|(_, point)| self.holds(*point)).map(|(name, point)| (name, place(point))).collect();
-        let around = |(x, y): Point| Area { left: x - 3.0, right: x + 3.0, top: y - 3.0, bottom: y + 3.0 };
-        let mut taken: Vec<Area> = points.iter().map(|(_, point)| around(*point)).collect();
-        let kind = Type::of(FINE).middle();
-        for &(name, at) in &points {
-            let (width, half) = (kind.width(name), FINE / 2.0);
-            let beside = |(distance, turn): (f64, f64)| {
-                let (across, up) = turn.to_radians().sin_cos();
-                let middle = (at.0 + across * (distance + width / 2.0), at.1 - up * (distance + half));
-                let (left, right) = (middle.0 - width / 2.0, middle.0 + width / 2.0);
-                Area { left, right, top: middle.1 - half, bottom: middle.1 + half }
-            };
-            let inside = |of: &Area| {
-                of.left > area.left + 1.0 && of.right < area.right - 1.0 && of.top > area.top && of.bottom < area.bottom
-            };
-            let free = |of: &Area| inside(of) && !taken.iter().any(|other| of.meets(other));
-            let places = REACH.into_iter().flat_map(|distance| TURNS.map(|turn| (distance, turn)));
-            let Some((distance, spot)) = places.map(|place| (place.0, beside(place))).find(|(_, of)| free(of)) else {
-                continue;
-            };
-            if distance > REACH[0] {
-                let end = (at.0.clamp(spot.left, spot.right), at.1.clamp(spot.top, spot.bottom));
-                page.path(&[at, end], stroke(AXIS, 0.35))?;
-            }
-            page.text(name, (spot.left, spot.center().1), kind)?;
-            taken.push(spot);
-        }
-        Ok(())
     }
 
     /// One name for each axis, centred on all panels.
@@ -278,8 +242,40 @@ fn draw_band(plot: &Plot<'_>, (low, high): (f64, f64), share: f64) -> Drawn {
     plot.draw(&marks::dashed(&[(low, low), (high, high)], (3.0, 2.0), axis_line()))
 }
 
+/// The name of each series beside its points: at the nearest place that is free, with a line to it from further away. `points`: with
+/// those names, on the page.
+fn draw_names_beside(page: &Page<'_>, area: Area, points: &[(&str, Point)]) -> Drawn {
+    let around = |(x, y): Point| Area { left: x - 3.0, right: x + 3.0, top: y - 3.0, bottom: y + 3.0 };
+    let mut taken: Vec<Area> = points.iter().map(|(_, point)| around(*point)).collect();
+    let kind = Type::of(FINE).middle();
+    for &(name, at) in points {
+        let (width, half) = (kind.width(name), FINE / 2.0);
+        let beside = |(distance, turn): (f64, f64)| {
+            let (across, up) = turn.to_radians().sin_cos();
+            let middle = (at.0 + across * (distance + width / 2.0), at.1 - up * (distance + half));
+            let (left, right) = (middle.0 - width / 2.0, middle.0 + width / 2.0);
+            Area { left, right, top: middle.1 - half, bottom: middle.1 + half }
+        };
+        let inside = |of: &Area| {
+            of.left > area.left + 1.0 && of.right < area.right - 1.0 && of.top > area.top && of.bottom < area.bottom
+        };
+        let free = |of: &Area| inside(of) && !taken.iter().any(|other| of.meets(other));
+        let places = REACH.into_iter().flat_map(|distance| TURNS.map(|turn| (distance, turn)));
+        let Some((distance, spot)) = places.map(|place| (place.0, beside(place))).find(|(_, of)| free(of)) else {
+            continue;
+        };
+        if distance > REACH[0] {
+            let end = (at.0.clamp(spot.left, spot.right), at.1.clamp(spot.top, spot.bottom));
+            page.path(&[at, end], stroke(AXIS, 0.35))?;
+        }
+        page.text(name, (spot.left, spot.center().1), kind)?;
+        taken.push(spot);
+    }
+    Ok(())
+}
+
 /// In the corner off y = x that has fewer of the points, which are places on the page: the upper left, if both have as many.
-fn draw_notes(page: &Page<'_>, notes: &[String], area: Area, points: &[(f64, f64)]) -> Drawn {
+fn draw_notes(page: &Page<'_>, notes: &[String], area: Area, points: &[(&str, Point)]) -> Drawn {
     if notes.is_empty() {
         return Ok(());
     }
@@ -292,7 +288,7 @@ fn draw_notes(page: &Page<'_>, notes: &[String], area: Area, points: &[(f64, f64
         [corner(area.left + 3.5, area.top + 3.5), corner(area.right - 3.5 - width, area.bottom - 3.5 - height)];
     let hidden = |ground: &Area| {
         let (wide, high) = (ground.left - RADIUS..ground.right + RADIUS, ground.top - RADIUS..ground.bottom + RADIUS);
-        points.iter().filter(|(x, y)| wide.contains(x) && high.contains(y)).count()
+        points.iter().filter(|(_, (x, y))| wide.contains(x) && high.contains(y)).count()
     };
     let [upper, lower] = corners;
     let ground = if hidden(&lower) < hidden(&upper) { lower } else { upper };
