@@ -109,7 +109,7 @@ pub fn main() -> ExitCode {
         Failure::Reported(_) => {}
     }
     #[cfg(feature = "train")]
-    trainer::processes::leave(failure.status());
+    trainer::exit::leave(failure.status());
     #[cfg(not(feature = "train"))]
     ExitCode::from(failure.status())
 }

@@ -29,6 +29,7 @@ pub mod comm;
 pub mod cuda;
 pub mod data;
 mod error;
+pub mod exit;
 mod files;
 mod hash;
 mod host;

@@ -8,8 +8,6 @@
 //!
 //! When rank 0 itself is killed, the iterations of the run under way are lost, unless there is a checkpoint.
 
-use std::ffi::c_int;
-use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,17 +24,6 @@ use crate::host::to_host;
 /// How long the others wait for the next call of rank 0, which may draw figures first. Its death is noticed at once all the
 /// same.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
-
-/// Ends a process in which something has failed, at once: threads may still be ending communicators, and what libraries run when a process ends
-/// in order takes from under them what they use (of four GPUs' processes one was seen to end by a segmentation fault).
-pub fn leave(status: u8) -> ! {
-    unsafe extern "C" {
-        fn _exit(status: c_int) -> !;
-    }
-    let _ = io::stdout().flush();
-    // SAFETY: POSIX; nothing is run.
-    unsafe { _exit(c_int::from(status)) }
-}
 
 /// This process among all.
 pub struct Processes {

@@ -17,7 +17,7 @@ use crate::plan::job::Job;
 use crate::plan::memory::StageParameters;
 use crate::price::RETURNED_GRADIENT;
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, Op, Rows};
+use crate::program::{Direction, Op, Rows, Transfer};
 
 /// Kinds of exchange between the ranks of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ struct OfLayer {
     brought: Vec<Vec<u64>>,
     /// Shadowed experts.
     shadowed: usize,
-    /// `[rank]`: copies whose weights it sends, and copies whose gradients.
+    /// `[rank]`: numbers of copies' weights that it sends, and of their gradients.
     copies: Vec<u64>,
     returned: Vec<u64>,
     /// Experts in the slots of the rank that has most.
@@ -164,24 +164,29 @@ impl Evaluation<'_> {
             sent[step][source] += count;
             brought[step][owner] += count;
         }
-        let transfers = program.transfers(placement);
+        let size = moe.expert_parameters() as usize;
+        let by_rank = |of: &[Transfer]| by_rank(of, ranks, placement.slots_per_rank(), size);
         let filled = |rank| rows.experts_of(rank).iter().flatten().count();
         OfLayer {
             sent,
             brought,
             shadowed: rows.shadowed_experts(),
-            copies: by_rank(ranks, transfers.iter().copied()),
-            returned: by_rank(ranks, transfers.iter().map(|&(from, to)| (to, from))),
+            copies: by_rank(&program.transfers(placement).concat()),
+            returned: by_rank(&program.returns(placement)),
             slots: (0..ranks).map(filled).max().unwrap_or(0),
             holders: if program.split.of_parts() { rows.copies_of(0) } else { ranks },
         }
     }
 }
 
-/// Transfers to others by who sends, `[rank]`.
-fn by_rank(ranks: usize, transfers: impl Iterator<Item = (usize, usize)>) -> Vec<u64> {
+/// Of an expert's `size` numbers, those that each rank sends to others, `[rank]`.
+fn by_rank(transfers: &[Transfer], ranks: usize, slots_per_rank: usize, size: usize) -> Vec<u64> {
     let mut sent = vec![0; ranks];
-    transfers.filter(|(from, to)| from != to).for_each(|(from, _)| sent[from] += 1);
+    for (of, (from, to)) in transfers.iter().map(|of| (of, of.ranks(slots_per_rank))) {
+        if from != to {
+            sent[from] += of.numbers(size).len() as u64;
+        }
+    }
     sent
 }
 
@@ -300,8 +305,8 @@ impl Communications {
             Op::ReduceGrad { .. } => same(Collective::Reduce, weights(HALF, 1)),
             Op::GatherShadows => same(Collective::AllGather, weights(HALF, layer.shadowed)),
             Op::ScatterGrads => same(Collective::ReduceScatter, weights(HALF, layer.shadowed)),
-            Op::CopyWeights => sent(&layer.copies, weights(HALF, 1)),
-            Op::ReturnGrad => sent(&layer.returned, weights(RETURNED_GRADIENT, 1)),
+            Op::CopyWeights => sent(&layer.copies, HALF),
+            Op::ReturnGrad => sent(&layer.returned, RETURNED_GRADIENT),
             Op::Unshard => same(Collective::AllGather, weights(HALF, layer.slots)),
             Op::Reshard => same(Collective::ReduceScatter, weights(RETURNED_GRADIENT, layer.slots)),
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => None,

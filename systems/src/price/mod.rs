@@ -22,7 +22,7 @@ use crate::price::network::Group;
 use crate::price::streams::TimedPass;
 use crate::price::traffic::{Table, Traffic};
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, Exchange, LayerProgram, Layout, Op, Rows, Stream, Task};
+use crate::program::{Direction, Exchange, LayerProgram, Layout, Op, Rows, Stream, Task, Transfer};
 
 /// Bytes of a number in the gradient of a copied or sharded expert: it is summed in single precision on its way (UltraEP 2026).
 pub(crate) const RETURNED_GRADIENT: f64 = 4.0;
@@ -111,12 +111,14 @@ pub struct Scratch {
     table: Table,
     /// `[step]`.
     exchanges: Vec<Seconds>,
-    /// Of the program's copies, an expert a unit.
-    copies: Traffic,
+    /// Of the weights of the program's copies, `[round]`, where anything moves in it; an expert is [`EXPERT`].
+    copies: [Option<Traffic>; 2],
+    /// Of their gradients.
+    returned: Traffic,
     /// Of experts that are restored from parts, a part a unit.
     parts: Option<Traffic>,
-    /// How a rank calls for those.
-    copying: Calls,
+    /// How a rank calls for weights of copies, and for gradients.
+    copying: [Calls; 2],
     /// Prices that nobody needs any more.
     spare: Vec<LayerPrice>,
 }
@@ -152,12 +154,17 @@ impl Setting<'_> {
         let mut priced = scratch.spare.pop().unwrap_or_default();
         let rows = Rows::new(program, counts, placement);
         if !program.copies.is_empty() {
-            let transfers = program.transfers(placement);
-            scratch.copying = copying(program, &transfers);
-            scratch.copies = scratch.table.between(transfers.into_iter(), self.place);
+            let (rounds, returns) = (program.transfers(placement), program.returns(placement));
+            let slots = placement.slots_per_rank();
+            let mut traffic =
+                |of: &[Transfer]| scratch.table.between(of.iter().map(|of| amount(of, slots)), self.place);
+            scratch.copies = rounds.each_ref().map(|of| (!of.is_empty()).then(|| traffic(of)));
+            scratch.returned = traffic(&returns);
+            scratch.copying = [calls_of(&rounds, slots), calls_of(&[returns], slots)];
         }
         if program.split.of_parts() && program.restores() {
-            scratch.parts = Some(scratch.table.between(holders(placement).into_iter(), self.place));
+            let pairs = holders(placement).into_iter().map(|(from, to)| (from, to, 1));
+            scratch.parts = Some(scratch.table.between(pairs, self.place));
         } else {
             scratch.parts = None;
         }
@@ -203,13 +210,25 @@ fn holders(placement: &Placement) -> Vec<(usize, usize)> {
     (0..placement.experts()).flat_map(pairs).collect()
 }
 
-/// The calls for a program's copies, `(from, to)` each: an expert goes one copy further in each, and a rank has as many of them to send or to
-/// receive as the one that has most.
-fn copying(program: &LayerProgram, transfers: &[(usize, usize)]) -> Calls {
-    let copies = |expert| program.copies.iter().filter(|copy| copy.expert == expert).count();
-    let calls = program.copies.iter().map(|copy| copies(copy.expert)).max().unwrap_or(0);
-    let of_rank = |rank: usize| transfers.iter().filter(|&&(from, to)| from == rank || to == rank).count();
-    let most = transfers.iter().flat_map(|&(from, to)| [of_rank(from), of_rank(to)]).max().unwrap_or(0);
+/// An expert, of which traffic counts parts: every number of copies up to 12 divides it.
+const EXPERT: u32 = 27720;
+
+/// Between which ranks how much moves.
+fn amount(of: &Transfer, slots_per_rank: usize) -> (usize, usize, u32) {
+    let (from, to) = of.ranks(slots_per_rank);
+    (from, to, of.numbers(EXPERT as usize).len() as u32)
+}
+
+/// The calls for transfers, one a round: in each, a rank has as many to send or to receive as the one that has most of all.
+fn calls_of(rounds: &[Vec<Transfer>], slots_per_rank: usize) -> Calls {
+    let calls = rounds.iter().filter(|of| !of.is_empty()).count();
+    let mut of_rank = Vec::new();
+    for (from, to) in rounds.iter().flatten().map(|of| of.ranks(slots_per_rank)) {
+        of_rank.resize(of_rank.len().max(from + 1).max(to + 1), 0usize);
+        of_rank[from] += 1;
+        of_rank[to] += 1;
+    }
+    let most = of_rank.into_iter().max().unwrap_or(0);
     Calls { calls, parts: most.div_ceil(calls.max(1)) }
 }
 
@@ -300,7 +319,8 @@ impl Pricer<'_> {
                     }
                 }
             }
-            Op::CopyWeights | Op::ReturnGrad => self.scratch.copying,
+            Op::CopyWeights => self.scratch.copying[0],
+            Op::ReturnGrad => self.scratch.copying[1],
             Op::Unshard | Op::Reshard if self.scratch.parts.is_some() => {
                 Calls { calls: 1, parts: 2 * (self.rows.copies_of(0) - 1) }
             }
@@ -336,8 +356,13 @@ impl Pricer<'_> {
             Op::GatherShadows | Op::ScatterGrads => {
                 costs.all_gather(place, self.weights(workloads::model::HALF) * self.rows.shadowed_experts() as f64)
             }
-            Op::CopyWeights => costs.exchange(place, &self.scratch.copies, self.weights(workloads::model::HALF)),
-            Op::ReturnGrad => costs.exchange(place, &self.scratch.copies, self.weights(RETURNED_GRADIENT)),
+            Op::CopyWeights => {
+                let part = self.weights(workloads::model::HALF) / f64::from(EXPERT);
+                self.scratch.copies.iter().flatten().map(|traffic| costs.exchange(place, traffic, part)).sum()
+            }
+            Op::ReturnGrad => {
+                costs.exchange(place, &self.scratch.returned, self.weights(RETURNED_GRADIENT) / f64::from(EXPERT))
+            }
             Op::Unshard => self.restored(workloads::model::HALF),
             Op::Reshard => self.restored(RETURNED_GRADIENT),
             Op::Experts { .. } | Op::Shadow { .. } | Op::Await => Seconds::ZERO,

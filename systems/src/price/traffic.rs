@@ -92,15 +92,15 @@ impl Table {
         }
     }
 
-    /// One call in which something goes between each of some pairs of ranks, `(from, to)`, in place of what the table held.
-    pub fn between(&mut self, pairs: impl Iterator<Item = (usize, usize)>, group: &Group) -> Traffic {
+    /// One call in which so much goes between each of some pairs of ranks, `(from, to, amount)`, in place of what the table held.
+    pub fn between(&mut self, pairs: impl Iterator<Item = (usize, usize, u32)>, group: &Group) -> Traffic {
         let ranks = group.size();
         self.ports.clear(ranks, 1, group);
-        let pairs = pairs.filter(|(from, to)| from != to);
+        let pairs = pairs.filter(|(from, to, _)| from != to);
         let mut peers = vec![0; ranks];
-        for (from, to) in pairs {
+        for (from, to, amount) in pairs {
             let crossed = group.crossed(from, to);
-            self.ports.add(from, to, crossed, &[1]);
+            self.ports.add(from, to, crossed, &[amount]);
             peers[from] += usize::from(crossed > 0);
         }
         let peers = peers.into_iter().max().unwrap_or(0);

@@ -15,6 +15,7 @@ pub mod routing;
 pub mod split;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +187,31 @@ pub struct Copied {
     pub slot: usize,
 }
 
+/// An expert's weights or gradients, or a part of them, on the way from one slot of a group to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The slot that sends.
+    pub from: usize,
+    /// The slot that gets them.
+    pub to: usize,
+    /// Which of equal parts.
+    pub part: usize,
+    /// Parts of all.
+    pub parts: usize,
+}
+
+impl Transfer {
+    /// Which of an expert's `size` numbers these are.
+    pub fn numbers(&self, size: usize) -> Range<usize> {
+        self.part * size / self.parts..(self.part + 1) * size / self.parts
+    }
+
+    /// The ranks of both slots.
+    pub fn ranks(&self, slots_per_rank: usize) -> (usize, usize) {
+        (self.from / slots_per_rank, self.to / slots_per_rank)
+    }
+}
+
 /// How a rank multiplies the rows of its experts. Results are the same, and a trainer uses what its device has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
@@ -304,15 +330,28 @@ impl Pass {
 }
 
 impl LayerProgram {
-    /// The ranks between which the weights of the program's copies travel, one pair a copy: to an expert's first copy from the
-    /// rank that has it, to each further one from the copy before.
-    pub fn transfers(&self, placement: &Placement) -> Vec<(usize, usize)> {
-        let rank = |copy: &Copied| copy.slot / placement.slots_per_rank();
-        let from = |index: usize, copy: &Copied| {
-            let before = self.copies[..index].iter().rev().find(|other| other.expert == copy.expert);
-            before.map_or_else(|| placement.rank_of(copy.expert), rank)
-        };
-        self.copies.iter().enumerate().map(|(index, copy)| (from(index, copy), rank(copy))).collect()
+    /// How the weights of the program's copies travel, in two rounds: a rank sends each copy of an expert another part of it, then copies send
+    /// each other theirs. So no rank sends or receives more than about two experts for one, however many copies it has.
+    pub fn transfers(&self, placement: &Placement) -> [Vec<Transfer>; 2] {
+        let mut copies: Vec<&Copied> = self.copies.iter().collect();
+        copies.sort_by_key(|copy| copy.expert);
+        let mut rounds = [Vec::with_capacity(copies.len()), Vec::new()];
+        for same in copies.chunk_by(|one, next| one.expert == next.expert) {
+            let (stands, parts) = (placement.slots_of(same[0].expert)[0], same.len());
+            for (part, copy) in same.iter().enumerate() {
+                let sent = |from, to| Transfer { from, to, part, parts };
+                rounds[0].push(sent(stands, copy.slot));
+                let others = same.iter().filter(|other| other.slot != copy.slot);
+                rounds[1].extend(others.map(|other| sent(copy.slot, other.slot)));
+            }
+        }
+        rounds
+    }
+
+    /// How the gradients of the program's copies return: each straight to where its expert stands.
+    pub fn returns(&self, placement: &Placement) -> Vec<Transfer> {
+        let home = |copy: &Copied| placement.slots_of(copy.expert)[0];
+        self.copies.iter().map(|copy| Transfer { from: copy.slot, to: home(copy), part: 0, parts: 1 }).collect()
     }
 
     /// Ranks over which each expert's inner width is cut: all that have a copy, where they compute with their parts.
@@ -634,6 +673,40 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Expert 0 has three copies, expert 1 two, one of them beside expert 0.
+    #[test]
+    fn copies_get_every_number_and_ports_carry_two_experts_at_most() {
+        let (size, per_rank) = (10, 3);
+        let placement = Placement::in_order(2, 4, per_rank).unwrap();
+        let copied = [(0, 4), (1, 1), (0, 7), (1, 8), (0, 10)].map(|(expert, slot)| Copied { expert, slot });
+        let program = LayerProgram::split(Split::Even, copied.to_vec(), Weights::Copied, 0);
+        let mut has = vec![vec![false; size]; 4 * per_rank];
+        (0..2).for_each(|expert| has[placement.slots_of(expert)[0]].fill(true));
+        let (mut sent, mut received) = ([0; 4], [0; 4]);
+        for round in program.transfers(&placement) {
+            let before = has.clone();
+            for of in &round {
+                let ((from, to), numbers) = (of.ranks(per_rank), of.numbers(size));
+                assert!(
+                    before[of.from][numbers.clone()].iter().all(|&there| there),
+                    "{of:?} is sent before it is there"
+                );
+                assert!(!has[of.to][numbers.clone()].iter().any(|&there| there), "{of:?} arrives twice");
+                has[of.to][numbers.clone()].fill(true);
+                sent[from] += numbers.len();
+                received[to] += numbers.len();
+            }
+        }
+        assert!(copied.iter().all(|copy| has[copy.slot].iter().all(|&there| there)));
+        // Rank 2 gets copies of both.
+        assert_eq!(received, [10, 10, 20, 10]);
+        assert!(sent.iter().all(|&numbers| numbers < 2 * size), "{sent:?}");
+        let home = |of: &Transfer| (of.from, of.to, of.numbers(size));
+        let returned: Vec<_> = program.returns(&placement).iter().map(home).collect();
+        assert_eq!(returned[0], (4, placement.slots_of(0)[0], 0..size));
+        assert_eq!(returned.len(), 5);
     }
 
     #[test]

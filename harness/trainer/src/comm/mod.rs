@@ -53,6 +53,20 @@ pub trait Communicator: Send {
     /// A member that died or does not arrive; a tensor with gaps; parts out of bounds, or whose lengths do not match.
     fn transfer(&self, from: &Tensor, sent: &[Part], to: &Tensor, received: &[Part]) -> Result<Pending, CommError>;
 
+    /// Transfers within a tensor, `[sent, received]` each, one after the other: what arrives in one can be sent in the next.
+    ///
+    /// # Errors
+    /// As for [`Self::transfer`].
+    fn relay(&self, of: &Tensor, rounds: &[[Vec<Part>; 2]]) -> Result<Pending, CommError> {
+        let Some(([sent, received], before)) = rounds.split_last() else {
+            return self.transfer(of, &[], of, &[]);
+        };
+        for [sent, received] in before {
+            drop(self.transfer(of, sent, of, received)?.wait()?);
+        }
+        self.transfer(of, sent, of, received)
+    }
+
     /// The sum over members, the same bits on each. The shape is the same everywhere.
     ///
     /// # Errors

@@ -91,6 +91,12 @@ impl Communicator for Noted {
         Ok(self.note(self.group.transfer(from, sent, to, received)?, Collective::AllToAll, own))
     }
 
+    fn relay(&self, of: &Tensor, rounds: &[[Vec<Part>; 2]]) -> Result<Pending, CommError> {
+        let sent = rounds.iter().flat_map(|[sent, _]| sent);
+        let own = self.to_others(sent.map(|part| (part.member, part.length))) * of.kind().elt_size_in_bytes() as f64;
+        Ok(self.note(self.group.relay(of, rounds)?, Collective::AllToAll, own))
+    }
+
     fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, CommError> {
         Ok(self.note(self.group.all_reduce(tensor)?, Collective::AllReduce, bytes(tensor)))
     }

@@ -2,66 +2,51 @@
 //! stand.
 
 use systems::Placement;
-use systems::program::LayerProgram;
+use systems::program::{LayerProgram, Transfer};
 use tch::{Kind, Tensor};
 
 use crate::comm::{CommError, Communicator, Part, Pending};
 use crate::layer::experts::Experts;
 
-/// The copies of a program as one rank passes them on, by [`LayerProgram::transfers`]: in a round, every expert goes one copy
-/// further.
+/// The copies of a program: what one rank sends and receives of their weights, and of their gradients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Transfers(Vec<Round>);
-
-/// What a rank sends and receives in one exchange of experts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Round {
-    /// `[rank]`: experts sent.
-    sent: Vec<usize>,
-    /// `[rank]`: experts received.
-    received: Vec<usize>,
-    /// Their slots on this rank, by receiving rank.
-    from: Vec<usize>,
-    /// The slots that get them, by sending rank.
-    to: Vec<usize>,
+pub(super) struct Transfers {
+    /// `[round]`: parts of weights, sent and received; none where no copies are made.
+    rounds: Vec<[Vec<Part>; 2]>,
+    /// `(slot, rank)`: copies of this rank, and where their gradients go.
+    returned: Vec<(usize, usize)>,
+    /// `(rank, slot)`: where gradients come from, and the experts of this rank that they are of.
+    brought: Vec<(usize, usize)>,
 }
 
 impl Transfers {
-    /// The part of rank `me`.
-    pub(super) fn new(program: &LayerProgram, placement: &Placement, me: usize) -> Self {
+    /// The part of rank `me`. `size`: numbers of an expert.
+    pub(super) fn new(program: &LayerProgram, placement: &Placement, size: usize, me: usize) -> Self {
         let per_rank = placement.slots_per_rank();
-        let before = |index: usize| {
-            let copy = &program.copies[index];
-            program.copies[..index].iter().filter(move |other| other.expert == copy.expert)
+        let part = |of: &Transfer, member, slot| {
+            let numbers = of.numbers(size);
+            Part { member, start: slot % per_rank * size + numbers.start, length: numbers.len() }
         };
-        let mut rounds: Vec<Round> = Vec::new();
-        for (index, (copy, (source, target))) in program.copies.iter().zip(program.transfers(placement)).enumerate() {
-            let number = before(index).count();
-            if number == rounds.len() {
-                rounds.push(Round::of(placement.ranks()));
-            }
-            let stands = || placement.slot_on(source, copy.expert).unwrap_or(0);
-            let from = before(index).next_back().map_or_else(stands, |other| other.slot % per_rank);
-            rounds[number].add((source, from), (target, copy.slot % per_rank), me);
-        }
-        Self(rounds)
+        let of_round = |round: &Vec<Transfer>| {
+            let with = || round.iter().map(|of| (of, of.ranks(per_rank)));
+            let sent = with().filter(|(_, (from, _))| *from == me).map(|(of, (_, to))| part(of, to, of.from));
+            let received = with().filter(|(_, (_, to))| *to == me).map(|(of, (from, _))| part(of, from, of.to));
+            [sent.collect(), received.collect()]
+        };
+        let rounds = program.transfers(placement).iter().filter(|round| !round.is_empty()).map(of_round).collect();
+        let returns = program.returns(placement);
+        let with = || returns.iter().map(|of| (of, of.ranks(per_rank)));
+        let returned = with().filter(|(_, (from, _))| *from == me).map(|(of, (_, to))| (of.from % per_rank, to));
+        let brought = with().filter(|(_, (_, to))| *to == me).map(|(of, (from, _))| (from, of.to % per_rank));
+        Self { rounds, returned: returned.collect(), brought: brought.collect() }
     }
 
     /// Starts to bring the weights to the copies' slots, where they lie.
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn weights(&self, experts: &Experts, group: &dyn Communicator) -> Result<Vec<Pending>, CommError> {
-        let Some((last, first)) = self.0.split_last() else { return Ok(Vec::new()) };
-        let (weights, size) = (&experts.bucket.weights, experts.size());
-        let send = |round: &Round| {
-            let (sent, received) = (parts(&round.sent, &round.from, size), parts(&round.received, &round.to, size));
-            group.transfer(weights, &sent, weights, &received)
-        };
-        for round in first {
-            drop(send(round)?.wait()?);
-        }
-        Ok(vec![send(last)?])
+    pub(super) fn weights(&self, experts: &Experts, group: &dyn Communicator) -> Result<Pending, CommError> {
+        group.relay(&experts.bucket.weights, &self.rounds)
     }
 
     /// Starts to return the gradients of the copies' weights, and clears them. Once over, they are added where their experts stand. None
@@ -70,59 +55,27 @@ impl Transfers {
     /// # Errors
     /// A peer that died.
     pub(super) fn gradients(&self, experts: &Experts, group: &dyn Communicator) -> Result<Option<Pending>, CommError> {
-        let Some((last, others)) = self.0.split_first() else { return Ok(None) };
-        for round in others.iter().rev() {
-            drop(round.give_back(experts, group)?.wait()?);
+        if self.rounds.is_empty() {
+            return Ok(None);
         }
-        Ok(Some(last.give_back(experts, group)?))
-    }
-}
-
-/// Experts of slots that go to or come from members, `[member]` each, the slots by member.
-fn parts(numbers: &[usize], slots: &[usize], size: usize) -> Vec<Part> {
-    let members = numbers.iter().enumerate().flat_map(|(member, &number)| std::iter::repeat_n(member, number));
-    members.zip(slots).map(|(member, &slot)| Part { member, start: slot * size, length: size }).collect()
-}
-
-/// The same of experts that lie one after the other.
-fn in_rows(numbers: &[usize], size: usize) -> Vec<Part> {
-    parts(numbers, &(0..numbers.iter().sum()).collect::<Vec<_>>(), size)
-}
-
-impl Round {
-    /// Starts to send the gradients of the slots that got experts back to where those came from, and to add them there.
-    fn give_back(&self, experts: &Experts, group: &dyn Communicator) -> Result<Pending, CommError> {
         let (held, size) = (experts.bucket.gradients(), experts.size());
+        let slots: Vec<usize> = self.returned.iter().map(|&(slot, _)| slot).collect();
+        let at = |member, row| Part { member, start: row * size, length: size };
         // Summed in single precision on their way.
-        let (from, sent) = match held.kind() {
-            Kind::Float => (held.shallow_clone(), parts(&self.received, &self.to, size)),
-            _ => (experts.stack(held, &self.to).to_kind(Kind::Float), in_rows(&self.received, size)),
-        };
-        let rows = Tensor::empty([self.from.len() as i64, size as i64], (Kind::Float, held.device()));
-        let arriving = group.transfer(&from, &sent, &rows, &in_rows(&self.sent, size))?;
-        experts.bucket.clear_some(&self.to);
-        let mut homes: Vec<Tensor> = self.from.iter().map(|&slot| experts.gradient(slot)).collect();
-        Ok(Pending::new(move || {
+        let single = held.kind() == Kind::Float;
+        let from = if single { held.shallow_clone() } else { experts.stack(held, &slots).to_kind(Kind::Float) };
+        let sent =
+            self.returned.iter().enumerate().map(|(row, &(slot, rank))| at(rank, if single { slot } else { row }));
+        let received = self.brought.iter().enumerate().map(|(row, &(rank, _))| at(rank, row));
+        let rows = Tensor::empty([self.brought.len() as i64, size as i64], (Kind::Float, held.device()));
+        let arriving = group.transfer(&from, &sent.collect::<Vec<_>>(), &rows, &received.collect::<Vec<_>>())?;
+        experts.bucket.clear_some(&slots);
+        let mut homes: Vec<Tensor> = self.brought.iter().map(|&(_, slot)| experts.gradient(slot)).collect();
+        Ok(Some(Pending::new(move || {
             drop(arriving.wait()?);
             homes.iter_mut().enumerate().for_each(|(row, home)| drop(home.g_add_(&rows.get(row as i64))));
             Ok(rows)
-        }))
-    }
-
-    fn of(ranks: usize) -> Self {
-        Self { sent: vec![0; ranks], received: vec![0; ranks], from: Vec::new(), to: Vec::new() }
-    }
-
-    /// Adds an expert that goes from a slot of a rank to one of another. Those between two ranks go in the order of their addition.
-    fn add(&mut self, (source, from): (usize, usize), (target, to): (usize, usize), me: usize) {
-        if source == me {
-            self.from.insert(self.sent[..=target].iter().sum(), from);
-            self.sent[target] += 1;
-        }
-        if target == me {
-            self.to.insert(self.received[..=source].iter().sum(), to);
-            self.received[source] += 1;
-        }
+        })))
     }
 }
 
@@ -249,20 +202,21 @@ mod tests {
     use systems::program::split::Split;
     use systems::program::{Copied, Weights};
 
-    /// Experts 0 to 3 on four ranks with two slots each; expert 0 goes to ranks 1 and 3, expert 2 to rank 0.
+    /// Experts 0 to 3 on four ranks with two slots each, ten numbers an expert; expert 0 goes to ranks 1 and 3, expert 2 to rank 0.
     #[test]
-    fn copies_are_passed_on_from_rank_to_rank() {
+    fn copies_pass_parts_to_each_other_and_return_gradients_straight() {
         let placement = Placement::in_order(4, 4, 2).unwrap();
-        let copies = [(0, 3), (0, 7), (2, 1)].map(|(expert, slot)| Copied { expert, slot }).to_vec();
+        let copies = [(0, 3), (2, 1), (0, 7)].map(|(expert, slot)| Copied { expert, slot }).to_vec();
         let program = LayerProgram::split(Split::Even, copies, Weights::Copied, 0);
-        let rounds = |me| Transfers::new(&program, &placement, me).0;
-        let all: Vec<_> = (0..4).map(rounds).collect();
-        assert!(all.iter().all(|rounds| rounds.len() == 2));
-        // Rank 0 sends its expert, gets that of rank 2, and has no part in the second round.
-        let expected = Round { sent: vec![0, 1, 0, 0], received: vec![0, 0, 1, 0], from: vec![0], to: vec![1] };
-        assert_eq!(all[0], [expected, Round::of(4)]);
-        assert_eq!(all[1][1], Round { sent: vec![0, 0, 0, 1], from: vec![1], ..Round::of(4) });
-        assert_eq!(all[3][1], Round { received: vec![0, 1, 0, 0], to: vec![1], ..Round::of(4) });
+        let all: Vec<_> = (0..4).map(|me| Transfers::new(&program, &placement, 10, me)).collect();
+        let part = |member, start, length| Part { member, start, length };
+        // Rank 0 sends halves of its expert, gets that of rank 2 whole, and has no part in the second round.
+        let first = [vec![part(1, 0, 5), part(3, 5, 5)], vec![part(2, 10, 10)]];
+        assert_eq!(all[0].rounds, [first, [Vec::new(), Vec::new()]]);
+        assert_eq!(all[1].rounds[1], [vec![part(3, 10, 5)], vec![part(3, 15, 5)]]);
+        assert_eq!(all[3].rounds[1], [vec![part(1, 15, 5)], vec![part(1, 10, 5)]]);
+        assert_eq!((&all[0].returned[..], &all[0].brought[..]), (&[(1, 2)][..], &[(1, 0), (3, 0)][..]));
+        assert_eq!((&all[3].returned[..], &all[3].brought[..]), (&[(1, 0)][..], &[][..]));
     }
 
     /// Expert 0 on three ranks, expert 1 on two; ten numbers each.
@@ -288,15 +242,5 @@ mod tests {
         }
         let part = |me: usize| all[me][0].parts(me, 10, |other| other).next().unwrap();
         assert_eq!(part(2), Part { member: 0, start: 10, length: 3 });
-    }
-
-    #[test]
-    fn experts_between_two_ranks_stay_in_order() {
-        let mut round = Round::of(3);
-        for (slot, target) in [2, 1, 2, 0].into_iter().enumerate() {
-            round.add((1, slot), (target, 5 + slot), 1);
-        }
-        assert_eq!((round.sent, round.from), (vec![1, 1, 2], vec![3, 1, 0, 2]));
-        assert_eq!((round.received, round.to), (vec![0, 1, 0], vec![6]));
     }
 }

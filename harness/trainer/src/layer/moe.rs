@@ -146,7 +146,7 @@ impl Layer {
     /// # Errors
     /// A peer that died.
     pub fn copy_ahead(&self, site: &MoeSite, saved: &mut Saved) -> Result<(), CommError> {
-        saved.ahead = Some(saved.transfers.weights(&self.experts, site.group)?);
+        saved.ahead = Some(vec![saved.transfers.weights(&self.experts, site.group)?]);
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Layer {
         let as_they_lie = program.steps == 1 && program.layout == Layout::Ragged && program.shadowed.is_empty();
         self.ran_at_once.set(as_they_lie);
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
-        let transfers = Transfers::new(&program, &self.placement, site.group.rank());
+        let transfers = Transfers::new(&program, &self.placement, self.experts.size(), site.group.rank());
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout)?;
 
         let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun);

@@ -155,7 +155,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
             Op::CopyWeights => match self.ahead.take() {
                 Some(ahead) => Ok(ahead),
-                None => Ok(transfers.weights(experts, group)?),
+                None => Ok(vec![transfers.weights(experts, group)?]),
             },
             // No task waits for it: it ends in the passes that follow.
             Op::ReturnGrad => {

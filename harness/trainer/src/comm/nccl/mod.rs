@@ -157,6 +157,55 @@ impl Nccl {
         })
     }
 
+    /// Transfers `[sent, received]` one after the other: each in one group of calls, beside copies of what a rank has for itself.
+    fn transfers(&self, [from, to]: [&Tensor; 2], rounds: &[[&[Part]; 2]]) -> Result<Pending, CommError> {
+        let (operation, rank) = (Operation::Transfer, self.rank());
+        for parts in rounds {
+            check_parts([from, to], *parts, rank, self.size())
+                .map_err(|reason| error_of(&self.control, operation, reason))?;
+        }
+        let result = Tensor::empty([0], (Kind::Float, self.device()));
+        let filled = |part: &&Part| part.length > 0;
+        if rounds.iter().flatten().copied().flatten().find(filled).is_none() {
+            return self.nothing(result);
+        }
+        let (from, kind) = self.prepare(operation, from)?;
+        let bytes = from.kind().elt_size_in_bytes();
+        let (source, target) = (from.data_ptr().cast::<u8>(), to.data_ptr().cast::<u8>());
+        let at = |base: *mut u8, part: &Part| base.wrapping_add(part.start * bytes);
+        let own = |parts: &[Part]| -> Vec<Part> {
+            parts.iter().filter(|part| part.member == rank && part.length > 0).copied().collect()
+        };
+        let GroupComm { stream, beside, .. } = &*self.group;
+        let copies = |[sent, received]: [&[Part]; 2]| -> Result<(), CudaError> {
+            beside.wait(&stream.mark()?)?;
+            for (from, to) in own(sent).iter().zip(&own(received)) {
+                // SAFETY: both parts are of tensors that are kept until the operation is over, and as long.
+                unsafe { beside.copy(at(source, from), at(target, to), from.length * bytes)? };
+            }
+            Ok(())
+        };
+        self.launch(operation, vec![from, to.shallow_clone()], result, |call| {
+            rounds.iter().try_for_each(|&[sent, received]| {
+                let begun = copies([sent, received]).map_err(|error| error.to_string());
+                let called = begun.and_then(|()| {
+                    call.group(|| {
+                        for part in sent.iter().filter(filled).filter(|part| part.member != rank) {
+                            call.send(at(source, part).cast(), part.length, kind, part.member)?;
+                        }
+                        for part in received.iter().filter(filled).filter(|part| part.member != rank) {
+                            call.receive(at(target, part).cast(), part.length, kind, part.member)?;
+                        }
+                        Ok(())
+                    })
+                });
+                // Whatever was begun is over with the operation.
+                let joined = beside.mark().and_then(|copied| stream.wait(&copied));
+                called.and(joined.map_err(|error| error.to_string()))
+            })
+        })
+    }
+
     fn check_member(&self, operation: Operation, member: usize, may_be_self: bool) -> Result<(), CommError> {
         let found = match member {
             member if member >= self.size() => format!("member {member} of a group of {}", self.size()),
@@ -213,50 +262,13 @@ impl Communicator for Nccl {
         Ok(pending)
     }
 
-    /// All in one group of calls, beside copies of what a rank has for itself.
     fn transfer(&self, from: &Tensor, sent: &[Part], to: &Tensor, received: &[Part]) -> Result<Pending, CommError> {
-        let (operation, rank) = (Operation::Transfer, self.rank());
-        check_parts([from, to], [sent, received], rank, self.size())
-            .map_err(|reason| error_of(&self.control, operation, reason))?;
-        let result = Tensor::empty([0], (Kind::Float, self.device()));
-        let filled = |part: &&Part| part.length > 0;
-        if sent.iter().chain(received).find(filled).is_none() {
-            return self.nothing(result);
-        }
-        let (from, kind) = self.prepare(operation, from)?;
-        let bytes = from.kind().elt_size_in_bytes();
-        let (source, target) = (from.data_ptr().cast::<u8>(), to.data_ptr().cast::<u8>());
-        let at = |base: *mut u8, part: &Part| base.wrapping_add(part.start * bytes);
-        let own =
-            |parts: &'_ [Part]| parts.iter().filter(|part| part.member == rank && part.length > 0).copied().collect();
-        let (own_sent, own_received): (Vec<Part>, Vec<Part>) = (own(sent), own(received));
-        let copies = || -> Result<(), CudaError> {
-            let GroupComm { stream, beside, .. } = &*self.group;
-            beside.wait(&stream.mark()?)?;
-            for (from, to) in own_sent.iter().zip(&own_received) {
-                // SAFETY: both parts are of tensors that are kept until the operation is over, and as long.
-                unsafe { beside.copy(at(source, from), at(target, to), from.length * bytes)? };
-            }
-            Ok(())
-        };
-        self.launch(operation, vec![from, to.shallow_clone()], result, |call| {
-            let begun = copies().map_err(|error| error.to_string());
-            let called = begun.and_then(|()| {
-                call.group(|| {
-                    for part in sent.iter().filter(filled).filter(|part| part.member != rank) {
-                        call.send(at(source, part).cast(), part.length, kind, part.member)?;
-                    }
-                    for part in received.iter().filter(filled).filter(|part| part.member != rank) {
-                        call.receive(at(target, part).cast(), part.length, kind, part.member)?;
-                    }
-                    Ok(())
-                })
-            });
-            // Whatever was begun is over with the operation.
-            let GroupComm { stream, beside, .. } = &*self.group;
-            let joined = beside.mark().and_then(|copied| stream.wait(&copied));
-            called.and(joined.map_err(|error| error.to_string()))
-        })
+        self.transfers([from, to], &[[sent, received]])
+    }
+
+    fn relay(&self, of: &Tensor, rounds: &[[Vec<Part>; 2]]) -> Result<Pending, CommError> {
+        let rounds: Vec<_> = rounds.iter().map(|[sent, received]| [&sent[..], &received[..]]).collect();
+        self.transfers([of, of], &rounds)
     }
 
     fn sum_in_place(&self, tensor: &Tensor) -> Result<Pending, CommError> {
@@ -374,7 +386,7 @@ impl Communicator for Nccl {
             return Ok(Box::new(control));
         }
         // Where this fails on one rank alone, its other groups do not wait for their members.
-        let group = self.shared.join(&control).inspect_err(|error| self.shared.abort(error.clone()))?;
+        let group = self.shared.join(&control).inspect_err(|error| _ = self.shared.abort(error.clone()))?;
         Ok(Box::new(Self { control, shared: self.shared.clone(), group }))
     }
 

@@ -16,6 +16,7 @@ use crate::comm::exchange::Exchange;
 use crate::comm::keeper::Keeper;
 use crate::comm::{CommError, CommFailure, Communicator, Operation};
 use crate::cuda::{CudaError, Event, Gpu, Stream};
+use crate::exit;
 use crate::hash::fnv1a;
 
 /// Between two looks of the watchdog.
@@ -27,6 +28,9 @@ pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
 /// How long an abort waits for a call that another thread makes of the same communicator. NCCL ends a communicator under a call's feet, but a
 /// call that waits for a dead rank is ended by nothing else.
 const CALL: Duration = Duration::from_secs(1);
+
+/// How long all communicators together are given to be aborted, before which whoever waits for them cannot go on.
+const ABORT: Duration = Duration::from_secs(2);
 
 /// How long a process waits for others to end what it gives up.
 const ENDING: Duration = Duration::from_secs(5);
@@ -194,21 +198,20 @@ impl Shared {
         self.lock().failure.get_or_insert(failure);
     }
 
-    /// Notes a failure and aborts all communicators, in use and kept.
-    pub(super) fn abort(&self, failure: CommError) {
+    /// Notes a failure and aborts all communicators, in use and kept: whether all have ended in time.
+    pub(super) fn abort(&self, failure: CommError) -> bool {
         self.note(failure);
         let mut state = self.lock();
         let groups: Vec<_> = state.groups.iter().filter_map(Weak::upgrade).collect();
         let under_way = std::mem::take(&mut state.under_way);
         drop(state);
         // All at once: what one frees waits for the kernels of all, which wait for their own abort.
-        thread::scope(|scope| {
-            for group in &groups {
-                scope.spawn(|| group.abort());
-            }
-        });
+        let ended = end_within(ABORT, groups, |group| group.abort());
         drop(under_way);
-        self.kept.fail();
+        if ended {
+            self.kept.fail();
+        }
+        ended
     }
 
     /// What has failed, if anything, and whether that is an operation that took too long. Without an operation under way, the next
@@ -256,7 +259,11 @@ pub(super) fn watch(
             if late && let Err(error) = roll_call.barrier() {
                 failure.reason = missed(error.reason, shared.timeout);
             }
-            shared.abort(failure);
+            if !shared.abort(failure.clone()) {
+                // Whoever waits for the GPU waits forever.
+                eprintln!("error: {failure}; NCCL does not end what is under way, so this process does");
+                exit::leave(1);
+            }
             return;
         }
     }
@@ -376,8 +383,8 @@ pub(super) fn end(given_up: Vec<Arc<GroupComm>>) {
     end_within(ENDING, given_up, |group| group.abort());
 }
 
-/// Ends all at once. What has not ended in time goes on in a thread of its own.
-fn end_within<T: Send + 'static>(patience: Duration, given_up: Vec<T>, end: fn(T)) {
+/// Ends all at once: whether all have ended in time. What has not goes on in a thread of its own.
+fn end_within<T: Send + 'static>(patience: Duration, given_up: Vec<T>, end: fn(T)) -> bool {
     let (running, ended) = mpsc::channel::<()>();
     for one in given_up {
         let running = running.clone();
@@ -390,7 +397,7 @@ fn end_within<T: Send + 'static>(patience: Duration, given_up: Vec<T>, end: fn(T
     }
     drop(running);
     // Nothing is ever sent: this returns early once no thread is left.
-    let _ = ended.recv_timeout(patience);
+    ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
 }
 
 pub(super) fn error_of(control: &Exchange, operation: Operation, reason: CommFailure) -> CommError {
@@ -463,19 +470,21 @@ mod tests {
             let began = Instant::now();
             let ended = Arc::new(Mutex::new(Vec::new()));
             let given_up = all.iter().map(|&one| (one, ended.clone())).collect();
-            end_within(Duration::from_millis(patience), given_up, |(one, ended): (u64, Arc<Mutex<Vec<u64>>>)| {
+            let end = |(one, ended): (u64, Arc<Mutex<Vec<u64>>>)| {
                 thread::sleep(Duration::from_millis(one));
                 ended.lock().unwrap().push(one);
-            });
+            };
+            let all = end_within(Duration::from_millis(patience), given_up, end);
             let ended = ended.lock().unwrap().clone();
-            (ended, began.elapsed())
+            (all, ended, began.elapsed())
         };
-        let (ended, waited) = ending(60_000, &[400, 0, 800]);
-        assert!(ended == [0, 400, 800] && waited < Duration::from_secs(30), "{ended:?} {waited:?}");
-        let (ended, waited) = ending(500, &[20_000, 0]);
-        assert!(ended == [0] && waited >= Duration::from_millis(500), "{ended:?} {waited:?}");
+        let (all, ended, waited) = ending(60_000, &[400, 0, 800]);
+        assert!(all && ended == [0, 400, 800] && waited < Duration::from_secs(30), "{ended:?} {waited:?}");
+        let (all, ended, waited) = ending(500, &[20_000, 0]);
+        assert!(!all && ended == [0] && waited >= Duration::from_millis(500), "{ended:?} {waited:?}");
         assert!(waited < Duration::from_secs(10), "{waited:?}");
-        assert!(ending(60_000, &[]).1 < Duration::from_secs(30));
+        let (all, _, waited) = ending(60_000, &[]);
+        assert!(all && waited < Duration::from_secs(30));
     }
 
     #[test]
