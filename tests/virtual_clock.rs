@@ -314,8 +314,15 @@ fn what_was_chosen_is_recorded() {
 
 /// The cluster of this machine's CPU on the base's network.
 fn measured(base: &Cluster, model: &Model) -> Cluster {
-    let measurement =
-        Measurement { model, cluster: base, gate: Gate::NoDrop, micro_batch: 1, ranks: 8, device: Device::Cpu };
+    let measurement = Measurement {
+        model,
+        cluster: base,
+        gate: Gate::NoDrop,
+        micro_batch: 1,
+        ranks: 8,
+        processes: None,
+        device: Device::Cpu,
+    };
     let (mut cluster, _) = segments::fit(base, &measurement.runs().unwrap()).unwrap();
     cluster.host.synchronisation.value = 0.0;
     cluster

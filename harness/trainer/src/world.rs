@@ -74,13 +74,15 @@ pub fn run<T: Send>(
     cause(failures).map_or(Ok(results), Err)
 }
 
-/// Trains with this process as one rank; rank 0 feeds the sink. Returns what `last` makes of the rank at the end.
+/// Trains with this process as one rank, by a wall clock, or by a virtual one that measures so much of its segments; rank 0 feeds the sink.
+/// Returns what `last` makes of the rank at the end.
 ///
 /// # Errors
 /// Why this rank stopped.
 pub fn run_process<T>(
     setup: &Setup,
     processes: &Processes,
+    virtual_clock: Option<Measures>,
     sink: &mut Sink,
     last: impl Fn(&Rank) -> T,
 ) -> Result<T, TrainError> {
@@ -88,7 +90,9 @@ pub fn run_process<T>(
     let world = processes.world()?;
     let (device, sink) = (processes.device(), Mutex::new(sink));
     let ended = threads::guarded(&*world, |member| {
-        let timer = Timer::new(processes.rank(), None).on(device);
+        let turns = virtual_clock.map(|_| Arc::default());
+        let timer = Timer::new(processes.rank(), turns).measuring(virtual_clock.unwrap_or(ALONE)).on(device);
+        let timer = timer.meeting_on(device);
         train(setup, member, Place { device, alone: true, timer }, &sink, &last)
     });
     ended.map_err(|failure| error_of(processes.rank(), failure))

@@ -26,7 +26,7 @@ pub struct MeasureArgs {
     /// Samples per rank and micro-batch; twice as many are measured, too, and with --operations half as many
     #[arg(long, default_value_t = 1)]
     pub micro_batch_size: usize,
-    /// Ranks that take turns on the device, as in an emulated run
+    /// Ranks that take turns on the device, as in an emulated run; of several processes, each is one rank
     #[arg(long, default_value_t = 8)]
     pub ranks: usize,
     /// What computes: `cpu` (one core) or `cuda` (the first GPU)
@@ -102,7 +102,7 @@ mod with_torch {
         check_extent("--micro-batch-size", args.micro_batch_size).or_input()?;
         check_extent("--ranks", args.ranks).or_input()?;
         let (micro_batch, ranks, gate, cluster) = (args.micro_batch_size, args.ranks, args.gate, &base);
-        let measurement = Measurement { model: &model, cluster, gate, micro_batch, ranks, device };
+        let measurement = Measurement { model: &model, cluster, gate, micro_batch, ranks, processes: None, device };
         measurement.check(Some(training::memory(device).or_input()?)).or_input()?;
         let runs = measurement.runs().or_run()?;
         let (_, fitted) = segments::fit(&base, &runs).or_run()?;

@@ -16,9 +16,9 @@ use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
 
 use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times, segments};
-use super::together::Together;
 use trainer::clock::timer::{ALONE, Measure, Measures};
 use trainer::data::{Entropy, Language, Samples};
+use trainer::processes::Processes;
 use trainer::rank::report::Report;
 use trainer::record;
 use trainer::setup::{self, Recording, Setup, kind_on};
@@ -31,7 +31,7 @@ const REPEATS: usize = 7;
 const REPEATS_OF_EACH: usize = 5;
 
 /// What is measured where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Measurement<'a> {
     /// Its block shapes, edges and experts are measured.
     pub model: &'a Model,
@@ -41,8 +41,10 @@ pub struct Measurement<'a> {
     pub gate: Gate,
     /// Samples per rank and micro-batch; twice as many are measured, too.
     pub micro_batch: usize,
-    /// Ranks that take turns on the device.
+    /// Ranks that take turns on the device, or have one each.
     pub ranks: usize,
+    /// These, where they have one each.
+    pub processes: Option<&'a Processes>,
     /// The device.
     pub device: Device,
 }
@@ -75,7 +77,8 @@ impl Measurement<'_> {
     /// # Errors
     /// A model that cannot be trained.
     pub fn runs(&self) -> Result<Vec<MeasuredRun>> {
-        self.variants()?.into_iter().map(|variant| self.measure(variant, ALONE)).collect()
+        let all = self.variants()?.into_iter().filter_map(|variant| self.measure(variant, ALONE).transpose());
+        all.collect()
     }
 
     /// Whether the model's own blocks can be trained.
@@ -90,19 +93,15 @@ impl Measurement<'_> {
     }
 
     /// Trains the model's own blocks, one of each kind, with one micro-batch and with a half and twice as many samples, so that
-    /// what each operation takes can be told as a line over its units. Every process measures each at the same time: `[micro-batch][process]`.
+    /// what each operation takes can be told as a line over its units. Of several processes, the first alone knows what was measured.
     ///
     /// # Errors
     /// A model that cannot be trained; a process that died.
-    pub fn runs_of_operations(&self, together: Together) -> Result<Vec<Vec<MeasuredRun>>> {
+    pub fn runs_of_operations(&self) -> Result<Vec<MeasuredRun>> {
         let model = one_of_each(self.model);
         let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
         let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
-        let measure = |variant| {
-            together.meet()?;
-            together.runs(&self.measure(variant, EACH)?)
-        };
-        variants.into_iter().map(measure).collect()
+        variants.into_iter().filter_map(|variant| self.measure(variant, EACH).transpose()).collect()
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.
@@ -133,11 +132,12 @@ impl Measurement<'_> {
         Variant { job, plan, system }
     }
 
-    fn measure(&self, variant: Variant, measures: Measures) -> Result<MeasuredRun> {
+    fn measure(&self, variant: Variant, measures: Measures) -> Result<Option<MeasuredRun>> {
         let Variant { job, plan, system } = variant;
         let width = job.model.blocks[0].hidden;
         let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
-        let (batch, times) = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
+        let measured = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
+        let Some((batch, times)) = measured else { return Ok(None) };
         let of = |measure| means(times.iter().filter(|(of, _)| *of == measure).map(|(_, times)| times));
         let [measured, mut issued, mut queued] = [Measure::Alone, Measure::Issue, Measure::Queued].map(of);
         // Data is read by the host alone.
@@ -145,11 +145,11 @@ impl Measurement<'_> {
             times.retain(|place, _| place.segment != Segment::Host);
         }
         let ahead = measures.contains(&Measure::Queued).then_some(Ahead { queued, issued });
-        Ok(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured, ahead })
+        Ok(Some(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured, ahead }))
     }
 
-    /// The choices of an iteration, and the segments of all measured ones.
-    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System, measures: Measures) -> Result<Measured> {
+    /// The choices of an iteration, and the segments of all measured ones; none in a process that is not the first.
+    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System, measures: Measures) -> Result<Option<Measured>> {
         let gpt = setup::gpt(job, &plan)?;
         let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
         let costs = CostModel::new(&job.cluster, job.gpus);
@@ -177,9 +177,15 @@ impl Measurement<'_> {
                 batch = Some(record::batch(&setup, &reports));
             }
         };
-        let threads = Threads { device: self.device, virtual_clock: Some(measures), timeout: Duration::from_secs(600) };
-        world::run(&setup, threads, &mut sink, |_| ())?;
-        Ok((batch.context("no iteration was measured")?, times))
+        match self.processes {
+            Some(processes) => world::run_process(&setup, processes, Some(measures), &mut sink, |_| ())?,
+            None => {
+                let (device, timeout) = (self.device, Duration::from_secs(600));
+                let threads = Threads { device, virtual_clock: Some(measures), timeout };
+                world::run(&setup, threads, &mut sink, |_| ()).map(drop)?;
+            }
+        }
+        Ok(batch.map(|batch| (batch, times)))
     }
 }
 

@@ -25,7 +25,7 @@ use super::collectives;
 use super::device::Measurement;
 use super::nccl_tests::Collective;
 use super::segments::{self, MeasuredRun, Times};
-use super::together::{self, Together};
+use super::together::Together;
 use super::{line, operations, write};
 
 /// How long a process waits for another.
@@ -72,9 +72,14 @@ pub struct Request {
 }
 
 impl Request {
-    fn measurement<'a>(&'a self, model: &'a Model) -> Measurement<'a> {
-        let &Self { ref base, gate, micro_batch, ranks, device, .. } = self;
-        Measurement { model, cluster: base, gate, micro_batch, ranks, device }
+    fn measurement<'a>(&'a self, model: &'a Model, processes: Option<&'a Processes>) -> Measurement<'a> {
+        let &Self { ref base, gate, micro_batch, device, .. } = self;
+        Measurement { model, cluster: base, gate, micro_batch, ranks: self.ranks(), processes, device }
+    }
+
+    /// Ranks over which experts are cut: as many as there are processes, if there are several.
+    fn ranks(&self) -> usize {
+        self.launch.as_ref().map_or(self.ranks, |launch| launch.size)
     }
 
     /// Whether all models can be measured.
@@ -82,7 +87,7 @@ impl Request {
     /// # Errors
     /// One that cannot be trained.
     pub fn check(&self) -> Result<()> {
-        self.models.iter().try_for_each(|model| self.measurement(model).check_operations())
+        self.models.iter().try_for_each(|model| self.measurement(model, None).check_operations())
     }
 
     /// Measures, writes, and returns what there is to show; nothing in a process that is not the first.
@@ -98,31 +103,30 @@ impl Request {
         };
         let together = Together { world: world.as_deref(), device: self.device };
         together.meet()?;
-        let curves = together.curves(curves::run(self.device, &shapes(&self.models, self.ranks))?)?;
-        let each: Result<Vec<_>> =
-            self.models.iter().map(|model| self.measurement(model).runs_of_operations(together)).collect();
-        let each: Vec<Vec<MeasuredRun>> = each?.into_iter().flatten().collect();
-        // All have said what they measured and go apart; rank 0 alone writes.
-        let number = together.size();
+        let curves = together.curves(curves::run(self.device, &shapes(&self.models, self.ranks()))?)?;
+        // Each run has a world of its own.
         together.meet()?;
-        drop((world, processes));
+        drop(world);
+        let of_model = |model| self.measurement(model, processes.as_ref()).runs_of_operations();
+        let runs: Result<Vec<_>> = self.models.iter().map(of_model).collect();
+        let runs: Vec<MeasuredRun> = runs?.into_iter().flatten().collect();
+        drop(processes);
         if self.launch.as_ref().is_some_and(|launch| launch.rank > 0) {
             return Ok(None);
         }
-        let runs: Vec<MeasuredRun> = each.iter().filter_map(|processes| together::mean(processes)).collect();
-        let operations = operations::of_runs(&runs, &each.concat(), &self.source(number));
+        let operations = operations::of_runs(&runs, &self.source());
         write_all(self, &Measured { between, curves, runs, operations }).map(Some)
     }
 
     /// Where operations' times come from.
-    fn source(&self, processes: usize) -> String {
-        let Self { name, gate, ranks, micro_batch, .. } = self;
-        let at_once = match processes {
-            1 => String::new(),
-            number => format!(" on each of {number} devices at once, whose means these are"),
+    fn source(&self) -> String {
+        let Self { name, gate, micro_batch, .. } = self;
+        let ranks = match &self.launch {
+            Some(launch) => format!("one of {} ranks on each of as many devices", launch.size),
+            None => format!("{} ranks in turn", self.ranks),
         };
         format!(
-            "measured alone on {name}: {gate}, {ranks} ranks in turn{at_once}, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
+            "measured alone on {name}: {gate}, {ranks}, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
              no whole step is in it; queued behind other work, and until issued by the host, likewise",
             micro_batch.div_ceil(2),
             2 * micro_batch

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use systems::Placement;
 use workloads::Seconds;
-use workloads::measured::{Line, MeasuredOperation, Operation, Passes};
+use workloads::measured::{MeasuredOperation, Operation, Passes};
 use workloads::model::{Moe, shapes};
 
 use super::line;
@@ -17,14 +17,10 @@ type Points = [Vec<(f64, f64)>; 2];
 /// The same of what was measured of it: alone, behind other work, and until it is issued.
 type AllPoints = [Points; 3];
 
-/// The operations that the runs show, with where their times come from. `each`: the same runs on every process, whose largest distance from a line
-/// is its error.
-pub fn of_runs(runs: &[MeasuredRun], each: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
-    let mut of_each = points(each);
+/// The operations that the runs show, with where their times come from.
+pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
     let measured = |((operation, shape), points): ((Operation, String), AllPoints)| {
-        let of_each = of_each.remove(&(operation, shape.clone())).unwrap_or_default();
-        let mut both = points.into_iter().zip(of_each).map(|(points, of_each)| passes(points, of_each));
-        let [alone, queued, issue] = [(); 3].map(|()| both.next().flatten());
+        let [alone, queued, issue] = points.map(|points| passes(&points));
         let Passes { forward, backward } = alone?;
         // A host is followed only where both are known.
         let (queued, issue) = queued.zip(issue).unzip();
@@ -50,13 +46,8 @@ fn points(runs: &[MeasuredRun]) -> BTreeMap<(Operation, String), AllPoints> {
     all
 }
 
-/// The lines of some points, and how far the points of every process are from them.
-fn passes(points: Points, each: Points) -> Option<Passes> {
-    let mut lines = points.iter().zip(each).map(|(points, each)| {
-        let line = line::fit(points)?;
-        Some(Line { error: line.error.and(line::distance(line, &each)), ..line })
-    });
-    let [forward, backward] = [(); 2].map(|()| lines.next().flatten());
+fn passes(points: &Points) -> Option<Passes> {
+    let [forward, backward] = points.each_ref().map(|points| line::fit(points));
     Some(Passes { forward: forward?, backward })
 }
 
@@ -161,7 +152,7 @@ mod tests {
         let there = Cluster::named("test", "inky").unwrap();
         let runs = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
         let mut measured = there.clone();
-        measured.gpu.measured = of_runs(&runs, &runs, "a test");
+        measured.gpu.measured = of_runs(&runs, "a test");
         // Wrong everywhere, unless the lines are taken.
         measured.gpu.gemm_rate.value /= 10.0;
         measured.gpu.memory_bandwidth.value /= 10.0;
@@ -194,7 +185,7 @@ mod tests {
                 let (queued, issued) = (share(&run.measured, 0.5), share(&run.measured, issued));
                 MeasuredRun { ahead: Some(Ahead { queued, issued }), ..run }
             });
-            for of in of_runs(&runs, &runs, "a test") {
+            for of in of_runs(&runs, "a test") {
                 for (passes, share) in [(of.queued.unwrap(), 0.5), (of.issue.unwrap(), issued)] {
                     let lines = [(passes.forward, of.forward)].into_iter().chain(passes.backward.zip(of.backward));
                     for (found, alone) in lines {
@@ -211,13 +202,13 @@ mod tests {
     fn an_experts_line_does_not_depend_on_how_many_had_rows() {
         let mut there = Cluster::named("test", "inky").unwrap();
         let all_start = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
-        there.gpu.measured = of_runs(&all_start, &all_start, "a test");
+        there.gpu.measured = of_runs(&all_start, "a test");
         let expert = |of: &[MeasuredOperation]| of.iter().find(|of| of.operation == Operation::Expert).unwrap().clone();
         let truth = expert(&there.gpu.measured);
         let mut runs = vec![run_with(&there, 1, 2), run_on(&there, 2), run_with(&there, 4, 1)];
         for _ in 0..runs.len() {
             runs.rotate_left(1);
-            let found = expert(&of_runs(&runs, &runs, "a test"));
+            let found = expert(&of_runs(&runs, "a test"));
             for (found, truth) in [(found.forward, truth.forward), (found.backward.unwrap(), truth.backward.unwrap())] {
                 assert!((found.start / truth.start - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
                 assert!((found.unit / truth.unit - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
@@ -225,22 +216,20 @@ mod tests {
         }
     }
 
-    /// The second process takes a tenth longer than the mean: lines are of the mean, their errors of what is farthest.
+    /// The second rank takes a fifth longer than the first: an operation's line is between them, its error how far they are from it.
     #[test]
-    fn lines_state_how_far_processes_are_apart() {
+    fn lines_state_how_far_ranks_are_apart() {
         let there = Cluster::named("test", "inky").unwrap();
-        let means = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
-        let share = |run: &MeasuredRun, share: f64| {
-            let measured = run.measured.iter().map(|(&place, &time)| (place, time * share)).collect();
-            MeasuredRun { measured, ..run.clone() }
-        };
-        let each: Vec<MeasuredRun> = means.iter().flat_map(|run| [share(run, 0.9), share(run, 1.1)]).collect();
-        let (alone, spread) = (of_runs(&means, &means, "a test"), of_runs(&means, &each, "a test"));
-        assert_eq!(alone.len(), spread.len());
-        for (alone, spread) in alone.iter().zip(&spread) {
-            let [one, other] = [alone, spread].map(|of| (of.forward.start, of.forward.unit));
-            assert_eq!(one, other);
-            assert!((spread.forward.error.unwrap() - 1.0 / 9.0).abs() < 0.02, "{spread:?} for {alone:?}");
+        let runs = [1, 2, 4].map(|micro_batch| {
+            let run = run_on(&there, micro_batch);
+            let share = |place: &SegmentPlace| if place.rank == 0 { 0.9 } else { 1.1 };
+            let measured = run.measured.iter().map(|(place, &time)| (*place, time * share(place))).collect();
+            MeasuredRun { measured, ..run }
+        });
+        let same = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
+        for (apart, same) in of_runs(&runs, "a test").iter().zip(&of_runs(&same, "a test")) {
+            assert!((apart.forward.of(4.0) / same.forward.of(4.0) - 1.0).abs() < 0.02, "{apart:?} for {same:?}");
+            assert!((apart.forward.error.unwrap() - 0.1).abs() < 0.03, "{apart:?}");
         }
     }
 }

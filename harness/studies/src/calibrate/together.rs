@@ -1,15 +1,11 @@
 //! What several processes measured at the same time, each on a device of its own: as numbers from process to process, and the mean of each
 //! time. A training step runs on all GPUs of a host at once; so do these measurements, where there are several.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Result, ensure};
 use tch::{Device, Tensor};
 use trainer::bench::curves::Curve;
 use trainer::comm::Communicator;
 use workloads::Seconds;
-
-use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times};
 
 /// The processes that measure, or this one alone.
 #[derive(Clone, Copy)]
@@ -19,11 +15,6 @@ pub struct Together<'a> {
 }
 
 impl Together<'_> {
-    /// How many there are.
-    pub fn size(&self) -> usize {
-        self.world.map_or(1, |world| world.size())
-    }
-
     /// Returns once all have come here.
     ///
     /// # Errors
@@ -61,65 +52,6 @@ impl Together<'_> {
         }
         Ok(own)
     }
-
-    /// The run on every process. All had the same model and data, so that the gate chose the same.
-    ///
-    /// # Errors
-    /// A process that died or does not come.
-    pub fn runs(&self, own: &MeasuredRun) -> Result<Vec<MeasuredRun>> {
-        Ok(self.gather(&numbers(own))?.iter().map(|numbers| of_numbers(own, numbers)).collect())
-    }
-}
-
-/// All places that a run's segments can have.
-fn places(run: &MeasuredRun) -> Vec<SegmentPlace> {
-    let blocks = std::iter::once(None).chain((0..run.job.model.blocks.len()).map(Some));
-    let mut all = Vec::new();
-    for (segment, block) in blocks.flat_map(|block| Segment::ALL.map(|segment| (segment, block))) {
-        for backward in [false, true] {
-            all.extend((0..run.job.gpus).map(|rank| SegmentPlace { segment, backward, block, rank }));
-        }
-    }
-    all
-}
-
-/// Its times alone, queued and until issued, in the order of [`places`]; no number where there is none.
-fn numbers(run: &MeasuredRun) -> Vec<f64> {
-    let (none, places) = (Ahead::default(), places(run));
-    let Ahead { queued, issued } = run.ahead.as_ref().unwrap_or(&none);
-    let of = |times: &Times| -> Vec<f64> {
-        places.iter().map(|place| times.get(place).map_or(f64::NAN, |time| time.0)).collect()
-    };
-    [&run.measured, queued, issued].map(of).concat()
-}
-
-/// The run with other times.
-fn of_numbers(run: &MeasuredRun, numbers: &[f64]) -> MeasuredRun {
-    let places = places(run);
-    let mut of = numbers.chunks_exact(places.len()).map(|numbers| -> Times {
-        let known = places.iter().zip(numbers).filter(|(_, time)| !time.is_nan());
-        known.map(|(&place, &time)| (place, Seconds(time))).collect()
-    });
-    let [measured, queued, issued] = [(); 3].map(|()| of.next().unwrap_or_default());
-    MeasuredRun { measured, ahead: run.ahead.as_ref().map(|_| Ahead { queued, issued }), ..run.clone() }
-}
-
-/// One run on several processes as one of the mean times.
-pub fn mean(all: &[MeasuredRun]) -> Option<MeasuredRun> {
-    let of = |times: &dyn Fn(&MeasuredRun) -> Option<&Times>| -> Times {
-        let mut sums: BTreeMap<SegmentPlace, (Seconds, f64)> = BTreeMap::new();
-        for (&place, &time) in all.iter().filter_map(times).flatten() {
-            let (sum, number) = sums.entry(place).or_default();
-            *sum += time;
-            *number += 1.0;
-        }
-        sums.into_iter().map(|(place, (sum, number))| (place, sum * (1.0 / number))).collect()
-    };
-    let first = all.first()?;
-    let queued = of(&|run| run.ahead.as_ref().map(|ahead| &ahead.queued));
-    let issued = of(&|run| run.ahead.as_ref().map(|ahead| &ahead.issued));
-    let ahead = first.ahead.as_ref().map(|_| Ahead { queued, issued });
-    Some(MeasuredRun { measured: of(&|run| Some(&run.measured)), ahead, ..first.clone() })
 }
 
 #[cfg(test)]
@@ -127,24 +59,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use systems::zoo::expert_only::ExpertOnly;
-    use systems::{Job, Plan};
     use trainer::bench::curves::{Point, Rate, Work};
     use trainer::comm::threads;
-    use workloads::trace::BatchCounts;
-    use workloads::{Cluster, Gate, Model};
-
-    /// A run whose only segments, in this block, take so long alone; until issued, half as long in the other direction.
-    fn run(time: f64) -> MeasuredRun {
-        let model = Model::named("test", "gpt-tiny").unwrap();
-        let batch = BatchCounts::new(1, 1, 1, vec![1]);
-        let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 2, Gate::NoDrop, 2);
-        let place = SegmentPlace { segment: Segment::Block, backward: false, block: Some(1), rank: 1 };
-        let times = |backward, time| Times::from([(SegmentPlace { backward, ..place }, Seconds(time))]);
-        let ahead = Some(Ahead { queued: Times::new(), issued: times(true, time / 2.0) });
-        let (name, plan, measured) = (String::new(), Plan { dp: 2, ep: 2, ..Plan::default() }, times(false, time));
-        MeasuredRun { name, job, plan, system: &ExpertOnly, batch, warmup: 0, measured, ahead }
-    }
 
     #[test]
     fn processes_know_what_all_measured() {
@@ -155,21 +71,11 @@ mod tests {
             let (work, name, size, rate) = (Work::Sum, String::new(), "bytes", Rate::Bytes);
             let curves = together.curves(vec![Curve { work, name, size, rate, points: vec![point] }]).unwrap();
             assert_eq!(curves[0].points[0].times, [2.0, 9.0, 3.0, 9.0].map(Seconds));
-            let runs = together.runs(&run(time)).unwrap();
-            for (found, time) in runs.iter().zip([2.0, 3.0]) {
-                assert_eq!(found.measured, run(time).measured);
-                assert_eq!(found.ahead.as_ref().unwrap().issued, run(time).ahead.unwrap().issued);
-            }
-            let mean = mean(&runs).unwrap();
-            assert_eq!(mean.measured, run(2.5).measured);
-            assert_eq!(mean.ahead.unwrap().issued, run(2.5).ahead.unwrap().issued);
         };
         let all = threads::run(2, Duration::from_secs(20), |group| -> Result<()> {
             of(group);
             Ok(())
         });
         all.into_iter().for_each(|of_process| of_process.unwrap());
-        let alone = Together { world: None, device: Device::Cpu };
-        assert_eq!(alone.runs(&run(4.0)).unwrap()[0].measured, run(4.0).measured);
     }
 }

@@ -55,6 +55,8 @@ pub struct Timer {
     /// What keeps a GPU busy until a segment is issued.
     queue: RefCell<Queue>,
     device: Device,
+    /// Where ranks tell each other the time of virtual clocks.
+    meeting: Device,
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     part: Cell<Part>,
@@ -92,6 +94,7 @@ impl Timer {
             begun: Cell::new(0),
             queue: RefCell::default(),
             device: Device::Cpu,
+            meeting: Device::Cpu,
             marks: None,
             origin: Cell::new(Instant::now()),
             now: Cell::default(),
@@ -112,6 +115,11 @@ impl Timer {
             _ => None,
         };
         Self { device, marks, ..self }
+    }
+
+    /// Tells other ranks the time of a virtual clock by tensors there, as groups of processes on GPUs ask for.
+    pub fn meeting_on(self, device: Device) -> Self {
+        Self { meeting: device, ..self }
     }
 
     /// Measures these under a virtual clock.
@@ -356,7 +364,7 @@ impl Timer {
     /// A peer that died.
     pub fn gather(&self, group: &dyn Communicator, values: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
         let row: Vec<f64> = std::iter::once(self.now().0).chain(values.iter().copied()).collect();
-        let all = self.moved.without(|| group.all_gather(&Tensor::from_slice(&row))?.wait())?;
+        let all = self.moved.without(|| group.all_gather(&Tensor::from_slice(&row).to_device(self.meeting))?.wait())?;
         let all: Vec<f64> = to_host(&all)?;
         Ok(all.chunks_exact(row.len()).map(<[f64]>::to_vec).collect())
     }

@@ -241,7 +241,7 @@ impl Trainer {
             collected.add(setup, iteration, reports, replay.as_mut());
         };
         let ended = match self.processes.get() {
-            Some(processes) => world::run_process(setup, processes, &mut sink, |_| ()),
+            Some(processes) => world::run_process(setup, processes, None, &mut sink, |_| ()),
             None => world::run(setup, threads, &mut sink, |_| ()).map(drop),
         };
         (collected.into_inner().unwrap_or_else(PoisonError::into_inner), ended)
