@@ -38,7 +38,7 @@ const SOURCES: [Source; 8] = [
         name: "experts.cu",
         hopper: false,
         text: include_str!("experts.cu"),
-        kernels: &["activate", "add_bias", "deactivate", "column_sums", "finish"],
+        kernels: &["activate", "activate_gated", "add_bias", "deactivate", "deactivate_gated", "column_sums", "finish"],
     },
     Source {
         name: "gate.cu",
