@@ -101,7 +101,8 @@ impl GpuChoices {
         let of_scores = &self.weights * (of_weights - mean);
         let weight = bucket.leaf(self.parameters[0]).detach();
         let all = Tensor::zeros([self.tokens.size()[0], weight.size()[0]], (Kind::Float, self.tokens.device()));
-        let all = all.scatter(1, &self.chosen.to_kind(Kind::Int64), &of_scores);
+        // A redirected token may have an expert twice.
+        let all = all.scatter_add(1, &self.chosen.to_kind(Kind::Int64), &of_scores);
         let of_tokens = all.matmul(&weight.to_kind(Kind::Float)).to_kind(self.tokens.kind());
         (of_scores, of_tokens)
     }
