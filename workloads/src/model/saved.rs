@@ -148,9 +148,9 @@ impl Shared {
 impl Router {
     /// The gate's tokens aside.
     fn saved(&self, moe: &Moe, top_k: usize, kernels: bool) -> Saved {
-        if kernels && *self == Self::default() {
-            // Choices, their weights, rows of choices, choices by expert.
-            return Saved::new(0, 4 * top_k);
+        if kernels {
+            // Choices, their weights, rows of choices, choices by expert; scores, where more than those of choices have a gradient.
+            return Saved::new(0, 4 * top_k + if *self == Self::default() { 0 } else { moe.experts });
         }
         // The scores of all experts for the weights, and again for the balance loss.
         let for_weights = usize::from(self.score == Score::Sigmoid || !self.renormalise);

@@ -51,6 +51,12 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(ALL, value, step));
+    return value;
+}
+
 // Sums over a block, for every thread; blocks of whole warps, at most 32.
 template <int N>
 __device__ __forceinline__ void block_sums(float (&values)[N]) {

@@ -38,13 +38,13 @@ const SOURCES: [Source; 8] = [
         name: "experts.cu",
         hopper: false,
         text: include_str!("experts.cu"),
-        kernels: &["activate", "add_bias", "deactivate", "column_sums", "finish"],
+        kernels: &["activate", "activate_gated", "add_bias", "deactivate", "deactivate_gated", "column_sums", "finish"],
     },
     Source {
         name: "gate.cu",
         hopper: false,
         text: include_str!("gate.cu"),
-        kernels: &["choose", "count", "scan", "place", "weight_gradient"],
+        kernels: &["choose", "route", "route_backward", "count", "scan", "place", "weight_gradient"],
     },
     Source {
         hopper: false,

@@ -1,28 +1,38 @@
-// The gate without the host: choices, the rows that they take, and the gradient of its weights.
+// The gate without the host: scores, choices, the rows that they take, and gradients.
 
 // Whether the score `a` of expert `i` comes before `b` of `j`: by score, then by number. What is no number comes last.
 __device__ __forceinline__ bool before(float a, int i, float b, int j) { return a > b || (a == b && i < j); }
 
-// The best `k` (at most 32) of `[tokens, experts]` scores, best first, and the softmax over them: a warp a token.
-extern "C" __global__ void __launch_bounds__(256) choose(const float *__restrict__ scores, const bf16 *__restrict__ bias, int tokens, int experts, int k,
-                                  int *__restrict__ chosen, float *__restrict__ weights) {
-    const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (token >= tokens) return;
-    scores += static_cast<long>(token) * experts;
-    const float least = __int_as_float(0xff800000);
-    float last = __int_as_float(0x7f800000), own = least;
-    int last_expert = -1, own_expert = 0;
-    for (int rank = 0; rank < k; rank++) {
-        float best = least;
-        int expert = 0x7fffffff;
-        for (int e = lane; e < experts; e += 32) {
-            float score = scores[e] + single(bias[e]);
-            if (!(score >= least)) score = least;
-            if (before(last, last_expert, score, e) && before(score, e, best, expert)) {
-                best = score;
-                expert = e;
-            }
+// Minus infinity, below every score that counts.
+#define LEAST __int_as_float(0xff800000)
+
+// The best score after that of `last`, among experts from `first` on that lie `step` apart.
+template <typename Score>
+__device__ __forceinline__ void next_best(int first, int end, int step, Score score, float last, int last_expert, float &best, int &expert) {
+    best = LEAST;
+    expert = 0x7fffffff;
+    for (int e = first; e < end; e += step) {
+        float own = score(e);
+        if (!(own >= LEAST)) own = LEAST;
+        if (before(last, last_expert, own, e) && before(own, e, best, expert)) {
+            best = own;
+            expert = e;
         }
+    }
+}
+
+// The best `k` (at most 32) of `score(expert)`: lane `i` gets the `i`th best and its expert.
+template <typename Score>
+__device__ __forceinline__ void best_of(int experts, int k, Score score, float &own, int &own_expert) {
+    const int lane = threadIdx.x % 32;
+    float last = -LEAST;
+    int last_expert = -1;
+    own = LEAST;
+    own_expert = 0;
+    for (int rank = 0; rank < k; rank++) {
+        float best;
+        int expert;
+        next_best(lane, experts, 32, score, last, last_expert, best, expert);
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) {
             const float other = __shfl_xor_sync(ALL, best, step);
@@ -39,12 +49,148 @@ extern "C" __global__ void __launch_bounds__(256) choose(const float *__restrict
         last = best;
         last_expert = expert;
     }
+}
+
+// The best `k` (at most 32) of `[tokens, experts]` scores, best first, and the softmax over them: a warp a token.
+extern "C" __global__ void __launch_bounds__(256) choose(const float *__restrict__ scores, const bf16 *__restrict__ bias, int tokens, int experts, int k,
+                                  int *__restrict__ chosen, float *__restrict__ weights) {
+    const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (token >= tokens) return;
+    scores += static_cast<long>(token) * experts;
+    float own;
+    int own_expert;
+    best_of(experts, k, [&](int e) { return scores[e] + single(bias[e]); }, own, own_expert);
     const float most = __shfl_sync(ALL, own, 0);
     const float exponential = lane < k ? __expf(own - most) : 0.0f;
     const float sum = warp_sum(exponential);
     if (lane < k) {
         chosen[static_cast<long>(token) * k + lane] = own_expert;
         weights[static_cast<long>(token) * k + lane] = exponential / sum;
+    }
+}
+
+// How logits become scores, choices and weights.
+struct Router {
+    int sigmoid, renormalise;
+    // Groups of experts, at most 32; those that a token keeps; scores of a group that are summed. No groups: no limit.
+    int groups, kept, best;
+    float scale;
+};
+
+// The groups whose best scores have the largest sums, a bit each.
+template <typename Score>
+__device__ __forceinline__ u32 kept_groups(const Router &router, int room, Score score) {
+    const int lane = threadIdx.x % 32;
+    float sum = LEAST;
+    if (lane < router.groups) {
+        float last = -LEAST, best;
+        int last_expert = -1, expert;
+        sum = 0.0f;
+        for (int rank = 0; rank < router.best; rank++) {
+            next_best(lane * room, (lane + 1) * room, 1, score, last, last_expert, best, expert);
+            sum += best;
+            last = best;
+            last_expert = expert;
+        }
+        if (!(sum >= LEAST)) sum = LEAST;
+    }
+    int rank = 0;
+    for (int group = 0; group < router.groups; group++) rank += before(__shfl_sync(ALL, sum, group), group, sum, lane);
+    return __ballot_sync(ALL, lane < router.groups && rank < router.kept);
+}
+
+// Logits `[tokens, experts]` become scores, and scores choices and weights `[tokens, k]`: a warp a token, at most 1024 experts and
+// 32 choices. `bias`: added to logits; `selection`: to scores, for the choice alone; `given`: the choices, whatever the scores. All
+// three may be none.
+extern "C" __global__ void __launch_bounds__(256) route(float *scores, const bf16 *__restrict__ bias, const float *__restrict__ selection,
+                                 const int *__restrict__ given, int tokens, int experts, int k, Router router, int *__restrict__ chosen,
+                                 float *__restrict__ weights) {
+    extern __shared__ float all_logits[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, token = blockIdx.x * (blockDim.x / 32) + warp;
+    if (token >= tokens) return;
+    scores += static_cast<long>(token) * experts;
+    float *logits = all_logits + warp * experts;
+    float most = LEAST;
+    for (int e = lane; e < experts; e += 32) {
+        logits[e] = scores[e] + (bias ? single(bias[e]) : 0.0f);
+        most = fmaxf(most, logits[e]);
+    }
+    most = warp_max(most);
+    float sum = 0.0f;
+    for (int e = lane; e < experts; e += 32) {
+        const float score = router.sigmoid ? 1.0f / (1.0f + expf(-logits[e])) : expf(logits[e] - most);
+        scores[e] = score;
+        sum += score;
+    }
+    sum = warp_sum(sum);
+    if (!router.sigmoid)
+        for (int e = lane; e < experts; e += 32) scores[e] /= sum;
+    __syncwarp();
+
+    const long at = static_cast<long>(token) * k + lane;
+    float own;
+    int expert = 0;
+    if (given) {
+        if (lane < k) expert = given[at];
+    } else if (selection || router.groups) {
+        const int room = router.groups ? experts / router.groups : experts;
+        const auto biased = [&](int e) { return scores[e] + (selection ? selection[e] : 0.0f); };
+        const u32 kept = router.groups ? kept_groups(router, room, biased) : 1;
+        best_of(experts, k, [&](int e) { return kept >> (e / room) & 1 ? biased(e) : LEAST; }, own, expert);
+    } else {
+        // Scores of different logits may be equal.
+        best_of(experts, k, [&](int e) { return logits[e]; }, own, expert);
+    }
+    float weight = 0.0f;
+    if (!router.sigmoid && router.renormalise) {
+        const float logit = lane < k ? logits[expert] : LEAST, largest = warp_max(logit);
+        if (lane < k) weight = expf(logit - largest);
+    } else if (lane < k) {
+        weight = scores[expert];
+    }
+    if (router.renormalise) weight /= warp_sum(weight);
+    if (lane < k) {
+        chosen[at] = expert;
+        weights[at] = weight * router.scale;
+    }
+}
+
+// `route` backwards: the gradient of all logits, from that of the weights. A balance loss adds `factor` times `coefficients`
+// `[experts]` to the gradient of each token's shares, which are the scores, divided by their sum; it may be none.
+extern "C" __global__ void __launch_bounds__(256) route_backward(const float *__restrict__ scores, const int *__restrict__ chosen,
+                                          const float *__restrict__ weights, const float *__restrict__ of_weights,
+                                          const float *__restrict__ coefficients, float factor, int tokens, int experts, int k, Router router, float *to) {
+    const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (token >= tokens) return;
+    scores += static_cast<long>(token) * experts;
+    to += static_cast<long>(token) * experts;
+    const long at = static_cast<long>(token) * k + lane;
+    // Gradients times what they are of: of the weight, then of the score that it comes from.
+    float own = lane < k ? weights[at] * of_weights[at] : 0.0f;
+    const float sum = warp_sum(own);
+    if (router.renormalise && lane < k) own -= weights[at] / router.scale * sum;
+    const int expert = lane < k ? chosen[at] : 0;
+    // What softmax takes from all: nothing where the weights of choices add up to the same, whatever the scores of others.
+    const float of_all = router.sigmoid || router.renormalise ? 0.0f : sum;
+    float total = 0.0f, product = 0.0f;
+    if (coefficients) {
+        for (int e = lane; e < experts; e += 32) {
+            total += scores[e];
+            product += scores[e] * coefficients[e];
+        }
+        total = router.sigmoid ? warp_sum(total) : 1.0f;
+        product = warp_sum(product) / total;
+    }
+    for (int e = lane; e < experts; e += 32) {
+        float gradient = -scores[e] * of_all;
+        if (coefficients) gradient += scores[e] / total * (factor * (coefficients[e] - product));
+        to[e] = router.sigmoid ? gradient * (1.0f - scores[e]) : gradient;
+    }
+    // The thread that has written an expert's gradient adds to it; choices that are given may name an expert twice.
+    for (int choice = 0; choice < k; choice++) {
+        const int e = __shfl_sync(ALL, expert, choice);
+        const float gradient = __shfl_sync(ALL, own, choice);
+        if (e % 32 == lane) to[e] += router.sigmoid ? gradient * (1.0f - scores[e]) : gradient;
     }
 }
 

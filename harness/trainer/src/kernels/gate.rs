@@ -1,6 +1,7 @@
 //! Wrappers of `gate.cu`.
 
 use tch::{Kind, Tensor};
+use workloads::gate::{Router, Score};
 
 use super::Kernels;
 use super::launch::{Arguments, Shape};
@@ -8,6 +9,29 @@ use super::launch::{Arguments, Shape};
 /// Choices that a warp counts by itself.
 const SEGMENT: i64 = 512;
 const WARPS: i64 = 8;
+
+/// Whether the kernels serve a router with so many experts and choices.
+pub(crate) fn routes(router: &Router, experts: i64, k: usize) -> bool {
+    experts <= 1024 && k <= 32 && router.groups.is_none_or(|groups| groups.number <= 32)
+}
+
+/// A router as the source has it.
+fn words(router: &Router) -> [u32; 6] {
+    let groups = router.groups.map_or([0; 3], |groups| [groups.number, groups.kept, groups.best]);
+    let [number, kept, best] = groups.map(|count| count as u32);
+    let sigmoid = u32::from(router.score == Score::Sigmoid);
+    [sigmoid, u32::from(router.renormalise), number, kept, best, (router.scale as f32).to_bits()]
+}
+
+/// What a router makes of logits.
+#[derive(Debug)]
+pub(crate) struct Scores {
+    /// `[tokens, experts]`, in the memory of the logits.
+    pub(crate) all: Tensor,
+    /// `[tokens, k]`: experts, best first unless they were given, and their weights.
+    pub(crate) chosen: Tensor,
+    pub(crate) weights: Tensor,
+}
 
 /// Choices by expert.
 #[derive(Debug)]
@@ -34,8 +58,62 @@ impl Kernels {
             .int(k)
             .tensor(&chosen)
             .tensor(&weights);
-        self.launch("choose", Shape::new((tokens + WARPS - 1) / WARPS, 32 * WARPS), arguments);
+        self.launch("choose", by_token(tokens), arguments);
         (chosen, weights)
+    }
+
+    /// Turns `logits` `[tokens, experts]` into scores, and chooses `k` experts for each token, or takes those `given` `[tokens, k]`.
+    /// Biases, `[experts]`: of logits, and of scores for the choice alone. Of equals, the lower number comes first.
+    pub(crate) fn route(
+        &self,
+        router: &Router,
+        logits: Tensor,
+        [bias, selection]: [Option<&Tensor>; 2],
+        given: Option<&Tensor>,
+        k: i64,
+    ) -> Scores {
+        let (tokens, experts) = (logits.size()[0], logits.size()[1]);
+        let (chosen, weights) = (self.empty(&[tokens, k], Kind::Int), self.empty(&[tokens, k], Kind::Float));
+        let arguments = Arguments::new()
+            .tensor(&logits)
+            .optional(bias)
+            .optional(selection)
+            .optional(given)
+            .int(tokens)
+            .int(experts)
+            .int(k)
+            .ints(&words(router))
+            .tensor(&chosen)
+            .tensor(&weights);
+        self.launch("route", Shape { shared: WARPS * experts * 4, ..by_token(tokens) }, arguments);
+        Scores { all: logits, chosen, weights }
+    }
+
+    /// [`Self::route`] backwards: the gradient of the logits, `[tokens, experts]` in single precision, from that of the weights and,
+    /// where there is a balance loss, `coefficients` `[experts]` that times a factor are its gradient by each token's shares.
+    pub(crate) fn route_backward(
+        &self,
+        router: &Router,
+        scores: &Scores,
+        of_weights: &Tensor,
+        balance: Option<(&Tensor, f64)>,
+    ) -> Tensor {
+        let (tokens, experts, k) = (scores.all.size()[0], scores.all.size()[1], scores.chosen.size()[1]);
+        let to = self.empty(&[tokens, experts], Kind::Float);
+        let arguments = Arguments::new()
+            .tensor(&scores.all)
+            .tensor(&scores.chosen)
+            .tensor(&scores.weights)
+            .tensor(of_weights)
+            .optional(balance.map(|(coefficients, _)| coefficients))
+            .float(balance.map_or(0.0, |(_, factor)| factor))
+            .int(tokens)
+            .int(experts)
+            .int(k)
+            .ints(&words(router))
+            .tensor(&to);
+        self.launch("route_backward", by_token(tokens), arguments);
+        to
     }
 
     /// Counts the choices `chosen` of at most 1024 `experts`; -1 is none.
@@ -112,10 +190,18 @@ impl Kernels {
     }
 }
 
+/// A warp a token.
+fn by_token(tokens: i64) -> Shape {
+    Shape::new((tokens + WARPS - 1) / WARPS, 32 * WARPS)
+}
+
 #[cfg(test)]
 mod tests {
+    use workloads::gate::Groups;
+
     use super::super::tests::{SINGLE, error, gpu, half, normal};
     use super::*;
+    use crate::layer::gate::in_best_groups;
 
     const SHAPES: [(i64, i64, i64); 4] = [(4096, 16, 2), (1000, 7, 3), (513, 64, 1), (8192, 200, 2)];
 
@@ -138,6 +224,92 @@ mod tests {
         let (chosen, _) = gpu().choose(&scores, &half(&[5]).zeros_like(), 3);
         let expected = Tensor::from_slice(&[0i32, 1, 2]).to_device(gpu().device()).expand([33, 3], false);
         assert!(chosen.equal(&expected));
+    }
+
+    /// Both scores, renormalised or not, without and, where choices have room in them, with groups.
+    fn routers(experts: i64, k: i64) -> Vec<Router> {
+        let groups = Some(Groups { number: 8, kept: 4, best: 2 });
+        let limited = (experts % 8 == 0 && experts / 2 >= k).then_some(groups);
+        let mut routers = Vec::new();
+        for groups in std::iter::once(None).chain(limited) {
+            for score in [Score::Softmax, Score::Sigmoid] {
+                for renormalise in [true, false] {
+                    routers.push(Router { score, renormalise, groups, scale: 2.5, ..Router::default() });
+                }
+            }
+        }
+        routers
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn routers_choose_weigh_and_pass_gradients_to_all_logits() {
+        for shape in [[1000, 7, 3], [513, 64, 8], [333, 200, 1], [1001, 256, 8], [65, 1024, 32]] {
+            for router in routers(shape[1], shape[2]) {
+                for biases in [[false, false], [true, false], [false, true]] {
+                    check_router(&router, shape, biases, false);
+                    check_router(&router, shape, biases, true);
+                }
+            }
+        }
+    }
+
+    /// Against double precision; which choices are best, by the scores that the kernel found.
+    fn check_router(router: &Router, [tokens, experts, k]: [i64; 3], [bias, selection]: [bool; 2], given: bool) {
+        let logits = normal(&[tokens, experts]);
+        let (bias, selection) = (bias.then(|| half(&[experts])), selection.then(|| normal(&[experts]) * 0.1));
+        // An expert may be given twice.
+        let given = given.then(|| Tensor::randint(experts, [tokens, k], (Kind::Int, gpu().device())));
+        let biased = bias.as_ref().map_or_else(|| logits.copy(), |bias| &logits + bias);
+        let found = gpu().route(router, logits, [bias.as_ref(), selection.as_ref()], given.as_ref(), k);
+        let what = format!("{router:?} {tokens} {experts} {k}");
+        let leaf = biased.to_kind(Kind::Double).set_requires_grad(true);
+        let scores = match router.score {
+            Score::Softmax => leaf.softmax(-1, Kind::Double),
+            Score::Sigmoid => leaf.sigmoid(),
+        };
+        assert!(error(&found.all, &scores.detach()) < SINGLE, "{what}");
+
+        let chosen = found.chosen.to_kind(Kind::Int64);
+        if let Some(given) = given {
+            assert!(found.chosen.equal(&given), "{what}");
+        } else {
+            let by_scores = || selection.as_ref().map_or_else(|| found.all.copy(), |selection| &found.all + selection);
+            let by = match (router.groups, &selection) {
+                (Some(groups), _) => in_best_groups(&by_scores(), groups),
+                (None, Some(_)) => by_scores(),
+                (None, None) => biased,
+            };
+            assert!(by.gather(1, &chosen, false).equal(&by.topk(k, -1, true, true).0), "{what}");
+            let times = by.zeros_like().scatter_add(1, &chosen, &found.weights.ones_like());
+            assert_eq!(f64::try_from(times.max()).unwrap(), 1.0, "{what}");
+        }
+
+        let of_chosen = |of: &Tensor| of.gather(1, &chosen, false);
+        let parts = |of: &Tensor| of / of.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double);
+        let weights = router.scale
+            * match (router.score, router.renormalise) {
+                (Score::Softmax, true) => of_chosen(&leaf).softmax(-1, Kind::Double),
+                (Score::Sigmoid, true) => parts(&of_chosen(&scores)),
+                (_, false) => of_chosen(&scores),
+            };
+        assert!(error(&found.weights, &weights.detach()) < SINGLE, "{what}");
+
+        let (of_weights, coefficients) = (normal(&[tokens, k]), normal(&[experts]).abs());
+        let through_weights = (weights * &of_weights).sum(Kind::Double);
+        let through_shares = (parts(&scores) * &coefficients).sum(Kind::Double) * 0.3;
+        let losses = [(&through_weights + through_shares, Some((&coefficients, 0.3))), (through_weights, None)];
+        for (loss, balance) in losses {
+            // The weight of an only choice is the same whatever its score.
+            if balance.is_none() && router.renormalise && k == 1 {
+                continue;
+            }
+            let expected = Tensor::run_backward(&[loss], &[&leaf], true, false).remove(0);
+            // What the memory that comes next holds.
+            drop(Tensor::full([tokens, experts], f64::NAN, (Kind::Float, gpu().device())));
+            let gradient = gpu().route_backward(router, &found, &of_weights, balance);
+            assert!(error(&gradient, &expected) < SINGLE, "{what}");
+        }
     }
 
     #[test]

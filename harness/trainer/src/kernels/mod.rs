@@ -29,7 +29,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cuda::{CudaError, Gpu};
 
-pub(crate) use gate::Sorted;
+pub(crate) use gate::{Scores, Sorted, routes};
 pub(crate) use norm::{Normed, WIDEST};
 pub(crate) use optimizer::AdamStep;
 pub(crate) use reading::Reading;

@@ -1,7 +1,8 @@
 //! The gate: scores, choices, and which choices become entries.
 //!
 //! Scores and weights are tensors under autograd; which experts a token goes to is decided on the host, in arrival order
-//! (token by token, first choice first), so that every limit drops exactly the entries that its definition says.
+//! (token by token, first choice first), so that every limit drops exactly the entries that its definition says. Without
+//! limits, the kernels of a GPU do the same where the tokens are (`routing.rs`).
 
 use rand_chacha::ChaCha8Rng;
 use systems::RoutingCounts;
@@ -45,8 +46,8 @@ impl LayerGate {
         Self { router: Router::default(), weight, bias: Some(bias), selection: None }
     }
 
-    /// Weight and bias, where the kernels of a GPU know the router.
-    pub(super) fn fused(&self) -> Option<[usize; 2]> {
+    /// Weight and bias of a router whose gradients, on a GPU, come from the scores of choices alone.
+    pub(super) fn sparse(&self) -> Option<[usize; 2]> {
         self.bias.filter(|_| self.router == Router::default()).map(|bias| [self.weight, bias])
     }
 
@@ -87,15 +88,18 @@ impl LayerGate {
         if self.router.scale == 1.0 { weights } else { weights * self.router.scale }
     }
 
+    /// `[tokens, experts]`: what the router's balance loss takes as shares of a token, from its scores.
+    pub(super) fn shares(&self, scores: &Tensor) -> Tensor {
+        match self.router.score {
+            Score::Softmax => scores.shallow_clone(),
+            Score::Sigmoid => scores / sum_of_choices(scores),
+        }
+    }
+
     /// The auxiliary loss, if router or gate have one.
     fn balance_loss(&self, gate: &Gate, logits: &Tensor, chosen: &Tensor) -> Option<Tensor> {
         if self.router.auxiliary_loss > 0.0 {
-            let scores = self.scores(logits);
-            let shares = match self.router.score {
-                Score::Softmax => scores,
-                Score::Sigmoid => &scores / sum_of_choices(&scores),
-            };
-            return Some(balance_loss(&shares, chosen));
+            return Some(balance_loss(&self.shares(&self.scores(logits)), chosen));
         }
         match gate {
             Gate::NoDrop => None,
@@ -109,7 +113,7 @@ fn sum_of_choices(scores: &Tensor) -> Tensor {
 }
 
 /// Scores `[tokens, experts]`, minus infinity outside the groups that a token keeps.
-fn in_best_groups(scores: &Tensor, groups: Groups) -> Tensor {
+pub(crate) fn in_best_groups(scores: &Tensor, groups: Groups) -> Tensor {
     let (tokens, experts) = (scores.size()[0], scores.size()[1]);
     let [number, kept, best] = [groups.number, groups.kept, groups.best].map(|count| count as i64);
     let of_experts = scores.view([tokens, number, experts / number]).topk(best, -1, true, false).0;

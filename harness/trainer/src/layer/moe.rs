@@ -247,8 +247,7 @@ impl Layer {
     /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
     fn choose(&self, site: &MoeSite, tokens: &Tensor, given: Option<&Given>) -> Result<Choices, TrainError> {
         if let Gate::NoDrop = site.gate
-            && let Some(parameters) = self.gate.fused()
-            && let Some(choices) = GpuChoices::new(&site.gates.scores, parameters, tokens, site.top_k, given)
+            && let Some(choices) = GpuChoices::new(site.gates, &self.gate, tokens, site.top_k, given)
         {
             return Ok(Choices::Gpu(choices));
         }
@@ -280,10 +279,8 @@ impl Layer {
     /// The entries of all ranks of the group.
     fn counts(&self, site: &MoeSite, choices: &mut Choices, device: Device) -> Result<RoutingCounts, TrainError> {
         let experts = self.experts.moe().experts;
-        if let (1, Choices::Gpu(choices)) = (site.group.size(), &mut *choices)
-            && let Some(counts) = choices.wait_for_counts()
-        {
-            return Ok(RoutingCounts::new(experts, counts));
+        if let (1, Choices::Gpu(choices)) = (site.group.size(), &mut *choices) {
+            return Ok(RoutingCounts::new(experts, choices.wait_for_counts()));
         }
         gather(site.group, &choices.counts(experts, device))
     }
