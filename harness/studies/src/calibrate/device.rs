@@ -101,7 +101,8 @@ impl Measurement<'_> {
         let model = one_of_each(self.model);
         let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
         let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
-        variants.into_iter().filter_map(|variant| self.measure(variant, EACH).transpose()).collect()
+        let measures = if self.processes.is_none() && self.ranks > 1 { IN_TURN } else { EACH };
+        variants.into_iter().filter_map(|variant| self.measure(variant, measures).transpose()).collect()
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.
@@ -139,7 +140,7 @@ impl Measurement<'_> {
         let measured = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
         let Some((batch, times)) = measured else { return Ok(None) };
         let of = |measure| means(times.iter().filter(|(of, _)| *of == measure).map(|(_, times)| times));
-        let [measured, mut issued, mut queued] = [Measure::Alone, Measure::Issue, Measure::Queued].map(of);
+        let [measured, mut issued, mut queued] = [measures[0], Measure::Issue, Measure::Queued].map(of);
         // Data is read by the host alone.
         for times in [&mut issued, &mut queued] {
             times.retain(|place, _| place.segment != Segment::Host);
@@ -192,8 +193,10 @@ impl Measurement<'_> {
 /// The choices of an iteration, and the segments of every measured one with what was measured of them.
 type Measured = (BatchCounts, Vec<(Measure, Times)>);
 
-/// What is measured of operations, in turn.
-const EACH: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
+/// What is measured of operations, one after the other: of a rank that has a device, as its host begins them; of ranks that take turns on one,
+/// each segment alone, as emulation takes it.
+const EACH: Measures = &[Measure::Begun, Measure::Issue, Measure::Queued];
+const IN_TURN: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
 
 /// The mean of every segment over iterations.
 fn means<'a>(iterations: impl Iterator<Item = &'a Times>) -> Times {

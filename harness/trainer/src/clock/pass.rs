@@ -17,6 +17,8 @@ use crate::clock::timer::{Started, Timer};
 use crate::comm::Communicator;
 use crate::error::TrainError;
 
+const GATE: Activity = Activity::Op(Op::Gate);
+
 /// The stopwatch of one pass under way.
 pub struct PassTimer<'a> {
     timer: &'a Timer,
@@ -33,13 +35,13 @@ pub struct PassTimes(Vec<(Op, Seconds)>);
 
 impl<'a> PassTimer<'a> {
     pub fn start(timer: &'a Timer) -> Self {
-        Self { timer, gate: RefCell::new(Some(timer.begin())), waited: Cell::new(false), times: RefCell::default() }
+        Self { timer, gate: RefCell::new(Some(timer.begin(GATE))), waited: Cell::new(false), times: RefCell::default() }
     }
 
     /// Runs a compute segment, whose time counts for `op` instead of the gate.
     pub fn compute<T>(&self, op: Op, segment: impl FnOnce() -> T) -> T {
         self.aside(|| {
-            let started = self.timer.begin();
+            let started = self.timer.begin(Activity::Op(op));
             let result = segment();
             self.note(op, started);
             result
@@ -61,7 +63,7 @@ impl<'a> PassTimer<'a> {
         }
         let result = segment();
         if was_running {
-            let started = if self.waited.get() { self.timer.begin_after_wait() } else { self.timer.begin() };
+            let started = if self.waited.get() { self.timer.begin_after_wait() } else { self.timer.begin(GATE) };
             self.gate.replace(Some(started));
         }
         result

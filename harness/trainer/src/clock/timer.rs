@@ -33,6 +33,9 @@ type Marked = (Option<Activity>, Part, Vec<Message>);
 pub enum Measure {
     /// From an idle device until it is idle again.
     Alone,
+    /// The same of an operation of several segments, which a host issues one after the other: the first alone, those that go on with it
+    /// behind other work.
+    Begun,
     /// Until the host has issued it, from an idle device on. On a CPU nothing is issued: no time.
     Issue,
     /// What the device takes once all is issued, behind other work. On a CPU the same as alone.
@@ -60,6 +63,8 @@ pub struct Timer {
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     part: Cell<Part>,
+    /// Under a virtual clock: the segment before, if nothing was waited for since.
+    before: Cell<Option<(Activity, Part)>>,
     /// With what each moved, as far as groups note it.
     spans: RefCell<Vec<(Span, Vec<Message>)>>,
     moved: Log,
@@ -99,6 +104,7 @@ impl Timer {
             origin: Cell::new(Instant::now()),
             now: Cell::default(),
             part: Cell::default(),
+            before: Cell::default(),
             spans: RefCell::default(),
             moved: Log::default(),
             unpriced: RefCell::default(),
@@ -137,6 +143,7 @@ impl Timer {
         self.queue.borrow_mut().start();
         self.origin.set(Instant::now());
         self.now.set(Seconds::ZERO);
+        self.before.set(None);
         self.spans.borrow_mut().clear();
         self.moved.take();
         self.unpriced.borrow_mut().clear();
@@ -161,7 +168,7 @@ impl Timer {
 
     /// Runs a compute segment and adds its time to the clock.
     pub fn compute<T>(&self, activity: Activity, segment: impl FnOnce() -> T) -> T {
-        let started = self.begin();
+        let started = self.begin(activity);
         let result = segment();
         self.advance(activity, self.end(Some(activity), started));
         result
@@ -171,6 +178,7 @@ impl Timer {
     /// price.
     pub fn wait<T>(&self, activity: Activity, waiting: impl FnOnce() -> T) -> T {
         if self.is_virtual() {
+            self.before.set(None);
             let result = waiting();
             let moved = self.moved.take();
             if !moved.is_empty() {
@@ -178,7 +186,7 @@ impl Timer {
             }
             return result;
         }
-        let started = self.begin();
+        let started = self.begin(activity);
         let result = waiting();
         self.end(Some(activity), started);
         result
@@ -190,12 +198,13 @@ impl Timer {
         waiting: impl FnOnce() -> Result<(T, Seconds), TrainError>,
     ) -> Result<T, TrainError> {
         if self.marks.is_some() {
-            let started = self.begin();
+            let started = self.begin_segment(self.measure());
             let arrived = waiting();
             self.end(None, started);
             return Ok(arrived?.0);
         }
         let start = self.now();
+        self.before.set(None);
         let (arrived, ready) = waiting()?;
         if self.is_virtual() {
             self.now.set(self.now().max(ready));
@@ -209,9 +218,13 @@ impl Timer {
         self.measures[self.begun.get().saturating_sub(1) % self.measures.len()]
     }
 
-    /// Starts to time a segment; under a virtual clock, once it is this rank's turn.
-    pub(super) fn begin(&self) -> Started<'_> {
-        self.begin_segment(self.measure())
+    /// Starts to time a segment of an activity; under a virtual clock, once it is this rank's turn.
+    pub(super) fn begin(&self, activity: Activity) -> Started<'_> {
+        let goes_on = self.before.get() == Some((activity, self.part.get()));
+        self.begin_segment(match self.measure() {
+            Measure::Begun if goes_on => Measure::Queued,
+            other => other,
+        })
     }
 
     /// The same for a segment that follows a wait of the host, so that it never stands behind other work.
@@ -232,7 +245,7 @@ impl Timer {
         // A turn that ended in a panic leaves nothing behind that could disturb the next one.
         let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
         synchronize(self.device);
-        if let (Measure::Alone | Measure::Issue, Device::Cuda(ordinal), true) =
+        if let (Measure::Alone | Measure::Begun | Measure::Issue, Device::Cuda(ordinal), true) =
             (measure, self.device, self.measures != ALONE)
         {
             self.queue.borrow_mut().fill(ordinal);
@@ -252,8 +265,9 @@ impl Timer {
     /// returns the time that the segment took and does not move.
     pub(super) fn end(&self, activity: Option<Activity>, started: Started) -> Seconds {
         match (started, activity) {
-            (Started::Alone { turn, wait, idle, behind, .. }, _) if self.device.is_cuda() => {
+            (Started::Alone { turn, wait, idle, behind, .. }, activity) if self.device.is_cuda() => {
                 let time = self.end_on_gpu((wait, idle), behind);
+                self.before.set(activity.map(|activity| (activity, self.part.get())));
                 drop(turn);
                 return time;
             }
@@ -278,7 +292,7 @@ impl Timer {
         let end = behind.as_ref().and_then(|_| queue.here());
         synchronize(self.device);
         let alone = issued.max(Seconds(idle.elapsed().as_secs_f64()) - wait);
-        queue.next((self.measure() != Measure::Queued).then_some(issued));
+        queue.next(behind.is_none().then_some(issued));
         match (behind.zip(end), self.measure()) {
             (Some((start, end)), _) => end.since(&start).map_or(alone, |time| Seconds(time.as_secs_f64())),
             (None, Measure::Issue) => issued,
@@ -502,6 +516,16 @@ mod tests {
         }
         let [alone, issue, queued] = each(&timer, launches);
         assert!(issue <= alone && issue > alone * 0.7 && queued < alone * 0.8, "{alone:?} {issue:?} {queued:?}");
+        // Of several segments that go on with each other, the first alone begins on an idle GPU.
+        let begun = Timer::new(0, Some(Arc::default())).measuring(&[Measure::Begun]).on(device);
+        let segments = |activities: [Activity; 2]| {
+            begun.start();
+            activities.map(|activity| begun.compute(activity, launches));
+            begun.now()
+        };
+        segments([Activity::Block, Activity::Edge]);
+        let (apart, one) = (segments([Activity::Block, Activity::Edge]), segments([Activity::Block; 2]));
+        assert!(one < apart * 0.95, "{one:?} {apart:?}");
         let [alone, issue, queued] = each(&timer, product);
         assert!(issue < alone * 0.3 && queued > alone * 0.7 && queued < alone * 1.3, "{alone:?} {issue:?} {queued:?}");
     }

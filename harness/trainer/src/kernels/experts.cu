@@ -46,19 +46,6 @@ __device__ __forceinline__ float factor_slope(float x) {
     return ACTIVATION == CLAMPED_SILU && (x > LIMIT || x < -LIMIT) ? 0.0f : 1.0f;
 }
 
-template <int N>
-struct Constant {
-    static constexpr int number = N;
-};
-
-// Calls `run` with an activation function that the compiler knows.
-template <typename Run>
-__device__ __forceinline__ void with(int activation, Run run) {
-    if (activation == GELU) run(Constant<GELU>{});
-    else if (activation == SILU) run(Constant<SILU>{});
-    else run(Constant<CLAMPED_SILU>{});
-}
-
 // The expert of a row: the first that ends after it.
 __device__ __forceinline__ int expert_of(const int *__restrict__ ends, int experts, int row) {
     int low = 0, high = experts;
@@ -155,17 +142,21 @@ __device__ __forceinline__ void activate_rows(bf16 *first, const bf16 *__restric
 extern "C" __global__ void __launch_bounds__(256, 4)
     activate(bf16 *inner, const bf16 *__restrict__ bias, long stride, const int *__restrict__ ends, int experts, int width, int activation,
              bf16 *__restrict__ active) {
-    with(activation, [&](auto known) {
-        activate_rows<decltype(known)::number, false>(inner, bias, nullptr, nullptr, stride, ends, experts, width, active);
-    });
+    switch (activation) {
+        case GELU: return activate_rows<GELU, false>(inner, bias, nullptr, nullptr, stride, ends, experts, width, active);
+        case SILU: return activate_rows<SILU, false>(inner, bias, nullptr, nullptr, stride, ends, experts, width, active);
+        default: return activate_rows<CLAMPED_SILU, false>(inner, bias, nullptr, nullptr, stride, ends, experts, width, active);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
     activate_gated(bf16 *first, const bf16 *__restrict__ first_bias, bf16 *gate, const bf16 *__restrict__ gate_bias, long stride,
                    const int *__restrict__ ends, int experts, int width, int activation, bf16 *__restrict__ active) {
-    with(activation, [&](auto known) {
-        activate_rows<decltype(known)::number, true>(first, first_bias, gate, gate_bias, stride, ends, experts, width, active);
-    });
+    switch (activation) {
+        case GELU: return activate_rows<GELU, true>(first, first_bias, gate, gate_bias, stride, ends, experts, width, active);
+        case SILU: return activate_rows<SILU, true>(first, first_bias, gate, gate_bias, stride, ends, experts, width, active);
+        default: return activate_rows<CLAMPED_SILU, true>(first, first_bias, gate, gate_bias, stride, ends, experts, width, active);
+    }
 }
 
 // Rows get their expert's bias.
@@ -254,17 +245,21 @@ __device__ __forceinline__ void deactivate_rows(const bf16 *__restrict__ first, 
 extern "C" __global__ void __launch_bounds__(256, 3)
     deactivate(const bf16 *__restrict__ inner, bf16 *gradient, const int *__restrict__ ends, int experts, int width, int activation,
                float *__restrict__ partial) {
-    with(activation, [&](auto known) {
-        deactivate_rows<decltype(known)::number, false>(inner, nullptr, gradient, ends, experts, width, partial, nullptr);
-    });
+    switch (activation) {
+        case GELU: return deactivate_rows<GELU, false>(inner, nullptr, gradient, ends, experts, width, partial, nullptr);
+        case SILU: return deactivate_rows<SILU, false>(inner, nullptr, gradient, ends, experts, width, partial, nullptr);
+        default: return deactivate_rows<CLAMPED_SILU, false>(inner, nullptr, gradient, ends, experts, width, partial, nullptr);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
     deactivate_gated(const bf16 *__restrict__ first, bf16 *gate, bf16 *gradient, const int *__restrict__ ends, int experts, int width, int activation,
                      float *__restrict__ first_partial, float *__restrict__ gate_partial) {
-    with(activation, [&](auto known) {
-        deactivate_rows<decltype(known)::number, true>(first, gate, gradient, ends, experts, width, first_partial, gate_partial);
-    });
+    switch (activation) {
+        case GELU: return deactivate_rows<GELU, true>(first, gate, gradient, ends, experts, width, first_partial, gate_partial);
+        case SILU: return deactivate_rows<SILU, true>(first, gate, gradient, ends, experts, width, first_partial, gate_partial);
+        default: return deactivate_rows<CLAMPED_SILU, true>(first, gate, gradient, ends, experts, width, first_partial, gate_partial);
+    }
 }
 
 // The sums of columns over each expert's rows.

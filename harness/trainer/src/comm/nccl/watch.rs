@@ -29,7 +29,7 @@ pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
 /// call that waits for a dead rank is ended by nothing else.
 const CALL: Duration = Duration::from_secs(1);
 
-/// How long all communicators together are given to be aborted, before which whoever waits for them cannot go on.
+/// How long all communicators together are given to be aborted.
 const ABORT: Duration = Duration::from_secs(2);
 
 /// How long a process waits for others to end what it gives up.
@@ -198,20 +198,21 @@ impl Shared {
         self.lock().failure.get_or_insert(failure);
     }
 
-    /// Notes a failure and aborts all communicators, in use and kept: whether all have ended in time.
-    pub(super) fn abort(&self, failure: CommError) -> bool {
+    /// Notes a failure and aborts all communicators, in use and kept.
+    pub(super) fn abort(&self, failure: CommError) {
         self.note(failure);
         let mut state = self.lock();
         let groups: Vec<_> = state.groups.iter().filter_map(Weak::upgrade).collect();
         let under_way = std::mem::take(&mut state.under_way);
         drop(state);
         // All at once: what one frees waits for the kernels of all, which wait for their own abort.
-        let ended = end_within(ABORT, groups, |group| group.abort());
-        drop(under_way);
-        if ended {
+        if end_within(ABORT, groups, |group| group.abort()) {
+            drop(under_way);
             self.kept.fail();
+        } else {
+            // To free their events may wait for what has not ended.
+            std::mem::forget(under_way);
         }
-        ended
     }
 
     /// What has failed, if anything, and whether that is an operation that took too long. Without an operation under way, the next
@@ -243,30 +244,65 @@ impl Shared {
     }
 }
 
+/// What the watchdog is at. It calls drivers that may never answer again, so another thread, which calls none, looks at it.
+#[derive(Default)]
+pub(super) struct Look {
+    began: Option<Instant>,
+    failure: Option<CommError>,
+}
+
+/// How long a look may take: it ends with a roll call and the abort of all communicators at most.
+const LOOK: Duration = ROLL_CALL.saturating_add(ABORT).saturating_add(Duration::from_millis(200));
+
 /// The watchdog: looks until the last group is gone or something has failed. At the `roll_call`, a group of all watchdogs over TCP, those
 /// come whose rank waits for an operation that takes too long; a rank that hangs is not among them.
 pub(super) fn watch(
     shared: &Weak<Shared>,
     first_death: &dyn Fn() -> Option<(usize, String)>,
     roll_call: &dyn Communicator,
+    at: &Mutex<Look>,
 ) {
     loop {
         thread::sleep(WATCH);
         let Some(shared) = shared.upgrade() else {
             return;
         };
+        locked(at).began = Some(Instant::now());
         if let Some((mut failure, late)) = shared.look(first_death) {
             if late && let Err(error) = roll_call.barrier() {
                 failure.reason = missed(error.reason, shared.timeout);
             }
-            if !shared.abort(failure.clone()) {
-                // Whoever waits for the GPU waits forever.
-                eprintln!("error: {failure}; NCCL does not end what is under way, so this process does");
-                exit::leave(1);
-            }
+            locked(at).failure = Some(failure.clone());
+            shared.abort(failure);
+            locked(at).began = None;
             return;
         }
+        locked(at).began = None;
     }
+}
+
+/// Ends this process once a look of the watchdog takes too long: whoever waits for the GPU waits forever. Until the watchdog is gone.
+pub(super) fn watch_watchdog(at: &Weak<Mutex<Look>>) {
+    while let Some(at) = at.upgrade() {
+        let hangs = overdue(&locked(&at), Instant::now());
+        if let Some(failure) = hangs {
+            let found = failure.map_or_else(String::new, |failure| format!("{failure}; "));
+            eprintln!("error: {found}NCCL does not end what is under way, so this process ends");
+            exit::leave(1);
+        }
+        drop(at);
+        thread::sleep(WATCH);
+    }
+}
+
+/// Whether a look takes too long, with what it has found so far.
+fn overdue(look: &Look, now: Instant) -> Option<Option<CommError>> {
+    let late = look.began.is_some_and(|began| now.saturating_duration_since(began) > LOOK);
+    late.then(|| look.failure.clone())
+}
+
+fn locked(at: &Mutex<Look>) -> MutexGuard<'_, Look> {
+    at.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether all members of a group come to leave it within its timeout; none is waited for once something is known to have failed.
@@ -443,6 +479,18 @@ mod tests {
         };
         let [_, (found, waited)] = leaving(Duration::from_secs(2), knows);
         assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
+    }
+
+    #[test]
+    fn a_look_that_takes_too_long_is_known_with_what_it_found() {
+        let began = Instant::now();
+        let died = CommFailure::Died { rank: 2, how: "its process ended".to_owned() };
+        let failure = CommError { rank: 0, collective: "all-to-all", group: "all".to_owned(), reason: died };
+        let look = |began, failure| Look { began, failure };
+        assert_eq!(overdue(&look(None, None), began + 2 * LOOK), None);
+        assert_eq!(overdue(&look(Some(began), Some(failure.clone())), began + LOOK), None);
+        assert_eq!(overdue(&look(Some(began), Some(failure.clone())), began + 2 * LOOK), Some(Some(failure)));
+        assert_eq!(overdue(&look(Some(began), None), began + 2 * LOOK), Some(None));
     }
 
     #[test]
