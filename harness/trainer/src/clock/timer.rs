@@ -515,12 +515,12 @@ mod tests {
             each(&timer, work);
         }
         let [alone, issue, queued] = each(&timer, launches);
-        assert!(issue <= alone && issue > alone * 0.7 && queued < alone * 0.8, "{alone:?} {issue:?} {queued:?}");
+        assert!(issue < alone * 1.1 && issue > alone * 0.7 && queued < alone * 0.8, "{alone:?} {issue:?} {queued:?}");
         // Of several segments that go on with each other, the first alone begins on an idle GPU.
         let begun = Timer::new(0, Some(Arc::default())).measuring(&[Measure::Begun]).on(device);
         let segments = |activities: [Activity; 2]| {
             begun.start();
-            activities.map(|activity| begun.compute(activity, launches));
+            activities.into_iter().for_each(|activity| begun.compute(activity, launches));
             begun.now()
         };
         segments([Activity::Block, Activity::Edge]);

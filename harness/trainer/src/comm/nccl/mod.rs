@@ -8,8 +8,9 @@
 //! NCCL itself waits for a dead rank forever. So a watchdog thread looks at every operation under way: when a rank dies
 //! (which the TCP connections notice at once), when NCCL reports an error, or when an operation takes longer than the
 //! timeout, it aborts all communicators, in the last case once all watchdogs have found out by TCP whose rank does not wait. Whoever
-//! waits for the GPU then goes on, and the next call reports what happened. Where NCCL or the driver does not answer the watchdog any more,
-//! the process says what is known and ends.
+//! waits for the GPU then goes on, and the next call reports what happened. The watchdog itself asks no driver: one was seen not to answer
+//! while another thread waited for a GPU that waited for a stopped rank. Where NCCL does not end what is under way, the process says what is
+//! known and ends.
 //!
 //! To make a communicator takes a second or more, and its first operations as long again, in which NCCL connects peers. So a process
 //! keeps those of groups that all members have left in order, for groups of the same name and members in its next world ([`Kept`]).
@@ -19,15 +20,15 @@ mod watch;
 
 use std::ffi::c_int;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::thread;
 
 use cudarc::nccl::sys::ncclDataType_t;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use self::api::{Call, SUM, api, data_type};
-use self::watch::{Flight, GroupComm, Look, ROLL_CALL, Shared, end, error_of, watch, watch_watchdog};
+use self::watch::{Flight, GroupComm, ROLL_CALL, Shared, ask, end, error_of, watch};
 use crate::comm::exchange::Exchange;
 use crate::comm::keeper::Keeper;
 use crate::comm::{CommError, CommFailure, Communicator, Operation, Part, Pending, check_counts, check_parts};
@@ -81,15 +82,14 @@ impl Nccl {
         let group = shared.join(&control).inspect_err(|_| kept.0.fail())?;
         let (watched, first_death) = (Arc::downgrade(&shared), control.watch());
         let roll_call = control.part("roll call", &[(0..control.size()).collect()])?.with_timeout(ROLL_CALL);
-        let at = Arc::<Mutex<Look>>::default();
-        let watches = Arc::downgrade(&at);
-        let watch = move || watch(&watched, &*first_death, &roll_call, &at);
+        let asked = watched.clone();
+        let watch = move || watch(&watched, &*first_death, &roll_call);
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let started = thread::Builder::new().name(name.to_owned()).spawn(run);
             started.map(drop).map_err(|reason| error(CommFailure::Library(reason.to_string())))
         };
         start("nccl watchdog", Box::new(watch))?;
-        start("its watchdog", Box::new(move || watch_watchdog(&watches)))?;
+        start("nccl progress", Box::new(move || ask(&asked)))?;
         Ok(Self { control, shared, group })
     }
 
@@ -393,7 +393,7 @@ impl Communicator for Nccl {
             return Ok(Box::new(control));
         }
         // Where this fails on one rank alone, its other groups do not wait for their members.
-        let group = self.shared.join(&control).inspect_err(|error| self.shared.abort(error.clone()))?;
+        let group = self.shared.join(&control).inspect_err(|error| _ = self.shared.abort(error.clone()))?;
         Ok(Box::new(Self { control, shared: self.shared.clone(), group }))
     }
 

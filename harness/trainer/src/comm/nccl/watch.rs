@@ -61,7 +61,10 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct State {
     groups: Vec<Weak<GroupComm>>,
+    /// By start.
     under_way: Vec<Arc<Flight>>,
+    /// What the GPU or NCCL said of an operation under way.
+    reported: Option<CommError>,
     /// The first failure; every later call returns it.
     failure: Option<CommError>,
 }
@@ -100,13 +103,14 @@ impl Shared {
             self.note(error_of(control, Operation::Barrier, CommFailure::Library(reason)));
         }
         let all_leave = all_leave(self.check(), control);
-        let whole = {
+        let (whole, over) = {
             let mut state = self.lock();
             state.groups.retain(|other| other.strong_count() > 0 && !ptr::eq(other.as_ptr(), Arc::as_ptr(group)));
-            // The watchdog asks for errors under the lock: from here on, it does not ask this group.
-            state.under_way.retain(|flight| !Arc::ptr_eq(&flight.group, group));
-            all_leave && state.failure.is_none()
+            let of_group = |flight: &mut Arc<Flight>| Arc::ptr_eq(&flight.group, group);
+            let over: Vec<_> = state.under_way.extract_if(.., of_group).collect();
+            (all_leave && state.failure.is_none(), over)
         };
+        drop(over);
         if whole {
             self.kept.keep(control, group.identity, group.clone());
         } else {
@@ -198,45 +202,52 @@ impl Shared {
         self.lock().failure.get_or_insert(failure);
     }
 
-    /// Notes a failure and aborts all communicators, in use and kept.
-    pub(super) fn abort(&self, failure: CommError) {
+    /// Notes a failure and aborts all communicators, in use and kept: whether all have ended in time.
+    pub(super) fn abort(&self, failure: CommError) -> bool {
         self.note(failure);
         let mut state = self.lock();
         let groups: Vec<_> = state.groups.iter().filter_map(Weak::upgrade).collect();
         let under_way = std::mem::take(&mut state.under_way);
         drop(state);
         // All at once: what one frees waits for the kernels of all, which wait for their own abort.
-        if end_within(ABORT, groups, |group| group.abort()) {
+        let ended = end_within(ABORT, groups, |group| group.abort());
+        if ended {
             drop(under_way);
             self.kept.fail();
         } else {
             // To free their events may wait for what has not ended.
             std::mem::forget(under_way);
         }
+        ended
+    }
+
+    /// Forgets the operations that are over, and notes what the GPU or NCCL says of others. Asks the driver, which may not answer while
+    /// another thread waits for a GPU that is stuck.
+    fn ask(&self) {
+        let under_way = self.lock().under_way.clone();
+        for flight in under_way {
+            match flight.state() {
+                FlightState::UnderWay => {}
+                // Freed out of the lock.
+                FlightState::Over => self.lock().under_way.retain(|other| !Arc::ptr_eq(other, &flight)),
+                FlightState::Failed(reason) => drop(self.lock().reported.get_or_insert_with(|| flight.error(reason))),
+            }
+        }
     }
 
     /// What has failed, if anything, and whether that is an operation that took too long. Without an operation under way, the next
-    /// call over TCP reports a death.
+    /// call over TCP reports a death. Asks no driver.
     fn look(&self, first_death: &dyn Fn() -> Option<(usize, String)>) -> Option<(CommError, bool)> {
-        let mut state = self.lock();
-        let mut failure = None;
-        state.under_way.retain(|flight| match flight.state(self.timeout) {
-            FlightState::Over => false,
-            FlightState::UnderWay => true,
-            FlightState::Failed(reason) => {
-                failure.get_or_insert_with(|| (flight.error(reason), false));
-                true
-            }
-            FlightState::Late => {
-                let found =
-                    format!("not over after {:?}, though all ranks are waiting: the network is stuck", self.timeout);
-                failure.get_or_insert_with(|| (flight.error(CommFailure::Library(found)), true));
-                true
-            }
-        });
+        let state = self.lock();
         let oldest = state.under_way.first()?;
-        let death = first_death().map(|(rank, how)| (oldest.error(CommFailure::Died { rank, how }), false));
-        death.or(failure)
+        if let Some((rank, how)) = first_death() {
+            return Some((oldest.error(CommFailure::Died { rank, how }), false));
+        }
+        if let Some(reported) = &state.reported {
+            return Some((reported.clone(), false));
+        }
+        let stuck = || format!("not over after {:?}, though all ranks are waiting: the network is stuck", self.timeout);
+        (oldest.began.elapsed() > self.timeout).then(|| (oldest.error(CommFailure::Library(stuck())), true))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -244,65 +255,39 @@ impl Shared {
     }
 }
 
-/// What the watchdog is at. It calls drivers that may never answer again, so another thread, which calls none, looks at it.
-#[derive(Default)]
-pub(super) struct Look {
-    began: Option<Instant>,
-    failure: Option<CommError>,
-}
-
-/// How long a look may take: it ends with a roll call and the abort of all communicators at most.
-const LOOK: Duration = ROLL_CALL.saturating_add(ABORT).saturating_add(Duration::from_millis(200));
-
 /// The watchdog: looks until the last group is gone or something has failed. At the `roll_call`, a group of all watchdogs over TCP, those
-/// come whose rank waits for an operation that takes too long; a rank that hangs is not among them.
+/// come whose rank waits for an operation that takes too long; a rank that hangs is not among them. Where NCCL does not end what is under
+/// way, the process ends: whoever waits for the GPU waits forever.
 pub(super) fn watch(
     shared: &Weak<Shared>,
     first_death: &dyn Fn() -> Option<(usize, String)>,
     roll_call: &dyn Communicator,
-    at: &Mutex<Look>,
 ) {
     loop {
         thread::sleep(WATCH);
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        locked(at).began = Some(Instant::now());
         if let Some((mut failure, late)) = shared.look(first_death) {
             if late && let Err(error) = roll_call.barrier() {
                 failure.reason = missed(error.reason, shared.timeout);
             }
-            locked(at).failure = Some(failure.clone());
-            shared.abort(failure);
-            locked(at).began = None;
+            if !shared.abort(failure.clone()) {
+                eprintln!("error: {failure}; NCCL does not end what is under way, so this process ends");
+                exit::leave(1);
+            }
             return;
         }
-        locked(at).began = None;
     }
 }
 
-/// Ends this process once a look of the watchdog takes too long: whoever waits for the GPU waits forever. Until the watchdog is gone.
-pub(super) fn watch_watchdog(at: &Weak<Mutex<Look>>) {
-    while let Some(at) = at.upgrade() {
-        let hangs = overdue(&locked(&at), Instant::now());
-        if let Some(failure) = hangs {
-            let found = failure.map_or_else(String::new, |failure| format!("{failure}; "));
-            eprintln!("error: {found}NCCL does not end what is under way, so this process ends");
-            exit::leave(1);
-        }
-        drop(at);
+/// Asks the GPU and NCCL about operations under way, until the last group is gone: in a thread of its own, for they may not answer.
+pub(super) fn ask(shared: &Weak<Shared>) {
+    while let Some(shared) = shared.upgrade() {
+        shared.ask();
+        drop(shared);
         thread::sleep(WATCH);
     }
-}
-
-/// Whether a look takes too long, with what it has found so far.
-fn overdue(look: &Look, now: Instant) -> Option<Option<CommError>> {
-    let late = look.began.is_some_and(|began| now.saturating_duration_since(began) > LOOK);
-    late.then(|| look.failure.clone())
-}
-
-fn locked(at: &Mutex<Look>) -> MutexGuard<'_, Look> {
-    at.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether all members of a group come to leave it within its timeout; none is waited for once something is known to have failed.
@@ -323,8 +308,6 @@ enum FlightState {
     Over,
     UnderWay,
     Failed(CommFailure),
-    /// Under way for longer than the timeout.
-    Late,
 }
 
 impl Flight {
@@ -345,7 +328,7 @@ impl Flight {
         })
     }
 
-    fn state(&self, timeout: Duration) -> FlightState {
+    fn state(&self) -> FlightState {
         if self.launched.load(Ordering::SeqCst) {
             match self.done.is_reached() {
                 Ok(true) => return FlightState::Over,
@@ -356,7 +339,7 @@ impl Flight {
         if let Some(error) = self.group.asynchronous_error() {
             return FlightState::Failed(CommFailure::Library(error));
         }
-        if self.began.elapsed() > timeout { FlightState::Late } else { FlightState::UnderWay }
+        FlightState::UnderWay
     }
 
     fn error(&self, reason: CommFailure) -> CommError {
@@ -365,13 +348,15 @@ impl Flight {
 }
 
 impl GroupComm {
+    /// What NCCL says of it; nothing while another thread calls it or once it has been aborted.
     fn asynchronous_error(&self) -> Option<String> {
+        let _calling = free_within(Duration::ZERO, &self.calling)?;
         let raw = self.raw.load(Ordering::SeqCst);
         if raw.is_null() {
             return None;
         }
         let mut status = SUCCESS;
-        // SAFETY: the communicator exists; one number is written.
+        // SAFETY: the communicator exists, for it is aborted between two calls; one number is written.
         let asked = unsafe { (self.api.ncclCommGetAsyncError)(raw, &raw mut status) };
         self.api.check(asked).and_then(|()| self.api.check(status)).err()
     }
@@ -479,18 +464,6 @@ mod tests {
         };
         let [_, (found, waited)] = leaving(Duration::from_secs(2), knows);
         assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
-    }
-
-    #[test]
-    fn a_look_that_takes_too_long_is_known_with_what_it_found() {
-        let began = Instant::now();
-        let died = CommFailure::Died { rank: 2, how: "its process ended".to_owned() };
-        let failure = CommError { rank: 0, collective: "all-to-all", group: "all".to_owned(), reason: died };
-        let look = |began, failure| Look { began, failure };
-        assert_eq!(overdue(&look(None, None), began + 2 * LOOK), None);
-        assert_eq!(overdue(&look(Some(began), Some(failure.clone())), began + LOOK), None);
-        assert_eq!(overdue(&look(Some(began), Some(failure.clone())), began + 2 * LOOK), Some(Some(failure)));
-        assert_eq!(overdue(&look(Some(began), None), began + 2 * LOOK), Some(None));
     }
 
     #[test]
