@@ -171,8 +171,8 @@ impl Evaluation<'_> {
             sent,
             brought,
             shadowed: rows.shadowed_experts(),
-            copies: by_rank(&program.transfers(placement).concat()),
-            returned: by_rank(&program.returns(placement)),
+            copies: by_rank(&program.transfers(placement, size).concat()),
+            returned: by_rank(&program.returns(placement).concat()),
             slots: (0..ranks).map(filled).max().unwrap_or(0),
             holders: if program.split.of_parts() { rows.copies_of(0) } else { ranks },
         }

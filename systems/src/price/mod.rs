@@ -111,10 +111,10 @@ pub struct Scratch {
     table: Table,
     /// `[step]`.
     exchanges: Vec<Seconds>,
-    /// Of the weights of the program's copies, `[round]`, where anything moves in it; an expert is [`EXPERT`].
-    copies: [Option<Traffic>; 2],
-    /// Of their gradients.
-    returned: Traffic,
+    /// Of the weights of the program's copies, `[round]`; an expert is [`EXPERT`].
+    copies: Vec<Traffic>,
+    /// Of their gradients, where anything moves in it.
+    returned: [Option<Traffic>; 2],
     /// Of experts that are restored from parts, a part a unit.
     parts: Option<Traffic>,
     /// How a rank calls for weights of copies, and for gradients.
@@ -154,13 +154,14 @@ impl Setting<'_> {
         let mut priced = scratch.spare.pop().unwrap_or_default();
         let rows = Rows::new(program, counts, placement);
         if !program.copies.is_empty() {
-            let (rounds, returns) = (program.transfers(placement), program.returns(placement));
-            let slots = placement.slots_per_rank();
+            let rounds = program.transfers(placement, self.moe.expert_parameters() as usize);
+            let (returns, slots) = (program.returns(placement), placement.slots_per_rank());
             let mut traffic =
                 |of: &[Transfer]| scratch.table.between(of.iter().map(|of| amount(of, slots)), self.place);
-            scratch.copies = rounds.each_ref().map(|of| (!of.is_empty()).then(|| traffic(of)));
-            scratch.returned = traffic(&returns);
-            scratch.copying = [calls_of(&rounds, slots), calls_of(&[returns], slots)];
+            scratch.copies.clear();
+            scratch.copies.extend(rounds.iter().map(|of| traffic(of)));
+            scratch.returned = returns.each_ref().map(|of| (!of.is_empty()).then(|| traffic(of)));
+            scratch.copying = [&rounds[..], &returns].map(|rounds| calls_of(rounds, slots));
         }
         if program.split.of_parts() && program.restores() {
             let pairs = holders(placement).into_iter().map(|(from, to)| (from, to, 1));
@@ -358,10 +359,11 @@ impl Pricer<'_> {
             }
             Op::CopyWeights => {
                 let part = self.weights(workloads::model::HALF) / f64::from(EXPERT);
-                self.scratch.copies.iter().flatten().map(|traffic| costs.exchange(place, traffic, part)).sum()
+                self.scratch.copies.iter().map(|traffic| costs.exchange(place, traffic, part)).sum()
             }
             Op::ReturnGrad => {
-                costs.exchange(place, &self.scratch.returned, self.weights(RETURNED_GRADIENT) / f64::from(EXPERT))
+                let part = self.weights(RETURNED_GRADIENT) / f64::from(EXPERT);
+                self.scratch.returned.iter().flatten().map(|traffic| costs.exchange(place, traffic, part)).sum()
             }
             Op::Unshard => self.restored(workloads::model::HALF),
             Op::Reshard => self.restored(RETURNED_GRADIENT),

@@ -200,6 +200,10 @@ pub struct Transfer {
     pub parts: usize,
 }
 
+/// Numbers of a piece of an expert on its way to several copies, at least: what takes a GPU's links longer than to begin a round.
+const PIECE: usize = 16 << 20;
+const MOST_PIECES: usize = 8;
+
 impl Transfer {
     /// Which of an expert's `size` numbers these are.
     pub fn numbers(&self, size: usize) -> Range<usize> {
@@ -330,28 +334,48 @@ impl Pass {
 }
 
 impl LayerProgram {
-    /// How the weights of the program's copies travel, in two rounds: a rank sends each copy of an expert another part of it, then copies send
-    /// each other theirs. So no rank sends or receives more than about two experts for one, however many copies it has.
-    pub fn transfers(&self, placement: &Placement) -> [Vec<Transfer>; 2] {
+    /// How the weights of the program's copies travel, experts of `size` numbers, round by round: a rank sends each copy of an expert another
+    /// part of it, and in the next round copies send each other theirs. Large experts go in several such pieces, of which one is sent while
+    /// copies exchange the one before: so every copy is there in little more time than it takes to send the expert once.
+    pub fn transfers(&self, placement: &Placement, size: usize) -> Vec<Vec<Transfer>> {
         let mut copies: Vec<&Copied> = self.copies.iter().collect();
         copies.sort_by_key(|copy| copy.expert);
-        let mut rounds = [Vec::with_capacity(copies.len()), Vec::new()];
-        for same in copies.chunk_by(|one, next| one.expert == next.expert) {
-            let (stands, parts) = (placement.slots_of(same[0].expert)[0], same.len());
-            for (part, copy) in same.iter().enumerate() {
-                let sent = |from, to| Transfer { from, to, part, parts };
-                rounds[0].push(sent(stands, copy.slot));
-                let others = same.iter().filter(|other| other.slot != copy.slot);
-                rounds[1].extend(others.map(|other| sent(copy.slot, other.slot)));
+        let mut rounds = Vec::new();
+        let mut send = |round: usize, transfer| {
+            rounds.resize_with(rounds.len().max(round + 1), Vec::new);
+            rounds[round].push(transfer);
+        };
+        let by_expert = || copies.chunk_by(|one, next| one.expert == next.expert);
+        let several = by_expert().any(|same| same.len() > 1);
+        let pieces = if several { (size / PIECE).clamp(1, MOST_PIECES) } else { 1 };
+        for same in by_expert() {
+            let stands = placement.slots_of(same[0].expert)[0];
+            let parts = pieces * same.len();
+            for (part, (piece, copy)) in
+                (0..pieces).flat_map(|piece| same.iter().map(move |copy| (piece, copy))).enumerate()
+            {
+                send(piece, Transfer { from: stands, to: copy.slot, part, parts });
+                for other in same.iter().filter(|other| other.slot != copy.slot) {
+                    send(piece + 1, Transfer { from: copy.slot, to: other.slot, part, parts });
+                }
             }
         }
         rounds
     }
 
-    /// How the gradients of the program's copies return: each straight to where its expert stands.
-    pub fn returns(&self, placement: &Placement) -> Vec<Transfer> {
-        let home = |copy: &Copied| placement.slots_of(copy.expert)[0];
-        self.copies.iter().map(|copy| Transfer { from: copy.slot, to: home(copy), part: 0, parts: 1 }).collect()
+    /// How the gradients of the program's copies return, in two rounds: each copy of an expert gets its part of them from the others and, of a sum,
+    /// sends it to where the expert stands.
+    pub fn returns(&self, placement: &Placement) -> [Vec<Transfer>; 2] {
+        let mut rounds = [Vec::new(), Vec::with_capacity(self.copies.len())];
+        for copy in &self.copies {
+            let same = || self.copies.iter().filter(|other| other.expert == copy.expert);
+            let (part, parts) = (same().take_while(|other| other.slot != copy.slot).count(), same().count());
+            let others = same().filter(|other| other.slot != copy.slot);
+            rounds[0].extend(others.map(|other| Transfer { from: other.slot, to: copy.slot, part, parts }));
+            let stands = placement.slots_of(copy.expert)[0];
+            rounds[1].push(Transfer { from: copy.slot, to: stands, part, parts });
+        }
+        rounds
     }
 
     /// Ranks over which each expert's inner width is cut: all that have a copy, where they compute with their parts.
@@ -677,36 +701,59 @@ mod tests {
 
     /// Expert 0 has three copies, expert 1 two, one of them beside expert 0.
     #[test]
-    fn copies_get_every_number_and_ports_carry_two_experts_at_most() {
+    fn copies_get_every_number_and_ports_carry_little_more_than_each_expert_once() {
+        let per_rank = 3;
+        let placement = Placement::in_order(2, 4, per_rank).unwrap();
+        let copied = [(0, 4), (1, 1), (0, 7), (1, 8), (0, 10)].map(|(expert, slot)| Copied { expert, slot });
+        let program = LayerProgram::split(Split::Even, copied.to_vec(), Weights::Copied, 0);
+        // Every number, and one of a million.
+        for (size, step, rounds) in [(10, 1, 2), (5 * PIECE + 3, PIECE / 16, 6)] {
+            let numbers = |of: &Transfer| of.numbers(size).filter(|number| number % step == 0).collect::<Vec<_>>();
+            let mut has = vec![std::collections::BTreeSet::new(); 4 * per_rank];
+            (0..2).for_each(|expert| has[placement.slots_of(expert)[0]].extend((0..size).step_by(step)));
+            let all = program.transfers(&placement, size);
+            assert_eq!(all.len(), rounds);
+            let mut busiest = 0;
+            for round in &all {
+                let before = has.clone();
+                let (mut sent, mut received) = ([0; 4], [0; 4]);
+                for of in round {
+                    let ((from, to), moved) = (of.ranks(per_rank), numbers(of));
+                    assert!(
+                        moved.iter().all(|number| before[of.from].contains(number)),
+                        "{of:?} is sent before it is there"
+                    );
+                    assert!(moved.iter().all(|&number| has[of.to].insert(number)), "{of:?} arrives twice");
+                    sent[from] += of.numbers(size).len();
+                    received[to] += of.numbers(size).len();
+                }
+                busiest += sent.into_iter().chain(received).max().unwrap();
+            }
+            assert!(copied.iter().all(|copy| has[copy.slot].len() == size.div_ceil(step)));
+            // Rank 2 gets copies of both, rank 0 stands for one and gets a copy of the other: with two rounds, up to twice that.
+            assert!(busiest <= 2 * size + 2 * size / (rounds - 1), "{busiest} of {size} in {rounds} rounds");
+        }
+    }
+
+    /// The same copies: how often each number of a copy's gradient is in what arrives.
+    #[test]
+    fn gradients_of_all_copies_arrive_once_and_summed() {
         let (size, per_rank) = (10, 3);
         let placement = Placement::in_order(2, 4, per_rank).unwrap();
         let copied = [(0, 4), (1, 1), (0, 7), (1, 8), (0, 10)].map(|(expert, slot)| Copied { expert, slot });
         let program = LayerProgram::split(Split::Even, copied.to_vec(), Weights::Copied, 0);
-        let mut has = vec![vec![false; size]; 4 * per_rank];
-        (0..2).for_each(|expert| has[placement.slots_of(expert)[0]].fill(true));
-        let (mut sent, mut received) = ([0; 4], [0; 4]);
-        for round in program.transfers(&placement) {
-            let before = has.clone();
-            for of in &round {
-                let ((from, to), numbers) = (of.ranks(per_rank), of.numbers(size));
-                assert!(
-                    before[of.from][numbers.clone()].iter().all(|&there| there),
-                    "{of:?} is sent before it is there"
-                );
-                assert!(!has[of.to][numbers.clone()].iter().any(|&there| there), "{of:?} arrives twice");
-                has[of.to][numbers.clone()].fill(true);
-                sent[from] += numbers.len();
-                received[to] += numbers.len();
+        // `[slot][number]`: copies whose gradient is in it.
+        let mut held: Vec<Vec<usize>> = vec![vec![0; size]; 4 * per_rank];
+        copied.iter().for_each(|copy| held[copy.slot].fill(1));
+        for round in program.returns(&placement) {
+            let before = held.clone();
+            for of in round {
+                of.numbers(size).for_each(|number| held[of.to][number] += before[of.from][number]);
             }
         }
-        assert!(copied.iter().all(|copy| has[copy.slot].iter().all(|&there| there)));
-        // Rank 2 gets copies of both.
-        assert_eq!(received, [10, 10, 20, 10]);
-        assert!(sent.iter().all(|&numbers| numbers < 2 * size), "{sent:?}");
-        let home = |of: &Transfer| (of.from, of.to, of.numbers(size));
-        let returned: Vec<_> = program.returns(&placement).iter().map(home).collect();
-        assert_eq!(returned[0], (4, placement.slots_of(0)[0], 0..size));
-        assert_eq!(returned.len(), 5);
+        for (expert, copies) in [(0, 3), (1, 2)] {
+            assert_eq!(held[placement.slots_of(expert)[0]], vec![copies; size]);
+        }
     }
 
     #[test]

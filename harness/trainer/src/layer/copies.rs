@@ -8,15 +8,15 @@ use tch::{Kind, Tensor};
 use crate::comm::{CommError, Communicator, Part, Pending};
 use crate::layer::experts::Experts;
 
-/// The copies of a program: what one rank sends and receives of their weights, and of their gradients.
+/// The copies of a program: what one rank sends and receives of their weights, and of their gradients. Parts are of the numbers of its slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Transfers {
-    /// `[round]`: parts of weights, sent and received; none where no copies are made.
+    /// `[round]`: of weights, sent and received; none where no copies are made.
     rounds: Vec<[Vec<Part>; 2]>,
-    /// `(slot, rank)`: copies of this rank, and where their gradients go.
-    returned: Vec<(usize, usize)>,
-    /// `(rank, slot)`: where gradients come from, and the experts of this rank that they are of.
-    brought: Vec<(usize, usize)>,
+    /// Of gradients, sent, and received to be added: between copies, and to where experts stand.
+    returns: [[Vec<Part>; 2]; 2],
+    /// Slots of this rank that hold copies.
+    copies: Vec<usize>,
 }
 
 impl Transfers {
@@ -33,12 +33,10 @@ impl Transfers {
             let received = with().filter(|(_, (_, to))| *to == me).map(|(of, (from, _))| part(of, from, of.to));
             [sent.collect(), received.collect()]
         };
-        let rounds = program.transfers(placement).iter().filter(|round| !round.is_empty()).map(of_round).collect();
-        let returns = program.returns(placement);
-        let with = || returns.iter().map(|of| (of, of.ranks(per_rank)));
-        let returned = with().filter(|(_, (from, _))| *from == me).map(|(of, (_, to))| (of.from % per_rank, to));
-        let brought = with().filter(|(_, (_, to))| *to == me).map(|(of, (from, _))| (from, of.to % per_rank));
-        Self { rounds, returned: returned.collect(), brought: brought.collect() }
+        let rounds = program.transfers(placement, size).iter().map(of_round).collect();
+        let returns = program.returns(placement).each_ref().map(of_round);
+        let own = program.copies.iter().filter(|copy| copy.slot / per_rank == me);
+        Self { rounds, returns, copies: own.map(|copy| copy.slot % per_rank).collect() }
     }
 
     /// Starts to bring the weights to the copies' slots, where they lie.
@@ -49,33 +47,104 @@ impl Transfers {
         group.relay(&experts.bucket.weights, &self.rounds)
     }
 
-    /// Starts to return the gradients of the copies' weights, and clears them. Once over, they are added where their experts stand. None
-    /// where this program has no copies.
+    /// Starts to return the gradients of the copies' weights: copies send each other parts. None where this program has no copies.
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn gradients(&self, experts: &Experts, group: &dyn Communicator) -> Result<Option<Pending>, CommError> {
+    pub(super) fn gradients(
+        &self,
+        experts: &Experts,
+        group: &dyn Communicator,
+    ) -> Result<Option<Returning>, CommError> {
         if self.rounds.is_empty() {
             return Ok(None);
         }
         let (held, size) = (experts.bucket.gradients(), experts.size());
-        let slots: Vec<usize> = self.returned.iter().map(|&(slot, _)| slot).collect();
-        let at = |member, row| Part { member, start: row * size, length: size };
         // Summed in single precision on their way.
         let single = held.kind() == Kind::Float;
-        let from = if single { held.shallow_clone() } else { experts.stack(held, &slots).to_kind(Kind::Float) };
-        let sent =
-            self.returned.iter().enumerate().map(|(row, &(slot, rank))| at(rank, if single { slot } else { row }));
-        let received = self.brought.iter().enumerate().map(|(row, &(rank, _))| at(rank, row));
-        let rows = Tensor::empty([self.brought.len() as i64, size as i64], (Kind::Float, held.device()));
-        let arriving = group.transfer(&from, &sent.collect::<Vec<_>>(), &rows, &received.collect::<Vec<_>>())?;
-        experts.bucket.clear_some(&slots);
-        let mut homes: Vec<Tensor> = self.brought.iter().map(|&(_, slot)| experts.gradient(slot)).collect();
-        Ok(Some(Pending::new(move || {
-            drop(arriving.wait()?);
-            homes.iter_mut().enumerate().for_each(|(row, home)| drop(home.g_add_(&rows.get(row as i64))));
-            Ok(rows)
-        })))
+        let from = if single { held.shallow_clone() } else { experts.stack(held, &self.copies).to_kind(Kind::Float) };
+        // Where a part is that lies in a slot of a copy.
+        let at = |part: &Part| {
+            let (slot, within) = (part.start / size, part.start % size);
+            let row = if single { slot } else { self.copies.iter().position(|&copy| copy == slot).unwrap_or(0) };
+            Part { start: row * size + within, ..*part }
+        };
+        let [[sent, received], [home, brought]] = &self.returns;
+        let [sent, summed, home] = [sent, received, home].map(|parts| parts.iter().map(at).collect::<Vec<_>>());
+        let arriving = Arriving::begin(&from, &sent, summed, group)?;
+        let (brought, copies) = (brought.clone(), self.copies.clone());
+        Ok(Some(Returning::Exchanged { arriving, from, home, brought, copies }))
+    }
+}
+
+/// Parts that arrive, to be added to others.
+pub(super) struct Arriving {
+    pending: Pending,
+    rows: Tensor,
+    /// What each is added to, in the order of `rows`.
+    to: Vec<Part>,
+}
+
+impl Arriving {
+    /// Starts to send parts of `from`, and to receive some as large as `to`.
+    fn begin(from: &Tensor, sent: &[Part], to: Vec<Part>, group: &dyn Communicator) -> Result<Self, CommError> {
+        let mut end = 0;
+        let mut next = |part: &Part| {
+            end += part.length;
+            Part { start: end - part.length, ..*part }
+        };
+        let received: Vec<Part> = to.iter().map(&mut next).collect();
+        let rows = Tensor::empty([end as i64], (from.kind(), from.device()));
+        Ok(Self { pending: group.transfer(from, sent, &rows, &received)?, rows, to })
+    }
+
+    /// Adds them once they are there, each to what `of` says of its part.
+    fn add(self, of: impl Fn(&Part) -> Tensor) -> Result<(), CommError> {
+        drop(self.pending.wait()?);
+        let mut start = 0;
+        for part in &self.to {
+            let length = part.length as i64;
+            drop(of(part).g_add_(&self.rows.narrow(0, start, length)));
+            start += length;
+        }
+        Ok(())
+    }
+}
+
+/// Gradients of copies on their way to where their experts stand.
+pub(super) enum Returning {
+    /// Copies have sent each other their parts.
+    Exchanged { arriving: Arriving, from: Tensor, home: Vec<Part>, brought: Vec<Part>, copies: Vec<usize> },
+    /// The sums of parts are on their way.
+    Sent(Arriving),
+}
+
+impl Returning {
+    /// Sums the parts of copies, starts to send the sums, and clears the gradients of copies, if that is not done.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn pass_on(self, experts: &Experts, group: &dyn Communicator) -> Result<Self, CommError> {
+        let Self::Exchanged { arriving, from, home, brought, copies } = self else { return Ok(self) };
+        let flat = from.view([-1]);
+        arriving.add(|part| flat.narrow(0, part.start as i64, part.length as i64))?;
+        let sent = Arriving::begin(&from, &home, brought, group)?;
+        experts.bucket.clear_some(&copies);
+        Ok(Self::Sent(sent))
+    }
+
+    /// Adds the sums where experts stand.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn settle(self, experts: &Experts, group: &dyn Communicator) -> Result<(), CommError> {
+        match self.pass_on(experts, group)? {
+            Self::Sent(arriving) => arriving.add(|part| {
+                let (slot, within) = (part.start / experts.size(), part.start % experts.size());
+                experts.gradient(slot).narrow(0, within as i64, part.length as i64)
+            }),
+            Self::Exchanged { .. } => unreachable!("it has been passed on"),
+        }
     }
 }
 
@@ -204,7 +273,7 @@ mod tests {
 
     /// Experts 0 to 3 on four ranks with two slots each, ten numbers an expert; expert 0 goes to ranks 1 and 3, expert 2 to rank 0.
     #[test]
-    fn copies_pass_parts_to_each_other_and_return_gradients_straight() {
+    fn copies_give_each_other_parts_of_weights_and_of_gradients() {
         let placement = Placement::in_order(4, 4, 2).unwrap();
         let copies = [(0, 3), (2, 1), (0, 7)].map(|(expert, slot)| Copied { expert, slot }).to_vec();
         let program = LayerProgram::split(Split::Even, copies, Weights::Copied, 0);
@@ -215,8 +284,11 @@ mod tests {
         assert_eq!(all[0].rounds, [first, [Vec::new(), Vec::new()]]);
         assert_eq!(all[1].rounds[1], [vec![part(3, 10, 5)], vec![part(3, 15, 5)]]);
         assert_eq!(all[3].rounds[1], [vec![part(1, 15, 5)], vec![part(1, 10, 5)]]);
-        assert_eq!((&all[0].returned[..], &all[0].brought[..]), (&[(1, 2)][..], &[(1, 0), (3, 0)][..]));
-        assert_eq!((&all[3].returned[..], &all[3].brought[..]), (&[(1, 0)][..], &[][..]));
+        // Copies on ranks 1 and 3 give each other halves, and send the sums of theirs to rank 0.
+        assert_eq!(all[1].returns[0], [vec![part(3, 15, 5)], vec![part(3, 10, 5)]]);
+        assert_eq!(all[1].returns[1], [vec![part(0, 10, 5)], vec![]]);
+        assert_eq!(all[0].returns[1], [vec![part(2, 10, 10)], vec![part(1, 0, 5), part(3, 5, 5)]]);
+        assert_eq!([&all[0].copies[..], &all[3].copies[..]], [[1], [1]]);
     }
 
     /// Expert 0 on three ranks, expert 1 on two; ten numbers each.

@@ -10,9 +10,10 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use workloads::model::{Activation, Mlp, Moe};
 
-use crate::comm::{CommError, Pending};
+use crate::comm::{CommError, Communicator};
 use crate::host::{numbers_of, to_device};
 use crate::kernels::{self, Kernels};
+use crate::layer::copies::Returning;
 use crate::layer::parts::Parts;
 use crate::layer::shards::{Shards, Slots};
 use crate::model::mlp::activate;
@@ -27,7 +28,7 @@ pub struct Experts {
     /// Where this rank keeps a part of each of its experts.
     pub parts: Option<Parts>,
     /// Gradients of copies, on their way to where their experts stand.
-    pub(super) returning: RefCell<Option<Pending>>,
+    pub(super) returning: RefCell<Option<Returning>>,
     moe: Moe,
 }
 
@@ -341,16 +342,27 @@ impl Experts {
     }
 
     /// Whether gradients of copies are on their way.
-    pub(super) fn is_returning(&self) -> bool {
+    pub fn is_returning(&self) -> bool {
         self.returning.borrow().is_some()
     }
 
-    /// Waits for gradients that are on their way from copies or to shards.
+    /// Sends on what copies have given each other of their gradients, if there is any: called once other work is behind that.
     ///
     /// # Errors
     /// A peer that died.
-    pub fn settle(&self) -> Result<(), CommError> {
-        self.returning.take().map_or(Ok(()), |pending| pending.wait().map(drop))?;
+    pub fn pass_on(&self, group: &dyn Communicator) -> Result<(), CommError> {
+        if let Some(returning) = self.returning.take() {
+            *self.returning.borrow_mut() = Some(returning.pass_on(self, group)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for gradients that are on their way from copies, of the `group` of experts, or to shards.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub fn settle(&self, group: &dyn Communicator) -> Result<(), CommError> {
+        self.returning.take().map_or(Ok(()), |returning| returning.settle(self, group))?;
         self.shards.as_ref().map_or(Ok(()), Shards::settle)
     }
 

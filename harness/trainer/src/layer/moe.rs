@@ -197,7 +197,7 @@ impl Layer {
         let timer = PassTimer::start(site.timer);
         let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, ahead, price } = saved;
         if self.experts.is_returning() {
-            timer.wait(Op::ReturnGrad, || self.experts.settle())?;
+            timer.wait(Op::ReturnGrad, || self.experts.settle(site.group))?;
         }
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 

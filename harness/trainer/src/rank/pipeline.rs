@@ -96,8 +96,9 @@ impl Rank<'_> {
             }
         }
         self.timer.enter(None, None);
-        self.timer
-            .wait(Activity::Op(Op::ReturnGrad), || self.stage.layers().try_for_each(|layer| layer.experts.settle()))?;
+        self.timer.wait(Activity::Op(Op::ReturnGrad), || {
+            self.stage.layers().try_for_each(|layer| layer.experts.settle(&*self.groups.experts))
+        })?;
         self.reduced()?;
         for send in sends {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
@@ -306,7 +307,12 @@ impl Rank<'_> {
             }
             _ => unreachable!("a block's feed-forward network saves what its own backward pass needs"),
         };
-        block.attention.backward(&site, attention, [gradient, &of_normed])
+        let of_input = block.attention.backward(&site, attention, [gradient, &of_normed])?;
+        if let Some(layer) = block.moe().filter(|layer| layer.experts.is_returning()) {
+            let pass_on = || layer.experts.pass_on(&*self.groups.experts);
+            self.timer.wait(Activity::Op(Op::ReturnGrad), pass_on)?;
+        }
+        Ok(of_input)
     }
 
     /// The tokens of micro-batch `m`, and their successors, which are the targets.

@@ -88,7 +88,7 @@ impl Rank<'_> {
         self.timer.wait(Activity::ShardedState, || -> Result<(), CommError> {
             // Gradients of copies are added before the whole is cut.
             let layer = self.block_of(unit).and_then(Block::moe).filter(|layer| layer.experts.bucket.is_shared());
-            layer.map_or(Ok(()), |layer| layer.experts.settle())?;
+            layer.map_or(Ok(()), |layer| layer.experts.settle(&*self.groups.experts))?;
             let words = self.words().filter(|_| unit == 0);
             for (bucket, unit, replicas) in self.shared(unit).chain(words) {
                 bucket.reduce(unit, replicas)?;
