@@ -364,7 +364,8 @@ fn every_rank_says_what_it_sends_itself() {
     let sum = |of: &[i64]| of.iter().sum::<i64>() as f64;
     // Weights of 2 bytes there, in both passes, and gradients of 4 bytes back.
     close(sum(&returned), sum(&copied));
-    assert!(copied.iter().zip(&returned).any(|(sent, back)| *sent == 0 && *back > 0), "{copied:?} {returned:?}");
+    // Where experts stand, no gradients are sent.
+    assert!(copied.iter().zip(&returned).any(|(sent, back)| *sent > 0 && *back == 0), "{copied:?} {returned:?}");
     let of =
         traced(systems::by_name("smartmoe").unwrap(), Plan { placement_every: 2, ..plan(1, 4, 4) }, &skewed(16), 3);
     assert!(of.iteration.moved > 0);

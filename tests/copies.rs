@@ -110,21 +110,21 @@ fn copies_take_what_their_bytes_take_on_the_busiest_port() {
         ] {
             let task = pass.iter().position(|task| task.op == op).unwrap();
             for rank in &durations[4 * task..4 * task + 4] {
-                close(rank.0, 3.0 + parameters * bytes / bandwidth);
+                close(rank.0, 2.0 * 3.0 + parameters * bytes / bandwidth);
             }
         }
         // Weights of three copies both ways, and their gradients.
         let bytes = |each: f64| Bytes(3.0 * 430.0 * each);
         assert_eq!(priced.moved.map(|moved| moved.bytes), [bytes(2.0), bytes(2.0 + 4.0)]);
-        close(priced.moved[1].time.0, 2.0 * 3.0 + parameters * (2.0 + 4.0) / bandwidth);
+        close(priced.moved[1].time.0, 4.0 * 3.0 + parameters * (2.0 + 4.0) / bandwidth);
         // 40 entries an expert: those of expert 0 over three ranks, of expert 2 over two.
         assert_eq!(priced.computed_rows, [14 + 20, 40 + 13, 20, 40 + 13]);
     };
-    // Inside a node, rank 0 sends expert 0 to rank 1. Rank 1 passes it on to rank 3; rank 2 sends expert 2 to rank 0. Each node sends
-    // one expert out and gets one.
-    check(1e2, 1e9, 1e9, 430.0, 1e2);
-    check(1e9, 1e2, 1e9, 430.0, 1e2);
-    check(1e9, 1e9, 1e2, 430.0, 1e2);
+    // First, rank 0 sends halves of expert 0 to ranks 1, inside its node, and 3, and rank 2 sends expert 2 to rank 0, so that its node gets one
+    // expert and sends a half. Then ranks 1 and 3 send each other their halves. Gradients return the same way.
+    check(1e2, 1e15, 1e15, 0.5 * 430.0, 1e2);
+    check(1e15, 1e2, 1e15, 1.5 * 430.0, 1e2);
+    check(1e15, 1e15, 1e2, 1.5 * 430.0, 1e2);
 }
 
 /// Eight ranks of a node hold four experts in two slots each: every rank gets seven eighths of two experts from the others.

@@ -71,10 +71,9 @@ pub enum Op {
     GatherShadows,
     /// The gradients of all shadowed experts' weights are summed at their owners in one reduce-scatter.
     ScatterGrads,
-    /// The weights of the program's copies go from the experts' ranks to the copies' slots. Where an expert has several copies,
-    /// each rank passes on to the next what it gets.
+    /// The weights of the program's copies go from the experts' ranks to the copies' slots ([`LayerProgram::transfers`]).
     CopyWeights,
-    /// The gradients of the copies' weights return the same way and are summed at the experts' ranks.
+    /// The gradients of the copies' weights return, summed on their way, and are added at the experts' ranks ([`LayerProgram::returns`]).
     ReturnGrad,
     /// Experts are stored in equal shards on all ranks: every rank gathers the weights of its slots, by the placement alone, so that it waits
     /// for no task of its pass. Where ranks that have copies keep a part of the expert each, they restore it from these, behind the
