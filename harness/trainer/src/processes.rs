@@ -97,11 +97,6 @@ impl Processes {
         self.launch.rank
     }
 
-    /// How many there are.
-    pub fn size(&self) -> usize {
-        self.launch.size
-    }
-
     pub fn device(&self) -> Device {
         self.device
     }

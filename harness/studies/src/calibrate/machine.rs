@@ -121,9 +121,10 @@ impl Request {
     /// Where operations' times come from.
     fn source(&self) -> String {
         let Self { name, gate, micro_batch, .. } = self;
-        let ranks = match &self.launch {
-            Some(launch) => format!("one of {} ranks on each of as many devices", launch.size),
-            None => format!("{} ranks in turn", self.ranks),
+        let ranks = match (&self.launch, self.ranks()) {
+            (None, ranks) if ranks > 1 => format!("{ranks} ranks in turn, each segment from an idle device on"),
+            (_, 1) => "one rank, operations as its host begins them".to_owned(),
+            (_, ranks) => format!("{ranks} ranks with a device each, operations as their hosts begin them"),
         };
         format!(
             "measured alone on {name}: {gate}, {ranks}, micro-batches of {}, {micro_batch} and {} samples; no exchange and \

@@ -111,6 +111,11 @@ impl Arriving {
     }
 }
 
+/// The numbers of a part, where they lie in a tensor without gaps.
+fn part_of(of: &Tensor, part: &Part) -> Tensor {
+    of.view([-1]).narrow(0, part.start as i64, part.length as i64)
+}
+
 /// Gradients of copies on their way to where their experts stand.
 pub(super) enum Returning {
     /// Copies have sent each other their parts.
@@ -126,8 +131,7 @@ impl Returning {
     /// A peer that died.
     pub(super) fn pass_on(self, experts: &Experts, group: &dyn Communicator) -> Result<Self, CommError> {
         let Self::Exchanged { arriving, from, home, brought, copies } = self else { return Ok(self) };
-        let flat = from.view([-1]);
-        arriving.add(|part| flat.narrow(0, part.start as i64, part.length as i64))?;
+        arriving.add(|part| part_of(&from, part))?;
         let sent = Arriving::begin(&from, &home, brought, group)?;
         experts.bucket.clear_some(&copies);
         Ok(Self::Sent(sent))
@@ -154,9 +158,8 @@ pub struct Sums<'a> {
     experts: &'a Experts,
     placement: &'a Placement,
     held: Vec<Held>,
-    /// The own parts as other ranks have them, one after the other.
-    rows: Tensor,
-    arriving: Pending,
+    /// The own parts as other ranks have them.
+    arriving: Arriving,
 }
 
 /// An expert that this rank and others hold.
@@ -209,15 +212,9 @@ impl<'a> Sums<'a> {
         }
         let held = Held::all(placement, me, size);
         let sent: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |other| other)).collect();
-        let mut end = 0;
-        let mut next = |part: Part| {
-            end += part.length;
-            Part { start: end - part.length, ..part }
-        };
-        let received: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |_| me)).map(&mut next).collect();
-        let rows = Tensor::empty([end as i64], (gradients.kind(), gradients.device()));
-        let arriving = group.transfer(gradients, &sent, &rows, &received)?;
-        Ok(Self { experts, placement, held, rows, arriving })
+        let own = held.iter().flat_map(|of| of.parts(me, size, |_| me)).collect();
+        let arriving = Arriving::begin(gradients, &sent, own, group)?;
+        Ok(Self { experts, placement, held, arriving })
     }
 
     /// Adds them, and sends the sums to the other ranks. All slots of an expert end with the same bits.
@@ -225,18 +222,9 @@ impl<'a> Sums<'a> {
     /// # Errors
     /// A peer that died.
     pub fn finish(self, group: &dyn Communicator) -> Result<(), CommError> {
-        let Self { experts, placement, held, rows, arriving } = self;
-        drop(arriving.wait()?);
+        let Self { experts, placement, held, arriving } = self;
         let (gradients, size, me) = (experts.state().gradients(), experts.kept(), group.rank());
-        let mut row = 0;
-        for of in &held {
-            let [start, length] = of.part(me).map(|of| of as i64);
-            let mut own = experts.kept_row(gradients, of.slot).narrow(0, start, length);
-            for _ in 1..of.ranks.len() {
-                drop(own.g_add_(&rows.narrow(0, row, length)));
-                row += length;
-            }
-        }
+        arriving.add(|part| part_of(gradients, part))?;
         let sent: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |_| me)).collect();
         let received: Vec<Part> = held.iter().flat_map(|of| of.parts(me, size, |other| other)).collect();
         drop(group.transfer(gradients, &sent, gradients, &received)?.wait()?);

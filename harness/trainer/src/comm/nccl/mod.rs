@@ -8,8 +8,8 @@
 //! NCCL itself waits for a dead rank forever. So a watchdog thread looks at every operation under way: when a rank dies
 //! (which the TCP connections notice at once), when NCCL reports an error, or when an operation takes longer than the
 //! timeout, it aborts all communicators, in the last case once all watchdogs have found out by TCP whose rank does not wait. Whoever
-//! waits for the GPU then goes on, and the next call reports what happened. The watchdog itself asks no driver: one was seen not to answer
-//! while another thread waited for a GPU that waited for a stopped rank. Where NCCL does not end what is under way, the process says what is
+//! waits for the GPU then goes on, and the next call reports what happened. The watchdog itself asks neither the driver nor NCCL, as
+//! another thread does: a watchdog that did was seen to get no answer any more while a rank was stopped. Where NCCL does not end what is under way, the process says what is
 //! known and ends.
 //!
 //! To make a communicator takes a second or more, and its first operations as long again, in which NCCL connects peers. So a process
