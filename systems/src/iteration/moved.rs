@@ -16,8 +16,9 @@ use crate::plan::Plan;
 use crate::plan::job::Job;
 use crate::plan::memory::StageParameters;
 use crate::price::RETURNED_GRADIENT;
+use crate::program::copies::Transfer;
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, Op, Rows, Transfer};
+use crate::program::{Direction, Op, Rows};
 
 /// Kinds of exchange between the ranks of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,8 +21,9 @@ use crate::price::hosts::Issue;
 use crate::price::network::Group;
 use crate::price::streams::TimedPass;
 use crate::price::traffic::{Table, Traffic};
+use crate::program::copies::Transfer;
 use crate::program::routing::RoutingCounts;
-use crate::program::{Direction, Exchange, LayerProgram, Layout, Op, Rows, Stream, Task, Transfer};
+use crate::program::{Direction, Exchange, LayerProgram, Layout, Op, Rows, Stream, Task};
 
 /// Bytes of a number in the gradient of a copied or sharded expert: it is summed in single precision on its way (UltraEP 2026).
 pub(crate) const RETURNED_GRADIENT: f64 = 4.0;

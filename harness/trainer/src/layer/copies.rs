@@ -2,7 +2,8 @@
 //! stand.
 
 use systems::Placement;
-use systems::program::{LayerProgram, Transfer};
+use systems::program::LayerProgram;
+use systems::program::copies::Transfer;
 use tch::{Kind, Tensor};
 
 use crate::comm::{CommError, Communicator, Part, Pending};
