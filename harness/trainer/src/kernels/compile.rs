@@ -59,7 +59,7 @@ const SOURCES: [Source; 8] = [
         kernels: &["add_norm", "norm_backward", "bias_gradient", "finish_columns"],
     },
     Source { hopper: false, name: "head.cu", text: include_str!("head.cu"), kernels: &["entropy", "entropy_backward"] },
-    Source { hopper: false, name: "draw.cu", text: include_str!("draw.cu"), kernels: &["normal"] },
+    Source { hopper: false, name: "draw.cu", text: include_str!("draw.cu"), kernels: &["uniform", "normal"] },
     Source { hopper: true, name: "product.cu", text: include_str!("product.cu"), kernels: &["weight_product"] },
 ];
 

@@ -130,14 +130,20 @@ impl Kernels {
     }
 
     /// The row of every choice and the choice of each of `rows`, in order of arrival: from `base[expert]` on, or, without,
-    /// expert after expert. -1 is none: a row that stays empty. `rows` are at least as many as the choices need.
-    pub(crate) fn place(&self, chosen: &Tensor, sorted: &Sorted, base: Option<&Tensor>, rows: i64) -> (Tensor, Tensor) {
+    /// expert after expert; choices past `most[expert]` get none. -1 is none: a choice, a row that it does not get, a row that
+    /// stays empty. `rows` are at least as many as the choices need; without, every choice is known to have one.
+    pub(crate) fn place(
+        &self,
+        chosen: &Tensor,
+        sorted: &Sorted,
+        [base, most]: [Option<&Tensor>; 2],
+        rows: Option<i64>,
+    ) -> (Tensor, Tensor) {
         let (choices, experts) = (chosen.numel() as i64, sorted.totals.numel() as i64);
         let row_of = self.empty(&[choices], Kind::Int);
-        // Where expert follows expert, every row is taken.
-        let choice_of = match base {
-            None if rows == choices => self.empty(&[rows], Kind::Int),
-            _ => Tensor::full([rows], -1, (Kind::Int, self.device())),
+        let choice_of = match rows {
+            None => self.empty(&[choices], Kind::Int),
+            Some(rows) => Tensor::full([rows], -1, (Kind::Int, self.device())),
         };
         let arguments = Arguments::new()
             .tensor(chosen)
@@ -148,7 +154,7 @@ impl Kernels {
             .tensor(&sorted.totals)
             .tensor(&sorted.ends)
             .optional(base)
-            .optional(None)
+            .optional(most)
             .tensor(&row_of)
             .tensor(&choice_of);
         let segments = (choices + SEGMENT - 1) / SEGMENT;
@@ -318,7 +324,7 @@ mod tests {
         for (tokens, experts, k) in SHAPES {
             let (chosen, _) = gpu().choose(&normal(&[tokens, experts]), &half(&[experts]), k);
             let sorted = gpu().sort(&chosen, experts);
-            let (row_of, choice_of) = gpu().place(&chosen, &sorted, None, tokens * k);
+            let (row_of, choice_of) = gpu().place(&chosen, &sorted, [None, None], None);
             let order = chosen.reshape([-1]).argsort_stable(true, 0, false);
             assert!(choice_of.to_kind(Kind::Int64).equal(&order));
             let numbers = Tensor::arange(tokens * k, (Kind::Int, gpu().device()));
@@ -335,10 +341,45 @@ mod tests {
         let chosen = Tensor::from_slice(&[1i32, 0, 1, -1, 1]).to_device(gpu().device());
         let sorted = gpu().sort(&chosen, 2);
         let base = Tensor::from_slice(&[4i32, 0]).to_device(gpu().device());
-        let (row_of, choice_of) = gpu().place(&chosen, &sorted, Some(&base), 6);
-        let read = |tensor: &Tensor| Vec::<i32>::try_from(tensor.to_device(tch::Device::Cpu)).unwrap();
+        let (row_of, choice_of) = gpu().place(&chosen, &sorted, [Some(&base), None], Some(6));
         assert_eq!(read(&row_of), [0, 4, 1, -1, 2]);
         assert_eq!(read(&choice_of), [0, 2, 4, -1, 1, -1]);
+    }
+
+    fn read(tensor: &Tensor) -> Vec<i32> {
+        Vec::try_from(tensor.to_device(tch::Device::Cpu)).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn choices_past_a_limit_get_no_row() {
+        let on_gpu = |numbers: &[i32]| Tensor::from_slice(numbers).to_device(gpu().device());
+        let (chosen, most) = (on_gpu(&[2, 0, 2, -1, 2, 0, 1]), on_gpu(&[1, 5, 2]));
+        let (row_of, choice_of) = gpu().place(&chosen, &gpu().sort(&chosen, 3), [None, Some(&most)], Some(7));
+        assert_eq!(read(&row_of), [3, 0, 4, -1, -1, -1, 2]);
+        assert_eq!(read(&choice_of), [1, -1, 6, 0, 2, -1, -1]);
+        let kept = on_gpu(&[2, 0, 2, -1, -1, -1, 1]);
+        let (row_of, choice_of) = gpu().place(&kept, &gpu().sort(&kept, 3), [None, None], Some(7));
+        assert_eq!(read(&row_of), [2, 0, 3, -1, -1, -1, 1]);
+        assert_eq!(read(&choice_of), [1, 6, 0, 2, -1, -1, -1]);
+    }
+
+    /// In every segment of choices, and over many of them.
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn the_first_choices_of_each_expert_fit() {
+        for (tokens, experts, k) in SHAPES {
+            let (chosen, _) = gpu().choose(&normal(&[tokens, experts]), &half(&[experts]), k);
+            let sorted = gpu().sort(&chosen, experts);
+            let most = (&sorted.totals * 3).divide_scalar_mode(4i64, "floor");
+            let (row_of, _) = gpu().place(&chosen, &sorted, [None, Some(&most)], Some(tokens * k));
+            let [chosen, most] = [&chosen.reshape([-1]), &most].map(read);
+            let mut seen = vec![0; experts as usize];
+            for (row, expert) in read(&row_of).into_iter().zip(chosen) {
+                seen[expert as usize] += 1;
+                assert_eq!(row >= 0, seen[expert as usize] <= most[expert as usize]);
+            }
+        }
     }
 
     #[test]
@@ -348,7 +389,7 @@ mod tests {
             let width = 264;
             let (chosen, _) = gpu().choose(&normal(&[tokens, experts]), &half(&[experts]), k);
             let sorted = gpu().sort(&chosen, experts);
-            let (_, choice_of) = gpu().place(&chosen, &sorted, None, tokens * k);
+            let (_, choice_of) = gpu().place(&chosen, &sorted, [None, None], None);
             let (x, of_scores) = (half(&[tokens, width]), normal(&[tokens, k]));
             let starts = &sorted.ends - &sorted.totals;
             let [weight, bias] = gpu().gate_gradient(&x, &of_scores, &choice_of, [&starts, &sorted.totals]);

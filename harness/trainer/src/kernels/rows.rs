@@ -117,7 +117,7 @@ mod tests {
         let (chosen, weights) = gpu().choose(&normal(&[1000, 7]), &half(&[7]), 3);
         let sorted = gpu().sort(&chosen, 7);
         let base = Tensor::arange(7, (Kind::Int, gpu().device())) * 1000;
-        let (row_of, choice_of) = gpu().place(&chosen, &sorted, Some(&base), ROWS);
+        let (row_of, choice_of) = gpu().place(&chosen, &sorted, [Some(&base), None], Some(ROWS));
         Case { tokens: half(&[1000, WIDTH]), chosen, weights, row_of, choice_of }
     }
 

@@ -61,6 +61,13 @@ pub(super) struct Begun {
 }
 
 impl Begun {
+    /// Of the first `rows`: those of experts.
+    pub(super) fn of_first(self, rows: usize) -> Self {
+        let first = |of: &Tensor| of.narrow(0, 0, rows as i64);
+        let inner = self.inner.iter().map(first).collect();
+        Self { rows: first(&self.rows), inner, active: first(&self.active), ends: self.ends }
+    }
+
     /// Whether the experts in `slots` run together on these rows, and on no others.
     pub(super) fn is_of(&self, slots: &Range<usize>, rows: &Tensor) -> bool {
         *slots == (0..self.ends.numel()) && rows.data_ptr() == self.rows.data_ptr() && rows.size() == self.rows.size()
@@ -416,7 +423,8 @@ impl Experts {
         Views::new(&of.narrow(0, slots.start as i64 * size, count * size).view([count, size]), &self.moe)
     }
 
-    /// Begins the forward pass of all experts, on rows that lie expert after expert.
+    /// Begins the forward pass of all experts, on rows that lie expert after expert; what comes of rows behind the last expert's is
+    /// not to be used.
     pub(super) fn begin(&self, kernels: &Kernels, rows: &Tensor, ends: &Tensor) -> Begun {
         let weights = self.together(&self.bucket.weights, &(0..ends.numel()));
         let (inner, active) = self.first_half(kernels, &weights, rows, ends);
@@ -726,7 +734,12 @@ mod tests {
             let experts = Experts::new(3, 0, &[0, 1, 2].map(Some), moe, 1, Kind::BFloat16, device);
             let arrived = [vec![30, 0, 77]];
             let (rows, grouping) = (half(&[107, 64]), || Grouping::new(&[&arrived], device));
-            let begun = experts.begin(kernels, &rows, &grouping().ends);
+            // Behind the experts' rows there are others.
+            let longer = Tensor::cat(&[&rows, &half(&[21, 64])], 0);
+            let rows = longer.narrow(0, 0, 107);
+            let begun = experts.begin(kernels, &longer, &grouping().ends);
+            assert!(!begun.is_of(&(0..3), &rows));
+            let begun = begun.of_first(107);
             assert!(begun.is_of(&(0..3), &rows) && !begun.is_of(&(0..2), &rows) && !begun.is_of(&(0..3), &rows.copy()));
             let forward = |grouping, begun| {
                 let (output, saved) = experts.forward_together(kernels, &(0..3), grouping, rows.shallow_clone(), begun);

@@ -24,7 +24,7 @@ use crate::layer::execute::execute;
 use crate::layer::experts::{Begun, Experts};
 use crate::layer::gate::{self, Choice, Gates, Given, LayerGate, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
-use crate::layer::routing::{Choices, GpuChoices, Routing};
+use crate::layer::routing::{Admission, Choices, GpuChoices, Routing};
 use crate::layer::splits::Splits;
 use crate::model::parameters::stream;
 
@@ -219,54 +219,69 @@ impl Layer {
     /// system's restriction ask.
     fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
         let (me, experts) = (site.group.rank(), self.experts.moe().experts);
-        let mut choices = self.choose(site, tokens, site.replay)?;
+        let mut choices = self.choose(site, tokens, site.replay, None)?;
         let begun = self.begin(site, timer, &choices);
         let mut counts = timer.wait(Op::Counts, || self.counts(site, &mut choices, tokens.device()))?;
-        let chosen = choices.chosen(experts).unwrap_or_else(|| counts.row(me).to_vec());
+        let begun = begun.map(|begun| begun.of_first(counts.row(me).iter().map(|&entries| entries as usize).sum()));
+        let chosen = choices.chosen(experts);
         let of_parts = match site.recorded_parts {
             None => Vec::new(),
             Some(1) => chosen.clone(),
             Some(parts) => choices.of_parts(experts, parts)?,
         };
         let balance = choices.balance_loss()?;
-        if let (Gate::Switch { .. }, Choices::Host { choices, .. }) = (site.gate, &mut choices)
+        if let Gate::Switch { .. } = site.gate
             && let Some(capacity) = site.gate.capacity(tokens.size()[0] as usize, site.top_k, experts)
         {
             gate::limit_at_owner(&mut counts, capacity);
-            gate::limit(choices, counts.row(me));
+            choices.limit(counts.row(me));
         }
         let before = counts.row(me).to_vec();
         site.policy.restrict(&mut counts, site.place.nodes());
         if counts.row(me) != before {
-            choices = self.redirect(site, tokens, choices, counts.row(me))?;
+            choices = self.redirect(site, tokens, &choices, counts.row(me))?;
         }
         let stats = LayerStats { chosen, of_parts, entries: counts.row(me).to_vec(), copied: 0, balance };
         Ok(Routed { choices, counts, stats, begun })
     }
 
-    /// Scores the tokens and chooses; `given` experts are chosen whatever their scores.
-    fn choose(&self, site: &MoeSite, tokens: &Tensor, given: Option<&Given>) -> Result<Choices, TrainError> {
-        if let Gate::NoDrop = site.gate
-            && let Some(choices) = GpuChoices::new(site.gates, &self.gate, tokens, site.top_k, given)
-        {
+    /// Scores the tokens and chooses; `given` experts are chosen whatever their scores. What becomes entries is what the gate's own
+    /// limit leaves, or what was `kept` `[tokens * k]` before.
+    fn choose(
+        &self,
+        site: &MoeSite,
+        tokens: &Tensor,
+        given: Option<&Given>,
+        kept: Option<Vec<Option<usize>>>,
+    ) -> Result<Choices, TrainError> {
+        let mut rng = stream(site.random.0, &site.random.1);
+        let admission = match &kept {
+            Some(kept) => Admission::These(kept),
+            None => Admission::Gate(site.gate, &rng),
+        };
+        if let Some(choices) = GpuChoices::new(site.gates, &self.gate, tokens, site.top_k, given, &admission) {
             return Ok(Choices::Gpu(choices));
         }
-        let mut rng = stream(site.random.0, &site.random.1);
         let choice = match given {
             Some(given) => Choice::Given(given),
             None => Choice::Learned(site.gate, &mut rng),
         };
         let scored = Scored::new(site.gates, &self.gate, tokens, site.top_k, choice)?;
-        let choices = scored.admit(site.gate, self.experts.moe().experts, &mut rng)?;
+        let choices = match kept {
+            Some(kept) => kept,
+            None => scored.admit(site.gate, self.experts.moe().experts, &mut rng)?,
+        };
         Ok(Choices::Host { scored, choices })
     }
 
     /// Where no row leaves its GPU, the experts begin before the host knows the counts and what the program makes of them: in
     /// most programs they run on all rows at once. So the GPU has work while the host waits and decides. A program that pads
-    /// rows, takes them in steps or shadows experts drops what was begun; where the layer's last program did, nothing is begun.
+    /// rows, takes them in steps or shadows experts drops what was begun; where the layer's last program did, nothing is begun. Nor is
+    /// it where counts decide what is dropped.
     fn begin(&self, site: &MoeSite, timer: &PassTimer, choices: &Choices) -> Option<Begun> {
         // Shards and parts are restored by the program.
-        if !self.ran_at_once.get() || !self.experts.stand_in_slots() {
+        let limited_at_owner = matches!(site.gate, Gate::Switch { .. });
+        if limited_at_owner || !self.ran_at_once.get() || !self.experts.stand_in_slots() {
             return None;
         }
         let Choices::Gpu(choices) = choices else { return None };
@@ -290,21 +305,14 @@ impl Layer {
         &self,
         site: &MoeSite,
         tokens: &Tensor,
-        choices: Choices,
+        choices: &Choices,
         wanted: &[u32],
     ) -> Result<Choices, TrainError> {
-        let before = choices.experts()?;
-        let mut moved = match choices {
-            Choices::Host { choices, .. } => choices,
-            Choices::Gpu(_) => before.iter().copied().map(Some).collect(),
-        };
+        let (before, mut moved) = (choices.experts()?, choices.entries()?);
         gate::redirect(&mut moved, site.top_k, wanted);
         let experts: Vec<usize> = moved.iter().zip(before).map(|(new, old)| new.unwrap_or(old)).collect();
         let given = Given::new(experts, site.top_k, tokens.device());
-        Ok(match self.choose(site, tokens, Some(&given))? {
-            Choices::Host { scored, .. } => Choices::Host { scored, choices: moved },
-            choices => choices,
-        })
+        self.choose(site, tokens, Some(&given), Some(moved))
     }
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
@@ -358,18 +366,22 @@ mod tests {
 
     impl Small {
         fn new() -> Self {
-            let moe = Moe::plain(6, 4, 5, 4);
-            let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale), Device::Cpu);
-            let gate = [draw("gate", &[4, 4], 60.0), draw("gate bias", &[4], 20.0)];
-            let experts = Experts::new(11, 0, &[0, 1, 2, 3].map(Some), moe, 1, Kind::Float, Device::Cpu);
+            Self::of(6, Moe::plain(6, 4, 5, 4), Kind::Float, Device::Cpu)
+        }
+
+        fn of(tokens: i64, moe: Moe, kind: Kind, device: Device) -> Self {
+            let draw = |name: &str, shape: &[i64], scale| initial(11, name, shape, Initial::Normal(scale), device);
+            let width = moe.width as i64;
+            let gate = [draw("gate", &[4, width], 60.0), draw("gate bias", &[4], 20.0)];
+            let experts = Experts::new(11, 0, &[0, 1, 2, 3].map(Some), moe, 1, kind, device);
             // Far from the initial values, whose outputs are too small to difference.
             let _ = experts.bucket.weights.shallow_clone().g_mul_scalar_(20.0);
             Self {
                 moe,
-                tokens: draw("tokens", &[6, 4], 50.0),
-                gates: Gates::of_scores(Bucket::new(&gate, Kind::Float, Device::Cpu)),
+                tokens: draw("tokens", &[tokens, width], 50.0).to_kind(kind),
+                gates: Gates::of_scores(Bucket::new(&gate, kind, device)),
                 layer: Layer::new(0, LayerGate::plain(0, 1), experts, Placement::identity(4, 1)),
-                weight: draw("weight", &[6, 4], 50.0),
+                weight: draw("weight", &[tokens, width], 50.0).to_kind(kind),
             }
         }
 
@@ -497,5 +509,26 @@ mod tests {
         assert_eq!(small.moe.experts, 4);
         small.check(&Gate::NoDrop);
         Small::new().check(&Gate::Capacity { factor: 4.0 });
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn experts_that_begin_before_counts_are_known_end_with_the_same_bits() {
+        crate::kernels::tests::gpu();
+        let small = Small::of(300, Moe::plain(1, 64, 64, 4), Kind::BFloat16, Device::Cuda(0));
+        for gate in [Gate::NoDrop, Gate::Capacity { factor: 0.9 }] {
+            let run = |begins: bool| {
+                small.layer.ran_at_once.set(begins);
+                small.at_site(&gate, &Plain, |site| {
+                    let (result, saved, stats) = small.layer.forward(site, &small.tokens).unwrap();
+                    (result, small.layer.backward(site, saved, &small.weight).unwrap(), stats)
+                })
+            };
+            let (early, late) = (run(true), run(false));
+            assert!(early.0.equal(&late.0) && early.1.equal(&late.1) && early.2 == late.2, "{gate}");
+            let [chosen, entries]: [u32; 2] = [&late.2.chosen, &late.2.entries].map(|of| of.iter().sum());
+            assert_eq!(chosen, 600);
+            assert_eq!(entries < chosen, gate != Gate::NoDrop);
+        }
     }
 }

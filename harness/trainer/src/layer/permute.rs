@@ -64,11 +64,14 @@ impl Permutation {
         Self { row_of, kept, rows, tokens, k, parts, form }
     }
 
-    /// By products with one-hot matrices. `row_of` `[tokens * k]`: the row of every choice.
-    pub(super) fn by_products(row_of: Tensor, weights: &Tensor, rows: usize) -> Self {
-        let (tokens, k) = (weights.size()[0], weights.size()[1]);
-        let form = one_hot(&row_of.view([-1, k]), None, weights, rows as i64);
-        Self { row_of, kept: None, rows: rows as i64, tokens, k, parts: 1, form }
+    /// By products with one-hot matrices. `row_of` `[tokens * k]`: the row of every choice, -1 where it was dropped, as some may
+    /// be if `fewer`.
+    pub(super) fn by_products(row_of: &Tensor, fewer: bool, weights: &Tensor, rows: usize) -> Self {
+        let (tokens, k, rows) = (weights.size()[0], weights.size()[1], rows as i64);
+        let kept = fewer.then(|| row_of.ge(0).to_kind(Kind::Float).view([-1, k, 1]));
+        let row_of = if fewer { row_of.clamp_min(0) } else { row_of.shallow_clone() };
+        let form = one_hot(&row_of.view([-1, k]), kept.as_ref(), weights, rows);
+        Self { row_of, kept, rows, tokens, k, parts: 1, form }
     }
 
     /// Every entry's token at its row, zeros elsewhere.
@@ -171,4 +174,47 @@ fn one_hot(row_of: &Tensor, kept: Option<&Tensor>, weights: &Tensor, rows: i64) 
     let ones = kept.map_or_else(|| weights.ones_like(), |kept| kept.squeeze_dim(-1));
     let zeros = Tensor::zeros([row_of.size()[0], rows], (Kind::Float, weights.device()));
     Form::OneHot(zeros.scatter_add(1, row_of, &ones), zeros.scatter_add(1, row_of, &(&ones * weights)))
+}
+
+#[cfg(test)]
+mod tests {
+    use systems::RoutingCounts;
+    use systems::plan::placement::Placement;
+    use systems::program::{Exchange, LayerProgram};
+    use tch::Device;
+
+    use super::*;
+
+    /// Two choices each of three tokens among two experts, with and without drops.
+    #[test]
+    fn rows_on_a_device_make_the_products_that_choices_of_the_host_make() {
+        let layout = Layout::OneHot { rows: 4 };
+        let program = LayerProgram::padded(layout, Exchange::Whole, false);
+        let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (tokens, weights) = (draw(&[3, 5]), draw(&[3, 2]));
+        let choices = [Some(1), Some(0), Some(1), Some(0), Some(0), Some(1)];
+        let dropped = [Some(1), None, Some(1), Some(0), None, None];
+        for (choices, counts, row_of) in
+            [(choices, [3, 3], [4i64, 0, 5, 1, 2, 6]), (dropped, [1, 2], [4, -1, 5, 0, -1, -1])]
+        {
+            let of_ranks = RoutingCounts::new(2, counts.to_vec());
+            let splits = Splits::new(&program, &of_ranks, &Placement::identity(2, 1), &[0], 0);
+            let expected = Permutation::new(&splits, &choices, &weights, layout);
+            let fewer = choices.contains(&None);
+            let found = Permutation::by_products(&Tensor::from_slice(&row_of), fewer, &weights, splits.rows);
+            let rows = draw(&[splits.rows as i64, 5]);
+            let all = |of: &Permutation| {
+                [
+                    of.permute(&tokens),
+                    of.unpermute(&rows, &weights),
+                    of.unpermute_backward(&tokens, &weights),
+                    of.weights_backward(&tokens, &rows),
+                    of.permute_backward(&rows),
+                ]
+            };
+            for (found, expected) in all(&found).iter().zip(&all(&expected)) {
+                assert!(found.equal(expected));
+            }
+        }
+    }
 }
