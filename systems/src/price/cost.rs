@@ -171,17 +171,20 @@ impl CostModel {
         Bytes(moe.expert_parameters() as f64 * HALF)
     }
 
-    /// The same prices where ranks are emulated: no host runs ahead, so that every operation takes what it takes from an idle GPU on, and
-    /// kernels, which are measured one rank after the other, have no transfer beside them.
+    /// The same prices where ranks are emulated: where hosts are followed, they run ahead, so that every operation takes what it takes behind
+    /// other work, and data was read before; kernels, which are measured one rank after the other, have no transfer beside them.
     #[must_use]
     pub fn as_emulated(&self) -> Self {
-        let mut alone = self.clone();
-        for of in &mut alone.cluster.gpu.measured {
-            (of.queued, of.issue) = (None, None);
+        let mut emulated = self.clone();
+        if self.follows_hosts() {
+            emulated.cluster.host.iteration.value = 0.0;
         }
-        let network = &mut alone.cluster.network;
+        for of in &mut emulated.cluster.gpu.measured {
+            of.issue = None;
+        }
+        let network = &mut emulated.cluster.network;
         (network.slows_kernels, network.slowed_by_kernels) = (None, None);
-        alone
+        emulated
     }
 
     /// Whether hosts take time to issue anything: where an operation was measured behind other work, too.

@@ -140,19 +140,19 @@ impl Measurement<'_> {
         let measured = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
         let Some((batch, times)) = measured else { return Ok(None) };
         let of = |measure| means(times.iter().filter(|(of, _)| *of == measure).map(|(_, times)| times));
-        let [measured, mut issued, mut queued] = [measures[0], Measure::Issue, Measure::Queued].map(of);
+        let [measured, mut issued, mut queued] = [measures[0], Measure::Issue, measures[measures.len() - 1]].map(of);
         // Data is read by the host alone.
         for times in [&mut issued, &mut queued] {
             times.retain(|place, _| place.segment != Segment::Host);
         }
-        let ahead = measures.contains(&Measure::Queued).then_some(Ahead { queued, issued });
+        let ahead = measures.contains(&Measure::Issue).then_some(Ahead { queued, issued });
         Ok(Some(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured, ahead }))
     }
 
     /// The choices of an iteration, and the segments of all measured ones; none in a process that is not the first.
     fn run(&self, job: &Job, plan: Plan, system: &'static dyn System, measures: Measures) -> Result<Option<Measured>> {
         let gpt = setup::gpt(job, &plan)?;
-        let samples = Repeated::new(gpt.vocabulary, gpt.seq_len);
+        let samples = Repeated::new(job.global_batch, gpt.vocabulary, gpt.seq_len);
         let costs = CostModel::new(&job.cluster, job.gpus);
         let setup = Setup {
             job,
@@ -193,10 +193,10 @@ impl Measurement<'_> {
 /// The choices of an iteration, and the segments of every measured one with what was measured of them.
 type Measured = (BatchCounts, Vec<(Measure, Times)>);
 
-/// What is measured of operations, one after the other: of a rank that has a device, as its host begins them; of ranks that take turns on one,
-/// each segment alone, as emulation takes it.
+/// What is measured of operations, one after the other, the last behind other work: of a rank that has a device, as its host begins them; of
+/// ranks that take turns on one, as emulation takes them.
 const EACH: Measures = &[Measure::Begun, Measure::Issue, Measure::Queued];
-const IN_TURN: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
+const IN_TURN: Measures = &[Measure::Alone, Measure::Issue, Measure::Ahead];
 
 /// The mean of every segment over iterations.
 fn means<'a>(iterations: impl Iterator<Item = &'a Times>) -> Times {
@@ -261,26 +261,28 @@ pub fn synchronisation(device: Device) -> Seconds {
     Seconds(times[times.len() / 2])
 }
 
-/// The same samples in every iteration: of the synthetic language, or, where its vocabulary is too large, any tokens.
+/// The same samples in every iteration, as quick to read as those of a file: of the synthetic language, or, where its vocabulary is too large,
+/// any tokens.
 struct Repeated {
-    language: Option<Language>,
+    samples: Vec<Vec<i64>>,
     vocabulary: usize,
-    sequence: usize,
 }
 
 impl Repeated {
-    fn new(vocabulary: usize, sequence: usize) -> Self {
-        Self { language: Language::new(vocabulary, sequence, 1).ok(), vocabulary, sequence }
+    fn new(number: usize, vocabulary: usize, sequence: usize) -> Self {
+        let language = Language::new(vocabulary, sequence, 1).ok();
+        let any = |index: usize, position: usize| (index * 7919 + position * position * 31 + position) % vocabulary;
+        let sample = |index| match &language {
+            Some(language) => language.sample(0, index),
+            None => (0..=sequence).map(|position| any(index, position) as i64).collect(),
+        };
+        Self { samples: (0..number).map(sample).collect(), vocabulary }
     }
 }
 
 impl Samples for Repeated {
     fn sample(&self, _iteration: usize, index: usize) -> Vec<i64> {
-        let any = |position: usize| ((index * 7919 + position * position * 31 + position) % self.vocabulary) as i64;
-        match &self.language {
-            Some(language) => language.sample(0, index),
-            None => (0..=self.sequence).map(any).collect(),
-        }
+        self.samples[index % self.samples.len()].clone()
     }
 
     fn vocabulary(&self) -> usize {

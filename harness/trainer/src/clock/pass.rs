@@ -63,7 +63,7 @@ impl<'a> PassTimer<'a> {
         }
         let result = segment();
         if was_running {
-            let started = if self.waited.get() { self.timer.begin_after_wait() } else { self.timer.begin(GATE) };
+            let started = if self.waited.get() { self.timer.begin_after_wait(GATE) } else { self.timer.begin(GATE) };
             self.gate.replace(Some(started));
         }
         result

@@ -4,17 +4,21 @@
 
 use std::time::{Duration, Instant};
 
+use systems::iteration::timeline::Activity;
 use tch::{Device, Kind, Tensor, no_grad};
 use workloads::Seconds;
 
-use crate::clock::timer::synchronize;
+use crate::clock::timer::{Part, synchronize};
 use crate::cuda::{Event, Gpu, Stream};
 
 /// Rows and columns of a product, a piece of other work: some tenths of a millisecond on a GPU of today.
 const SIZE: i64 = 4096;
-/// Of other work, as a multiple of what the host took to issue the segment before, and at least.
+/// Of other work, as a multiple of what the host took to issue the segment before.
 const MARGIN: f64 = 2.0;
-const LEAST: Seconds = Seconds(3e-3);
+/// At least so much, as long as it is not known what the host takes, and where the GPU's clock is to be that of training.
+pub(super) const LEAST: Seconds = Seconds(3e-3);
+/// At least so much of it otherwise.
+pub(super) const SOME: Seconds = Seconds(3e-4);
 /// Pieces at most: a driver queues about a thousand launches, those of the segment among them.
 const MOST: f64 = 256.0;
 
@@ -22,10 +26,23 @@ const MOST: f64 = 256.0;
 #[derive(Default)]
 pub(super) struct Queue {
     work: Option<Work>,
-    /// What the host took to issue each segment of the last iteration that had none in front, in order.
-    issued: Vec<Seconds>,
-    /// The segment that is next.
+    /// In the order of an iteration.
+    known: Vec<Known>,
+    /// The segment at hand, and how far the iteration has come.
+    at: usize,
     next: usize,
+}
+
+/// What a segment is: its activity, and the part of the iteration that it belongs to.
+pub(super) type Segment = (Activity, Part);
+
+/// What is known of a segment from iterations before.
+struct Known {
+    of: Segment,
+    /// What the host took to issue it.
+    issued: Option<Seconds>,
+    /// What the GPU took for it, all issued before.
+    took: Option<Seconds>,
 }
 
 /// Work that can be put in front of anything.
@@ -44,15 +61,26 @@ impl Queue {
         self.next = 0;
     }
 
-    /// Gives an idle GPU work for longer than the host will take to issue the segment that is next: the place behind it. None where the GPU
-    /// has no memory or events for that.
-    pub(super) fn fill(&mut self, ordinal: usize) -> Option<Event> {
+    /// A segment starts: the next of the iteration before that was the same.
+    pub(super) fn begin(&mut self, of: Segment) {
+        let from = self.next.min(self.known.len());
+        let found = self.known[from..].iter().position(|known| known.of == of);
+        if found.is_none() {
+            self.known.insert(from, Known { of, issued: None, took: None });
+        }
+        self.at = from + found.unwrap_or(0);
+        self.next = self.at + 1;
+    }
+
+    /// Gives an idle GPU work for longer than the host will take to issue the segment that starts, and for `least`: the place behind it. None
+    /// where the GPU has no memory or events for that.
+    pub(super) fn fill(&mut self, ordinal: usize, least: Seconds) -> Option<Event> {
         if self.work.is_none() {
             self.work = Work::on(ordinal);
         }
         let work = self.work.as_ref()?;
-        let wanted = self.issued.get(self.next).map_or(LEAST, |&time| LEAST.max(time * MARGIN));
-        work.fill(wanted);
+        let issued = self.known.get(self.at).and_then(|known| known.issued);
+        work.fill(issued.map_or(LEAST, |issued| least.max(issued * MARGIN)));
         self.here()
     }
 
@@ -64,13 +92,20 @@ impl Queue {
         Some(event)
     }
 
-    /// A segment has ended, which took the host so long to issue; `None` where that says little, because other work was in front.
-    pub(super) fn next(&mut self, issued: Option<Seconds>) {
-        if let Some(issued) = issued {
-            self.issued.resize(self.issued.len().max(self.next + 1), Seconds::ZERO);
-            self.issued[self.next] = issued;
+    /// The segment has ended, which took the host so long to issue.
+    pub(super) fn issued(&mut self, issued: Seconds) {
+        if let Some(known) = self.known.get_mut(self.at) {
+            known.issued = Some(issued);
         }
-        self.next += 1;
+    }
+
+    /// What the GPU took for the segment, or, where it had to wait for the host, what it took when it last had not.
+    pub(super) fn took(&mut self, time: Seconds, had_to_wait: bool) -> Seconds {
+        match self.known.get_mut(self.at) {
+            Some(known) if had_to_wait => known.took.unwrap_or(time),
+            Some(known) => *known.took.insert(time),
+            None => time,
+        }
     }
 }
 

@@ -10,12 +10,12 @@ use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Gradients, Span};
 use systems::price::ledger::{Ledger, Phase};
 use systems::price::streams::Links;
-use systems::program::Stream;
+use systems::program::{Op, Stream};
 use tch::{Device, Tensor};
 use workloads::Seconds;
 
 use crate::clock::marks::Marks;
-use crate::clock::queue::Queue;
+use crate::clock::queue::{LEAST, Queue, SOME};
 use crate::comm::Communicator;
 use crate::comm::noted::Log;
 use crate::cuda::Event;
@@ -23,7 +23,7 @@ use crate::error::TrainError;
 use crate::host::to_host;
 
 /// A pass of a micro-batch and a block: the part of an iteration that a span belongs to.
-type Part = (Option<Work>, Option<usize>);
+pub(super) type Part = (Option<Work>, Option<usize>);
 
 /// An activity (none: a wait for another stage), its part, and what it moved.
 type Marked = (Option<Activity>, Part, Vec<Message>);
@@ -38,8 +38,11 @@ pub enum Measure {
     Begun,
     /// Until the host has issued it, from an idle device on. On a CPU nothing is issued: no time.
     Issue,
-    /// What the device takes once all is issued, behind other work. On a CPU the same as alone.
+    /// What the device takes once all is issued, behind other work; from an idle device on behind a wait of the host. On a CPU the same as
+    /// alone.
     Queued,
+    /// What the device takes once all is issued, as if no host ever waited and data had been read before. On a CPU the same as alone.
+    Ahead,
 }
 
 /// Ranks under a virtual clock: what each measures in its iterations, one after the other and again from the first.
@@ -47,6 +50,9 @@ pub type Measures = &'static [Measure];
 
 /// What a step takes on a device: segments alone.
 pub const ALONE: Measures = &[Measure::Alone];
+
+/// What emulated ranks take: the device's time, as where hosts run ahead.
+pub const AHEAD: Measures = &[Measure::Ahead];
 
 pub struct Timer {
     rank: usize,
@@ -198,7 +204,7 @@ impl Timer {
         waiting: impl FnOnce() -> Result<(T, Seconds), TrainError>,
     ) -> Result<T, TrainError> {
         if self.marks.is_some() {
-            let started = self.begin_segment(self.measure());
+            let started = self.begin_segment(None, self.measure());
             let arrived = waiting();
             self.end(None, started);
             return Ok(arrived?.0);
@@ -221,21 +227,24 @@ impl Timer {
     /// Starts to time a segment of an activity; under a virtual clock, once it is this rank's turn.
     pub(super) fn begin(&self, activity: Activity) -> Started<'_> {
         let goes_on = self.before.get() == Some((activity, self.part.get()));
-        self.begin_segment(match self.measure() {
+        let measure = match self.measure() {
             Measure::Begun if goes_on => Measure::Queued,
+            Measure::Queued | Measure::Ahead if is_of_host(activity) => Measure::Alone,
             other => other,
-        })
+        };
+        self.begin_segment(Some(activity), measure)
     }
 
-    /// The same for a segment that follows a wait of the host, so that it never stands behind other work.
-    pub(super) fn begin_after_wait(&self) -> Started<'_> {
-        self.begin_segment(match self.measure() {
+    /// The same for a segment that follows a wait of the host: it is not queued.
+    pub(super) fn begin_after_wait(&self, activity: Activity) -> Started<'_> {
+        let measure = match self.measure() {
             Measure::Queued => Measure::Alone,
             other => other,
-        })
+        };
+        self.begin_segment(Some(activity), measure)
     }
 
-    fn begin_segment(&self, measure: Measure) -> Started<'_> {
+    fn begin_segment(&self, activity: Option<Activity>, measure: Measure) -> Started<'_> {
         let Some(turns) = &self.turns else {
             return match &self.marks {
                 Some(marks) => Started::Marked(marks.here()),
@@ -245,17 +254,21 @@ impl Timer {
         // A turn that ended in a panic leaves nothing behind that could disturb the next one.
         let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
         synchronize(self.device);
+        if let (Some(activity), true) = (activity, self.device.is_cuda()) {
+            self.queue.borrow_mut().begin((activity, self.part.get()));
+        }
         if let (Measure::Alone | Measure::Begun | Measure::Issue, Device::Cuda(ordinal), true) =
-            (measure, self.device, self.measures != ALONE)
+            (measure, self.device, self.measures.len() > 1)
         {
-            self.queue.borrow_mut().fill(ordinal);
+            self.queue.borrow_mut().fill(ordinal, LEAST);
             synchronize(self.device);
         }
         let idle = Instant::now();
         synchronize(self.device);
         let wait = Seconds(idle.elapsed().as_secs_f64());
         let behind = match (measure, self.device) {
-            (Measure::Queued, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal),
+            (Measure::Queued, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal, LEAST),
+            (Measure::Ahead, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal, SOME),
             _ => None,
         };
         Started::Alone { turn, cpu_time: cpu_time(), wait, idle: Instant::now(), behind }
@@ -265,6 +278,12 @@ impl Timer {
     /// returns the time that the segment took and does not move.
     pub(super) fn end(&self, activity: Option<Activity>, started: Started) -> Seconds {
         match (started, activity) {
+            (Started::Alone { cpu_time: before, .. }, Some(activity)) if is_of_host(activity) => {
+                self.before.set(Some((activity, self.part.get())));
+                let reads_ahead = self.measure() == Measure::Ahead && activity == Activity::Host && self.device.is_cuda();
+                let takes_none = self.measure() == Measure::Issue || reads_ahead;
+                return if takes_none { Seconds::ZERO } else { cpu_time() - before };
+            }
             (Started::Alone { turn, wait, idle, behind, .. }, activity) if self.device.is_cuda() => {
                 let time = self.end_on_gpu((wait, idle), behind);
                 self.before.set(activity.map(|activity| (activity, self.part.get())));
@@ -289,12 +308,17 @@ impl Timer {
     /// idle GPU takes the host is none of the GPU's time.
     fn end_on_gpu(&self, (wait, idle): (Seconds, Instant), behind: Option<Event>) -> Seconds {
         let (issued, mut queue) = (Seconds(idle.elapsed().as_secs_f64()), self.queue.borrow_mut());
+        let had_to_wait = behind.as_ref().is_some_and(|behind| behind.is_reached().unwrap_or(true));
         let end = behind.as_ref().and_then(|_| queue.here());
         synchronize(self.device);
         let alone = issued.max(Seconds(idle.elapsed().as_secs_f64()) - wait);
-        queue.next(behind.is_none().then_some(issued));
-        match (behind.zip(end), self.measure()) {
-            (Some((start, end)), _) => end.since(&start).map_or(alone, |time| Seconds(time.as_secs_f64())),
+        // Behind other work that says less, but where nothing else is measured.
+        if behind.is_none() || self.measures.len() == 1 {
+            queue.issued(issued);
+        }
+        let on_gpu = |(start, end): (Event, Event)| end.since(&start).map(|time| Seconds(time.as_secs_f64())).ok();
+        match (behind.zip(end).and_then(on_gpu), self.measure()) {
+            (Some(time), _) => queue.took(time, had_to_wait),
             (None, Measure::Issue) => issued,
             (None, _) => alone,
         }
@@ -453,6 +477,11 @@ fn ledger(phases: &[(Phase, Seconds, Seconds)], end: Seconds) -> Ledger {
     }
     ledger.add(Phase::Wait, (end - covered).max(Seconds::ZERO));
     ledger
+}
+
+/// Whether it is the host that works, wherever the device is.
+fn is_of_host(activity: Activity) -> bool {
+    matches!(activity, Activity::Host | Activity::Op(Op::Decide { .. }))
 }
 
 /// The host waits for the device.

@@ -14,7 +14,7 @@ use systems::iteration::moved::Message;
 use systems::iteration::run::Iteration;
 use systems::iteration::timeline::Span;
 use systems::{CostModel, Plan};
-use trainer::clock::timer::ALONE;
+use trainer::clock::timer::AHEAD;
 use trainer::comm::launch::Launch;
 use trainer::comm::{CommError, CommFailure, noted};
 use trainer::processes::{Call, Processes};
@@ -229,7 +229,7 @@ impl Trainer {
     /// Trains to the end, and says how it came.
     fn collect(&self, setup: &Setup, tick: &(dyn Fn() + Sync)) -> (Collected, Result<(), TrainError>) {
         let virtual_clock = self.options.virtual_clock();
-        let measures = virtual_clock.then_some(ALONE);
+        let measures = virtual_clock.then_some(AHEAD);
         let threads = Threads { device: self.options.device, virtual_clock: measures, timeout: self.options.timeout };
         let collected = Mutex::new(Collected::default());
         // The simulator follows an emulated run: same cluster, same routing.
