@@ -280,7 +280,8 @@ impl Timer {
         match (started, activity) {
             (Started::Alone { cpu_time: before, .. }, Some(activity)) if is_of_host(activity) => {
                 self.before.set(Some((activity, self.part.get())));
-                let reads_ahead = self.measure() == Measure::Ahead && activity == Activity::Host && self.device.is_cuda();
+                let reads_ahead =
+                    self.measure() == Measure::Ahead && activity == Activity::Host && self.device.is_cuda();
                 let takes_none = self.measure() == Measure::Issue || reads_ahead;
                 return if takes_none { Seconds::ZERO } else { cpu_time() - before };
             }

@@ -3,6 +3,7 @@
 //! Streams are FIFO; transfers of weights are issued like exchanges and with them. An exchange is issued as soon as the exchange before it is issued and the task that it waits for
 //! has run. Then the next compute task runs, once the exchange that it waits for has arrived. Exchanges that nothing waits
 //! for are completed at the end, but for gradients that return to where experts stand or to shards: they end in the passes that follow.
+//! On a GPU, shadowed experts run together at the first of their tasks, once the weights of all have arrived.
 //!
 //! Experts of the next pass begin to be restored from shards once rows are on their way to those of this one
 //! ([`systems::program::Stream::Copy`]).
@@ -51,8 +52,10 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
             if !self.may_begin(next) {
                 return Err(TrainError::Program(format!("{:?}, which waits for a later task", self.tasks[next].op)));
             }
-            if let Some(other) = self.tasks[next].after {
-                self.complete(other)?;
+            for task in self.together_with(next) {
+                if let Some(other) = self.tasks[task].after {
+                    self.complete(other)?;
+                }
             }
             self.compute(next)?;
         }
@@ -61,6 +64,15 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
         }
         (0..self.tasks.len()).try_for_each(|task| self.complete(task))?;
         self.restore_next(true)
+    }
+
+    /// The tasks whose inputs a task takes: its own, and, where shadowed experts run together, those of all whose weights are on their way.
+    fn together_with(&self, task: usize) -> Vec<usize> {
+        let is_shadow = |task: usize| matches!(self.tasks[task].op, Op::Shadow { .. });
+        match is_shadow(task) && self.pass.kernels_of_shadows().is_some() {
+            true => (0..self.tasks.len()).filter(|&task| is_shadow(task) && self.may_begin(task)).collect(),
+            false => vec![task],
+        }
     }
 
     fn restore_next(&self, ran: bool) -> Result<(), TrainError> {

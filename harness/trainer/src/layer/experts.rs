@@ -417,27 +417,18 @@ impl Experts {
         kernels::on(&self.bucket.weights).filter(|_| aligned)
     }
 
-    /// The experts of these slots in one of the bucket's tensors, `[slots, ...]`, with gaps between them.
-    fn together(&self, of: &Tensor, slots: &Range<usize>) -> Views {
+    /// The experts of these slots in one of the bucket's tensors.
+    fn together(&self, of: &Tensor, slots: &Range<usize>) -> Together {
         let (size, count) = (self.moe.expert_parameters() as i64, slots.len() as i64);
-        Views::new(&of.narrow(0, slots.start as i64 * size, count * size).view([count, size]), &self.moe)
+        Together::new(&of.narrow(0, slots.start as i64 * size, count * size).view([count, size]), &self.moe)
     }
 
     /// Begins the forward pass of all experts, on rows that lie expert after expert; what comes of rows behind the last expert's is
     /// not to be used.
     pub(super) fn begin(&self, kernels: &Kernels, rows: &Tensor, ends: &Tensor) -> Begun {
         let weights = self.together(&self.bucket.weights, &(0..ends.numel()));
-        let (inner, active) = self.first_half(kernels, &weights, rows, ends);
+        let (inner, active) = weights.first_half(kernels, rows, ends);
         Begun { ends: ends.shallow_clone(), rows: rows.shallow_clone(), inner, active }
-    }
-
-    /// The inner values ([`Saved::inner`]), and their activation.
-    fn first_half(&self, kernels: &Kernels, weights: &Views, rows: &Tensor, ends: &Tensor) -> (Vec<Tensor>, Tensor) {
-        let (matrices, biases): (Vec<&Tensor>, Vec<Option<&Tensor>>) = weights.before_last().into_iter().unzip();
-        let inner: Vec<Tensor> = matrices.into_iter().map(|matrix| grouped_product(rows, matrix, ends)).collect();
-        let stride = self.moe.expert_parameters() as i64;
-        let active = kernels.activate(weights.activation, &inner, (&biases, stride), ends);
-        (inner, active)
     }
 
     /// [`forward`] of the experts in `slots` together, on the rows that arrived for them.
@@ -449,18 +440,7 @@ impl Experts {
         rows: Tensor,
         begun: Option<Begun>,
     ) -> (Tensor, Saved) {
-        let (weights, ends) = (self.together(&self.bucket.weights, slots), &grouping.ends);
-        let stride = self.moe.expert_parameters() as i64;
-        let input = grouping.by_expert(kernels, rows);
-        let (inner, active) = match begun {
-            Some(Begun { inner, active, .. }) => (inner, active),
-            None => self.first_half(kernels, &weights, &input, ends),
-        };
-        let output = grouped_product(&active, &weights.second, ends);
-        if let Some(bias) = &weights.second_bias {
-            kernels.add_bias(&output, bias, stride, ends);
-        }
-        (grouping.by_arrival(kernels, output), Saved { input, inner, active, grouping: Some(grouping) })
+        self.together(&self.bucket.weights, slots).forward(kernels, grouping, rows, begun)
     }
 
     /// [`backward`] of the experts in `slots` together, from what they saved together. Adds to the bucket's gradients.
@@ -471,14 +451,83 @@ impl Experts {
         saved: Saved,
         gradient: Tensor,
     ) -> Tensor {
-        let grouping = saved.grouping.as_ref().expect("the forward pass ran these experts together");
         let (held, held_fresh) = self.bucket.open(slots.clone());
         // Kernels write single precision: what is held in another kind is added to from there.
         let half = held.kind() != Kind::Float;
         let made = if half { Tensor::empty(held.size(), (Kind::Float, held.device())) } else { held.shallow_clone() };
-        let fresh = held_fresh || half;
         let (weights, gradients) = (self.together(&self.bucket.weights, slots), self.together(&made, slots));
-        let (ends, stride) = (&grouping.ends, self.moe.expert_parameters() as i64);
+        let of_input = weights.backward(kernels, &gradients, held_fresh || half, saved, gradient);
+        if half {
+            let size = self.size() as i64;
+            let part = |of: &Tensor| of.narrow(0, slots.start as i64 * size, slots.len() as i64 * size);
+            match held_fresh {
+                true => part(held).copy_(&part(&made)),
+                false => drop(part(held).g_add_(&part(&made))),
+            }
+        }
+        of_input
+    }
+
+    pub fn moe(&self) -> &Moe {
+        &self.moe
+    }
+}
+
+/// Parameters or gradients of several experts, which run in grouped products, on a GPU.
+pub(super) struct Together {
+    views: Views,
+    /// From one expert's numbers to the next one's.
+    stride: i64,
+}
+
+impl Together {
+    /// Of `[experts, parameters]`.
+    pub(super) fn new(flat: &Tensor, moe: &Moe) -> Self {
+        Self { views: Views::new(flat, moe), stride: moe.expert_parameters() as i64 }
+    }
+
+    /// The inner values ([`Saved::inner`]), and their activation.
+    fn first_half(&self, kernels: &Kernels, rows: &Tensor, ends: &Tensor) -> (Vec<Tensor>, Tensor) {
+        let (matrices, biases): (Vec<&Tensor>, Vec<Option<&Tensor>>) = self.views.before_last().into_iter().unzip();
+        let inner: Vec<Tensor> = matrices.into_iter().map(|matrix| grouped_product(rows, matrix, ends)).collect();
+        let active = kernels.activate(self.views.activation, &inner, (&biases, self.stride), ends);
+        (inner, active)
+    }
+
+    /// [`forward`] of all experts, on the rows that arrived for them.
+    pub(super) fn forward(
+        &self,
+        kernels: &Kernels,
+        grouping: Grouping,
+        rows: Tensor,
+        begun: Option<Begun>,
+    ) -> (Tensor, Saved) {
+        let ends = &grouping.ends;
+        let input = grouping.by_expert(kernels, rows);
+        let (inner, active) = match begun {
+            Some(Begun { inner, active, .. }) => (inner, active),
+            None => self.first_half(kernels, &input, ends),
+        };
+        let output = grouped_product(&active, &self.views.second, ends);
+        if let Some(bias) = &self.views.second_bias {
+            kernels.add_bias(&output, bias, self.stride, ends);
+        }
+        (grouping.by_arrival(kernels, output), Saved { input, inner, active, grouping: Some(grouping) })
+    }
+
+    /// [`backward`] of all experts, from what they saved together. Adds to `gradients`, in single precision, or, where these are `fresh`,
+    /// writes them.
+    pub(super) fn backward(
+        &self,
+        kernels: &Kernels,
+        gradients: &Self,
+        fresh: bool,
+        saved: Saved,
+        gradient: Tensor,
+    ) -> Tensor {
+        let grouping = saved.grouping.as_ref().expect("the forward pass ran these experts together");
+        let (weights, stride, ends) = (&self.views, self.stride, &grouping.ends);
+        let gradients = &gradients.views;
         let gradient = grouping.by_expert(kernels, gradient);
         if let Some(bias) = &gradients.second_bias {
             kernels.finish(&kernels.column_sums(&gradient, ends), ends, bias, (stride, fresh));
@@ -500,22 +549,11 @@ impl Experts {
         for (sums, (_, of_bias)) in sums.iter().zip(gradients.before_last()) {
             of_bias.iter().for_each(|of_bias| kernels.finish(sums, ends, of_bias, (stride, fresh)));
         }
-        if half {
-            let part = |of: &Tensor| of.narrow(0, slots.start as i64 * stride, slots.len() as i64 * stride);
-            match held_fresh {
-                true => part(held).copy_(&part(&made)),
-                false => drop(part(held).g_add_(&part(&made))),
-            }
-        }
         let through = |(of_inner, (matrix, _)): (&&Tensor, &(&Tensor, Option<&Tensor>))| {
             grouped_product(of_inner, &matrix.transpose(1, 2), ends)
         };
         let of_input = sum_of(of_inner.iter().zip(&weights.before_last()).map(through));
         grouping.by_arrival(kernels, of_input)
-    }
-
-    pub fn moe(&self) -> &Moe {
-        &self.moe
     }
 }
 

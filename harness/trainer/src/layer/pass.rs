@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use systems::plan::placement::Placement;
 use systems::program::Op;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use workloads::model::Moe;
 
 use crate::clock::timer::synchronize;
@@ -15,7 +15,7 @@ use crate::comm::{Communicator, Pending};
 use crate::error::TrainError;
 use crate::kernels::Kernels;
 use crate::layer::copies::Transfers;
-use crate::layer::experts::{self, Begun, Experts, Grouping, Views};
+use crate::layer::experts::{self, Begun, Experts, Grouping, Together, Views};
 use crate::layer::moe::Layer;
 use crate::layer::parts::Parts;
 use crate::layer::shards::Shards;
@@ -38,6 +38,17 @@ pub(super) trait Kernel {
 
     /// Runs a shadowed expert on this rank's own rows; returns their outputs and what the expert is afterwards.
     fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError>;
+
+    /// Runs all shadowed experts together, `sizes` `[shadow]` of this rank's own rows each, and changes what they are; returns the outputs. None
+    /// where one is not ready to, or none has rows.
+    fn shadows(
+        &mut self,
+        moe: &Moe,
+        kernels: &Kernels,
+        shadows: &mut [Shadow],
+        sizes: Vec<usize>,
+        rows: Tensor,
+    ) -> Option<Tensor>;
 }
 
 /// A step of the program and a slot of this rank.
@@ -74,6 +85,9 @@ pub(super) enum Shadow {
     Weights(Tensor),
     /// Its weights, and what its forward pass saved.
     Saved(Tensor, experts::Saved),
+    /// Likewise of all shadowed experts, `[shadows, parameters]`, which ran together; those behind the first keep nothing.
+    AllSaved(Tensor, experts::Saved),
+    WithFirst,
     /// It has no rows on this rank.
     Unused,
     /// The gradient of its weights.
@@ -280,13 +294,16 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 self.computed[step] = self.experts(step, arrived)?;
             }
             Op::Shadow { expert } => {
-                let index = self.shadow_index(expert)?;
+                let (index, first) = (self.shadow_index(expert)?, first_piece(splits, splits.steps.len()));
+                if self.outputs[first + index].is_some() || self.shadows_together() {
+                    return Ok(());
+                }
                 let own = splits.shadows[index];
                 let rows = self.rows.narrow(0, own.first as i64, own.rows as i64);
                 let shadow = std::mem::replace(&mut self.shadows[index], Shadow::Absent);
                 let (outputs, shadow) = self.kernel.shadow(experts.moe(), shadow, rows)?;
                 self.shadows[index] = shadow;
-                self.outputs[first_piece(splits, splits.steps.len()) + index] = Some(outputs);
+                self.outputs[first + index] = Some(outputs);
             }
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Await => {}
             _ => return Err(not_executed(op)),
@@ -329,6 +346,30 @@ impl<'a, K: Kernel> Pass<'a, K> {
         let rows = if let [rows] = &arrived[..] { rows.shallow_clone() } else { Tensor::cat(&arrived, 0) };
         let outputs = kernel.together(experts, kernels, step, calls, rows)?;
         Ok(outputs.split_with_sizes(sizes.as_slice(), 0))
+    }
+
+    /// The kernels by which shadowed experts run together: on a GPU, where there are several.
+    pub(super) fn kernels_of_shadows(&self) -> Option<&'static Kernels> {
+        self.local.experts.kernels().filter(|_| self.shadows.len() > 1)
+    }
+
+    /// Runs all shadowed experts together, if they can.
+    fn shadows_together(&mut self) -> bool {
+        let (Some(kernels), [first, ..]) = (self.kernels_of_shadows(), &self.local.splits.shadows[..]) else {
+            return false;
+        };
+        let Local { experts, splits, .. } = self.local;
+        let sizes: Vec<usize> = splits.shadows.iter().map(|shadow| shadow.rows).collect();
+        let rows = self.rows.narrow(0, first.first as i64, sizes.iter().sum::<usize>() as i64);
+        let pieces: Vec<i64> = sizes.iter().map(|&rows| rows as i64).collect();
+        let Some(outputs) = self.kernel.shadows(experts.moe(), kernels, &mut self.shadows, sizes, rows) else {
+            return false;
+        };
+        let of_shadows = &mut self.outputs[first_piece(splits, splits.steps.len())..];
+        for (piece, outputs) in of_shadows.iter_mut().zip(outputs.split_with_sizes(pieces.as_slice(), 0)) {
+            *piece = Some(outputs);
+        }
+        true
     }
 
     /// Sends the rows of a step to the ranks of their experts.
@@ -443,6 +484,29 @@ impl Kernel for Forward {
         let (output, saved) = experts::forward(&Views::new(&weights, moe), rows);
         Ok((output, Shadow::Saved(weights, saved)))
     }
+
+    fn shadows(
+        &mut self,
+        moe: &Moe,
+        kernels: &Kernels,
+        shadows: &mut [Shadow],
+        sizes: Vec<usize>,
+        rows: Tensor,
+    ) -> Option<Tensor> {
+        let weights = |shadow: &Shadow| match shadow {
+            Shadow::Weights(weights) => Some(weights.shallow_clone()),
+            _ => None,
+        };
+        let weights: Vec<Tensor> = shadows.iter().map(weights).collect::<Option<_>>()?;
+        if rows.size()[0] == 0 {
+            return None;
+        }
+        let (weights, grouping) = (Tensor::stack(&weights, 0), Grouping::new(&[&[sizes]], rows.device()));
+        let (outputs, saved) = Together::new(&weights, moe).forward(kernels, grouping, rows, None);
+        shadows.fill_with(|| Shadow::WithFirst);
+        shadows[0] = Shadow::AllSaved(weights, saved);
+        Some(outputs)
+    }
 }
 
 /// The backward pass of experts: rows are gradients.
@@ -494,10 +558,29 @@ impl Kernel for Backward {
                 let zeros = Tensor::zeros([moe.expert_parameters() as i64], (rows.kind(), rows.device()));
                 Ok((rows, Shadow::Gradient(zeros)))
             }
-            Shadow::Absent | Shadow::Weights(_) | Shadow::Gradient(_) => {
-                Err(TrainError::Program("a shadowed expert that runs backward before forward, or twice".to_owned()))
-            }
+            _ => Err(TrainError::Program("a shadowed expert that runs backward before forward, or twice".to_owned())),
         }
+    }
+
+    fn shadows(
+        &mut self,
+        moe: &Moe,
+        kernels: &Kernels,
+        shadows: &mut [Shadow],
+        _: Vec<usize>,
+        rows: Tensor,
+    ) -> Option<Tensor> {
+        let first = shadows.first_mut().filter(|first| matches!(first, Shadow::AllSaved(..)))?;
+        let Shadow::AllSaved(weights, saved) = std::mem::replace(first, Shadow::Absent) else { return None };
+        // Kernels write single precision, of which experts without rows get zeros.
+        let gradients = Tensor::empty(weights.size(), (Kind::Float, weights.device()));
+        let of_experts = Together::new(&gradients, moe);
+        let of_rows = Together::new(&weights, moe).backward(kernels, &of_experts, true, saved, rows);
+        let gradients = gradients.to_kind(weights.kind());
+        for (shadow, gradient) in shadows.iter_mut().zip(gradients.unbind(0)) {
+            *shadow = Shadow::Gradient(gradient);
+        }
+        Some(of_rows)
     }
 }
 
@@ -569,4 +652,77 @@ fn one_by_one(
     }
     let back: Vec<&Tensor> = (0..sources).flat_map(|source| outputs.iter().map(move |of| &of[source])).collect();
     Ok(Tensor::cat(&back, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use workloads::model::{Activation, Mlp};
+
+    use super::*;
+    use crate::kernels::tests::{HALF, error, gpu, half};
+
+    /// One pass of shadowed experts, `sizes` rows each.
+    fn outputs(
+        kernel: &mut impl Kernel,
+        moe: &Moe,
+        shadows: &mut [Shadow],
+        (sizes, rows): (&[usize], &Tensor),
+        together: bool,
+    ) -> Tensor {
+        if together {
+            return kernel.shadows(moe, gpu(), shadows, sizes.to_vec(), rows.shallow_clone()).unwrap();
+        }
+        let pieces: Vec<i64> = sizes.iter().map(|&rows| rows as i64).collect();
+        let mut alone = |(shadow, rows): (&mut Shadow, Tensor)| {
+            let before = std::mem::replace(shadow, Shadow::Absent);
+            let (outputs, after) = kernel.shadow(moe, before, rows).unwrap();
+            *shadow = after;
+            outputs
+        };
+        let rows = rows.split_with_sizes(pieces.as_slice(), 0);
+        Tensor::cat(&shadows.iter_mut().zip(rows).map(&mut alone).collect::<Vec<_>>(), 0)
+    }
+
+    /// The outputs and the gradients of rows and, `[shadows, parameters]`, of weights.
+    fn run(
+        moe: &Moe,
+        weights: &Tensor,
+        sizes: &[usize],
+        [rows, gradient]: [&Tensor; 2],
+        together: bool,
+    ) -> [Tensor; 3] {
+        let mut shadows: Vec<Shadow> = weights.unbind(0).into_iter().map(Shadow::Weights).collect();
+        let mut forward = Forward { saved: Vec::new(), begun: None, in_parts: false };
+        let mut backward = Backward { saved: Vec::new(), in_parts: false };
+        let results = outputs(&mut forward, moe, &mut shadows, (sizes, rows), together);
+        let of_rows = outputs(&mut backward, moe, &mut shadows, (sizes, gradient), together);
+        let gradient = |shadow: Shadow| match shadow {
+            Shadow::Gradient(gradient) => gradient,
+            _ => panic!("no gradient"),
+        };
+        [results, of_rows, Tensor::stack(&shadows.into_iter().map(gradient).collect::<Vec<_>>(), 0)]
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn shadowed_experts_do_together_what_they_do_alone() {
+        let (_kernels, _guard) = (gpu(), tch::no_grad_guard());
+        let plain = Mlp::plain(256);
+        for expert in [plain, Mlp { gated: true, biases: false, activation: Activation::Silu, ..plain }] {
+            let moe = Moe { expert, ..Moe::plain(4, 128, 256, 1) };
+            let sizes = [70, 0, 3, 131];
+            let rows: i64 = sizes.iter().map(|&rows| rows as i64).sum();
+            let weights = half(&[4, moe.expert_parameters() as i64]) * 0.1;
+            let (rows, gradient) = (half(&[rows, 128]), half(&[rows, 128]));
+            let [together, alone] =
+                [true, false].map(|together| run(&moe, &weights, &sizes, [&rows, &gradient], together));
+            for (together, alone) in together.iter().zip(&alone) {
+                assert_eq!(together.kind(), alone.kind());
+                let error = error(together, alone);
+                assert!(error < 3.0 * HALF, "{expert:?}: {error}");
+            }
+            let without_rows = f64::try_from(together[2].get(1).abs().max().to_kind(Kind::Double)).unwrap();
+            assert_eq!(without_rows, 0.0);
+        }
+    }
 }
