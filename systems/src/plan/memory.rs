@@ -148,14 +148,14 @@ impl StateMemory {
         let mut training = held(Zero::Weights) * WEIGHT_BYTES
             + held(Zero::Gradients) * gradient
             + held(Zero::Optimizer) * OPTIMIZER_BYTES;
-        let block = largest_block_parameters(job, plan, stage);
+        let (block, words) = (largest_block_parameters(job, plan, stage), words(job, plan, stage));
         if plan.zero >= Zero::Gradients {
-            // The gradient of a block is whole until it is reduced.
-            training += block * gradient;
+            // The gradient of a block is whole until it is reduced, that of words until all of a pass are.
+            training += (block + words) * gradient;
         }
         if plan.zero >= Zero::Weights {
-            // The block that runs, and the next one, whose weights are gathered meanwhile.
-            training += 2.0 * block * WEIGHT_BYTES;
+            // The block that runs, and the next one, whose weights are gathered meanwhile; words through the pass.
+            training += (2.0 * block + words) * WEIGHT_BYTES;
         }
         let update = training + held(Zero::Optimizer) * converted(gradient);
         Self { training: Bytes(training), update: Bytes(update) }
@@ -170,6 +170,18 @@ pub fn largest_block_parameters(job: &Job, plan: &Plan, stage: usize) -> f64 {
         one.dense / plan.tp as f64 + one.gate + one.experts
     };
     plan.stage_blocks(job, stage).map(of_block).fold(0.0, f64::max)
+}
+
+/// Parameters of the words of a stage on each of its ranks: at the first, and where the head shares them at the last.
+fn words(job: &Job, plan: &Plan, stage: usize) -> f64 {
+    let (model, chunks) = (&job.model, || plan.chunks_of(stage));
+    let tied = model.tied_parameters as f64;
+    let words = match tied > 0.0 {
+        true if chunks().any(|chunk| chunk == 0 || chunk + 1 == plan.chunks()) => tied,
+        false if chunks().any(|chunk| chunk == 0) => model.input.parameters as f64,
+        _ => 0.0,
+    };
+    words / plan.tp as f64
 }
 
 /// What the passes in flight make one rank of a stage hold.
@@ -443,7 +455,7 @@ mod tests {
         assert_eq!(experts.kept, Bytes::ZERO);
     }
 
-    /// Rajbhandari et al. 2020, figure 1: 16 bytes a parameter become 4 + 12 / N, 2 + 14 / N and 16 / N; here with the blocks
+    /// Rajbhandari et al. 2020, figure 1: 16 bytes a parameter become 4 + 12 / N, 2 + 14 / N and 16 / N; here with the blocks and the words
     /// in use.
     #[test]
     fn zero_shards_state_over_replicas() {
@@ -451,14 +463,15 @@ mod tests {
         let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16);
         let plan = Plan { dp: 8, expert_dp: 8, ..Plan::default() };
         let p = StageParameters::new(&job, &plan, 0).total();
-        let block = largest_block_parameters(&job, &plan, 0);
+        let (block, words) = (largest_block_parameters(&job, &plan, 0), job.model.tied_parameters as f64);
+        assert!(words > 0.0);
         let bytes = |zero| StateMemory::new(&job, &Plan { zero, ..plan }, 0);
         assert_eq!(bytes(Zero::Off).training, Bytes(16.0 * p));
         assert_eq!(bytes(Zero::Off).update, Bytes(20.0 * p));
         let close = |zero, expected: f64| assert!((bytes(zero).training.0 / expected - 1.0).abs() < 1e-12);
         close(Zero::Optimizer, p * (4.0 + 12.0 / 8.0));
-        close(Zero::Gradients, p * (2.0 + 14.0 / 8.0) + 2.0 * block);
-        close(Zero::Weights, p * 16.0 / 8.0 + 6.0 * block);
+        close(Zero::Gradients, p * (2.0 + 14.0 / 8.0) + 2.0 * (block + words));
+        close(Zero::Weights, p * 16.0 / 8.0 + 6.0 * block + 4.0 * words);
     }
 
     /// A slot more on every rank is an expert more, whatever a gradient takes.
