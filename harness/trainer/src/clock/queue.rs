@@ -136,3 +136,27 @@ impl Work {
         let _ = no_grad(|| self.factor.f_matmul_out(&self.product, &self.factor));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_waited_for_its_host_keeps_the_time_before() {
+        let (block, edge) = ((Activity::Block, (None, Some(0))), (Activity::Edge, (None, None)));
+        let mut queue = Queue::default();
+        let mut iteration = |segments: &[(Segment, f64, bool)]| -> Vec<f64> {
+            queue.start();
+            let took = |&(of, time, had_to_wait)| {
+                queue.begin(of);
+                queue.took(Seconds(time), had_to_wait).0
+            };
+            segments.iter().map(took).collect()
+        };
+        assert_eq!(iteration(&[(block, 1.0, false), (block, 2.0, false)]), [1.0, 2.0]);
+        // One that is new comes first, of which nothing is known.
+        assert_eq!(iteration(&[(edge, 9.0, true), (block, 9.0, true), (block, 9.0, true)]), [9.0, 1.0, 2.0]);
+        assert_eq!(iteration(&[(edge, 3.0, false), (block, 4.0, false)]), [3.0, 4.0]);
+        assert_eq!(iteration(&[(edge, 9.0, true), (block, 9.0, true), (block, 9.0, true)]), [3.0, 4.0, 2.0]);
+    }
+}
