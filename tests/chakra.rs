@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use runs::chakra;
+use formats::chakra;
 use systems::iteration::run::{Iteration, Run};
 use systems::plan::memory::StageParameters;
 use systems::{CostModel, Decision, Job, LoadHistory, Placement, Plan, System, Zero};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: [(&str, &str); 7] = [
+const CRATES: [(&str, &str); 8] = [
     ("workloads", "workloads/src"),
     ("systems", "systems/src"),
     ("harness", "harness/src"),
@@ -12,6 +12,7 @@ const CRATES: [(&str, &str); 7] = [
     ("studies", "harness/studies/src"),
     ("trainer", "harness/trainer/src"),
     ("chart", "harness/chart/src"),
+    ("formats", "harness/formats/src"),
 ];
 
 fn root() -> PathBuf {
@@ -225,10 +226,11 @@ fn crates_depend_on_those_before_them_alone() {
         ("workloads", &[][..]),
         ("systems", &["workloads"]),
         ("chart", &[]),
+        ("formats", &["workloads", "systems"]),
         ("trainer", &["workloads", "systems"]),
-        ("runs", &["workloads", "systems", "chart", "trainer"]),
-        ("studies", &["workloads", "systems", "chart", "trainer", "runs"]),
-        ("harness", &["workloads", "systems", "chart", "trainer", "runs", "studies"]),
+        ("runs", &["workloads", "systems", "chart", "formats", "trainer"]),
+        ("studies", &["workloads", "systems", "chart", "formats", "trainer", "runs"]),
+        ("harness", &["workloads", "systems", "chart", "formats", "trainer", "runs", "studies"]),
     ];
     assert_eq!(below.len(), CRATES.len());
     for (name, allowed) in below {
@@ -240,7 +242,7 @@ fn crates_depend_on_those_before_them_alone() {
 
 #[test]
 fn the_harness_stays_small() {
-    for (folder, limit) in [("harness/src", 6_500), ("harness/runs/src", 10_000), ("harness/studies/src", 9_500)] {
+    for (folder, limit) in [("harness/src", 6_500), ("harness/runs/src", 9_500), ("harness/studies/src", 9_500)] {
         let lines: usize = sources(folder).iter().map(|(_, text)| text.lines().count()).sum();
         assert!(lines < limit, "{folder} has {lines} lines");
     }

@@ -3,18 +3,8 @@
 
 use std::path::Path;
 
-// libFuzzer's crate has the readers alone, without the crates around them.
-#[cfg(fuzzing)]
-#[path = "../../harness/runs/src/logs/mod.rs"]
-mod logs;
-#[cfg(fuzzing)]
-#[path = "../../harness/studies/src/calibrate/nccl_tests.rs"]
-mod nccl_tests;
-#[cfg(not(fuzzing))]
-use runs::logs;
+use formats::{logs, nccl_tests};
 use serde::Deserialize;
-#[cfg(not(fuzzing))]
-use studies::calibrate::nccl_tests;
 use workloads::csv_file::{Count, Positive};
 use workloads::model::hugging_face::{self, ImportedAs};
 use workloads::suite::{Case, SuiteFile};

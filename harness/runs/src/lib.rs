@@ -3,12 +3,10 @@
 //! [`prepare`] turns a suite into runs, an [`engines::Engine`] runs them, [`runner`] goes from case to case, [`store`] keeps
 //! the samples, [`summary`], [`figures`] and [`report`] show them. [`traces`] opens the routing that runs read.
 
-pub mod chakra;
 pub mod compare;
 pub mod details;
 pub mod engines;
 pub mod figures;
-pub mod logs;
 pub mod looks;
 pub mod machine;
 pub mod named;

@@ -1,7 +1,8 @@
 //! `run.json`: what was run, from which inputs, by which program, on which machine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -222,8 +223,19 @@ pub fn trace_hash(trace: &RoutingTrace) -> String {
 
 /// Version and hash of the running executable.
 pub fn program() -> String {
-    let hash = std::env::current_exe().and_then(fs::read).map_or("unknown".to_owned(), |bytes| sha256(&bytes));
+    let hash = std::env::current_exe().and_then(File::open).and_then(hash_of).unwrap_or("unknown".to_owned());
     format!("{} {}", env!("CARGO_PKG_VERSION"), &hash[..hash.len().min(16)])
+}
+
+/// A build with its symbols is large: it is not held in memory whole.
+fn hash_of(mut file: File) -> io::Result<String> {
+    let (mut hasher, mut bytes) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut bytes)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            read => hasher.update(&bytes[..read]),
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -7,12 +7,12 @@
 use std::slice;
 
 use anyhow::Result;
+use formats::chakra;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use systems::{Plan, PlanError};
 use workloads::EngineKind;
 
-use crate::chakra;
 use crate::engines::{Engine, Extent};
 use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunRecord, Status};

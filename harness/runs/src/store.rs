@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use chart::Figure;
+use formats::chakra::Traces;
 use polars::prelude::{CsvWriter, DataFrame, KeyValueMetadata, ParquetReader, ParquetWriter, SerReader, SerWriter};
 
-use crate::chakra::Traces;
 use crate::details::{self, RunDetails};
 use crate::prepare::{PreparedCase, PreparedRun, case_id};
 use crate::provenance::{self, Provenance};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use formats::logs::TrainingLog;
 use workloads::suite::{ForcedPlan, TraceUse};
 use workloads::{Case, EngineKind, Suite, Training};
 
@@ -13,7 +14,6 @@ use crate::failure::{Failure, OrFail};
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::recorded::Recorded;
-use runs::logs::TrainingLog;
 use runs::part::{self, Pattern};
 use runs::traces::CaseTraces;
 use runs::{named, prepare, traces};

@@ -1,11 +1,11 @@
 //! The engine of a log: what another program measured, as its iterations. It runs nothing.
 
 use anyhow::Result;
+use formats::logs::TrainingLog;
 use systems::Plan;
 use workloads::EngineKind;
 
 use crate::engines::{Engine, Extent};
-use crate::logs::TrainingLog;
 use crate::prepare::PreparedRun;
 use crate::provenance::sha256;
 use crate::records::{Outcome, RunFailure, Status};

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use formats::nccl_tests::{self, Collective};
 use workloads::Cluster;
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::{prepare, store};
 use studies::calibrate::collectives;
-use studies::calibrate::nccl_tests::{self, Collective};
 use studies::calibrate::write;
 use studies::measurements;
 

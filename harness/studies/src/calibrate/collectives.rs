@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
+use formats::nccl_tests::Collective;
 use runs::report;
 use workloads::Cluster;
 use workloads::cluster::Constant;
 use workloads::measured::Line;
 
-use super::nccl_tests::Collective;
 use super::{line, write};
 
 /// The line of a collective over the bytes of the busiest port; none without a size.

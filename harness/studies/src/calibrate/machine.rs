@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use chart::{LineChart, LinePanel, LineSeries};
+use formats::nccl_tests::Collective;
 use runs::{report, store};
 use tch::Device;
 use trainer::bench::beside::{self, Shared};
@@ -23,7 +24,6 @@ use workloads::{Cluster, Gate, Model};
 use super::calls as of_calls;
 use super::collectives;
 use super::device::Measurement;
-use super::nccl_tests::Collective;
 use super::segments::{self, MeasuredRun, Times};
 use super::together::Together;
 use super::{line, operations, write};

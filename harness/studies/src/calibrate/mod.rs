@@ -17,7 +17,6 @@ pub mod levenberg;
 pub mod line;
 #[cfg(feature = "train")]
 pub mod machine;
-pub mod nccl_tests;
 pub mod operations;
 pub mod segments;
 pub mod targets;
