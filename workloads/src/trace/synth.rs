@@ -18,8 +18,6 @@
 //! ChaCha8 stream, so a sample does not depend on how many there are. Numbers are made by the four
 //! operations and square roots alone: the bytes are the same on every machine.
 
-use std::num::NonZero;
-
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -135,29 +133,16 @@ impl SynthSpec {
         check_size("samples x counts per sample", &[iterations.len(), shape.counts_per_iteration()])?;
         let layers = (0..self.layers).map(|layer| Layer::draw(self, layer)).collect::<Vec<_>>();
         let mut counts = vec![0; iterations.len() * shape.counts_per_iteration()];
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let each = iterations.len().div_ceil(threads);
-        std::thread::scope(|scope| {
-            let parts = iterations.chunks(each).zip(counts.chunks_mut(each * shape.counts_per_iteration()));
-            for (iterations, counts) in parts {
-                scope.spawn(|| self.draw(&layers, iterations, counts));
-            }
-        });
-        RoutingTrace::new("synthetic", shape, iterations, counts)
-    }
-
-    /// The counts of some iterations.
-    fn draw(&self, layers: &[Layer], iterations: &[u32], counts: &mut [u32]) {
-        let shape = self.shape();
-        let mut sampler = Sampler::new(shape);
         let mut out = counts.chunks_exact_mut(shape.rows() * shape.experts);
-        for &iteration in iterations {
+        let mut sampler = Sampler::new(shape);
+        for &iteration in &iterations {
             for (layer, out) in layers.iter().zip(&mut out) {
                 let mut rng = stream(self.seed, Purpose::Sample, layer.index, u64::from(iteration));
                 let scores = layer.scores(self, f64::from(iteration), &mut rng);
                 sampler.draw(&scores, self.rank_deviation(f64::from(iteration)), self.row_noise, &mut rng, out);
             }
         }
+        RoutingTrace::new("synthetic", shape, iterations, counts)
     }
 
     /// Extents of the trace.
