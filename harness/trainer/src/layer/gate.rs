@@ -2,7 +2,7 @@
 //!
 //! Scores and weights are tensors under autograd; which experts a token goes to is decided on the host, in arrival order
 //! (token by token, first choice first), so that every limit drops exactly the entries that its definition says. The kernels of
-//! a GPU do the same where the tokens are (`routing.rs`).
+//! a GPU do the same where the tokens are (`choices.rs`).
 
 use rand_chacha::ChaCha8Rng;
 use systems::RoutingCounts;

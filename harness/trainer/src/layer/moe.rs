@@ -19,12 +19,13 @@ use crate::clock::timer::Timer;
 use crate::comm::{CommError, Communicator, Pending};
 use crate::error::TrainError;
 use crate::host::to_host;
+use crate::layer::choices::{Admission, Choices, GpuChoices};
 use crate::layer::copies::Transfers;
 use crate::layer::execute::execute;
 use crate::layer::experts::{Begun, Experts};
 use crate::layer::gate::{self, Choice, Gates, Given, LayerGate, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
-use crate::layer::routing::{Admission, Choices, GpuChoices, Routing};
+use crate::layer::routing::Routing;
 use crate::layer::splits::Splits;
 use crate::model::parameters::stream;
 
