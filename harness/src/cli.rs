@@ -103,13 +103,13 @@ pub fn main() -> ExitCode {
         Command::Man(args) => shell::man(&args, Cli::command()),
         Command::Doctor => doctor::run(),
     };
-    let Err(failure) = result else { return ExitCode::SUCCESS };
-    match &failure {
-        Failure::Input(error) | Failure::Run(error) => eprintln!("error: {error:#}"),
-        Failure::Reported(_) => {}
+    if let Err(Failure::Input(error) | Failure::Run(error)) = &result {
+        eprintln!("error: {error:#}");
     }
+    let status = result.map_or_else(|failure| failure.status(), |()| 0);
     #[cfg(feature = "train")]
-    trainer::exit::leave(failure.status());
+    let code = trainer::exit::end(status);
     #[cfg(not(feature = "train"))]
-    ExitCode::from(failure.status())
+    let code = ExitCode::from(status);
+    code
 }

@@ -21,7 +21,6 @@ mod watch;
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 
 use cudarc::nccl::sys::ncclDataType_t;
@@ -33,6 +32,7 @@ use crate::comm::exchange::Exchange;
 use crate::comm::keeper::Keeper;
 use crate::comm::{CommError, CommFailure, Communicator, Operation, Part, Pending, check_counts, check_parts};
 use crate::cuda::{self, CudaError, Event, Gpu};
+use crate::exit;
 
 pub use self::api::version;
 
@@ -88,6 +88,7 @@ impl Nccl {
             let started = thread::Builder::new().name(name.to_owned()).spawn(run);
             started.map(drop).map_err(|reason| error(CommFailure::Library(reason.to_string())))
         };
+        exit::at_once();
         start("nccl watchdog", Box::new(watch))?;
         start("nccl progress", Box::new(move || ask(&asked)))?;
         Ok(Self { control, shared, group })
@@ -117,7 +118,7 @@ impl Nccl {
         let stream = self.group.stream.raw().cast();
         let called = self.group.call(|raw| call(&Call { api: self.shared.api, raw, stream }));
         let recorded = flight.done.record(&self.group.stream).map_err(cuda);
-        flight.launched.store(true, Ordering::SeqCst);
+        flight.launched();
         kept.push(result.shallow_clone());
         let guard = Guard { flight, shared: self.shared.clone(), kept };
         // Only now: what was launched before an error still reads the tensors.

@@ -2,9 +2,9 @@
 
 use std::ffi::{c_char, c_int};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,10 @@ const WATCH: Duration = Duration::from_millis(20);
 /// How long the watchdogs of all ranks wait for each other once an operation of one took too long. Ranks that wait for the same one began
 /// to wait within a step of each other.
 pub(super) const ROLL_CALL: Duration = Duration::from_secs(3);
+
+/// How long a call may take at least: the first of its kind in a group waits until NCCL has connected the members, which is no operation under
+/// way yet. (Eight H200s were seen to take more than 5 s for all pairs.)
+const CONNECTING: Duration = Duration::from_secs(60);
 
 /// How long an abort waits for a call that another thread makes of the same communicator. NCCL ends a communicator under a call's feet, but a
 /// call that waits for a dead rank is ended by nothing else.
@@ -72,12 +76,13 @@ struct State {
 /// An operation under way.
 pub(super) struct Flight {
     pub(super) done: Event,
-    /// Whether `done` is behind the operation on the stream.
-    pub(super) launched: AtomicBool,
+    /// When the call returned: `done` is behind the operation on the stream then.
+    launched: OnceLock<Instant>,
     group: Arc<GroupComm>,
     rank: usize,
     operation: Operation,
     group_name: String,
+    /// When the call began.
     began: Instant,
 }
 
@@ -186,8 +191,8 @@ impl Shared {
             if let Some((rank, how)) = first_death() {
                 return Err(error(CommFailure::Died { rank, how }));
             }
-            if began.elapsed() > self.timeout {
-                return Err(library(format!("the members did not come within {:?}", self.timeout)));
+            if let Some(waited) = overdue(began, None, self.timeout) {
+                return Err(library(format!("the members did not come within {waited:?}")));
             }
         }
     }
@@ -235,19 +240,20 @@ impl Shared {
         }
     }
 
-    /// What has failed, if anything, and whether that is an operation that took too long. Without an operation under way, the next
-    /// call over TCP reports a death. Asks no driver.
-    fn look(&self, first_death: &dyn Fn() -> Option<(usize, String)>) -> Option<(CommError, bool)> {
+    /// What has failed, if anything, and how long was waited for it, if that is an operation that took too long. Without an operation under
+    /// way, the next call over TCP reports a death. Asks no driver.
+    fn look(&self, first_death: &dyn Fn() -> Option<(usize, String)>) -> Option<(CommError, Option<Duration>)> {
         let state = self.lock();
         let oldest = state.under_way.first()?;
         if let Some((rank, how)) = first_death() {
-            return Some((oldest.error(CommFailure::Died { rank, how }), false));
+            return Some((oldest.error(CommFailure::Died { rank, how }), None));
         }
         if let Some(reported) = &state.reported {
-            return Some((reported.clone(), false));
+            return Some((reported.clone(), None));
         }
-        let stuck = || format!("not over after {:?}, though all ranks are waiting: the network is stuck", self.timeout);
-        (oldest.began.elapsed() > self.timeout).then(|| (oldest.error(CommFailure::Library(stuck())), true))
+        let waited = overdue(oldest.began, oldest.launched.get().copied(), self.timeout)?;
+        let stuck = format!("not over after {waited:?}, though all ranks are waiting: the network is stuck");
+        Some((oldest.error(CommFailure::Library(stuck)), Some(waited)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -269,8 +275,10 @@ pub(super) fn watch(
             return;
         };
         if let Some((mut failure, late)) = shared.look(first_death) {
-            if late && let Err(error) = roll_call.barrier() {
-                failure.reason = missed(error.reason, shared.timeout);
+            if let Some(waited) = late
+                && let Err(error) = roll_call.barrier()
+            {
+                failure.reason = missed(error.reason, waited);
             }
             if !shared.abort(failure.clone()) {
                 eprintln!("error: {failure}; NCCL does not end what is under way, so this process ends");
@@ -288,6 +296,12 @@ pub(super) fn ask(shared: &Weak<Shared>) {
         drop(shared);
         thread::sleep(WATCH);
     }
+}
+
+/// How long an operation was waited for, if that is too long, whose call began and returned then.
+fn overdue(began: Instant, launched: Option<Instant>, timeout: Duration) -> Option<Duration> {
+    let (since, patience) = launched.map_or((began, timeout.max(CONNECTING)), |launched| (launched, timeout));
+    (since.elapsed() > patience).then_some(patience)
 }
 
 /// Whether all members of a group come to leave it within its timeout; none is waited for once something is known to have failed.
@@ -319,7 +333,7 @@ impl Flight {
     ) -> Result<Self, CudaError> {
         Ok(Self {
             done: Event::new(shared.gpu)?,
-            launched: AtomicBool::new(false),
+            launched: OnceLock::new(),
             group: group.clone(),
             rank: control.world_rank(),
             operation,
@@ -328,8 +342,13 @@ impl Flight {
         })
     }
 
+    /// The call has returned.
+    pub(super) fn launched(&self) {
+        let _ = self.launched.set(Instant::now());
+    }
+
     fn state(&self) -> FlightState {
-        if self.launched.load(Ordering::SeqCst) {
+        if self.launched.get().is_some() {
             match self.done.is_reached() {
                 Ok(true) => return FlightState::Over,
                 Ok(false) => {}
@@ -464,6 +483,17 @@ mod tests {
         };
         let [_, (found, waited)] = leaving(Duration::from_secs(2), knows);
         assert!(!found && waited < Duration::from_secs(1), "{waited:?}");
+    }
+
+    #[test]
+    fn an_operation_is_late_once_its_call_has_returned_or_members_have_had_time_to_connect() {
+        let (timeout, ago) =
+            (Duration::from_secs(5), |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap());
+        assert_eq!(overdue(ago(30), None, timeout), None);
+        assert_eq!(overdue(ago(61), None, timeout), Some(CONNECTING));
+        assert_eq!(overdue(ago(30), Some(ago(4)), timeout), None);
+        assert_eq!(overdue(ago(30), Some(ago(6)), timeout), Some(timeout));
+        assert_eq!(overdue(ago(61), None, Duration::from_secs(600)), None);
     }
 
     #[test]
