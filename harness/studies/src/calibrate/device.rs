@@ -17,6 +17,7 @@ use workloads::{Cluster, Model, Seconds, Training};
 
 use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times, segments};
 use trainer::clock::timer::{ALONE, Measure, Measures};
+use trainer::cuda;
 use trainer::data::{Entropy, Language, Samples};
 use trainer::processes::Processes;
 use trainer::rank::report::Report;
@@ -28,7 +29,13 @@ use trainer::world::{self, Threads};
 const WARMUP: usize = 3;
 /// Measured iterations; of each kind of measurement, where there are several.
 const REPEATS: usize = 7;
-const REPEATS_OF_EACH: usize = 5;
+const REPEATS_OF_EACH: usize = 4;
+
+/// Blocks of one shape at most whose operations are measured where a host issues them. The first of a pass comes after other code: on eight H200s
+/// hosts took a third longer for it than for the next, which are most of a model.
+pub const BLOCKS: usize = 4;
+/// The share of a device's memory that their weights, gradients and optimizer state may take.
+const SHARE: f64 = 0.5;
 
 /// What is measured where.
 #[derive(Clone, Copy)]
@@ -87,22 +94,36 @@ impl Measurement<'_> {
     /// A model that cannot.
     pub fn check_operations(&self) -> Result<()> {
         let Variant { job, plan, .. } =
-            self.variant_of(one_of_each(self.model), self.micro_batch, &expert_only::ExpertOnly);
+            self.variant_of(some_of_each(self.model, 1), self.micro_batch, &expert_only::ExpertOnly);
         setup::gpt(&job, &plan)?;
         Ok(())
     }
 
-    /// Trains the model's own blocks, one of each kind, with one micro-batch and with a half and twice as many samples, so that
-    /// what each operation takes can be told as a line over its units. Of several processes, the first alone knows what was measured.
+    /// Trains some of the model's own blocks of each kind, with one micro-batch and with a half and twice as many samples, so that what each
+    /// operation takes can be told as a line over its units. Of several processes, the first alone knows what was measured.
     ///
     /// # Errors
     /// A model that cannot be trained; a process that died.
     pub fn runs_of_operations(&self) -> Result<Vec<MeasuredRun>> {
-        let model = one_of_each(self.model);
+        let model = some_of_each(self.model, self.blocks());
         let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
         let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
         let measures = if self.processes.is_none() && self.ranks > 1 { IN_TURN } else { EACH };
         variants.into_iter().filter_map(|variant| self.measure(variant, measures).transpose()).collect()
+    }
+
+    /// How many blocks of one shape are measured: as many as fit, the same on every rank.
+    fn blocks(&self) -> usize {
+        let Device::Cuda(ordinal) = self.device else { return 1 };
+        let Ok(memory) = cuda::Gpu::open(ordinal).and_then(|gpu| gpu.memory()) else { return 1 };
+        let room = SHARE * memory.total as f64;
+        let on_device = if self.processes.is_some() { 1 } else { self.ranks };
+        let fit = |&number: &usize| {
+            let model = some_of_each(self.model, number);
+            let Variant { job, plan, system } = self.variant_of(model, self.micro_batch, &expert_only::ExpertOnly);
+            setup::fits(&job, system, &plan, kind_on(self.device), on_device, room).is_ok()
+        };
+        (2..=BLOCKS).rev().find(fit).unwrap_or(1)
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.
@@ -209,16 +230,16 @@ fn means<'a>(iterations: impl Iterator<Item = &'a Times>) -> Times {
     sums.into_iter().map(|(place, (sum, number))| (place, sum * (1.0 / number))).collect()
 }
 
-/// The model with one block of each shape that it has.
-fn one_of_each(model: &Model) -> Model {
-    let mut one = model.clone();
+/// The model with so many blocks at most of each shape that it has.
+fn some_of_each(model: &Model, number: usize) -> Model {
+    let mut some = model.clone();
     let mut seen = Vec::new();
-    one.blocks.retain(|block| {
-        let is_new = !seen.contains(block);
-        seen.extend(is_new.then_some(*block));
-        is_new
+    some.blocks.retain(|block| {
+        let is_wanted = seen.iter().filter(|&other| other == block).count() < number;
+        seen.push(*block);
+        is_wanted
     });
-    one
+    some
 }
 
 /// A model of the same kinds of blocks, two of each, with another width.
@@ -291,5 +312,21 @@ impl Samples for Repeated {
 
     fn entropy(&self) -> Option<Entropy> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_blocks_of_each_shape_are_measured() {
+        let model = Model::named("test", "deepseek-v3").unwrap();
+        let [one, three] = [1, 3].map(|number| some_of_each(&model, number).blocks);
+        let are_dense =
+            |blocks: &[workloads::model::Block]| blocks.iter().map(|block| block.moe().is_none()).collect::<Vec<_>>();
+        assert_eq!(are_dense(&one), [true, false]);
+        assert_eq!(are_dense(&three), [true, true, true, false, false, false]);
+        assert_eq!(some_of_each(&model, 1000).blocks, model.blocks);
     }
 }

@@ -23,7 +23,7 @@ use workloads::{Cluster, Gate, Model};
 
 use super::calls as of_calls;
 use super::collectives;
-use super::device::Measurement;
+use super::device::{BLOCKS, Measurement};
 use super::segments::{self, MeasuredRun, Times};
 use super::together::Together;
 use super::{line, operations, write};
@@ -126,8 +126,10 @@ impl Request {
             (_, 1) => "one rank, operations as its host begins them".to_owned(),
             (_, ranks) => format!("{ranks} ranks with a device each, operations as their hosts begin them"),
         };
+        let blocks =
+            if self.device.is_cuda() { format!("up to {BLOCKS} blocks of each shape, ") } else { String::new() };
         format!(
-            "measured alone on {name}: {gate}, {ranks}, micro-batches of {}, {micro_batch} and {} samples; no exchange and \
+            "measured alone on {name}: {gate}, {ranks}, {blocks}micro-batches of {}, {micro_batch} and {} samples; no exchange and \
              no whole step is in it; queued behind other work, and until issued by the host, likewise",
             micro_batch.div_ceil(2),
             2 * micro_batch
