@@ -22,11 +22,12 @@ use crate::host::to_host;
 use crate::layer::choices::{Admission, Choices, GpuChoices};
 use crate::layer::copies::Transfers;
 use crate::layer::execute::execute;
-use crate::layer::experts::{Begun, Experts};
+use crate::layer::experts::Experts;
 use crate::layer::gate::{self, Choice, Gates, Given, LayerGate, Scored};
 use crate::layer::pass::{Backward, Forward, Local, Pass, Shadow, SlotsSaved};
 use crate::layer::routing::Routing;
 use crate::layer::splits::Splits;
+use crate::layer::together::Begun;
 use crate::model::parameters::stream;
 
 /// A rank's part of one MoE layer.

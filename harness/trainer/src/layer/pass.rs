@@ -15,11 +15,12 @@ use crate::comm::{Communicator, Pending};
 use crate::error::TrainError;
 use crate::kernels::Kernels;
 use crate::layer::copies::Transfers;
-use crate::layer::experts::{self, Begun, Experts, Grouping, Together, Views};
+use crate::layer::experts::{self, Experts, Views};
 use crate::layer::moe::Layer;
 use crate::layer::parts::Parts;
 use crate::layer::shards::Shards;
 use crate::layer::splits::{Split, Splits};
+use crate::layer::together::{Begun, Grouping, Together};
 
 /// What the experts of a pass compute.
 pub(super) trait Kernel {
