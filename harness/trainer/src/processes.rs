@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 
 use crate::comm::launch::Launch;
 use crate::comm::nccl::{Kept, Nccl};
-use crate::comm::{CommError, Communicator, Exchange, preflight};
+use crate::comm::{CommError, Communicator, Exchange, meet, preflight};
 use crate::cuda::Gpu;
 use crate::error::TrainError;
 use crate::host::to_host;
@@ -143,7 +143,9 @@ impl Processes {
             Device::Cuda(ordinal) => Box::new(Nccl::world(control, Gpu::open(ordinal)?, &self.kept)?),
             _ => Box::new(control),
         };
-        preflight(&*world, self.device).inspect_err(|error| world.fail(&error.to_string()))?;
+        // Training exchanges rows in groups of its own: over NCCL, those alone connect all pairs.
+        let check = if self.device.is_cuda() { meet } else { preflight };
+        check(&*world, self.device).inspect_err(|error| world.fail(&error.to_string()))?;
         Ok(world)
     }
 }

@@ -14,7 +14,7 @@ use trainer::bench::calls::{self, Call};
 use trainer::bench::comm::{self, CollectiveTimes};
 use trainer::bench::curves::{self, Curve, Rate, Shapes, Work};
 use trainer::comm::launch::Launch;
-use trainer::comm::{Communicator, preflight};
+use trainer::comm::{Communicator, meet, preflight};
 use trainer::cuda;
 use trainer::processes::Processes;
 use workloads::cluster::Constant;
@@ -163,8 +163,10 @@ fn between_processes(world: &dyn Communicator, device: Device) -> Result<Between
 /// the run and of its experts.
 fn with_communicators(world: &dyn Communicator, device: Device) -> Result<Option<[f64; 2]>> {
     let all = [(0..world.size()).collect::<Vec<usize>>()];
-    let groups: Vec<_> = ["run", "experts"].iter().map(|name| world.split(name, &all)).collect::<Result<_, _>>()?;
-    groups.iter().try_for_each(|group| preflight(&**group, device))?;
+    let [run, experts] = ["run", "experts"].map(|name| world.split(name, &all));
+    let (run, experts) = (run?, experts?);
+    meet(&*run, device)?;
+    preflight(&*experts, device)?;
     world.barrier()?;
     used(device)
 }

@@ -24,7 +24,7 @@ pub mod threads;
 
 pub use exchange::Exchange;
 pub use rendezvous::RendezvousError;
-pub use selfcheck::{CheckError, preflight, selfcheck};
+pub use selfcheck::{CheckError, meet, preflight, selfcheck};
 
 use std::time::Duration;
 

@@ -12,15 +12,22 @@ pub enum CheckError {
     Wrong { member: usize, size: usize, collective: &'static str, kind: Kind, found: String, expected: String },
 }
 
-/// Checks that all ranks reach all others, by an all-reduce and, over TCP, an all-to-all of known values. For the start of a run: NCCL connects every
-/// pair of a group when it first exchanges, for seconds where ranks are many, and training's exchanges are of other groups.
+/// Checks that all ranks reach all others, by an all-reduce and an all-to-all of known values. For the start of a run.
 ///
 /// # Errors
 /// A rank that is not reached; wrong values.
 pub fn preflight(comm: &dyn Communicator, device: Device) -> Result<(), CheckError> {
-    let check = Check { comm, device, kind: Kind::Float };
-    check.all_reduce()?;
-    if device == Device::Cpu { check.all_to_all(|_, _| 1) } else { Ok(()) }
+    meet(comm, device)?;
+    Check { comm, device, kind: Kind::Float }.all_to_all(|_, _| 1)
+}
+
+/// Checks that all ranks are there, by an all-reduce of known values. NCCL connects every pair of a group when that first exchanges, which takes many
+/// ranks seconds: this does not.
+///
+/// # Errors
+/// As [`preflight`].
+pub fn meet(comm: &dyn Communicator, device: Device) -> Result<(), CheckError> {
+    Check { comm, device, kind: Kind::Float }.all_reduce()
 }
 
 /// Checks every collective against plain references, in every kind of tensor that training uses, in the group and in halves of

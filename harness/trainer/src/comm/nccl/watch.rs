@@ -191,7 +191,7 @@ impl Shared {
             if let Some((rank, how)) = first_death() {
                 return Err(error(CommFailure::Died { rank, how }));
             }
-            if let Some(waited) = overdue(began, None, self.timeout) {
+            if let Some(waited) = overdue(began.elapsed(), None, self.timeout) {
                 return Err(library(format!("the members did not come within {waited:?}")));
             }
         }
@@ -251,7 +251,7 @@ impl Shared {
         if let Some(reported) = &state.reported {
             return Some((reported.clone(), None));
         }
-        let waited = overdue(oldest.began, oldest.launched.get().copied(), self.timeout)?;
+        let waited = overdue(oldest.began.elapsed(), oldest.launched.get().map(Instant::elapsed), self.timeout)?;
         let stuck = format!("not over after {waited:?}, though all ranks are waiting: the network is stuck");
         Some((oldest.error(CommFailure::Library(stuck)), Some(waited)))
     }
@@ -298,10 +298,10 @@ pub(super) fn ask(shared: &Weak<Shared>) {
     }
 }
 
-/// How long an operation was waited for, if that is too long, whose call began and returned then.
-fn overdue(began: Instant, launched: Option<Instant>, timeout: Duration) -> Option<Duration> {
-    let (since, patience) = launched.map_or((began, timeout.max(CONNECTING)), |launched| (launched, timeout));
-    (since.elapsed() > patience).then_some(patience)
+/// How long an operation was waited for, if that is too long, whose call began and, if it has, returned so long ago.
+fn overdue(called: Duration, launched: Option<Duration>, timeout: Duration) -> Option<Duration> {
+    let (waited, patience) = launched.map_or((called, timeout.max(CONNECTING)), |launched| (launched, timeout));
+    (waited > patience).then_some(patience)
 }
 
 /// Whether all members of a group come to leave it within its timeout; none is waited for once something is known to have failed.
@@ -487,13 +487,12 @@ mod tests {
 
     #[test]
     fn an_operation_is_late_once_its_call_has_returned_or_members_have_had_time_to_connect() {
-        let (timeout, ago) =
-            (Duration::from_secs(5), |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap());
-        assert_eq!(overdue(ago(30), None, timeout), None);
-        assert_eq!(overdue(ago(61), None, timeout), Some(CONNECTING));
-        assert_eq!(overdue(ago(30), Some(ago(4)), timeout), None);
-        assert_eq!(overdue(ago(30), Some(ago(6)), timeout), Some(timeout));
-        assert_eq!(overdue(ago(61), None, Duration::from_secs(600)), None);
+        let [four, five, thirty, sixty_one, long] = [4, 5, 30, 61, 600].map(Duration::from_secs);
+        assert_eq!(overdue(thirty, None, five), None);
+        assert_eq!(overdue(sixty_one, None, five), Some(CONNECTING));
+        assert_eq!(overdue(thirty, Some(four), five), None);
+        assert_eq!(overdue(sixty_one, Some(thirty), five), Some(five));
+        assert_eq!(overdue(sixty_one, None, long), None);
     }
 
     #[test]
