@@ -23,7 +23,7 @@ pub fn end(status: u8) -> ExitCode {
 
 /// Ends a process at once: what libraries run when one ends in order takes from under other threads what they use (processes of four GPUs and of
 /// eight were seen to end by a segmentation fault, all their work done).
-pub fn leave(status: u8) -> ! {
+pub(crate) fn leave(status: u8) -> ! {
     unsafe extern "C" {
         fn _exit(status: c_int) -> !;
     }
