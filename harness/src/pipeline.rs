@@ -164,7 +164,8 @@ impl RunRequest<'_> {
         let engine = self.session.engine().kind();
         let commit = option_env!("MOEBENCH_COMMIT").map(str::to_owned);
         let dirty = option_env!("MOEBENCH_DIRTY").map(|dirty| dirty == "true");
-        Provenance { suite: Some(self.facts(engine, cases)), commit, dirty, ..Provenance::new(engine, inputs) }
+        let (suite, libraries) = (Some(self.facts(engine, cases)), self.session.engine().libraries());
+        Provenance { suite, commit, dirty, libraries, ..Provenance::new(engine, inputs) }
     }
 
     /// What `run.json` says of the suite. Of a trained gate nobody knows beforehand how it will route.

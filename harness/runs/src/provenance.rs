@@ -29,6 +29,9 @@ pub struct Provenance {
     pub dirty: Option<bool>,
     pub host: String,
     pub cores: usize,
+    /// Versions of the libraries and the driver that trained, by name; none where nothing is trained.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub libraries: BTreeMap<String, String>,
     /// What the suite says of itself; none in runs of versions that did not keep it.
     #[serde(default)]
     pub suite: Option<SuiteFacts>,
@@ -187,6 +190,7 @@ impl Provenance {
             dirty: None,
             host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            libraries: BTreeMap::new(),
             suite: None,
         }
     }

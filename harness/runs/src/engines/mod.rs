@@ -13,6 +13,8 @@ pub mod train;
 #[path = "without_train.rs"]
 pub mod train;
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use systems::Plan;
 use workloads::{EngineKind, Suite};
@@ -80,6 +82,11 @@ pub trait Engine: Sync {
     /// What it measures on; none where its times are those of a described cluster, or somebody else's.
     fn place(&self) -> Option<String> {
         None
+    }
+
+    /// Versions of the libraries and the driver that it trains with, by name.
+    fn libraries(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
     }
 
     /// How its numbers were obtained, where that is neither by this program nor by its ranks.

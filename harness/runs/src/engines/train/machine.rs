@@ -1,5 +1,7 @@
 //! What a machine has of what training needs.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use tch::Device;
 use trainer::comm::launch::{Flags, Launch};
@@ -30,6 +32,18 @@ pub fn device_name(device: Device) -> String {
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("a CPU of unknown model", |(_, model)| model.trim());
     format!("{model}, one core")
+}
+
+/// Versions of what trains on a device, by name; those that do not tell are left out.
+pub fn libraries(device: Device, by_processes: bool) -> BTreeMap<String, String> {
+    let mut versions = vec![("libtorch", Ok(cuda::libtorch_version()))];
+    if device.is_cuda() {
+        versions.push(("CUDA driver", driver()));
+        if by_processes {
+            versions.push(("NCCL", nccl::version()));
+        }
+    }
+    versions.into_iter().filter_map(|(name, version)| Some((name.to_owned(), version.ok()?))).collect()
 }
 
 const GPUS: &str = "training on GPUs";

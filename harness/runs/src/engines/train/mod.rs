@@ -7,6 +7,7 @@ mod machine;
 mod options;
 mod replay;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,7 +32,7 @@ use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunFailure, Status};
 use crate::traces;
 
-pub use machine::{device_name, findings, memory};
+pub use machine::{device_name, findings, libraries, memory};
 use options::Options;
 pub use options::device;
 pub use replay::Replay;
@@ -102,6 +103,10 @@ impl Engine for Trainer {
     fn place(&self) -> Option<String> {
         let measured = self.options.kind == EngineKind::Measured;
         measured.then(|| device_name(self.options.device))
+    }
+
+    fn libraries(&self) -> BTreeMap<String, String> {
+        libraries(self.options.device, self.launch.is_some())
     }
 
     fn entropy(&self, run: &PreparedRun) -> Option<[f64; 2]> {

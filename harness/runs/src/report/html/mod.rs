@@ -202,6 +202,7 @@ fn origin(run: &StoredRun, label: &str) -> String {
         ("commit".to_owned(), commit),
         ("columns of records".to_owned(), format!("version {}", run.provenance.schema_version)),
     ];
+    rows.extend(run.provenance.libraries.iter().map(|(name, version)| (name.clone(), version.clone())));
     rows.extend(inputs.hashes.iter().map(|(name, hash)| (format!("sha256 of {name}"), hash.clone())));
     let rows: String = rows
         .iter()
