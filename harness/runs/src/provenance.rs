@@ -212,10 +212,13 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of a trace's shape, labels and counts.
+/// SHA-256 of a trace's shape, labels, counts and kind of gate.
 pub fn trace_hash(trace: &RoutingTrace) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{:?}{:?}", trace.shape(), trace.iterations()));
+    if trace.is_balanced() {
+        hasher.update("balanced");
+    }
     let mut bytes = Vec::with_capacity(1 << 16);
     for counts in trace.counts().chunks(1 << 14) {
         bytes.clear();

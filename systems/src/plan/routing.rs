@@ -72,7 +72,8 @@ impl<'a> JobRouting<'a> {
         // A layer has no more choices than experts, whatever the trace's gate had.
         let fewest = layers.iter().map(|moe| moe.experts).min().unwrap_or(1);
         let top_k = job.top_k().max((trace.shape().top_k as usize).min(fewest));
-        let flattening = Some(job.flattening()).filter(|exponent| job.gate.is_balanced() || *exponent > 0.0);
+        let is_flatter = |exponent: &f64| (job.gate.is_balanced() || *exponent > 0.0) && !trace.is_balanced();
+        let flattening = Some(job.flattening()).filter(is_flatter);
         let mut parts = Vec::new();
         let mut first = 0;
         for same in layers.chunk_by(|a, b| (a.tokens, a.experts) == (b.tokens, b.experts)) {
@@ -137,5 +138,23 @@ mod tests {
         let mut counts = [5, 1, 0, 3, 3];
         keep_part(&mut counts, 1, 2);
         assert_eq!(counts, [2, 1, 0, 1, 2]);
+    }
+
+    /// A balance loss makes choices flatter, unless they are already those of a gate that has one.
+    #[test]
+    fn choices_are_flattened_once() {
+        use workloads::trace::SynthSpec;
+        use workloads::{Cluster, Gate, Model};
+
+        let spec = SynthSpec { layers: 4, samples: 2, ranks: 2, experts: 8, entries: 64, ..SynthSpec::default() };
+        let trace = spec.generate().unwrap();
+        let chosen = |gate: Gate, trace: &RoutingTrace| {
+            let (model, cluster) = (Model::named("test", "gpt-tiny").unwrap(), Cluster::named("test", "inky").unwrap());
+            let job = Job::new(model, cluster, 2, gate, 2);
+            JobRouting::new(&job, TraceUse::default(), trace, 0).unwrap().iteration(100)
+        };
+        let as_recorded = chosen(Gate::NoDrop, &trace);
+        assert_ne!(chosen(Gate::BalancedNoDrop, &trace), as_recorded);
+        assert_eq!(chosen(Gate::BalancedNoDrop, &trace.with_balance_loss(true)), as_recorded);
     }
 }

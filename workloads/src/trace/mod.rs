@@ -88,6 +88,7 @@ pub struct RoutingTrace {
     iterations: Vec<u32>,
     counts: Vec<u32>,
     notes: Vec<String>,
+    is_balanced: bool,
 }
 
 impl RoutingTrace {
@@ -113,7 +114,7 @@ impl RoutingTrace {
             let expected = format!("{expected}, that is iterations x layers x micro_batches x ranks x experts");
             return Err(TraceError::field("counts.len()", counts.len(), expected));
         }
-        let trace = Self { name: name.into(), shape, iterations, counts, notes: Vec::new() };
+        let trace = Self { name: name.into(), shape, iterations, counts, notes: Vec::new(), is_balanced: false };
         trace.check_rows()?;
         Ok(trace)
     }
@@ -131,6 +132,16 @@ impl RoutingTrace {
     /// The same counts with notes of where they come from.
     pub fn with_notes(self, notes: Vec<String>) -> Self {
         Self { notes, ..self }
+    }
+
+    /// Whether the gate that chose is trained with a balance loss, as far as a file says: then none flattens its choices again.
+    pub fn is_balanced(&self) -> bool {
+        self.is_balanced
+    }
+
+    /// The same counts, of such a gate or not.
+    pub fn with_balance_loss(self, is_balanced: bool) -> Self {
+        Self { is_balanced, ..self }
     }
 
     /// Extents.

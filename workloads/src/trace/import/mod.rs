@@ -90,12 +90,6 @@ impl Importer {
         Table::new(&mut self.tally, &self.options, path, header)
     }
 
-    /// Takes over what a file's metadata says of the trace in it.
-    fn state(&mut self, top_k: Option<u32>, notes: Vec<String>) {
-        self.tally.stated_top_k = self.tally.stated_top_k.or(top_k);
-        self.tally.stated_notes.extend(notes);
-    }
-
     /// The trace of all files.
     ///
     /// # Errors

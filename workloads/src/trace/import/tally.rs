@@ -100,6 +100,8 @@ pub(super) struct Tally {
     pub(super) choices: u32,
     pub(super) stated_top_k: Option<u32>,
     pub(super) stated_notes: Vec<String>,
+    /// As a file says of its gates: they are trained with a balance loss.
+    pub(super) is_balanced: bool,
 }
 
 impl Tally {
@@ -229,7 +231,8 @@ impl Tally {
             entries,
             top_k,
         };
-        Ok(RoutingTrace::new(name, shape, labels.iterations, counts)?.with_notes(notes))
+        let trace = RoutingTrace::new(name, shape, labels.iterations, counts)?;
+        Ok(trace.with_notes(notes).with_balance_loss(self.is_balanced))
     }
 
     /// Replaces running totals by their increase.

@@ -306,7 +306,7 @@ fn status_of_last_words(words: &str) -> Status {
 
 /// What the gates chose, with a word on what they were trained on.
 fn recorded(name: &str, setup: &Setup, reports: &[(usize, Vec<Report>)]) -> Result<RoutingTrace> {
-    let trace = record::trace(name, setup, reports)?;
+    let trace = record::trace(name, setup, reports)?.with_balance_loss(setup.job.gate.is_balanced());
     let random = setup.samples.entropy().is_some();
     let note = "recorded on random token ids, which overstates the skew of real text".to_owned();
     Ok(if random { trace.with_notes(vec![note]) } else { trace })

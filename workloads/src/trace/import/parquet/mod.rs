@@ -17,10 +17,13 @@ use super::{ImportError, Importer};
 use column::{Budget, ColumnReader};
 use footer::{Column, Footer, RowGroup};
 
-/// Keys of what moebench's own files note: choices per token, and where the counts come from, a line each.
+/// Keys of what moebench's own files note: choices per token, where the counts come from, a line each, and, if the gate that chose is trained
+/// with a balance loss, that it is.
 pub const TOP_K: &str = "moebench.top_k";
 /// See [`TOP_K`].
 pub const NOTES: &str = "moebench.notes";
+/// See [`TOP_K`].
+pub const BALANCED: &str = "moebench.balanced";
 
 /// What is wrong with a file.
 type Fault = String;
@@ -30,8 +33,9 @@ pub(super) fn read(importer: &mut Importer, path: &str, file: &[u8]) -> Result<(
     let footer = Footer::read(file).map_err(|found| ImportError::file(path, found, WHOLE))?;
     for (key, value) in &footer.notes {
         match key.as_str() {
-            TOP_K => importer.state(value.parse().ok(), Vec::new()),
-            NOTES => importer.state(None, value.lines().map(str::to_owned).collect()),
+            TOP_K => importer.tally.stated_top_k = importer.tally.stated_top_k.or(value.parse().ok()),
+            NOTES => importer.tally.stated_notes.extend(value.lines().map(str::to_owned)),
+            BALANCED => importer.tally.is_balanced |= value == "true",
             _ => {}
         }
     }
