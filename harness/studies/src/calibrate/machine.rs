@@ -240,7 +240,12 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
         curve.points.last().map(|point| point.median() / point.amount)
     };
     if let Some(time) = each(Work::Wait) {
-        host.synchronisation = constant(time, f64::NAN, None, "the host reads a number that a small kernel writes");
+        host.synchronisation = constant(
+            time,
+            f64::NAN,
+            None,
+            "from the end of a kernel that the host waits for to the beginning of the next",
+        );
     }
     if let Some(time) = each(Work::Launch) {
         let what = format!("{KERNELS_OF_A_BLOCK} small kernels, a number that is assumed");

@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 use workloads::Seconds;
 
 use crate::bench::{begin, timed};
+use crate::clock::timer::synchronize;
 use crate::error::TrainError;
-use crate::host::to_scalar;
 use crate::setup::kind_on;
 
 /// Repeats that count, after two that do not.
@@ -261,29 +261,23 @@ impl Bench {
         Ok(Curve { work: Work::Launch, name: "small kernel".to_owned(), size: "kernels", rate: Rate::Time, points })
     }
 
-    /// The host reads a number that a small kernel writes, again and again: what each time takes, kernel included.
+    /// The host waits for each of many kernels before it launches the next: how much longer that takes than the kernels alone, each time.
     fn waits(&self) -> Result<Curve, TrainError> {
-        let small = self.random(&[1]);
-        let number = 100usize;
-        let mut failure = None;
-        let mut work = || {
+        let (number, numbers) = (100usize, self.sizes(20, 20, 26).last().unwrap_or(1));
+        let input = self.random(&[numbers as i64]);
+        let out = input.empty_like();
+        let kernels = |waiting: &dyn Fn()| {
             for _ in 0..number {
-                if let Err(error) = to_scalar::<f64>(&(&small + 1.0).to_kind(Kind::Double)) {
-                    failure = Some(error);
-                }
+                drop(input.f_add_out(&out, &input));
+                waiting();
             }
         };
-        let point = self.point(number as f64, number as f64, &mut work)?;
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(Curve {
-                work: Work::Wait,
-                name: "host reads a number".to_owned(),
-                size: "reads",
-                rate: Rate::Time,
-                points: vec![point],
-            }),
-        }
+        let alone = self.point(number as f64, number as f64, || kernels(&|| ()))?;
+        let mut point = self.point(number as f64, number as f64, || kernels(&|| synchronize(self.device)))?;
+        let least = Seconds(1e-9 * number as f64);
+        point.times.iter_mut().for_each(|time| *time = (*time - Seconds(alone.median())).max(least));
+        let (name, size) = ("host waits for a kernel".to_owned(), "kernels");
+        Ok(Curve { work: Work::Wait, name, size, rate: Rate::Time, points: vec![point] })
     }
 }
 

@@ -33,10 +33,11 @@ type Marked = (Option<Activity>, Part, Vec<Message>);
 pub enum Measure {
     /// From an idle device until it is idle again.
     Alone,
-    /// The same of an operation of several segments, which a host issues one after the other: the first alone, those that go on with it
-    /// behind other work.
+    /// As its host begins it: what the device takes from when the host begins to issue it, if the host has waited for something since the segment
+    /// before; behind other work otherwise. On a CPU the same as alone.
     Begun,
-    /// Until the host has issued it, from an idle device on. On a CPU nothing is issued: no time.
+    /// Until the host has issued it, in the middle of the program: nothing is waited for but what the program waits for. On a CPU nothing is
+    /// issued: no time.
     Issue,
     /// What the device takes once all is issued, behind other work; from an idle device on behind a wait of the host. On a CPU the same as
     /// alone.
@@ -69,8 +70,8 @@ pub struct Timer {
     origin: Cell<Instant>,
     now: Cell<Seconds>,
     part: Cell<Part>,
-    /// Under a virtual clock: the segment before, if nothing was waited for since.
-    before: Cell<Option<(Activity, Part)>>,
+    /// Under a virtual clock: whether the host has waited for something since the last segment on the device.
+    waited: Cell<bool>,
     /// With what each moved, as far as groups note it.
     spans: RefCell<Vec<(Span, Vec<Message>)>>,
     moved: Log,
@@ -86,9 +87,16 @@ pub struct Timer {
 
 /// A segment that is being timed.
 pub(super) enum Started<'a> {
-    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, what a wait for it takes while it is idle, the time when
-    /// it was, and the place behind other work.
-    Alone { turn: MutexGuard<'a, ()>, cpu_time: Seconds, wait: Seconds, idle: Instant, behind: Option<Event> },
+    /// Virtual clock: this rank has the turn. On a CPU, its CPU time so far; on a GPU, what a wait for it takes while it is idle, the time since
+    /// then, and the place of the segment on its stream.
+    Alone {
+        turn: MutexGuard<'a, ()>,
+        measure: Measure,
+        cpu_time: Seconds,
+        wait: Seconds,
+        begun: Instant,
+        place: Option<Event>,
+    },
     /// Wall clock on a GPU.
     Marked(Option<Event>),
     /// Wall clock on a CPU.
@@ -110,7 +118,7 @@ impl Timer {
             origin: Cell::new(Instant::now()),
             now: Cell::default(),
             part: Cell::default(),
-            before: Cell::default(),
+            waited: Cell::new(true),
             spans: RefCell::default(),
             moved: Log::default(),
             unpriced: RefCell::default(),
@@ -149,7 +157,7 @@ impl Timer {
         self.queue.borrow_mut().start();
         self.origin.set(Instant::now());
         self.now.set(Seconds::ZERO);
-        self.before.set(None);
+        self.waited.set(true);
         self.spans.borrow_mut().clear();
         self.moved.take();
         self.unpriced.borrow_mut().clear();
@@ -184,7 +192,7 @@ impl Timer {
     /// price.
     pub fn wait<T>(&self, activity: Activity, waiting: impl FnOnce() -> T) -> T {
         if self.is_virtual() {
-            self.before.set(None);
+            self.waited.set(true);
             let result = waiting();
             let moved = self.moved.take();
             if !moved.is_empty() {
@@ -210,7 +218,7 @@ impl Timer {
             return Ok(arrived?.0);
         }
         let start = self.now();
-        self.before.set(None);
+        self.waited.set(true);
         let (arrived, ready) = waiting()?;
         if self.is_virtual() {
             self.now.set(self.now().max(ready));
@@ -226,9 +234,8 @@ impl Timer {
 
     /// Starts to time a segment of an activity; under a virtual clock, once it is this rank's turn.
     pub(super) fn begin(&self, activity: Activity) -> Started<'_> {
-        let goes_on = self.before.get() == Some((activity, self.part.get()));
         let measure = match self.measure() {
-            Measure::Begun if goes_on => Measure::Queued,
+            Measure::Begun if !self.waited.get() => Measure::Queued,
             Measure::Queued | Measure::Ahead if is_of_host(activity) => Measure::Alone,
             other => other,
         };
@@ -253,25 +260,31 @@ impl Timer {
         };
         // A turn that ended in a panic leaves nothing behind that could disturb the next one.
         let turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
-        synchronize(self.device);
+        let waits = || {
+            if measure != Measure::Issue {
+                synchronize(self.device);
+            }
+        };
+        waits();
         if let (Some(activity), true) = (activity, self.device.is_cuda()) {
             self.queue.borrow_mut().begin((activity, self.part.get()));
         }
-        if let (Measure::Alone | Measure::Begun | Measure::Issue, Device::Cuda(ordinal), true) =
+        if let (Measure::Alone | Measure::Begun, Device::Cuda(ordinal), true) =
             (measure, self.device, self.measures.len() > 1)
         {
             self.queue.borrow_mut().fill(ordinal, LEAST);
             synchronize(self.device);
         }
         let idle = Instant::now();
-        synchronize(self.device);
+        waits();
         let wait = Seconds(idle.elapsed().as_secs_f64());
-        let behind = match (measure, self.device) {
+        let place = match (measure, self.device) {
+            (Measure::Begun, Device::Cuda(_)) => self.queue.borrow().here(),
             (Measure::Queued, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal, LEAST),
             (Measure::Ahead, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal, SOME),
             _ => None,
         };
-        Started::Alone { turn, cpu_time: cpu_time(), wait, idle: Instant::now(), behind }
+        Started::Alone { turn, measure, cpu_time: cpu_time(), wait, begun: Instant::now(), place }
     }
 
     /// Ends the segment. A wall clock notes a span, of a wait for another stage if there is no activity. A virtual clock
@@ -279,15 +292,14 @@ impl Timer {
     pub(super) fn end(&self, activity: Option<Activity>, started: Started) -> Seconds {
         match (started, activity) {
             (Started::Alone { cpu_time: before, .. }, Some(activity)) if is_of_host(activity) => {
-                self.before.set(Some((activity, self.part.get())));
                 let reads_ahead =
                     self.measure() == Measure::Ahead && activity == Activity::Host && self.device.is_cuda();
                 let takes_none = self.measure() == Measure::Issue || reads_ahead;
                 return if takes_none { Seconds::ZERO } else { cpu_time() - before };
             }
-            (Started::Alone { turn, wait, idle, behind, .. }, activity) if self.device.is_cuda() => {
-                let time = self.end_on_gpu((wait, idle), behind);
-                self.before.set(activity.map(|activity| (activity, self.part.get())));
+            (Started::Alone { turn, measure, wait, begun, place, .. }, _) if self.device.is_cuda() => {
+                let time = self.end_on_gpu(measure, (wait, begun), place);
+                self.waited.set(false);
                 drop(turn);
                 return time;
             }
@@ -305,23 +317,26 @@ impl Timer {
         Seconds::ZERO
     }
 
-    /// What is measured of a segment on a GPU that was idle at `idle`, or has other work until `behind`. The GPU is idle then. What the wait for an
-    /// idle GPU takes the host is none of the GPU's time.
-    fn end_on_gpu(&self, (wait, idle): (Seconds, Instant), behind: Option<Event>) -> Seconds {
-        let (issued, mut queue) = (Seconds(idle.elapsed().as_secs_f64()), self.queue.borrow_mut());
-        let had_to_wait = behind.as_ref().is_some_and(|behind| behind.is_reached().unwrap_or(true));
-        let end = behind.as_ref().and_then(|_| queue.here());
-        synchronize(self.device);
-        let alone = issued.max(Seconds(idle.elapsed().as_secs_f64()) - wait);
+    /// What is measured of a segment that the host began to issue then, behind a `place` on the GPU's stream. The GPU is idle then, but where
+    /// the host's own time is measured. What the wait for an idle GPU takes the host is none of the GPU's time.
+    fn end_on_gpu(&self, measure: Measure, (wait, begun): (Seconds, Instant), place: Option<Event>) -> Seconds {
+        let (issued, mut queue) = (Seconds(begun.elapsed().as_secs_f64()), self.queue.borrow_mut());
         // Behind other work that says less, but where nothing else is measured.
-        if behind.is_none() || self.measures.len() == 1 {
+        if place.is_none() || self.measures.len() == 1 {
             queue.issued(issued);
         }
+        if measure == Measure::Issue {
+            return issued;
+        }
+        let had_to_wait = place.as_ref().is_some_and(|place| place.is_reached().unwrap_or(true));
+        let end = place.as_ref().and_then(|_| queue.here());
+        synchronize(self.device);
+        let alone = issued.max(Seconds(begun.elapsed().as_secs_f64()) - wait);
         let on_gpu = |(start, end): (Event, Event)| end.since(&start).map(|time| Seconds(time.as_secs_f64())).ok();
-        match (behind.zip(end).and_then(on_gpu), self.measure()) {
-            (Some(time), _) => queue.took(time, had_to_wait),
-            (None, Measure::Issue) => issued,
-            (None, _) => alone,
+        match place.zip(end).and_then(on_gpu) {
+            Some(time) if measure == Measure::Begun => time,
+            Some(time) => queue.took(time, had_to_wait),
+            None => alone,
         }
     }
 
@@ -546,16 +561,19 @@ mod tests {
         }
         let [alone, issue, queued] = each(&timer, launches);
         assert!(issue < alone * 1.1 && issue > alone * 0.7 && queued < alone * 0.8, "{alone:?} {issue:?} {queued:?}");
-        // Of several segments that go on with each other, the first alone begins on an idle GPU.
-        let begun = Timer::new(0, Some(Arc::default())).measuring(&[Measure::Begun]).on(device);
-        let segments = |activities: [Activity; 2]| {
+        // Of two segments the second begins on an idle GPU as the first does if the host has waited between them, and behind other work otherwise.
+        let begun = Timer::new(0, Some(Arc::default())).measuring(&[Measure::Begun, Measure::Begun]).on(device);
+        let segments = |wait: &dyn Fn()| {
             begun.start();
-            activities.into_iter().for_each(|activity| begun.compute(activity, launches));
+            begun.compute(Activity::Block, launches);
+            wait();
+            begun.compute(Activity::Edge, launches);
             begun.now()
         };
-        segments([Activity::Block, Activity::Edge]);
-        let (apart, one) = (segments([Activity::Block, Activity::Edge]), segments([Activity::Block; 2]));
+        segments(&|| ());
+        let (apart, one) = (segments(&|| begun.wait(Activity::Op(Op::Sync), || ())), segments(&|| ()));
         assert!(one < apart * 0.95, "{one:?} {apart:?}");
+        assert!(apart > alone && apart < alone * 3.0, "{alone:?} {apart:?}");
         // Memory that other work has taken since is found before it counts.
         each(&timer, product);
         let [alone, issue, queued] = each(&timer, product);
