@@ -48,7 +48,8 @@ pub struct MeasuredOperation {
     pub operation: Operation,
     /// What it was measured on, as [`crate::model::shapes`] writes it; empty for the optimizer.
     pub shape: String,
-    /// The forward pass, or the whole of an operation that has one pass: from an idle GPU until it is idle again.
+    /// The forward pass, or the whole of an operation that has one pass: from an idle GPU until it is idle again or, beside `queued`, as hosts that
+    /// wait around every exchange begin it, its first part alone on an idle GPU.
     pub forward: Line,
     /// The backward pass, likewise; none for the optimizer.
     pub backward: Option<Line>,

@@ -106,7 +106,7 @@ static MEASURED: Table = Table {
             "forward",
             Inner(&LINE),
             "{ start = 1e-5, unit = 1e-8 }",
-            "The forward pass, or the whole of the optimizer's step: from an idle GPU until it is idle again",
+            "The forward pass, or the whole of the optimizer's step: from an idle GPU until it is idle again; beside `queued`, as hosts that wait around every exchange begin it",
         ),
         may("backward", Inner(&LINE), "{ start = 2e-5, unit = 2e-8 }", "The backward pass; none for the optimizer"),
         may(
