@@ -345,6 +345,8 @@ fn a_recorded_trace_is_read_whatever_the_gate() {
         folder.succeed(&format!(
             "train --model gpt-micro --gate '{gate}' --gpus 2 --global-batch-size 4 --iterations 2 --record-trace t.parquet --out out"
         ));
+        let run = folder.text("out/run.json");
+        assert!(run.contains("\"libtorch\": \"2."), "{run}");
         let shown = folder.succeed("trace stats t.parquet --expert-parallel 2");
         assert!(shown.contains("random token ids, which overstates the skew"), "{shown}");
         assert!(shown.contains(if gate == "no-drop" { "top-2" } else { "top-1" }), "{shown}");
