@@ -39,8 +39,8 @@ pub enum Measure {
     /// Until the host has issued it, in the middle of the program: nothing is waited for but what the program waits for. On a CPU nothing is
     /// issued: no time.
     Issue,
-    /// What the device takes once all is issued, behind other work; from an idle device on behind a wait of the host. On a CPU the same as
-    /// alone.
+    /// What the device takes once all is issued, behind other work; from when the host begins to issue it, behind a wait for counts. On a CPU the
+    /// same as alone.
     Queued,
     /// What the device takes once all is issued, as if no host ever waited and data had been read before. On a CPU the same as alone.
     Ahead,
@@ -245,7 +245,7 @@ impl Timer {
     /// The same for a segment that follows a wait of the host: it is not queued.
     pub(super) fn begin_after_wait(&self, activity: Activity) -> Started<'_> {
         let measure = match self.measure() {
-            Measure::Queued => Measure::Alone,
+            Measure::Queued => Measure::Begun,
             other => other,
         };
         self.begin_segment(Some(activity), measure)
