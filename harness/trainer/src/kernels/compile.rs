@@ -44,7 +44,7 @@ const SOURCES: [Source; 8] = [
         name: "gate.cu",
         hopper: false,
         text: include_str!("gate.cu"),
-        kernels: &["choose", "route", "route_backward", "count", "scan", "place", "weight_gradient"],
+        kernels: &["choose", "route", "route_backward", "count", "scan", "place", "piece_rows", "weight_gradient"],
     },
     Source {
         hopper: false,

@@ -282,6 +282,27 @@ extern "C" __global__ void __launch_bounds__(256) place(const int *__restrict__ 
     }
 }
 
+// Gives rows to the choices of entries that lie piece after piece: of a piece, from `firsts[piece]` on. `starts[piece]`: entries of the pieces
+// before. A choice that is no entry (-1) gets none.
+extern "C" __global__ void __launch_bounds__(256) piece_rows(const int *__restrict__ place_of, int choices, const int *__restrict__ starts,
+                                 const int *__restrict__ firsts, int pieces, int *__restrict__ row_of, int *__restrict__ choice_of) {
+    const int choice = blockIdx.x * blockDim.x + threadIdx.x;
+    if (choice >= choices) return;
+    const int place = place_of[choice];
+    int row = -1;
+    if (place >= 0) {
+        int low = 0, high = pieces - 1;
+        while (low < high) {
+            const int middle = (low + high + 1) / 2;
+            if (starts[middle] <= place) low = middle;
+            else high = middle - 1;
+        }
+        row = firsts[low] + place - starts[low];
+        choice_of[row] = choice;
+    }
+    row_of[choice] = row;
+}
+
 // Partial gradients of the gate's weight and bias, `[parts, experts, width]` and `[parts, experts]`: an expert's entries
 // each add their token times the gradient of their score. Blocks: `[width / 256, experts, parts]`.
 extern "C" __global__ void __launch_bounds__(256) weight_gradient(const bf16 *__restrict__ tokens, const float *__restrict__ of_score, const int *__restrict__ choice_of,

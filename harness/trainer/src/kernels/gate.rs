@@ -5,6 +5,7 @@ use workloads::gate::{Router, Score};
 
 use super::Kernels;
 use super::launch::{Arguments, Shape};
+use crate::host::to_device;
 
 /// Choices that a warp counts by itself.
 const SEGMENT: i64 = 512;
@@ -159,6 +160,27 @@ impl Kernels {
             .tensor(&choice_of);
         let segments = (choices + SEGMENT - 1) / SEGMENT;
         self.launch("place", Self::by_segment(segments, experts), arguments);
+        (row_of, choice_of)
+    }
+
+    /// The same where entries have the places `place_of` `[choices]`, -1 where a choice is none, and lie in `pieces` of rows one after the
+    /// other: `[first row, rows]` each, which together hold all entries.
+    pub(crate) fn place_pieces(&self, place_of: &Tensor, pieces: &[[usize; 2]]) -> (Tensor, Tensor) {
+        let starts = pieces.iter().scan(0, |next, [_, rows]| Some(std::mem::replace(next, *next + rows)));
+        let firsts = pieces.iter().map(|&[first, _]| first);
+        let both: Vec<i32> = starts.chain(firsts).map(|number| number as i32).collect();
+        let both = to_device(&Tensor::from_slice(&both).view([2, -1]), self.device());
+        let (choices, rows) = (place_of.numel() as i64, pieces.iter().map(|[_, rows]| *rows as i64).sum());
+        let (row_of, choice_of) = (self.empty(&[choices], Kind::Int), self.empty(&[rows], Kind::Int));
+        let arguments = Arguments::new()
+            .tensor(place_of)
+            .int(choices)
+            .tensor(&both.get(0))
+            .tensor(&both.get(1))
+            .int(pieces.len() as i64)
+            .tensor(&row_of)
+            .tensor(&choice_of);
+        self.launch("piece_rows", Shape::new((choices + 255) / 256, 256), arguments);
         (row_of, choice_of)
     }
 
@@ -344,6 +366,36 @@ mod tests {
         let (row_of, choice_of) = gpu().place(&chosen, &sorted, [Some(&base), None], Some(6));
         assert_eq!(read(&row_of), [0, 4, 1, -1, 2]);
         assert_eq!(read(&choice_of), [0, 2, 4, -1, 1, -1]);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn entries_get_the_rows_of_their_pieces() {
+        let on_gpu = |numbers: &[i32]| Tensor::from_slice(numbers).to_device(gpu().device());
+        let (row_of, choice_of) =
+            gpu().place_pieces(&on_gpu(&[5, 0, -1, 1, 4, 2, 3]), &[[4, 1], [0, 2], [3, 0], [2, 2], [5, 1]]);
+        assert_eq!(read(&row_of), [5, 4, -1, 0, 3, 1, 2]);
+        assert_eq!(read(&choice_of), [3, 5, 6, 4, 1, 0]);
+        // As many pieces as a large group has.
+        let (tokens, experts, k) = (4096, 64, 2);
+        let (chosen, _) = gpu().choose(&normal(&[tokens, experts]), &half(&[experts]), k);
+        let sorted = gpu().sort(&chosen, experts);
+        let (place_of, by_expert) = gpu().place(&chosen, &sorted, [None, None], None);
+        let counts: Vec<i64> = Vec::try_from(sorted.totals.to_kind(Kind::Int64).to_device(tch::Device::Cpu)).unwrap();
+        // Of every expert's entries the first half lies behind the second halves of all.
+        let halves = counts.iter().map(|&count| [count as usize / 2, (count as usize).div_ceil(2)]);
+        let (mut first, mut second) = (halves.clone().map(|[_, rows]| rows).sum::<usize>(), 0);
+        let (mut pieces, mut order): (Vec<[usize; 2]>, Vec<i64>) = (Vec::new(), Vec::new());
+        for [before, behind] in halves {
+            pieces.extend([[first, before], [second, behind]]);
+            first += before;
+            second += behind;
+        }
+        pieces.iter().for_each(|&[first, rows]| order.extend((first..first + rows).map(|row| row as i64)));
+        let at = Tensor::from_slice(&order).to_device(gpu().device());
+        let (row_of, choice_of) = gpu().place_pieces(&place_of, &pieces);
+        assert!(choice_of.index_select(0, &at).equal(&by_expert));
+        assert!(row_of.to_kind(Kind::Int64).equal(&at.index_select(0, &place_of)));
     }
 
     fn read(tensor: &Tensor) -> Vec<i32> {

@@ -398,15 +398,6 @@ impl Entries {
         let (row_of, by_expert) = kernels.place(&chosen, &sorted, [None, None], Some(chosen.numel() as i64));
         Self { chosen, fewer: true, sorted, row_of, by_expert }
     }
-
-    /// `row_of` where the entry at each place of `by_expert` has the row `at` `[entries]`.
-    pub(super) fn moved(&self, at: &Tensor) -> Tensor {
-        let at = at.to_kind(Kind::Int);
-        match self.fewer {
-            true => at.index_select(0, &self.row_of.clamp_min(0)).masked_fill(&self.row_of.lt(0), -1),
-            false => at.index_select(0, &self.row_of),
-        }
-    }
 }
 
 impl Choices {

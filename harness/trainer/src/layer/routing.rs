@@ -5,7 +5,7 @@ use systems::program::Layout;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
-use crate::host::{numbers_of, to_device};
+use crate::host::to_device;
 use crate::layer::choices::{Choices, GpuChoices};
 use crate::layer::gate::Gates;
 use crate::layer::permute::Permutation;
@@ -115,10 +115,9 @@ impl Rows {
         let (row_of, choice_of, rows) = if splits.follow_experts(own) {
             (choices.entries.row_of.shallow_clone(), by_expert, rows.map(|rows| rows.narrow(0, 0, entries)))
         } else if splits.has_copies() {
-            let pieces = splits.pieces.iter().map(|piece| piece.first..piece.first + piece.rows);
-            let at = numbers_of(pieces, choices.tokens.device());
-            let choice_of = by_expert.zeros_like().index_copy(0, &at, &by_expert);
-            (choices.entries.moved(&at), choice_of, None)
+            let pieces: Vec<[usize; 2]> = splits.pieces.iter().map(|piece| [piece.first, piece.rows]).collect();
+            let (row_of, choice_of) = choices.kernels.place_pieces(&choices.entries.row_of, &pieces);
+            (row_of, choice_of, None)
         } else {
             let mut base = vec![0; own.len()];
             splits.pieces.iter().for_each(|piece| base[piece.expert] = piece.first as i32);
