@@ -75,6 +75,11 @@ fn the_gate_stands_in_the_file() {
         let rescaled = runs::traces::load(Some(&folder.join("c.parquet"))).unwrap();
         assert!(rescaled.counts().iter().all(|&count| count <= 72 / top_k), "top-{top_k}");
     }
+    folder.succeed("trace import a.parquet d.parquet --balanced");
+    folder.succeed("trace rescale d.parquet e.parquet --experts 6");
+    folder.succeed("trace import e.parquet f.parquet");
+    let is_balanced = |name: &str| runs::traces::load(Some(&folder.join(name))).unwrap().is_balanced();
+    assert_eq!(["a", "d", "e", "f"].map(|name| is_balanced(&format!("{name}.parquet"))), [false, true, true, true]);
 }
 
 #[test]
@@ -340,7 +345,7 @@ fn a_resumed_run_records_what_it_is_asked_for_or_is_refused() {
 #[cfg(feature = "train")]
 #[test]
 fn a_recorded_trace_is_read_whatever_the_gate() {
-    for gate in ["no-drop", "switch 1.25"] {
+    for gate in ["no-drop", "no-drop balanced", "switch 1.25"] {
         let folder = Folder::new();
         folder.succeed(&format!(
             "train --model gpt-micro --gate '{gate}' --gpus 2 --global-batch-size 4 --iterations 2 --record-trace t.parquet --out out"
@@ -349,6 +354,7 @@ fn a_recorded_trace_is_read_whatever_the_gate() {
         assert!(run.contains("\"libtorch\": \"2."), "{run}");
         let shown = folder.succeed("trace stats t.parquet --expert-parallel 2");
         assert!(shown.contains("random token ids, which overstates the skew"), "{shown}");
-        assert!(shown.contains(if gate == "no-drop" { "top-2" } else { "top-1" }), "{shown}");
+        assert!(shown.contains(if gate == "switch 1.25" { "top-1" } else { "top-2" }), "{shown}");
+        assert_eq!(shown.contains("chosen with a balance loss"), gate != "no-drop", "{shown}");
     }
 }

@@ -90,6 +90,9 @@ pub struct ImportArgs {
     /// Counts run since start-up: an iteration is the increase over the one before
     #[arg(long)]
     pub cumulative: bool,
+    /// The gates that chose are trained with a balance loss: none flattens their choices again
+    #[arg(long)]
+    pub balanced: bool,
 }
 
 /// `moebench trace synth`.
@@ -169,6 +172,8 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
         TraceCommand::Import(args) => {
             output::refuse_to_replace(&args.to, args.overwrite).or_input()?;
             let trace = traces::import(&args.from, args.options()).or_input()?;
+            let is_balanced = args.balanced || trace.is_balanced();
+            let trace = trace.with_balance_loss(is_balanced);
             write(&trace, &args.to)
         }
         TraceCommand::Synth(args) => {
@@ -210,14 +215,15 @@ fn write(trace: &RoutingTrace, to: &Path) -> Result<(), Failure> {
 fn describe(trace: &RoutingTrace) -> String {
     let shape = trace.shape();
     format!(
-        "{} iterations, {} layers, {} micro-batches, {} ranks, {} experts, {} entries a row, top-{}",
+        "{} iterations, {} layers, {} micro-batches, {} ranks, {} experts, {} entries a row, top-{}{}",
         trace.iterations().len(),
         shape.layers,
         shape.micro_batches,
         shape.ranks,
         shape.experts,
         shape.entries,
-        shape.top_k
+        shape.top_k,
+        if trace.is_balanced() { ", chosen with a balance loss" } else { "" }
     )
 }
 
@@ -307,7 +313,8 @@ fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
     let routing = Routing::new(&trace, spec).context("moebench trace rescale")?;
     let rescaled = routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?;
     // A note such as a checksum is of the trace that was rescaled.
-    Ok(rescaled.with_notes(trace.notes().iter().map(|note| format!("before rescaling: {note}")).collect()))
+    let notes = trace.notes().iter().map(|note| format!("before rescaling: {note}")).collect();
+    Ok(rescaled.with_notes(notes).with_balance_loss(trace.is_balanced()))
 }
 
 /// The most ranks, up to a node of eight, that share so many experts equally.
