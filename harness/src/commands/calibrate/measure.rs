@@ -58,8 +58,8 @@ mod with_torch {
 
     use anyhow::{Context, Result, anyhow};
     use tch::Device;
-    use workloads::Cluster;
     use workloads::cluster::Constant;
+    use workloads::{Cluster, Seconds};
 
     use super::MeasureArgs;
     use crate::commands::check_extent;
@@ -68,11 +68,12 @@ mod with_torch {
     use runs::engines::train as training;
     use runs::{prepare, report, store};
     use studies::calibrate::constants::Fitted;
-    use studies::calibrate::device::{Measurement, synchronisation};
-    use studies::calibrate::machine::Request;
+    use studies::calibrate::device::Measurement;
+    use studies::calibrate::machine::{Request, WAIT};
     use studies::calibrate::segments::{self, MeasuredRun, SegmentTimes};
     use studies::calibrate::write;
     use studies::tables::constants_table;
+    use trainer::bench::curves;
     use trainer::comm::launch::{Flags, Launch};
 
     /// Measures, fits, writes and shows.
@@ -106,7 +107,8 @@ mod with_torch {
         measurement.check(Some(training::memory(device).or_input()?)).or_input()?;
         let runs = measurement.runs().or_run()?;
         let (_, fitted) = segments::fit(&base, &runs).or_run()?;
-        let cluster = measured(&base, &fitted, args, device);
+        let wait = curves::wait(device).map_err(anyhow::Error::from).or_run()?;
+        let cluster = measured(&base, &fitted, args, device, wait);
         let text = write::updated(&text, &of_file, &cluster).or_run()?;
         store::write_text(&args.out, &text).or_run()?;
         show(args, &cluster, &fitted, &runs).or_run()
@@ -129,7 +131,7 @@ mod with_torch {
     }
 
     /// The base with what was measured, under the name of the file.
-    fn measured(base: &Cluster, fitted: &[Fitted], args: &MeasureArgs, device: Device) -> Cluster {
+    fn measured(base: &Cluster, fitted: &[Fitted], args: &MeasureArgs, device: Device, wait: Seconds) -> Cluster {
         let mut cluster = base.clone();
         let device_name = training::device_name(device);
         let source = format!(
@@ -146,10 +148,10 @@ mod with_torch {
             }
         }
         cluster.host.synchronisation = Constant {
-            value: write::rounded(synchronisation(device).0),
+            value: write::rounded(wait.0),
             uncertainty: None,
             peak: None,
-            source: format!("measured on {device_name}: median wait for an idle device"),
+            source: format!("measured on {device_name}: {WAIT}"),
         };
         cluster.name = args.out.file_stem().map_or(base.name.clone(), |name| name.to_string_lossy().into_owned());
         cluster.description = format!("Compute of {device_name}; network and memory of {}", base.name);

@@ -6,11 +6,11 @@
 //! segments, and times are skewed.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use systems::{CostModel, Job, Plan, System, zoo::expert_only, zoo::fastermoe, zoo::smartmoe};
-use tch::{Device, Tensor};
+use tch::Device;
 use workloads::gate::Gate;
 use workloads::trace::BatchCounts;
 use workloads::{Cluster, Model, Seconds, Training};
@@ -264,22 +264,6 @@ fn shallow(model: &Model, hidden: usize) -> Result<Model> {
         model.top_k
     );
     Ok(Model::parse("calibrate measure", &text)?)
-}
-
-/// How long the host waits for an idle device.
-pub fn synchronisation(device: Device) -> Seconds {
-    let mut times: Vec<f64> = (0..101)
-        .map(|_| {
-            let busy = Tensor::zeros([1], (tch::Kind::Float, device)) + 1.0;
-            let start = Instant::now();
-            trainer::clock::timer::synchronize(device);
-            let time = start.elapsed().as_secs_f64();
-            drop(busy);
-            time
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    Seconds(times[times.len() / 2])
 }
 
 /// The same samples in every iteration, as quick to read as those of a file: of the synthetic language, or, where its vocabulary is too large,

@@ -28,6 +28,8 @@ use super::segments::{self, MeasuredRun, Times};
 use super::together::Together;
 use super::{line, operations, write};
 
+/// What a wait of the host is measured as.
+pub const WAIT: &str = "from the end of a kernel that the host waits for to the beginning of the next";
 /// How long a process waits for another.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Small kernels of a block's pass, where the block was not measured.
@@ -235,17 +237,9 @@ fn cluster(request: &Request, measured: &Measured) -> Cluster {
         gpu.expert_start =
             constant(value, error, None, "start of the line of grouped products over rows, for each expert");
     }
-    let each = |work: Work| {
-        let curve = measured.curves.iter().find(|curve| curve.work == work)?;
-        curve.points.last().map(|point| point.median() / point.amount)
-    };
+    let each = |work: Work| Some(measured.curves.iter().find(|curve| curve.work == work)?.each().0);
     if let Some(time) = each(Work::Wait) {
-        host.synchronisation = constant(
-            time,
-            f64::NAN,
-            None,
-            "from the end of a kernel that the host waits for to the beginning of the next",
-        );
+        host.synchronisation = constant(time, f64::NAN, None, WAIT);
     }
     if let Some(time) = each(Work::Launch) {
         let what = format!("{KERNELS_OF_A_BLOCK} small kernels, a number that is assumed");

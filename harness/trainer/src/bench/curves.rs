@@ -64,6 +64,13 @@ pub struct Point {
     pub times: Vec<Seconds>,
 }
 
+impl Curve {
+    /// The median at its last point, for each of what was launched.
+    pub fn each(&self) -> Seconds {
+        Seconds(self.points.last().map_or(f64::NAN, |point| point.median() / point.amount))
+    }
+}
+
 impl Point {
     /// The median of its times.
     pub fn median(&self) -> f64 {
@@ -118,6 +125,17 @@ pub fn run(device: Device, shapes: &[Shapes]) -> Result<Vec<Curve>, TrainError> 
     curves.push(bench.launches()?);
     curves.push(bench.waits()?);
     Ok(curves)
+}
+
+/// What a wait of the host costs: from the end of a kernel that it waits for to the beginning of the next.
+///
+/// # Errors
+/// A GPU that cannot be used.
+pub fn wait(device: Device) -> Result<Seconds, TrainError> {
+    begin(device)?;
+    let _guard = tch::no_grad_guard();
+    let waits = Bench { device, kind: kind_on(device) }.waits()?;
+    Ok(waits.each())
 }
 
 struct Bench {
@@ -263,7 +281,7 @@ impl Bench {
 
     /// The host waits for each of many kernels before it launches the next: how much longer that takes than the kernels alone, each time.
     fn waits(&self) -> Result<Curve, TrainError> {
-        let (number, numbers) = (100usize, self.sizes(20, 20, 26).last().unwrap_or(1));
+        let (number, numbers) = (100usize, self.sizes(10, 10, 26).last().unwrap_or(1));
         let input = self.random(&[numbers as i64]);
         let out = input.empty_like();
         let kernels = |waiting: &dyn Fn()| {

@@ -35,7 +35,7 @@ pub fn device_name(device: Device) -> String {
 }
 
 /// Versions of what trains on a device, by name; those that do not tell are left out.
-pub fn libraries(device: Device, by_processes: bool) -> BTreeMap<String, String> {
+pub(super) fn libraries(device: Device, by_processes: bool) -> BTreeMap<String, String> {
     let mut versions = vec![("libtorch", Ok(cuda::libtorch_version()))];
     if device.is_cuda() {
         versions.push(("CUDA driver", driver()));

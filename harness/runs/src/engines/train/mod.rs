@@ -32,7 +32,8 @@ use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunFailure, Status};
 use crate::traces;
 
-pub use machine::{device_name, findings, libraries, memory};
+use machine::libraries;
+pub use machine::{device_name, findings, memory};
 use options::Options;
 pub use options::device;
 pub use replay::Replay;
