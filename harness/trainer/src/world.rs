@@ -160,6 +160,10 @@ pub(crate) fn train<T>(
     // What may fail on one rank alone does so before there are groups, which wait for the others when they end.
     if let Device::Cuda(ordinal) = device {
         kernels::load(ordinal)?;
+        if alone {
+            // What an earlier system of this process left there is none of this one's memory.
+            Gpu::open(ordinal)?.release_kept()?;
+        }
     }
     let mut world = member.split("world", &[(0..member.size()).collect()])?;
     if setup.record_spans {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
+use tch::{Device, Kind, Tensor};
 
 use super::CudaError;
 
@@ -89,6 +90,13 @@ impl Gpu {
         self.enter()?;
         let (free, total) = driver("cuMemGetInfo", result::mem_get_info())?;
         Ok(Memory { used: (total - free) as u64, total: total as u64 })
+    }
+
+    /// Has libtorch give back memory that it keeps for later: it does so before it refuses what no GPU has, and by no call of its C interface.
+    pub fn release_kept(&self) -> Result<(), CudaError> {
+        let more_than_free = self.memory()?.total as i64;
+        drop(Tensor::f_empty([more_than_free], (Kind::Uint8, Device::Cuda(self.ordinal))));
+        Ok(())
     }
 
     /// Major and minor version of what its code may use.
@@ -313,5 +321,21 @@ mod tests {
         assert_eq!(f64::try_from(product.get(0).get(0)).unwrap(), 2048.0);
         let memory = gpu.memory().unwrap();
         assert!(memory.used > 0 && memory.used <= memory.total);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA GPU"]
+    fn on_a_gpu_memory_that_libtorch_keeps_is_given_back() {
+        let gpu = load().and_then(|_| Gpu::open(0)).unwrap();
+        let used = || gpu.memory().unwrap().used;
+        let large = || Tensor::ones([1 << 30], (Kind::Uint8, Device::Cuda(0)));
+        let before = used();
+        drop(large());
+        assert!(used() > before + (1 << 29), "{} of {before}", used());
+        let begun = std::time::Instant::now();
+        gpu.release_kept().unwrap();
+        assert!(used() < before + (1 << 28), "{} of {before}", used());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert_eq!(f64::try_from(large().get(7)).unwrap(), 1.0);
     }
 }
