@@ -435,4 +435,5 @@ fn a_checkpoint_with_copies_resumes_to_the_same_bits() {
     check_resume(driven(&microep::ASYMMETRIC, [1, 4, 1, 2, 2]));
     check_resume(driven(&laer::Laer, [1, 4, 1, 2, 2]));
     check_resume(driven(&symi::Symi, [1, 4, 1, 2, 2]));
+    check_resume(driven(&cobalance::CoBalance, [1, 4, 1, 4, 1]));
 }

@@ -169,8 +169,8 @@ pub fn vocabulary(job: &Job) -> Result<usize, SetupError> {
     model.vocabulary.ok_or_else(|| SetupError::NotALanguageModel { model: model.name.clone() })
 }
 
-/// Whether `ranks` ranks that share a device of `available` bytes fit, by weights, gradients and optimizer state alone, which
-/// every slot of an expert has room for.
+/// Whether `ranks` ranks that share a device of `available` bytes fit, by weights, gradients and optimizer state alone. Every slot of an expert
+/// has room for the first two, those up to the last that holds an expert for the third, too.
 ///
 /// # Errors
 /// The bytes needed and those available.
@@ -190,7 +190,12 @@ pub fn fits(
         let layers = layers_of(job, plan, stage, &start.placements);
         let of_slots =
             |(moe, placement): (&Moe, &Placement)| moe.expert_parameters() * placement.slots_per_rank() as u64;
+        let of_filled = |(moe, placement): (&Moe, &Placement)| {
+            let filled = (0..placement.ranks()).map(|rank| placement.filled(rank)).max();
+            moe.expert_parameters() * filled.unwrap_or(0) as u64
+        };
         let slots = layers.clone().map(of_slots).sum::<u64>() as f64;
+        let held = layers.clone().map(of_filled).sum::<u64>() as f64;
         let most = layers.clone().map(of_slots).max().unwrap_or(0) as f64;
         let parameters = StageParameters::new(job, plan, stage);
         let storage = policy.storage();
@@ -205,7 +210,8 @@ pub fn fits(
         };
         let share = || SlotState::new(storage, gradient_bytes(&job.cluster), layers.clone()).parameters;
         match storage {
-            Storage::Slots => with(slots),
+            Storage::Slots if plan.zero == Zero::Weights => with(slots),
+            Storage::Slots => with(held) + copy * (slots - held),
             Storage::OptimizerShards => with(share()) + copy * slots,
             // The layers of a stage share room for the weights of two and the gradients of one.
             Storage::Shards | Storage::Parts => with(share()) + (2.0 * copy - 4.0) * most,

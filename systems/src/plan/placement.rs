@@ -221,6 +221,11 @@ impl Placement {
         rank.filter(move |&rank| std::mem::replace(&mut last, rank) != rank)
     }
 
+    /// How many slots of a rank there are up to the last that holds an expert.
+    pub fn filled(&self, rank: usize) -> usize {
+        self.experts_of(rank).iter().rposition(Option::is_some).map_or(0, |last| last + 1)
+    }
+
     /// What a rank's slots hold, in slot order.
     pub fn experts_of(&self, rank: usize) -> &[Option<usize>] {
         &self.expert_in[rank * self.slots_per_rank..(rank + 1) * self.slots_per_rank]
@@ -264,6 +269,7 @@ mod tests {
         assert_eq!(swapped.swapped(3, 0), order);
         let copies = Placement::of_slots(vec![Some(0), Some(1), Some(0), None], 2, 2).unwrap();
         assert_eq!(copies.swapped(0, 1).experts_in_slots(), [Some(1), Some(0), Some(1), None]);
+        assert_eq!([0, 1].map(|rank| copies.filled(rank)), [2, 1]);
     }
 
     #[test]

@@ -63,52 +63,44 @@ impl<'a> Checkpoints<'a> {
     /// A file that is missing or does not fit.
     pub fn resume(&self, rank: &mut Rank, iteration: usize) -> Result<(), TrainError> {
         let path = self.of_rank(iteration, rank.groups.world.rank());
-        let tensors = Tensor::read_safetensors(&path).map_err(|error| CheckpointError::file(&path, error))?;
-        let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
-        let mut take = |name: String| {
-            tensors.remove(&name).ok_or_else(|| CheckpointError::file(&path, format!("no tensor `{name}`")))
-        };
+        let mut saved = Saved::read(&path)?;
+        let first: Vec<Placement> = rank.stage.layers().map(|layer| layer.placement.clone()).collect();
+        for layer in rank.stage.layers_mut() {
+            let (experts, ranks) = (layer.experts.moe().experts, layer.placement.ranks());
+            // The slots have room from the start, and stay as many.
+            let slots = layer.placement.experts_in_slots().len();
+            let expert_in = saved.numbers(placement_of(layer.number), slots)?;
+            let expert_in = expert_in.iter().map(|&expert| usize::try_from(expert).ok()).collect();
+            layer.placement =
+                Placement::of_slots(expert_in, experts, ranks).map_err(|error| CheckpointError::file(&path, error))?;
+            layer.experts.hold(layer.placement.filled(rank.groups.experts.rank()));
+        }
         for (name, bucket) in named(&rank.stage) {
             for (what, of) in parts(bucket) {
-                let found = take(format!("{name}: {what}"))?;
+                let found = saved.take(&format!("{name}: {what}"))?;
                 if found.size() != of.size() {
                     let reason = format!("`{name}: {what}` has {:?} numbers: expected {:?}", found.size(), of.size());
                     return Err(CheckpointError::file(&path, reason).into());
                 }
                 of.shallow_clone().copy_(&found);
             }
-            bucket.weights.shallow_clone().copy_(&bucket.master);
+            bucket.weights.narrow(0, 0, bucket.master.numel() as i64).copy_(&bucket.master);
         }
-        let mut numbers = |name: String, expected: usize| -> Result<Vec<i64>, TrainError> {
-            let found: Vec<i64> = to_host(&take(name.clone())?)?;
-            if found.len() != expected {
-                let reason = format!("`{name}` has {} numbers: expected {expected}", found.len());
-                return Err(CheckpointError::file(&path, reason).into());
-            }
-            Ok(found)
-        };
         let moe = self.setup.job.model.moe_layers();
-        let gathered = numbers(GATHERED.to_owned(), 1)?[0];
+        let gathered = saved.numbers(GATHERED.to_owned(), 1)?[0];
         let gathered = usize::try_from(gathered).ok().filter(|&gathered| gathered <= iteration).ok_or_else(|| {
             CheckpointError::file(&path, format!("`{GATHERED}` is {gathered}: expected 0 to {iteration}"))
         })?;
         let since = iteration - gathered;
         let mut loads: Vec<Vec<Vec<u64>>> = vec![moe.map(|moe| vec![0; moe.experts]).collect(); gathered];
         let mut own: Vec<Vec<Vec<i64>>> = vec![Vec::new(); since];
-        let first: Vec<Placement> = rank.stage.layers().map(|layer| layer.placement.clone()).collect();
         for layer in rank.stage.layers_mut() {
             let experts = layer.experts.moe().experts;
-            // The slots have room from the start, and stay as many.
-            let slots = layer.placement.experts_in_slots().len();
-            let expert_in = numbers(placement_of(layer.number), slots)?;
-            let expert_in = expert_in.iter().map(|&expert| usize::try_from(expert).ok()).collect();
-            layer.placement = Placement::of_slots(expert_in, experts, layer.placement.ranks())
-                .map_err(|error| CheckpointError::file(&path, error))?;
-            let past = numbers(loads_of(layer.number), gathered * experts)?;
+            let past = saved.numbers(loads_of(layer.number), gathered * experts)?;
             for (loads, past) in loads.iter_mut().zip(past.chunks_exact(experts)) {
                 loads[layer.number] = past.iter().map(|&load| load as u64).collect();
             }
-            let of_rank = numbers(own_loads_of(layer.number), since * experts)?;
+            let of_rank = saved.numbers(own_loads_of(layer.number), since * experts)?;
             own.iter_mut().zip(of_rank.chunks_exact(experts)).for_each(|(own, of_rank)| own.push(of_rank.to_vec()));
         }
         decide_again(rank, &first, loads).map_err(|error| CheckpointError::file(&path, error))?;
@@ -257,6 +249,34 @@ fn decide_again(rank: &mut Rank, first: &[Placement], loads: Vec<Vec<Vec<u64>>>)
         loads.next().into_iter().for_each(|loads| rank.online.remember(loads));
     }
     Ok(())
+}
+
+/// The tensors of a rank's file.
+struct Saved<'a> {
+    path: &'a Path,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl<'a> Saved<'a> {
+    fn read(path: &'a Path) -> Result<Self, CheckpointError> {
+        let tensors = Tensor::read_safetensors(path).map_err(|error| CheckpointError::file(path, error))?;
+        Ok(Self { path, tensors: tensors.into_iter().collect() })
+    }
+
+    fn take(&mut self, name: &str) -> Result<Tensor, CheckpointError> {
+        let missing = || CheckpointError::file(self.path, format!("no tensor `{name}`"));
+        self.tensors.remove(name).ok_or_else(missing)
+    }
+
+    /// Whole numbers, of which so many are expected.
+    fn numbers(&mut self, name: String, expected: usize) -> Result<Vec<i64>, TrainError> {
+        let found: Vec<i64> = to_host(&self.take(&name)?)?;
+        if found.len() != expected {
+            let reason = format!("`{name}` has {} numbers: expected {expected}", found.len());
+            return Err(CheckpointError::file(self.path, reason).into());
+        }
+        Ok(found)
+    }
 }
 
 /// All buckets of a rank that are not empty, by name.

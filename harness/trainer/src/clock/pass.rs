@@ -25,7 +25,7 @@ pub struct PassTimer<'a> {
     /// The gate's segment under way; none while a task runs or waits.
     gate: RefCell<Option<Started<'a>>>,
     /// Whether the host has waited for counts and issued nothing but the gate since.
-    waited: Cell<bool>,
+    behind_counts: Cell<bool>,
     times: RefCell<PassTimes>,
 }
 
@@ -35,7 +35,12 @@ pub struct PassTimes(Vec<(Op, Seconds)>);
 
 impl<'a> PassTimer<'a> {
     pub fn start(timer: &'a Timer) -> Self {
-        Self { timer, gate: RefCell::new(Some(timer.begin(GATE))), waited: Cell::new(false), times: RefCell::default() }
+        Self {
+            timer,
+            gate: RefCell::new(Some(timer.begin(GATE))),
+            behind_counts: Cell::new(false),
+            times: RefCell::default(),
+        }
     }
 
     /// Runs a compute segment, whose time counts for `op` instead of the gate.
@@ -50,7 +55,7 @@ impl<'a> PassTimer<'a> {
 
     /// Runs what waits for other ranks.
     pub fn wait<T>(&self, op: Op, waiting: impl FnOnce() -> T) -> T {
-        self.waited.set(op == Op::Counts);
+        self.behind_counts.set(op == Op::Counts);
         self.aside(|| self.timer.wait(Activity::Op(op), waiting))
     }
 
@@ -63,7 +68,8 @@ impl<'a> PassTimer<'a> {
         }
         let result = segment();
         if was_running {
-            let started = if self.waited.get() { self.timer.begin_after_wait(GATE) } else { self.timer.begin(GATE) };
+            let started =
+                if self.behind_counts.get() { self.timer.begin_after_wait(GATE) } else { self.timer.begin(GATE) };
             self.gate.replace(Some(started));
         }
         result

@@ -245,7 +245,7 @@ impl Experts {
         let size = self.kept() as i64;
         // Kernels read several numbers at a time.
         if !self.stand_in_slots() || size % 8 != 0 {
-            return std::iter::once(0..self.state().len()).collect();
+            return std::iter::once(0..self.state().master.numel() as i64).collect();
         }
         let filled = experts.iter().enumerate().filter(|(_, expert)| expert.is_some());
         let mut updated: Vec<Range<i64>> = Vec::new();
@@ -257,6 +257,13 @@ impl Experts {
             }
         }
         updated
+    }
+
+    /// Keeps optimizer state for the first `slots` slots alone, if these keep any. The others hold copies of experts for one micro-batch.
+    pub fn hold(&mut self, slots: usize) {
+        if self.stand_in_slots() && !self.bucket.is_shared() {
+            self.bucket.hold_state((slots * self.size()) as i64);
+        }
     }
 
     /// Whether gradients of copies are on their way.

@@ -25,6 +25,8 @@ pub fn migrate(
     bytes_per_parameter: f64,
 ) -> Result<(), TrainError> {
     let me = group.rank();
+    let [before, after] = [&layer.placement, next].map(|placement| placement.filled(me));
+    layer.experts.hold(before.max(after));
     let bucket = layer.experts.state();
     // A migration of 0 bytes is a simulated upper bound; here everything has to move.
     let weights_only =
@@ -65,6 +67,7 @@ pub fn migrate(
             row(of, slot).copy_(tensor);
         }
     }
+    layer.experts.hold(after);
     Ok(())
 }
 

@@ -25,11 +25,12 @@ pub struct Bucket {
     pub weights: Tensor,
     /// `[n]`, single precision unless [`Self::with_gradients`] says otherwise. Complete after [`Self::settle`].
     gradients: Tensor,
-    /// `[n]`, single precision; the weights themselves where these are in single precision.
+    /// `[m]`, single precision, of the first m weights, all unless [`Self::hold_state`] says otherwise; the weights themselves where these are in
+    /// single precision.
     pub master: Tensor,
-    /// `[n]`: Adam's running mean of gradients.
+    /// `[m]`: Adam's running mean of gradients.
     pub first: Tensor,
-    /// `[n]`: Adam's running mean of squares.
+    /// `[m]`: Adam's running mean of squares.
     pub second: Tensor,
     /// The parameters as leaves of autograd, sharing `weights`.
     leaves: Vec<Tensor>,
@@ -82,6 +83,24 @@ impl Bucket {
         let places = one_after_another(&self.leaves);
         let Self { weights, gradients, master, first, second, .. } = self;
         Self::over([weights, gradients.zeros_like().to_kind(kind)], [master, first, second], &places)
+    }
+
+    /// Keeps master weights and optimizer state of the first `numbers` weights alone: state that was there stays, and new one is zero.
+    pub fn hold_state(&mut self, numbers: i64) {
+        let _guard = tch::no_grad_guard();
+        let held = self.master.numel() as i64;
+        if held == numbers {
+            return;
+        }
+        let resized = |of: &Tensor| match numbers - held {
+            more @ 1.. => Tensor::cat(&[of, &of.new_zeros([more], (of.kind(), of.device()))], 0),
+            _ => of.narrow(0, 0, numbers).copy(),
+        };
+        self.master = match self.weights.kind() {
+            Kind::Float => self.weights.narrow(0, 0, numbers),
+            _ => resized(&self.master),
+        };
+        (self.first, self.second) = (resized(&self.first), resized(&self.second));
     }
 
     /// Parameters at these places of the tensors.
@@ -311,6 +330,25 @@ mod tests {
         assert_eq!(f64::try_from(bucket.leaf(1).sum(Kind::Float)).unwrap(), 15.0);
         bucket.accumulate(0, &Tensor::ones([2, 2], (Kind::Float, Device::Cpu)));
         assert_eq!(f64::try_from(bucket.gradients().sum(Kind::Float)).unwrap(), 4.0);
+    }
+
+    /// What is held stays, and what is held anew begins at zero; single-precision weights stay their own masters.
+    #[test]
+    fn state_is_held_of_the_first_numbers() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let parameters = [1.0, 2.0, 3.0].map(|value| Tensor::full([2], value, (Kind::Float, Device::Cpu)));
+            let mut bucket = Bucket::new(&parameters, kind, Device::Cpu);
+            let _ = bucket.first.fill_(7.0);
+            bucket.hold_state(4);
+            assert_eq!([&bucket.master, &bucket.first, &bucket.second].map(Tensor::size), [[4], [4], [4]]);
+            bucket.hold_state(6);
+            let numbers = |of: &Tensor| Vec::<f32>::try_from(of).unwrap();
+            let last = if kind == Kind::Float { 3.0 } else { 0.0 };
+            assert_eq!(numbers(&bucket.master), [1.0, 1.0, 2.0, 2.0, last, last]);
+            assert_eq!(numbers(&bucket.first), [7.0, 7.0, 7.0, 7.0, 0.0, 0.0]);
+            assert_eq!(bucket.master.data_ptr() == bucket.weights.data_ptr(), kind == Kind::Float);
+            assert_eq!(bucket.len(), 6);
+        }
     }
 
     #[test]

@@ -176,7 +176,8 @@ fn moe_layer(
             Experts::in_shares(seed, number, placement.experts_of(rank), moe, depth, share, setup.gradients())
         }
         Storage::Slots => {
-            let experts = Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device);
+            let mut experts = Experts::new(seed, number, placement.experts_of(rank), moe, depth, kind, device);
+            experts.hold(placement.filled(rank));
             experts.with_gradients(setup.gradients())
         }
         Storage::OptimizerShards | Storage::Shards => {
