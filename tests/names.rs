@@ -1,4 +1,4 @@
-//! Models and clusters by files: what they are called, where their files are looked for, and routing as an axis of a suite.
+//! Models and clusters by files: what they are called, where their files are looked for; and a suite's routing.
 
 use crate::support::{Folder, cluster_toml, small_trace, suite_toml};
 
@@ -124,6 +124,43 @@ fn routing_is_an_axis() {
     folder.refuse(&format!("{last} --shard 1/1"), &["far.toml: cases[3].routing"]);
     folder.write("both.toml", &suite.replace("{ workload = \"W0\" }", "{ workload = \"W0\", gini = 0.1 }"));
     folder.refuse("run both.toml --out x", &["both.toml: cases[2].routing", "one of them"]);
+}
+
+/// A suite is whole: its trace lies beside it, wherever the suite is run from, or comes with moebench.
+#[test]
+fn a_suite_names_its_trace() {
+    let folder = Folder::new();
+    folder.write("sub/note", "");
+    folder.succeed("trace synth sub/loads.parquet --max-over-mean 3 --iterations 4");
+    let plain = suite_toml(&[(8, "no-drop")]);
+    let routed = |routing: &str| plain.replacen("[[cases]]", &format!("[routing]\n{routing}\n\n[[cases]]"), 1);
+    folder.write("plain.toml", &plain);
+    folder.write("sub/s.toml", &routed("trace = \"loads.parquet\""));
+    folder.write("sub/named.toml", &routed("trace = \"gpt-routing\""));
+    let steps = |arguments: &str, out: &str| {
+        folder.succeed(&format!("run {arguments} --iterations 3 --out {out}"));
+        let frame = folder.frame(&format!("{out}/iterations.parquet"));
+        frame.column("step_s").unwrap().f64().unwrap().iter().flatten().collect::<Vec<_>>()
+    };
+    let own = steps("sub/s.toml", "own");
+    assert_eq!(own, steps("plain.toml --trace sub/loads.parquet", "told"));
+    let recorded = steps("sub/named.toml", "named");
+    assert_eq!(recorded, steps("sub/s.toml --trace gpt-routing", "instead"), "the command line goes before");
+    assert_ne!(own, recorded);
+    assert!(folder.text("own/run.json").contains("\"trace\": \"sub/loads.parquet\""));
+
+    let axis = "routing = [{ trace = \"loads.parquet\" }, { trace = \"gpt-routing\" }]\n";
+    folder.write("sub/axis.toml", &plain.replacen("[[cases]]\n", &format!("[[cases]]\n{axis}"), 1));
+    assert_eq!(steps("sub/axis.toml", "axis"), [own, recorded].concat());
+    assert_eq!(
+        cases(&folder, "axis"),
+        ["loads", "gpt-routing"].map(|trace| format!("gpt-tiny.inky.8.no-drop.{trace}"))
+    );
+
+    folder.write("sub/none.toml", &routed("trace = \"none.parquet\""));
+    folder.refuse("run sub/none.toml --out x", &["sub/none.toml: routing", "sub/none.parquet: cannot be opened"]);
+    folder.write("sub/both.toml", &routed("trace = \"loads.parquet\"\ngini = 0.5"));
+    folder.refuse("run sub/both.toml --out x", &["sub/both.toml", "routing", "one of them"]);
 }
 
 #[test]

@@ -141,8 +141,8 @@ pub(crate) fn suite(data: &[u8]) {
     assert!(ids.iter().all(|id| !id.contains('/')), "{ids:?}");
     for case in &suite.cases {
         suite.systems.iter().for_each(|system| drop(case.as_run_by(system)));
-        let trace = |routing: &workloads::suite::SuiteRouting| drop(routing.trace(1, 8, 2, 2));
-        case.routing.iter().chain(&suite.routing).for_each(trace);
+        let generate = |routing: &workloads::suite::SuiteRouting| drop(routing.generate(1, 8, 2, 2));
+        case.routing.iter().chain(&suite.routing).for_each(generate);
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Suite {
     /// One run per seed.
     #[serde(default = "one_seed")]
     pub seeds: Vec<u64>,
-    /// Routing made for the suite, instead of the built-in trace; a trace on the command line goes before it.
+    /// The suite's routing, instead of the built-in trace; a trace on the command line goes before it.
     pub routing: Option<SuiteRouting>,
     /// How a run reads its routing trace.
     #[serde(default)]
@@ -139,10 +139,12 @@ impl SuiteFile {
     }
 }
 
-/// Routing of a stated imbalance: one of the workloads W0 to W7, or a skew; with the experts and choices of each case's model.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+/// A recorded trace, or routing of a stated imbalance: one of the workloads W0 to W7, or a skew; with the experts and choices of each case's model.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuiteRouting {
+    /// The trace, by name, or by a path that is relative to the suite's folder; without one, the rest holds.
+    pub trace: Option<Described>,
     /// The workload; without one, the skew below holds.
     pub workload: Option<Workload>,
     /// See [`Skew::max_over_mean`].
@@ -162,7 +164,7 @@ impl SuiteRouting {
         Skew { max_over_mean: self.max_over_mean, gini: self.gini, half_life: self.half_life }
     }
 
-    /// `W1`, `max4-gini0.5-half50` or `balanced`, and the seed where it is not 0.
+    /// The trace's name, `W1`, `max4-gini0.5-half50` or `balanced`, and the seed where it is not 0.
     pub fn label(&self) -> String {
         self.parts(["max", "gini", "half", "seed"]).join("-")
     }
@@ -176,27 +178,32 @@ impl SuiteRouting {
     fn parts(&self, [max, gini, half, seed]: [&str; 4]) -> Vec<String> {
         let targets = [(max, self.max_over_mean), (gini, self.gini), (half, self.half_life)];
         let stated = targets.iter().filter_map(|(name, value)| value.map(|value| format!("{name}{value}")));
-        let mut parts: Vec<String> = match self.workload {
-            Some(workload) => vec![workload.short_name().to_owned()],
-            None if self.skew() == Skew::default() => vec!["balanced".to_owned()],
-            None => stated.collect(),
+        let mut parts: Vec<String> = match (&self.trace, self.workload) {
+            (Some(trace), _) => vec![trace.name.clone()],
+            (None, Some(workload)) => vec![workload.short_name().to_owned()],
+            (None, None) if self.skew() == Skew::default() => vec!["balanced".to_owned()],
+            (None, None) => stated.collect(),
         };
         parts.extend((self.seed != 0).then(|| format!("{seed}{}", self.seed)));
         parts
     }
 
     fn check(&self, file: &str, field: &str) -> Result<(), ConfigError> {
+        let made = self.workload.is_some() || self.skew() != Skew::default() || self.seed != 0;
+        if self.trace.is_some() && made {
+            return Err(ConfigError::value(file, field, "a trace and what it is to be like", "one of them"));
+        }
         if self.workload.is_some() && self.skew() != Skew::default() {
             return Err(ConfigError::value(file, field, "a workload and a skew", "one of them"));
         }
         Ok(())
     }
 
-    /// The trace for a model's MoE layers of so many experts and choices a token, over `iterations`.
+    /// A trace of the stated imbalance for a model's MoE layers of so many experts and choices a token, over `iterations`.
     ///
     /// # Errors
     /// A skew that such a layer cannot have, or more choices than a workload has experts for.
-    pub fn trace(
+    pub fn generate(
         &self,
         layers: usize,
         experts: usize,
@@ -340,7 +347,7 @@ pub struct Case {
     /// What a system trains otherwise than the case says, by system: published comparisons do not always hold everything
     /// else equal.
     pub differs: BTreeMap<String, Difference>,
-    /// Routing made for the case, instead of the suite's or that of a trace on the command line; at most one.
+    /// The case's own routing, instead of the suite's or that of a trace on the command line; at most one.
     pub routing: Vec<SuiteRouting>,
     /// The MoE layer that is run alone, forward and backward, instead of whole iterations.
     pub layer: Option<usize>,
@@ -516,7 +523,7 @@ impl Suite {
         if let Some(seed) = repeated(&self.seeds) {
             return refuse("seeds", seed.to_string(), "every seed once");
         }
-        self.routing.map_or(Ok(()), |routing| routing.check(file, "routing"))?;
+        self.routing.as_ref().map_or(Ok(()), |routing| routing.check(file, "routing"))?;
         if self.trace.stride == 0 {
             return refuse("trace.stride", "0".into(), "at least 1");
         }

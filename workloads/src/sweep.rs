@@ -100,7 +100,7 @@ impl CaseSpec {
             cases = each(&cases, &self.layers, |case, &layer| case.layer = Some(layer));
         }
         if !self.routing.is_empty() {
-            cases = each(&cases, &self.routing, |case, &routing| case.routing = vec![routing]);
+            cases = each(&cases, &self.routing, |case, routing| case.routing = vec![routing.clone()]);
         }
         cases
     }

@@ -1,17 +1,18 @@
-//! What models and clusters that files describe are called in records, figures and file names: by their own names, wherever
-//! the files are. Two descriptions of one name are told apart by a hash of what they say.
+//! What models, clusters and traces in files are called in records, figures and file names: by their own names, wherever
+//! the files are. Two models or clusters of one name are told apart by a hash of what they say.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use workloads::suite::{Described, LABEL, is_label};
+use workloads::suite::{Described, LABEL, SuiteRouting, is_label};
 use workloads::{Case, Cluster, Model, Suite};
 
 use crate::prepare;
 use crate::provenance::sha256;
+use crate::traces;
 
-/// Finds the files of a suite's cases, whose paths are relative to `folder`, and gives them their names.
+/// Finds the files of a suite, whose paths are relative to `folder`, and gives them their names.
 ///
 /// # Errors
 /// A file that cannot be read or used, or a name that no table can show.
@@ -20,6 +21,7 @@ pub fn suite(file: &str, suite: &mut Suite, folder: &Path) -> Result<()> {
     for case in &mut suite.cases {
         names.case(&format!("{file}: cases[{}]", case.number), case)?;
     }
+    suite.routing.iter_mut().for_each(|routing| names.routing(routing));
     Ok(suite.settle(file)?)
 }
 
@@ -46,6 +48,7 @@ impl Default for Names<'_> {
 
 impl Names<'_> {
     fn case(&mut self, context: &str, case: &mut Case) -> Result<()> {
+        case.routing.iter_mut().for_each(|routing| self.routing(routing));
         self.model(&format!("{context}.model"), &mut case.model)?;
         for (system, difference) in &mut case.differs {
             if let Some(model) = &mut difference.model {
@@ -68,6 +71,19 @@ impl Names<'_> {
         let own = Model::named(context, &read.name).ok().map(|own| shape(&own));
         model.name = unlike(context, &mut self.models, &read.name, shape(&read), own)?;
         Ok(())
+    }
+
+    /// What is not the name of a trace that comes with moebench is a file or a folder, which a path need not show.
+    fn routing(&self, routing: &mut SuiteRouting) {
+        let Some(trace) = &mut routing.trace else { return };
+        if traces::comes_with_moebench(&trace.name) {
+            return;
+        }
+        trace.file.get_or_insert_with(|| trace.name.clone());
+        if let Some(path) = self.place(trace) {
+            let stem = Path::new(&path).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            trace.name = stem.unwrap_or(path);
+        }
     }
 
     /// The path of a file, now relative to the current folder.

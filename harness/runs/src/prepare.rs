@@ -14,7 +14,7 @@ use workloads::trace::RoutingTrace;
 use workloads::{Case, Change, Cluster, Model, Seconds, Suite};
 
 use crate::named;
-use crate::traces::CaseTraces;
+use crate::traces::{self, CaseTraces};
 
 /// A case under one seed: what its systems run.
 pub struct PreparedCase<'a> {
@@ -183,33 +183,40 @@ pub fn system(context: &str, name: &str) -> Result<&'static dyn System> {
     systems::by_name(name).map_err(|error| anyhow::anyhow!("{context}: {error}"))
 }
 
-/// The routing of every case: its own, made for the MoE layers of its model; else the trace that the command line has `named`; else
+/// The routing of every case: its own, if it is made then for the MoE layers of its model; else the trace that the command line has `named`; else
 /// what the suite states; else the default trace. `load` loads the trace of the command line, or the default.
 ///
 /// # Errors
-/// An unknown model, an imbalance that its layers cannot have, and what `load` says.
+/// An unknown model, an imbalance that its layers cannot have, a trace that cannot be read, and what `load` says.
 pub fn case_traces(
     file: &str,
     suite: &Suite,
     named: bool,
     load: &dyn Fn() -> Result<Arc<RoutingTrace>>,
 ) -> Result<CaseTraces> {
-    let of_suite = suite.routing.filter(|_| !named);
+    let of_suite = suite.routing.as_ref().filter(|_| !named);
     let mut traces = CaseTraces::default();
     for case in &suite.cases {
-        let Some(stated) = case.routing.first().copied().or(of_suite) else {
+        let Some(stated) = case.routing.first().or(of_suite) else {
             traces.push(None, load)?;
             continue;
         };
+        let of_case = if case.routing.is_empty() { String::new() } else { format!("cases[{}].", case.number) };
+        let context = || format!("{file}: {of_case}routing");
+        if let Some(recorded) = &stated.trace {
+            let path = recorded.place();
+            let read = || Ok(Arc::new(traces::load(Some(Path::new(path))).with_context(context)?));
+            traces.push(Some(format!("recorded {path}")), &read)?;
+            continue;
+        }
         let model = model(&format!("{file}: cases[{}].model", case.number), case.model.place())?;
         let experts = model.moe_layers().map(|moe| moe.experts).max().unwrap_or(1);
         let (layers, top_k) = (model.moe_layers().count(), case.gate.top_k(model.top_k) as u32);
         // As many as the profiling run sees; past the end, a trace begins again.
         let iterations = suite.iterations.max(suite.trace.profile);
         let make = || {
-            let trace = stated.trace(layers, experts, top_k, iterations);
-            let of_case = if case.routing.is_empty() { String::new() } else { format!("cases[{}].", case.number) };
-            Ok(Arc::new(trace.with_context(|| format!("{file}: {of_case}routing"))?))
+            let trace = stated.generate(layers, experts, top_k, iterations);
+            Ok(Arc::new(trace.with_context(context)?))
         };
         traces.push(Some(format!("{stated:?} {layers} {experts} {top_k}")), &make)?;
     }

@@ -30,7 +30,7 @@ pub static SUITE: Table = Table {
             "routing",
             Inner(&ROUTING),
             "{ workload = \"W1\" }",
-            "Routing made for the suite, instead of the built-in trace; `--trace` goes before it",
+            "The suite's routing, instead of the built-in trace; `--trace` goes before it",
         ),
         may("trace", Inner(&TRACE), "{ profile = 100 }", "Which part of a routing trace a run replays"),
         may(
@@ -98,7 +98,7 @@ pub(super) static CASE: Table = Table {
             "routing",
             List(&Inner(&ROUTING)),
             "[{ max_over_mean = 2.0 }]",
-            "Routing made for the case; each becomes a case of its own",
+            "The case's routing; each becomes a case of its own",
         ),
         may(
             "layers",
@@ -138,8 +138,14 @@ pub(super) static DIFFERENCE: Table = Table {
 };
 
 pub(super) static ROUTING: Table = Table {
-    about: "Routing of a stated imbalance; with no field, balanced",
+    about: "A recorded trace, or routing of a stated imbalance; with no field, balanced",
     fields: &[
+        may(
+            "trace",
+            Text,
+            "\"gpt-routing\"",
+            "A recorded trace, by name or by a path that is relative to the suite's folder, instead of all below",
+        ),
         may(
             "workload",
             Words(&["W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"]),

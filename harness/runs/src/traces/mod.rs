@@ -78,14 +78,22 @@ impl From<RoutingTrace> for CaseTraces {
     }
 }
 
+/// The default trace.
+const SYNTHETIC: &str = "synthetic";
+
+/// Whether a trace of that name needs no file.
+pub fn comes_with_moebench(name: &str) -> bool {
+    name == SYNTHETIC || trace::recorded::names().any(|recorded| recorded == name)
+}
+
 /// The trace at `path`, that of this name where nothing is there, or the default, which is called `synthetic`.
 ///
 /// # Errors
 /// What is wrong with the files, where.
 pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
-    let path = path.unwrap_or(Path::new("synthetic"));
+    let path = path.unwrap_or(Path::new(SYNTHETIC));
     let name = path.to_str().filter(|_| !path.exists());
-    if name == Some("synthetic") {
+    if name == Some(SYNTHETIC) {
         return Ok(SynthSpec::default().generate()?);
     }
     match name.and_then(trace::recorded::named) {
