@@ -15,7 +15,8 @@ pub enum Operation {
     /// a token chooses and whether a capacity bounds them: a line holds for the one top-k and kind of gate, bounded or not, that it was
     /// measured with, and a cluster states one.
     Gate,
-    /// One of a rank's experts. Its unit is a row. A rank's experts then cost the same in one grouped product as one after the other.
+    /// One of a rank's experts. Its unit is a row. A rank's experts then run in grouped products, whatever a program says, as the trainer's do on a GPU:
+    /// beside the start of each they cost one call.
     Expert,
     /// Embedding, head and loss together. Their unit is a sample.
     Edges,
@@ -72,13 +73,16 @@ pub struct Passes {
 }
 
 /// A time that grows with a number of units.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
     /// Without any unit, s.
     pub start: f64,
     /// For each unit, s.
     pub unit: f64,
+    /// Of experts, once for all that run together, s.
+    #[serde(default)]
+    pub call: f64,
     /// The largest distance of a measured time from the line, as a share of that time.
     pub error: Option<f64>,
 }
@@ -86,7 +90,12 @@ pub struct Line {
 impl Line {
     /// The time of that many units, s.
     pub fn of(&self, units: f64) -> f64 {
-        self.start + self.unit * units
+        self.of_several(1.0, units)
+    }
+
+    /// The time of so many experts that run together on so many rows in all, s.
+    pub fn of_several(&self, experts: f64, rows: f64) -> f64 {
+        self.call + self.start * experts + self.unit * rows
     }
 }
 
@@ -115,12 +124,16 @@ impl MeasuredOperation {
 
     fn check_passes(&self, file: &str, passes: Passes, field: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
         for (pass, line) in [("forward", Some(passes.forward)), ("backward", passes.backward)] {
-            let Some(Line { start, unit, error }) = line else { continue };
-            for (part, value) in [("start", start), ("unit", unit), ("error", error.unwrap_or(0.0))] {
+            let Some(Line { start, unit, call, error }) = line else { continue };
+            for (part, value) in [("start", start), ("unit", unit), ("call", call), ("error", error.unwrap_or(0.0))] {
                 if !(value.is_finite() && value >= 0.0) {
                     let field = field(&format!("{pass}.{part}"));
                     return Err(ConfigError::value(file, field, value, "a number of at least 0"));
                 }
+            }
+            if call > 0.0 && self.operation != Operation::Expert {
+                let field = field(&format!("{pass}.call"));
+                return Err(ConfigError::value(file, field, call, "none but for experts, which run together"));
             }
         }
         if passes.backward.is_none() != (self.operation == Operation::Optimizer) {
@@ -154,6 +167,10 @@ mod tests {
         };
         bad("start = 1e-6", "start = -1e-6", "gpu.measured expert (8 wide): forward.start = -0.000001");
         bad("unit = 4e-9", "unit = nan", "backward.unit = NaN");
+        bad("unit = 4e-9", "unit = 4e-9, call = -1", "backward.call = -1");
+        let of_gate = good.replace("expert", "gate").replacen("unit = 4e-9", "unit = 4e-9, call = 1e-6", 1);
+        let message = with(&of_gate).unwrap_err().to_string();
+        assert!(message.contains("backward.call = 0.000001: expected none but for experts"), "{message}");
         bad("\"a test\"", "\" \"", "source");
         bad(
             "operation = \"expert\"",

@@ -15,12 +15,12 @@ use crate::program::{Direction, LayerProgram, Op, Task};
 use crate::{CostModel, Job, Placement, Plan, Policy, RoutingCounts, System};
 
 fn passes(forward: Line) -> Passes {
-    let backward = Line { start: 2.0 * forward.start, unit: 2.0 * forward.unit, error: None };
+    let backward = Line { start: 2.0 * forward.start, unit: 2.0 * forward.unit, ..forward };
     Passes { forward, backward: Some(backward) }
 }
 
 fn line(start: f64, unit: f64) -> Line {
-    Line { start, unit, error: None }
+    Line { start, unit, ..Line::default() }
 }
 
 /// Every operation of the model takes the GPU as much as that a unit and, if that is said, the host as much to issue, and both one after the

@@ -272,7 +272,7 @@ fn a_selective_recomputation_is_a_part_of_the_measured_block() {
     };
     let (costs, priced) = (CostModel::new(&job.cluster, job.gpus), again(&job));
     let whole = costs.matrix(block.dense_flops()) + costs.elementwise(block.dense_activations() * 2.0);
-    let line = Line { start: 1.0, unit: 3.0 * whole.0, error: None };
+    let line = Line { start: 1.0, unit: 3.0 * whole.0, ..Line::default() };
     let (operation, shape, source) = (Operation::Block, shapes::of_block(&block), "a test".to_owned());
     let (backward, queued, issue) = (Some(line), None, None);
     job.cluster.gpu.measured.push(MeasuredOperation {

@@ -39,6 +39,8 @@ pub struct CostModel {
 /// What an expert takes in one pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertPrice {
+    /// Once for all that run together.
+    pub call: Seconds,
     /// With any rows at all.
     pub start: Seconds,
     /// The part of `start` that a grouped product has once for all experts.
@@ -49,26 +51,29 @@ pub struct ExpertPrice {
 
 impl ExpertPrice {
     fn of_line(line: Line) -> Self {
-        Self { start: Seconds(line.start), launch: Seconds::ZERO, row: Seconds(line.unit) }
+        let Line { start, unit, call, .. } = line;
+        Self { call: Seconds(call), start: Seconds(start), launch: Seconds::ZERO, row: Seconds(unit) }
     }
 
     /// On that many rows; an expert without rows is not started.
     #[inline]
     pub fn of(&self, rows: u32) -> Seconds {
-        if rows == 0 { Seconds::ZERO } else { self.start + self.row * f64::from(rows) }
+        if rows == 0 { Seconds::ZERO } else { self.call + self.start + self.row * f64::from(rows) }
     }
 
     /// Several experts, `rows` of each.
     #[inline]
     pub fn of_all(&self, rows: &[u32], products: Products) -> Seconds {
         let apart: Seconds = rows.iter().map(|&rows| self.of(rows)).sum();
-        match products {
-            Products::PerExpert => apart,
-            Products::Grouped => {
-                let started = rows.iter().filter(|&&rows| rows > 0).count();
-                apart - self.launch * started.saturating_sub(1) as f64
-            }
+        let once = match products {
+            Products::PerExpert => self.call,
+            Products::Grouped => self.call + self.launch,
+        };
+        if once == Seconds::ZERO {
+            return apart;
         }
+        let started = rows.iter().filter(|&&rows| rows > 0).count();
+        apart - once * started.saturating_sub(1) as f64
     }
 }
 
@@ -97,7 +102,7 @@ impl IssuePrice {
     }
 }
 
-const NO_TIME: Line = Line { start: 0.0, unit: 0.0, error: None };
+const NO_TIME: Line = Line { start: 0.0, unit: 0.0, call: 0.0, error: None };
 
 impl CostModel {
     /// The prices of a cluster for a job on its first `gpus` ranks.
@@ -139,7 +144,7 @@ impl CostModel {
     /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
     /// the products and activations; weights read, gradients read, added to and written.
     ///
-    /// An expert that was measured is a line whose start is not split, so that grouped products cost what separate ones do.
+    /// Experts that were measured ran in grouped products, and cost what those do, whatever a program says.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
         if let Some(line) = self.measured(Operation::Expert, direction, || shapes::of_expert(moe)) {
             return ExpertPrice::of_line(line);
@@ -148,10 +153,10 @@ impl CostModel {
         let start = self.elementwise(self.weights(moe)) + launch;
         let row = self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0);
         match direction {
-            Direction::Forward => ExpertPrice { start, launch, row },
+            Direction::Forward => ExpertPrice { call: Seconds::ZERO, start, launch, row },
             Direction::Backward => {
                 let start = start * 2.0 + self.elementwise(self.weights(moe) * 2.0);
-                ExpertPrice { start, launch: launch * 2.0, row: row * 2.0 }
+                ExpertPrice { call: Seconds::ZERO, start, launch: launch * 2.0, row: row * 2.0 }
             }
         }
     }
@@ -205,7 +210,12 @@ impl CostModel {
         let of_operation = |of: &MeasuredOperation| {
             let line = |passes| line_of(passes, direction);
             let [alone, queued, host] = [line(of.alone())?, line(of.queued?)?, line(of.issue?)?];
-            let lead = Line { start: alone.start - queued.start, unit: alone.unit - queued.unit, error: None };
+            let lead = Line {
+                start: alone.start - queued.start,
+                unit: alone.unit - queued.unit,
+                call: alone.call - queued.call,
+                error: None,
+            };
             Some(IssuePrice { host, lead })
         };
         self.operation(operation, shape).and_then(of_operation).unwrap_or(IssuePrice::NOTHING)

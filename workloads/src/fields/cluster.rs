@@ -144,6 +144,7 @@ static LINE: Table = Table {
     fields: &[
         must("start", Number, "1e-5", "Without any unit, s"),
         must("unit", Number, "1e-8", "For each unit, s"),
+        may("call", Number, "5e-5", "Of experts, once for all that run together, s; 0 when absent"),
         may("error", Number, "0.1", "The largest distance of a measured time from the line, as a share of that time"),
     ],
 };

@@ -27,7 +27,7 @@ pub fn apply(cluster: &mut Cluster, all: &[Collective], source: &str) {
         source: format!("{source}: line over the sizes of {name}, whose largest distance is the uncertainty"),
     };
     let network = &mut cluster.network;
-    if let Some((name, Line { start, unit, error })) = own("alltoall").or_else(|| own("all_reduce"))
+    if let Some((name, Line { start, unit, error, .. })) = own("alltoall").or_else(|| own("all_reduce"))
         && unit > 0.0
     {
         let peak = network.intra_bandwidth.peak.filter(|&peak| peak >= 1.0 / unit);

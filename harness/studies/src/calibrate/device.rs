@@ -67,6 +67,17 @@ struct Variant {
     system: &'static dyn System,
 }
 
+impl Variant {
+    /// The same with the next larger number of experts on each rank: replicas of as many ranks fewer share them out.
+    fn with_more_experts(&self) -> Option<Self> {
+        let (job, plan) = (&self.job, self.plan);
+        let divides = |ep: &usize| plan.ep.is_multiple_of(*ep);
+        let ep = (1..plan.ep).rev().find(divides)?;
+        let plan = Plan { ep, expert_dp: plan.expert_dp * plan.ep / ep, ..plan };
+        Some(Self { job: job.clone(), plan, system: self.system })
+    }
+}
+
 impl Measurement<'_> {
     /// Whether the model can be measured, on a device with that many bytes of memory, if that is known.
     ///
@@ -104,30 +115,40 @@ impl Measurement<'_> {
     }
 
     /// Trains some of the model's own blocks of each kind, with one micro-batch and with a half and twice as many samples, so that what each
-    /// operation takes can be told as a line over its units. Of several processes, the first alone knows what was measured.
+    /// operation takes can be told as a line over its units; and with more experts on each rank, if there may be, so that what a call takes is told
+    /// from what an expert does. Of several processes, the first alone knows what was measured.
     ///
     /// # Errors
     /// A model that cannot be trained; a process that died.
     pub fn runs_of_operations(&self) -> Result<Vec<MeasuredRun>> {
         let model = some_of_each(self.model, self.blocks());
         let sizes = [self.micro_batch.div_ceil(2), self.micro_batch, 2 * self.micro_batch];
-        let variants = sizes.map(|micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly));
+        let of_size = |micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly);
+        let mut variants = Vec::from(sizes.map(of_size));
+        variants.extend(of_size(self.micro_batch).with_more_experts().filter(|more| self.fits(more)));
         let measures = if self.processes.is_none() && self.ranks > 1 { IN_TURN } else { EACH };
         variants.into_iter().filter_map(|variant| self.measure(variant, measures).transpose()).collect()
     }
 
-    /// How many blocks of one shape are measured: as many as fit, the same on every rank.
+    /// How many blocks of one shape are measured: as many as fit with more experts, too, the same on every rank.
     fn blocks(&self) -> usize {
-        let Device::Cuda(ordinal) = self.device else { return 1 };
-        let Ok(memory) = cuda::Gpu::open(ordinal).and_then(|gpu| gpu.memory()) else { return 1 };
-        let room = SHARE * memory.total as f64;
-        let on_device = if self.processes.is_some() { 1 } else { self.ranks };
+        if !self.device.is_cuda() {
+            return 1;
+        }
         let fit = |&number: &usize| {
             let model = some_of_each(self.model, number);
-            let Variant { job, plan, system } = self.variant_of(model, self.micro_batch, &expert_only::ExpertOnly);
-            setup::fits(&job, system, &plan, kind_on(self.device), on_device, room).is_ok()
+            let variant = self.variant_of(model, self.micro_batch, &expert_only::ExpertOnly);
+            self.fits(&variant) && variant.with_more_experts().is_none_or(|more| self.fits(&more))
         };
         (2..=BLOCKS).rev().find(fit).unwrap_or(1)
+    }
+
+    /// Whether its weights, gradients and optimizer state leave room on a GPU; a CPU's memory is not asked.
+    fn fits(&self, Variant { job, plan, system }: &Variant) -> bool {
+        let Device::Cuda(ordinal) = self.device else { return true };
+        let Ok(memory) = cuda::Gpu::open(ordinal).and_then(|gpu| gpu.memory()) else { return false };
+        let on_device = if self.processes.is_some() { 1 } else { self.ranks };
+        setup::fits(job, *system, plan, kind_on(self.device), on_device, SHARE * memory.total as f64).is_ok()
     }
 
     /// The model's width with two micro-batches, another width, and a system that decides.
@@ -161,7 +182,7 @@ impl Measurement<'_> {
     fn measure(&self, variant: Variant, measures: Measures) -> Result<Option<MeasuredRun>> {
         let Variant { job, plan, system } = variant;
         let width = job.model.blocks[0].hidden;
-        let name = format!("hidden {width}, micro-batch {}, {}", plan.micro_batch, system.name());
+        let name = format!("hidden {width}, ep {}, micro-batch {}, {}", plan.ep, plan.micro_batch, system.name());
         let measured = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
         let Some((batch, times)) = measured else { return Ok(None) };
         let of = |measure| times.iter().filter(move |(of, _)| *of == measure).map(|(_, times)| times);

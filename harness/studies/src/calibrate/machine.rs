@@ -394,8 +394,8 @@ const MEASURED: [(&str, Said); 3] =
     [("alone", |of| Some(of.alone())), ("queued", |of| of.queued), ("issue", |of| of.issue)];
 
 fn operations_table(all: &[MeasuredOperation]) -> comfy_table::Table {
-    let heads = ["operation", "shape", "pass", "measured", "start us", "unit us", "from the line, at most"];
-    let mut table = report::table(&heads, &[4, 5, 6]);
+    let heads = ["operation", "shape", "pass", "measured", "call us", "start us", "unit us", "from the line, at most"];
+    let mut table = report::table(&heads, &[4, 5, 6, 7]);
     for of in all {
         for (what, passes) in MEASURED.iter().filter_map(|(what, passes)| Some((what, passes(of)?))) {
             for (pass, line) in [("forward", Some(passes.forward)), ("backward", passes.backward)] {
@@ -405,6 +405,7 @@ fn operations_table(all: &[MeasuredOperation]) -> comfy_table::Table {
                     of.shape.clone(),
                     pass.to_owned(),
                     (*what).to_owned(),
+                    if line.call > 0.0 { format!("{:.2}", line.call * 1e6) } else { String::new() },
                     format!("{:.2}", line.start * 1e6),
                     format!("{:.6}", line.unit * 1e6),
                     format!("{:.1}%", line.error.unwrap_or(0.0) * 100.0),

@@ -11,8 +11,8 @@ use workloads::model::{Moe, shapes};
 use super::line;
 use super::segments::{MeasuredRun, Segment, SegmentPlace};
 
-/// Units and times of one start of an operation of one shape: forward, and backward.
-type Points = [Vec<(f64, f64)>; 2];
+/// Starts, units and times of an operation of one shape: forward, and backward.
+type Points = [Vec<[f64; 3]>; 2];
 
 /// The same of what was measured of it: alone, behind other work, and until it is issued.
 type AllPoints = [Points; 3];
@@ -20,7 +20,7 @@ type AllPoints = [Points; 3];
 /// The operations that the runs show, with where their times come from.
 pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
     let measured = |((operation, shape), points): ((Operation, String), AllPoints)| {
-        let [alone, queued, issue] = points.map(|points| passes(&points));
+        let [alone, queued, issue] = points.map(|points| passes(operation, &points));
         let Passes { forward, backward } = alone?;
         // A host is followed only where both are known.
         let (queued, issue) = queued.zip(issue).unzip();
@@ -39,15 +39,18 @@ fn points(runs: &[MeasuredRun]) -> BTreeMap<(Operation, String), AllPoints> {
             let ahead = run.ahead.iter().flat_map(|ahead| [&ahead.queued, &ahead.issued]);
             let ahead = ahead.map(|times| times.get(place).copied().unwrap_or_default());
             for (points, time) in points.iter_mut().zip(std::iter::once(time).chain(ahead)) {
-                points[usize::from(place.backward)].push((units / starts, time.0 / starts));
+                points[usize::from(place.backward)].push([starts, units, time.0]);
             }
         }
     }
     all
 }
 
-fn passes(points: &Points) -> Option<Passes> {
-    let [forward, backward] = points.each_ref().map(|points| line::fit(points));
+fn passes(operation: Operation, points: &Points) -> Option<Passes> {
+    let [forward, backward] = points.each_ref().map(|points| match operation {
+        Operation::Expert => line::fit_together(points),
+        _ => line::fit(&points.iter().map(|&[_, units, time]| (units, time)).collect::<Vec<_>>()),
+    });
     Some(Passes { forward: forward?, backward })
 }
 
@@ -197,13 +200,17 @@ mod tests {
         }
     }
 
-    /// Ranks start two, three or four experts, in whatever order the runs stand.
+    /// Ranks start two, three or four experts in a call, in whatever order the runs stand.
     #[test]
-    fn an_experts_line_does_not_depend_on_how_many_had_rows() {
+    fn what_experts_take_is_told_from_what_their_call_does() {
         let mut there = Cluster::named("test", "inky").unwrap();
         let all_start = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
         there.gpu.measured = of_runs(&all_start, "a test");
         let expert = |of: &[MeasuredOperation]| of.iter().find(|of| of.operation == Operation::Expert).unwrap().clone();
+        let of_experts = there.gpu.measured.iter_mut().find(|of| of.operation == Operation::Expert).unwrap();
+        for line in [Some(&mut of_experts.forward), of_experts.backward.as_mut()].into_iter().flatten() {
+            line.call = 3.0 * line.start;
+        }
         let truth = expert(&there.gpu.measured);
         let mut runs = vec![run_with(&there, 1, 2), run_on(&there, 2), run_with(&there, 4, 1)];
         for _ in 0..runs.len() {
@@ -212,6 +219,7 @@ mod tests {
             for (found, truth) in [(found.forward, truth.forward), (found.backward.unwrap(), truth.backward.unwrap())] {
                 assert!((found.start / truth.start - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
                 assert!((found.unit / truth.unit - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
+                assert!((found.call / truth.call - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
             }
         }
     }

@@ -106,9 +106,10 @@ pub fn with_measured(text: &str, gradient: &Constant, measured: &[MeasuredOperat
 }
 
 /// A line as an inline table.
-fn inline(Line { start, unit, error }: Line) -> String {
+fn inline(Line { start, unit, call, error }: Line) -> String {
     let error = error.map_or(String::new(), |error| format!(", error = {}", number(error)));
-    format!("{{ start = {}, unit = {}{error} }}", number(start), number(unit))
+    let call = if call == 0.0 { String::new() } else { format!(", call = {}", number(call)) };
+    format!("{{ start = {}, unit = {}{call}{error} }}", number(start), number(unit))
 }
 
 fn number(number: f64) -> String {
@@ -217,7 +218,7 @@ mod tests {
     fn measured_operations_are_read_back() {
         let text = Cluster::text("test", "h100x8").unwrap();
         let gradient = Constant { value: 4.0, uncertainty: None, peak: None, source: "counted".to_owned() };
-        let line = |start, error| Line { start, unit: 1.5e-9, error };
+        let line = |start, error| Line { start, unit: 1.5e-9, error, ..Line::default() };
         let (block, optimizer) = (Operation::Block, Operation::Optimizer);
         let of = |operation, shape: &str, backward| {
             let (shape, source) = (shape.to_owned(), "a \"test\"".to_owned());
