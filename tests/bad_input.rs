@@ -62,7 +62,11 @@ fn traces_with_missing_parts() {
         &["t.parquet: found", "expected whole Parquet"],
     );
     check("run smoke --trace t.tar.xz --out out", &[("t.tar.xz", "no archive")], &["t.tar.xz", "archive"]);
-    check("trace stats nowhere", &[], &["nowhere: cannot be opened"]);
+    check(
+        "trace stats nowhere",
+        &[],
+        &["nowhere: no such file or folder, nor a trace of that name; known: synthetic, gpt-routing"],
+    );
 }
 
 #[test]

@@ -147,20 +147,43 @@ fn a_suite_names_its_trace() {
     let recorded = steps("sub/named.toml", "named");
     assert_eq!(recorded, steps("sub/s.toml --trace gpt-routing", "instead"), "the command line goes before");
     assert_ne!(own, recorded);
-    assert!(folder.text("own/run.json").contains("\"trace\": \"sub/loads.parquet\""));
+    assert!(folder.text("own/run.json").contains("\"trace\": \"loads\""), "called the same from everywhere");
+    // On the command line a file is that of the current folder.
+    folder.succeed("trace synth loads.parquet --max-over-mean 1 --iterations 4");
+    let even = steps("plain.toml --trace loads.parquet", "even");
+    assert_eq!(even, steps("sub/s.toml --set routing.trace=loads.parquet", "set"));
+    assert_ne!(even, own);
+    assert_eq!(recorded, steps("sub/s.toml --set routing.trace=gpt-routing", "set-named"));
 
-    let axis = "routing = [{ trace = \"loads.parquet\" }, { trace = \"gpt-routing\" }]\n";
-    folder.write("sub/axis.toml", &plain.replacen("[[cases]]\n", &format!("[[cases]]\n{axis}"), 1));
-    assert_eq!(steps("sub/axis.toml", "axis"), [own, recorded].concat());
+    // A name is what comes with moebench, whatever lies about; two files of one name are two traces.
+    folder.succeed("trace synth synthetic --max-over-mean 3 --iterations 4");
+    folder.succeed("trace synth other/loads.parquet --max-over-mean 2 --iterations 4");
+    assert_eq!(steps("plain.toml", "drawn"), steps("plain.toml --trace synthetic", "drawn-named"));
+    assert_ne!(steps("plain.toml", "drawn"), steps("plain.toml --trace ./synthetic", "file"));
+    let axis = |traces: &str| plain.replacen("[[cases]]\n", &format!("[[cases]]\nrouting = [{traces}]\n"), 1);
+    folder.write("sub/axis.toml", &axis("{ trace = \"loads.parquet\" }, { trace = \"gpt-routing\" }"));
+    assert_eq!(steps("sub/axis.toml", "axis"), [&own[..], &recorded].concat());
     assert_eq!(
         cases(&folder, "axis"),
         ["loads", "gpt-routing"].map(|trace| format!("gpt-tiny.inky.8.no-drop.{trace}"))
     );
+    folder.write("sub/two.toml", &axis("{ trace = \"loads.parquet\" }, { trace = \"../other/loads.parquet\" }"));
+    steps("sub/two.toml", "two");
+    let two = cases(&folder, "two");
+    assert!(two[0].ends_with(".loads") && two[1].contains(".loads-") && two.len() == 2, "{two:?}");
 
-    folder.write("sub/none.toml", &routed("trace = \"none.parquet\""));
-    folder.refuse("run sub/none.toml --out x", &["sub/none.toml: routing", "sub/none.parquet: cannot be opened"]);
-    folder.write("sub/both.toml", &routed("trace = \"loads.parquet\"\ngini = 0.5"));
-    folder.refuse("run sub/both.toml --out x", &["sub/both.toml", "routing", "one of them"]);
+    for (name, routing, said) in [
+        ("none", "trace = \"none.parquet\"", "sub/none.parquet: cannot be opened"),
+        ("far", "trace = \"gpt-rooting\"", "did you mean `gpt-routing`?"),
+        ("empty", "trace = \"\"", "routing.trace = \"\": expected a path, or one of synthetic, gpt-routing"),
+        ("both", "trace = \"loads.parquet\"\ngini = 0.5", "one of them"),
+        ("line", "trace = \"a\\nb.parquet\"", "without line breaks"),
+    ] {
+        folder.write(&format!("sub/{name}.toml"), &routed(routing));
+        folder.refuse(&format!("run sub/{name}.toml --out x"), &[&format!("sub/{name}.toml"), "routing", said]);
+    }
+    folder.refuse("run sub/axis.toml --trace gpt-rooting --out x", &["gpt-rooting", "did you mean"]);
+    folder.refuse("run sub/axis.toml --engine train --out x", &["cases[0].routing = loads: expected --replay"]);
 }
 
 #[test]

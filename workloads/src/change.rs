@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use crate::error::ConfigError;
 use crate::suite::{Suite, is_path};
 use crate::sweep::CaseSpec;
+use crate::trace;
 
 /// A field and its new value.
 ///
@@ -46,8 +47,16 @@ fn read(text: &str) -> Value {
 }
 
 impl Change {
-    /// With `place` of every text that names a file, for a model or a cluster.
+    /// With `place` of every text that names a file, for a model, a cluster or a routing's trace.
     pub fn with_files(mut self, place: &dyn Fn(&str) -> String) -> Self {
+        let replace_trace = |trace: &mut Value| {
+            if let Value::String(text) = trace
+                && !trace::names().any(|name| name == text)
+            {
+                *text = place(text);
+            }
+        };
+        let of_routing = |routing: &mut Value| routing.get_mut("trace").into_iter().for_each(replace_trace);
         let replace = |value: &mut Value| {
             if let Value::String(text) = value
                 && is_path(text)
@@ -60,6 +69,12 @@ impl Change {
                 Value::Array(values) => values.iter_mut().for_each(replace),
                 value => replace(value),
             }
+        }
+        match (self.key.rsplit('.').next(), &mut self.value) {
+            (Some("trace"), value) if self.key.ends_with("routing.trace") => replace_trace(value),
+            (Some("routing"), Value::Array(routings)) => routings.iter_mut().for_each(of_routing),
+            (Some("routing"), routing) => of_routing(routing),
+            _ => {}
         }
         self
     }

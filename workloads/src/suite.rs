@@ -14,7 +14,7 @@ use crate::fields;
 use crate::gate::Gate;
 pub use crate::plan::ForcedPlan;
 use crate::sweep;
-use crate::trace::{ImbalanceSpec, RoutingTrace, Skew, SkewSpec, TraceError, TraceShape, Workload};
+use crate::trace::{self, ImbalanceSpec, RoutingTrace, Skew, SkewSpec, TraceError, TraceShape, Workload};
 use crate::training::Training;
 
 /// Cases, systems and repetitions.
@@ -190,6 +190,10 @@ impl SuiteRouting {
 
     fn check(&self, file: &str, field: &str) -> Result<(), ConfigError> {
         let made = self.workload.is_some() || self.skew() != Skew::default() || self.seed != 0;
+        if self.trace.as_ref().is_some_and(|trace| trace.name.trim().is_empty()) {
+            let expected = format!("a path, or one of {}", trace::names().collect::<Vec<_>>().join(", "));
+            return Err(ConfigError::value(file, format!("{field}.trace"), "\"\"", expected));
+        }
         if self.trace.is_some() && made {
             return Err(ConfigError::value(file, field, "a trace and what it is to be like", "one of them"));
         }

@@ -1,12 +1,12 @@
 //! What models, clusters and traces in files are called in records, figures and file names: by their own names, wherever
-//! the files are. Two models or clusters of one name are told apart by a hash of what they say.
+//! the files are. Two models or clusters of one name are told apart by a hash of what they say, two traces by one of where they are.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use workloads::suite::{Described, LABEL, SuiteRouting, is_label};
-use workloads::{Case, Cluster, Model, Suite};
+use workloads::{Case, Cluster, Model, Suite, trace};
 
 use crate::prepare;
 use crate::provenance::sha256;
@@ -21,7 +21,7 @@ pub fn suite(file: &str, suite: &mut Suite, folder: &Path) -> Result<()> {
     for case in &mut suite.cases {
         names.case(&format!("{file}: cases[{}]", case.number), case)?;
     }
-    suite.routing.iter_mut().for_each(|routing| names.routing(routing));
+    suite.routing.iter_mut().try_for_each(|routing| names.routing(&format!("{file}: routing"), routing))?;
     Ok(suite.settle(file)?)
 }
 
@@ -38,17 +38,18 @@ struct Names<'a> {
     folder: &'a Path,
     models: BTreeMap<String, String>,
     clusters: BTreeMap<String, String>,
+    traces: BTreeMap<String, String>,
 }
 
 impl Default for Names<'_> {
     fn default() -> Self {
-        Self { folder: Path::new(""), models: BTreeMap::new(), clusters: BTreeMap::new() }
+        Self { folder: Path::new(""), models: BTreeMap::new(), clusters: BTreeMap::new(), traces: BTreeMap::new() }
     }
 }
 
 impl Names<'_> {
     fn case(&mut self, context: &str, case: &mut Case) -> Result<()> {
-        case.routing.iter_mut().for_each(|routing| self.routing(routing));
+        case.routing.iter_mut().try_for_each(|routing| self.routing(&format!("{context}.routing"), routing))?;
         self.model(&format!("{context}.model"), &mut case.model)?;
         for (system, difference) in &mut case.differs {
             if let Some(model) = &mut difference.model {
@@ -74,16 +75,18 @@ impl Names<'_> {
     }
 
     /// What is not the name of a trace that comes with moebench is a file or a folder, which a path need not show.
-    fn routing(&self, routing: &mut SuiteRouting) {
-        let Some(trace) = &mut routing.trace else { return };
-        if traces::comes_with_moebench(&trace.name) {
-            return;
+    fn routing(&mut self, context: &str, routing: &mut SuiteRouting) -> Result<()> {
+        let Some(described) = &mut routing.trace else { return Ok(()) };
+        if trace::names().any(|known| known == described.name) {
+            return Ok(());
         }
-        trace.file.get_or_insert_with(|| trace.name.clone());
-        if let Some(path) = self.place(trace) {
-            let stem = Path::new(&path).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            trace.name = stem.unwrap_or(path);
-        }
+        let written = described.name.clone();
+        described.file.get_or_insert_with(|| written.clone());
+        self.place(described);
+        let name = written.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or(&written);
+        let name = traces::without_ending(name).to_owned();
+        described.name = unlike(&format!("{context}.trace"), &mut self.traces, &name, written, None)?;
+        Ok(())
     }
 
     /// The path of a file, now relative to the current folder.

@@ -196,6 +196,10 @@ pub fn case_traces(
 ) -> Result<CaseTraces> {
     let of_suite = suite.routing.as_ref().filter(|_| !named);
     let mut traces = CaseTraces::default();
+    if named && suite.cases.iter().all(|case| !case.routing.is_empty()) {
+        // It is used by none, and must be one all the same.
+        load()?;
+    }
     for case in &suite.cases {
         let Some(stated) = case.routing.first().or(of_suite) else {
             traces.push(None, load)?;
@@ -205,7 +209,10 @@ pub fn case_traces(
         let context = || format!("{file}: {of_case}routing");
         if let Some(recorded) = &stated.trace {
             let path = recorded.place();
-            let read = || Ok(Arc::new(traces::load(Some(Path::new(path))).with_context(context)?));
+            let read = || -> Result<_> {
+                let trace = traces::load(Some(Path::new(path))).with_context(context)?;
+                Ok(Arc::new(trace.called(&recorded.name)))
+            };
             traces.push(Some(format!("recorded {path}")), &read)?;
             continue;
         }

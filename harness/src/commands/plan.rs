@@ -210,9 +210,14 @@ fn show(args: &PlanArgs, asked: &Asked, trace: &str, candidates: &[Candidate]) -
 }
 
 fn by_rank(args: &PlanArgs, suite: &str, id: &str) -> String {
-    let mut run = format!("moebench run {suite} --case {id} --set plans.{}=RANK", args.system);
+    let mut run = format!(
+        "moebench run {} --case {} --set plans.{}=RANK",
+        report::quoted(suite),
+        report::quoted(id),
+        args.system
+    );
     if let Some(trace) = &args.trace {
-        run += &format!(" --trace {}", trace.display());
+        run += &format!(" --trace {}", report::quoted(&trace.display().to_string()));
     }
     if let Some(rule) = args.plan.and_then(|rule| rule.to_possible_value()) {
         run += &format!(" --plan {}", rule.get_name());

@@ -6,40 +6,16 @@
 //! files says how many experts a token chose: the artifact's gate is top-2.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Read};
 
 use super::{BOM, MOST_ENTRIES, RoutingTrace, TraceError, TraceShape};
 
-/// Choices per token of the artifact's gate.
+/// Choices per token of the artifact's gate, which its logs do not say.
 const TOP_K: u32 = 2;
-
-/// Reads a whole `.tar.xz` of the artifact's files; folders in the archive do not matter.
-///
-/// # Errors
-/// As [`ArtifactReader::add`] and [`ArtifactReader::finish`], and an archive that cannot be read.
-pub fn read_tar_xz(name: impl Into<String>, archive: impl Read) -> Result<RoutingTrace, TraceError> {
-    let mut reader = ArtifactReader::new(name);
-    let name = reader.name.clone();
-    let failed = |source| TraceError::Archive { name: name.clone(), source };
-    let text = BufReader::with_capacity(1 << 18, liblzma::read::XzDecoder::new_multi_decoder(archive));
-    let mut archive = tar::Archive::new(text);
-    let mut bytes = Vec::new();
-    for entry in archive.entries().map_err(failed)? {
-        let mut entry = entry.map_err(failed)?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        bytes.clear();
-        entry.read_to_end(&mut bytes).map_err(failed)?;
-        reader.add_bytes(&path, &bytes)?;
-    }
-    reader.finish()
-}
 
 /// Collects the files of a trace, in any order.
 pub struct ArtifactReader {
     name: String,
+    top_k: u32,
     seen: usize,
     files: BTreeMap<(u32, u32), RankFile>,
     extents: Extents,
@@ -64,7 +40,13 @@ struct Extents {
 impl ArtifactReader {
     /// A reader with no files yet; `name` is the name of the trace to be.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), seen: 0, files: BTreeMap::new(), extents: Extents::default() }
+        Self { name: name.into(), top_k: TOP_K, seen: 0, files: BTreeMap::new(), extents: Extents::default() }
+    }
+
+    /// The same for logs of a gate of so many choices a token, where that is known.
+    #[must_use]
+    pub fn with_top_k(self, top_k: Option<u32>) -> Self {
+        Self { top_k: top_k.unwrap_or(self.top_k), ..self }
     }
 
     /// Reads one file. Folders before the name do not matter, and files with other names are passed over.
@@ -94,7 +76,7 @@ impl ArtifactReader {
             experts: self.extents.experts.unwrap_or(0),
             // Too many for 32 bits are too many for a trace.
             entries: self.extents.entries.unwrap_or(0).try_into().unwrap_or(u32::MAX),
-            top_k: TOP_K,
+            top_k: self.top_k,
         };
         let counts = interleave(&shape, iterations.len(), self.files.into_values());
         RoutingTrace::new(self.name, shape, iterations, counts)
@@ -358,13 +340,16 @@ pub(super) mod tests {
 
     use super::*;
     use crate::shared_data::shared_data;
+    use crate::trace::{ImportOptions, Importer};
 
     /// The published trace, read once.
     pub(in crate::trace) fn real_trace() -> &'static RoutingTrace {
         static TRACE: OnceLock<RoutingTrace> = OnceLock::new();
         TRACE.get_or_init(|| {
-            let file = std::fs::File::open(shared_data("moe_trace.tar.xz")).unwrap();
-            read_tar_xz("smartmoe-ae", file).unwrap()
+            let mut file = std::fs::File::open(shared_data("moe_trace.tar.xz")).unwrap();
+            let mut importer = Importer::new("smartmoe-ae", ImportOptions::default());
+            importer.add("moe_trace.tar.xz", &mut file).unwrap();
+            importer.finish().unwrap()
         })
     }
 
@@ -471,13 +456,6 @@ pub(super) mod tests {
             &[("table_iter1_rank0.log", &above)],
             "iteration 1, layer 0, micro-batch 0, rank 0: expert 2 has 5 entries, expected at most 4 (a token's 2 choices differ)",
         );
-    }
-
-    #[test]
-    fn says_that_an_archive_is_none() {
-        let error = read_tar_xz("t", &b"no archive"[..]).expect_err("not xz");
-        assert_eq!(error.to_string(), "t: cannot read the .tar.xz archive");
-        assert!(std::error::Error::source(&error).is_some());
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod skew;
 pub mod stats;
 pub mod synth;
 
-pub use artifact::{ArtifactReader, read_tar_xz};
+pub use artifact::ArtifactReader;
 pub use imbalance::{ImbalanceSpec, Workload};
 pub use import::{ImportError, ImportOptions, Importer};
 pub use rescale::{BatchCounts, Routing, RoutingSpec};
@@ -22,10 +22,23 @@ pub use skew::{Skew, SkewSpec};
 pub use stats::{Balance, LayerStats, TimeStats, TraceStats};
 pub use synth::SynthSpec;
 
-use std::io;
-
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::error;
+
+/// The name of the trace that is drawn, which is the default ([`SynthSpec`]).
+pub const SYNTHETIC: &str = "synthetic";
+
+/// The names of traces that need no file.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(SYNTHETIC).chain(recorded::names())
+}
+
+/// These in a line, for an error about a `name` that is none of them, with the one that may have been meant.
+pub fn known_to(name: &str) -> String {
+    error::known(name, &names().collect::<Vec<_>>())
+}
 
 /// Extents of a [`RoutingTrace`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +130,13 @@ impl RoutingTrace {
         let trace = Self { name: name.into(), shape, iterations, counts, notes: Vec::new(), is_balanced: false };
         trace.check_rows()?;
         Ok(trace)
+    }
+
+    /// The same under another name.
+    #[must_use]
+    pub fn called(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// What the trace is called in records and figures.
@@ -409,14 +429,6 @@ pub enum TraceError {
         name: String,
         /// Files seen.
         files: usize,
-    },
-    /// The archive cannot be read.
-    #[error("{name}: cannot read the .tar.xz archive")]
-    Archive {
-        /// Name of the trace.
-        name: String,
-        /// Why.
-        source: io::Error,
     },
 }
 

@@ -64,3 +64,13 @@ pub fn failures(summary: &Summary) -> Vec<String> {
     let failed = summary.rows.iter().filter_map(|row| Some((&row.key, row.failure.as_ref()?)));
     failed.map(|(key, failure)| format!("{} {}: {failure}", key.case, key.system)).collect()
 }
+
+/// A word of a command, with quotes where a shell needs them.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}

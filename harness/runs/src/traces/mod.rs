@@ -78,28 +78,26 @@ impl From<RoutingTrace> for CaseTraces {
     }
 }
 
-/// The default trace.
-const SYNTHETIC: &str = "synthetic";
-
-/// Whether a trace of that name needs no file.
-pub fn comes_with_moebench(name: &str) -> bool {
-    name == SYNTHETIC || trace::recorded::names().any(|recorded| recorded == name)
-}
-
-/// The trace at `path`, that of this name where nothing is there, or the default, which is called `synthetic`.
+/// The trace of this name, or that in the file or folder at `path`; the default where there is none. A file that is called like a trace that comes
+/// with moebench is `./NAME`.
 ///
 /// # Errors
-/// What is wrong with the files, where.
+/// A name that is none, with all that are, and what is wrong with the files, where.
 pub fn load(path: Option<&Path>) -> Result<RoutingTrace> {
-    let path = path.unwrap_or(Path::new(SYNTHETIC));
-    let name = path.to_str().filter(|_| !path.exists());
-    if name == Some(SYNTHETIC) {
+    let path = path.unwrap_or(Path::new(trace::SYNTHETIC));
+    let name = path.to_str().unwrap_or_default();
+    if name == trace::SYNTHETIC {
         return Ok(SynthSpec::default().generate()?);
     }
-    match name.and_then(trace::recorded::named) {
-        Some(recorded) => Ok(recorded?),
-        None => import(path, ImportOptions::default()),
+    if let Some(recorded) = trace::recorded::named(name) {
+        return Ok(recorded?);
     }
+    if let Some(meant) =
+        path.file_name().and_then(|last| last.to_str()).filter(|last| !last.contains('.') && !path.exists())
+    {
+        bail!("{name}: no such file or folder, nor a trace of that name; known: {}", trace::known_to(meant));
+    }
+    import(path, ImportOptions::default())
 }
 
 /// The trace in a file or a folder, of any kind that an [`Importer`] reads.
@@ -114,9 +112,6 @@ pub fn import(path: &Path, options: ImportOptions) -> Result<RoutingTrace> {
         return Ok(importer.finish()?);
     }
     let mut file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
-    if name.ends_with(".tar.xz") {
-        return Ok(trace::read_tar_xz(&name, file)?);
-    }
     importer.add(&name, &mut file)?;
     Ok(importer.finish()?)
 }
@@ -150,6 +145,20 @@ fn add_folder(importer: &mut Importer, name: &str, folder: &Path) -> Result<()> 
         importer.add(&path, &mut file).with_context(|| name.to_owned())?;
     }
     Ok(())
+}
+
+/// A file's name without what says of which kind it is; as it is where nothing of it would be left.
+pub fn without_ending(name: &str) -> &str {
+    let packed = [".gz", ".xz", ".tgz", ".txz"];
+    let kinds = ENDINGS.iter().chain(&[".tar"]).chain(&packed);
+    let shorter = |name: &str| {
+        kinds.clone().find_map(|ending| name.strip_suffix(ending).map(str::len)).filter(|&length| length > 0)
+    };
+    let mut length = name.len();
+    while let Some(less) = shorter(&name[..length]) {
+        length = less;
+    }
+    &name[..length]
 }
 
 /// Files at any depth, in order of their paths.

@@ -30,7 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   moebench run paper-gpt --dry-run                             its cases and plans, and how long it would take
   moebench run mine.toml --case 'gpt*.16.*' --seed 2           some of a suite's cases, under another seed
-  moebench run smoke --set model=mine.toml --set gpus='[8, 16]'
+  moebench run smoke --set model=mine.toml --set iterations=50
   moebench run mine.toml --shard 2/4 --out part2               a quarter; then: moebench merge whole part1 part2 part3 part4";
 
 /// `moebench run`.
@@ -274,8 +274,23 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out:
     if args.dry_run {
         return dry::show(file, &suite, traces, args.training.under_clock(engine), args.threads);
     }
+    check_replay(args, engine, file, &suite).or_input()?;
     note_emulation(args.training.under_clock(engine), &suite);
     pipeline::execute(&request(args, file, suite, traces, out).or_input()?)
+}
+
+/// A gate that is trained chooses for itself: cases that a routing of their own tells apart would be one.
+fn check_replay(args: &RunArgs, engine: EngineKind, file: &str, suite: &Suite) -> Result<()> {
+    let of_case = suite.cases.iter().find(|case| engine.trains() && !case.routing.is_empty());
+    match of_case {
+        Some(case) if !args.training.replay => {
+            let (number, routing) = (case.number, case.routing[0].label());
+            bail!(
+                "{file}: cases[{number}].routing = {routing}: expected --replay, because a trained gate chooses for itself"
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 fn request<'t>(
@@ -300,7 +315,7 @@ fn request<'t>(
     })
 }
 
-/// The changed fields; files of models and clusters are relative to the current folder, not to the suite's.
+/// The changed fields; files of models, clusters and traces are relative to the current folder, not to the suite's.
 fn changes(args: &RunArgs) -> Vec<Change> {
     let absolute = |path: &str| std::path::absolute(path).map_or(path.to_owned(), |path| path.display().to_string());
     args.set.iter().map(|change| change.clone().with_files(&absolute)).collect()

@@ -59,6 +59,25 @@ pub struct ImportOptions {
     pub cumulative: bool,
 }
 
+impl ImportOptions {
+    /// Whether a trace that says of itself how many experts and entries it has has those that are asked for.
+    fn check(&self, trace: &RoutingTrace) -> Result<(), ImportError> {
+        let (shape, entries) = (trace.shape(), self.entries.map(|entries| entries as usize));
+        for (what, asked, found) in
+            [("experts", self.experts, shape.experts), ("entries a row", entries, shape.entries as usize)]
+        {
+            if let Some(asked) = asked.filter(|&asked| asked != found) {
+                return Err(ImportError::file(
+                    trace.name(),
+                    format!("{found} {what}"),
+                    format!("{asked}, as asked for"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Collects files.
 pub struct Importer {
     name: String,
@@ -97,7 +116,11 @@ impl Importer {
     pub fn finish(self) -> Result<RoutingTrace, ImportError> {
         match self.logs {
             None => self.tally.finish(self.name, &self.options),
-            Some(logs) if self.tally.is_empty() => Ok(logs.finish()?),
+            Some(logs) if self.tally.is_empty() => {
+                let trace = logs.finish()?;
+                self.options.check(&trace)?;
+                Ok(trace)
+            }
             Some(_) => Err(ImportError::file(&self.name, "logs of the artifact beside other files", "one of them")),
         }
     }
@@ -127,7 +150,8 @@ impl Importer {
             }
             Format::Log => {
                 let bytes = read_all(path, &mut input)?;
-                let logs = self.logs.get_or_insert_with(|| ArtifactReader::new(self.name.clone()));
+                let reader = || ArtifactReader::new(self.name.clone()).with_top_k(self.options.top_k);
+                let logs = self.logs.get_or_insert_with(reader);
                 Ok(logs.add_bytes(path, &bytes)?)
             }
             Format::Npy => npy::read(&mut self.tally, &self.options, path, &mut input),

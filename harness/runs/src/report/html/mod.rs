@@ -218,18 +218,9 @@ fn origin(run: &StoredRun, label: &str) -> String {
 
 /// The command without the folder that its program was in, and with quotes where a shell needs them.
 fn again(command: &[String]) -> String {
-    let mut words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    let mut words: Vec<String> = command.iter().map(|word| report::quoted(word)).collect();
     if let Some(program) = words.first_mut() {
         *program = "moebench".to_owned();
     }
     words.join(" ")
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
 }
