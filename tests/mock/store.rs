@@ -23,13 +23,17 @@ fn a_folder_of_another_run_is_refused_until_it_may_go() {
     let folder = Folder::new();
     let store = Store::open(folder.path(), &provenance("one"), false).unwrap();
     store.write_text("tables/summary.tex", "one").unwrap();
+    // One process writes, even of the same run.
+    let twice = Store::open(folder.path(), &provenance("one"), true).err().unwrap().to_string();
+    assert!(twice.contains("another process writes a run there"), "{twice}");
+    drop(store);
     // The same run may go on, another may not.
-    Store::open(folder.path(), &provenance("one"), false).unwrap();
+    drop(Store::open(folder.path(), &provenance("one"), false).unwrap());
     let refused = Store::open(folder.path(), &provenance("two"), false).err().unwrap().to_string();
     assert!(refused.contains("holds another run"), "{refused}");
-    assert!(store.path("tables/summary.tex").exists());
-    Store::open(folder.path(), &provenance("two"), true).unwrap();
-    assert!(!store.path("tables/summary.tex").exists());
+    assert!(folder.join("tables/summary.tex").exists());
+    drop(Store::open(folder.path(), &provenance("two"), true).unwrap());
+    assert!(!folder.join("tables/summary.tex").exists());
 }
 
 /// Whoever reads a run back is not who ran it.

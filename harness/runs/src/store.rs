@@ -5,7 +5,7 @@
 //! `details.json`, and `cases/` goes, all at once. A run that was interrupted finds what is finished and ends with the same bytes; one that had ended
 //! finds its frames. `run.json` states what was run; a folder of another run is refused.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -27,18 +27,34 @@ const JOINED: &str = "cases.tmp";
 /// The folder of timelines in a run's.
 pub(crate) const TIMELINES: &str = "timelines";
 
-/// A run's folder.
+/// A lock on a folder that is there or made now. It ends with the process, however that ends.
+fn lock(root: &Path) -> Result<Option<File>> {
+    // Where that fails, what is written next says so.
+    let _ = fs::create_dir_all(root);
+    let folder = File::open(root).ok();
+    if let Some(Err(TryLockError::WouldBlock)) = folder.as_ref().map(File::try_lock) {
+        bail!(
+            "{}: another process writes a run there: wait until it has ended, or choose another --out",
+            root.display()
+        );
+    }
+    Ok(folder)
+}
+
+/// A run's folder, which no other process writes meanwhile.
 pub struct Store {
     root: PathBuf,
+    /// The folder itself, locked as long as this stands; none where folders cannot be.
+    _lock: Option<File>,
 }
 
 impl Store {
     /// Opens or makes a run's folder. One of a run that has ended goes on saying who ran it.
     ///
     /// # Errors
-    /// When it holds another run and `overwrite` is not set, or cannot be written.
+    /// When another process writes it, it holds another run and `overwrite` is not set, or it cannot be written.
     pub fn open(root: &Path, provenance: &Provenance, overwrite: bool) -> Result<Self> {
-        let store = Self { root: root.to_owned() };
+        let store = Self { root: root.to_owned(), _lock: lock(root)? };
         let old = provenance::read(root).ok();
         let same = old.as_ref().is_some_and(|old| old.inputs == provenance.inputs);
         let used = ["run.json", "cases", "iterations.parquet", "spans.parquet"].map(|name| store.path(name).exists());
@@ -197,7 +213,7 @@ impl Store {
     /// # Errors
     /// When a file cannot be read or written.
     pub fn take_cases(&self, from: &Path, cases: &[(String, String, u64)]) -> Result<()> {
-        let other = Self { root: from.to_owned() };
+        let other = Self { root: from.to_owned(), _lock: None };
         let [iterations, spans] =
             ["iterations", "spans"].map(|kind| read_parquet(&other.path(&format!("{kind}.parquet"))));
         let (iterations, spans, details) = (iterations?, spans?, read_details(&other.path(DETAILS))?);

@@ -415,6 +415,12 @@ fn logs_of_the_artifact() {
     let trace = import(&[("logs.zip", &zip(&files))], ImportOptions::default()).unwrap();
     assert_eq!((trace.iterations(), trace.shape().top_k), (&[1, 11][..], 2));
     assert_eq!(trace.row(1, 1, 1, 1), [2, 2, 4, 0]);
+    // They do not say of how many choices a token; the rest they do.
+    let asked = |options| import(&[("logs.zip", &zip(&files))], options);
+    let of_one = asked(ImportOptions { top_k: Some(1), experts: Some(4), ..ImportOptions::default() }).unwrap();
+    assert_eq!((of_one.shape().top_k, of_one.counts()), (1, trace.counts()));
+    let error = asked(ImportOptions { experts: Some(6), ..ImportOptions::default() }).unwrap_err();
+    assert_eq!(error.to_string(), "t: found 4 experts: expected 6, as asked for");
 }
 
 /// A trace written as text comes back, whatever its top_k.
