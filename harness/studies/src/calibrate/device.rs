@@ -4,7 +4,7 @@
 //! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
 //! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
 //! segments, and times are skewed. Of what hosts take to issue, the median: on four H100s the mean of the
-//! same calls was twice as long in two of three runs as in the third.
+//! same calls forward was twice as long in two of three runs as in the third.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
