@@ -7,42 +7,27 @@ use super::levenberg;
 /// The line whose relative distances from `points`, units and times, are least in the sum of squares. Of points that all have the same
 /// number of units: a time per unit alone. Of points that take no time: nothing. None of no points, or where only some take time.
 pub fn fit(points: &[(f64, f64)]) -> Option<Line> {
-    if !points.is_empty() && points.iter().all(|&(_, time)| time == 0.0) {
-        return Some(Line::default());
-    }
-    let weighted = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|&(x, t)| of(x, t)).sum::<f64>();
-    // The sum of ((a + b x) / t - 1)^2.
-    let (aa, ab, bb) =
-        (weighted(&|_, t| 1.0 / (t * t)), weighted(&|x, t| x / (t * t)), weighted(&|x, t| x * x / (t * t)));
-    let (a, b) = (weighted(&|_, t| 1.0 / t), weighted(&|x, t| x / t));
-    let determinant = aa * bb - ab * ab;
-    let [mut start, mut unit] = match determinant > 1e-9 * aa * bb {
-        true => [(a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant],
-        false => [0.0, b / bb],
-    };
-    if start < 0.0 {
-        [start, unit] = [0.0, b / bb];
-    } else if unit < 0.0 {
-        [start, unit] = [a / aa, 0.0];
-    }
-    let line = Line { start, unit, ..Line::default() };
-    let error = distance(line, points)?;
-    (start.is_finite() && unit.is_finite()).then_some(Line { error: Some(error), ..line })
+    best(&points.iter().map(|&(units, time)| [1.0, units, time]).collect::<Vec<_>>(), false)
 }
 
 /// The same of experts that run together: `points` are how many did, their rows in all, and the time. A call's own part is told from
 /// that of each expert where points differ in how many there are; otherwise all of it is theirs.
 pub fn fit_together(points: &[[f64; 3]]) -> Option<Line> {
+    best(points, points.iter().any(|&[experts, ..]| experts != points[0][0]))
+}
+
+/// Of starts, units in all, and time: the best line of some of the parts, none of them below nothing; of two that are as good, that of fewer. A
+/// call has a part only if that is asked for.
+fn best(points: &[[f64; 3]], with_call: bool) -> Option<Line> {
     if !points.is_empty() && points.iter().all(|&[.., time]| time == 0.0) {
         return Some(Line::default());
     }
     let distances =
         |line: Line| points.iter().map(move |&[experts, rows, time]| line.of_several(experts, rows) / time - 1.0);
     let squares = |line: Line| distances(line).map(|distance| distance * distance).sum::<f64>();
-    // No part is below nothing: the best line of some of the parts; of two that are as good, that of fewer.
     let mut best: Option<(Line, f64)> = None;
     for parts in PARTS {
-        if parts.contains(&CALL) && points.iter().all(|&[experts, ..]| experts == points[0][0]) {
+        if parts.contains(&CALL) && !with_call {
             continue;
         }
         let Some(line) = least_squares(points, parts) else { continue };
