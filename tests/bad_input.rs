@@ -287,3 +287,14 @@ mod training {
         refused(&folder, "--model gpt-micro --data tokens.bin --data-type uint8", &["--data-type uint8", "`int32`"]);
     }
 }
+
+#[test]
+fn options_of_training_in_simulated_runs() {
+    for option in
+        ["--replay", "--data d.bin", "--record-trace r.parquet", "--checkpoint c", "--device cuda", "--clock virtual"]
+    {
+        let name = option.split(' ').next().unwrap();
+        check(&format!("run smoke {option} --out out"), &[], &[name, "smoke is simulated", "--engine train"]);
+        check(&format!("run smoke {option} --dry-run"), &[], &[name, "smoke is simulated"]);
+    }
+}

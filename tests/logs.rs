@@ -32,6 +32,8 @@ fn a_log_stands_beside_a_simulation() {
     let table = folder.succeed("compare simulated measured");
     assert!(table.contains("42.1 ms"), "mean of the lines after warm-up: {table}");
     let beside = folder.succeed("validate runs --measured measured --predicted simulated --warmup 3");
+    let all = "validate runs --measured measured --predicted simulated --warmup 900";
+    folder.refuse(all, &["measured: no iteration after a warm-up of 900"]);
     assert!(beside.contains("expert-only"), "{beside}");
     folder.refuse(
         "validate runs --measured measured --predicted simulated --warmup 3 --timelines both",

@@ -101,11 +101,14 @@ fn numbers_outside_their_bands_fail() {
     // A whole id is one case, though it begins the id of another.
     folder.write("gates.toml", &suite_toml(&[(8, "capacity 2"), (8, "capacity 2.4")]));
     folder.succeed("run gates.toml --trace trace.parquet --out gates");
-    for (case, held) in [("gpt-tiny.inky.8.capacity-2", "1 of 1 numbers"), ("capacity-2", "2 of 2 numbers")] {
+    for (case, held) in [("gpt-tiny.inky.8.capacity-2", "1 of 1 numbers"), ("*capacity-2*", "2 of 2 numbers")] {
         folder.write("bands.toml", &band("[0.1, 1000]").replace("gpt-tiny*no-drop", case));
         let ran = folder.moebench("compare gates --bands bands.toml");
         assert!(ran.stderr.contains(held), "{case}: {}", ran.stderr);
     }
+    // Of a case that is gone, no other is held in its place.
+    folder.write("bands.toml", &band("[0.1, 1000]").replace("gpt-tiny*no-drop", "gpt-tiny.inky.8.capacity-2."));
+    folder.refuse("compare gates --bands bands.toml", &["no case of the run is like gpt-tiny.inky.8.capacity-2."]);
     folder.write("bands.toml", &band("[0, 1]").replace("smartmoe", "alpa"));
     folder.refuse(
         "compare run --bands bands.toml",

@@ -566,6 +566,8 @@ fn a_damaged_checkpoint_is_refused() {
         let error = Asked { iterations: 3, ..asked.clone() }.train().unwrap_err().to_string();
         assert!(error.contains("rank-1.safetensors") && error.contains(expected), "{error}");
     };
+    refused("rank, iterations", &[0, 2], "`rank, iterations` is [0, 2]: expected [1, 2]");
+    refused("rank, iterations", &[1, 1], "`rank, iterations` is [1, 1]: expected [1, 2]");
     refused("iterations gathered", &[-1], "`iterations gathered` is -1: expected 0 to 2");
     refused("iterations gathered", &[3], "`iterations gathered` is 3: expected 0 to 2");
     refused("iterations gathered", &[i64::MAX], "expected 0 to 2");

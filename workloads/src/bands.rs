@@ -16,7 +16,7 @@ pub struct Bands {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Band {
-    /// A case's id, a part of several, or a whole id with `*` for any characters.
+    /// A case's id, where `*` stands for any characters: of a case that is gone, no other is meant by a part of its id.
     pub case: String,
     /// The system.
     pub system: String,

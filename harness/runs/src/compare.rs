@@ -111,8 +111,7 @@ pub fn outside(run: &StoredRun, bands: &Bands) -> Result<(usize, Vec<Outside>)> 
     let (mut held, mut outside) = (0, Vec::new());
     for (index, band) in bands.bands.iter().enumerate() {
         let pattern: Pattern = band.case.parse().context("a pattern")?;
-        let ids = || run.summary.rows.iter().map(|row| row.key.case.as_str());
-        let meant = |row: &&SummaryRow| row.key.system == band.system && pattern.means(&row.key.case, ids());
+        let meant = |row: &&SummaryRow| row.key.system == band.system && pattern.is(&row.key.case);
         let rows: Vec<&SummaryRow> = run.summary.rows.iter().filter(meant).collect();
         ensure!(!rows.is_empty(), "bands[{index}]: no case of the run is like {} under {}", band.case, band.system);
         for (row, Bounded { quantity, found, range }) in

@@ -25,6 +25,11 @@ impl Pattern {
         if all.into_iter().any(|other| other == self.0) { id == self.0 } else { self.fits(id) }
     }
 
+    /// Whether it is that id, or means it by `*`: a part of it is not enough.
+    pub fn is(&self, id: &str) -> bool {
+        if self.0.contains('*') { self.fits(id) } else { self.0 == id }
+    }
+
     fn fits(&self, id: &str) -> bool {
         let mut pieces = self.0.split('*');
         let first = pieces.next().unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use workloads::EngineKind;
 
@@ -105,6 +106,26 @@ impl TrainingArgs {
     /// Whether models are trained as they are where nothing is said.
     pub fn is_default(&self) -> bool {
         self.what_is_trained() == "Wall cpu None uint16 false"
+    }
+
+    /// Refuses options of training where a suite is simulated, which heeds none of them.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn check(&self, suite: &str, engine: EngineKind) -> Result<()> {
+        let given = [
+            ("--clock", self.clock == Clock::Virtual),
+            ("--device", self.device != "cpu"),
+            ("--data", self.data.is_some()),
+            ("--replay", self.replay),
+            ("--record-trace", self.record_trace.is_some()),
+            ("--checkpoint", self.checkpoint.is_some()),
+            ("--backend", self.backend.is_some()),
+        ];
+        match given.iter().find(|(_, is)| *is && !engine.trains()) {
+            Some((option, _)) => bail!("{option}: {suite} is simulated: expected --engine train with it"),
+            None => Ok(()),
+        }
     }
 
     /// The engine under the clock that was asked for.

@@ -45,6 +45,11 @@ pub fn compare(
 ) -> Result<Vec<Compared>> {
     let [own, other] = [measured, predicted].map(|folders| Side::read(folders, warmup));
     let (own, other) = (own?, other?);
+    for (side, folders) in [(&own, measured), (&other, predicted)] {
+        let folders = || folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
+        let after = side.runs.values().any(|(steps, _)| !steps.is_empty());
+        ensure!(after, "{}: no iteration after a warm-up of {warmup}: expected a shorter one", folders());
+    }
     let mut all = Vec::new();
     for (key, (steps, peak)) in &own.runs {
         let Some((predicted, predicted_peak)) = other.runs.get(key) else { continue };

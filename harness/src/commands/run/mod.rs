@@ -100,6 +100,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let (out, ended) = match file {
         SuiteFile::Suite(suite) => {
             let out = out(&suite.name);
+            args.training.check(&args.suite, args.engine.unwrap_or(suite.engine)).or_input()?;
             let (suite, traces) = asked(args, *suite).or_input()?;
             (out.clone(), run_suite(args, &args.suite, suite, &traces, out))
         }

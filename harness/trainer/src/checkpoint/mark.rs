@@ -13,7 +13,7 @@ use crate::files::write_atomically;
 use crate::setup::Setup;
 
 /// Version of the files; raised whenever their content changes its meaning.
-const SCHEMA_VERSION: u32 = 5;
+const SCHEMA_VERSION: u32 = 6;
 /// The file without which a checkpoint does not exist.
 const MARK: &str = "checkpoint.json";
 

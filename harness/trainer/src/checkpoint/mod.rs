@@ -38,6 +38,8 @@ use crate::setup::Setup;
 pub use mark::{found, refuse_others};
 
 const REPORTS: &str = "reports.jsonl";
+/// The tensor that says whose file it is: a rank, after so many iterations.
+const OF: &str = "rank, iterations";
 /// The tensor that says of how many iterations the loads are gathered.
 const GATHERED: &str = "iterations gathered";
 
@@ -62,8 +64,14 @@ impl<'a> Checkpoints<'a> {
     /// # Errors
     /// A file that is missing or does not fit.
     pub fn resume(&self, rank: &mut Rank, iteration: usize) -> Result<(), TrainError> {
-        let path = self.of_rank(iteration, rank.groups.world.rank());
+        let number = rank.groups.world.rank();
+        let path = self.of_rank(iteration, number);
         let mut saved = Saved::read(&path)?;
+        let (found, expected) = (saved.numbers(OF.to_owned(), 2)?, [number, iteration].map(|number| number as i64));
+        if found != expected {
+            let reason = format!("`{OF}` is {found:?}: expected {expected:?}");
+            return Err(CheckpointError::file(&path, reason).into());
+        }
         let first: Vec<Placement> = rank.stage.layers().map(|layer| layer.placement.clone()).collect();
         for layer in rank.stage.layers_mut() {
             let (experts, ranks) = (layer.experts.moe().experts, layer.placement.ranks());
@@ -149,13 +157,15 @@ impl<'a> Checkpoints<'a> {
     }
 
     fn write_rank(&self, rank: &Rank) -> Result<(), CheckpointError> {
-        let path = self.of_rank(rank.iteration, rank.groups.world.rank());
+        let number = rank.groups.world.rank();
+        let path = self.of_rank(rank.iteration, number);
         let on_cpu = |tensor: &Tensor| tensor.to_device(Device::Cpu).contiguous();
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         for (name, bucket) in named(&rank.stage) {
             tensors.extend(parts(bucket).map(|(what, of)| (format!("{name}: {what}"), on_cpu(of))));
         }
         let gathered = rank.online.history().len();
+        tensors.push((OF.to_owned(), Tensor::from_slice(&[number, rank.iteration].map(|number| number as i64))));
         tensors.push((GATHERED.to_owned(), Tensor::from_slice(&[gathered as i64])));
         for (index, layer) in rank.stage.layers().enumerate() {
             // -1 where a slot is empty.
