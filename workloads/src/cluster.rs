@@ -93,6 +93,8 @@ pub struct Gpu {
 pub struct Network {
     /// One GPU's bandwidth to the others of its node, B/s each way.
     pub intra_bandwidth: Constant,
+    /// What one GPU sends to the others of its node and receives from them, together, B/s; twice [`Self::intra_bandwidth`] where absent.
+    pub intra_both: Option<Constant>,
     /// A whole node's bandwidth to other nodes, shared by its GPUs, B/s each way.
     pub inter_bandwidth: Constant,
     /// One GPU's bandwidth to other nodes, B/s each way.
@@ -337,10 +339,11 @@ impl Cluster {
         let exchanges = exchanges.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
         let program = self.program.iter().map(|program| ("program.gradient", &program.gradient, false));
         let beside = [
-            ("network.slows_kernels", &network.slows_kernels),
-            ("network.slowed_by_kernels", &network.slowed_by_kernels),
+            ("network.intra_both", &network.intra_both, false),
+            ("network.slows_kernels", &network.slows_kernels, true),
+            ("network.slowed_by_kernels", &network.slowed_by_kernels, true),
         ];
-        let beside = beside.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
+        let beside = beside.into_iter().filter_map(|(path, constant, zero)| Some((path, constant.as_ref()?, zero)));
         let named = fixed
             .into_iter()
             .chain(traffic)
@@ -378,7 +381,8 @@ impl Cluster {
         ];
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
         let exchanges = [&mut host.exchange, &mut host.part, &mut host.arrival, &mut host.counts].into_iter().flatten();
-        let beside = [&mut network.slows_kernels, &mut network.slowed_by_kernels].into_iter().flatten();
+        let beside =
+            [&mut network.intra_both, &mut network.slows_kernels, &mut network.slowed_by_kernels].into_iter().flatten();
         let optional = gpu.block_traffic.iter_mut().chain(&mut host.image).chain(exchanges).chain(beside);
         paths.into_iter().zip(fixed.into_iter().chain(optional).chain(program).chain(of_tiers)).collect()
     }

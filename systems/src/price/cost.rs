@@ -314,7 +314,8 @@ impl CostModel {
         if group.size() < 2 {
             return Seconds::ZERO;
         }
-        let intra = entry * traffic.intra as f64 / self.intra();
+        let one_way = entry * traffic.intra as f64 / self.intra();
+        let intra = one_way.max(entry * traffic.both as f64 / (self.intra_both_ways() * 2.0));
         let inter = (entry * traffic.inter as f64 / self.port()).max(entry * traffic.uplink / self.node());
         self.call_start() + Seconds(self.cluster.network.peer_start.value) * traffic.peers as f64 + intra.max(inter)
     }
@@ -349,7 +350,7 @@ impl CostModel {
             return Seconds::ZERO;
         }
         let rooted = BytesPerSecond(self.cluster.network.rooted_bandwidth.value);
-        let rate = if group.one_node() { self.intra() } else { rooted.min(self.slowest_link(group)) };
+        let rate = if group.one_node() { self.intra_both_ways() } else { rooted.min(self.slowest_link(group)) };
         bytes / rate + self.call_start()
     }
 
@@ -377,7 +378,7 @@ impl CostModel {
 
     /// One rank's part of the slowest links inside a group.
     pub fn rank_bandwidth(&self, group: &Group) -> BytesPerSecond {
-        group.rank_uplink(self.node()).map_or(self.intra(), |uplink| uplink.min(self.port()))
+        group.rank_uplink(self.node()).map_or(self.intra_both_ways(), |uplink| uplink.min(self.port()))
     }
 
     /// A decision of that many elementary steps on the host.
@@ -416,6 +417,12 @@ impl CostModel {
         BytesPerSecond(self.cluster.network.intra_bandwidth.value)
     }
 
+    /// Each way, of a GPU that sends as much as it receives.
+    fn intra_both_ways(&self) -> BytesPerSecond {
+        let both = self.cluster.network.intra_both.as_ref();
+        both.map_or(self.intra(), |both| BytesPerSecond(both.value / 2.0).min(self.intra()))
+    }
+
     /// A whole node's bandwidth to others.
     fn node(&self) -> BytesPerSecond {
         BytesPerSecond(self.cluster.network.inter_bandwidth.value)
@@ -427,7 +434,8 @@ impl CostModel {
     }
 
     fn slowest_link(&self, group: &Group) -> BytesPerSecond {
-        group.uplink(self.node()).map_or(self.intra(), |uplink| uplink.min(self.intra()))
+        let intra = self.intra_both_ways();
+        group.uplink(self.node()).map_or(intra, |uplink| uplink.min(intra))
     }
 }
 
@@ -441,6 +449,23 @@ fn line_of(passes: Passes, direction: Direction) -> Option<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A GPU that receives three times what it sends takes as long as its links need one way; one that sends as much, as they need for both.
+    #[test]
+    fn links_are_full_one_way_or_both() {
+        let mut cluster = Cluster::named("test", "h100x8").unwrap();
+        let constant = |value| workloads::cluster::Constant { value, ..cluster.network.call_start.clone() };
+        (cluster.network.intra_bandwidth, cluster.network.intra_both) = (constant(3e11), Some(constant(4e11)));
+        let costs = CostModel::new(&cluster, 8);
+        let group = costs.group(0..8, 1);
+        let time = |sent: u64, received: u64| {
+            let traffic = Traffic { intra: sent.max(received), both: sent + received, ..Traffic::default() };
+            (costs.exchange(&group, &traffic, Bytes(1e9)) - costs.call_start()).0
+        };
+        assert!((time(1, 3) - 3.0 / 300.0).abs() < 1e-12 && (time(3, 3) - 6.0 / 400.0).abs() < 1e-12);
+        let ring = costs.all_gather(&group, Bytes(8e9)) - costs.call_start();
+        assert!((ring.0 - 7.0 / 200.0).abs() < 1e-12, "each way at once");
+    }
 
     /// 2 S E C H FLOP per product; 3 products backward for 2 forward.
     #[test]

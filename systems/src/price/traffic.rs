@@ -11,6 +11,8 @@ use crate::program::{Exchange, LayerProgram, Rows};
 pub struct Traffic {
     /// Sent to, or received from, its own node by the busiest GPU.
     pub intra: u64,
+    /// Sent to and received from its own node, together, by the GPU with most of both.
+    pub both: u64,
     /// Sent to, or received from, other nodes by the busiest GPU.
     pub inter: u64,
     /// Sent to, or received from, other units by the busiest node or larger unit, as many as would take a node's whole network
@@ -33,7 +35,7 @@ impl Traffic {
         }
         let on_a_node = group.nodes().chunk_by(|a, b| a == b).map(<[usize]>::len);
         let peers = ranks - on_a_node.min().unwrap_or(ranks);
-        Self { intra: 1, inter: u64::from(!group.one_node()), uplink, peers }
+        Self { intra: 1, both: 2, inter: u64::from(!group.one_node()), uplink, peers }
     }
 }
 
@@ -44,7 +46,8 @@ impl Traffic {
         let on_a_node = || group.nodes().chunk_by(|a, b| a == b).map(<[usize]>::len);
         let most = on_a_node().max().unwrap_or(1) as u64;
         let one = Self::one_each(group);
-        Self { intra: most - 1, inter: one.peers as u64, uplink: one.uplink * ranks as f64, peers: one.peers }
+        let (intra, inter) = (most - 1, one.peers as u64);
+        Self { intra, both: 2 * intra, inter, uplink: one.uplink * ranks as f64, peers: one.peers }
     }
 }
 
@@ -236,14 +239,19 @@ impl Ports {
     /// Appends the traffic of each call between `ranks`, which are those of `group`.
     fn busiest(&mut self, ranks: Range<usize>, group: &Group, peers: usize, traffic: &mut Vec<Traffic>) {
         let calls = self.calls;
-        clear(&mut self.most, 3 * calls);
+        clear(&mut self.most, 4 * calls);
         self.uplinks.clear();
         self.uplinks.resize(calls, 0.0);
         let (intra, rest) = self.most.split_at_mut(calls);
+        let (both, rest) = rest.split_at_mut(calls);
         let (inter, on_unit) = rest.split_at_mut(calls);
         let own = ranks.start * calls..ranks.end * calls;
         for rows in self.intra.iter().flat_map(|of_intra| of_intra[own.clone()].chunks_exact(calls)) {
             raise(intra, rows);
+        }
+        let [sent, received] = self.intra.each_ref().map(|rows| rows[own.clone()].chunks_exact(calls));
+        for (sent, received) in sent.zip(received) {
+            raise_both(both, sent, received);
         }
         for (tier, ((units, weights), directions)) in group.tiers().zip(&self.outside).enumerate() {
             for of_ranks in directions.iter().map(|rows| &rows[own.clone()]) {
@@ -263,9 +271,10 @@ impl Ports {
                 }
             }
         }
-        let most = intra.iter().zip(inter.iter()).zip(&self.uplinks);
-        traffic.extend(most.map(|((&intra, &inter), &uplink)| Traffic {
+        let most = intra.iter().zip(both.iter()).zip(inter.iter()).zip(&self.uplinks);
+        traffic.extend(most.map(|(((&intra, &both), &inter), &uplink)| Traffic {
             intra: intra.into(),
+            both: both.into(),
             inter: inter.into(),
             uplink,
             peers,
@@ -291,6 +300,13 @@ fn add(sums: &mut [u32], rows: &[u32]) {
 #[inline]
 fn raise(most: &mut [u32], values: &[u32]) {
     most.iter_mut().zip(values).for_each(|(most, &value)| *most = value.max(*most));
+}
+
+/// Raises each value to the sum of the two others, where that is greater.
+#[inline]
+fn raise_both(most: &mut [u32], sent: &[u32], received: &[u32]) {
+    let sums = sent.iter().zip(received).map(|(sent, received)| sent + received);
+    most.iter_mut().zip(sums).for_each(|(most, sum)| *most = sum.max(*most));
 }
 
 /// Most peers on other nodes that any rank sends to in a step.
@@ -396,8 +412,10 @@ mod tests {
                     })
                 });
                 let peers = |s: usize| (0..ranks).filter(|&o| rows.step(s, o) == step && !same(node, s, o)).count();
+                let within = |r: usize| sum(&|s, o| (s == r || o == r) && same(node, s, o));
                 Traffic {
                     intra: most(&|rank| both(&|r| r == rank, node, true)),
+                    both: most(&within),
                     inter: most(&|rank| both(&|r| r == rank, node, false)),
                     uplink: uplinks.fold(0.0, f64::max),
                     peers: (0..ranks).map(peers).max().unwrap(),
@@ -459,12 +477,12 @@ mod tests {
     #[test]
     fn a_direct_exchange_has_more_peers_than_a_hierarchical_one() {
         let direct = table(Exchange::Whole);
-        assert_eq!(direct.traffic, [Traffic { intra: 1, inter: 2, uplink: 4.0, peers: 2 }]);
+        assert_eq!(direct.traffic, [Traffic { intra: 1, both: 2, inter: 2, uplink: 4.0, peers: 2 }]);
         assert_eq!(direct.reordered, 0);
         // First, two rows to the neighbour: its own and those that it passes on; then two rows to one peer.
         let hierarchical = table(Exchange::Hierarchical);
-        let within = Traffic { intra: 2, inter: 0, uplink: 0.0, peers: 0 };
-        assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, inter: 2, uplink: 4.0, peers: 1 }]);
+        let within = Traffic { intra: 2, both: 4, inter: 0, uplink: 0.0, peers: 0 };
+        assert_eq!(hierarchical.traffic, [within, Traffic { intra: 0, both: 0, inter: 2, uplink: 4.0, peers: 1 }]);
         assert_eq!(hierarchical.reordered, 3);
     }
 
@@ -481,9 +499,9 @@ mod tests {
         };
         let once = of(Exchange::OncePerNode { top_k: 2 });
         // To the neighbour: 4 of its own tokens, and 4 of those that it passes on.
-        assert_eq!(once.traffic, [Traffic { intra: 8, inter: 6, uplink: 12.0, peers: 1 }]);
+        assert_eq!(once.traffic, [Traffic { intra: 8, both: 16, inter: 6, uplink: 12.0, peers: 1 }]);
         let whole = of(Exchange::Whole);
-        assert_eq!(whole.traffic, [Traffic { intra: 4, inter: 8, uplink: 16.0, peers: 2 }]);
+        assert_eq!(whole.traffic, [Traffic { intra: 4, both: 8, inter: 8, uplink: 16.0, peers: 2 }]);
         assert_eq!(once.arrived, whole.arrived);
     }
 

@@ -158,6 +158,12 @@ static NETWORK: Table = Table {
             CONSTANT,
             "One GPU's bandwidth to the others of its node, B/s each way",
         ),
+        may(
+            "intra_both",
+            Constant("B/s"),
+            CONSTANT,
+            "What one GPU sends to the others of its node and receives from them, together, B/s; twice `intra_bandwidth` when absent",
+        ),
         must(
             "inter_bandwidth",
             Constant("B/s"),

@@ -9,7 +9,7 @@ use workloads::{Cluster, Seconds};
 
 use super::{line, write};
 
-/// Sets what exchanges take hosts: means over processes, whose half range is the uncertainty. A part is the slope of the line of transfers
+/// Sets what exchanges take hosts: the slowest process, for which all others wait, and half the range as uncertainty. A part is the slope of the line of transfers
 /// over their parts, and no more than what an all-to-all takes for each of its own, so that this most frequent call takes what was measured; a
 /// call is an all-to-all without its parts.
 pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
@@ -18,19 +18,19 @@ pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
         uncertainty: Some(write::rounded(uncertainty)),
         peak: None,
         source: format!(
-            "{source}: host time, median of the trainer's own calls, {what}; half the range over processes"
+            "{source}: host time, median of the trainer's own calls, {what}; the slowest process, and half the range over all"
         ),
     };
     let Host { exchange, part, arrival, counts, .. } = &mut cluster.host;
     let transfers: Vec<&Call> = calls.iter().filter(|call| call.called == Called::Transfer).collect();
-    let points = transfers.iter().map(|call| (call.parts as f64, mean(&call.issued)[0]));
+    let points = transfers.iter().map(|call| (call.parts as f64, slowest(&call.issued)[0]));
     let Some(of_part) = line::fit(&points.collect::<Vec<_>>()) else { return };
     let exchanges = calls.iter().filter(|call| call.called == Called::Exchange && call.parts > 0);
-    let unit = exchanges.map(|call| mean(&call.issued)[0] / call.parts as f64).fold(of_part.unit, f64::min);
+    let unit = exchanges.map(|call| slowest(&call.issued)[0] / call.parts as f64).fold(of_part.unit, f64::min);
     let error = of_part.unit * of_part.error.unwrap_or(0.0);
     *part = Some(constant([unit, error], "line of transfers over their parts, whose largest distance instead"));
     for call in calls {
-        let issued = mean(&call.issued);
+        let issued = slowest(&call.issued);
         match call.called {
             Called::Transfer => {}
             Called::Counts => *counts = Some(constant(issued, "all-gather of counts")),
@@ -38,29 +38,28 @@ pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
                 let parts = unit * call.parts as f64;
                 let what = format!("all-to-all less {} parts", call.parts);
                 *exchange = Some(constant([issued[0] - parts, issued[1]], &what));
-                *arrival = Some(constant(mean(&call.arrived), "wait for an all-to-all, which is the GPU's"));
+                *arrival = Some(constant(slowest(&call.arrived), "wait for an all-to-all, which is the GPU's"));
             }
         }
     }
 }
 
-/// The mean, and half the range.
-fn mean(times: &[Seconds]) -> [f64; 2] {
+/// Of the slowest, and half the range.
+fn slowest(times: &[Seconds]) -> [f64; 2] {
     let all = || times.iter().map(|time| time.0);
     let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
-    [all().sum::<f64>() / times.len() as f64, (most - least) / 2.0]
+    [most, (most - least) / 2.0]
 }
 
 /// Every call.
 pub fn table(calls: &[Call]) -> comfy_table::Table {
-    let mut table =
-        report::table(&["host calls", "parts", "until issued us", "wait us", "least", "most"], &[1, 2, 3, 4, 5]);
+    let heads = ["host calls", "parts", "until issued us, slowest", "wait us, slowest", "until issued us, fastest"];
+    let mut table = report::table(&heads, &[1, 2, 3, 4]);
     for call in calls {
         let us = |time: f64| format!("{:.1}", time * 1e6);
-        let [issued, half] = mean(&call.issued);
-        let arrived = mean(&call.arrived)[0];
+        let ([issued, half], [arrived, _]) = (slowest(&call.issued), slowest(&call.arrived));
         let name = call.called.name().to_owned();
-        table.add_row([name, call.parts.to_string(), us(issued), us(arrived), us(issued - half), us(issued + half)]);
+        table.add_row([name, call.parts.to_string(), us(issued), us(arrived), us(issued - 2.0 * half)]);
     }
     table
 }
@@ -98,7 +97,7 @@ mod tests {
         apply(&mut cluster, &calls, "measured on a test: 2 processes");
         let Host { exchange, part, arrival, counts, .. } = &cluster.host;
         let value = |constant: &Option<Constant>| constant.as_ref().unwrap().value;
-        assert_eq!([exchange, part, arrival, counts].map(value), [1.4e-5, 9e-6, 8e-6, 5.5e-5]);
+        assert_eq!([exchange, part, arrival, counts].map(value), [1.6e-5, 9e-6, 8e-6, 6e-5]);
         assert_eq!(counts.as_ref().unwrap().uncertainty, Some(5e-6));
         assert!(exchange.as_ref().unwrap().source.contains("2 processes: host time"), "{exchange:?}");
         assert!(csv(&calls).contains("all-to-all,2,1,34.00,8.00\n"), "{}", csv(&calls));

@@ -33,6 +33,13 @@ pub fn apply(cluster: &mut Cluster, all: &[Collective], source: &str) {
         let peak = network.intra_bandwidth.peak.filter(|&peak| peak >= 1.0 / unit);
         network.intra_bandwidth = Constant { peak, ..constant(1.0 / unit, &name, error) };
         network.call_start = constant(start, &name, error);
+        // Where one GPU receives most, nothing goes out of it: its links carry more one way than each way at once.
+        let one_way =
+            own("alltoallv skewed").filter(|(_, line)| name == "alltoall" && line.unit > 0.0 && line.unit < unit);
+        network.intra_both = one_way.as_ref().map(|_| constant(2.0 / unit, "alltoall, both ways", error));
+        if let Some((name, Line { unit, error, .. })) = one_way {
+            network.intra_bandwidth = Constant { peak, ..constant(1.0 / unit, &name, error) };
+        }
     }
     if let Some((name, Line { start, error, .. })) = own("send").or_else(|| own("sendrecv")) {
         network.send_start = constant(start, &name, error);
@@ -97,5 +104,27 @@ mod tests {
         assert_eq!(cluster.network.intra_bandwidth.value, 2.097e11);
         assert!(cluster.network.intra_bandwidth.source.contains("nccl-tests: line over the sizes of all_reduce"));
         assert_eq!(cluster.network.send_start, Cluster::named("test", "h100x8").unwrap().network.send_start);
+        assert_eq!(cluster.network.intra_both, None);
+    }
+
+    /// 200 GB/s each way at once, 300 GB/s where one GPU only receives; of slower ones, all-to-alls say both.
+    #[test]
+    fn links_carry_more_one_way_than_each_way_at_once() {
+        let of = |name: &str, moved: f64, rate: f64| Collective {
+            name: name.to_owned(),
+            ranks: 4,
+            bytes: moved,
+            moved,
+            times: [1e-5 + moved / rate; 3],
+        };
+        for (one_way, expected) in [(3e11, (3e11, Some(4e11))), (1e11, (2e11, None))] {
+            let both = |bytes: f64| [of("alltoall", bytes, 2e11), of("alltoallv skewed", bytes, one_way)];
+            let mut cluster = Cluster::named("test", "h100x8").unwrap();
+            apply(&mut cluster, &[both(1e6), both(1e8)].concat(), "measured");
+            let network = &cluster.network;
+            let found = (network.intra_bandwidth.value, network.intra_both.as_ref().map(|both| both.value));
+            assert_eq!(found, expected);
+            assert_eq!(network.call_start.value, 1e-5);
+        }
     }
 }

@@ -116,7 +116,7 @@ impl Request {
         if self.launch.as_ref().is_some_and(|launch| launch.rank > 0) {
             return Ok(None);
         }
-        let operations = operations::of_runs(&runs, &self.source());
+        let operations = operations::of_runs(&runs, self.launch.is_some(), &self.source());
         write_all(self, &Measured { between, curves, runs, operations }).map(Some)
     }
 
@@ -126,7 +126,9 @@ impl Request {
         let ranks = match (&self.launch, self.ranks()) {
             (None, ranks) if ranks > 1 => format!("{ranks} ranks in turn, each segment from an idle device on"),
             (_, 1) => "one rank, operations as its host begins them".to_owned(),
-            (_, ranks) => format!("{ranks} ranks with a device each, operations as their hosts begin them"),
+            (_, ranks) => {
+                format!("{ranks} ranks with a device each, operations as their hosts begin them, of the slowest host")
+            }
         };
         let blocks =
             if self.device.is_cuda() { format!("up to {BLOCKS} blocks of each shape, ") } else { String::new() };

@@ -16,9 +16,13 @@ type Points = [Vec<[f64; 3]>; 2];
 
 /// The same of what was measured of it: alone, behind other work, and until it is issued.
 type AllPoints = [Points; 3];
+const ALONE: usize = 0;
+const ISSUE: usize = 2;
 
-/// The operations that the runs show, with where their times come from.
-pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
+/// The operations that the runs show, with where their times come from. Of ranks with a host each, what a host takes is the slowest's, and
+/// so is what a device takes for an operation that its host begins, but for experts, whose rows differ: all ranks wait for that one in
+/// the next exchange.
+pub fn of_runs(runs: &[MeasuredRun], has_hosts: bool, source: &str) -> Vec<MeasuredOperation> {
     let measured = |((operation, shape), points): ((Operation, String), AllPoints)| {
         let [alone, queued, issue] = points.map(|points| passes(operation, &points));
         let Passes { forward, backward } = alone?;
@@ -27,19 +31,28 @@ pub fn of_runs(runs: &[MeasuredRun], source: &str) -> Vec<MeasuredOperation> {
         Some(MeasuredOperation { operation, shape, forward, backward, queued, issue, source: source.to_owned() })
     };
     let is_whole = |of: &MeasuredOperation| of.backward.is_some() != (of.operation == Operation::Optimizer);
-    points(runs).into_iter().filter_map(measured).filter(is_whole).collect()
+    points(runs, has_hosts).into_iter().filter_map(measured).filter(is_whole).collect()
 }
 
-fn points(runs: &[MeasuredRun]) -> BTreeMap<(Operation, String), AllPoints> {
+fn points(runs: &[MeasuredRun], has_hosts: bool) -> BTreeMap<(Operation, String), AllPoints> {
     let mut all: BTreeMap<(Operation, String), AllPoints> = BTreeMap::new();
     for run in runs {
-        for (place, &time) in &run.measured {
-            let Some((operation, shape, units, starts)) = units(run, place) else { continue };
-            let points = all.entry((operation, shape)).or_default();
-            let ahead = run.ahead.iter().flat_map(|ahead| [&ahead.queued, &ahead.issued]);
-            let ahead = ahead.map(|times| times.get(place).copied().unwrap_or_default());
-            for (points, time) in points.iter_mut().zip(std::iter::once(time).chain(ahead)) {
-                points[usize::from(place.backward)].push([starts, units, time.0]);
+        let mut of_ranks: BTreeMap<SegmentPlace, Vec<SegmentPlace>> = BTreeMap::new();
+        for &place in run.measured.keys() {
+            of_ranks.entry(SegmentPlace { rank: 0, ..place }).or_default().push(place);
+        }
+        let ahead = run.ahead.iter().flat_map(|ahead| [&ahead.queued, &ahead.issued]);
+        for (of, times) in std::iter::once(&run.measured).chain(ahead).enumerate() {
+            for (same, places) in &of_ranks {
+                let time = |place: &SegmentPlace| times.get(place).copied().unwrap_or_default();
+                let of_host = of == ISSUE || of == ALONE && same.segment != Segment::Experts;
+                let slowest =
+                    places.iter().max_by(|a, b| time(a).0.total_cmp(&time(b).0)).filter(|_| has_hosts && of_host);
+                for place in slowest.map_or(&places[..], std::slice::from_ref) {
+                    let Some((operation, shape, units, starts)) = units(run, place) else { continue };
+                    let points = all.entry((operation, shape)).or_default();
+                    points[of][usize::from(place.backward)].push([starts, units, time(place).0]);
+                }
             }
         }
     }
@@ -155,7 +168,7 @@ mod tests {
         let there = Cluster::named("test", "inky").unwrap();
         let runs = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
         let mut measured = there.clone();
-        measured.gpu.measured = of_runs(&runs, "a test");
+        measured.gpu.measured = of_runs(&runs, false, "a test");
         // Wrong everywhere, unless the lines are taken.
         measured.gpu.gemm_rate.value /= 10.0;
         measured.gpu.memory_bandwidth.value /= 10.0;
@@ -188,7 +201,7 @@ mod tests {
                 let (queued, issued) = (share(&run.measured, 0.5), share(&run.measured, issued));
                 MeasuredRun { ahead: Some(Ahead { queued, issued }), ..run }
             });
-            for of in of_runs(&runs, "a test") {
+            for of in of_runs(&runs, false, "a test") {
                 for (passes, share) in [(of.queued.unwrap(), 0.5), (of.issue.unwrap(), issued)] {
                     let lines = [(passes.forward, of.forward)].into_iter().chain(passes.backward.zip(of.backward));
                     for (found, alone) in lines {
@@ -205,7 +218,7 @@ mod tests {
     fn what_experts_take_is_told_from_what_their_call_does() {
         let mut there = Cluster::named("test", "inky").unwrap();
         let all_start = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
-        there.gpu.measured = of_runs(&all_start, "a test");
+        there.gpu.measured = of_runs(&all_start, false, "a test");
         let expert = |of: &[MeasuredOperation]| of.iter().find(|of| of.operation == Operation::Expert).unwrap().clone();
         let of_experts = there.gpu.measured.iter_mut().find(|of| of.operation == Operation::Expert).unwrap();
         for line in [Some(&mut of_experts.forward), of_experts.backward.as_mut()].into_iter().flatten() {
@@ -215,12 +228,41 @@ mod tests {
         let mut runs = vec![run_with(&there, 1, 2), run_on(&there, 2), run_with(&there, 4, 1)];
         for _ in 0..runs.len() {
             runs.rotate_left(1);
-            let found = expert(&of_runs(&runs, "a test"));
+            let found = expert(&of_runs(&runs, false, "a test"));
             for (found, truth) in [(found.forward, truth.forward), (found.backward.unwrap(), truth.backward.unwrap())] {
                 assert!((found.start / truth.start - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
                 assert!((found.unit / truth.unit - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
                 assert!((found.call / truth.call - 1.0).abs() < 1e-6, "{found:?}: {truth:?}");
             }
+        }
+    }
+
+    /// Where ranks have hosts of their own, the slower one is what all wait for: in what its device takes when it begins operations, experts
+    /// apart, and in what it takes to issue them.
+    #[test]
+    fn lines_of_hosts_are_the_slowest_ranks() {
+        let there = Cluster::named("test", "inky").unwrap();
+        let share = |of: &Times, slower: f64| {
+            let share = |place: &SegmentPlace| if place.rank == 0 { 1.0 } else { slower };
+            of.iter().map(|(&place, &time)| (place, time * share(&place))).collect::<Times>()
+        };
+        let of = |slower: f64, has_hosts| {
+            let runs = [1, 2, 4].map(|micro_batch| {
+                let run = run_on(&there, micro_batch);
+                let (queued, issued) = (share(&run.measured, slower), share(&run.measured, slower));
+                MeasuredRun { measured: share(&run.measured, slower), ahead: Some(Ahead { queued, issued }), ..run }
+            });
+            of_runs(&runs, has_hosts, "a test")
+        };
+        for (found, slow) in of(1.5, true).iter().zip(&of(1.0, false)) {
+            let ratio = |found: &Passes, of: &Passes| found.forward.of(4.0) / of.forward.of(4.0);
+            let alone = found.forward.of(4.0) / slow.forward.of(4.0);
+            let mean = ratio(found.queued.as_ref().unwrap(), slow.queued.as_ref().unwrap());
+            let expected = if found.operation == Operation::Expert { mean } else { 1.5 };
+            assert!((alone - expected).abs() < 1e-6, "{:?}: {alone}", found.operation);
+            assert!(mean > 1.0 && mean < 1.4, "cards are as they are on average: {mean}");
+            let issued = ratio(found.issue.as_ref().unwrap(), slow.issue.as_ref().unwrap());
+            assert!((issued - 1.5).abs() < 0.1, "{:?}: {issued}", found.operation);
         }
     }
 
@@ -235,7 +277,7 @@ mod tests {
             MeasuredRun { measured, ..run }
         });
         let same = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
-        for (apart, same) in of_runs(&runs, "a test").iter().zip(&of_runs(&same, "a test")) {
+        for (apart, same) in of_runs(&runs, false, "a test").iter().zip(&of_runs(&same, false, "a test")) {
             assert!((apart.forward.of(4.0) / same.forward.of(4.0) - 1.0).abs() < 0.02, "{apart:?} for {same:?}");
             assert!((apart.forward.error.unwrap() - 0.1).abs() < 0.03, "{apart:?}");
         }
