@@ -25,7 +25,7 @@ pub struct Compared {
     pub middle: [f64; 2],
     /// Iterations that were measured after warm-up.
     pub iterations: usize,
-    /// The fullest rank, where both runs followed memory, bytes.
+    /// The fullest rank of all iterations, where both runs followed memory, bytes.
     pub memory: Option<Pair>,
     /// Means of the phases that take any time in either run, s.
     pub phases: Vec<(String, Pair)>,
@@ -151,7 +151,7 @@ impl Side {
         let path = folder.join("iterations.parquet");
         let rows = records::from_frame(&read_parquet(&path)?).with_context(|| path.display().to_string())?;
         for rows in RowsByRun::new(&rows).iter() {
-            let samples = rows.iter().filter(|row| row.iteration > warmup).filter_map(|row| row.sample.as_ref().ok());
+            let samples = || rows.iter().filter_map(|row| Some((row.iteration, row.sample.as_ref().ok()?)));
             let key = [rows[0].key.case.clone(), rows[0].key.system.clone()];
             let finished: Vec<&[&Row]> = rows
                 .chunk_by(|a, b| a.key.seed == b.key.seed)
@@ -159,8 +159,10 @@ impl Side {
                 .collect();
             self.series.entry(key.clone()).or_default().extend(series(&finished.concat(), warmup as usize));
             let (steps, peak) = self.runs.entry(key).or_default();
-            steps.extend(samples.clone().map(|sample| sample.step.0));
-            *peak = samples.filter_map(|sample| Some(sample.peak?.bytes.0)).chain(*peak).reduce(f64::max);
+            let counted = samples().filter(|(iteration, _)| *iteration > warmup);
+            steps.extend(counted.map(|(_, sample)| sample.step.0));
+            // Of the warm-up, too: an allocator keeps what it needed once.
+            *peak = samples().filter_map(|(_, sample)| Some(sample.peak?.bytes.0)).chain(*peak).reduce(f64::max);
         }
         Ok(())
     }
