@@ -33,7 +33,7 @@ pub fn apply(cluster: &mut Cluster, all: &[Collective], source: &str) {
         let peak = network.intra_bandwidth.peak.filter(|&peak| peak >= 1.0 / unit);
         network.intra_bandwidth = Constant { peak, ..constant(1.0 / unit, &name, error) };
         network.call_start = constant(start, &name, error);
-        // Where one GPU receives most, nothing goes out of it: its links carry more one way than each way at once.
+        // Where one GPU receives most, little leaves it: its links carry more one way than each way at once.
         let one_way =
             own("alltoallv skewed").filter(|(_, line)| name == "alltoall" && line.unit > 0.0 && line.unit < unit);
         network.intra_both = one_way.as_ref().map(|_| constant(2.0 / unit, "alltoall, both ways", error));
