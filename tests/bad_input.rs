@@ -291,10 +291,30 @@ mod training {
 #[test]
 fn options_of_training_in_simulated_runs() {
     for option in
-        ["--replay", "--data d.bin", "--record-trace r.parquet", "--checkpoint c", "--device cuda", "--clock virtual"]
+        ["--replay", "--data d.bin", "--data-type int32", "--record-trace r.parquet", "--checkpoint c", "--device cuda"]
     {
         let name = option.split(' ').next().unwrap();
         check(&format!("run smoke {option} --out out"), &[], &[name, "smoke is simulated", "--engine train"]);
         check(&format!("run smoke {option} --dry-run"), &[], &[name, "smoke is simulated"]);
+        check(&format!("run paper {option} --dry-run"), &[], &[name, "paper is simulated"]);
+    }
+    for option in ["--clock virtual", "--timeout 5", "--rank 0", "--backend threads"] {
+        check(
+            &format!("run smoke {option} --dry-run"),
+            &[],
+            &[option.split(' ').next().unwrap(), "smoke is simulated"],
+        );
+    }
+}
+
+#[test]
+fn links_that_carry_less_both_ways_than_one_way() {
+    let text = cluster_toml(8, &[]);
+    let one_way = text.lines().find(|line| line.starts_with("intra_bandwidth")).unwrap();
+    for (both, expected) in [("1e9", "1e9"), ("9e13", "9e13")] {
+        let stated = format!("{one_way}\nintra_both = {{ value = {both}, source = \"a test\" }}");
+        let files = [("c.toml", &*text.replace(one_way, &stated))];
+        let expected = &["c.toml", "network.intra_both.value", expected, "from intra_bandwidth to twice that"];
+        check("run smoke --set cluster=c.toml --out out", &files, expected);
     }
 }

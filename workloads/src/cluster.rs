@@ -93,7 +93,7 @@ pub struct Gpu {
 pub struct Network {
     /// One GPU's bandwidth to the others of its node, B/s each way.
     pub intra_bandwidth: Constant,
-    /// What one GPU sends to the others of its node and receives from them, together, B/s; twice [`Self::intra_bandwidth`] where absent.
+    /// What one GPU sends to the others of its node and receives from them, together, B/s: [`Self::intra_bandwidth`] to twice that, which is meant where it is absent.
     pub intra_both: Option<Constant>,
     /// A whole node's bandwidth to other nodes, shared by its GPUs, B/s each way.
     pub inter_bandwidth: Constant,
@@ -227,6 +227,12 @@ impl Cluster {
         }
         if let Some(price) = &cluster.gpu.hour_price {
             price.check(file, "gpu.hour_price")?;
+        }
+        if let (Some(both), one_way) = (&cluster.network.intra_both, cluster.network.intra_bandwidth.value)
+            && !(one_way..=2.0 * one_way).contains(&both.value)
+        {
+            let expected = format!("from intra_bandwidth to twice that, {one_way:e} to {:e}", 2.0 * one_way);
+            return Err(ConfigError::value(file, "network.intra_both.value", format!("{:e}", both.value), expected));
         }
         cluster.check_tiers(file)?;
         cluster.check_measured(file)?;

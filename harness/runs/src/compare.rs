@@ -111,9 +111,17 @@ pub fn outside(run: &StoredRun, bands: &Bands) -> Result<(usize, Vec<Outside>)> 
     let (mut held, mut outside) = (0, Vec::new());
     for (index, band) in bands.bands.iter().enumerate() {
         let pattern: Pattern = band.case.parse().context("a pattern")?;
-        let meant = |row: &&SummaryRow| row.key.system == band.system && pattern.is(&row.key.case);
+        let ids = || run.summary.rows.iter().map(|row| row.key.case.as_str());
+        let meant = |row: &&SummaryRow| row.key.system == band.system && pattern.is(&row.key.case, ids());
         let rows: Vec<&SummaryRow> = run.summary.rows.iter().filter(meant).collect();
-        ensure!(!rows.is_empty(), "bands[{index}]: no case of the run is like {} under {}", band.case, band.system);
+        let known = || ids().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        ensure!(
+            !rows.is_empty(),
+            "bands[{index}]: no case of the run is {} under {}: expected one of {}, or one with `*`",
+            band.case,
+            band.system,
+            known()
+        );
         for (row, Bounded { quantity, found, range }) in
             rows.iter().flat_map(|row| numbers(row, band).map(move |number| (row, number)))
         {

@@ -25,9 +25,9 @@ impl Pattern {
         if all.into_iter().any(|other| other == self.0) { id == self.0 } else { self.fits(id) }
     }
 
-    /// Whether it is that id, or means it by `*`: a part of it is not enough.
-    pub fn is(&self, id: &str) -> bool {
-        if self.0.contains('*') { self.fits(id) } else { self.0 == id }
+    /// Whether it is that one of all ids, or means it by `*`: a part of it is not enough.
+    pub fn is<'i>(&self, id: &str, all: impl IntoIterator<Item = &'i str>) -> bool {
+        id == self.0 || self.0.contains('*') && self.means(id, all)
     }
 
     fn fits(&self, id: &str) -> bool {

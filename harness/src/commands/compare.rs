@@ -31,8 +31,8 @@ pub struct CompareArgs {
     /// paired, the whole spread is above 1; or where it had a time and has none now, or is gone
     #[arg(long, value_name = "PART", value_parser = part)]
     fail_above: Option<f64>,
-    /// Exit with status 1 where a number of the run now is outside the bands of this TOML: `[[bands]]` with `case` (a pattern),
-    /// `system`, and `speedup = [LOW, HIGH]` or `mean_step_s`
+    /// Exit with status 1 where a number of the run now is outside the bands of this TOML: `[[bands]]` with `case` (an id, or
+    /// one with `*`), `system`, and `speedup = [LOW, HIGH]` or `mean_step_s`
     #[arg(long, value_name = "FILE")]
     bands: Option<PathBuf>,
     /// Write a TOML for --bands: of every case and system the run's mean time and speedup, with --within to either side

@@ -205,7 +205,7 @@ pub fn shard_prices(job: &Job, plan: &Plan, costs: &CostModel) -> Option<laer::P
     let moe = job.model.moe_layers().next()?;
     let group = costs.group(0..plan.stage_ranks(), 1);
     Some(laer::Prices {
-        near: moe.entry_bytes().0 / job.cluster.network.intra_bandwidth.value,
+        near: (moe.entry_bytes() / costs.intra_both_ways()).0,
         far: (moe.entry_bytes() / costs.rank_bandwidth(&group)).0,
         row: costs.expert(moe, Direction::Forward).row.0,
         recomputes: plan.recompute == Recompute::Full,

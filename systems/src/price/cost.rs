@@ -418,7 +418,7 @@ impl CostModel {
     }
 
     /// Each way, of a GPU that sends as much as it receives.
-    fn intra_both_ways(&self) -> BytesPerSecond {
+    pub fn intra_both_ways(&self) -> BytesPerSecond {
         let both = self.cluster.network.intra_both.as_ref();
         both.map_or(self.intra(), |both| BytesPerSecond(both.value / 2.0).min(self.intra()))
     }

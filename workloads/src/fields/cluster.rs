@@ -162,7 +162,7 @@ static NETWORK: Table = Table {
             "intra_both",
             Constant("B/s"),
             CONSTANT,
-            "What one GPU sends to the others of its node and receives from them, together, B/s; twice `intra_bandwidth` when absent",
+            "What one GPU sends to the others of its node and receives from them, together, B/s: `intra_bandwidth` to twice that, which is meant when absent",
         ),
         must(
             "inter_bandwidth",

@@ -108,7 +108,7 @@ impl TrainingArgs {
         self.what_is_trained() == "Wall cpu None uint16 false"
     }
 
-    /// Refuses options of training where a suite is simulated, which heeds none of them.
+    /// Refuses options of training where a suite, or all suites of a collection, are simulated, which heed none of them.
     ///
     /// # Errors
     /// The first of them.
@@ -117,10 +117,18 @@ impl TrainingArgs {
             ("--clock", self.clock == Clock::Virtual),
             ("--device", self.device != "cpu"),
             ("--data", self.data.is_some()),
+            ("--data-type", self.data_type != "uint16"),
             ("--replay", self.replay),
             ("--record-trace", self.record_trace.is_some()),
             ("--checkpoint", self.checkpoint.is_some()),
+            ("--checkpoint-every", self.checkpoint_every != 100),
+            ("--timeout", self.timeout != 60.0),
             ("--backend", self.backend.is_some()),
+            ("--rank", self.rank.is_some()),
+            ("--world-size", self.world_size.is_some()),
+            ("--local-rank", self.local_rank.is_some()),
+            ("--master-addr", self.master_addr.is_some()),
+            ("--master-port", self.master_port.is_some()),
         ];
         match given.iter().find(|(_, is)| *is && !engine.trains()) {
             Some((option, _)) => bail!("{option}: {suite} is simulated: expected --engine train with it"),

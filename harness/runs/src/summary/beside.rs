@@ -47,6 +47,7 @@ pub fn compare(
     let (own, other) = (own?, other?);
     for (side, folders) in [(&own, measured), (&other, predicted)] {
         let folders = || folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
+        ensure!(side.any, "{}: no iteration of any system has ended well: summary.csv says why", folders());
         let after = side.runs.values().any(|(steps, _)| !steps.is_empty());
         ensure!(after, "{}: no iteration after a warm-up of {warmup}: expected a shorter one", folders());
     }
@@ -116,6 +117,8 @@ fn timelines_below(folder: &Path) -> Result<Vec<PathBuf>> {
 /// What is compared of the runs of all folders, by case and system.
 #[derive(Default)]
 struct Side {
+    /// Whether any iteration has ended well.
+    any: bool,
     /// Sorted steps after warm-up, and the fullest rank.
     runs: BTreeMap<[String; 2], (Vec<f64>, Option<f64>)>,
     /// Steps after warm-up of the seeds that finished.
@@ -159,6 +162,7 @@ impl Side {
                 .collect();
             self.series.entry(key.clone()).or_default().extend(series(&finished.concat(), warmup as usize));
             let (steps, peak) = self.runs.entry(key).or_default();
+            self.any |= samples().next().is_some();
             let counted = samples().filter(|(iteration, _)| *iteration > warmup);
             steps.extend(counted.map(|(_, sample)| sample.step.0));
             // Of the warm-up, too: an allocator keeps what it needed once.

@@ -237,6 +237,8 @@ fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Resu
     let suites =
         collection.suites.iter().map(|name| adjusted(args, prepare::changed(&collection.name, name, &changes)?));
     let mut suites: Vec<Suite> = suites.collect::<Result<_>>().or_input()?;
+    let trained = suites.iter().map(|suite| args.engine.unwrap_or(suite.engine)).find(|engine| engine.trains());
+    args.training.check(name, trained.unwrap_or_default()).or_input()?;
     some_cases(args, &mut suites).or_input()?;
     suites.retain(|suite| !suite.cases.is_empty());
     // Loaded once for all suites.

@@ -24,7 +24,7 @@ pub struct RunsArgs {
     /// System that speedups are over
     #[arg(long, default_value = "expert-only")]
     baseline: String,
-    /// First iterations of both that are left out
+    /// First iterations of both whose times are left out; memory is the most of all
     #[arg(long, default_value_t = 10)]
     warmup: u32,
     /// Cluster, by name or path, whose reserved memory is added to what is predicted; what is measured is all that a GPU has in use

@@ -30,15 +30,19 @@ pub fn apply(cluster: &mut Cluster, all: &[Collective], source: &str) {
     if let Some((name, Line { start, unit, error, .. })) = own("alltoall").or_else(|| own("all_reduce"))
         && unit > 0.0
     {
-        let peak = network.intra_bandwidth.peak.filter(|&peak| peak >= 1.0 / unit);
-        network.intra_bandwidth = Constant { peak, ..constant(1.0 / unit, &name, error) };
+        let stated = network.intra_bandwidth.peak;
+        let bandwidth = |rate: f64, name: &str, error| {
+            let constant = constant(rate, name, error);
+            Constant { peak: stated.filter(|&peak| peak >= constant.value), ..constant }
+        };
+        network.intra_bandwidth = bandwidth(1.0 / unit, &name, error);
         network.call_start = constant(start, &name, error);
-        // Where one GPU receives most, little leaves it: its links carry more one way than each way at once.
-        let one_way =
-            own("alltoallv skewed").filter(|(_, line)| name == "alltoall" && line.unit > 0.0 && line.unit < unit);
+        // Where one GPU receives most, little leaves it: its links carry more one way than each way at once, but no more than both ways together.
+        let one_way = own("alltoallv skewed")
+            .filter(|(_, line)| name == "alltoall" && line.unit > 0.0 && line.unit < 0.99 * unit);
         network.intra_both = one_way.as_ref().map(|_| constant(2.0 / unit, "alltoall, both ways", error));
-        if let Some((name, Line { unit, error, .. })) = one_way {
-            network.intra_bandwidth = Constant { peak, ..constant(1.0 / unit, &name, error) };
+        if let Some((name, one_way)) = one_way {
+            network.intra_bandwidth = bandwidth(1.0 / one_way.unit.max(unit / 2.0), &name, one_way.error);
         }
     }
     if let Some((name, Line { start, error, .. })) = own("send").or_else(|| own("sendrecv")) {
@@ -117,11 +121,19 @@ mod tests {
             moved,
             times: [1e-5 + moved / rate; 3],
         };
-        for (one_way, expected) in [(3e11, (3e11, Some(4e11))), (1e11, (2e11, None))] {
+        for (one_way, expected) in [
+            (3e11, (3e11, Some(4e11))),
+            (1e11, (2e11, None)),
+            (5e11, (4e11, Some(4e11))),
+            (2.5e11, (2.5e11, Some(4e11))),
+        ] {
             let both = |bytes: f64| [of("alltoall", bytes, 2e11), of("alltoallv skewed", bytes, one_way)];
             let mut cluster = Cluster::named("test", "h100x8").unwrap();
+            // Between the two: of the faster, it is none.
+            cluster.network.intra_bandwidth.peak = Some(2.2e11);
             apply(&mut cluster, &[both(1e6), both(1e8)].concat(), "measured");
             let network = &cluster.network;
+            assert_eq!(network.intra_bandwidth.peak, (expected.0 <= 2.2e11).then_some(2.2e11));
             let found = (network.intra_bandwidth.value, network.intra_both.as_ref().map(|both| both.value));
             assert_eq!(found, expected);
             assert_eq!(network.call_start.value, 1e-5);

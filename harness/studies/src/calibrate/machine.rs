@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use chart::{LineChart, LinePanel, LineSeries};
 use formats::nccl_tests::Collective;
+use runs::provenance::sha256;
 use runs::{report, store};
 use tch::Device;
 use trainer::bench::beside::{self, Shared};
@@ -97,7 +98,7 @@ impl Request {
     /// # Errors
     /// A process that does not come, a device that cannot be used, or a file that cannot be written.
     pub fn run(&self) -> Result<Option<String>> {
-        let processes = self.launch.clone().map(|launch| rendezvous(launch, self.device)).transpose()?;
+        let processes = self.launch.clone().map(|launch| self.rendezvous(launch)).transpose()?;
         let world = processes.as_ref().map(Processes::world).transpose()?;
         let between = match world.as_deref() {
             Some(world) => between_processes(world, self.device)?,
@@ -118,6 +119,13 @@ impl Request {
         }
         let operations = operations::of_runs(&runs, self.launch.is_some(), &self.source());
         write_all(self, &Measured { between, curves, runs, operations }).map(Some)
+    }
+
+    /// All processes, which must measure the same.
+    fn rendezvous(&self, launch: Launch) -> Result<Processes> {
+        let Self { base, models, gate, micro_batch, .. } = self;
+        let asked = sha256(format!("{base:?} {models:?} {gate} {micro_batch}").as_bytes());
+        Ok(Processes::rendezvous(launch, self.device, PATIENCE, &asked)?)
     }
 
     /// Where operations' times come from.
@@ -146,11 +154,6 @@ fn used(device: Device) -> Result<Option<[f64; 2]>> {
     let Device::Cuda(ordinal) = device else { return Ok(None) };
     let memory = cuda::Gpu::open(ordinal)?.memory()?;
     Ok(Some([memory.used as f64, memory.total as f64]))
-}
-
-/// All processes.
-fn rendezvous(launch: Launch, device: Device) -> Result<Processes> {
-    Ok(Processes::rendezvous(launch, device, PATIENCE, "calibrate measure --operations")?)
 }
 
 /// Collectives of all processes, and what calls of them take hosts.

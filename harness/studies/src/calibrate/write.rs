@@ -51,6 +51,11 @@ pub fn updated(text: &str, before: &Cluster, after: &Cluster) -> Result<String> 
         }
     }
     let constants = before.constants();
+    let stays = |path: &str| after.constants().iter().any(|(known, ..)| known == path);
+    for (path, ..) in constants.iter().filter(|(path, ..)| !stays(path)) {
+        let (table, key) = place(&mut document, path)?;
+        table.remove(key);
+    }
     for (path, to, _) in after.constants() {
         let from = constants.iter().find(|(known, ..)| *known == path).map(|(_, from, _)| *from);
         if from != Some(to) {
@@ -182,6 +187,17 @@ mod tests {
         after.network.intra_bandwidth.value = 1.25e11;
         after.host.exchange = Some(after.host.synchronisation.clone());
         after
+    }
+
+    #[test]
+    fn what_is_no_longer_stated_is_gone() {
+        let text = Cluster::text("test", "h100x8").unwrap();
+        let before = Cluster::parse("t.toml", text).unwrap();
+        let mut with = before.clone();
+        with.network.intra_both = Some(with.network.intra_bandwidth.clone());
+        let stated = updated(text, &before, &with).unwrap();
+        assert_eq!(Cluster::parse("t.toml", &stated).unwrap(), with);
+        assert_eq!(Cluster::parse("t.toml", &updated(&stated, &with, &before).unwrap()).unwrap(), before);
     }
 
     #[test]

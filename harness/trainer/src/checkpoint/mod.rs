@@ -280,7 +280,8 @@ impl<'a> Saved<'a> {
 
     /// Whole numbers, of which so many are expected.
     fn numbers(&mut self, name: String, expected: usize) -> Result<Vec<i64>, TrainError> {
-        let found: Vec<i64> = to_host(&self.take(&name)?)?;
+        let read = to_host(&self.take(&name)?);
+        let found: Vec<i64> = read.map_err(|error| CheckpointError::file(self.path, format!("`{name}`: {error}")))?;
         if found.len() != expected {
             let reason = format!("`{name}` has {} numbers: expected {expected}", found.len());
             return Err(CheckpointError::file(self.path, reason).into());
