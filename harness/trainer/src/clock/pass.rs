@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn what_is_no_task_counts_for_the_gate() {
         let timer = Timer::new(0, Some(Default::default()));
-        let work = || black_box((0..black_box(200_000u64)).fold(0u64, |sum, i| sum.wrapping_mul(31).wrapping_add(i)));
+        let work = || black_box((0..black_box(4_000_000u64)).fold(0u64, |sum, i| sum.wrapping_mul(31).wrapping_add(i)));
         let pass = PassTimer::start(&timer);
         work();
         pass.compute(Op::Experts { step: 0 }, || (work(), work(), work(), work()));
