@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use workloads::EngineKind;
 
 /// How models are trained; for the training engine alone.
@@ -96,7 +96,19 @@ pub enum Backend {
     Nccl,
 }
 
+/// A command line on which nothing is said of training.
+#[derive(Parser)]
+struct Nothing {
+    #[command(flatten)]
+    args: TrainingArgs,
+}
+
 impl TrainingArgs {
+    /// What holds where nothing is said.
+    fn unsaid() -> Self {
+        Nothing::parse_from([""]).args
+    }
+
     /// What of it decides how models are trained, as text.
     pub fn what_is_trained(&self) -> String {
         let Self { clock, device, data, data_type, replay, .. } = self;
@@ -105,7 +117,7 @@ impl TrainingArgs {
 
     /// Whether models are trained as they are where nothing is said.
     pub fn is_default(&self) -> bool {
-        self.what_is_trained() == "Wall cpu None uint16 false"
+        self.what_is_trained() == Self::unsaid().what_is_trained()
     }
 
     /// Refuses options of training where a suite, or all suites of a collection, are simulated, which heed none of them.
@@ -113,22 +125,23 @@ impl TrainingArgs {
     /// # Errors
     /// The first of them.
     pub fn check(&self, suite: &str, engine: EngineKind) -> Result<()> {
+        let unsaid = Self::unsaid();
         let given = [
-            ("--clock", self.clock == Clock::Virtual),
-            ("--device", self.device != "cpu"),
-            ("--data", self.data.is_some()),
-            ("--data-type", self.data_type != "uint16"),
-            ("--replay", self.replay),
-            ("--record-trace", self.record_trace.is_some()),
-            ("--checkpoint", self.checkpoint.is_some()),
-            ("--checkpoint-every", self.checkpoint_every != 100),
-            ("--timeout", self.timeout != 60.0),
-            ("--backend", self.backend.is_some()),
-            ("--rank", self.rank.is_some()),
-            ("--world-size", self.world_size.is_some()),
-            ("--local-rank", self.local_rank.is_some()),
-            ("--master-addr", self.master_addr.is_some()),
-            ("--master-port", self.master_port.is_some()),
+            ("--clock", self.clock != unsaid.clock),
+            ("--device", self.device != unsaid.device),
+            ("--data", self.data != unsaid.data),
+            ("--data-type", self.data_type != unsaid.data_type),
+            ("--replay", self.replay != unsaid.replay),
+            ("--record-trace", self.record_trace != unsaid.record_trace),
+            ("--checkpoint", self.checkpoint != unsaid.checkpoint),
+            ("--checkpoint-every", self.checkpoint_every != unsaid.checkpoint_every),
+            ("--timeout", self.timeout != unsaid.timeout),
+            ("--backend", self.backend != unsaid.backend),
+            ("--rank", self.rank != unsaid.rank),
+            ("--world-size", self.world_size != unsaid.world_size),
+            ("--local-rank", self.local_rank != unsaid.local_rank),
+            ("--master-addr", self.master_addr != unsaid.master_addr),
+            ("--master-port", self.master_port != unsaid.master_port),
         ];
         match given.iter().find(|(_, is)| *is && !engine.trains()) {
             Some((option, _)) => bail!("{option}: {suite} is simulated: expected --engine train with it"),
