@@ -237,5 +237,6 @@ fn a_run_of_failures_fails() {
     let ran = folder.moebench("run smoke --trace trace.parquet --iterations 3 --set cluster=small.toml --out out");
     assert_eq!(ran.status, Some(1), "{}", ran.stderr);
     assert!(ran.stderr.contains("error: no system ran any case to its end; the first: oom"), "{}", ran.stderr);
+    assert!(!ran.stdout.contains("System"), "a table of nothing: {}", ran.stdout);
     assert!(folder.text("out/summary.csv").contains(",oom,"), "its rows are there");
 }

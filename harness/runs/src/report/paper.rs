@@ -125,8 +125,9 @@ pub fn terminal(run: &StoredRun, characters: usize) -> String {
             cells.splice(behind..behind, ratios);
         }
     }
-    let parts: Vec<String> =
-        table.without_empty().fitted(&Room::text(characters)).iter().map(PaperTable::text).collect();
+    let parts = table.without_empty().fitted(&Room::text(characters));
+    // Systems alone say nothing, where none ran.
+    let parts: Vec<String> = parts.iter().filter(|part| part.header.len() > 1).map(PaperTable::text).collect();
     parts.join("\n")
 }
 

@@ -3,7 +3,7 @@
 //! Small models of the given one's shape are trained by several ranks under a virtual clock: in the code, on the shapes
 //! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
 //! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
-//! segments, and times are skewed. Of what hosts take to issue, the median: on four H100s the mean of the
+//! segments, and times are skewed. Of what depends on when a host issues, the median: on four H100s the mean of the
 //! same calls forward was twice as long in two of three runs as in the third.
 
 use std::collections::BTreeMap;
@@ -186,8 +186,12 @@ impl Measurement<'_> {
         let measured = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
         let Some((batch, times)) = measured else { return Ok(None) };
         let of = |measure| times.iter().filter(move |(of, _)| *of == measure).map(|(_, times)| times);
-        let [measured, mut queued] = [measures[0], measures[measures.len() - 1]].map(|measure| each(of(measure), mean));
-        let mut issued = each(of(Measure::Issue), median);
+        let typical = |measure| match measure {
+            Measure::Begun | Measure::Issue => each(of(measure), median),
+            _ => each(of(measure), mean),
+        };
+        let [measured, mut issued, mut queued] =
+            [measures[0], Measure::Issue, measures[measures.len() - 1]].map(typical);
         // Data is read by the host alone.
         for times in [&mut issued, &mut queued] {
             times.retain(|place, _| place.segment != Segment::Host);

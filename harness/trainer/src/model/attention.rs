@@ -72,28 +72,29 @@ impl Attention {
         if let (Some(kernels), Some(fused)) = (fused::kernels(input), self.fused()) {
             return self.forward_fused(kernels, &fused, site, input);
         }
-        let Site { dense, timer, .. } = site;
-        let (partial, prepared, products) = timer.compute(Activity::Block, || {
+        let dense = site.dense;
+        let products = || {
             let (prepared, before) = self.prepare(site, input);
             let inputs: Vec<&Tensor> = prepared.iter().collect();
             let parameters = [self.heads.sharded.as_slice(), &[self.output]].concat();
-            let ([partial], products) = Tape::record(&dense.sharded, &parameters, &inputs, |x, p| {
+            let (partial, products) = Tape::record(&dense.sharded, &parameters, &inputs, |x, p| {
                 let (output, heads) = p.split_last().expect("the output product has a matrix");
                 [self.heads.attend(x, heads).linear::<&Tensor>(output, None)]
             });
-            (partial, before, products)
-        });
-        let summed = site.all_reduce(partial)?;
+            (Vec::from(partial), [before, products])
+        };
         let parameters: Vec<usize> = self.second_norm.parameters.iter().copied().chain(self.output_bias).collect();
-        let (outputs, residual) = timer.compute(Activity::Block, || {
-            Tape::record(&dense.replicated, &parameters, &[input, &summed], |x, p| {
+        let residual = |summed: Vec<Tensor>, tapes| {
+            let recorded = Tape::record(&dense.replicated, &parameters, &[input, &summed[0]], |x, p| {
                 let (norm, bias) = p.split_at(self.second_norm.parameters.len());
                 let sum = &x[0] + &x[1];
                 let stream = bias.first().map_or_else(|| sum.shallow_clone(), |bias| &sum + *bias);
                 let normed = self.second_norm.apply(&stream, norm);
                 [stream, normed]
-            })
-        });
+            });
+            (recorded, tapes)
+        };
+        let ((outputs, residual), [prepared, products]) = site.summed_between(Activity::Block, products, residual)?;
         Ok((outputs, AttentionSaved::Taped(Box::new([prepared, products, residual]))))
     }
 
@@ -111,21 +112,20 @@ impl Attention {
     /// # Errors
     /// A peer that died.
     pub fn backward(&self, site: &Site, saved: AttentionSaved, gradients: [&Tensor; 2]) -> Result<Tensor, TrainError> {
-        let Site { dense, timer, .. } = site;
+        let dense = site.dense;
         let [prepared, products, residual] = match saved {
             AttentionSaved::Taped(tapes) => *tapes,
             AttentionSaved::Fused(saved) => return self.backward_fused(site, *saved, gradients),
         };
-        let (of_stream, of_prepared) = timer.compute(Activity::Block, || {
+        let of_products = || {
             let mut of_residual = residual.backward(&dense.replicated, &gradients);
             let of_sum = of_residual.remove(1);
-            (of_residual.remove(0), products.backward(&dense.sharded, &[&of_sum]))
-        });
-        let of_prepared = site.all_reduce_together(of_prepared)?;
-        Ok(timer.compute(Activity::Block, || {
+            (products.backward(&dense.sharded, &[&of_sum]), of_residual.remove(0))
+        };
+        site.summed_between(Activity::Block, of_products, |of_prepared, of_stream| {
             let gradients: Vec<&Tensor> = of_prepared.iter().collect();
             of_stream + prepared.backward(&dense.replicated, &gradients).remove(0)
-        }))
+        })
     }
 
     fn forward_fused(
@@ -135,16 +135,18 @@ impl Attention {
         site: &Site,
         input: &Tensor,
     ) -> Result<([Tensor; 2], AttentionSaved), TrainError> {
-        let Site { dense, timer, .. } = site;
+        let dense = site.dense;
         let [first, second] = fused.norms;
-        let (partial, statistics, heads) = timer.compute(Activity::Block, || {
+        let products = || {
             let Normed { normed, statistics, .. } = first.forward(kernels, dense, input, None);
             let (partial, heads) = fused.heads.forward(&dense.sharded, normed);
-            (partial, statistics, heads)
-        });
-        let summed = site.all_reduce(partial)?;
-        let forward = || second.forward(kernels, dense, input, Some((&summed, fused.output_bias)));
-        let Normed { stream, normed, statistics: second_statistics } = timer.compute(Activity::Block, forward);
+            (vec![partial], (statistics, heads))
+        };
+        let residual = |summed: Vec<Tensor>, saved| {
+            (second.forward(kernels, dense, input, Some((&summed[0], fused.output_bias))), saved)
+        };
+        let (Normed { stream, normed, statistics: second_statistics }, (statistics, heads)) =
+            site.summed_between(Activity::Block, products, residual)?;
         let outputs = [stream.shallow_clone(), normed];
         let saved = FusedSaved { input: input.shallow_clone(), statistics, heads, stream, second_statistics };
         Ok((outputs, AttentionSaved::Fused(Box::new(saved))))
@@ -156,21 +158,20 @@ impl Attention {
         saved: FusedSaved,
         [of_stream, of_normed]: [&Tensor; 2],
     ) -> Result<Tensor, TrainError> {
-        let Site { dense, timer, .. } = site;
+        let dense = site.dense;
         let (Some(kernels), Some(fused)) = (fused::kernels(&saved.input), self.fused()) else {
             unreachable!("the forward pass ran by kernels")
         };
         let [first, second] = fused.norms;
         let FusedSaved { input, statistics, heads, stream, second_statistics } = saved;
-        let (of_sum, of_first) = timer.compute(Activity::Block, || {
+        let of_products = || {
             let beside = (Some(of_stream), Some(fused.output_bias));
             let of_sum = second.backward(kernels, dense, [&stream, &second_statistics], of_normed, beside);
-            let of_first = fused.heads.backward(kernels, &dense.sharded, heads, &of_sum);
-            (of_sum, of_first)
-        });
-        let of_first = site.all_reduce(of_first)?;
-        let backward = || first.backward(kernels, dense, [&input, &statistics], &of_first, (Some(&of_sum), None));
-        Ok(timer.compute(Activity::Block, backward))
+            (vec![fused.heads.backward(kernels, &dense.sharded, heads, &of_sum)], of_sum)
+        };
+        site.summed_between(Activity::Block, of_products, |of_first, of_sum| {
+            first.backward(kernels, dense, [&input, &statistics], &of_first[0], (Some(&of_sum), None))
+        })
     }
 
     /// What the kernels of a GPU run, where they know all of it.

@@ -33,20 +33,23 @@ impl Embedding {
     /// A peer that died.
     pub fn forward(&self, site: &Site, ids: &Tensor) -> Result<(Tensor, Tape), TrainError> {
         let Site { dense, embedding_weight, timer, .. } = site;
-        let ([found], tape) = timer.compute(Activity::Edge, || {
+        let find = || {
             let (local, own) = site.local_ids(self.vocabulary, ids);
-            Tape::record(embedding_weight, &[0], &[], |_, p| {
+            let (found, tape) = Tape::record(embedding_weight, &[0], &[], |_, p| {
                 let rows = Tensor::embedding(p[0], &local, -1, false, false);
                 [if site.group.size() > 1 { &rows * own.to_kind(rows.kind()).unsqueeze(-1) } else { rows }]
-            })
-        });
-        let found = site.all_reduce(found)?;
-        let Some(position) = self.position else { return Ok((found, tape)) };
-        let shape = [-1, self.seq_len, found.size()[1]];
-        let output = timer.compute(Activity::Edge, || {
-            (found.view(shape) + dense.replicated.leaf(position)).view([-1, found.size()[1]])
-        });
-        Ok((output, tape))
+            });
+            (Vec::from(found), tape)
+        };
+        let Some(position) = self.position else {
+            let (mut found, tape) = timer.compute(Activity::Edge, find);
+            return Ok((site.all_reduce(found.remove(0))?, tape));
+        };
+        site.summed_between(Activity::Edge, find, |found, tape| {
+            let width = found[0].size()[1];
+            let by_sample = found[0].view([-1, self.seq_len, width]);
+            ((by_sample + dense.replicated.leaf(position)).view([-1, width]), tape)
+        })
     }
 
     /// Adds to the gradients of both embeddings.

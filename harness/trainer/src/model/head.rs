@@ -121,9 +121,10 @@ impl Head {
                 return Ok(timer.compute(Activity::Edge, || self.norm_backward(site, norm, &of_normed)));
             }
         };
-        let of_normed = timer.compute(Activity::Edge, || product.backward(bucket, &[&of_logits]).remove(0));
-        let of_normed = site.all_reduce(of_normed)?;
-        Ok(timer.compute(Activity::Edge, || norm.backward(&dense.replicated, &[&of_normed]).remove(0)))
+        let of_normed = || (product.backward(bucket, &[&of_logits]), ());
+        site.summed_between(Activity::Edge, of_normed, |of_normed, ()| {
+            norm.backward(&dense.replicated, &[&of_normed[0]]).remove(0)
+        })
     }
 
     /// The normalised stream, and what is saved of it.

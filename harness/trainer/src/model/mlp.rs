@@ -42,22 +42,22 @@ impl Mlp {
     /// # Errors
     /// A peer that died.
     pub fn forward(&self, site: &Site, input: &Tensor) -> Result<(Tensor, Tape), TrainError> {
-        let Site { dense, timer, .. } = site;
+        let dense = site.dense;
         let parameters = [self.first.as_slice(), &[self.second]].concat();
-        let ([partial], tape) = timer.compute(Activity::Block, || {
-            Tape::record(&dense.sharded, &parameters, &[input], |x, p| {
+        let products = || {
+            let (partial, tape) = Tape::record(&dense.sharded, &parameters, &[input], |x, p| {
                 let (second, first) = p.split_last().expect("a network has a second matrix");
                 let each = first.chunks_exact(1 + usize::from(self.of.biases));
                 let inner: Vec<Tensor> = each.map(|own| x[0].linear(own[0], own.get(1).copied())).collect();
                 [activate(self.of.activation, &inner).linear::<&Tensor>(second, None)]
-            })
-        });
-        let summed = site.all_reduce(partial)?;
-        let output = match self.second_bias {
-            Some(bias) => timer.compute(Activity::Block, || summed + dense.replicated.leaf(bias)),
-            None => summed,
+            });
+            (Vec::from(partial), tape)
         };
-        Ok((output, tape))
+        let Some(bias) = self.second_bias else {
+            let (mut partial, tape) = site.timer.compute(Activity::Block, products);
+            return Ok((site.all_reduce(partial.remove(0))?, tape));
+        };
+        site.summed_between(Activity::Block, products, |summed, tape| (&summed[0] + dense.replicated.leaf(bias), tape))
     }
 
     /// The gradient of the input.

@@ -41,11 +41,33 @@ impl Site<'_> {
         Ok(sum)
     }
 
+    /// An operation in two parts: what the first makes is summed over tensor-parallel ranks before the second, which gets the rest as it is. Where
+    /// there is nothing to sum, both are one segment: the host issues the second while the first runs, and so it is measured.
+    ///
+    /// # Errors
+    /// A peer that died.
+    pub(super) fn summed_between<T, U>(
+        &self,
+        activity: Activity,
+        first: impl FnOnce() -> (Vec<Tensor>, T),
+        second: impl FnOnce(Vec<Tensor>, T) -> U,
+    ) -> Result<U, TrainError> {
+        if self.group.size() == 1 {
+            return Ok(self.timer.compute(activity, || {
+                let (tensors, rest) = first();
+                second(tensors, rest)
+            }));
+        }
+        let (tensors, rest) = self.timer.compute(activity, first);
+        let sums = self.all_reduce_together(tensors)?;
+        Ok(self.timer.compute(activity, || second(sums, rest)))
+    }
+
     /// The sums over tensor-parallel ranks, in one call.
     ///
     /// # Errors
     /// A peer that died.
-    pub(super) fn all_reduce_together(&self, tensors: Vec<Tensor>) -> Result<Vec<Tensor>, TrainError> {
+    fn all_reduce_together(&self, tensors: Vec<Tensor>) -> Result<Vec<Tensor>, TrainError> {
         if self.group.size() == 1 || tensors.len() == 1 {
             return tensors.into_iter().map(|tensor| self.all_reduce(tensor)).collect();
         }

@@ -232,26 +232,23 @@ impl Rank<'_> {
     ) -> Result<(Tensor, BlockSaved, Option<LayerStats>), TrainError> {
         let site = self.site();
         let ([residual, normed], attention) = block.attention.forward(&site, input)?;
-        let (output, feed_forward, stats) = match &block.feed_forward {
+        let (output, of_shared, feed_forward, stats) = match &block.feed_forward {
             FeedForward::Dense(mlp) => {
                 let (output, tape) = mlp.forward(&site, &normed)?;
-                (output, FeedForwardSaved::Dense(tape), None)
+                (output, None, FeedForwardSaved::Dense(tape), None)
             }
             FeedForward::Moe(layer, shared) => {
                 self.before_exchanges(block)?;
                 let (part, saved, stats) = layer.forward(&self.moe_site(layer, m, next), &site.part(&normed))?;
                 let routed = site.whole(part)?;
-                let (output, shared) = match shared {
-                    Some(shared) => {
-                        let (output, saved) = shared.forward(&site, &normed)?;
-                        (self.timer.compute(Activity::Block, || routed + output), Some(saved))
-                    }
-                    None => (routed, None),
-                };
-                (output, FeedForwardSaved::Moe(Box::new(saved), shared), Some(stats))
+                let (of_shared, shared) = shared.as_ref().map(|of| of.forward(&site, &normed)).transpose()?.unzip();
+                (routed, of_shared, FeedForwardSaved::Moe(Box::new(saved), shared), Some(stats))
             }
         };
-        let output = self.timer.compute(Activity::Block, || residual + output);
+        let output = self.timer.compute(Activity::Block, || {
+            let output = of_shared.map_or_else(|| output.shallow_clone(), |of_shared| &output + of_shared);
+            residual + output
+        });
         Ok((output, BlockSaved::Whole(Box::new((attention, feed_forward))), stats))
     }
 
