@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use systems::iteration::Start;
 use systems::plan::PlanError;
-use systems::plan::memory::{StageParameters, gradient_bytes, largest_block_parameters};
+use systems::plan::memory::{StageParameters, largest_block_parameters};
 use systems::plan::routing::JobRouting;
 use systems::plan::slots::{SlotState, layers_of};
 use systems::{CostModel, Job, Placement, Plan, Recompute, Storage, System, Zero};
@@ -208,7 +208,7 @@ pub fn fits(
             let whole = 2.0 * largest_block_parameters(job, plan, stage) + parameters.tied;
             state * all.share(plan).total() + copy * whole
         };
-        let share = || SlotState::new(storage, gradient_bytes(&job.cluster), layers.clone()).parameters;
+        let share = || SlotState::new(storage, &job.cluster, layers.clone()).parameters;
         match storage {
             Storage::Slots if plan.zero == Zero::Weights => with(slots),
             Storage::Slots => with(held) + copy * (slots - held),

@@ -1,11 +1,13 @@
 //! What the slots of a stage's experts make its ranks hold.
 
-use workloads::Bytes;
+use workloads::cluster::Activations;
 use workloads::model::{HALF, Moe};
+use workloads::{Bytes, Cluster};
 
 use crate::Storage;
 use crate::plan::Plan;
 use crate::plan::job::Job;
+use crate::plan::memory::gradient_bytes;
 use crate::plan::placement::Placement;
 
 /// A half-precision weight, and a gradient that is summed in single precision on its way home.
@@ -23,8 +25,13 @@ pub struct SlotState {
 }
 
 impl SlotState {
-    /// Of the MoE layers of a stage, with gradients of so many bytes a parameter.
-    pub fn new<'a>(storage: Storage, gradient: f64, layers: impl Iterator<Item = (&'a Moe, &'a Placement)>) -> Self {
+    /// Of the MoE layers of a stage.
+    pub fn new<'a>(
+        storage: Storage,
+        cluster: &Cluster,
+        layers: impl Iterator<Item = (&'a Moe, &'a Placement)>,
+    ) -> Self {
+        let (gradient, counted) = (gradient_bytes(cluster), cluster.activations() == Activations::Counted);
         let (mut state, mut room) = (Self { gradient, ..Self::default() }, Bytes::ZERO);
         for (moe, placement) in layers {
             let rank = |rank| placement.experts_of(rank).iter().flatten().count();
@@ -33,18 +40,24 @@ impl SlotState {
                 .fold((usize::MAX, 0), |(least, most), filled| (least.min(filled), most.max(filled)));
             let size = moe.expert_parameters() as f64;
             let (share, filled) = (placement.experts() as f64 / placement.ranks() as f64 * size, most as f64 * size);
-            // Room for copies of one micro-batch is shared by all layers.
-            room = room.max(Bytes((placement.slots_per_rank() - least) as f64 * size * COPY_BYTES_PER_PARAMETER));
+            let all = placement.slots_per_rank() as f64 * size;
+            let held = HALF + gradient;
+            let of_copies = Bytes((all - least as f64 * size) * COPY_BYTES_PER_PARAMETER);
+            state.parameters += if storage == Storage::Slots { filled } else { share };
             match storage {
-                Storage::Slots => state.parameters += filled,
+                // The trainer's layers have slots for copies of their own, with all but optimizer state, and its shards weights and gradients
+                // beside those in slots.
+                Storage::Slots if counted => state.bytes += Bytes((all - filled) * held),
+                Storage::OptimizerShards if counted => state.bytes += Bytes(all * held),
+                // Room for copies of one micro-batch is shared by all layers.
+                Storage::Slots => room = room.max(of_copies),
                 Storage::OptimizerShards => {
-                    state.parameters += share;
-                    state.bytes += Bytes((filled - share) * (HALF + gradient));
+                    state.bytes += Bytes((filled - share) * held);
+                    room = room.max(of_copies);
                 }
+                // The weights of the layer at hand and of the next, and the gradients of one.
                 Storage::Shards | Storage::Parts => {
-                    state.parameters += share;
-                    // The weights of the layer at hand and of the next, and the gradients of one.
-                    room = room.max(Bytes(filled * (HALF + COPY_BYTES_PER_PARAMETER)));
+                    room = room.max(Bytes(filled * (HALF + COPY_BYTES_PER_PARAMETER))).max(of_copies);
                 }
             }
         }
@@ -67,7 +80,8 @@ pub fn layers_of<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use workloads::{Cluster, Gate, Model};
+    use workloads::cluster::{Constant, Program};
+    use workloads::{Gate, Model};
 
     /// Eight experts on four ranks, two layers on each of two stages; in the last layer one rank holds four and has a slot less
     /// empty than the others.
@@ -81,19 +95,30 @@ mod tests {
         let plain = Placement::in_order(8, 4, 4).unwrap();
         let copies = plain.with([(7, 2), (6, 3)].into_iter());
         let placements = [plain.clone(), plain.clone(), plain, copies];
-        for gradient in [2.0, 4.0] {
+        let trained = |activations| {
+            let gradient = Constant { value: 4.0, ..job.cluster.gpu.memory.clone() };
+            Cluster { program: Some(Program { gradient, activations }), ..job.cluster.clone() }
+        };
+        for cluster in [job.cluster.clone(), trained(Activations::Published), trained(Activations::Counted)] {
+            let gradient = gradient_bytes(&cluster);
             let check = |storage, parameters: f64, bytes: f64| {
-                let found = SlotState::new(storage, gradient, layers_of(&job, &plan, 1, &placements));
+                let found = SlotState::new(storage, &cluster, layers_of(&job, &plan, 1, &placements));
                 let expected = SlotState { parameters: parameters * size, gradient, bytes: Bytes(bytes * size) };
                 assert_eq!(found, expected, "{storage:?}");
             };
-            check(Storage::Slots, 2.0 + 4.0, 2.0 * 6.0);
-            check(Storage::OptimizerShards, 4.0, 2.0 * (2.0 + gradient) + 2.0 * 6.0);
+            // Of the last layer's four slots, one rank has filled all and another two; in the other's, each has filled two of four.
+            if cluster.activations() == Activations::Counted {
+                check(Storage::Slots, 2.0 + 4.0, 2.0 * (2.0 + gradient));
+                check(Storage::OptimizerShards, 4.0, 8.0 * (2.0 + gradient));
+            } else {
+                check(Storage::Slots, 2.0 + 4.0, 2.0 * 6.0);
+                check(Storage::OptimizerShards, 4.0, 2.0 * (2.0 + gradient) + 2.0 * 6.0);
+            }
             check(Storage::Shards, 4.0, 4.0 * 8.0);
             // Eight experts on four ranks, two of which share each: halves of four, and room for these, whole, of two layers.
             let in_parts = [moe; 2].map(|moe| (moe, Placement::in_parts(8, 4, 2)));
             let layers = in_parts.iter().map(|(moe, placement)| (*moe, placement));
-            let found = SlotState::new(Storage::Parts, gradient, layers);
+            let found = SlotState::new(Storage::Parts, &cluster, layers);
             assert_eq!((found.parameters, found.bytes), (4.0 * size, Bytes(4.0 * 8.0 * size)));
         }
     }
