@@ -289,7 +289,7 @@ impl Shown<'_> {
         write!(out, "{}", self.table).context("standard output")?;
         let of_model = figures::notes_of_model(&self.summary);
         for (index, line) in of_model.into_iter().chain(report::notes(&self.suite.cases, &self.summary)).enumerate() {
-            writeln!(out, "{}{line}", if index == 0 { "\n" } else { "" })?;
+            writeln!(out, "{}{line}", if index == 0 && !self.table.is_empty() { "\n" } else { "" })?;
         }
         let path = |name: &str| self.store.path(name).display().to_string();
         writeln!(out, "\ntimes    {}", self.origin)?;

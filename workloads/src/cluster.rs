@@ -41,20 +41,20 @@ pub struct Cluster {
 pub struct Program {
     /// A parameter's gradient as it is held and summed over replicas, B.
     pub gradient: Constant,
-    /// What it keeps of a forward pass until the backward pass, and what it holds for copies of experts.
+    /// What it keeps of a forward pass until the backward pass, and holds for copies of experts and for shards of optimizer state.
     #[serde(default)]
     pub activations: Activations,
 }
 
-/// What a program keeps of a forward pass until the backward pass, and holds for copies of experts.
+/// What a program keeps of a forward pass until the backward pass, and holds for copies of experts and for shards of optimizer state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activations {
     /// What the formulas of the studies say; all layers share what copies need.
     #[default]
     Published,
-    /// What this program's trainer keeps, counted from its code ([`crate::model::saved`]); every layer has slots for copies, and Symi's
-    /// shards have weights and gradients beside those in slots.
+    /// What this program's trainer keeps, counted from its code ([`crate::model::saved`]); every layer has slots for copies, and
+    /// shards of optimizer state alone have weights and gradients beside those in slots.
     Counted,
 }
 

@@ -45,8 +45,8 @@ impl SlotState {
             let of_copies = Bytes((all - least as f64 * size) * COPY_BYTES_PER_PARAMETER);
             state.parameters += if storage == Storage::Slots { filled } else { share };
             match storage {
-                // The trainer's layers have slots for copies of their own, with all but optimizer state, and its shards weights and gradients
-                // beside those in slots.
+                // The trainer's layers have slots for copies of their own, with weights and gradients, and shards of optimizer state have both
+                // beside those in slots. Gradients on their way from copies are left out, and that ZeRO stage 3 cuts slots.
                 Storage::Slots if counted => state.bytes += Bytes((all - filled) * held),
                 Storage::OptimizerShards if counted => state.bytes += Bytes(all * held),
                 // Room for copies of one micro-batch is shared by all layers.
@@ -57,7 +57,7 @@ impl SlotState {
                 }
                 // The weights of the layer at hand and of the next, and the gradients of one.
                 Storage::Shards | Storage::Parts => {
-                    room = room.max(Bytes(filled * (HALF + COPY_BYTES_PER_PARAMETER))).max(of_copies);
+                    room = room.max(Bytes(all * (HALF + COPY_BYTES_PER_PARAMETER)));
                 }
             }
         }
@@ -83,10 +83,9 @@ mod tests {
     use workloads::cluster::{Constant, Program};
     use workloads::{Gate, Model};
 
-    /// Eight experts on four ranks, two layers on each of two stages; in the last layer one rank holds four and has a slot less
-    /// empty than the others.
+    /// Eight experts on four ranks with four slots each, two layers on each of two stages; in the last layer one rank holds four.
     #[test]
-    fn slots_are_counted_once_and_room_is_shared() {
+    fn slots_hold_what_their_storage_and_the_program_say() {
         let model = Model::named("test", "gpt-tiny").unwrap();
         let job = Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16);
         let plan = Plan { pp: 2, dp: 4, tp: 1, ep: 4, expert_dp: 1, micro_batch: 1, ..Plan::default() };

@@ -35,7 +35,7 @@ static PROGRAM: Table = Table {
             "activations",
             Words(&["published", "counted"]),
             "\"published\"",
-            "What is kept of a forward pass and held for copies of experts, `published`: as the studies' formulas say, or `counted`: as this program's trainer does on a GPU; `published` when absent",
+            "What is kept of a forward pass, and held for copies of experts and shards of optimizer state, `published`: as the studies' formulas say, or `counted`: as this program's trainer does on a GPU; `published` when absent",
         ),
     ],
 };

@@ -3,7 +3,7 @@
 //! Small models of the given one's shape are trained by several ranks under a virtual clock: in the code, on the shapes
 //! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
 //! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
-//! segments, and times are skewed. Of what depends on when a host issues, the median: on four H100s the mean of the
+//! segments, and times are skewed. Of what begins as its host issues it, and of what a host takes to issue, the median: on four H100s the mean of the
 //! same calls forward was twice as long in two of three runs as in the third.
 
 use std::collections::BTreeMap;

@@ -142,7 +142,8 @@ pub struct MeasuredRun {
     pub batch: BatchCounts,
     /// Iterations before the measured ones.
     pub warmup: usize,
-    /// Means over the measured iterations, each segment from an idle device until it is idle again.
+    /// Of the measured iterations, each segment from an idle device on: means until that is idle again; of ranks with a device each, medians of
+    /// what it takes from when its host begins it.
     pub measured: Times,
     /// The same where the host runs ahead, if that was measured.
     pub ahead: Option<Ahead>,

@@ -41,8 +41,8 @@ impl Site<'_> {
         Ok(sum)
     }
 
-    /// An operation in two parts: what the first makes is summed over tensor-parallel ranks before the second, which gets the rest as it is. Where
-    /// there is nothing to sum, both are one segment: the host issues the second while the first runs, and so it is measured.
+    /// An operation in two parts. The first returns what is summed over tensor-parallel ranks and what is handed on unchanged; the second gets
+    /// both. Where there is nothing to sum, they are one segment: the host issues the second while the first runs, and so it is measured.
     ///
     /// # Errors
     /// A peer that died.

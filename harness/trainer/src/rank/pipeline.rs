@@ -246,7 +246,10 @@ impl Rank<'_> {
             }
         };
         let output = self.timer.compute(Activity::Block, || {
-            let output = of_shared.map_or_else(|| output.shallow_clone(), |of_shared| &output + of_shared);
+            let output = match of_shared {
+                Some(of_shared) => output + of_shared,
+                None => output,
+            };
             residual + output
         });
         Ok((output, BlockSaved::Whole(Box::new((attention, feed_forward))), stats))
