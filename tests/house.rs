@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::Folder;
+
 const CRATES: [(&str, &str); 8] = [
     ("workloads", "workloads/src"),
     ("systems", "systems/src"),
@@ -300,4 +302,17 @@ fn the_map_is_true() {
         }
     }
     assert!(checked > 60, "only {checked} names were checked");
+}
+
+/// Suites of results find what they name, but for the cluster that `scripts/gpu emulation` measures first.
+#[test]
+fn suites_of_results_run_where_they_lie() {
+    let is_suite = |text: &str| text.contains("\n[[cases]]") && !text.contains("cluster = \"here.toml\"");
+    let files =
+        files_below(&root().join("results")).into_iter().filter(|path| path.extension() == Some("toml".as_ref()));
+    let suites: Vec<PathBuf> = files.filter(|path| is_suite(&fs::read_to_string(path).unwrap())).collect();
+    assert!(suites.len() >= 16, "{suites:?}");
+    for suite in suites {
+        Folder::new().succeed(&format!("run {} --engine simulate --dry-run", suite.display()));
+    }
 }
