@@ -208,7 +208,7 @@ pub fn fits(
             let whole = 2.0 * largest_block_parameters(job, plan, stage) + parameters.tied;
             state * all.share(plan).total() + copy * whole
         };
-        let share = || SlotState::new(storage, &job.cluster, layers.clone()).parameters;
+        let share = || SlotState::new(storage, plan, &job.cluster, layers.clone()).parameters;
         match storage {
             Storage::Slots if plan.zero == Zero::Weights => with(slots),
             Storage::Slots => with(held) + copy * (slots - held),

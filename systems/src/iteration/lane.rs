@@ -284,7 +284,7 @@ impl<'a> StageRun<'a> {
         let recompute = policy.recompute(plan);
         let mut memory = StageMemory::new(job, plan, stage, recompute);
         if let Some(slots) = evaluation.slots(stage) {
-            memory = memory.with_slots(StageParameters::new(job, plan, stage).experts, &slots);
+            memory = memory.with_slots(plan, StageParameters::new(job, plan, stage).experts, &slots);
         }
         let position = Position { pp: plan.pp, vp: plan.vp, stage };
         Self {

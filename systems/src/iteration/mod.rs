@@ -366,7 +366,7 @@ impl Evaluation<'_> {
         let storage = self.policy.storage();
         let equal = storage == Storage::Slots && self.placements.iter().all(Placement::is_bijection);
         let layers = layers_of(self.job, self.plan, stage, self.placements);
-        (!equal).then(|| SlotState::new(storage, &self.job.cluster, layers))
+        (!equal).then(|| SlotState::new(storage, self.plan, &self.job.cluster, layers))
     }
 
     fn copies(&self, stage: usize) -> Copies<'_> {

@@ -23,7 +23,7 @@ const WEIGHT_BYTES: f64 = 2.0;
 const GRADIENT_BYTES: f64 = HALF;
 
 /// Master weight and two Adam moments in single precision.
-const OPTIMIZER_BYTES: f64 = 4.0 + 8.0;
+pub const OPTIMIZER_BYTES: f64 = 4.0 + 8.0;
 
 /// Half-precision weight and gradient, single-precision master weight and two Adam moments.
 pub const STATE_BYTES_PER_PARAMETER: f64 = WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES;
@@ -301,8 +301,8 @@ impl StageMemory {
 
     /// With experts' slots as they are, instead of an equal part of the experts, `equal` parameters, on every rank.
     #[must_use]
-    pub fn with_slots(mut self, equal: f64, slots: &SlotState) -> Self {
-        let more = slots.parameters - equal;
+    pub fn with_slots(mut self, plan: &Plan, equal: f64, slots: &SlotState) -> Self {
+        let more = (slots.parameters - equal) / plan.expert_shares();
         let state = WEIGHT_BYTES + slots.gradient + OPTIMIZER_BYTES;
         self.state.training += Bytes(more * state) + slots.bytes;
         self.state.update += Bytes(more * (state + converted(slots.gradient))) + slots.bytes;
@@ -474,7 +474,7 @@ mod tests {
         close(Zero::Weights, p * 16.0 / 8.0 + 6.0 * block + 4.0 * words);
     }
 
-    /// A slot more on every rank is an expert more, whatever a gradient takes.
+    /// A slot more on every rank is an expert more, whatever a gradient takes; where replicas keep a part each, a part of one.
     #[test]
     fn slots_hold_gradients_as_all_parameters_do() {
         for (gradient, training, update) in [(2.0, 16.0, 20.0), (4.0, 18.0, 18.0)] {
@@ -487,9 +487,12 @@ mod tests {
                 recompute: Recompute::None,
             };
             let slots = SlotState { parameters: 15.0, gradient, bytes: Bytes(7.0) };
-            let found = memory.with_slots(10.0, &slots).state;
-            let expected = StateMemory { training: Bytes(training * 105.0 + 7.0), update: Bytes(update * 105.0 + 7.0) };
-            assert_eq!(found, expected);
+            let sharded = Plan { expert_dp: 5, zero: Zero::Weights, ..Plan::default() };
+            for (plan, more) in [(Plan { expert_dp: 5, ..Plan::default() }, 5.0), (sharded, 1.0)] {
+                let found = memory.clone().with_slots(&plan, 10.0, &slots).state;
+                let of = |each: f64| Bytes(each * (100.0 + more) + 7.0);
+                assert_eq!(found, StateMemory { training: of(training), update: of(update) });
+            }
         }
     }
 

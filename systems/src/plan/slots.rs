@@ -7,7 +7,7 @@ use workloads::{Bytes, Cluster};
 use crate::Storage;
 use crate::plan::Plan;
 use crate::plan::job::Job;
-use crate::plan::memory::gradient_bytes;
+use crate::plan::memory::{OPTIMIZER_BYTES, gradient_bytes};
 use crate::plan::placement::Placement;
 
 /// A half-precision weight, and a gradient that is summed in single precision on its way home.
@@ -28,6 +28,7 @@ impl SlotState {
     /// Of the MoE layers of a stage.
     pub fn new<'a>(
         storage: Storage,
+        plan: &Plan,
         cluster: &Cluster,
         layers: impl Iterator<Item = (&'a Moe, &'a Placement)>,
     ) -> Self {
@@ -46,7 +47,12 @@ impl SlotState {
             state.parameters += if storage == Storage::Slots { filled } else { share };
             match storage {
                 // The trainer's layers have slots for copies of their own, with weights and gradients, and shards of optimizer state have both
-                // beside those in slots. Gradients on their way from copies are left out, and that ZeRO stage 3 cuts slots.
+                // beside those in slots. Gradients on their way from copies are left out.
+                Storage::Slots if counted && plan.expert_shares() > 1.0 => {
+                    // Replicas keep an equal part of all slots, of copies, too; those of one layer are whole.
+                    state.bytes += Bytes((all - filled) * (held + OPTIMIZER_BYTES) / plan.expert_shares());
+                    room = room.max(Bytes((all - filled) * held));
+                }
                 Storage::Slots if counted => state.bytes += Bytes((all - filled) * held),
                 Storage::OptimizerShards if counted => state.bytes += Bytes(all * held),
                 // Room for copies of one micro-batch is shared by all layers.
@@ -80,6 +86,7 @@ pub fn layers_of<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Zero;
     use workloads::cluster::{Constant, Program};
     use workloads::{Gate, Model};
 
@@ -101,7 +108,7 @@ mod tests {
         for cluster in [job.cluster.clone(), trained(Activations::Published), trained(Activations::Counted)] {
             let gradient = gradient_bytes(&cluster);
             let check = |storage, parameters: f64, bytes: f64| {
-                let found = SlotState::new(storage, &cluster, layers_of(&job, &plan, 1, &placements));
+                let found = SlotState::new(storage, &plan, &cluster, layers_of(&job, &plan, 1, &placements));
                 let expected = SlotState { parameters: parameters * size, gradient, bytes: Bytes(bytes * size) };
                 assert_eq!(found, expected, "{storage:?}");
             };
@@ -114,10 +121,17 @@ mod tests {
                 check(Storage::OptimizerShards, 4.0, 2.0 * (2.0 + gradient) + 2.0 * 6.0);
             }
             check(Storage::Shards, 4.0, 4.0 * 8.0);
+            let plan = Plan { ep: 4, expert_dp: 2, zero: Zero::Weights, ..plan };
+            let found = SlotState::new(Storage::Slots, &plan, &cluster, layers_of(&job, &plan, 1, &placements));
+            let of_two = match cluster.activations() {
+                Activations::Counted => 2.0 * (2.0 + gradient + 12.0) / 2.0 + 2.0 * (2.0 + gradient),
+                Activations::Published => 2.0 * 6.0,
+            };
+            assert_eq!((found.parameters, found.bytes), (6.0 * size, Bytes(of_two * size)));
             // Eight experts on four ranks, two of which share each: halves of four, and room for these, whole, of two layers.
             let in_parts = [moe; 2].map(|moe| (moe, Placement::in_parts(8, 4, 2)));
             let layers = in_parts.iter().map(|(moe, placement)| (*moe, placement));
-            let found = SlotState::new(Storage::Parts, &cluster, layers);
+            let found = SlotState::new(Storage::Parts, &plan, &cluster, layers);
             assert_eq!((found.parameters, found.bytes), (4.0 * size, Bytes(4.0 * 8.0 * size)));
         }
     }

@@ -61,7 +61,7 @@ impl Rank<'_> {
         let storage = self.online.policy().storage();
         let layers: Vec<(&Moe, &Placement)> =
             stage.layers().map(|layer| (layer.experts.moe(), &layer.placement)).collect();
-        let slots = SlotState::new(storage, &self.setup.job.cluster, layers.iter().copied());
+        let slots = SlotState::new(storage, &self.plan, &self.setup.job.cluster, layers.iter().copied());
         let copies = Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers };
         let synchronised = copies.synchronisation();
         let summed = matches!(storage, Storage::Shards | Storage::Parts);
