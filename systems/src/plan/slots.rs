@@ -112,7 +112,7 @@ mod tests {
                 let expected = SlotState { parameters: parameters * size, gradient, bytes: Bytes(bytes * size) };
                 assert_eq!(found, expected, "{storage:?}");
             };
-            // Of the last layer's four slots, one rank has filled all and another two; in the other's, each has filled two of four.
+            // Of the last layer's four slots, one rank has filled all and another two; in the layer before it each has filled two.
             if cluster.activations() == Activations::Counted {
                 check(Storage::Slots, 2.0 + 4.0, 2.0 * (2.0 + gradient));
                 check(Storage::OptimizerShards, 4.0, 8.0 * (2.0 + gradient));
