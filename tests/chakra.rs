@@ -110,8 +110,20 @@ fn nodes(mut file: &[u8]) -> Vec<Node> {
 }
 
 /// What the nodes are called that do not communicate.
-const COMPUTATION: [&str; 11] =
-    ["block", "edge", "gate", "sync", "decide", "experts", "shadow", "await weights", "optimizer", "decision", "host"];
+const COMPUTATION: [&str; 12] = [
+    "block",
+    "edge",
+    "gate",
+    "permute",
+    "sync",
+    "decide",
+    "experts",
+    "shadow",
+    "await weights",
+    "optimizer",
+    "decision",
+    "host",
+];
 
 /// What holds of every trace; returns the nodes of each rank.
 fn hold(files: &[Vec<u8>], groups: &str) -> Vec<Vec<Node>> {

@@ -167,6 +167,9 @@ pub struct Host {
     pub arrival: Option<Constant>,
     /// Per exchange of counts until it is issued, s.
     pub counts: Option<Constant>,
+    /// From then until the host has read the counts of all ranks, where nothing is before it on the GPU, s. Where absent, an exchange of as many
+    /// bytes and, if a program says so, a synchronisation.
+    pub reading: Option<Constant>,
     /// Per image that a rank trains on: decoding and augmenting it, and launches of a deep thin network, where a model of images
     /// was measured, s.
     pub image: Option<Constant>,
@@ -342,6 +345,7 @@ impl Cluster {
             ("host.part", &host.part),
             ("host.arrival", &host.arrival),
             ("host.counts", &host.counts),
+            ("host.reading", &host.reading),
         ];
         let exchanges = exchanges.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
         let program = self.program.iter().map(|program| ("program.gradient", &program.gradient, false));
@@ -387,7 +391,9 @@ impl Cluster {
             &mut host.decision_step,
         ];
         let of_tiers = network.tiers.iter_mut().flat_map(|tier| [&mut tier.bandwidth, &mut tier.oversubscription]);
-        let exchanges = [&mut host.exchange, &mut host.part, &mut host.arrival, &mut host.counts].into_iter().flatten();
+        let exchanges = [&mut host.exchange, &mut host.part, &mut host.arrival, &mut host.counts, &mut host.reading]
+            .into_iter()
+            .flatten();
         let beside =
             [&mut network.intra_both, &mut network.slows_kernels, &mut network.slowed_by_kernels].into_iter().flatten();
         let optional = gpu.block_traffic.iter_mut().chain(&mut host.image).chain(exchanges).chain(beside);

@@ -15,6 +15,9 @@ pub enum Operation {
     /// a token chooses and whether a capacity bounds them: a line holds for the one top-k and kind of gate, bounded or not, that it was
     /// measured with, and a cluster states one.
     Gate,
+    /// Rows put into the order of the exchange once the counts of all ranks are known, forward. Its unit is a token, its shape the gate's, whose
+    /// line holds the rest; a cluster without one has it in the gate's line.
+    Permute,
     /// One of a rank's experts. Its unit is a row. A rank's experts then run in grouped products, whatever a program says, as the trainer's do on a GPU:
     /// beside the start of each they cost one call.
     Expert,
@@ -30,10 +33,16 @@ impl Operation {
         match self {
             Self::Block => "block",
             Self::Gate => "gate",
+            Self::Permute => "permute",
             Self::Expert => "expert",
             Self::Edges => "edges",
             Self::Optimizer => "optimizer",
         }
+    }
+
+    /// Whether it has a backward pass of its own.
+    pub fn has_backward(self) -> bool {
+        !matches!(self, Self::Permute | Self::Optimizer)
     }
 }
 
@@ -49,10 +58,10 @@ pub struct MeasuredOperation {
     pub operation: Operation,
     /// What it was measured on, as [`crate::model::shapes`] writes it; empty for the optimizer.
     pub shape: String,
-    /// The forward pass, or the whole of an operation that has one pass: from an idle GPU until it is idle again or, beside `queued`, as hosts that
-    /// wait around every exchange begin it, its first part alone on an idle GPU.
+    /// The forward pass, or the whole of an operation that has one: from an idle GPU until it is idle again or, of ranks with a GPU each, in an
+    /// iteration whose hosts wait around every exchange.
     pub forward: Line,
-    /// The backward pass, likewise; none for the optimizer.
+    /// The backward pass, likewise; none where there is no such ([`Operation::has_backward`]).
     pub backward: Option<Line>,
     /// What the GPU takes behind other work, when all is issued before it begins.
     pub queued: Option<Passes>,
@@ -66,9 +75,9 @@ pub struct MeasuredOperation {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Passes {
-    /// The forward pass, or the whole of an operation that has one pass.
+    /// The forward pass, or the whole of an operation that has one.
     pub forward: Line,
-    /// The backward pass; none for the optimizer.
+    /// The backward pass; none where there is no such ([`Operation::has_backward`]).
     pub backward: Option<Line>,
 }
 
@@ -136,9 +145,9 @@ impl MeasuredOperation {
                 return Err(ConfigError::value(file, field, call, "none but for experts, which run together"));
             }
         }
-        if passes.backward.is_none() != (self.operation == Operation::Optimizer) {
+        if passes.backward.is_some() != self.operation.has_backward() {
             let found = if passes.backward.is_some() { "given" } else { "missing" };
-            let expected = "one for every operation but the optimizer";
+            let expected = "one for every operation but permute and optimizer";
             return Err(ConfigError::value(file, field("backward"), found, expected));
         }
         Ok(())
@@ -175,7 +184,7 @@ mod tests {
         bad(
             "operation = \"expert\"",
             "operation = \"optimizer\"",
-            "backward = given: expected one for every operation but",
+            "backward = given: expected one for every operation but permute",
         );
         let both = "queued = { forward = { start = 0, unit = 2e-9 }, backward = { start = 0, unit = 4e-9 } }\n\
                     issue = { forward = { start = 1e-6, unit = 0 }, backward = { start = 2e-6, unit = 0 } }\nsource";

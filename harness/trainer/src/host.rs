@@ -3,10 +3,8 @@
 //! libtorch converts between kinds silently. A kind that the reader does not expect is a defect of the trainer, so it is an
 //! error here, never an empty list or a zero.
 
-use std::ops::Range;
-
 use tch::kind::Element;
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::error::TrainError;
 
@@ -28,21 +26,6 @@ pub(crate) fn to_device(tensor: &Tensor, device: Device) -> Tensor {
     tensor.to_device_(device, tensor.kind(), true, false)
 }
 
-/// The numbers of all ranges in their order, 64 bits each, made on the device: there are many more numbers than ranges.
-pub(crate) fn numbers_of(ranges: impl Iterator<Item = Range<usize>> + Clone, device: Device) -> Tensor {
-    let lengths = ranges.clone().map(|range| range.len() as i64);
-    let all: i64 = lengths.clone().sum();
-    let distance = |before: &mut i64, range: Range<usize>| {
-        let start = *before;
-        *before += range.len() as i64;
-        Some(range.start as i64 - start)
-    };
-    let both: Vec<i64> = lengths.chain(ranges.scan(0, distance)).collect();
-    let both = to_device(&Tensor::from_slice(&both).view([2, -1]), device);
-    let distances = both.get(1).repeat_interleave_self_tensor(&both.get(0), 0, all);
-    distances + Tensor::arange(all, (Kind::Int64, device))
-}
-
 /// The only element of a tensor.
 ///
 /// # Errors
@@ -57,13 +40,7 @@ pub(crate) fn to_scalar<T: Element + Copy>(tensor: &Tensor) -> Result<T, TrainEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[test]
-    fn numbers_are_those_of_the_ranges_in_order() {
-        let ranges = [7..9, 0..3, 5..5, 3..4, 4..7];
-        let found = to_host::<i64>(&numbers_of(ranges.into_iter(), Device::Cpu)).unwrap();
-        assert_eq!(found, [7, 8, 0, 1, 2, 3, 4, 5, 6]);
-        assert_eq!(numbers_of(std::iter::empty(), Device::Cpu).numel(), 0);
-    }
+    use tch::Kind;
 
     #[test]
     fn elements_are_read_in_order_from_any_shape() {

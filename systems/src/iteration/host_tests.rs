@@ -30,7 +30,8 @@ fn with_operations(cluster: &mut Cluster, model: &Model, unit: f64, issue: Optio
     for block in &model.blocks {
         shapes.push((Operation::Block, shapes::of_block(block)));
         if let Some(moe) = block.moe() {
-            shapes.extend([(Operation::Gate, shapes::of_gate(moe)), (Operation::Expert, shapes::of_expert(moe))]);
+            let [gate, expert] = [shapes::of_gate(moe), shapes::of_expert(moe)];
+            shapes.extend([(Operation::Gate, gate.clone()), (Operation::Permute, gate), (Operation::Expert, expert)]);
         }
     }
     shapes.sort();
@@ -39,13 +40,10 @@ fn with_operations(cluster: &mut Cluster, model: &Model, unit: f64, issue: Optio
         // A unit is a sample, a token, a row or a parameter.
         let unit = match operation {
             Operation::Block | Operation::Edges => unit,
-            Operation::Gate | Operation::Expert => 1e-3 * unit,
+            Operation::Gate | Operation::Permute | Operation::Expert => 1e-3 * unit,
             Operation::Optimizer => 1e-9 * unit,
         };
-        let only = |passes: Passes| match operation {
-            Operation::Optimizer => Passes { backward: None, ..passes },
-            _ => passes,
-        };
+        let only = |passes: Passes| Passes { backward: passes.backward.filter(|_| operation.has_backward()), ..passes };
         let gpu = only(passes(line(0.1 * unit, unit)));
         let alone = only(passes(line(0.1 * unit + issue.unwrap_or(0.0), unit)));
         MeasuredOperation {
@@ -167,7 +165,8 @@ fn an_idle_gpu_takes_its_hosts_time() {
         (run(1e-6, Some(0.0), false), run(1e-6, Some(1e-3), false), run(1e-6, Some(1e-3), true));
     let (job, batch) = job(1e-6, None);
     let blocks = 2.0 * 3e-3 * job.model.blocks.len() as f64;
-    let gates_and_experts = 2.0 * 3e-3 * job.model.moe_layers().count() as f64;
+    // Rows are put into order forward alone.
+    let gates_and_experts = (2.0 * 3e-3 + 1e-3) * job.model.moe_layers().count() as f64;
     let micro_batches = (batch.chunks() / job.gpus) as f64;
     let (edges, optimizer) = (3e-3, 1e-3);
     assert_eq!(job.model.moe_layers().next().unwrap().experts, 8, "one expert a rank");
@@ -184,7 +183,8 @@ fn exchanges_take_their_hosts_time() {
     let state = |host: &mut Host| {
         // Seven peers, to and from.
         (host.exchange, host.part, host.arrival) = (constant(2e-3), constant(1e-4), constant(1.6e-3));
-        host.counts = constant(5e-3);
+        // To ask for counts, and to read them.
+        (host.counts, host.reading) = (constant(2e-3), constant(3e-3));
     };
     let (job, batch) = job(1e-6, None);
     let layers = (job.model.moe_layers().count() * batch.chunks() / job.gpus) as f64;
@@ -195,7 +195,8 @@ fn exchanges_take_their_hosts_time() {
     let (before, after) = (run(2e-2, &|_| ()), run(2e-2, &state));
     let behind_counts = layers * (5e-3 + 5e-3);
     assert!(after > before && after < before + behind_counts, "{after} for {before}");
-    let none = |host: &mut Host| (host.exchange, host.part, host.arrival, host.counts) = Default::default();
+    let none =
+        |host: &mut Host| (host.exchange, host.part, host.arrival, host.counts, host.reading) = Default::default();
     assert_eq!(run(2e-2, &none), before);
 }
 

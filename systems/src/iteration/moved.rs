@@ -310,7 +310,13 @@ impl Communications {
             Op::ReturnGrad => sent(&layer.returned, RETURNED_GRADIENT),
             Op::Unshard => same(Collective::AllGather, weights(HALF, layer.slots)),
             Op::Reshard => same(Collective::ReduceScatter, weights(RETURNED_GRADIENT, layer.slots)),
-            Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => None,
+            Op::Gate
+            | Op::Permute
+            | Op::Sync
+            | Op::Decide { .. }
+            | Op::Experts { .. }
+            | Op::Shadow { .. }
+            | Op::Await => None,
         }?;
         Some(Communication { collective, ranks: ranks.collect(), bytes: Bytes(bytes), own: Bytes(own) })
     }

@@ -240,6 +240,19 @@ impl CostModel {
         Beside { kernels: of(&network.slows_kernels), transfers: of(&network.slowed_by_kernels) }
     }
 
+    /// The exchange of so many bytes of counts between all, until hosts have read them where that was measured.
+    pub fn counts(&self, group: &Group, bytes: Bytes) -> Seconds {
+        match &self.cluster.host.reading {
+            Some(reading) if group.size() > 1 => Seconds(reading.value),
+            _ => self.exchange(group, &Traffic::one_each(group), bytes),
+        }
+    }
+
+    /// Whether what hosts take to read counts was measured: they wait for nothing besides.
+    pub fn reads_counts(&self) -> bool {
+        self.cluster.host.reading.is_some()
+    }
+
     /// What it takes the host to ask for the counts of all ranks. It waits for them besides.
     pub fn counts_issue(&self) -> Issue {
         let counts = Seconds(self.cluster.host.counts.as_ref().map_or(0.0, |counts| counts.value));
@@ -287,6 +300,17 @@ impl CostModel {
     pub fn measured_gate(&self, moe: &Moe, tokens: usize, direction: Direction) -> Option<Seconds> {
         let line = self.measured(Operation::Gate, direction, || shapes::of_gate(moe))?;
         Some(Seconds(line.of(tokens as f64)))
+    }
+
+    /// Rows of that many tokens put into the order of the exchange, where that was measured apart; otherwise it is a part of the gate.
+    pub fn measured_permute(&self, moe: &Moe, tokens: usize) -> Seconds {
+        let line = self.measured(Operation::Permute, Direction::Forward, || shapes::of_gate(moe));
+        line.map_or(Seconds::ZERO, |line| Seconds(line.of(tokens as f64)))
+    }
+
+    /// What that takes the host.
+    pub fn permute_issue(&self, moe: &Moe, tokens: usize) -> Issue {
+        self.issue(Operation::Permute, Direction::Forward, || shapes::of_gate(moe)).of(tokens as f64)
     }
 
     /// What it takes the host.

@@ -88,7 +88,7 @@ impl Phase {
     /// The phase of an op.
     pub fn of(op: Op) -> Self {
         match op {
-            Op::Gate => Phase::Gate,
+            Op::Gate | Op::Permute => Phase::Gate,
             Op::Counts | Op::Sync => Phase::Counts,
             Op::Decide { .. } => Phase::Decision,
             Op::Dispatch { .. } => Phase::Dispatch,

@@ -260,7 +260,9 @@ impl Pricer<'_> {
                     durations.extend((0..ranks).map(|rank| expert.of(self.rows.shadowed(rank, shadowed))));
                 }
                 op => {
-                    let same = self.uniform(op, direction);
+                    let of_counts = |other: usize| op == Op::Sync && tasks[other].op == Op::Counts;
+                    let is_read = costs.reads_counts() && task.after.is_some_and(of_counts);
+                    let same = if is_read { Seconds::ZERO } else { self.uniform(op, direction) };
                     durations.extend(std::iter::repeat_n(same, ranks));
                 }
             }
@@ -294,6 +296,7 @@ impl Pricer<'_> {
         let alone = self.rows.ranks() == 1;
         match op {
             Op::Gate if self.program.layout == Layout::Ragged => costs.gate_issue(moe, tokens, direction),
+            Op::Permute if self.program.layout == Layout::Ragged => costs.permute_issue(moe, tokens),
             op if op.stream() == Stream::Compute || alone => Issue::default(),
             Op::Counts => costs.counts_issue(),
             op => {
@@ -339,13 +342,11 @@ impl Pricer<'_> {
 
     /// Ops that take every rank the same time.
     fn uniform(&self, op: Op, direction: Direction) -> Seconds {
-        let Setting { moe, place, costs, .. } = self.setting;
+        let Setting { moe, tokens, place, costs } = self.setting;
         match op {
             Op::Gate => self.gate(direction),
-            Op::Counts => {
-                let bytes = Bytes(8.0 * moe.experts as f64);
-                costs.exchange(place, &Traffic::one_each(place), bytes)
-            }
+            Op::Permute if self.program.layout == Layout::Ragged => costs.measured_permute(moe, *tokens),
+            Op::Counts => costs.counts(place, Bytes(8.0 * moe.experts as f64)),
             // A rank alone exchanges nothing that it could wait for.
             Op::Sync if self.rows.ranks() == 1 => Seconds::ZERO,
             Op::Sync => costs.synchronisation(),
@@ -368,7 +369,7 @@ impl Pricer<'_> {
             }
             Op::Unshard => self.restored(workloads::model::HALF),
             Op::Reshard => self.restored(RETURNED_GRADIENT),
-            Op::Experts { .. } | Op::Shadow { .. } | Op::Await => Seconds::ZERO,
+            Op::Permute | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => Seconds::ZERO,
         }
     }
 
@@ -416,7 +417,7 @@ impl Pricer<'_> {
     }
 
     /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
-    /// and back.
+    /// and back, there where [`Op::Permute`] was not measured apart, too.
     fn gate(&self, direction: Direction) -> Seconds {
         let &Setting { moe, tokens, costs, .. } = self.setting;
         let factor = direction.products();

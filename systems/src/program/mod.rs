@@ -26,8 +26,11 @@ use crate::program::split::Split;
 /// One op. Read "gradients of" before the nouns for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    /// Scores every token against every expert and chooses.
+    /// Scores every token against every expert and chooses; and, once results are back, adds them to their tokens. Of a pass without
+    /// [`Op::Permute`], what that does, too.
     Gate,
+    /// Rows are put into the order of the exchange, once every rank knows the counts: forward alone.
+    Permute,
     /// Every rank tells every other how many entries it will send to each of its experts.
     Counts,
     /// The host waits for the rank's device, because it needs to know that an exchange is over.
@@ -223,9 +226,13 @@ impl Op {
     /// The stream that the op runs on.
     pub fn stream(&self) -> Stream {
         match self {
-            Op::Gate | Op::Sync | Op::Decide { .. } | Op::Experts { .. } | Op::Shadow { .. } | Op::Await => {
-                Stream::Compute
-            }
+            Op::Gate
+            | Op::Permute
+            | Op::Sync
+            | Op::Decide { .. }
+            | Op::Experts { .. }
+            | Op::Shadow { .. }
+            | Op::Await => Stream::Compute,
             Op::Counts
             | Op::Dispatch { .. }
             | Op::Combine { .. }
@@ -241,6 +248,7 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::Gate => "gate",
+            Op::Permute => "permute",
             Op::Counts => "counts",
             Op::Sync => "sync",
             Op::Decide { .. } => "decide",
@@ -287,12 +295,18 @@ impl Pass {
         self.0.len() - 1
     }
 
-    /// Appends the gate; and, if the ranks must agree on a number of rows, the exchange of counts and the host's wait.
+    /// Appends the gate; and, if the ranks must agree on a number of rows, the exchange of counts, the host's wait, and rows put into order.
     pub fn gate(&mut self, agree: bool) -> usize {
-        let gate = self.start(Op::Gate);
         if !agree {
-            return gate;
+            return self.start(Op::Gate);
         }
+        let counted = self.counted();
+        self.then(Op::Permute, counted)
+    }
+
+    /// Appends the gate, the exchange of counts and the host's wait.
+    fn counted(&mut self) -> usize {
+        let gate = self.start(Op::Gate);
         let counts = self.then(Op::Counts, gate);
         self.then(Op::Sync, counts)
     }
@@ -334,7 +348,8 @@ impl LayerProgram {
         let mut forward = Pass::default();
         let gate = forward.start(Op::Gate);
         let counts = forward.then(Op::Counts, gate);
-        let dispatch = forward.then(Op::Dispatch { step: 0 }, counts);
+        let permuted = forward.then(Op::Permute, counts);
+        let dispatch = forward.then(Op::Dispatch { step: 0 }, permuted);
         synchronised(&mut forward, dispatch);
         let mut backward = Pass::default();
         let dispatch = backward.start(Op::Dispatch { step: 0 });
@@ -419,11 +434,12 @@ impl LayerProgram {
     pub fn split(split: Split, copies: Vec<Copied>, weights: Weights, steps: u64) -> Self {
         let mut forward = Pass::default();
         let unsharded = (weights == Weights::Sharded).then(|| forward.start(Op::Unshard));
-        let counted = forward.gate(true);
+        let counted = forward.counted();
         let ready = if steps > 0 { forward.then(Op::Decide { steps }, counted) } else { counted };
         let copying = weights == Weights::Copied && !copies.is_empty();
         let copied = copying.then(|| forward.then(Op::CopyWeights, ready));
-        let dispatch = forward.then(Op::Dispatch { step: 0 }, ready);
+        let permuted = forward.then(Op::Permute, ready);
+        let dispatch = forward.then(Op::Dispatch { step: 0 }, permuted);
         if let Some(transfer) = unsharded.or(copied) {
             forward.then(Op::Await, transfer);
         }

@@ -293,7 +293,8 @@ fn program(steps: usize, shadowed: Vec<usize>, decision: u64) -> LayerProgram {
         0 => counts,
         steps => forward.then(Op::Decide { steps }, counts),
     };
-    let dispatched: Vec<usize> = (0..steps).map(|step| forward.then(Op::Dispatch { step }, ready)).collect();
+    let permuted = forward.then(Op::Permute, ready);
+    let dispatched: Vec<usize> = (0..steps).map(|step| forward.then(Op::Dispatch { step }, permuted)).collect();
     let broadcast: Vec<usize> = shadowed.iter().map(|&expert| forward.then(Op::Broadcast { expert }, ready)).collect();
     let last = experts_and_back(&mut forward, &dispatched);
     for (&expert, &there) in shadowed.iter().zip(&broadcast) {

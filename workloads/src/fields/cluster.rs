@@ -96,19 +96,24 @@ static MEASURED: Table = Table {
     fields: &[
         must(
             "operation",
-            Words(&["block", "gate", "expert", "edges", "optimizer"]),
+            Words(&["block", "gate", "permute", "expert", "edges", "optimizer"]),
             "\"expert\"",
-            "Which; their units are a sample, a token, a row, a sample and a parameter; a gate's line holds for the one top-k and kind of \
-             gate, bounded or not, that it was measured with",
+            "Which; their units are a sample, a token, a token, a row, a sample and a parameter; the lines of a gate and of its permutation hold \
+             for the one top-k and kind of gate, bounded or not, that they were measured with",
         ),
         must("shape", Text, "\"\"", "What it was measured on, in the words of the command that writes it"),
         must(
             "forward",
             Inner(&LINE),
             "{ start = 1e-5, unit = 1e-8 }",
-            "The forward pass, or the whole of the optimizer's step: from an idle GPU until it is idle again; beside `queued`, as hosts that wait around every exchange begin it",
+            "The forward pass, or all of a permutation or of the optimizer's step: from an idle GPU until it is idle again; of ranks with a GPU each, in an iteration whose hosts wait around every exchange",
         ),
-        may("backward", Inner(&LINE), "{ start = 2e-5, unit = 2e-8 }", "The backward pass; none for the optimizer"),
+        may(
+            "backward",
+            Inner(&LINE),
+            "{ start = 2e-5, unit = 2e-8 }",
+            "The backward pass; none for permute and optimizer",
+        ),
         may(
             "queued",
             Inner(&PASSES),
@@ -133,9 +138,14 @@ static PASSES: Table = Table {
             "forward",
             Inner(&LINE),
             "{ start = 1e-5, unit = 1e-8 }",
-            "The forward pass, or the whole of the optimizer's step",
+            "The forward pass, or all of a permutation or of the optimizer's step",
         ),
-        may("backward", Inner(&LINE), "{ start = 2e-5, unit = 2e-8 }", "The backward pass; none for the optimizer"),
+        may(
+            "backward",
+            Inner(&LINE),
+            "{ start = 2e-5, unit = 2e-8 }",
+            "The backward pass; none for permute and optimizer",
+        ),
     ],
 };
 
@@ -246,6 +256,12 @@ static HOST: Table = Table {
         ),
         may("arrival", Constant("s"), CONSTANT, "Per call of an exchange when its result is needed, s"),
         may("counts", Constant("s"), CONSTANT, "Per exchange of counts until it is issued, s"),
+        may(
+            "reading",
+            Constant("s"),
+            CONSTANT,
+            "From then until the host has read the counts of all ranks, s; where absent, an exchange of as many bytes and a synchronisation",
+        ),
         may(
             "image",
             Constant("s"),

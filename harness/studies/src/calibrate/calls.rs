@@ -21,7 +21,7 @@ pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
             "{source}: host time, median of the trainer's own calls, {what}; the slowest process, and half the range over all"
         ),
     };
-    let Host { exchange, part, arrival, counts, .. } = &mut cluster.host;
+    let Host { exchange, part, arrival, counts, reading, .. } = &mut cluster.host;
     let transfers: Vec<&Call> = calls.iter().filter(|call| call.called == Called::Transfer).collect();
     let points = transfers.iter().map(|call| (call.parts as f64, slowest(&call.issued)[0]));
     let Some(of_part) = line::fit(&points.collect::<Vec<_>>()) else { return };
@@ -33,7 +33,10 @@ pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
         let issued = slowest(&call.issued);
         match call.called {
             Called::Transfer => {}
-            Called::Counts => *counts = Some(constant(issued, "all-gather of counts")),
+            Called::Counts => {
+                *counts = Some(constant(issued, "all-gather of counts"));
+                *reading = Some(constant(slowest(&call.arrived), "counts read behind their all-gather"));
+            }
             Called::Exchange => {
                 let parts = unit * call.parts as f64;
                 let what = format!("all-to-all less {} parts", call.parts);
@@ -95,9 +98,9 @@ mod tests {
         calls.extend([call(Called::Exchange, 2, [30.0, 34.0], 8e-6), call(Called::Counts, 0, [50.0, 60.0], 7e-6)]);
         let mut cluster = Cluster::named("test", "inky").unwrap();
         apply(&mut cluster, &calls, "measured on a test: 2 processes");
-        let Host { exchange, part, arrival, counts, .. } = &cluster.host;
+        let Host { exchange, part, arrival, counts, reading, .. } = &cluster.host;
         let value = |constant: &Option<Constant>| constant.as_ref().unwrap().value;
-        assert_eq!([exchange, part, arrival, counts].map(value), [1.6e-5, 9e-6, 8e-6, 6e-5]);
+        assert_eq!([exchange, part, arrival, counts, reading].map(value), [1.6e-5, 9e-6, 8e-6, 6e-5, 7e-6]);
         assert_eq!(counts.as_ref().unwrap().uncertainty, Some(5e-6));
         assert!(exchange.as_ref().unwrap().source.contains("2 processes: host time"), "{exchange:?}");
         assert!(csv(&calls).contains("all-to-all,2,1,34.00,8.00\n"), "{}", csv(&calls));

@@ -3,8 +3,12 @@
 //! Small models of the given one's shape are trained by several ranks under a virtual clock: in the code, on the shapes
 //! and with the cold caches of a real run. The step size is 0 and every iteration reads the same data, so the gate chooses
 //! the same and segments of different iterations are samples of one time. Their mean counts: an iteration is a sum of
-//! segments, and times are skewed. Of what begins as its host issues it, and of what a host takes to issue, the median: on four H100s the mean of the
-//! same calls forward was twice as long in two of three runs as in the third.
+//! segments, and times are skewed. Of what hosts decide, the median: on four H100s the mean of the same calls forward was twice as long in two
+//! of three runs as in the third.
+//!
+//! Operations of ranks that have a GPU each are timed in iterations by a wall clock, too, of plain expert parallelism, whose hosts wait around every
+//! exchange: each operation begins as its host gets to it. Behind a wait for an idle GPU alone, hosts took three times as long for the next
+//! launches on an H100 as in such an iteration.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +23,7 @@ use workloads::{Cluster, Model, Seconds, Training};
 use runs::summary::errors::mean;
 use runs::summary::statistics::median;
 
-use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times, segments};
+use super::segments::{Ahead, MeasuredRun, Segment, SegmentPlace, Times, segments, without_permute};
 use trainer::clock::timer::{ALONE, Measure, Measures};
 use trainer::cuda;
 use trainer::data::{Entropy, Language, Samples};
@@ -99,7 +103,7 @@ impl Measurement<'_> {
     /// # Errors
     /// A model that cannot be trained.
     pub fn runs(&self) -> Result<Vec<MeasuredRun>> {
-        let all = self.variants()?.into_iter().filter_map(|variant| self.measure(variant, ALONE).transpose());
+        let all = self.variants()?.into_iter().filter_map(|variant| self.measure(variant, &[Some(ALONE)]).transpose());
         all.collect()
     }
 
@@ -126,8 +130,12 @@ impl Measurement<'_> {
         let of_size = |micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly);
         let mut variants = Vec::from(sizes.map(of_size));
         variants.extend(of_size(self.micro_batch).with_more_experts().filter(|more| self.fits(more)));
-        let measures = if self.processes.is_none() && self.ranks > 1 { IN_TURN } else { EACH };
-        variants.into_iter().filter_map(|variant| self.measure(variant, measures).transpose()).collect()
+        let clocks: &[Clock] = match (self.processes.is_none() && self.ranks > 1, self.device.is_cuda()) {
+            (true, _) => &[Some(IN_TURN)],
+            (false, false) => &[Some(EACH)],
+            (false, true) => &[None, Some(AHEAD)],
+        };
+        variants.into_iter().filter_map(|variant| self.measure(variant, clocks).transpose()).collect()
     }
 
     /// How many blocks of one shape are measured: as many as fit with more experts, too, the same on every rank.
@@ -179,29 +187,35 @@ impl Measurement<'_> {
         Variant { job, plan, system }
     }
 
-    fn measure(&self, variant: Variant, measures: Measures) -> Result<Option<MeasuredRun>> {
+    /// By runs of one clock after the other.
+    fn measure(&self, variant: Variant, clocks: &[Clock]) -> Result<Option<MeasuredRun>> {
         let Variant { job, plan, system } = variant;
         let width = job.model.blocks[0].hidden;
         let name = format!("hidden {width}, ep {}, micro-batch {}, {}", plan.ep, plan.micro_batch, system.name());
-        let measured = self.run(&job, plan, system, measures).with_context(|| name.clone())?;
+        let mut measured = None;
+        for &clock in clocks {
+            let run = self.run(&job, plan, system, clock).with_context(|| name.clone())?;
+            let Some((batch, times)) = run else { continue };
+            measured.get_or_insert((batch, Vec::new())).1.extend(times);
+        }
         let Some((batch, times)) = measured else { return Ok(None) };
         let of = |measure| times.iter().filter(move |(of, _)| *of == measure).map(|(_, times)| times);
         let typical = |measure| match measure {
-            Measure::Begun | Measure::Issue => each(of(measure), median),
+            None | Some(Measure::Issue) => each(of(measure), median),
             _ => each(of(measure), mean),
         };
-        let [measured, mut issued, mut queued] =
-            [measures[0], Measure::Issue, measures[measures.len() - 1]].map(typical);
+        let (first, last) = (times.first().and_then(|of| of.0), times.last().and_then(|of| of.0));
+        let [measured, mut issued, mut queued] = [first, Some(Measure::Issue), last].map(typical);
         // Data is read by the host alone.
         for times in [&mut issued, &mut queued] {
             times.retain(|place, _| place.segment != Segment::Host);
         }
-        let ahead = measures.contains(&Measure::Issue).then_some(Ahead { queued, issued });
+        let ahead = (first != last).then_some(Ahead { queued, issued });
         Ok(Some(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured, ahead }))
     }
 
     /// The choices of an iteration, and the segments of all measured ones; none in a process that is not the first.
-    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System, measures: Measures) -> Result<Option<Measured>> {
+    fn run(&self, job: &Job, plan: Plan, system: &'static dyn System, clock: Clock) -> Result<Option<Measured>> {
         let gpt = setup::gpt(job, &plan)?;
         let samples = Repeated::new(job.global_batch, gpt.vocabulary, gpt.seq_len);
         let costs = CostModel::new(&job.cluster, job.gpus);
@@ -213,7 +227,7 @@ impl Measurement<'_> {
             training: Training { learning_rate: 0.0, ..Training::default() },
             samples: &samples,
             seed: 1,
-            iterations: WARMUP + if measures == ALONE { REPEATS } else { REPEATS_OF_EACH * measures.len() },
+            iterations: WARMUP + clock.filter(|of| of.len() > 1).map_or(REPEATS, |of| REPEATS_OF_EACH * of.len()),
             replay: None,
             record: Some(Recording::ALL),
             record_spans: true,
@@ -225,15 +239,17 @@ impl Measurement<'_> {
         let mut sink = |iteration: usize, reports: Vec<Report>| {
             if iteration >= WARMUP {
                 let spans: Vec<_> = reports.iter().flat_map(|report| report.spans.iter().copied()).collect();
-                times.push((measures[iteration % measures.len()], segments(&spans)));
+                let of_iteration = segments(&spans);
+                let times_of = if clock == Some(ALONE) { without_permute(of_iteration) } else { of_iteration };
+                times.push((clock.map(|of| of[iteration % of.len()]), times_of));
                 batch = Some(record::batch(&setup, &reports));
             }
         };
         match self.processes {
-            Some(processes) => world::run_process(&setup, processes, Some(measures), &mut sink, |_| ())?,
+            Some(processes) => world::run_process(&setup, processes, clock, &mut sink, |_| ())?,
             None => {
                 let (device, timeout) = (self.device, Duration::from_secs(600));
-                let threads = Threads { device, virtual_clock: Some(measures), timeout };
+                let threads = Threads { device, virtual_clock: clock, timeout };
                 world::run(&setup, threads, &mut sink, |_| ()).map(drop)?;
             }
         }
@@ -241,12 +257,16 @@ impl Measurement<'_> {
     }
 }
 
-/// The choices of an iteration, and the segments of every measured one with what was measured of them.
-type Measured = (BatchCounts, Vec<(Measure, Times)>);
+/// What a virtual clock measures, one after the other; or a wall clock, where hosts run ahead and wait as the program says.
+type Clock = Option<Measures>;
 
-/// What is measured of operations, one after the other, the last behind other work: of a rank that has a device, as its host begins them; of
-/// ranks that take turns on one, as emulation takes them.
-const EACH: Measures = &[Measure::Begun, Measure::Issue, Measure::Queued];
+/// The choices of an iteration, and the segments of every measured one with what was measured of them.
+type Measured = (BatchCounts, Vec<(Option<Measure>, Times)>);
+
+/// What is measured of operations, the last behind other work: of a rank that has a GPU, beside what they take by a wall clock; of one that has a
+/// CPU; and of ranks that take turns on a device, as emulation takes them.
+const AHEAD: Measures = &[Measure::Issue, Measure::Queued];
+const EACH: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
 const IN_TURN: Measures = &[Measure::Alone, Measure::Issue, Measure::Ahead];
 
 /// Of every segment, one time for those of all iterations.

@@ -131,18 +131,22 @@ impl Request {
     /// Where operations' times come from.
     fn source(&self) -> String {
         let Self { name, gate, micro_batch, .. } = self;
-        let ranks = match (&self.launch, self.ranks()) {
-            (None, ranks) if ranks > 1 => format!("{ranks} ranks in turn, each segment from an idle device on"),
-            (_, 1) => "one rank, operations as its host begins them".to_owned(),
-            (_, ranks) => {
-                format!("{ranks} ranks with a device each, operations as their hosts begin them, of the slowest host")
-            }
+        let alone = "each segment from an idle device on";
+        let ranks = match (&self.launch, self.ranks(), self.device.is_cuda()) {
+            (None, ranks, _) if ranks > 1 => format!("{ranks} ranks in turn, {alone}"),
+            (_, 1, true) => "one rank, operations in iterations of plain expert parallelism".to_owned(),
+            (_, 1, false) => format!("one rank, {alone}"),
+            (_, ranks, true) => format!(
+                "{ranks} ranks with a GPU each, operations in iterations of plain expert parallelism, whose hosts wait around every \
+                 exchange, of the slowest host"
+            ),
+            (_, ranks, false) => format!("{ranks} ranks, {alone}, of the slowest"),
         };
         let blocks =
             if self.device.is_cuda() { format!("up to {BLOCKS} blocks of each shape, ") } else { String::new() };
         format!(
-            "measured alone on {name}: {gate}, {ranks}, {blocks}micro-batches of {}, {micro_batch} and {} samples; no exchange and \
-             no whole step is in it; queued behind other work, and until issued by the host, likewise",
+            "measured one by one on {name}: {gate}, {ranks}, {blocks}micro-batches of {}, {micro_batch} and {} samples; no exchange and \
+             no whole step is in it; queued behind other work, and until issued by the host, each alone",
             micro_batch.div_ceil(2),
             2 * micro_batch
         )

@@ -30,7 +30,7 @@ pub fn of_runs(runs: &[MeasuredRun], has_hosts: bool, source: &str) -> Vec<Measu
         let (queued, issue) = queued.zip(issue).unzip();
         Some(MeasuredOperation { operation, shape, forward, backward, queued, issue, source: source.to_owned() })
     };
-    let is_whole = |of: &MeasuredOperation| of.backward.is_some() != (of.operation == Operation::Optimizer);
+    let is_whole = |of: &MeasuredOperation| of.backward.is_some() == of.operation.has_backward();
     points(runs, has_hosts).into_iter().filter_map(measured).filter(is_whole).collect()
 }
 
@@ -89,6 +89,10 @@ fn units(run: &MeasuredRun, place: &SegmentPlace) -> Option<(Operation, String, 
         Segment::Gate => {
             let moe = moe()?;
             (Operation::Gate, shapes::of_gate(moe), plan.tokens(moe) as f64, 1.0)
+        }
+        Segment::Permute => {
+            let moe = moe()?;
+            (Operation::Permute, shapes::of_gate(moe), plan.tokens(moe) as f64, 1.0)
         }
         Segment::Experts => {
             let (rows, started) = rows(run, moe()?, place)?;

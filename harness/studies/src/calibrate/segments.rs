@@ -36,8 +36,10 @@ const CONSTANTS: [(&str, f64, f64); 7] = [
 pub enum Segment {
     /// A block without its MoE layer.
     Block,
-    /// Scores, choice and layout of rows.
+    /// Scores and choice, and results back at their tokens.
     Gate,
+    /// Rows put into the order of the exchange.
+    Permute,
     /// The experts of a rank, shadowed ones included.
     Experts,
     /// Embedding, head and loss.
@@ -53,14 +55,24 @@ pub enum Segment {
 }
 
 impl Segment {
-    pub const ALL: [Self; 8] =
-        [Self::Block, Self::Gate, Self::Experts, Self::Edge, Self::Optimizer, Self::Host, Self::Decide, Self::Decision];
+    pub const ALL: [Self; 9] = [
+        Self::Block,
+        Self::Gate,
+        Self::Permute,
+        Self::Experts,
+        Self::Edge,
+        Self::Optimizer,
+        Self::Host,
+        Self::Decide,
+        Self::Decision,
+    ];
 
     /// The kind of an activity, if it computes and its time is measured where ranks share a device.
     pub fn of(activity: Activity) -> Option<Self> {
         match activity {
             Activity::Block => Some(Self::Block),
             Activity::Op(Op::Gate) => Some(Self::Gate),
+            Activity::Op(Op::Permute) => Some(Self::Permute),
             Activity::Op(Op::Experts { .. } | Op::Shadow { .. }) => Some(Self::Experts),
             Activity::Edge => Some(Self::Edge),
             Activity::Optimizer => Some(Self::Optimizer),
@@ -75,6 +87,7 @@ impl Segment {
         match self {
             Self::Block => "block",
             Self::Gate => "gate",
+            Self::Permute => "permute",
             Self::Experts => "experts",
             Self::Edge => "embedding and head",
             Self::Optimizer => "optimizer",
@@ -125,6 +138,16 @@ pub fn segments(spans: &[Span]) -> Times {
         *times.entry(place).or_insert(Seconds::ZERO) += span.end - span.start;
     }
     times
+}
+
+/// The same with rows put into order as a part of the gate, as formulas price both.
+pub fn without_permute(times: Times) -> Times {
+    let mut merged = Times::new();
+    for (place, time) in times {
+        let segment = if place.segment == Segment::Permute { Segment::Gate } else { place.segment };
+        *merged.entry(SegmentPlace { segment, ..place }).or_insert(Seconds::ZERO) += time;
+    }
+    merged
 }
 
 /// One measured run: what was trained, and what its segments took.

@@ -1,7 +1,7 @@
 //! Times one pass of an MoE layer from outside, so that the code of the layer is about tokens and experts alone.
 //!
-//! A pass is timed from start to stop. The tasks of its program are timed one by one; all other time is the gate's: scores,
-//! choices, permutation. Under a virtual clock the pass is then replayed on the streams of all ranks of the group, with
+//! A pass is timed from start to stop. The tasks of its program are timed one by one; all other time is the gate's, and from when counts are
+//! there until the first task the permutation's. Under a virtual clock the pass is then replayed on the streams of all ranks of the group, with
 //! measured times for kernels and prices for exchanges.
 
 use std::cell::{Cell, RefCell};
@@ -17,15 +17,13 @@ use crate::clock::timer::{Started, Timer};
 use crate::comm::Communicator;
 use crate::error::TrainError;
 
-const GATE: Activity = Activity::Op(Op::Gate);
-
 /// The stopwatch of one pass under way.
 pub struct PassTimer<'a> {
     timer: &'a Timer,
-    /// The gate's segment under way; none while a task runs or waits.
-    gate: RefCell<Option<Started<'a>>>,
-    /// Whether the host has waited for counts and issued nothing but the gate since.
-    behind_counts: Cell<bool>,
+    /// The segment of the rest under way; none while a task runs or waits.
+    rest: RefCell<Option<Started<'a>>>,
+    /// Whose time that is.
+    rest_is: Cell<Op>,
     times: RefCell<PassTimes>,
 }
 
@@ -37,13 +35,13 @@ impl<'a> PassTimer<'a> {
     pub fn start(timer: &'a Timer) -> Self {
         Self {
             timer,
-            gate: RefCell::new(Some(timer.begin(GATE))),
-            behind_counts: Cell::new(false),
+            rest: RefCell::new(Some(timer.begin(Activity::Op(Op::Gate)))),
+            rest_is: Cell::new(Op::Gate),
             times: RefCell::default(),
         }
     }
 
-    /// Runs a compute segment, whose time counts for `op` instead of the gate.
+    /// Runs a compute segment, whose time counts for `op` instead of the rest.
     pub fn compute<T>(&self, op: Op, segment: impl FnOnce() -> T) -> T {
         self.aside(|| {
             let started = self.timer.begin(Activity::Op(op));
@@ -55,30 +53,30 @@ impl<'a> PassTimer<'a> {
 
     /// Runs what waits for other ranks.
     pub fn wait<T>(&self, op: Op, waiting: impl FnOnce() -> T) -> T {
-        self.behind_counts.set(op == Op::Counts);
-        self.aside(|| self.timer.wait(Activity::Op(op), waiting))
+        self.aside(|| {
+            self.rest_is.set(if op == Op::Counts { Op::Permute } else { Op::Gate });
+            self.timer.wait(Activity::Op(op), waiting)
+        })
     }
 
-    /// Runs something whose time is not the gate's.
+    /// Runs something whose time is not the rest's.
     pub fn aside<T>(&self, segment: impl FnOnce() -> T) -> T {
-        let gate = self.gate.take();
-        let was_running = gate.is_some();
-        if let Some(started) = gate {
-            self.note(Op::Gate, started);
+        let under_way = self.rest.take();
+        let was_running = under_way.is_some();
+        if let Some(started) = under_way {
+            self.note(self.rest_is.get(), started);
         }
         let result = segment();
         if was_running {
-            let started =
-                if self.behind_counts.get() { self.timer.begin_after_wait(GATE) } else { self.timer.begin(GATE) };
-            self.gate.replace(Some(started));
+            self.rest.replace(Some(self.timer.begin(Activity::Op(self.rest_is.get()))));
         }
         result
     }
 
     /// Ends the pass.
     pub fn stop(self) -> PassTimes {
-        if let Some(started) = self.gate.take() {
-            self.note(Op::Gate, started);
+        if let Some(started) = self.rest.take() {
+            self.note(self.rest_is.get(), started);
         }
         self.times.into_inner()
     }
@@ -133,7 +131,9 @@ impl PassTimes {
                 Op::Decide { .. } => matches!(task.op, Op::Decide { .. }),
                 op => task.op == op,
             };
-            if let Some(task) = tasks.iter().position(is_it) {
+            // A pass that permutes rows before its tasks has that in its gate.
+            let of_gate = || tasks.iter().position(|task| op == Op::Permute && task.op == Op::Gate);
+            if let Some(task) = tasks.iter().position(is_it).or_else(of_gate) {
                 durations[task] += time;
             }
         }
@@ -168,14 +168,20 @@ mod tests {
         work();
         pass.compute(Op::Experts { step: 0 }, || (work(), work(), work(), work()));
         pass.wait(Op::Counts, work);
-        pass.aside(|| pass.compute(Op::Experts { step: 1 }, work));
         work();
-        let times =
-            pass.stop().of_tasks(&[Op::Gate, Op::Experts { step: 0 }, Op::Counts].map(|op| Task { op, after: None }));
-        let ratio = times[1].0 / times[0].0;
-        // Twice the work in the experts as in the gate, measured in CPU time.
-        assert!((1.2..3.5).contains(&ratio), "{times:?}");
-        assert_eq!(times[2], Seconds::ZERO);
+        pass.aside(|| {
+            pass.compute(Op::Experts { step: 1 }, work);
+            pass.wait(Op::Dispatch { step: 0 }, || ());
+        });
+        work();
+        let times = pass.stop();
+        let tasks = [Op::Gate, Op::Experts { step: 0 }, Op::Counts, Op::Permute].map(|op| Task { op, after: None });
+        let [all, alone] = [&tasks[..], &tasks[..3]].map(|tasks| times.of_tasks(tasks));
+        // Twice the work in the experts as in the gate, measured in CPU time, and half as much in the permutation.
+        for (ratio, expected) in [(all[1] / all[0], 2.0), (all[3] / all[0], 0.5), (all[1] / alone[0], 4.0 / 3.0)] {
+            assert!((0.6..1.75).contains(&(ratio / expected)), "{times:?}");
+        }
+        assert_eq!(all[2], Seconds::ZERO);
         assert_eq!(timer.now(), Seconds::ZERO, "a virtual clock moves when the pass is replayed");
     }
 }

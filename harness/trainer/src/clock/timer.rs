@@ -33,13 +33,10 @@ type Marked = (Option<Activity>, Part, Vec<Message>);
 pub enum Measure {
     /// From an idle device until it is idle again.
     Alone,
-    /// As its host begins it on an idle device: what the device takes from when the host begins to issue it. On a CPU the same as alone.
-    Begun,
     /// Until the host has issued it, in the middle of the program: nothing is waited for but what the program waits for. On a CPU nothing is
     /// issued: no time.
     Issue,
-    /// What the device takes once all is issued, behind other work; from when the host begins to issue it, behind a wait for counts. On a CPU the
-    /// same as alone.
+    /// What the device takes once all is issued, behind other work. On a CPU the same as alone.
     Queued,
     /// What the device takes once all is issued, as if no host ever waited and data had been read before. On a CPU the same as alone.
     Ahead,
@@ -234,15 +231,6 @@ impl Timer {
         self.begin_segment(Some(activity), measure)
     }
 
-    /// The same for a segment that follows a wait of the host: it is not queued.
-    pub(super) fn begin_after_wait(&self, activity: Activity) -> Started<'_> {
-        let measure = match self.measure() {
-            Measure::Queued => Measure::Begun,
-            other => other,
-        };
-        self.begin_segment(Some(activity), measure)
-    }
-
     fn begin_segment(&self, activity: Option<Activity>, measure: Measure) -> Started<'_> {
         let Some(turns) = &self.turns else {
             return match &self.marks {
@@ -261,9 +249,7 @@ impl Timer {
         if let (Some(activity), true) = (activity, self.device.is_cuda()) {
             self.queue.borrow_mut().begin((activity, self.part.get()));
         }
-        if let (Measure::Alone | Measure::Begun, Device::Cuda(ordinal), true) =
-            (measure, self.device, self.measures.len() > 1)
-        {
+        if let (Measure::Alone, Device::Cuda(ordinal), true) = (measure, self.device, self.measures.len() > 1) {
             self.queue.borrow_mut().fill(ordinal, LEAST);
             synchronize(self.device);
         }
@@ -271,7 +257,6 @@ impl Timer {
         waits();
         let wait = Seconds(idle.elapsed().as_secs_f64());
         let place = match (measure, self.device) {
-            (Measure::Begun, Device::Cuda(_)) => self.queue.borrow().here(),
             (Measure::Queued, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal, LEAST),
             (Measure::Ahead, Device::Cuda(ordinal)) => self.queue.borrow_mut().fill(ordinal, SOME),
             _ => None,
@@ -325,7 +310,6 @@ impl Timer {
         let alone = issued.max(Seconds(begun.elapsed().as_secs_f64()) - wait);
         let on_gpu = |(start, end): (Event, Event)| end.since(&start).map(|time| Seconds(time.as_secs_f64())).ok();
         match place.zip(end).and_then(on_gpu) {
-            Some(time) if measure == Measure::Begun => time,
             Some(time) => queue.took(time, had_to_wait),
             None => alone,
         }
@@ -552,17 +536,6 @@ mod tests {
         }
         let [alone, issue, queued] = each(&timer, launches);
         assert!(issue < alone * 1.1 && issue > alone * 0.7 && queued < alone * 0.8, "{alone:?} {issue:?} {queued:?}");
-        // Each of two segments begins on an idle GPU.
-        let begun = Timer::new(0, Some(Arc::default())).measuring(&[Measure::Begun, Measure::Begun]).on(device);
-        let segments = || {
-            begun.start();
-            begun.compute(Activity::Block, launches);
-            begun.compute(Activity::Edge, launches);
-            begun.now()
-        };
-        segments();
-        let both = segments();
-        assert!(both > alone && both < alone * 3.0, "{alone:?} {both:?}");
         // Memory that other work has taken since is found before it counts.
         each(&timer, product);
         let [alone, issue, queued] = each(&timer, product);

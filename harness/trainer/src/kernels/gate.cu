@@ -283,12 +283,12 @@ extern "C" __global__ void __launch_bounds__(256) place(const int *__restrict__ 
 }
 
 // Gives rows to the choices of entries that lie piece after piece: of a piece, from `firsts[piece]` on. `starts[piece]`: entries of the pieces
-// before. A choice that is no entry (-1) gets none.
+// before. A choice that is no entry (-1) gets none; without `place_of`, each is at its own place.
 extern "C" __global__ void __launch_bounds__(256) piece_rows(const int *__restrict__ place_of, int choices, const int *__restrict__ starts,
                                  const int *__restrict__ firsts, int pieces, int *__restrict__ row_of, int *__restrict__ choice_of) {
     const int choice = blockIdx.x * blockDim.x + threadIdx.x;
     if (choice >= choices) return;
-    const int place = place_of[choice];
+    const int place = place_of ? place_of[choice] : choice;
     int row = -1;
     if (place >= 0) {
         int low = 0, high = pieces - 1;

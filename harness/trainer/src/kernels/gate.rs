@@ -164,16 +164,17 @@ impl Kernels {
     }
 
     /// The same where entries have the places `place_of` `[choices]`, -1 where a choice is none, and lie in `pieces` of rows one after the
-    /// other: `[first row, rows]` each, which together hold all entries.
-    pub(crate) fn place_pieces(&self, place_of: &Tensor, pieces: &[[usize; 2]]) -> (Tensor, Tensor) {
+    /// other: `[first row, rows]` each, which together hold all entries. Without `place_of`, every choice is an entry, at its own place.
+    pub(crate) fn place_pieces(&self, place_of: Option<&Tensor>, pieces: &[[usize; 2]]) -> (Tensor, Tensor) {
         let starts = pieces.iter().scan(0, |next, [_, rows]| Some(std::mem::replace(next, *next + rows)));
         let firsts = pieces.iter().map(|&[first, _]| first);
         let both: Vec<i32> = starts.chain(firsts).map(|number| number as i32).collect();
         let both = to_device(&Tensor::from_slice(&both).view([2, -1]), self.device());
-        let (choices, rows) = (place_of.numel() as i64, pieces.iter().map(|[_, rows]| *rows as i64).sum());
+        let rows = pieces.iter().map(|[_, rows]| *rows as i64).sum();
+        let choices = place_of.map_or(rows, |place_of| place_of.numel() as i64);
         let (row_of, choice_of) = (self.empty(&[choices], Kind::Int), self.empty(&[rows], Kind::Int));
         let arguments = Arguments::new()
-            .tensor(place_of)
+            .optional(place_of)
             .int(choices)
             .tensor(&both.get(0))
             .tensor(&both.get(1))
@@ -373,9 +374,12 @@ mod tests {
     fn entries_get_the_rows_of_their_pieces() {
         let on_gpu = |numbers: &[i32]| Tensor::from_slice(numbers).to_device(gpu().device());
         let (row_of, choice_of) =
-            gpu().place_pieces(&on_gpu(&[5, 0, -1, 1, 4, 2, 3]), &[[4, 1], [0, 2], [3, 0], [2, 2], [5, 1]]);
+            gpu().place_pieces(Some(&on_gpu(&[5, 0, -1, 1, 4, 2, 3])), &[[4, 1], [0, 2], [3, 0], [2, 2], [5, 1]]);
         assert_eq!(read(&row_of), [5, 4, -1, 0, 3, 1, 2]);
         assert_eq!(read(&choice_of), [3, 5, 6, 4, 1, 0]);
+        let (row_of, choice_of) = gpu().place_pieces(None, &[[3, 2], [5, 0], [0, 3]]);
+        assert_eq!(read(&row_of), [3, 4, 0, 1, 2]);
+        assert_eq!(read(&choice_of), [2, 3, 4, 0, 1]);
         // As many pieces as a large group has.
         let (tokens, experts, k) = (4096, 64, 2);
         let (chosen, _) = gpu().choose(&normal(&[tokens, experts]), &half(&[experts]), k);
@@ -393,7 +397,7 @@ mod tests {
         }
         pieces.iter().for_each(|&[first, rows]| order.extend((first..first + rows).map(|row| row as i64)));
         let at = Tensor::from_slice(&order).to_device(gpu().device());
-        let (row_of, choice_of) = gpu().place_pieces(&place_of, &pieces);
+        let (row_of, choice_of) = gpu().place_pieces(Some(&place_of), &pieces);
         assert!(choice_of.index_select(0, &at).equal(&by_expert));
         assert!(row_of.to_kind(Kind::Int64).equal(&at.index_select(0, &place_of)));
     }

@@ -88,7 +88,7 @@ fn on_gpu(ordinal: usize) -> Option<&'static Kernels> {
 }
 
 impl Kernels {
-    fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         Device::Cuda(self.gpu.ordinal())
     }
 

@@ -40,8 +40,7 @@ pub(super) struct GpuChoices {
     pub(super) tokens: Tensor,
     scores: ScoresOf,
     pub(super) entries: Entries,
-    /// `[tokens * k, width]`: the tokens of entries, then zeros. Most programs want them so, and the GPU has something to do until
-    /// the program is known.
+    /// `[tokens * k, width]`: the tokens of entries, then zeros, once they are laid out.
     pub(super) rows: Option<Tensor>,
     /// What the host reads, until it waits for that, and then: `[expert]` entries, `[expert]` choices where these may be more and,
     /// where there is one, the balance loss.
@@ -156,9 +155,13 @@ impl GpuChoices {
         let loss = loss.map(|loss| loss.view([1]).view_dtype(Kind::Int));
         let parts: Vec<&Tensor> = std::iter::once(&entries.sorted.totals).chain(&chosen).chain(&loss).collect();
         let reading = kernels.read(&if let [only] = parts[..] { only.shallow_clone() } else { Tensor::cat(&parts, 0) });
-        let rows = Some(kernels.gather(tokens, &entries.by_expert, k as i64));
         let (tokens, reading, numbers) = (tokens.shallow_clone(), Some(reading), Vec::new());
-        Some(Self { kernels, gate, tokens, scores, entries, rows, reading, numbers })
+        Some(Self { kernels, gate, tokens, scores, entries, rows: None, reading, numbers })
+    }
+
+    /// Lays out the rows expert after expert, as many programs want them: the GPU does that while ranks tell each other their counts.
+    pub(super) fn lay_out(&mut self) {
+        self.rows = Some(self.kernels.gather(&self.tokens, &self.entries.by_expert, self.k()));
     }
 
     /// What was read. The host waits for it, once.

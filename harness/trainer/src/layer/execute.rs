@@ -99,7 +99,10 @@ impl<'a, 'p, 't, K: Kernel> Execution<'a, 'p, 't, K> {
     }
 
     fn compute(&mut self, task: usize) -> Result<(), TrainError> {
+        let is_of_counts = |other: usize| self.tasks[other].op == Op::Counts;
         match self.tasks[task].op {
+            // The host has waited for counts before the program was known.
+            Op::Sync if self.tasks[task].after.is_some_and(is_of_counts) => {}
             Op::Sync => self.timer.wait(Op::Sync, || self.pass.synchronize()),
             op => self.timer.compute(op, || self.pass.compute(op))?,
         }

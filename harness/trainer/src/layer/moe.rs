@@ -40,6 +40,8 @@ pub struct Layer {
     pub placement: Placement,
     /// Whether the experts of the last program ran on all rows at once, as they lie.
     ran_at_once: Cell<bool>,
+    /// Whether the rows of the last program lay expert after expert.
+    followed: Cell<bool>,
 }
 
 /// Where a layer runs one micro-batch.
@@ -131,7 +133,7 @@ struct Routed {
 
 impl Layer {
     pub fn new(number: usize, gate: LayerGate, experts: Experts, placement: Placement) -> Self {
-        Self { number, gate, experts, placement, ran_at_once: Cell::new(true) }
+        Self { number, gate, experts, placement, ran_at_once: Cell::new(true), followed: Cell::new(true) }
     }
 
     /// Starts to restore its experts in their slots, if they are in shards and it is not under way.
@@ -170,11 +172,16 @@ impl Layer {
         self.ran_at_once.set(as_they_lie);
         let splits = Splits::new(&program, &counts, &self.placement, site.place.nodes(), site.group.rank());
         let transfers = Transfers::new(&program, &self.placement, self.experts.size(), site.group.rank());
+        self.followed.set(splits.follow_experts(&stats.entries));
         let mut routing = Routing::new(choices, &splits, &stats.entries, program.layout)?;
 
         let kernel = Forward::new(&splits, self.placement.slots_per_rank(), begun);
         let local = self.local(site, &splits, &transfers);
-        let mut pass = Pass::new(local, kernel, routing.permute(tokens), Shadow::none(&splits));
+        let pass = Pass::new(local, kernel, tokens.narrow(0, 0, 0), Shadow::none(&splits));
+        let mut pass = pass.permuting(|| routing.permute(tokens));
+        if !program.forward.iter().any(|task| task.op == Op::Permute) {
+            pass.compute(Op::Permute)?;
+        }
         execute(&program.forward, &mut pass, &timer)?;
         let (outputs, Forward { saved, .. }, shadows) = pass.finish()?;
         let result = routing.unpermute(&outputs);
@@ -222,8 +229,12 @@ impl Layer {
     fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
         let (me, experts) = (site.group.rank(), self.experts.moe().experts);
         let mut choices = self.choose(site, tokens, site.replay, None)?;
+        let asked = timer.wait(Op::Counts, || self.ask_for_counts(site, &choices, tokens.device()))?;
+        if let (Choices::Gpu(choices), true) = (&mut choices, self.followed.get()) {
+            choices.lay_out();
+        }
         let begun = self.begin(site, timer, &choices);
-        let mut counts = timer.wait(Op::Counts, || self.counts(site, &mut choices, tokens.device()))?;
+        let mut counts = timer.wait(Op::Counts, || self.counts(&mut choices, asked))?;
         let begun = begun.map(|begun| begun.of_first(counts.row(me).iter().map(|&entries| entries as usize).sum()));
         let chosen = choices.chosen(experts);
         let of_parts = match site.recorded_parts {
@@ -293,13 +304,25 @@ impl Layer {
         serves.then(|| timer.compute(Op::Experts { step: 0 }, || self.experts.begin(kernels, rows, ends)))
     }
 
-    /// The entries of all ranks of the group.
-    fn counts(&self, site: &MoeSite, choices: &mut Choices, device: Device) -> Result<RoutingCounts, TrainError> {
-        let experts = self.experts.moe().experts;
-        if let (1, Choices::Gpu(choices)) = (site.group.size(), &mut *choices) {
-            return Ok(RoutingCounts::new(experts, choices.wait_for_counts()));
+    /// Asks for the entries of all ranks of the group, unless this rank knows them alone.
+    fn ask_for_counts(&self, site: &MoeSite, choices: &Choices, device: Device) -> Result<Option<Pending>, TrainError> {
+        if let (1, Choices::Gpu(_)) = (site.group.size(), choices) {
+            return Ok(None);
         }
-        gather(site.group, &choices.counts(experts, device))
+        Ok(Some(site.group.all_gather(&choices.counts(self.experts.moe().experts, device))?))
+    }
+
+    /// The entries of all ranks of the group, which were `asked` for.
+    fn counts(&self, choices: &mut Choices, asked: Option<Pending>) -> Result<RoutingCounts, TrainError> {
+        let all = match (asked, choices) {
+            (None, Choices::Gpu(choices)) => choices.wait_for_counts(),
+            (asked, _) => {
+                let all = asked.map(Pending::wait).transpose()?;
+                let all = all.as_ref().map(to_host::<i64>).transpose()?.unwrap_or_default();
+                all.into_iter().map(|count| count as u32).collect()
+            }
+        };
+        Ok(RoutingCounts::new(self.experts.moe().experts, all))
     }
 
     /// Moves choices so that every expert has `wanted[expert]`, and scores them again.
@@ -333,13 +356,6 @@ impl Layer {
         let setting = Setting { moe: self.experts.moe(), tokens, place: site.place, costs: site.costs };
         site.timer.is_virtual().then(|| setting.price(program, counts, &self.placement))
     }
-}
-
-/// The counts of every rank of the group, from this rank's.
-fn gather(group: &dyn Communicator, own: &Tensor) -> Result<RoutingCounts, TrainError> {
-    let all = group.all_gather(own)?.wait()?;
-    let all = to_host::<i64>(&all)?.into_iter().map(|count| count as u32).collect();
-    Ok(RoutingCounts::new(own.numel(), all))
 }
 
 #[cfg(test)]

@@ -106,8 +106,10 @@ impl Shadow {
 pub(super) struct Pass<'a, K> {
     local: Local<'a>,
     kernel: K,
-    /// `[rows, width]`: what this rank sends, and keeps for shadowed experts.
+    /// `[rows, width]`: what this rank sends, and keeps for shadowed experts; no rows before they are put into order.
     rows: Tensor,
+    /// What puts them into order, if that is to be done.
+    permute: Option<Box<dyn FnOnce() -> Tensor + 'a>>,
     /// `[step][call]`: rows for this rank's experts.
     arrived: Vec<Vec<Tensor>>,
     /// `[step][call]`: outputs of this rank's experts.
@@ -126,7 +128,13 @@ impl<'a, K: Kernel> Pass<'a, K> {
         let nothing = |call: &Split| call.input.iter().all(|&rows| rows == 0).then(|| rows.narrow(0, 0, 0));
         let calls = local.splits.steps.iter().flatten().map(nothing);
         let outputs = calls.chain(shadows.iter().map(|_| None)).collect();
-        Self { local, kernel, rows, arrived: empty(), computed: empty(), outputs, shadows, ahead: None }
+        let (arrived, computed) = (empty(), empty());
+        Self { local, kernel, rows, permute: None, arrived, computed, outputs, shadows, ahead: None }
+    }
+
+    /// With rows that are put into order by a task of the pass.
+    pub(super) fn permuting(self, permute: impl FnOnce() -> Tensor + 'a) -> Self {
+        Self { permute: Some(Box::new(permute)), ..self }
     }
 
     pub(super) fn with_copies(self, ahead: Option<Vec<Pending>>) -> Self {
@@ -296,6 +304,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             }
             Op::Shadow { expert } => {
                 let (index, first) = (self.shadow_index(expert)?, first_piece(splits, splits.steps.len()));
+                self.check_order()?;
                 if self.outputs[first + index].is_some() || self.shadows_together() {
                     return Ok(());
                 }
@@ -305,6 +314,9 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 let (outputs, shadow) = self.kernel.shadow(experts.moe(), shadow, rows)?;
                 self.shadows[index] = shadow;
                 self.outputs[first + index] = Some(outputs);
+            }
+            Op::Permute => {
+                self.rows = self.permute.take().map_or_else(|| self.rows.shallow_clone(), |permute| permute())
             }
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Await => {}
             _ => return Err(not_executed(op)),
@@ -373,10 +385,16 @@ impl<'a, K: Kernel> Pass<'a, K> {
         true
     }
 
+    fn check_order(&self) -> Result<(), TrainError> {
+        let early = || TrainError::Program("rows that are needed before they are in order".to_owned());
+        self.permute.is_none().then_some(()).ok_or_else(early)
+    }
+
     /// Sends the rows of a step to the ranks of their experts.
     fn dispatch(&self, step: usize) -> Result<Vec<Pending>, TrainError> {
         let Local { group, splits, .. } = self.local;
         let calls = &splits.steps[step];
+        self.check_order()?;
         if self.is_alone() {
             let piece = |call: &Split| self.rows.narrow(0, call.first as i64, call.input[0] as i64);
             return Ok(calls.iter().map(|call| ready(piece(call))).collect());
@@ -468,7 +486,7 @@ impl Kernel for Forward {
         let begun = self.begun.take().filter(|begun| begun.is_of(&slots, &rows));
         let grouping = match &begun {
             Some(begun) => Grouping::of_begun(begun),
-            None => Grouping::new(&arrived, rows.device()),
+            None => Grouping::new(kernels, &arrived),
         };
         let (output, saved) = experts.forward_together(kernels, &slots, grouping, rows, begun);
         self.saved[step][slots.start] = Some(saved);
@@ -502,7 +520,7 @@ impl Kernel for Forward {
         if rows.size()[0] == 0 {
             return None;
         }
-        let (weights, grouping) = (Tensor::stack(&weights, 0), Grouping::new(&[&[sizes]], rows.device()));
+        let (weights, grouping) = (Tensor::stack(&weights, 0), Grouping::new(kernels, &[&[sizes]]));
         let (outputs, saved) = Together::new(&weights, moe).forward(kernels, grouping, rows, None);
         shadows.fill_with(|| Shadow::WithFirst);
         shadows[0] = Shadow::AllSaved(weights, saved);

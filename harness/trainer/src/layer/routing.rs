@@ -116,7 +116,7 @@ impl Rows {
             (choices.entries.row_of.shallow_clone(), by_expert, rows.map(|rows| rows.narrow(0, 0, entries)))
         } else if splits.has_copies() {
             let pieces: Vec<[usize; 2]> = splits.pieces.iter().map(|piece| [piece.first, piece.rows]).collect();
-            let (row_of, choice_of) = choices.kernels.place_pieces(&choices.entries.row_of, &pieces);
+            let (row_of, choice_of) = choices.kernels.place_pieces(Some(&choices.entries.row_of), &pieces);
             (row_of, choice_of, None)
         } else {
             let mut base = vec![0; own.len()];

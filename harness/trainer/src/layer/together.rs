@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use workloads::model::Moe;
 
-use crate::host::{numbers_of, to_device};
+use crate::host::to_device;
 use crate::kernels::{self, Kernels};
 use crate::layer::experts::{Experts, Saved, Views, sum_of};
 
@@ -13,7 +13,7 @@ use crate::layer::experts::{Experts, Saved, Views, sum_of};
 pub(super) struct Grouping {
     /// `[experts]`: the row after each expert's last, by expert.
     ends: Tensor,
-    /// Where the orders differ: the place of arrival of each row by expert, and the reverse.
+    /// Where the orders differ, `[rows]`: the place of arrival of each row by expert, and the reverse.
     orders: Option<[Tensor; 2]>,
 }
 
@@ -48,22 +48,18 @@ impl Grouping {
     }
 
     /// `arrived` `[call][source][slot]`: rows in the order of arrival. The calls' slots follow one another.
-    pub(super) fn new(arrived: &[&[Vec<usize>]], device: Device) -> Self {
+    pub(super) fn new(kernels: &Kernels, arrived: &[&[Vec<usize>]]) -> Self {
         let pieces = by_slot(arrived);
         let end = |end: &mut usize, of_slot: &Vec<Range<usize>>| {
             *end += of_slot.iter().map(ExactSizeIterator::len).sum::<usize>();
             Some(*end as i32)
         };
         let ends: Vec<i32> = pieces.iter().scan(0, end).collect();
-        let filled = || pieces.iter().flatten().filter(|piece| !piece.is_empty());
-        let sorted = filled().zip(filled().skip(1)).all(|(piece, next)| piece.end == next.start);
-        let orders = (!sorted).then(|| {
-            let order = numbers_of(filled().cloned(), device);
-            let rows = Tensor::arange(order.numel() as i64, (Kind::Int, device));
-            let back = rows.zeros_like().index_copy(0, &order, &rows);
-            [order.to_kind(Kind::Int), back]
-        });
-        Self { ends: to_device(&Tensor::from_slice(&ends), device), orders }
+        let filled: Vec<[usize; 2]> =
+            pieces.concat().iter().filter(|piece| !piece.is_empty()).map(|piece| [piece.start, piece.len()]).collect();
+        let sorted = filled.windows(2).all(|pair| pair[0][0] + pair[0][1] == pair[1][0]);
+        let orders = (!sorted).then(|| kernels.place_pieces(None, &filled)).map(<[Tensor; 2]>::from);
+        Self { ends: to_device(&Tensor::from_slice(&ends), kernels.device()), orders }
     }
 
     fn by_expert(&self, kernels: &Kernels, rows: Tensor) -> Tensor {
@@ -258,13 +254,6 @@ mod tests {
         let order = |arrived: &[&[Vec<usize>]]| by_slot(arrived).concat().into_iter().flatten().collect::<Vec<_>>();
         assert_eq!(order(&[&[vec![2, 1], vec![0, 2], vec![1, 0]]]), [0, 1, 5, 2, 3, 4]);
         assert_eq!(order(&[&[vec![2], vec![1]], &[vec![0], vec![2]]]), [0, 1, 2, 3, 4]);
-        let grouping = |arrived: &[&[Vec<usize>]]| Grouping::new(arrived, Device::Cpu);
-        assert!(grouping(&[&[vec![2], vec![1]], &[vec![0], vec![2]]]).orders.is_none());
-        let [order, back] = grouping(&[&[vec![1, 1], vec![1, 2]]]).orders.unwrap();
-        assert_eq!(Vec::<i32>::try_from(order).unwrap(), [0, 2, 1, 3, 4]);
-        assert_eq!(Vec::<i32>::try_from(back).unwrap(), [0, 2, 1, 3, 4]);
-        let ends = grouping(&[&[vec![2], vec![1]], &[vec![0], vec![2]]]).ends;
-        assert_eq!(Vec::<i32>::try_from(ends).unwrap(), [3, 5]);
     }
 
     /// GPT-2's kind, Mixtral's and gpt-oss', and all others.
@@ -292,7 +281,7 @@ mod tests {
     /// Against one expert after the other, with rows from three sources, an expert without rows, and gradients added twice.
     fn together_and_alone(expert: Mlp, width: usize, held: Kind) {
         use crate::kernels::tests::{HALF, error, gpu, half};
-        let (kernels, device) = (gpu(), Device::Cuda(0));
+        let (kernels, device) = (gpu(), gpu().device());
         let moe = Moe { expert, ..Moe::plain(1, width, expert.inner, 5) };
         let weights = half(&[5 * moe.expert_parameters() as i64]) * 0.1;
         let new = || {
@@ -307,7 +296,7 @@ mod tests {
         };
         let (together, alone) = (new(), new());
         let arrived = [vec![3, 40], vec![0, 0], vec![5, 77]].map(|of| [of.clone(), vec![0], of].concat());
-        let grouping = || Grouping::new(&[&arrived], device);
+        let grouping = || Grouping::new(kernels, &[&arrived]);
         let order: Vec<i64> = by_slot(&[&arrived]).concat().into_iter().flatten().map(|row| row as i64).collect();
         let index = Tensor::from_slice(&order).to_device(device);
         let rows = half(&[order.len() as i64, width as i64]);
@@ -341,12 +330,12 @@ mod tests {
     #[ignore = "needs a CUDA GPU"]
     fn experts_that_begin_early_end_with_the_same_bits() {
         use crate::kernels::tests::{error, gpu, half};
-        let (kernels, device) = (gpu(), Device::Cuda(0));
+        let (kernels, device) = (gpu(), gpu().device());
         for expert in kinds(200) {
             let moe = Moe { expert, ..Moe::plain(1, 64, 200, 3) };
             let experts = Experts::new(3, 0, &[0, 1, 2].map(Some), moe, 1, Kind::BFloat16, device);
             let arrived = [vec![30, 0, 77]];
-            let (rows, grouping) = (half(&[107, 64]), || Grouping::new(&[&arrived], device));
+            let (rows, grouping) = (half(&[107, 64]), || Grouping::new(kernels, &[&arrived]));
             // Behind the experts' rows there are others.
             let longer = Tensor::cat(&[&rows, &half(&[21, 64])], 0);
             let rows = longer.narrow(0, 0, 107);
