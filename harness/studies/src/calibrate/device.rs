@@ -199,18 +199,7 @@ impl Measurement<'_> {
             measured.get_or_insert((batch, Vec::new())).1.extend(times);
         }
         let Some((batch, times)) = measured else { return Ok(None) };
-        let of = |measure| times.iter().filter(move |(of, _)| *of == measure).map(|(_, times)| times);
-        let typical = |measure| match measure {
-            None | Some(Measure::Issue) => each(of(measure), median),
-            _ => each(of(measure), mean),
-        };
-        let (first, last) = (times.first().and_then(|of| of.0), times.last().and_then(|of| of.0));
-        let [measured, mut issued, mut queued] = [first, Some(Measure::Issue), last].map(typical);
-        // Data is read by the host alone.
-        for times in [&mut issued, &mut queued] {
-            times.retain(|place, _| place.segment != Segment::Host);
-        }
-        let ahead = (first != last).then_some(Ahead { queued, issued });
+        let (measured, ahead) = typical(&times);
         Ok(Some(MeasuredRun { name, job, plan, system, batch, warmup: WARMUP, measured, ahead }))
     }
 
@@ -268,6 +257,26 @@ type Measured = (BatchCounts, Vec<(Option<Measure>, Times)>);
 const AHEAD: Measures = &[Measure::Issue, Measure::Queued];
 const EACH: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
 const IN_TURN: Measures = &[Measure::Alone, Measure::Issue, Measure::Ahead];
+
+/// Of every segment, what it takes, and, if hosts were looked at, what it takes behind other work and until it is issued.
+fn typical(times: &[(Option<Measure>, Times)]) -> (Times, Option<Ahead>) {
+    let of = |wanted: &[Option<Measure>]| {
+        let of = times.iter().filter(|(of, _)| wanted.contains(of)).map(|(_, times)| times);
+        let is_of_host = wanted.iter().any(|of| matches!(of, None | Some(Measure::Issue)));
+        each(of, if is_of_host { median } else { mean })
+    };
+    // Data is read by the host alone.
+    let ahead = |wanted| {
+        let mut times = of(wanted);
+        times.retain(|place, _| place.segment != Segment::Host);
+        times
+    };
+    let by_wall_clock = times.iter().any(|(of, _)| of.is_none());
+    let measured = of(if by_wall_clock { &[None] } else { &[Some(Measure::Alone)] });
+    let issued = ahead(&[Some(Measure::Issue)]);
+    let queued = ahead(&[Some(Measure::Queued), Some(Measure::Ahead)]);
+    (measured, (!issued.is_empty()).then_some(Ahead { queued, issued }))
+}
 
 /// Of every segment, one time for those of all iterations.
 fn each<'a>(iterations: impl Iterator<Item = &'a Times>, of: fn(&[f64]) -> Option<f64>) -> Times {
@@ -350,6 +359,32 @@ impl Samples for Repeated {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever the order and number of iterations, each kind of measurement is what its name says.
+    #[test]
+    fn every_kind_of_time_is_told_apart() {
+        let place = |segment| SegmentPlace { segment, backward: false, block: Some(0), rank: 0 };
+        let of = |measure, block: f64| {
+            let times = [(Segment::Block, block), (Segment::Host, 9.0)].map(|(of, time)| (place(of), Seconds(time)));
+            (measure, Times::from(times))
+        };
+        let of_block = |times: &Times| times.get(&place(Segment::Block)).map(|time| time.0);
+        let [issue, queued] = [Measure::Issue, Measure::Queued].map(Some);
+        // Medians of what hosts decide, means of the rest.
+        let mut times = vec![of(issue, 1.0), of(queued, 4.0), of(issue, 2.0), of(queued, 6.0), of(issue, 30.0)];
+        for alone in [None, Some(Measure::Alone)] {
+            times.extend([of(alone, 10.0), of(alone, 10.0), of(alone, 40.0)]);
+            for _ in 0..times.len() {
+                times.rotate_left(1);
+                let (measured, ahead) = typical(&times);
+                let Ahead { queued, issued } = ahead.unwrap();
+                assert_eq!([&measured, &queued, &issued].map(of_block), [10.0, 5.0, 2.0].map(Some), "{alone:?}");
+                assert!(measured.contains_key(&place(Segment::Host)) && !issued.contains_key(&place(Segment::Host)));
+            }
+        }
+        let (alone, ahead) = typical(&[of(Some(Measure::Alone), 1.0), of(Some(Measure::Alone), 3.0)]);
+        assert!(of_block(&alone) == Some(2.0) && ahead.is_none());
+    }
 
     #[test]
     fn some_blocks_of_each_shape_are_measured() {
