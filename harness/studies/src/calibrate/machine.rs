@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use chart::{LineChart, LinePanel, LineSeries};
 use formats::nccl_tests::Collective;
 use runs::provenance::sha256;
@@ -312,7 +312,12 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
         peak: None,
         source: "counted: the trainer holds and sums gradients in single precision".to_owned(),
     };
-    let text = write::updated(text, base, &cluster(request, measured))?;
+    let found = cluster(request, measured);
+    let wrong = operations::faster_than_products(&measured.runs, found.gpu.gemm_rate.value);
+    if let Some(wrong) = wrong.filter(|_| request.device.is_cuda()) {
+        bail!("{wrong}: a measurement cannot be what it is called, and nothing was written");
+    }
+    let text = write::updated(text, base, &found)?;
     let text = write::with_measured(&text, &gradient, &measured.operations)?;
     let cluster = Cluster::parse(&out.display().to_string(), &text)?;
     store::write_text(out, &text)?;

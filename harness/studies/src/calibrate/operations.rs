@@ -104,6 +104,26 @@ fn units(run: &MeasuredRun, place: &SegmentPlace) -> Option<(Operation, String, 
     })
 }
 
+/// How far beyond the fastest product of a GPU its experts may seem to be: what was measured some seconds apart differs.
+const BEYOND: f64 = 1.5;
+
+/// Experts behind other work that take less than their products would, with `rate` FLOP a second: what was measured is not what it is called.
+pub fn faster_than_products(runs: &[MeasuredRun], rate: f64) -> Option<String> {
+    let of_place = |run: &MeasuredRun, place: &SegmentPlace, time: Seconds| {
+        let moe = run.job.model.blocks[place.block.filter(|_| place.segment == Segment::Experts)?].moe()?;
+        let (rows, _) = rows(run, moe, place)?;
+        let products = if place.backward { 2.0 } else { 1.0 };
+        let found = products * rows * moe.entry_flops().0 / time.0;
+        let said = || {
+            format!("{}, {}: experts at {found:.2e} FLOP/s, products at {rate:.2e}", run.name, shapes::of_expert(moe))
+        };
+        (found > BEYOND * rate).then(said)
+    };
+    let of_run =
+        |run: &MeasuredRun| run.ahead.as_ref()?.queued.iter().find_map(|(place, &time)| of_place(run, place, time));
+    runs.iter().find_map(of_run)
+}
+
 /// Rows of a rank's experts in an iteration, and how many of its experts have any.
 fn rows(run: &MeasuredRun, moe: &Moe, place: &SegmentPlace) -> Option<(f64, f64)> {
     let number = place.block?;
@@ -215,6 +235,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What issuing experts takes the host is no time of their products.
+    #[test]
+    fn experts_are_no_faster_than_products() {
+        let there = Cluster::named("test", "inky").unwrap();
+        let rate = there.gpu.gemm_rate.value;
+        let run = |share: f64| {
+            let run = run_on(&there, 4);
+            let queued = run.measured.iter().map(|(&place, &time)| (place, time * share)).collect();
+            MeasuredRun { ahead: Some(Ahead { queued, issued: Times::new() }), ..run }
+        };
+        assert_eq!(faster_than_products(&[run_on(&there, 4), run(1.0)], rate), None);
+        let found = faster_than_products(&[run(1.0), run(1e-3)], rate).unwrap();
+        assert!(found.contains("experts at ") && found.contains("512 wide"), "{found}");
     }
 
     /// Ranks start two, three or four experts in a call, in whatever order the runs stand.
