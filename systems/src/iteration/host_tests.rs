@@ -129,6 +129,10 @@ fn run(unit: f64, issue: Option<f64>, waits: bool) -> Timing {
 }
 
 fn run_with(unit: f64, issue: Option<f64>, waits: bool, change: impl Fn(&mut Host)) -> Timing {
+    run_under(&Waits(waits), unit, issue, change)
+}
+
+fn run_under(policy: &dyn Policy, unit: f64, issue: Option<f64>, change: impl Fn(&mut Host)) -> Timing {
     let (mut job, batch) = job(unit, issue);
     // Waits by themselves cost nothing here.
     job.cluster.host.synchronisation.value = 0.0;
@@ -139,7 +143,7 @@ fn run_with(unit: f64, issue: Option<f64>, waits: bool, change: impl Fn(&mut Hos
         job: &job,
         plan: &plan,
         costs: &CostModel::new(&job.cluster, job.gpus),
-        policy: &Waits(waits),
+        policy,
         placements: &plan.experts_in_order(&job),
         batch: &batch,
         charges: &[Charge::default()],
@@ -198,6 +202,43 @@ fn exchanges_take_their_hosts_time() {
     let none =
         |host: &mut Host| (host.exchange, host.part, host.arrival, host.counts, host.reading) = Default::default();
     assert_eq!(run(2e-2, &none), before);
+}
+
+/// A host that has read the counts waits for nothing besides: a wait of a second shows where it is not known what reading takes.
+#[test]
+fn counts_that_are_read_are_waited_for_once() {
+    let constant = |value| Constant { value, uncertainty: None, peak: None, source: "a test".to_owned() };
+    let run = |reading: Option<f64>| {
+        let change = |host: &mut Host| (host.synchronisation.value, host.reading) = (1.0, reading.map(constant));
+        run_with(1e-6, Some(1e-6), false, change).step.0
+    };
+    let (job, batch) = job(1e-6, None);
+    let layers = (job.model.moe_layers().count() * batch.chunks() / job.gpus) as f64;
+    assert!(run(None) > layers && run(Some(1e-6)) < 1.0);
+    let later = run(Some(2e-2)) - run(Some(1e-2));
+    assert!((later / (layers * 1e-2) - 1.0).abs() < 1e-6, "{later} over {layers} layers");
+}
+
+/// A program without a task that puts rows into order does so with its gate.
+#[test]
+fn rows_are_put_into_order_once() {
+    struct Without;
+    impl Policy for Without {
+        fn program(&self, _: usize, _: &RoutingCounts, _: &Placement) -> LayerProgram {
+            let mut program = LayerProgram::grouped();
+            let at = program.forward.iter().position(|task| task.op == Op::Permute).unwrap();
+            program.forward.remove(at);
+            for task in &mut program.forward {
+                task.after = task.after.map(|other| if other >= at { other - 1 } else { other });
+            }
+            program
+        }
+    }
+    for issue in [None, Some(0.0)] {
+        let gates = [&Without as &dyn Policy, &Waits(false)]
+            .map(|policy| run_under(policy, 1e-3, issue, |_| ()).phases[0].of(Phase::Gate).0);
+        assert!((gates[0] / gates[1] - 1.0).abs() < 1e-9 && gates[0] > 0.0, "{gates:?}");
+    }
 }
 
 /// More to issue, and more waits, never make an iteration shorter.

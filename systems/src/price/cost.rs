@@ -240,11 +240,12 @@ impl CostModel {
         Beside { kernels: of(&network.slows_kernels), transfers: of(&network.slowed_by_kernels) }
     }
 
-    /// The exchange of so many bytes of counts between all, until hosts have read them where that was measured.
+    /// The exchange of so many bytes of counts between all, until hosts have read them where that was measured: it was between ranks of a node.
     pub fn counts(&self, group: &Group, bytes: Bytes) -> Seconds {
+        let exchanged = self.exchange(group, &Traffic::one_each(group), bytes);
         match &self.cluster.host.reading {
-            Some(reading) if group.size() > 1 => Seconds(reading.value),
-            _ => self.exchange(group, &Traffic::one_each(group), bytes),
+            Some(reading) if group.size() > 1 => exchanged.max(Seconds(reading.value)),
+            _ => exchanged,
         }
     }
 

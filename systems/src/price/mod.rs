@@ -295,7 +295,10 @@ impl Pricer<'_> {
         let &Setting { moe, tokens, costs, .. } = self.setting;
         let alone = self.rows.ranks() == 1;
         match op {
-            Op::Gate if self.program.layout == Layout::Ragged => costs.gate_issue(moe, tokens, direction),
+            Op::Gate if self.program.layout == Layout::Ragged => {
+                let gate = costs.gate_issue(moe, tokens, direction);
+                if self.permutes_in_gate(direction) { gate + costs.permute_issue(moe, tokens) } else { gate }
+            }
             Op::Permute if self.program.layout == Layout::Ragged => costs.permute_issue(moe, tokens),
             op if op.stream() == Stream::Compute || alone => Issue::default(),
             Op::Counts => costs.counts_issue(),
@@ -425,7 +428,8 @@ impl Pricer<'_> {
         let parts = self.parts as f64;
         let moved = moe.entry_bytes() * (6.0 * parts * self.entries as f64 / self.rows.ranks() as f64);
         if let (Layout::Ragged, Some(time)) = (self.program.layout, costs.measured_gate(moe, tokens, direction)) {
-            return time;
+            let in_gate = self.permutes_in_gate(direction);
+            return if in_gate { time + costs.measured_permute(moe, tokens) } else { time };
         }
         match self.program.layout {
             Layout::Ragged => (costs.matrix(flops) + costs.scatter(moved)) * factor,
@@ -439,6 +443,11 @@ impl Pricer<'_> {
                 scores + costs.one_hot(moe, tokens, rows, direction)
             }
         }
+    }
+
+    /// Whether rows are put into order with the gate, as in programs without a task for it.
+    fn permutes_in_gate(&self, direction: Direction) -> bool {
+        direction == Direction::Forward && !self.program.forward.iter().any(|task| task.op == Op::Permute)
     }
 
     fn computed_rows(&self, program: &LayerProgram, computed: &mut Vec<u64>) {

@@ -342,7 +342,7 @@ impl LayerProgram {
         self.forward.iter().any(|task| task.op == Op::Unshard)
     }
 
-    /// Plain expert parallelism: gate, counts, one dispatch, the local experts, one combine; the host waits for every
+    /// Plain expert parallelism: gate, counts, rows in order, one dispatch, the local experts, one combine; the host waits for every
     /// exchange.
     pub fn expert_parallel() -> Self {
         let mut forward = Pass::default();
@@ -429,7 +429,7 @@ pub enum Weights {
 }
 
 impl LayerProgram {
-    /// Expert parallelism with copies of experts: gate, counts, the decision how entries are split (`steps` elementary ones), one
+    /// Expert parallelism with copies of experts: gate, counts, the decision how entries are split (`steps` elementary ones), rows in order, one
     /// dispatch in one call, the experts, one combine. The host waits for the counts alone.
     pub fn split(split: Split, copies: Vec<Copied>, weights: Weights, steps: u64) -> Self {
         let mut forward = Pass::default();

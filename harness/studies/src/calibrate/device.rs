@@ -7,8 +7,8 @@
 //! of three runs as in the third.
 //!
 //! Operations of ranks that have a GPU each are timed in iterations by a wall clock, too, of plain expert parallelism, whose hosts wait around every
-//! exchange: each operation begins as its host gets to it. Behind a wait for an idle GPU alone, hosts took three times as long for the next
-//! launches on an H100 as in such an iteration.
+//! exchange and issue what follows with little before it. Where they waited for an idle GPU before each operation, they took three times as long for
+//! what followed, on an H100.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -130,12 +130,19 @@ impl Measurement<'_> {
         let of_size = |micro_batch| self.variant_of(model.clone(), micro_batch, &expert_only::ExpertOnly);
         let mut variants = Vec::from(sizes.map(of_size));
         variants.extend(of_size(self.micro_batch).with_more_experts().filter(|more| self.fits(more)));
-        let clocks: &[Clock] = match (self.processes.is_none() && self.ranks > 1, self.device.is_cuda()) {
-            (true, _) => &[Some(IN_TURN)],
-            (false, false) => &[Some(EACH)],
-            (false, true) => &[None, Some(AHEAD)],
+        let exchanges = |variant: &Variant| variant.plan.ep > 1;
+        let some_exchange = variants.iter().any(exchanges);
+        let measure = |variant: Variant| {
+            let clocks: &[Clock] = match (self.processes.is_none() && self.ranks > 1, self.device.is_cuda()) {
+                (true, _) => &[Some(IN_TURN)],
+                (false, true) if exchanges(&variant) => &[None, Some(OF_HOSTS)],
+                // Without an exchange, a host has nothing to wait for.
+                (false, true) if some_exchange => &[Some(OF_HOSTS)],
+                (false, _) => &[Some(EACH)],
+            };
+            self.measure(variant, clocks).transpose()
         };
-        variants.into_iter().filter_map(|variant| self.measure(variant, clocks).transpose()).collect()
+        variants.into_iter().filter_map(measure).collect()
     }
 
     /// How many blocks of one shape are measured: as many as fit with more experts, too, the same on every rank.
@@ -252,9 +259,9 @@ type Clock = Option<Measures>;
 /// The choices of an iteration, and the segments of every measured one with what was measured of them.
 type Measured = (BatchCounts, Vec<(Option<Measure>, Times)>);
 
-/// What is measured of operations, the last behind other work: of a rank that has a GPU, beside what they take by a wall clock; of one that has a
-/// CPU; and of ranks that take turns on a device, as emulation takes them.
-const AHEAD: Measures = &[Measure::Issue, Measure::Queued];
+/// What is measured of operations, the last behind other work: of ranks that have a GPU each, beside what they take by a wall clock; of a rank alone or
+/// on a CPU; and of ranks that take turns on a device, as emulation takes them.
+const OF_HOSTS: Measures = &[Measure::Issue, Measure::Queued];
 const EACH: Measures = &[Measure::Alone, Measure::Issue, Measure::Queued];
 const IN_TURN: Measures = &[Measure::Alone, Measure::Issue, Measure::Ahead];
 
@@ -371,19 +378,26 @@ mod tests {
         let of_block = |times: &Times| times.get(&place(Segment::Block)).map(|time| time.0);
         let [issue, queued] = [Measure::Issue, Measure::Queued].map(Some);
         // Medians of what hosts decide, means of the rest.
-        let mut times = vec![of(issue, 1.0), of(queued, 4.0), of(issue, 2.0), of(queued, 6.0), of(issue, 30.0)];
-        for alone in [None, Some(Measure::Alone)] {
+        let [of_hosts, of_device] = [10.0, 20.0];
+        let ahead = Some(Measure::Ahead);
+        for (alone, behind, expected) in [
+            (None, queued, of_hosts),
+            (Some(Measure::Alone), queued, of_device),
+            (Some(Measure::Alone), ahead, of_device),
+        ] {
+            let mut times = vec![of(issue, 1.0), of(behind, 4.0), of(issue, 2.0), of(behind, 6.0), of(issue, 30.0)];
             times.extend([of(alone, 10.0), of(alone, 10.0), of(alone, 40.0)]);
             for _ in 0..times.len() {
                 times.rotate_left(1);
                 let (measured, ahead) = typical(&times);
                 let Ahead { queued, issued } = ahead.unwrap();
-                assert_eq!([&measured, &queued, &issued].map(of_block), [10.0, 5.0, 2.0].map(Some), "{alone:?}");
+                assert_eq!([&measured, &queued, &issued].map(of_block), [expected, 5.0, 2.0].map(Some), "{alone:?}");
                 assert!(measured.contains_key(&place(Segment::Host)) && !issued.contains_key(&place(Segment::Host)));
             }
         }
         let (alone, ahead) = typical(&[of(Some(Measure::Alone), 1.0), of(Some(Measure::Alone), 3.0)]);
         assert!(of_block(&alone) == Some(2.0) && ahead.is_none());
+        assert!(typical(&[of(issue, 1.0), of(queued, 4.0)]).0.is_empty(), "nothing that hosts wait around");
     }
 
     #[test]

@@ -313,17 +313,18 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
         source: "counted: the trainer holds and sums gradients in single precision".to_owned(),
     };
     let found = cluster(request, measured);
-    let wrong = operations::faster_than_products(&measured.runs, found.gpu.gemm_rate.value);
-    if let Some(wrong) = wrong.filter(|_| request.device.is_cuda()) {
-        bail!("{wrong}: a measurement cannot be what it is called, and nothing was written");
-    }
     let text = write::updated(text, base, &found)?;
     let text = write::with_measured(&text, &gradient, &measured.operations)?;
     let cluster = Cluster::parse(&out.display().to_string(), &text)?;
-    store::write_text(out, &text)?;
     let beside = |what: &str| out.with_extension(what);
     store::write_text(&beside("kernels.csv"), &kernels_csv(&measured.curves))?;
     store::write_text(&beside("operations.csv"), &operations_csv(&measured.runs, &cluster))?;
+    let wrong = operations::faster_than_products(&measured.runs, found.gpu.gemm_rate.value);
+    if let Some(wrong) = wrong.filter(|_| request.device.is_cuda()) {
+        let seen = beside("operations.csv");
+        bail!("{wrong}: a measurement cannot be what it is called ({}); no cluster was written", seen.display());
+    }
+    store::write_text(out, &text)?;
     for (name, chart) in kernel_charts(&measured.curves) {
         write_figure(&beside(name), &chart, "Kernels alone: medians of nine repeats on each process.")?;
     }

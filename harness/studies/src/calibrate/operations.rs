@@ -1,11 +1,11 @@
 //! From a device's own compute segments to lines: what each operation of a training step takes over its units, for the shapes
 //! that were run, and no formula between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use systems::Placement;
 use workloads::Seconds;
-use workloads::measured::{MeasuredOperation, Operation, Passes};
+use workloads::measured::{Line, MeasuredOperation, Operation, Passes};
 use workloads::model::{Moe, shapes};
 
 use super::line;
@@ -17,6 +17,7 @@ type Points = [Vec<[f64; 3]>; 2];
 /// The same of what was measured of it: alone, behind other work, and until it is issued.
 type AllPoints = [Points; 3];
 const ALONE: usize = 0;
+const QUEUED: usize = 1;
 const ISSUE: usize = 2;
 
 /// The operations that the runs show, with where their times come from. Of ranks with a host each, what a host takes is the slowest's, and
@@ -24,8 +25,9 @@ const ISSUE: usize = 2;
 /// the next exchange.
 pub fn of_runs(runs: &[MeasuredRun], has_hosts: bool, source: &str) -> Vec<MeasuredOperation> {
     let measured = |((operation, shape), points): ((Operation, String), AllPoints)| {
-        let [alone, queued, issue] = points.map(|points| passes(operation, &points));
-        let Passes { forward, backward } = alone?;
+        let [alone, queued, issue] = points.each_ref().map(|points| passes(operation, points));
+        let of_calls = if operation == Operation::Expert { of_calls(&points, queued) } else { None };
+        let Passes { forward, backward } = of_calls.or(alone)?;
         // A host is followed only where both are known.
         let (queued, issue) = queued.zip(issue).unzip();
         Some(MeasuredOperation { operation, shape, forward, backward, queued, issue, source: source.to_owned() })
@@ -38,11 +40,14 @@ fn points(runs: &[MeasuredRun], has_hosts: bool) -> BTreeMap<(Operation, String)
     let mut all: BTreeMap<(Operation, String), AllPoints> = BTreeMap::new();
     for run in runs {
         let mut of_ranks: BTreeMap<SegmentPlace, Vec<SegmentPlace>> = BTreeMap::new();
-        for &place in run.measured.keys() {
+        let queued = run.ahead.iter().flat_map(|ahead| ahead.queued.keys());
+        for &place in run.measured.keys().chain(queued).collect::<BTreeSet<_>>() {
             of_ranks.entry(SegmentPlace { rank: 0, ..place }).or_default().push(place);
         }
         let ahead = run.ahead.iter().flat_map(|ahead| [&ahead.queued, &ahead.issued]);
-        for (of, times) in std::iter::once(&run.measured).chain(ahead).enumerate() {
+        for (of, times) in
+            std::iter::once(&run.measured).chain(ahead).enumerate().filter(|(_, times)| !times.is_empty())
+        {
             for (same, places) in &of_ranks {
                 let time = |place: &SegmentPlace| times.get(place).copied().unwrap_or_default();
                 let of_host = of == ISSUE || of == ALONE && same.segment != Segment::Experts;
@@ -65,6 +70,24 @@ fn passes(operation: Operation, points: &Points) -> Option<Passes> {
         _ => line::fit(&points.iter().map(|&[_, units, time]| (units, time)).collect::<Vec<_>>()),
     });
     Some(Passes { forward: forward?, backward })
+}
+
+/// What experts take of which all ranks start as many, where some started more or fewer behind other work: an expert's own part is that, and what
+/// is longer is the call's. None where that is not how they differ.
+fn of_calls(points: &AllPoints, queued: Option<Passes>) -> Option<Passes> {
+    let queued = queued?;
+    let differ = |points: &[[f64; 3]]| points.iter().any(|&[experts, ..]| experts != points[0][0]);
+    let of_pass = |pass: usize, queued: Line| {
+        let [alone, behind] = [ALONE, QUEUED].map(|of| &points[of][pass]);
+        if differ(alone) || !differ(behind) {
+            return None;
+        }
+        let rest = alone.iter().map(|&[experts, rows, time]| (rows, time - queued.start * experts));
+        let Line { start: call, unit, error, .. } = line::fit(&rest.collect::<Vec<_>>())?;
+        Some(Line { start: queued.start, unit, call, error })
+    };
+    let backward = queued.backward.and_then(|queued| of_pass(1, queued));
+    Some(Passes { forward: of_pass(0, queued.forward)?, backward })
 }
 
 /// What the host does in an iteration beside its launches.
@@ -189,7 +212,10 @@ mod tests {
     /// What the cost model says of a run comes out the same once it takes the lines of that run instead of its formulas.
     #[test]
     fn lines_say_what_was_measured() {
-        let there = Cluster::named("test", "inky").unwrap();
+        let mut there = Cluster::named("test", "inky").unwrap();
+        let gate = of_runs(&[1, 2, 4].map(|micro_batch| run_on(&there, micro_batch)), false, "a test");
+        let gate = gate.into_iter().find(|of| of.operation == Operation::Gate).unwrap();
+        there.gpu.measured = vec![MeasuredOperation { operation: Operation::Permute, backward: None, ..gate }];
         let runs = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch));
         let mut measured = there.clone();
         measured.gpu.measured = of_runs(&runs, false, "a test");
@@ -198,8 +224,8 @@ mod tests {
         measured.gpu.memory_bandwidth.value /= 10.0;
         measured.gpu.scatter_bandwidth.value /= 10.0;
         let operations: Vec<Operation> = measured.gpu.measured.iter().map(|of| of.operation).collect();
-        for operation in [Operation::Block, Operation::Gate, Operation::Expert, Operation::Edges, Operation::Optimizer]
-        {
+        use Operation::{Block, Edges, Expert, Gate, Optimizer, Permute};
+        for operation in [Block, Gate, Permute, Expert, Edges, Optimizer] {
             assert!(operations.contains(&operation), "{operations:?}");
         }
         for run in &runs {
@@ -235,6 +261,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Half of the experts start in a fourth run, without an exchange that hosts would wait around: what is longer on an idle GPU is the call's.
+    #[test]
+    fn what_hosts_wait_around_is_told_without_runs_that_have_no_exchange() {
+        let there = Cluster::named("test", "inky").unwrap();
+        let twice = |run: MeasuredRun| {
+            let measured = run.measured.iter().map(|(&place, &time)| (place, time + Seconds(1e-3))).collect();
+            MeasuredRun {
+                ahead: Some(Ahead { queued: run.measured.clone(), issued: run.measured.clone() }),
+                measured,
+                ..run
+            }
+        };
+        let mut runs: Vec<MeasuredRun> = [1, 2, 4].map(|micro_batch| twice(run_on(&there, micro_batch))).into();
+        runs.push(MeasuredRun { measured: Times::new(), ..twice(run_with(&there, 2, 2)) });
+        let found = of_runs(&runs, true, "a test");
+        let expert = found.iter().find(|of| of.operation == Operation::Expert).unwrap();
+        let queued = expert.queued.unwrap();
+        for (alone, queued) in [(expert.forward, queued.forward), (expert.backward.unwrap(), queued.backward.unwrap())]
+        {
+            assert!((alone.start / queued.start - 1.0).abs() < 1e-9 && queued.call < 1e-9, "{expert:?}");
+            assert!((alone.call - 1e-3).abs() < 1e-6 && (alone.unit / queued.unit - 1.0).abs() < 1e-3, "{expert:?}");
+        }
+        assert!(found.iter().all(|of| of.operation == Operation::Expert || of.forward.call == 0.0));
     }
 
     /// What issuing experts takes the host is no time of their products.

@@ -165,8 +165,8 @@ pub struct MeasuredRun {
     pub batch: BatchCounts,
     /// Iterations before the measured ones.
     pub warmup: usize,
-    /// Of the measured iterations, each segment from an idle device on: means until that is idle again; of ranks with a device each, medians of
-    /// what it takes from when its host begins it.
+    /// Of the measured iterations, each segment from an idle device until that is idle again, means; of ranks with a GPU each, medians of
+    /// iterations whose hosts wait around every exchange, and nothing where there is none.
     pub measured: Times,
     /// The same where the host runs ahead, if that was measured.
     pub ahead: Option<Ahead>,

@@ -1,7 +1,7 @@
 //! Times one pass of an MoE layer from outside, so that the code of the layer is about tokens and experts alone.
 //!
 //! A pass is timed from start to stop. The tasks of its program are timed one by one; all other time is the gate's, and from when counts are
-//! there until the first task the permutation's. Under a virtual clock the pass is then replayed on the streams of all ranks of the group, with
+//! there until something else is waited for the permutation's. Under a virtual clock the pass is then replayed on the streams of all ranks of the group, with
 //! measured times for kernels and prices for exchanges.
 
 use std::cell::{Cell, RefCell};
@@ -54,8 +54,16 @@ impl<'a> PassTimer<'a> {
     /// Runs what waits for other ranks.
     pub fn wait<T>(&self, op: Op, waiting: impl FnOnce() -> T) -> T {
         self.aside(|| {
-            self.rest_is.set(if op == Op::Counts { Op::Permute } else { Op::Gate });
+            self.rest_is.set(Op::Gate);
             self.timer.wait(Activity::Op(op), waiting)
+        })
+    }
+
+    /// Waits for the counts of other ranks: the rest is the permutation's then, until something else is waited for.
+    pub fn wait_for_counts<T>(&self, waiting: impl FnOnce() -> T) -> T {
+        self.aside(|| {
+            self.rest_is.set(Op::Permute);
+            self.timer.wait(Activity::Op(Op::Counts), waiting)
         })
     }
 
@@ -167,7 +175,7 @@ mod tests {
         let pass = PassTimer::start(&timer);
         work();
         pass.compute(Op::Experts { step: 0 }, || (work(), work(), work(), work()));
-        pass.wait(Op::Counts, work);
+        pass.wait_for_counts(work);
         work();
         pass.aside(|| {
             pass.compute(Op::Experts { step: 1 }, work);

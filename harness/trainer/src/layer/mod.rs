@@ -1,7 +1,7 @@
 //! One MoE layer on one rank: the gate, and a system's layer program on real rows.
 //!
-//! [`moe`] is the layer itself and reads top to bottom: route (`gate`, `choices`), permute tokens into rows (`routing`, `splits`, `permute`),
-//! execute the program (`execute`, `pass`, `hierarchical`, `experts`, `together`, `copies`, `shards`, `parts`), unpermute. [`migrate`] moves experts between
+//! [`moe`] is the layer itself and reads top to bottom: route (`gate`, `choices`), execute the program (`execute`, `pass`), which permutes tokens into
+//! rows (`routing`, `splits`, `permute`), sends them and computes (`hierarchical`, `experts`, `together`, `copies`, `shards`, `parts`), unpermute. [`migrate`] moves experts between
 //! iterations, [`copies`] sums the gradients of those with several copies. Nothing here decides: the policy gives the program, [`splits`] derives who sends what from it.
 
 mod choices;

@@ -234,7 +234,7 @@ impl Layer {
             choices.lay_out();
         }
         let begun = self.begin(site, timer, &choices);
-        let mut counts = timer.wait(Op::Counts, || self.counts(&mut choices, asked))?;
+        let mut counts = timer.wait_for_counts(|| self.counts(&mut choices, asked))?;
         let begun = begun.map(|begun| begun.of_first(counts.row(me).iter().map(|&entries| entries as usize).sum()));
         let chosen = choices.chosen(experts);
         let of_parts = match site.recorded_parts {
@@ -315,12 +315,9 @@ impl Layer {
     /// The entries of all ranks of the group, which were `asked` for.
     fn counts(&self, choices: &mut Choices, asked: Option<Pending>) -> Result<RoutingCounts, TrainError> {
         let all = match (asked, choices) {
+            (Some(asked), _) => to_host::<i64>(&asked.wait()?)?.into_iter().map(|count| count as u32).collect(),
             (None, Choices::Gpu(choices)) => choices.wait_for_counts(),
-            (asked, _) => {
-                let all = asked.map(Pending::wait).transpose()?;
-                let all = all.as_ref().map(to_host::<i64>).transpose()?.unwrap_or_default();
-                all.into_iter().map(|count| count as u32).collect()
-            }
+            (None, Choices::Host { .. }) => unreachable!("a rank asks for what its GPU does not count"),
         };
         Ok(RoutingCounts::new(self.experts.moe().experts, all))
     }
@@ -521,6 +518,44 @@ mod tests {
         }
     }
 
+    /// Plain expert parallelism with its tasks changed.
+    struct Changed(fn(&mut Vec<Task>));
+
+    impl Policy for Changed {
+        fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+            let mut program = LayerProgram::grouped();
+            self.0(&mut program.forward);
+            program
+        }
+    }
+
+    /// A program without a task for it has its rows put into order before its tasks; one that sends them before that task is refused.
+    #[test]
+    fn rows_are_put_into_order_before_they_are_sent() {
+        let small = Small::new();
+        let run = |change: fn(&mut Vec<Task>)| {
+            small.at_site(&Gate::NoDrop, &Changed(change), |site| {
+                small.layer.forward(site, &small.tokens).map(|of| of.0)
+            })
+        };
+        let without = |tasks: &mut Vec<Task>| {
+            let at = tasks.iter().position(|task| task.op == Op::Permute).unwrap();
+            tasks.remove(at);
+            for task in tasks {
+                task.after = task.after.map(|other| if other >= at { other - 1 } else { other });
+            }
+        };
+        assert!(run(|_| ()).unwrap().equal(&run(without).unwrap()));
+        let late = |tasks: &mut Vec<Task>| {
+            tasks
+                .iter_mut()
+                .filter(|task| matches!(task.op, Op::Dispatch { .. }))
+                .for_each(|task| task.after = Some(0));
+        };
+        let error = run(late).map(drop).unwrap_err().to_string();
+        assert!(error.contains("rows that are needed before they are in order"), "{error}");
+    }
+
     #[test]
     fn a_layers_gradients_agree_with_finite_differences() {
         let small = Small::new();
@@ -537,6 +572,7 @@ mod tests {
         for gate in [Gate::NoDrop, Gate::Capacity { factor: 0.9 }] {
             let run = |begins: bool| {
                 small.layer.ran_at_once.set(begins);
+                small.layer.followed.set(begins);
                 small.at_site(&gate, &Plain, |site| {
                     let (result, saved, stats) = small.layer.forward(site, &small.tokens).unwrap();
                     (result, small.layer.backward(site, saved, &small.weight).unwrap(), stats)

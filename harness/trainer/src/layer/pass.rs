@@ -316,7 +316,9 @@ impl<'a, K: Kernel> Pass<'a, K> {
                 self.outputs[first + index] = Some(outputs);
             }
             Op::Permute => {
-                self.rows = self.permute.take().map_or_else(|| self.rows.shallow_clone(), |permute| permute())
+                if let Some(permute) = self.permute.take() {
+                    self.rows = permute();
+                }
             }
             Op::Gate | Op::Sync | Op::Decide { .. } | Op::Await => {}
             _ => return Err(not_executed(op)),

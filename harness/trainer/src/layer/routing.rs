@@ -212,7 +212,10 @@ mod tests {
         fn on_gpu(&self, given: Option<&Given>) -> Choices {
             let rng = stream(1, "gate");
             let admission = Admission::Gate(&self.by, &rng);
-            Choices::Gpu(GpuChoices::new(&self.gates, &self.gate, &self.tokens, self.k, given, &admission).unwrap())
+            let choices = GpuChoices::new(&self.gates, &self.gate, &self.tokens, self.k, given, &admission);
+            let mut choices = choices.unwrap();
+            choices.lay_out();
+            Choices::Gpu(choices)
         }
 
         fn on_host(&self, given: Option<&Given>) -> Choices {
