@@ -167,8 +167,8 @@ pub struct Host {
     pub arrival: Option<Constant>,
     /// Per exchange of counts until it is issued, s.
     pub counts: Option<Constant>,
-    /// From then until the host has read the counts of all ranks, where nothing is before it on the GPU, s. Where absent, an exchange of as many
-    /// bytes and, if a program says so, a synchronisation.
+    /// From then until the host has read the counts of all ranks of a node, where nothing is before it on the GPU, s. Where absent, an exchange of as
+    /// many bytes and, if a program says so, a synchronisation; between nodes, that exchange and what this is longer than a call.
     pub reading: Option<Constant>,
     /// Per image that a rank trains on: decoding and augmenting it, and launches of a deep thin network, where a model of images
     /// was measured, s.

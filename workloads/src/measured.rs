@@ -11,7 +11,7 @@ use crate::error::ConfigError;
 pub enum Operation {
     /// A block without gate and experts. Its unit is a sample.
     Block,
-    /// Scores, choice, and rows put into the order of the exchange and back. Its unit is a token. Its shape leaves out how many experts
+    /// Scores, choice, and rows back at their tokens; rows put into the order of the exchange, too, where that has no line. Its unit is a token. Its shape leaves out how many experts
     /// a token chooses and whether a capacity bounds them: a line holds for the one top-k and kind of gate, bounded or not, that it was
     /// measured with, and a cluster states one.
     Gate,

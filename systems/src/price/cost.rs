@@ -240,12 +240,14 @@ impl CostModel {
         Beside { kernels: of(&network.slows_kernels), transfers: of(&network.slowed_by_kernels) }
     }
 
-    /// The exchange of so many bytes of counts between all, until hosts have read them where that was measured: it was between ranks of a node.
+    /// The exchange of so many bytes of counts between all, until hosts have read them where that was measured: on a node, a call and what follows.
     pub fn counts(&self, group: &Group, bytes: Bytes) -> Seconds {
-        let exchanged = self.exchange(group, &Traffic::one_each(group), bytes);
-        match &self.cluster.host.reading {
-            Some(reading) if group.size() > 1 => exchanged.max(Seconds(reading.value)),
-            _ => exchanged,
+        let exchanged = || self.exchange(group, &Traffic::one_each(group), bytes);
+        match self.cluster.host.reading.as_ref().map(|reading| Seconds(reading.value)) {
+            Some(_) | None if group.size() < 2 => Seconds::ZERO,
+            Some(reading) if group.one_node() => reading,
+            Some(reading) => exchanged() + (reading - self.call_start()).max(Seconds::ZERO),
+            None => exchanged(),
         }
     }
 

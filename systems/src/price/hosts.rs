@@ -6,8 +6,6 @@
 //! launches reach the GPU late, one after the other, which queued ones do not show. An exchange between ranks begins once its first call
 //! is issued on all of them. Where a cluster states no time to issue anything, hosts are not followed.
 
-use std::ops::Add;
-
 use workloads::Seconds;
 
 /// What an operation takes its host.
@@ -17,15 +15,6 @@ pub struct Issue {
     pub host: Seconds,
     /// From when the host begins to issue it on an idle GPU until it is over: how much longer than behind other work.
     pub lead: Seconds,
-}
-
-impl Add for Issue {
-    type Output = Self;
-
-    /// One after the other.
-    fn add(self, next: Self) -> Self {
-        Self { host: self.host + next.host, lead: self.lead + next.lead }
-    }
 }
 
 /// Until when each rank's host is busy with what it has issued, or has waited for: `[rank]`.

@@ -297,7 +297,12 @@ impl Pricer<'_> {
         match op {
             Op::Gate if self.program.layout == Layout::Ragged => {
                 let gate = costs.gate_issue(moe, tokens, direction);
-                if self.permutes_in_gate(direction) { gate + costs.permute_issue(moe, tokens) } else { gate }
+                let permute = costs.permute_issue(moe, tokens);
+                match self.permutes_in_gate(direction) {
+                    // The host issues the rest while the GPU scores.
+                    true => Issue { host: gate.host + permute.host, lead: gate.lead.max(permute.lead) },
+                    false => gate,
+                }
             }
             Op::Permute if self.program.layout == Layout::Ragged => costs.permute_issue(moe, tokens),
             op if op.stream() == Stream::Compute || alone => Issue::default(),

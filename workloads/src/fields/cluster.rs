@@ -260,7 +260,8 @@ static HOST: Table = Table {
             "reading",
             Constant("s"),
             CONSTANT,
-            "From then until the host has read the counts of all ranks, s; where absent, an exchange of as many bytes and a synchronisation",
+            "From then until the host has read the counts of all ranks of a node, on an idle GPU, s; where absent, an exchange of as many bytes \
+             and, if a program says so, a synchronisation",
         ),
         may(
             "image",

@@ -16,7 +16,7 @@ pub struct MeasureArgs {
     /// Model, by name or path, whose shapes are measured; with --operations, several separated by commas
     #[arg(long, value_delimiter = ',', required = true, value_name = "MODEL")]
     pub model: Vec<String>,
-    /// Measure every operation of a step as a line over its units (alone, behind other work, and until the host has issued it), kernels over sizes and, in processes that a launcher started
+    /// Measure every operation of a step as a line over its units (alone or, of GPUs in several processes, in iterations; behind other work; and until the host has issued it), kernels over sizes and, in processes that a launcher started
     /// and that measure at the same time, collectives and what they take hosts, instead of fitting the constants of the cost model's formulas; figures and samples lie beside the TOML
     #[arg(long)]
     pub operations: bool,

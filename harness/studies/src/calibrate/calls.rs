@@ -9,18 +9,19 @@ use workloads::{Cluster, Seconds};
 
 use super::{line, write};
 
-/// Sets what exchanges take hosts: the slowest process, for which all others wait, and half the range as uncertainty. A part is the slope of the line of transfers
+/// Sets what exchanges take hosts: the slowest process, for which all others wait, but for counts that are read, and half the range as uncertainty. A part is the slope of the line of transfers
 /// over their parts, and no more than what an all-to-all takes for each of its own, so that this most frequent call takes what was measured; a
 /// call is an all-to-all without its parts.
 pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
-    let constant = |[value, uncertainty]: [f64; 2], what: &str| Constant {
+    let of_process = |[value, uncertainty]: [f64; 2], what: &str, process: &str| Constant {
         value: write::rounded(value.max(0.0)),
         uncertainty: Some(write::rounded(uncertainty)),
         peak: None,
         source: format!(
-            "{source}: host time, median of the trainer's own calls, {what}; the slowest process, and half the range over all"
+            "{source}: host time, median of the trainer's own calls, {what}; the {process} process, and half the range over all"
         ),
     };
+    let constant = |found, what: &str| of_process(found, what, "slowest");
     let Host { exchange, part, arrival, counts, reading, .. } = &mut cluster.host;
     let transfers: Vec<&Call> = calls.iter().filter(|call| call.called == Called::Transfer).collect();
     let points = transfers.iter().map(|call| (call.parts as f64, slowest(&call.issued)[0]));
@@ -37,8 +38,8 @@ pub fn apply(cluster: &mut Cluster, calls: &[Call], source: &str) {
                 *counts = Some(constant(issued, "all-gather of counts"));
                 // The rank that asks last waits least.
                 let [slowest, half] = slowest(&call.arrived);
-                let what = "counts read behind their all-gather, least instead";
-                *reading = Some(constant([slowest - 2.0 * half, half], what));
+                let what = "counts read behind their all-gather";
+                *reading = Some(of_process([slowest - 2.0 * half, half], what, "fastest"));
             }
             Called::Exchange => {
                 let parts = unit * call.parts as f64;

@@ -117,7 +117,7 @@ impl Request {
         if self.launch.as_ref().is_some_and(|launch| launch.rank > 0) {
             return Ok(None);
         }
-        let operations = operations::of_runs(&runs, self.launch.is_some(), &self.source());
+        let operations = operations::of_runs(&runs, self.launch.is_some(), &self.source(&runs));
         write_all(self, &Measured { between, curves, runs, operations }).map(Some)
     }
 
@@ -129,13 +129,13 @@ impl Request {
     }
 
     /// Where operations' times come from.
-    fn source(&self) -> String {
+    fn source(&self, runs: &[MeasuredRun]) -> String {
         let Self { name, gate, micro_batch, .. } = self;
+        let in_iterations = runs.iter().any(|run| run.plan.ep > 1) && self.device.is_cuda();
         let alone = "each segment from an idle device on";
-        let ranks = match (&self.launch, self.ranks(), self.device.is_cuda()) {
+        let ranks = match (&self.launch, self.ranks(), in_iterations) {
             (None, ranks, _) if ranks > 1 => format!("{ranks} ranks in turn, {alone}"),
-            (_, 1, true) => "one rank, operations in iterations of plain expert parallelism".to_owned(),
-            (_, 1, false) => format!("one rank, {alone}"),
+            (_, 1, _) => format!("one rank, {alone}"),
             (_, ranks, true) => format!(
                 "{ranks} ranks with a GPU each, operations in iterations of plain expert parallelism, whose hosts wait around every \
                  exchange, of the slowest host"
@@ -319,12 +319,6 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
     let beside = |what: &str| out.with_extension(what);
     store::write_text(&beside("kernels.csv"), &kernels_csv(&measured.curves))?;
     store::write_text(&beside("operations.csv"), &operations_csv(&measured.runs, &cluster))?;
-    let wrong = operations::faster_than_products(&measured.runs, found.gpu.gemm_rate.value);
-    if let Some(wrong) = wrong.filter(|_| request.device.is_cuda()) {
-        let seen = beside("operations.csv");
-        bail!("{wrong}: a measurement cannot be what it is called ({}); no cluster was written", seen.display());
-    }
-    store::write_text(out, &text)?;
     for (name, chart) in kernel_charts(&measured.curves) {
         write_figure(&beside(name), &chart, "Kernels alone: medians of nine repeats on each process.")?;
     }
@@ -352,6 +346,12 @@ fn write_all(request: &Request, measured: &Measured) -> Result<String> {
             );
         }
     }
+    let wrong = operations::faster_than_products(&measured.runs, found.gpu.gemm_rate.value);
+    if let Some(wrong) = wrong.filter(|_| request.device.is_cuda()) {
+        let seen = beside("operations.csv");
+        bail!("{wrong}: a measurement cannot be what it is called ({}); no cluster was written", seen.display());
+    }
+    store::write_text(out, &text)?;
     let (kernels, operations) = (kernels_table(&measured.curves), operations_table(&measured.operations));
     let _ = write!(shown, "{kernels}\n{operations}\n\ncluster   {}", out.display());
     Ok(shown)

@@ -26,8 +26,7 @@ const ISSUE: usize = 2;
 pub fn of_runs(runs: &[MeasuredRun], has_hosts: bool, source: &str) -> Vec<MeasuredOperation> {
     let measured = |((operation, shape), points): ((Operation, String), AllPoints)| {
         let [alone, queued, issue] = points.each_ref().map(|points| passes(operation, points));
-        let of_calls = if operation == Operation::Expert { of_calls(&points, queued) } else { None };
-        let Passes { forward, backward } = of_calls.or(alone)?;
+        let Passes { forward, backward } = as_behind_work(operation, &points, queued).or(alone)?;
         // A host is followed only where both are known.
         let (queued, issue) = queued.zip(issue).unzip();
         Some(MeasuredOperation { operation, shape, forward, backward, queued, issue, source: source.to_owned() })
@@ -72,22 +71,29 @@ fn passes(operation: Operation, points: &Points) -> Option<Passes> {
     Some(Passes { forward: forward?, backward })
 }
 
-/// What experts take of which all ranks start as many, where some started more or fewer behind other work: an expert's own part is that, and what
-/// is longer is the call's. None where that is not how they differ.
-fn of_calls(points: &AllPoints, queued: Option<Passes>) -> Option<Passes> {
-    let queued = queued?;
-    let differ = |points: &[[f64; 3]]| points.iter().any(|&[experts, ..]| experts != points[0][0]);
+/// What an operation takes that was seen of fewer numbers of experts, or of units, than behind other work: its start is as there, and what is longer is
+/// its units' or, of experts, their call's. None where that is not how they differ.
+fn as_behind_work(operation: Operation, points: &AllPoints, queued: Option<Passes>) -> Option<Passes> {
+    let of_experts = operation == Operation::Expert;
+    let range = |points: &[[f64; 3]]| {
+        let all = || points.iter().map(|point| point[usize::from(!of_experts)]);
+        all().fold(0.0, f64::max) - all().fold(f64::INFINITY, f64::min)
+    };
     let of_pass = |pass: usize, queued: Line| {
         let [alone, behind] = [ALONE, QUEUED].map(|of| &points[of][pass]);
-        if differ(alone) || !differ(behind) {
+        if alone.is_empty() || 2.0 * range(alone) >= range(behind) {
             return None;
         }
-        let rest = alone.iter().map(|&[experts, rows, time]| (rows, time - queued.start * experts));
-        let Line { start: call, unit, error, .. } = line::fit(&rest.collect::<Vec<_>>())?;
-        Some(Line { start: queued.start, unit, call, error })
+        let rest = alone.iter().map(|&[starts, units, time]| (units, (time - queued.start * starts).max(0.0)));
+        let rest = line::fit(&rest.collect::<Vec<_>>())?;
+        let [start, call] = if of_experts { [0.0, rest.start] } else { [rest.start, 0.0] };
+        let line = Line { start: queued.start + start, unit: rest.unit, call, error: None };
+        let apart = alone.iter().map(|&[starts, units, time]| (line.of_several(starts, units) / time - 1.0).abs());
+        Some(Line { error: apart.reduce(f64::max), ..line })
     };
-    let backward = queued.backward.and_then(|queued| of_pass(1, queued));
-    Some(Passes { forward: of_pass(0, queued.forward)?, backward })
+    let backward = queued?.backward.map(|queued| of_pass(1, queued));
+    let backward = if operation.has_backward() { Some(backward??) } else { None };
+    Some(Passes { forward: of_pass(0, queued?.forward)?, backward })
 }
 
 /// What the host does in an iteration beside its launches.
@@ -285,6 +291,12 @@ mod tests {
             assert!((alone.start / queued.start - 1.0).abs() < 1e-9 && queued.call < 1e-9, "{expert:?}");
             assert!((alone.call - 1e-3).abs() < 1e-6 && (alone.unit / queued.unit - 1.0).abs() < 1e-3, "{expert:?}");
         }
+        let optimizer = found.iter().find(|of| of.operation == Operation::Optimizer).unwrap();
+        let queued = optimizer.queued.unwrap().forward;
+        assert!(
+            (optimizer.forward.start - queued.start).abs() < 1e-9 && optimizer.forward.unit > queued.unit,
+            "{optimizer:?}"
+        );
         assert!(found.iter().all(|of| of.operation == Operation::Expert || of.forward.call == 0.0));
     }
 
