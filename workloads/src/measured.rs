@@ -11,9 +11,9 @@ use crate::error::ConfigError;
 pub enum Operation {
     /// A block without gate and experts. Its unit is a sample.
     Block,
-    /// Scores, choice, and rows back at their tokens; rows put into the order of the exchange, too, where that has no line. Its unit is a token. Its shape leaves out how many experts
-    /// a token chooses and whether a capacity bounds them: a line holds for the one top-k and kind of gate, bounded or not, that it was
-    /// measured with, and a cluster states one.
+    /// Scores, choice, and rows back at their tokens; rows put into the order of the exchange, too, where that has no line. Its unit is a
+    /// token. Its shape leaves out how many experts a token chooses and whether a capacity bounds them: a line holds for the one top-k and
+    /// kind of gate, bounded or not, that it was measured with, and a cluster states one.
     Gate,
     /// Rows put into the order of the exchange once the counts of all ranks are known, forward. Its unit is a token, its shape the gate's, whose
     /// line holds the rest; a cluster without one has it in the gate's line.

@@ -244,7 +244,7 @@ impl CostModel {
     pub fn counts(&self, group: &Group, bytes: Bytes) -> Seconds {
         let exchanged = || self.exchange(group, &Traffic::one_each(group), bytes);
         match self.cluster.host.reading.as_ref().map(|reading| Seconds(reading.value)) {
-            Some(_) | None if group.size() < 2 => Seconds::ZERO,
+            _ if group.size() < 2 => Seconds::ZERO,
             Some(reading) if group.one_node() => reading,
             Some(reading) => exchanged() + (reading - self.call_start()).max(Seconds::ZERO),
             None => exchanged(),

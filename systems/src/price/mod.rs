@@ -425,7 +425,7 @@ impl Pricer<'_> {
     }
 
     /// Scores and choice: one product, twice that backward; and the rows of all entries put into the order of the exchange
-    /// and back, there where [`Op::Permute`] was not measured apart, too.
+    /// and back; where putting them into order was measured apart, only in programs without a task for it.
     fn gate(&self, direction: Direction) -> Seconds {
         let &Setting { moe, tokens, costs, .. } = self.setting;
         let factor = direction.products();
@@ -452,7 +452,7 @@ impl Pricer<'_> {
 
     /// Whether rows are put into order with the gate, as in programs without a task for it.
     fn permutes_in_gate(&self, direction: Direction) -> bool {
-        direction == Direction::Forward && !self.program.forward.iter().any(|task| task.op == Op::Permute)
+        direction == Direction::Forward && !self.program.permutes()
     }
 
     fn computed_rows(&self, program: &LayerProgram, computed: &mut Vec<u64>) {

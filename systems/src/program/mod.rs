@@ -342,6 +342,11 @@ impl LayerProgram {
         self.forward.iter().any(|task| task.op == Op::Unshard)
     }
 
+    /// Whether a task of the forward pass puts rows into order; otherwise that is done with the gate.
+    pub fn permutes(&self) -> bool {
+        self.forward.iter().any(|task| task.op == Op::Permute)
+    }
+
     /// Plain expert parallelism: gate, counts, rows in order, one dispatch, the local experts, one combine; the host waits for every
     /// exchange.
     pub fn expert_parallel() -> Self {

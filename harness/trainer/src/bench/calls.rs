@@ -1,6 +1,5 @@
 //! What calls of exchanges take a rank's host: until they are issued, and until its GPU is told to wait for them, or, of counts, until it has
-//! read them. By the communicator and in
-//! the calls of training, with so little to send that none holds up the next.
+//! read them. By the communicator and in the calls of training, with so little to send that none holds up the next.
 
 use std::time::Instant;
 

@@ -179,7 +179,7 @@ impl Layer {
         let local = self.local(site, &splits, &transfers);
         let pass = Pass::new(local, kernel, tokens.narrow(0, 0, 0), Shadow::none(&splits));
         let mut pass = pass.permuting(|| routing.permute(tokens));
-        if !program.forward.iter().any(|task| task.op == Op::Permute) {
+        if !program.permutes() {
             pass.compute(Op::Permute)?;
         }
         execute(&program.forward, &mut pass, &timer)?;
