@@ -330,6 +330,21 @@ fn experts_in_parts_train_the_same_model() {
     check_resume(asked(cut, plan([1, 4, 1, 2, 2])));
 }
 
+/// The slots of a stage's layers have memory for the restored weights of two: what the passes of others need is not in it.
+#[test]
+fn experts_of_many_layers_are_restored_in_the_memory_of_two() {
+    use systems::zoo::{expert_only::ExpertOnly, laer::Laer};
+    let model = Model::parse("test", &MODEL.replace("moe_every = 2", "moe_every = 1")).unwrap();
+    let of = |system, degrees| Asked { model: model.clone(), ..asked(system, plan(degrees)) }.train().unwrap();
+    let reference = of(&ExpertOnly, [1, 1, 1, 1, 1]);
+    let [cut, whole, moved] = &IN_PARTS;
+    let systems: [&'static dyn System; 4] = [cut, whole, moved, &Laer];
+    for (number, system) in systems.into_iter().enumerate() {
+        let apart = difference(&of(system, [1, 4, 1, 2, 2]), &reference);
+        assert!(apart < 1e-4, "{} {number}: {apart:e}", system.name());
+    }
+}
+
 /// Tutel's experts in parts, under one of its programs.
 struct InParts(fn(&LayerProgram) -> bool);
 

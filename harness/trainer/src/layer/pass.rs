@@ -246,6 +246,14 @@ impl<'a, K: Kernel> Pass<'a, K> {
         }
     }
 
+    /// A shadowed expert whose weights are there. Its owner has them in its slots; where experts are restored for a pass, other layers' are
+    /// restored there before the backward pass.
+    fn shadow(&self, expert: usize, weights: Tensor) -> Shadow {
+        let Local { group, experts, placement, .. } = self.local;
+        let is_restored = !experts.stand_in_slots() && placement.rank_of(expert) == group.rank();
+        Shadow::Weights(if is_restored { weights.copy() } else { weights })
+    }
+
     /// Takes the tensors that an exchange received.
     ///
     /// # Errors
@@ -263,13 +271,12 @@ impl<'a, K: Kernel> Pass<'a, K> {
             }
             Op::Broadcast { expert } => {
                 let index = self.shadow_index(expert)?;
-                self.shadows[index] = tensors.pop().map_or(Shadow::Absent, Shadow::Weights);
+                self.shadows[index] = tensors.pop().map_or(Shadow::Absent, |weights| self.shadow(expert, weights));
             }
             Op::ReduceGrad { expert } => tensors.iter().for_each(|sum| self.add_gradient(expert, sum)),
             Op::GatherShadows => {
-                for (shadow, weights) in self.shadows.iter_mut().zip(tensors) {
-                    *shadow = Shadow::Weights(weights);
-                }
+                let all = splits.shadows.iter().zip(tensors);
+                self.shadows = all.map(|(shadow, weights)| self.shadow(shadow.expert, weights)).collect();
             }
             Op::ScatterGrads => {
                 let sums = splits.shadows.iter().zip(&tensors);
