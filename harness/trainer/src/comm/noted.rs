@@ -105,6 +105,10 @@ impl Communicator for Noted {
         Ok(self.note(self.group.sum_in_place(tensor)?, Collective::AllReduce, bytes(tensor)))
     }
 
+    fn reduce_scatter(&self, rows: &Tensor) -> Result<Pending, CommError> {
+        Ok(self.note(self.group.reduce_scatter(rows)?, Collective::ReduceScatter, bytes(rows)))
+    }
+
     fn all_gather(&self, tensor: &Tensor) -> Result<Pending, CommError> {
         let all = bytes(tensor) * self.size() as f64;
         Ok(self.note(self.group.all_gather(tensor)?, Collective::AllGather, all))
@@ -167,4 +171,47 @@ pub fn agree(ranks: &mut [Vec<Vec<Message>>]) {
     };
     visit(&mut |most, of| *most = most.max(of.own));
     visit(&mut |most, of| of.bytes = *most);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::comm::threads;
+
+    /// A collective that the trait puts together from others is asked of the group that is noted, and noted as what it is.
+    #[test]
+    fn every_collective_is_noted_as_what_it_is() {
+        for world in threads::world(1, Duration::from_secs(20)) {
+            let log = Log::default();
+            let noted = Noted::new(Box::new(world), log.clone());
+            let rows = || Tensor::ones([1, 2], (Kind::Float, tch::Device::Cpu));
+            let part = [Part { member: 0, start: 0, length: 2 }];
+            let started = [
+                noted.all_to_all(&rows(), &[1], &[1]),
+                noted.transfer(&rows(), &part, &rows(), &part),
+                noted.relay(&rows(), &[[part.to_vec(), part.to_vec()], [Vec::new(), Vec::new()]]),
+                noted.all_reduce(&rows()),
+                noted.sum_in_place(&rows()),
+                noted.reduce_scatter(&rows()),
+                noted.all_gather(&rows()),
+                noted.broadcast(&rows(), 0),
+                noted.reduce(&rows(), 0),
+            ];
+            started.into_iter().for_each(|pending| drop(pending.unwrap().wait().unwrap()));
+            let kinds: Vec<Collective> = log
+                .take()
+                .into_iter()
+                .filter_map(|message| match message {
+                    Message::Collective(of) => Some(of.collective),
+                    Message::Send(_) => None,
+                })
+                .collect();
+            use Collective::{AllGather, AllReduce, AllToAll, Broadcast, Reduce, ReduceScatter};
+            let expected =
+                [AllToAll, AllToAll, AllToAll, AllReduce, AllReduce, ReduceScatter, AllGather, Broadcast, Reduce];
+            assert_eq!(kinds, expected);
+        }
+    }
 }
