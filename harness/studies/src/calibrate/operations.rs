@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use runs::summary::statistics::median;
 use systems::Placement;
 use workloads::Seconds;
 use workloads::measured::{Line, MeasuredOperation, Operation, Passes};
@@ -37,10 +38,15 @@ pub fn of_runs(runs: &[MeasuredRun], has_hosts: bool, source: &str) -> Vec<Measu
 
 fn points(runs: &[MeasuredRun], has_hosts: bool) -> BTreeMap<(Operation, String), AllPoints> {
     let mut all: BTreeMap<(Operation, String), AllPoints> = BTreeMap::new();
+    let some_exchange = runs.iter().any(|run| run.plan.ep > 1);
     for run in runs {
+        // Alone, a rank puts no rows into the order of an exchange, and those of its experts with its gate.
+        let is_told = |place: &SegmentPlace| {
+            run.plan.ep > 1 || !some_exchange || !matches!(place.segment, Segment::Gate | Segment::Permute)
+        };
         let mut of_ranks: BTreeMap<SegmentPlace, Vec<SegmentPlace>> = BTreeMap::new();
         let queued = run.ahead.iter().flat_map(|ahead| ahead.queued.keys());
-        for &place in run.measured.keys().chain(queued).collect::<BTreeSet<_>>() {
+        for &place in run.measured.keys().chain(queued).filter(|place| is_told(place)).collect::<BTreeSet<_>>() {
             of_ranks.entry(SegmentPlace { rank: 0, ..place }).or_default().push(place);
         }
         let ahead = run.ahead.iter().flat_map(|ahead| [&ahead.queued, &ahead.issued]);
@@ -96,7 +102,7 @@ fn as_behind_work(operation: Operation, points: &AllPoints, queued: Option<Passe
     Some(Passes { forward: of_pass(0, queued?.forward)?, backward })
 }
 
-/// What the host does in an iteration beside its launches.
+/// What the host does in an iteration beside its launches, at the median of runs with less, as much and more than the asked micro-batch.
 pub fn host(runs: &[MeasuredRun]) -> Option<Seconds> {
     let times: Vec<f64> = runs
         .iter()
@@ -104,7 +110,7 @@ pub fn host(runs: &[MeasuredRun]) -> Option<Seconds> {
         .filter(|(place, _)| place.segment == Segment::Host)
         .map(|(_, time)| time.0)
         .collect();
-    (!times.is_empty()).then(|| Seconds(times.iter().sum::<f64>() / times.len() as f64))
+    median(&times).map(Seconds)
 }
 
 /// Operation, shape and units of a segment, and how many starts its time has. Each rank has one micro-batch.
@@ -298,6 +304,24 @@ mod tests {
             "{optimizer:?}"
         );
         assert!(found.iter().all(|of| of.operation == Operation::Expert || of.forward.call == 0.0));
+    }
+
+    /// A rank alone takes nothing to put rows into order, and more in its gate: lines of ranks that exchange rows do not know of it.
+    #[test]
+    fn gates_are_those_of_ranks_that_exchange_rows() {
+        let there = Cluster::named("test", "inky").unwrap();
+        let mut runs: Vec<MeasuredRun> = [1, 2, 4].map(|micro_batch| run_on(&there, micro_batch)).into();
+        let gate = |runs: &[MeasuredRun]| {
+            let found = of_runs(runs, true, "a test");
+            found.into_iter().find(|of| of.operation == Operation::Gate).unwrap().forward
+        };
+        let before = gate(&runs);
+        let mut alone = run_on(&there, 2);
+        alone.plan = Plan { ep: 1, expert_dp: 2, ..alone.plan };
+        alone.measured.values_mut().for_each(|time| *time = *time * 3.0);
+        runs.push(alone);
+        assert_eq!(gate(&runs), before);
+        assert!(gate(&runs[3..]).of(4.0) > 2.0 * before.of(4.0), "where all are alone, they tell");
     }
 
     /// What issuing experts takes the host is no time of their products.

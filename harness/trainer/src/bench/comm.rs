@@ -14,7 +14,7 @@ use crate::host::to_host;
 const ROW: usize = 1024;
 /// How long other work lasts in front of a burst: longer than hosts take to issue it.
 const ISSUED: Seconds = Seconds(4e-3);
-/// Operations of a burst, which takes many times the 0.1 ms by which members begin apart.
+/// Operations of a burst.
 const BURST: u32 = 20;
 /// Bursts that are timed, after one that is not.
 const REPEATS: usize = 7;
@@ -96,19 +96,18 @@ fn time(
     (collective, bytes): (Collective, usize),
 ) -> Result<CollectiveTimes, TrainError> {
     let bench = Bench::new(group, device, collective, bytes);
-    let run = || -> Result<(), CommError> {
-        for _ in 0..BURST {
-            if let Some(pending) = bench.start()? {
-                drop(pending.wait()?);
-            }
-        }
-        Ok(())
-    };
+    let once = || bench.start()?.map_or(Ok(()), |pending| pending.wait().map(drop));
     let mut own = Vec::with_capacity(REPEATS);
     for repeat in 0..=REPEATS {
         group.barrier()?;
-        let (ran, time) = timed_behind(device, || other.into_iter().for_each(|other| other.fill(ISSUED)), run)?;
-        ran?;
+        // Members come out of their other work apart. They meet in an operation that is not timed.
+        let mut met: Result<(), CommError> = Ok(());
+        let front = || {
+            other.into_iter().for_each(|other| other.fill(ISSUED));
+            met = once();
+        };
+        let (ran, time) = timed_behind(device, front, || (0..BURST).try_for_each(|_| once()))?;
+        met.and(ran)?;
         own.extend((repeat > 0).then_some(time.0 / f64::from(BURST)));
     }
     let all = group.all_gather(&Tensor::from_slice(&own).to_device(device))?.wait()?;
