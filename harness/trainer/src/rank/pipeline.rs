@@ -1,6 +1,6 @@
 //! All micro-batches of an iteration through the stage, forward and backward, in 1F1B order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rayon::prelude::*;
 use systems::iteration::schedule::{Work, one_forward_one_backward};
@@ -61,6 +61,10 @@ pub(super) struct Ran {
     pub(super) losses: Vec<Tensor>,
 }
 
+/// What a rank has sent to the next stage and to the previous one and holds on to: of at most as many micro-batches as there are stages, because the
+/// other stage has received what came before.
+type Sends = [VecDeque<Vec<Pending>>; 2];
+
 /// The direction of a pipeline message.
 #[derive(Clone, Copy)]
 enum To {
@@ -77,7 +81,7 @@ impl Rank<'_> {
         let (pp, micro_batches) = (self.plan.pp, self.plan.micro_batches(self.setup.job));
         let mut saved: Vec<Option<Saved>> = (0..micro_batches).map(|_| None).collect();
         let mut stats: Vec<Vec<LayerStats>> = vec![Vec::new(); micro_batches];
-        let (mut sends, mut losses) = (Vec::new(), Vec::new());
+        let (mut sends, mut losses) = (Sends::default(), Vec::new());
         let order = one_forward_one_backward(pp, self.stage_number, micro_batches);
         self.restore_first(order.first().copied())?;
         for (turn, &work) in order.iter().enumerate() {
@@ -100,7 +104,7 @@ impl Rank<'_> {
             self.stage.layers().try_for_each(|layer| layer.experts.settle(&*self.groups.experts))
         })?;
         self.reduced()?;
-        for send in sends {
+        for send in sends.into_iter().flatten().flatten() {
             let _ = self.timer.wait(Activity::Boundary, || send.wait())?;
         }
         Ok(Ran { stats, losses })
@@ -127,7 +131,7 @@ impl Rank<'_> {
         &self,
         m: usize,
         then: Option<&Layer>,
-        sends: &mut Vec<Pending>,
+        sends: &mut Sends,
     ) -> Result<(Saved, Vec<LayerStats>, Option<Tensor>), TrainError> {
         let (work, stage) = (Some(Work::Forward(m)), &self.stage);
         self.timer.enter(work, None);
@@ -182,13 +186,7 @@ impl Rank<'_> {
         layers.skip(1).map(move |layer| Some(layer).filter(|_| restores)).chain(std::iter::once(then))
     }
 
-    fn backward(
-        &self,
-        m: usize,
-        saved: Saved,
-        then: Option<&Layer>,
-        sends: &mut Vec<Pending>,
-    ) -> Result<(), TrainError> {
+    fn backward(&self, m: usize, saved: Saved, then: Option<&Layer>, sends: &mut Sends) -> Result<(), TrainError> {
         let (work, stage, site) = (Some(Work::Backward(m)), &self.stage, self.site());
         self.timer.enter(work, None);
         let before = self.timer.computed();
@@ -399,12 +397,18 @@ impl Rank<'_> {
     }
 
     /// Sends to the same position of a neighbouring stage; under a virtual clock, also when it arrives.
-    fn send(&self, tensor: &Tensor, to: To, sends: &mut Vec<Pending>) -> Result<(), TrainError> {
+    fn send(&self, tensor: &Tensor, to: To, sends: &mut Sends) -> Result<(), TrainError> {
         let (group, stage) = match to {
             To::NextStage => (&self.groups.forward, self.stage_number + 1),
             To::PreviousStage => (&self.groups.backward, self.stage_number - 1),
         };
-        sends.push(self.timer.wait(Activity::Boundary, || group.send(tensor, stage))?);
+        let sends = &mut sends[to as usize];
+        if sends.len() >= self.plan.pp
+            && let Some(before) = sends.pop_front()
+        {
+            self.timer.wait(Activity::Boundary, || before.into_iter().try_for_each(|send| send.wait().map(drop)))?;
+        }
+        let mut sent = vec![self.timer.wait(Activity::Boundary, || group.send(tensor, stage))?];
         if self.timer.is_virtual() {
             let bytes = Bytes(tensor.numel() as f64 * HALF / self.plan.tp as f64);
             // As long as the slowest of its expert-parallel group takes: the ranks share the links of their nodes.
@@ -412,8 +416,9 @@ impl Rank<'_> {
             let prices = pairs.map(|(from, to)| self.setup.costs.send(from, to, bytes));
             self.timer.advance(Activity::Boundary, prices.fold(Seconds::ZERO, Seconds::max));
             let clock = Tensor::from_slice(&[self.timer.now().0]);
-            sends.push(self.timer.log().without(|| group.send(&clock, stage))?);
+            sent.push(self.timer.log().without(|| group.send(&clock, stage))?);
         }
+        sends.push_back(sent);
         Ok(())
     }
 

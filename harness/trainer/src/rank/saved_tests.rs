@@ -78,7 +78,7 @@ fn kept(model: &Model) -> f64 {
         let _guard = tch::no_grad_guard();
         let world = threads::world(1, Duration::from_secs(60)).remove(0);
         let rank = Rank::new(setup, Box::new(world), Device::Cpu, Timer::new(0, None)).unwrap();
-        let forward = || rank.forward(0, None, &mut Vec::new()).unwrap();
+        let forward = || rank.forward(0, None, &mut Default::default()).unwrap();
         // What libtorch allocates once.
         drop(forward());
         let before = in_use();
@@ -111,7 +111,7 @@ fn held(model: &Model, zero: Zero) -> [f64; 3] {
             rank.step()?;
             rank.step()?;
             let trained = now()?;
-            let saved = rank.forward(0, None, &mut Vec::new())?;
+            let saved = rank.forward(0, None, &mut Default::default())?;
             let kept = now()? - trained;
             drop(saved);
             Ok([built, trained - built, kept])
