@@ -5,7 +5,6 @@ use workloads::{Bytes, Seconds};
 
 use crate::Storage;
 use crate::iteration::moved::{Collective, Communication};
-use crate::iteration::state;
 use crate::plan::placement::Placement;
 use crate::plan::{Plan, Zero};
 use crate::price::cost::CostModel;
@@ -57,7 +56,7 @@ impl Copies<'_> {
         let of = |exchange| match exchange {
             Exchange::Sum { placement, expert, bytes } => {
                 let ranks = self.holders(placement, expert).collect();
-                vec![Communication { collective: state::reduction(self.plan), ranks, bytes, own: bytes }]
+                vec![Communication { collective: Collective::AllReduce, ranks, bytes, own: bytes }]
             }
             Exchange::Shards { gradients, weights } => {
                 let both = [gradients, weights].map(|each| each * (group.len() - 1) as f64);
@@ -84,7 +83,7 @@ impl Copies<'_> {
             match exchange {
                 Exchange::Sum { placement, expert, bytes } => {
                     let group = costs.group_of(self.holders(placement, expert));
-                    let time = state::time(costs, state::reduction(plan), &group, bytes);
+                    let time = costs.all_reduce(&group, bytes);
                     placement.ranks_of(expert).for_each(|rank| of_rank[rank] += time);
                 }
                 Exchange::Shards { gradients, weights } => {
@@ -109,7 +108,7 @@ impl Copies<'_> {
         let own =
             |&(moe, _): &(&Moe, &Placement)| moe.expert_parameters() as f64 * moe.experts as f64 / chosen.ep as f64;
         let bytes = Bytes(layers.iter().map(own).sum::<f64>() * costs.gradient_bytes());
-        (with_copies - state::time(costs, state::reduction(plan), &replicas, bytes)).max(Seconds::ZERO)
+        (with_copies - costs.all_reduce(&replicas, bytes)).max(Seconds::ZERO)
     }
 
     /// What all ranks together send for these sums beyond what they send under `chosen`. A ring of n ranks sends the whole 2 (n - 1) times.
@@ -178,6 +177,14 @@ mod tests {
         let replicas = |bytes| costs.all_reduce(&costs.group(0..4, 2), bytes);
         let expected = costs.all_reduce(&costs.group(0..4, 1), gradients(1.0)) + replicas(gradients(1.0)) * 2.0
             - replicas(gradients(2.0));
+        // Where replicas share optimizer state, theirs is a reduce-scatter and a gather of weights: as long.
+        for zero in [Zero::Off, Zero::Optimizer] {
+            let plan = Plan { dp: 4, ep: 2, expert_dp: 2, zero, ..Plan::default() };
+            let layers = vec![(&moe, &placed)];
+            let of = Copies { plan: &plan, costs: &costs, stage: 0, storage: Storage::Slots, layers };
+            assert_eq!(of.beyond_replicas(&plan), beyond(2, &placed), "{zero:?}");
+            assert!(of.communications().unwrap().iter().all(|of| of.collective == Collective::AllReduce));
+        }
         let found = beyond(2, &placed);
         assert!((found - expected).0.abs() < 1e-9 * expected.0 && expected > Seconds::ZERO, "{found:?} {expected:?}");
     }

@@ -39,6 +39,7 @@ use crate::plan::slots::{SlotState, layers_of};
 use crate::price::Moved;
 use crate::price::cost::CostModel;
 use crate::price::ledger::{Ledger, Phase};
+use crate::price::network::Group;
 use crate::program::Direction;
 use crate::{Plan, Policy, Storage, Zero};
 
@@ -221,7 +222,8 @@ impl Evaluation<'_> {
     fn evaluate_within(&self, limit: Limit, recorder: &mut Recorder) -> Result<Timing, Exceeded> {
         let tails = if limit == Limit::NONE { Vec::new() } else { self.tails() };
         let all = self.plan.micro_batches(self.job);
-        let (lanes, micro_batches) = self.sampled(all);
+        let (groups, micro_batches) = self.sampled(all);
+        let lanes = groups.len();
         let mut stages = vec![StageSum::default(); self.plan.pp];
         let mut peak = Peak::default();
         let mut memory = match self.job.scope {
@@ -230,8 +232,7 @@ impl Evaluation<'_> {
         };
         let mut workspace = Workspace::new(self.job);
         let mut replicas = Vec::new();
-        for sampled in 0..lanes {
-            let group = sampled * self.plan.expert_dp / lanes;
+        for group in groups {
             let mut lane = Lane::new(self, group, micro_batches, recorder.watch());
             let exceeded = |lane: &Lane| limit.exceeded_by(lane, &tails, all - micro_batches);
             if !lane.run(&mut workspace, |lane| exceeded(lane).is_some()) {
@@ -282,15 +283,30 @@ impl Evaluation<'_> {
         (0..pp).map(|index| self.update(index, &stages, &mut Ledger::default(), &mut nobody)).collect()
     }
 
-    /// How many lanes, and how many of `all` micro-batches, are evaluated.
-    fn sampled(&self, all: usize) -> (usize, usize) {
-        let lanes = self.plan.expert_dp;
+    /// Which lanes, and how many of `all` micro-batches, are evaluated. Of a sample, every way in which lanes lie in the network is one.
+    fn sampled(&self, all: usize) -> (Vec<usize>, usize) {
+        let Plan { pp, vp, ep, expert_dp: lanes, .. } = *self.plan;
         match self.coverage {
-            Coverage::Full => (lanes, all),
+            Coverage::Full => ((0..lanes).collect(), all),
             Coverage::Sample => {
-                let Plan { pp, vp, .. } = *self.plan;
+                let number = (SAMPLED_RANKS / ep).clamp(1, lanes);
+                let mut sample: Vec<usize> = (0..number).map(|index| index * lanes / number).collect();
+                if !self.costs.groups_lie_alike(ep) {
+                    let place = |lane: usize| -> Vec<Group> {
+                        (0..pp).map(|stage| self.costs.group(self.plan.expert_group(stage, lane), 1)).collect()
+                    };
+                    let mut seen: Vec<Vec<Group>> = sample.iter().map(|&lane| place(lane)).collect();
+                    for lane in 0..lanes {
+                        let place = place(lane);
+                        if !seen.contains(&place) {
+                            seen.push(place);
+                            sample.push(lane);
+                        }
+                    }
+                    sample.sort_unstable();
+                }
                 let steady = if vp == 1 { pp + STEADY_MICRO_BATCHES } else { 2 * pp };
-                ((SAMPLED_RANKS / self.plan.ep).clamp(1, lanes), all.min(steady))
+                (sample, all.min(steady))
             }
         }
     }

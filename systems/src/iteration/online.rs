@@ -8,12 +8,14 @@ use thiserror::Error;
 use workloads::model::{Block, Moe};
 use workloads::{Bytes, Seconds};
 
+use crate::plan::memory;
 use crate::plan::placement::Move;
 use crate::{CostModel, Decision, Job, LoadHistory, Placement, Plan, Policy};
 
 /// A policy and all that it may see.
 pub struct Online {
     policy: Box<dyn Policy>,
+    plan: Plan,
     history: LoadHistory,
 }
 
@@ -75,9 +77,9 @@ impl fmt::Display for PlacementSize {
 }
 
 impl Online {
-    /// A policy before the first iteration.
-    pub fn new(policy: Box<dyn Policy>) -> Self {
-        Self { policy, history: LoadHistory::default() }
+    /// A policy before the first iteration of training under the plan, as it is evaluated.
+    pub fn new(policy: Box<dyn Policy>, plan: Plan) -> Self {
+        Self { policy, plan, history: LoadHistory::default() }
     }
 
     /// The policy, for the programs of layers.
@@ -108,7 +110,8 @@ impl Online {
         if let Some(placed) = placement.as_ref().map(PlacementSize::of).filter(|placed| *placed != expected) {
             return Err(WrongPlacement { layer, placed, expected });
         }
-        let expert_bytes = Bytes(moe.expert_parameters() as f64 * self.policy.migrated_bytes_per_parameter());
+        let of_parameter = memory::migrated(&self.plan, self.policy.migrated_bytes_per_parameter());
+        let expert_bytes = Bytes(moe.expert_parameters() as f64 * of_parameter);
         let migration = |placement| Migration { moves: now.moves_to(&placement), placement, expert_bytes };
         let steps = (now.experts_in_slots().len() * now.ranks()) as u64;
         Ok(Decided { steps, migration: placement.map(migration) })
@@ -138,6 +141,7 @@ impl Migration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Zero;
 
     const MOE: Moe = Moe::plain(8, 4, 8, 4);
 
@@ -154,20 +158,24 @@ mod tests {
     #[test]
     fn a_decision_stays_or_moves() {
         let (now, next) = (Placement::identity(4, 2), Placement::new(vec![0, 2, 1, 3], 2).unwrap());
-        let mut online = Online::new(Box::new(Told(next.clone())));
-        online.remember(vec![vec![1; 4]]);
-        let decided = online.decide(0, &MOE, &now).unwrap();
-        assert_eq!(decided.steps, 8);
-        let migration = decided.migration.unwrap();
-        assert_eq!((migration.moves.len(), &migration.placement), (2, &next));
-        assert_eq!(migration.expert_bytes, Bytes(14.0 * (2.0 * 4.0 * 8.0 + 8.0 + 4.0)));
-        assert_eq!(online.decide(0, &MOE, &next), Ok(Decided { steps: 8, migration: None }));
+        // Weights, and optimizer state, of which four replicas leave each a quarter under ZeRO 1.
+        for (zero, bytes) in [(Zero::Off, 14.0), (Zero::Optimizer, 5.0), (Zero::Weights, 3.5)] {
+            let plan = Plan { zero, expert_dp: 4, ..Plan::default() };
+            let mut online = Online::new(Box::new(Told(next.clone())), plan);
+            online.remember(vec![vec![1; 4]]);
+            let decided = online.decide(0, &MOE, &now).unwrap();
+            assert_eq!(decided.steps, 8);
+            let migration = decided.migration.unwrap();
+            assert_eq!((migration.moves.len(), &migration.placement), (2, &next));
+            assert_eq!(migration.expert_bytes, Bytes(bytes * (2.0 * 4.0 * 8.0 + 8.0 + 4.0)));
+            assert_eq!(online.decide(0, &MOE, &next), Ok(Decided { steps: 8, migration: None }));
+        }
     }
 
     #[test]
     fn a_placement_of_other_experts_or_slots_is_refused() {
         let refused = |next: Placement, placed: &str| {
-            let mut online = Online::new(Box::new(Told(next)));
+            let mut online = Online::new(Box::new(Told(next)), Plan::default());
             online.remember(vec![vec![1; 4]]);
             let error = online.decide(3, &MOE, &Placement::identity(4, 2)).unwrap_err().to_string();
             let expected = "expected 4 experts on 2 ranks of 2 slots";

@@ -94,10 +94,10 @@ pub enum Failure {
 impl<'a> Run<'a> {
     /// A run at its start, experts in order.
     pub fn new(job: &'a Job, costs: &'a CostModel, system: &dyn System, plan: Plan) -> Self {
-        let online = Online::new(system.policy(job, &plan));
-        let chosen = plan;
-        let apart = chosen.keeps_copies_equal(online.policy()).err();
-        let Start { plan, placements } = Start::new(job, &chosen, online.policy());
+        let (policy, chosen) = (system.policy(job, &plan), plan);
+        let apart = chosen.keeps_copies_equal(policy.as_ref()).err();
+        let Start { plan, placements } = Start::new(job, &chosen, policy.as_ref());
+        let online = Online::new(policy, plan);
         let migrated = vec![vec![Bytes::ZERO; plan.ep]; plan.pp];
         let moved = vec![0; placements.len()];
         Self { job, costs, chosen, plan, apart, online, placements, gathered: 0, gathered_last: 0, migrated, moved }

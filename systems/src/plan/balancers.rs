@@ -19,7 +19,7 @@ use crate::iteration::{Charge, Coverage, Evaluation, Limit, Peak, Start};
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
 use crate::plan::search::{self, Candidate, Estimate, PerformanceModel};
-use crate::plan::{Plan, PlanError};
+use crate::plan::{Plan, PlanError, memory};
 use crate::price::cost::CostModel;
 use crate::price::ledger::Ledger;
 use crate::program::Direction;
@@ -498,7 +498,8 @@ impl BalancerSearch<'_> {
 
     /// What a layer's experts take to their next places, spread over the iterations between placements.
     fn moving(&self, plan: &Plan, moe: &Moe, policy: &dyn Policy, from: &Placement, to: &Placement) -> Seconds {
-        let bytes = Bytes(moe.expert_parameters() as f64 * policy.migrated_bytes_per_parameter());
+        let of_parameter = memory::migrated(plan, policy.migrated_bytes_per_parameter());
+        let bytes = Bytes(moe.expert_parameters() as f64 * of_parameter);
         if bytes == Bytes::ZERO {
             return Seconds::ZERO;
         }

@@ -33,7 +33,14 @@ pub const STATE_BYTES_PER_PARAMETER: f64 = WEIGHT_BYTES + GRADIENT_BYTES + OPTIM
 const UPDATE_BYTES: f64 = 4.0;
 
 /// What must move with an expert for training to go on unchanged: all of the above but the gradient.
-pub const MIGRATED_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0 + 8.0;
+pub const MIGRATED_BYTES_PER_PARAMETER: f64 = WEIGHT_BYTES + OPTIMIZER_BYTES;
+
+/// What a rank sends of a parameter of an expert that moves, where that takes `bytes` in all: weights first, then optimizer state, of both what replicas
+/// leave it.
+pub fn migrated(plan: &Plan, bytes: f64) -> f64 {
+    let weights = bytes.min(WEIGHT_BYTES);
+    weights / plan.expert_shares(Zero::Weights) + (bytes - weights) / plan.expert_shares(Zero::Optimizer)
+}
 
 /// The half-precision gradient becomes a single-precision one (6), is unscaled and checked (8), Adam reads gradient, master
 /// weight and moments and writes the last three (28), and the weight is written back in half precision (6).
@@ -302,10 +309,12 @@ impl StageMemory {
     /// With experts' slots as they are, instead of an equal part of the experts, `equal` parameters, on every rank.
     #[must_use]
     pub fn with_slots(mut self, plan: &Plan, equal: f64, slots: &SlotState) -> Self {
-        let more = (slots.parameters - equal) / plan.expert_shares();
-        let state = WEIGHT_BYTES + slots.gradient + OPTIMIZER_BYTES;
-        self.state.training += Bytes(more * state) + slots.bytes;
-        self.state.update += Bytes(more * (state + converted(slots.gradient))) + slots.bytes;
+        let more = |from| (slots.parameters - equal) / plan.expert_shares(from);
+        let state = more(Zero::Weights) * WEIGHT_BYTES
+            + more(Zero::Gradients) * slots.gradient
+            + more(Zero::Optimizer) * OPTIMIZER_BYTES;
+        self.state.training += Bytes(state) + slots.bytes;
+        self.state.update += Bytes(state + more(Zero::Optimizer) * converted(slots.gradient)) + slots.bytes;
         self
     }
 
@@ -487,11 +496,22 @@ mod tests {
                 recompute: Recompute::None,
             };
             let slots = SlotState { parameters: 15.0, gradient, bytes: Bytes(7.0) };
-            let sharded = Plan { expert_dp: 5, zero: Zero::Weights, ..Plan::default() };
-            for (plan, more) in [(Plan { expert_dp: 5, ..Plan::default() }, 5.0), (sharded, 1.0)] {
+            // How many parameters more there are of weights, of gradients and of what only the optimizer has.
+            for (zero, [weights, gradients, optimizer]) in [
+                (Zero::Off, [5.0, 5.0, 5.0]),
+                (Zero::Optimizer, [5.0, 5.0, 1.0]),
+                (Zero::Gradients, [5.0, 1.0, 1.0]),
+                (Zero::Weights, [1.0, 1.0, 1.0]),
+            ] {
+                let plan = Plan { expert_dp: 5, zero, ..Plan::default() };
                 let found = memory.clone().with_slots(&plan, 10.0, &slots).state;
-                let of = |each: f64| Bytes(each * (100.0 + more) + 7.0);
-                assert_eq!(found, StateMemory { training: of(training), update: of(update) });
+                let more = weights * 2.0 + gradients * gradient + optimizer * 12.0;
+                let converted = optimizer * (update - training);
+                let expected = StateMemory {
+                    training: Bytes(training * 100.0 + more + 7.0),
+                    update: Bytes(update * 100.0 + more + converted + 7.0),
+                };
+                assert_eq!(found, expected, "{zero:?}");
             }
         }
     }

@@ -315,9 +315,9 @@ impl Plan {
         self.dp * self.tp
     }
 
-    /// Into how many parts replicas of the same experts cut their weights, gradients and optimizer state: one unless all is sharded.
-    pub fn expert_shares(&self) -> f64 {
-        if self.zero == Zero::Weights { self.expert_dp as f64 } else { 1.0 }
+    /// Into how many parts replicas of the same experts cut what they shard from a stage on.
+    pub fn expert_shares(&self, from: Zero) -> f64 {
+        if self.zero >= from { self.expert_dp as f64 } else { 1.0 }
     }
 
     /// Chunks of all stages: what a micro-batch passes on its way through the model.

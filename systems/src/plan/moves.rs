@@ -3,9 +3,9 @@
 use workloads::model::Moe;
 use workloads::{Bytes, Seconds};
 
-use crate::plan::Plan;
 use crate::plan::job::Job;
 use crate::plan::placement::Placement;
+use crate::plan::{Plan, memory};
 use crate::price::cost::CostModel;
 use crate::program::Direction;
 
@@ -27,7 +27,7 @@ pub fn moves(job: &Job, plan: &Plan, costs: &CostModel, bytes_per_parameter: f64
         Moves {
             first: ranks.start,
             groups: plan.expert_dp,
-            expert: Bytes(moe.expert_parameters() as f64 * bytes_per_parameter),
+            expert: Bytes(moe.expert_parameters() as f64 * memory::migrated(plan, bytes_per_parameter)),
             entry: row(Direction::Forward)
                 + row(Direction::Backward)
                 + moe.entry_bytes() * 4.0 / costs.rank_bandwidth(&costs.group(ranks, 1)),

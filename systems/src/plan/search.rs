@@ -306,10 +306,12 @@ pub fn tuned(system: &dyn System, job: &Job, costs: &CostModel, plans: Vec<Plan>
     usable.into_iter().chain(unusable).collect()
 }
 
-/// As many of a stage's `ranks` as a set of experts can be spread over inside the fast domain.
+/// As many of a stage's `ranks` as a set of experts can be spread over so that every set is inside a fast domain.
 pub fn experts_in_domain(job: &Job, ranks: usize) -> usize {
     let divides = |ep: &usize| job.model.moe_layers().all(|moe| moe.experts.is_multiple_of(*ep));
-    divisors(ranks).filter(|&ep| ep <= job.cluster.gpus_per_node).filter(divides).max().unwrap_or(1)
+    let node = job.cluster.gpus_per_node;
+    let inside = |ep: &usize| job.gpus <= node || node.is_multiple_of(*ep);
+    divisors(ranks).filter(inside).filter(divides).max().unwrap_or(1)
 }
 
 /// Virtual stages that cut the blocks of each of `pp` stages into equal parts, 1 first; where blocks do not divide, those that
@@ -471,6 +473,47 @@ mod tests {
     fn job() -> Job {
         let model = Model::named("test", "gpt-tiny").unwrap();
         Job::new(model, Cluster::named("test", "inky").unwrap(), 8, Gate::NoDrop, 16)
+    }
+
+    /// Six of 60 experts' ranks would be on two nodes of eight in every fourth set; where all ranks are on one node, any set is inside it.
+    #[test]
+    fn sets_of_experts_stay_in_a_fast_domain() {
+        let model = Model::named("test", "qwen1.5-moe-a2.7b").unwrap();
+        let domain = |gpus: usize, node: usize| {
+            let cluster = Cluster { gpus_per_node: node, ..Cluster::named("test", "h100x8").unwrap() };
+            experts_in_domain(&Job::new(model.clone(), cluster, gpus, Gate::NoDrop, gpus), gpus)
+        };
+        assert_eq!([domain(24, 8), domain(24, 72), domain(120, 72), domain(6, 8)], [4, 12, 12, 6]);
+    }
+
+    /// What is slow may be one set of ranks alone, as none of the first is: the second of 64 ranks is on two nodes of 72.
+    #[test]
+    fn estimates_look_at_sets_that_lie_otherwise() {
+        let model = Model::named("test", "qwen3-30b-a3b").unwrap();
+        let job = Job::new(model, Cluster::named("test", "gb200x72").unwrap(), 128, Gate::NoDrop, 128);
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        let plan =
+            Plan { dp: 128, ep: 64, expert_dp: 2, zero: Zero::Weights, recompute: Recompute::Full, ..Plan::default() };
+        let (layers, experts) = (job.model.moe_layers().count(), 128);
+        let each = (job.model.blocks[0].tokens * job.top_k() / experts) as u32;
+        let profile = [BatchCounts::new(layers, 128, experts, vec![each; layers * 128 * experts])];
+        let (policy, placements) = (crate::Plain, plan.experts_in_order(&job));
+        let estimate = PerformanceModel { job: &job, costs: &costs, profile: &profile };
+        let estimate = estimate.estimate(&plan, &policy, &placements).unwrap().step;
+        let charges = [Charge::default()];
+        let (batch, coverage) = (&profile[0], Coverage::Full);
+        let evaluation = Evaluation {
+            job: &job,
+            plan: &plan,
+            costs: &costs,
+            policy: &policy,
+            placements: &placements,
+            batch,
+            charges: &charges,
+            coverage,
+        };
+        let all = evaluation.run().step;
+        assert!((estimate.0 / all.0 - 1.0).abs() < 1e-6, "{estimate:?} for {all:?}");
     }
 
     /// Of plans that do not fit, the one that lacks least is told, and stands first among those that are ranked.

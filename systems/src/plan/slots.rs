@@ -5,10 +5,10 @@ use workloads::model::{HALF, Moe};
 use workloads::{Bytes, Cluster};
 
 use crate::Storage;
-use crate::plan::Plan;
 use crate::plan::job::Job;
 use crate::plan::memory::{OPTIMIZER_BYTES, gradient_bytes};
 use crate::plan::placement::Placement;
+use crate::plan::{Plan, Zero};
 
 /// A half-precision weight, and a gradient that is summed in single precision on its way home.
 const COPY_BYTES_PER_PARAMETER: f64 = 2.0 + 4.0;
@@ -48,9 +48,9 @@ impl SlotState {
             match storage {
                 // The trainer's layers have slots for copies of their own, with weights and gradients, and shards of optimizer state have both
                 // beside those in slots. Gradients on their way from copies are left out.
-                Storage::Slots if counted && plan.expert_shares() > 1.0 => {
+                Storage::Slots if counted && plan.expert_shares(Zero::Weights) > 1.0 => {
                     // Replicas keep an equal part of all slots, of copies, too; those of one layer are whole.
-                    state.bytes += Bytes((all - filled) * (held + OPTIMIZER_BYTES) / plan.expert_shares());
+                    state.bytes += Bytes((all - filled) * (held + OPTIMIZER_BYTES) / plan.expert_shares(Zero::Weights));
                     room = room.max(Bytes((all - filled) * held));
                 }
                 Storage::Slots if counted => state.bytes += Bytes((all - filled) * held),

@@ -110,6 +110,11 @@ impl CostModel {
         Self { cluster: cluster.clone(), network: Network::new(cluster, gpus) }
     }
 
+    /// Whether all groups of `size` ranks, one after the other, lie in the network alike.
+    pub fn groups_lie_alike(&self, size: usize) -> bool {
+        self.network.lie_alike(size)
+    }
+
     /// `ranks`, spaced `stride` apart.
     pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
         self.network.group(ranks, stride)
@@ -462,7 +467,7 @@ impl CostModel {
 
     fn slowest_link(&self, group: &Group) -> BytesPerSecond {
         let intra = self.intra_both_ways();
-        group.uplink(self.node()).map_or(intra, |uplink| uplink.min(intra))
+        group.uplink(self.node(), self.port()).map_or(intra, |uplink| uplink.min(intra))
     }
 }
 

@@ -51,6 +51,11 @@ impl Network {
         Self { gpus, tiers: tiers.iter().map(|&(ranks, slowness)| Tier { ranks, slowness }).collect() }
     }
 
+    /// Whether all sets of `size` ranks, one after the other, lie in the network alike: none in several units of a tier of which it does not fill each.
+    pub fn lie_alike(&self, size: usize) -> bool {
+        self.tiers.iter().all(|tier| tier.ranks.is_multiple_of(size) || size.is_multiple_of(tier.ranks))
+    }
+
     /// `ranks`, spaced `stride` apart.
     pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
         self.group_of(ranks.step_by(stride))
@@ -133,10 +138,12 @@ impl Group {
         self.tiers().map(of_tier).reduce(f64::max).map(|weight| node / weight)
     }
 
-    /// The bandwidth of the group's part of its slowest uplink, where a node's whole network has `node`; none on one node.
-    pub fn uplink(&self, node: BytesPerSecond) -> Option<BytesPerSecond> {
-        let slowest = self.tiers().flat_map(|(_, weights)| weights).copied().reduce(f64::max);
-        slowest.map(|weight| node / weight)
+    /// The bandwidth of the group's part of its slowest uplink, where a node's whole network has `node` and a GPU's port `port`; none on one node.
+    pub fn uplink(&self, node: BytesPerSecond, port: BytesPerSecond) -> Option<BytesPerSecond> {
+        let (of_ranks, _) = self.tiers().next()?;
+        let fewest = of_ranks.chunk_by(|a, b| a == b).map(<[usize]>::len).min()?;
+        let slowest = self.tiers().flat_map(|(_, weights)| weights).copied().reduce(f64::max)?;
+        Some((node / slowest).min(BytesPerSecond(port.0 * fewest as f64)))
     }
 }
 
@@ -165,6 +172,23 @@ mod tests {
         assert_eq!(weights(24, &nodes_of(8), 0..17, 16), [[8.0, 0.0, 8.0]]);
     }
 
+    /// The ninth of nine ranks has a node's whole network to itself, which it reaches by its own port.
+    #[test]
+    fn ranks_bring_no_more_than_their_ports() {
+        let uplink = |gpus: usize| {
+            let network = Network::of_tiers(gpus, &[(8, 1.0)]);
+            network.group(0..gpus, 1).uplink(BytesPerSecond(80.0), BytesPerSecond(10.0)).map(|rate| rate.0)
+        };
+        assert_eq!([uplink(8), uplink(9), uplink(12), uplink(16)], [None, Some(10.0), Some(40.0), Some(80.0)]);
+    }
+
+    #[test]
+    fn sets_that_fit_into_nodes_lie_alike() {
+        let network = Network::of_tiers(48, &[(12, 1.0), (24, 2.0)]);
+        assert!([1, 4, 6, 12, 24, 48].into_iter().all(|size| network.lie_alike(size)));
+        assert!(![5, 8, 16, 36].into_iter().any(|size| network.lie_alike(size)));
+    }
+
     #[test]
     fn tiers_count_where_they_are_crossed() {
         let tiers = [(2, 1.0), (4, 0.5), (8, 3.0)];
@@ -178,7 +202,8 @@ mod tests {
             [vec![2.0; 5], vec![0.5 * 4.0, 0.5 * 2.0, 0.5 * 2.0], vec![3.0 * 8.0 / 3.0, 3.0 * 2.0]]
         );
         assert_eq!([group.crossed(0, 1), group.crossed(1, 2), group.crossed(2, 3)], [2, 1, 3]);
-        assert_eq!(group.uplink(BytesPerSecond(8.0)), Some(BytesPerSecond(1.0)));
+        let port = BytesPerSecond(9.0);
+        assert_eq!(group.uplink(BytesPerSecond(8.0), port), Some(BytesPerSecond(1.0)));
         // Eight ranks share the slowest tier's first uplink, which has a third of a node's network.
         assert_eq!(group.rank_uplink(BytesPerSecond(24.0)), Some(BytesPerSecond(1.0)));
         assert_eq!(

@@ -13,7 +13,7 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use systems::iteration::online::Online;
 use systems::zoo::smartmoe;
-use systems::{Placement, RoutingCounts};
+use systems::{Placement, Plan, RoutingCounts};
 use workloads::Cluster;
 use workloads::csv_file::Positive;
 use workloads::trace::RoutingTrace;
@@ -138,7 +138,7 @@ impl Series<'_> {
     pub fn predict(&self, cluster: &Cluster, rhythm: Rhythm) -> Vec<PredictedStep> {
         let mut placement = self.identity();
         let moe = self.reader.shape.moe(placement.experts());
-        let mut online = Online::new(smartmoe::LAST_ITERATION.online(rhythm.every));
+        let mut online = Online::new(smartmoe::LAST_ITERATION.online(rhythm.every), Plan::default());
         let in_order = self.predict_static(cluster);
         let mut steps = Vec::with_capacity(self.samples.len());
         for (index, (sample, in_order)) in self.samples.iter().zip(in_order).enumerate() {

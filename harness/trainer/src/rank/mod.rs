@@ -83,7 +83,7 @@ impl<'a> Rank<'a> {
         Ok(Self {
             groups: Groups::new(world, &plan, policy.storage())?,
             stage: Stage::new(setup, (&start, policy.storage()), (stage_number, position), device),
-            online: Online::new(policy),
+            online: Online::new(policy, plan),
             plan,
             iteration: 0,
             setup,
