@@ -17,8 +17,8 @@ use systems::zoo::{eplb, flexmoe, laer, microep, quota, symi};
 use systems::{
     CostModel, Decision, LayerProgram, LoadHistory, Placement, Plan, Policy, RoutingCounts, Storage, System,
 };
-use workloads::Bytes;
 use workloads::model::Moe;
+use workloads::{Bytes, Seconds};
 
 use crate::support::{batch, close, cluster, job, model, plan, simulate, total};
 
@@ -119,6 +119,15 @@ fn copies_take_what_their_bytes_take_on_the_busiest_port() {
         close(priced.moved[1].time.0, 4.0 * 3.0 + parameters * (2.0 + 4.0) / bandwidth);
         // 40 entries an expert: those of expert 0 over three ranks, of expert 2 over two.
         assert_eq!(priced.computed_rows, [14 + 20, 40 + 13, 20, 40 + 13]);
+        // Behind a forward pass that is run again, weights are with the copies, and gradients alone return.
+        let mut again = priced.clone();
+        again.after_recomputation(&program);
+        let task = program.backward.iter().position(|task| task.op == Op::CopyWeights).unwrap();
+        for (index, (found, before)) in again.backward.iter().zip(&priced.backward).enumerate() {
+            assert_eq!(*found, if index / 4 == task { Seconds::ZERO } else { *before });
+        }
+        assert_eq!((again.forward, again.moved[0]), (priced.forward, priced.moved[0]));
+        assert_eq!(again.moved[1].bytes, bytes(4.0));
     };
     // First, rank 0 sends halves of expert 0 to ranks 1, inside its node, and 3, and rank 2 sends expert 2 to rank 0, so that its node gets one
     // expert and sends a half. Then ranks 1 and 3 send each other their halves. Gradients return the same way.

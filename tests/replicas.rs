@@ -417,10 +417,10 @@ fn shards_of_replicas_apart_are_refused() {
     }
 }
 
-/// Blocks run again before their backward pass, and their copies are made again.
+/// Blocks run again before their backward pass, which finds the copies that they have made.
 #[test]
 fn copies_are_made_again_where_blocks_are_recomputed() {
-    for system in [&quota::MOONEP as &'static dyn System, &laer::Laer] {
+    for system in [&quota::MOONEP as &'static dyn System, &quota::ULTRAEP, &laer::Laer] {
         let asked = driven(system, [1, 4, 1, 4, 1]);
         let plan = Plan { recompute: Recompute::Full, ..asked.plan };
         let apart = difference(&Asked { plan, ..asked }.train().unwrap(), &REFERENCE);

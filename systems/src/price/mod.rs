@@ -75,17 +75,17 @@ impl LayerPrice {
         }
     }
 
-    /// Where the program's forward pass is run again right before its backward pass: this one finds the experts restored.
+    /// Where the program's forward pass is run again right before its backward pass: this one finds weights in their slots.
     pub fn after_recomputation(&mut self, program: &LayerProgram) {
         let ranks = self.computed_rows.len();
-        if program.restores() {
+        if program.fills_slots() {
             let [_, issue] = &mut self.issue;
-            for (index, _) in program.backward.iter().enumerate().filter(|(_, task)| task.op == Op::Unshard) {
+            for (index, _) in program.backward.iter().enumerate().filter(|(_, task)| task.op.fills_slots()) {
                 let of_task = index * ranks..(index + 1) * ranks;
                 self.backward[of_task.clone()].fill(Seconds::ZERO);
                 issue.get_mut(of_task).into_iter().for_each(|issue| issue.fill(Issue::default()));
             }
-            // As much as the forward pass restores.
+            // As much as the forward pass brings.
             let [forward, backward] = &mut self.moved;
             backward.bytes = backward.bytes - forward.bytes;
             backward.time = backward.time - forward.time;
@@ -164,7 +164,7 @@ impl Setting<'_> {
             scratch.returned = returns.each_ref().map(|of| (!of.is_empty()).then(|| traffic(of)));
             scratch.copying = [&rounds[..], &returns].map(|rounds| calls_of(rounds, slots));
         }
-        if program.split.of_parts() && program.restores() {
+        if program.split.of_parts() && program.fills_slots() {
             let pairs = holders(placement).into_iter().map(|(from, to)| (from, to, 1));
             scratch.parts = Some(scratch.table.between(pairs, self.place));
         } else {

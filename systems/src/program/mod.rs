@@ -244,6 +244,11 @@ impl Op {
         }
     }
 
+    /// Whether weights come to slots by it.
+    pub fn fills_slots(&self) -> bool {
+        matches!(self, Op::Unshard | Op::CopyWeights)
+    }
+
     /// Its name in a timeline.
     pub fn name(&self) -> &'static str {
         match self {
@@ -336,10 +341,10 @@ impl LayerProgram {
         self
     }
 
-    /// Whether the forward pass restores experts from shards. A backward pass that follows at once, as behind a full recomputation, finds
-    /// them in their slots and restores nothing.
-    pub fn restores(&self) -> bool {
-        self.forward.iter().any(|task| task.op == Op::Unshard)
+    /// Whether the forward pass restores experts from shards or brings weights to copies. A backward pass that follows at once, as behind a full
+    /// recomputation, finds them in their slots and brings nothing.
+    pub fn fills_slots(&self) -> bool {
+        self.forward.iter().any(|task| task.op.fills_slots())
     }
 
     /// Whether a task of the forward pass puts rows into order; otherwise that is done with the gate.

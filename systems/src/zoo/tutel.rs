@@ -294,9 +294,9 @@ mod tests {
             policy.program(0, &counts, &policy.first_placement(0, &moe, 8))
         };
         let cut = chosen(8192, 16);
-        assert!(cut.split == Split::Parts && !cut.restores() && cut.shadowed.is_empty());
+        assert!(cut.split == Split::Parts && !cut.fills_slots() && cut.shadowed.is_empty());
         let whole = chosen(1024, 4096);
-        assert!(whole.split == Split::BySource && whole.restores());
+        assert!(whole.split == Split::BySource && whole.fills_slots());
     }
 
     /// Entries of a rank go to one copy of each expert, or to all of them.

@@ -97,8 +97,8 @@ pub struct Saved {
     outputs: Tensor,
     experts: SlotsSaved,
     shadows: Vec<Shadow>,
-    /// Whether experts that the forward pass restored from shards are in their slots still.
-    restored: bool,
+    /// Whether what the forward pass restored from shards or brought to copies is in its slots still.
+    filled: bool,
     /// Weights of copies for the backward pass, where they are on their way already.
     ahead: Option<Vec<Pending>>,
     /// Under a virtual clock.
@@ -114,7 +114,7 @@ impl Saved {
     /// Of a forward pass that was run again for the backward pass that follows.
     #[must_use]
     pub fn recomputed(mut self) -> Self {
-        self.restored = self.program.restores();
+        self.filled = self.program.fills_slots();
         if let Some(price) = &mut self.price {
             price.after_recomputation(&self.program);
         }
@@ -192,9 +192,9 @@ impl Layer {
             times.replay(site.timer, site.group, (&program.forward, program.steps), &price.forward)?;
         }
         stats.copied = program.shadowed.len() + program.copies.len();
-        let (restored, ahead) = (false, None);
+        let (filled, ahead) = (false, None);
         let experts = saved;
-        let saved = Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, ahead, price };
+        let saved = Saved { program, splits, transfers, routing, outputs, experts, shadows, filled, ahead, price };
         Ok((result, saved, stats))
     }
 
@@ -204,13 +204,13 @@ impl Layer {
     /// As for [`Self::forward`].
     pub fn backward(&self, site: &MoeSite, saved: Saved, gradient: &Tensor) -> Result<Tensor, TrainError> {
         let timer = PassTimer::start(site.timer);
-        let Saved { program, splits, transfers, routing, outputs, experts, shadows, restored, ahead, price } = saved;
+        let Saved { program, splits, transfers, routing, outputs, experts, shadows, filled, ahead, price } = saved;
         if self.experts.is_returning() {
             timer.wait(Op::ReturnGrad, || self.experts.settle(site.group))?;
         }
         let [of_rows, of_weights] = routing.unpermute_backward(gradient, &outputs);
 
-        let local = Local { restored, ..self.local(site, &splits, &transfers) };
+        let local = Local { filled, ..self.local(site, &splits, &transfers) };
         let kernel = Backward { saved: experts, in_parts: splits.parts > 1 };
         let mut pass = Pass::new(local, kernel, of_rows, shadows).with_copies(ahead);
         execute(&program.backward, &mut pass, &timer)?;
@@ -339,7 +339,7 @@ impl Layer {
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {
         let (&MoeSite { group, shards, next, .. }, Self { experts, placement, .. }) = (site, self);
-        Local { group, shards, experts, placement, next, splits, transfers, restored: false }
+        Local { group, shards, experts, placement, next, splits, transfers, filled: false }
     }
 
     /// The prices of the program's tasks, under a virtual clock.

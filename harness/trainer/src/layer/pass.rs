@@ -71,8 +71,8 @@ pub(super) struct Local<'a> {
     pub(super) next: Option<&'a Layer>,
     pub(super) splits: &'a Splits,
     pub(super) transfers: &'a Transfers,
-    /// Whether the pass before has left the experts that the program restores from shards in their slots.
-    pub(super) restored: bool,
+    /// Whether the pass before has left weights that the program brings to slots in these.
+    pub(super) filled: bool,
 }
 
 /// `[step][slot]`: saved for backward.
@@ -159,10 +159,10 @@ impl<'a, K: Kernel> Pass<'a, K> {
     /// # Errors
     /// A peer that died; a program that sends what is not computed yet.
     pub(super) fn issue(&mut self, op: Op) -> Result<Vec<Pending>, TrainError> {
-        let Local { splits, transfers, group, experts, placement, restored, .. } = self.local;
+        let Local { splits, transfers, group, experts, placement, filled, .. } = self.local;
         if let Some(parts) = &experts.parts {
             match op {
-                Op::Unshard if restored => return Ok(Vec::new()),
+                Op::Unshard if filled => return Ok(Vec::new()),
                 Op::Unshard => return Ok(vec![parts.gather(&parts.bucket.weights, placement, group)?]),
                 Op::Reshard => return Ok(vec![parts.scatter(experts, placement, group)?]),
                 _ => {}
@@ -178,6 +178,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             Op::ScatterGrads => splits.shadows.iter().map(|shadow| self.reduce(shadow.expert)).collect(),
             Op::CopyWeights => match self.ahead.take() {
                 Some(ahead) => Ok(ahead),
+                None if filled => Ok(Vec::new()),
                 None => Ok(vec![transfers.weights(experts, group)?]),
             },
             // No task waits for it: it ends in the passes that follow.
@@ -187,7 +188,7 @@ impl<'a, K: Kernel> Pass<'a, K> {
             }
             Op::Unshard => {
                 let shards = self.shards()?;
-                if !restored {
+                if !filled {
                     shards.restore(&experts.bucket, placement, self.local.shards)?;
                 }
                 Ok(shards.under_way())
