@@ -110,6 +110,11 @@ impl CostModel {
         Self { cluster: cluster.clone(), network: Network::new(cluster, gpus) }
     }
 
+    /// `[rank]` of a group of `size` ranks, as all of the job are in: its node, the same in every group.
+    pub fn nodes_of_groups(&self, size: usize) -> Vec<usize> {
+        self.network.nodes_of_sets(size)
+    }
+
     /// Whether all groups of `size` ranks, one after the other, lie in the network alike.
     pub fn groups_lie_alike(&self, size: usize) -> bool {
         self.network.lie_alike(size)

@@ -56,6 +56,18 @@ impl Network {
         self.tiers.iter().all(|tier| tier.ranks.is_multiple_of(size) || size.is_multiple_of(tier.ranks))
     }
 
+    /// `[rank]` of a set: its node, where the job's ranks are in sets of that size, one after the other. Ranks are of one node that are so in every set.
+    pub fn nodes_of_sets(&self, size: usize) -> Vec<usize> {
+        let node = self.tiers[0].ranks;
+        let begins = |at: &usize| *at > 0 && (*at..self.gpus).step_by(size).any(|rank| rank.is_multiple_of(node));
+        (0..size)
+            .scan(0, |number, at| {
+                *number += usize::from(begins(&at));
+                Some(*number)
+            })
+            .collect()
+    }
+
     /// `ranks`, spaced `stride` apart.
     pub fn group(&self, ranks: Range<usize>, stride: usize) -> Group {
         self.group_of(ranks.step_by(stride))
@@ -180,6 +192,16 @@ mod tests {
             network.group(0..gpus, 1).uplink(BytesPerSecond(80.0), BytesPerSecond(10.0)).map(|rate| rate.0)
         };
         assert_eq!([uplink(8), uplink(9), uplink(12), uplink(16)], [None, Some(10.0), Some(40.0), Some(80.0)]);
+    }
+
+    #[test]
+    fn ranks_of_a_node_are_so_in_every_set() {
+        let nodes = |gpus: usize, size: usize| Network::of_tiers(gpus, &[(12, 1.0)]).nodes_of_sets(size);
+        assert_eq!(nodes(24, 4), [0; 4]);
+        assert_eq!(nodes(48, 24), [[0; 12], [1; 12]].concat());
+        // The second node begins with the fifth rank of the second set, which is the last.
+        assert_eq!(nodes(16, 8), [0, 0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(nodes(15, 5), [0, 0, 1, 1, 1]);
     }
 
     #[test]

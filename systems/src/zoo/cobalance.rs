@@ -123,7 +123,7 @@ impl Layered {
     fn new(setting: &Arc<Setting>, plan: &Plan, balancers: &Balancers) -> Self {
         let joined = balancers.layers.first().is_some_and(|balancer| balancer.joins_replicas());
         let ranks = if joined { plan.stage_ranks() } else { plan.ep };
-        let nodes = setting.costs.group(0..ranks, 1).nodes().to_vec();
+        let nodes = setting.costs.nodes_of_groups(ranks);
         Self {
             setting: Arc::clone(setting),
             plan: *plan,

@@ -75,8 +75,8 @@ impl System for FlexMoe {
         let every = plan.placement_every;
         match self.storage {
             Storage::Shards => {
-                let ranks = CostModel::new(&job.cluster, job.gpus).group(0..plan.stage_ranks(), 1);
-                Box::new(AdjustingShards { of: Adjusting { every }, nodes: ranks.nodes().to_vec(), sets: plan.ep })
+                let nodes = CostModel::new(&job.cluster, job.gpus).nodes_of_groups(plan.stage_ranks());
+                Box::new(AdjustingShards { of: Adjusting { every }, nodes, sets: plan.ep })
             }
             _ => Box::new(Adjusting { every }),
         }

@@ -43,7 +43,7 @@ impl System for Laer {
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
         let costs = CostModel::new(&job.cluster, job.gpus);
-        let nodes = costs.group(0..plan.stage_ranks(), 1).nodes().to_vec();
+        let nodes = costs.nodes_of_groups(plan.stage_ranks());
         let sets = if has_larger_set(job, plan) { plan.ep } else { plan.stage_ranks() };
         Box::new(Restoring { nodes, sets, prices: balancers::shard_prices(job, plan, &costs) })
     }

@@ -80,8 +80,8 @@ impl System for Quota {
     }
 
     fn policy(&self, job: &Job, plan: &Plan) -> Box<dyn Policy> {
-        let group = CostModel::new(&job.cluster, job.gpus).group(plan.expert_group(0, 0), 1);
-        Box::new(Replicating { rule: self.rule, nodes: group.nodes().to_vec() })
+        let nodes = CostModel::new(&job.cluster, job.gpus).nodes_of_groups(plan.ep);
+        Box::new(Replicating { rule: self.rule, nodes })
     }
 }
 
