@@ -201,6 +201,10 @@ fn bad_clusters() {
     check_cluster(&cluster_toml(0, &[]), &["gpus_per_node = 0", "at least 1"]);
     check_cluster(&cluster_toml(8, &[("gemm_rate", 0.0)]), &["gpu.gemm_rate.value = 0", "above 0"]);
     check_cluster(&cluster_toml(8, &[("call_start", -1.0)]), &["network.call_start.value = -1", "at least 0"]);
+    check_cluster(
+        &cluster_toml(8, &[("memory", 80.0), ("memory_reserved", 4e9)]),
+        &["gpu.memory_reserved.value = 4e9"],
+    );
     check_cluster(&cluster_toml(8, &[]).replace("gemm_rate", "gem_rate"), &["line 11", "unknown field `gem_rate`"]);
     check_cluster(&cluster_toml(8, &[]).replace("a test", ""), &["gpu.memory.source", "where the value comes from"]);
 }
@@ -212,7 +216,26 @@ fn folders_of_others() {
         check(arguments, &[(name, "not ours")], &["holds another run", "choose another --out, or --overwrite"]);
     }
     check(arguments, &[("run.json", "{}")], &["holds another run", "no run.json states what"]);
+    // What no run has written is nobody's to remove, whatever is asked for.
+    for name in ["figures/mine.pdf", "tables/mine.tex", "timelines/mine.json", "summary.csv"] {
+        for arguments in [arguments, &format!("{arguments} --overwrite")] {
+            check(arguments, &[(name, "mine")], &["of no run", "choose another --out"]);
+        }
+    }
+    check("run paper --trace trace.parquet --out .", &[("README.md", "mine")], &["README.md: is there already"]);
     check("run smoke --trace trace.parquet --out trace.parquet", &[], &["trace.parquet/run.json: cannot be written"]);
+}
+
+#[test]
+fn a_cluster_that_is_there_is_not_replaced() {
+    let expected = ["m.toml: is there already: --overwrite"];
+    check("calibrate network --cluster h100x8 --nccl-tests t.txt --out m.toml", &[("m.toml", "mine")], &expected);
+}
+
+#[test]
+fn parts_are_no_whole_numbers() {
+    check("compare a b --fail-above 5", &[], &["--fail-above", "5% or 0.05"]);
+    check("compare a --write-bands b.toml --within 200%", &[], &["--within", "less than 100%"]);
 }
 
 /// Without libtorch, what needs it says how to get it.

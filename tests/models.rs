@@ -15,6 +15,8 @@ fn a_config_becomes_a_model_that_runs() {
     let printed = folder.succeed("import-model config.json");
     assert!(printed.starts_with("name = \"mini-8x1m\""), "{printed}");
     let said = folder.succeed("import-model config.json --out m.toml --name mini --sequence-length 16");
+    let again = "import-model config.json --out m.toml --name other --sequence-length 16";
+    folder.refuse(again, &["m.toml: is there already: --overwrite"]);
     assert!(said.contains("m.toml: mini: 0.00e9 parameters") && said.contains("per token of 16"), "{said}");
     folder.write("c.toml", &cluster_toml(8, &[]));
     small_trace(&folder);

@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
     };
     if let Err(Failure::Input(error) | Failure::Run(error)) = &result {
-        eprintln!("error: {error:#}");
+        crate::output::say(format_args!("error: {error:#}"));
     }
     let status = result.map_or_else(|failure| failure.status(), |()| 0);
     #[cfg(feature = "train")]

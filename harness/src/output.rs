@@ -19,6 +19,11 @@ pub fn refuse_to_replace(path: &Path, overwrite: bool) -> Result<()> {
     Ok(())
 }
 
+/// Says something on standard error, if that can be written: what cannot be said ends nothing.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Locked standard output that a reader may stop reading.
 pub struct Output(StdoutLock<'static>);
 

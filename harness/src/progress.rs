@@ -25,7 +25,7 @@ pub(crate) fn shown<T>(length: u64, work: impl FnOnce(&ProgressBar) -> T) -> T {
         let (started, position) = (Instant::now(), || bar.position());
         scope.spawn(move || {
             while end.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{}", line(position(), length, started.elapsed()));
+                crate::output::say(format_args!("{}", line(position(), length, started.elapsed())));
             }
         });
         let done = work(&bar);

@@ -86,7 +86,9 @@ fn change(before: &SummaryRow, now: &SummaryRow, paired: bool) -> What {
     };
     let times = [old.mean, new.mean];
     // The time now over that before is how much faster the run before was.
-    match paired.then(|| Speedup::new(&now.series, &before.series)).flatten() {
+    // As many of both: the times beside the ratio are of the same iterations.
+    let steps = |row: &SummaryRow| row.series.iter().map(|series| series.steps.len()).collect::<Vec<_>>();
+    match (paired && steps(before) == steps(now)).then(|| Speedup::new(&now.series, &before.series)).flatten() {
         Some(ratio) => What::Times { times, ratio: ratio.by_totals, interval: ratio.spread },
         None => What::Times { times, ratio: new.mean / old.mean, interval: None },
     }

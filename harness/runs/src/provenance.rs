@@ -183,7 +183,7 @@ impl Provenance {
         Self {
             schema_version: SCHEMA_VERSION,
             engine,
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             inputs,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: None,

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Write};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -26,6 +27,9 @@ pub const DETAILS: &str = "details.json";
 const JOINED: &str = "cases.tmp";
 /// The folder of timelines in a run's.
 pub(crate) const TIMELINES: &str = "timelines";
+
+/// What a run writes besides its records and what states it.
+const WRITTEN: &[&str] = &["figures", "tables", TIMELINES, DETAILS, "summary.csv", "report.html"];
 
 /// A lock on a folder that is there or made now. It ends with the process, however that ends.
 fn lock(root: &Path) -> Result<Option<File>> {
@@ -58,6 +62,12 @@ impl Store {
         let old = provenance::read(root).ok();
         let same = old.as_ref().is_some_and(|old| old.inputs == provenance.inputs);
         let used = ["run.json", "cases", "iterations.parquet", "spans.parquet"].map(|name| store.path(name).exists());
+        // What no run has written is somebody's own.
+        if !used.contains(&true)
+            && let Some(other) = WRITTEN.iter().find(|name| store.path(name).exists())
+        {
+            bail!("{}: holds `{other}` of no run: choose another --out", root.display());
+        }
         if used.contains(&true) && !same && !overwrite {
             let differs = match old {
                 Some(old) => old.inputs.differences(&provenance.inputs).join("; "),
@@ -257,14 +267,13 @@ impl Store {
         Ok(all)
     }
 
-    /// Removes what an earlier run left, and nothing else.
+    /// Removes what an earlier run left: `run.json` last, without which the rest is nobody's.
     fn clear(&self) -> Result<()> {
-        for folder in ["cases", "figures", "tables", TIMELINES] {
-            self.remove_folder(folder)?;
-        }
-        for file in ["run.json", "iterations.parquet", "spans.parquet", DETAILS, "summary.csv", "report.html"] {
-            let path = self.path(file);
-            if path.exists() {
+        for name in ["cases"].iter().chain(WRITTEN).chain(&["iterations.parquet", "spans.parquet", "run.json"]) {
+            let path = self.path(name);
+            if path.is_dir() {
+                self.remove_folder(name)?;
+            } else if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
             }
         }
@@ -335,7 +344,11 @@ pub fn read_parquet(path: &Path) -> Result<DataFrame> {
     let metadata = reader.get_metadata().with_context(unreadable)?.key_value_metadata();
     let version = metadata.iter().flatten().find(|pair| pair.key == SCHEMA_KEY).and_then(|pair| pair.value.as_deref());
     check_version(version).with_context(|| path.display().to_string())?;
-    reader.finish().with_context(unreadable)
+    // Of some damage polars makes a panic.
+    std::panic::catch_unwind(AssertUnwindSafe(|| reader.finish()))
+        .map_err(|_| anyhow!("it is damaged"))
+        .with_context(unreadable)?
+        .with_context(unreadable)
 }
 
 /// `version`: as the file states it; files of older programs do not.
@@ -353,6 +366,21 @@ fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<()> {
         ParquetWriter::new(file).with_key_value_metadata(Some(metadata)).finish(frame)?;
         Ok(())
     })
+}
+
+/// Whether a file can be written there, before what it is to hold is known.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let name = || format!("{}: cannot be written", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(name)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    File::create(&temporary).with_context(name)?;
+    fs::remove_file(&temporary).with_context(name)
 }
 
 /// Writes a text by [`write_atomically`].
@@ -382,12 +410,18 @@ pub fn write_figure(stem: &Path, figure: &Figure, caption: &str) -> Result<()> {
     write_text(&path("caption.txt"), &format!("{caption}\n"))
 }
 
-/// Writes a file under a temporary name beside its own and renames it, making the folder if need be.
+/// Writes a file under a temporary name beside its own and renames it, making the folder if need be. A link is followed; what is there and is no
+/// file, as a device, is written as it is.
 ///
 /// # Errors
 /// When `write` fails or the file system does; the temporary file is removed.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let name = || format!("{}: cannot be written", path.display());
+    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        let mut file = File::options().write(true).open(path).with_context(name)?;
+        return write(&mut file).with_context(name);
+    }
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(name)?;
     }

@@ -39,7 +39,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "bands")]
     write_bands: Option<PathBuf>,
     /// Half the width of the bands, as a part of each number; simulated numbers are the same on every machine
-    #[arg(long, value_name = "PART", value_parser = part, default_value = "1%", requires = "write_bands")]
+    #[arg(long, value_name = "PART", value_parser = below_all, default_value = "1%", requires = "write_bands")]
     within: f64,
     /// Replace a file that is there
     #[arg(long, requires = "write_bands")]
@@ -53,8 +53,14 @@ pub struct CompareArgs {
 fn part(text: &str) -> Result<f64, String> {
     let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 100.0));
     let part = number.trim().parse::<f64>().ok().map(|number| number / scale);
-    part.filter(|part| part.is_finite() && *part >= 0.0)
-        .ok_or_else(|| "expected a part of the time, for example 5%".to_owned())
+    let of_percent = text.ends_with('%');
+    part.filter(|part| part.is_finite() && *part >= 0.0 && (of_percent || *part < 1.0))
+        .ok_or_else(|| "expected a part of the time, for example 5% or 0.05".to_owned())
+}
+
+/// The same, less than all of it.
+fn below_all(text: &str) -> Result<f64, String> {
+    Some(part(text)?).filter(|part| *part < 1.0).ok_or_else(|| "expected less than 100%".to_owned())
 }
 
 /// # Errors
@@ -108,7 +114,7 @@ fn write_bands(args: &CompareArgs, run: &StoredRun) -> Result<(), Failure> {
         args.within * 100.0
     );
     store::write_text(path, &bands.to_toml(&comment)).or_run()?;
-    left_out.iter().for_each(|row| eprintln!("no band: {row}"));
+    left_out.iter().for_each(|row| output::say(format_args!("no band: {row}")));
     output::print(format!("bands    {}: {} cases and systems", path.display(), bands.bands.len())).or_run()
 }
 
@@ -189,7 +195,7 @@ fn as_json(differences: &[String], changes: &[Change]) -> String {
 /// What is outside its band.
 fn in_bands(now: &StoredRun, bands: &Bands) -> Result<Vec<String>, Failure> {
     let (held, outside) = compare::outside(now, bands).or_input()?;
-    eprintln!("{} of {held} numbers are inside their bands", held - outside.len());
+    output::say(format_args!("{} of {held} numbers are inside their bands", held - outside.len()));
     let said = outside.iter().map(|number| {
         let found = number.found.map_or("none".to_owned(), |found| format!("{found:.4}"));
         let [low, high] = number.band;

@@ -1,6 +1,6 @@
 //! `moebench import-model`: a Hugging Face `config.json` as a model of moebench.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use workloads::model::hugging_face::{ImportedAs, import};
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
+use runs::store;
 
 /// No config is larger; what is, is another file.
 const MOST_BYTES: u64 = 1 << 24;
@@ -24,6 +25,9 @@ pub struct ImportModelArgs {
     /// The TOML to write; printed when absent
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(long, requires = "out")]
+    pub overwrite: bool,
     /// The model's name; that of the checkpoint, or its family's, when absent
     #[arg(long)]
     pub name: Option<String>,
@@ -47,7 +51,8 @@ pub fn run(args: &ImportModelArgs) -> Result<(), Failure> {
     let toml = import(&file, &json, &how).or_input()?;
     let model = Model::parse(&file, &toml).or_input()?;
     let Some(out) = &args.out else { return output::print(toml.trim_end()).or_run() };
-    fs::write(out, &toml).with_context(|| format!("{}: cannot be written", out.display())).or_run()?;
+    output::refuse_to_replace(out, args.overwrite).or_input()?;
+    store::write_text(out, &toml).or_run()?;
     let tokens = model.blocks.first().map_or(1, |block| block.tokens) as f64;
     let line = format!(
         "{}: {}: {:.2}e9 parameters, {:.2}e9 of them active, {:.1} GFLOP per token of {tokens}",

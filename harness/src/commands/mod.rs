@@ -38,11 +38,11 @@ pub enum PlanRule {
 fn note_emulation(engine: EngineKind, suite: &Suite) {
     let others = suite.cases.iter().find(|case| engine == EngineKind::Emulated && case.cluster.file.is_none());
     if let Some(case) = others {
-        eprintln!(
+        crate::output::say(format_args!(
             "emulated: computation is this machine's, the simulated times beside it have that of {}: \
              `moebench calibrate measure` makes a cluster of this machine",
             case.cluster
-        );
+        ));
     }
 }
 

@@ -53,7 +53,7 @@ pub fn run(args: &PlotArgs) -> Result<(), Failure> {
     let folder = args.out.clone().unwrap_or_else(|| args.run.join("figures"));
     let width = if args.columns == 1 { Width::Column } else { Width::Page };
     for line in &run.missing {
-        eprintln!("{}: {line}", args.run.display());
+        output::say(format_args!("{}: {line}", args.run.display()));
     }
     for figure in wanted {
         for path in files::write(&folder, figure, width, &args.format).or_run()? {

@@ -41,7 +41,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
             store::write_text(&folder.join("mllog").join(format!("{}.log", log.name)), &log.text).or_run()?;
         }
         for line in &run.missing {
-            eprintln!("{}: {line}", folder.display());
+            output::say(format_args!("{}: {line}", folder.display()));
         }
     }
     output::print(format!("report   {}", out.display())).or_run()

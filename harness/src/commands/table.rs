@@ -52,7 +52,7 @@ pub fn run(args: &TableArgs) -> Result<(), Failure> {
     let width = if args.columns == 1 { Width::Column } else { Width::Page };
     let values = if args.values.is_empty() { SUMMARY } else { &args.values };
     for line in &run.missing {
-        eprintln!("{}: {line}", args.run.display());
+        output::say(format_args!("{}: {line}", args.run.display()));
     }
     for path in paper::write(&folder, &run, values, width, &args.format).or_run()? {
         output::print(format!("table    {}", path.display())).or_run()?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use formats::nccl_tests::{self, Collective};
 use workloads::Cluster;
@@ -26,6 +26,9 @@ pub struct NetworkArgs {
     /// The TOML to write
     #[arg(long, value_name = "FILE.toml")]
     out: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Reads, writes and shows.
@@ -33,20 +36,45 @@ pub struct NetworkArgs {
 /// # Errors
 /// Files that are not nccl-tests', or a file that cannot be written.
 pub fn run(args: &NetworkArgs) -> Result<(), Failure> {
+    output::refuse_to_replace(&args.out, args.overwrite).or_input()?;
     let text = prepare::cluster_text("--cluster", &args.cluster).or_input()?;
     let before = Cluster::parse(&args.cluster, &text).or_input()?;
     let (mut all, mut names) = (Vec::new(), Vec::new());
     for path in &args.nccl_tests {
-        all.extend(read(path).or_input()?);
+        all.extend(read(path).and_then(|of| of_one_node(path, of, before.gpus_per_node)).or_input()?);
         let (name, hash) = measurements::named(path).or_input()?;
         names.push(format!("{name} (sha256 {hash})"));
     }
     let mut after = before.clone();
     collectives::apply(&mut after, &all, &format!("measured by nccl-tests, {}", names.join(" and ")));
+    if after == before {
+        let error = anyhow!(
+            "{}: no constant of a network follows from these times: they do not grow with the size",
+            names.join(" and ")
+        );
+        return Err(Failure::Input(error));
+    }
     let text = write::updated(&text, &before, &after).or_run()?;
     store::write_text(&args.out, &text).or_run()?;
     output::print(collectives::table(&all)).or_run()?;
     output::print(format!("\ncluster   {}", args.out.display())).or_run()
+}
+
+/// Refuses what a node's constants cannot be told from.
+fn of_one_node(path: &Path, all: Vec<Collective>, node: usize) -> Result<Vec<Collective>> {
+    let file = path.display();
+    if let Some(other) = all.iter().find(|of| !(2..=node).contains(&of.ranks)) {
+        bail!("{file}: {} of {} ranks: expected 2 to {node}, ranks of one node", other.name, other.ranks);
+    }
+    if let Some(alone) = all.iter().find(|of| !all.iter().any(|other| other.name == of.name && other.bytes != of.bytes))
+    {
+        bail!(
+            "{file}: {} of {:.0} bytes alone: expected several sizes, which a line goes through",
+            alone.name,
+            alone.bytes
+        );
+    }
+    Ok(all)
 }
 
 fn read(path: &Path) -> Result<Vec<Collective>> {

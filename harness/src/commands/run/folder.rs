@@ -22,7 +22,7 @@ pub(crate) fn default(name: &str, otherwise: &str) -> PathBuf {
 pub(crate) fn link_latest(folder: &Path, ended: &Result<(), Failure>) {
     let took_place = folder.exists() && !matches!(ended, Err(Failure::Input(_)));
     if took_place && let Err(error) = link(folder) {
-        eprintln!("{RESULTS}/latest: {error}");
+        crate::output::say(format_args!("{RESULTS}/latest: {error}"));
     }
 }
 

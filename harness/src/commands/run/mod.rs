@@ -241,19 +241,22 @@ fn run_collection(args: &RunArgs, collection: &Collection, out: PathBuf) -> Resu
     args.training.check(name, trained.unwrap_or_default()).or_input()?;
     some_cases(args, &mut suites).or_input()?;
     suites.retain(|suite| !suite.cases.is_empty());
+    let page = out.join("README.md");
+    if page.exists() && !args.overwrite && !suites.iter().any(|suite| out.join(&suite.name).join("run.json").exists()) {
+        return Err(Failure::Input(anyhow!("{}: is there already, of no run: choose another --out", page.display())));
+    }
     // Loaded once for all suites.
     let load = load(args);
     let mut names: Vec<String> = Vec::new();
     for suite in &suites {
-        eprintln!("{}: {}", suite.name, suite.description);
+        output::say(format_args!("{}: {}", suite.name, suite.description));
         let traces = prepare::case_traces(&suite.name, suite, args.trace.is_some(), &load).or_input()?;
         names.extend((!names.contains(&traces.name())).then(|| traces.name()));
         run_suite(args, &suite.name, suite.clone(), &traces, out.join(&suite.name))?;
     }
     if !args.dry_run {
-        let path = out.join("README.md");
-        store::write_text(&path, &page::of_collection(collection, &suites, &names.join("; "))).or_run()?;
-        output::print(format!("\nall figures  {}", path.display())).or_run()?;
+        store::write_text(&page, &page::of_collection(collection, &suites, &names.join("; "))).or_run()?;
+        output::print(format!("\nall figures  {}", page.display())).or_run()?;
     }
     Ok(())
 }
@@ -371,10 +374,10 @@ fn adjusted(args: &RunArgs, mut suite: Suite) -> Result<Suite> {
         let warmup = suite.warmup.min(iterations.saturating_sub(1));
         if warmup < suite.warmup {
             let (name, stated) = (&suite.name, suite.warmup);
-            eprintln!(
+            output::say(format_args!(
                 "{name}: --iterations {iterations}: a warm-up of {warmup} instead of {stated}: {} counts",
                 iterations - warmup
-            );
+            ));
         }
         (suite.iterations, suite.warmup) = (iterations, warmup);
     }

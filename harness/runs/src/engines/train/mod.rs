@@ -8,6 +8,8 @@ mod options;
 mod replay;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -30,7 +32,7 @@ use crate::engines::args::TrainingArgs;
 use crate::engines::{Engine, Extent, Follower, Session};
 use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunFailure, Status};
-use crate::traces;
+use crate::{store, traces};
 
 use machine::libraries;
 pub use machine::{device_name, findings, memory};
@@ -173,8 +175,8 @@ impl Trainer {
             let Some((folder, _)) = &setup.checkpoint else { return Ok(()) };
             let (id, folder) = (run.id(), folder.display());
             match checkpoint::found(setup)? {
-                0 => eprintln!("{id}: begins at iteration 1, as there is no checkpoint in {folder}"),
-                done => eprintln!("{id}: goes on after iteration {done}, from the checkpoint in {folder}"),
+                0 => say(format_args!("{id}: begins at iteration 1, as there is no checkpoint in {folder}")),
+                done => say(format_args!("{id}: goes on after iteration {done}, from the checkpoint in {folder}")),
             }
             Ok(())
         })
@@ -212,11 +214,17 @@ impl Trainer {
 
     fn train(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {
         let costs = CostModel::new(&run.job.cluster, run.job.gpus);
+        let trace_path = self.options.trace_path(run);
+        trace_path.iter().try_for_each(|path| store::check_writable(path))?;
         self.with_setup(run, plan, extent, &costs, |setup| {
             let (collected, ended) = self.collect(setup, tick);
             // Of a run without an iteration there is no trace; in a process that is not rank 0, all are.
-            if let (Some(path), false) = (self.options.trace_path(run), collected.iterations.is_empty()) {
-                traces::parquet::write(&recorded(&run.case_id, setup, &collected.reports)?, &path)?;
+            if let (Some(path), false) = (trace_path, collected.iterations.is_empty()) {
+                let recorded = recorded(&run.case_id, setup, &collected.reports);
+                // What was measured is not lost with it.
+                if let Err(error) = recorded.and_then(|trace| traces::parquet::write(&trace, &path)) {
+                    say(format_args!("error: {}: no trace of this run: {error:#}", run.id()));
+                }
             }
             let timelines = [(self.kind(), collected.spans), (EngineKind::Simulated, collected.simulated)];
             let mut messages = collected.messages;
@@ -252,6 +260,11 @@ impl Trainer {
         };
         (collected.into_inner().unwrap_or_else(PoisonError::into_inner), ended)
     }
+}
+
+/// Says something on standard error, if that can be written.
+fn say(text: fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// What is kept of the reports of all ranks.
