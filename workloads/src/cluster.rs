@@ -229,6 +229,16 @@ impl Cluster {
                 return Err(ConfigError::value(file, format!("{field}.value"), constant.value, "a number above 0"));
             }
         }
+        let Gpu { memory, memory_reserved: reserved, .. } = &cluster.gpu;
+        if reserved.value >= memory.value {
+            let expected = format!("less than gpu.memory, {:e} B", memory.value);
+            return Err(ConfigError::value(
+                file,
+                "gpu.memory_reserved.value",
+                format!("{:e}", reserved.value),
+                expected,
+            ));
+        }
         if let Some(price) = &cluster.gpu.hour_price {
             price.check(file, "gpu.hour_price")?;
         }

@@ -41,6 +41,17 @@ impl CsvFile {
     /// No header, or a row with more or fewer cells than the header.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
         let broken = |reason| ConfigError::Csv { file: name.to_owned(), reason };
+        // A reader that stands between the two bytes of a line's end counts a line too few.
+        let unix: Vec<u8>;
+        let bytes = match bytes.contains(&b'\r') {
+            true => {
+                let kept =
+                    bytes.iter().enumerate().filter(|&(at, &byte)| byte != b'\r' || bytes.get(at + 1) != Some(&b'\n'));
+                unix = kept.map(|(_, &byte)| byte).collect();
+                &unix
+            }
+            false => bytes,
+        };
         let delimiter = delimiter(bytes);
         let mut reader = ReaderBuilder::new().trim(Trim::All).delimiter(delimiter).from_reader(bytes);
         let columns = reader.headers().map_err(broken)?.clone();
@@ -304,6 +315,14 @@ mod tests {
         assert_eq!(read("\u{feff}layer\tgpus\tgate\tms\n0\t8\tcapacity 1.2\t1234.5\n").unwrap(), expected);
         let error = read("layer;gpus;gate;ms\n0;8;no-drop;1,234,5\n").unwrap_err();
         assert_eq!(error, "m.csv: line 2: ms = 1,234,5: expected a number");
+    }
+
+    #[test]
+    fn lines_are_counted_whatever_ends_them() {
+        for text in ["gpus,ms\r\n1,2\r\n1,soon\r\n", "gpus,ms\n1,2\n1,soon\n"] {
+            let file = CsvFile::parse("m.csv", text.as_bytes()).unwrap();
+            assert_eq!(file.rows().map(|row| row.line()).collect::<Vec<_>>(), [2, 3], "{text:?}");
+        }
     }
 
     #[test]

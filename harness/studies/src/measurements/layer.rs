@@ -5,6 +5,7 @@ use systems::iteration::{Charge, Coverage, Evaluation};
 use systems::plan::job::Scope;
 use systems::{CostModel, Job, Placement, Plain, Plan, RoutingCounts};
 use workloads::csv_file::CsvRow;
+use workloads::error::MOST_EXTENT;
 use workloads::model::Moe;
 use workloads::trace::{BatchCounts, RoutingTrace};
 use workloads::{Cluster, ConfigError, Gate, Model, Seconds};
@@ -17,11 +18,17 @@ use workloads::{Cluster, ConfigError, Gate, Model, Seconds};
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct LayerShape {
     /// Width of a token; an expert's inner width is twice that
-    #[arg(long, default_value_t = Self::default().hidden)]
+    #[arg(long, default_value_t = Self::default().hidden, value_parser = extent)]
     pub hidden: usize,
     /// Tokens per sample
-    #[arg(long, default_value_t = Self::default().seq_len)]
+    #[arg(long, default_value_t = Self::default().seq_len, value_parser = extent)]
     pub seq_len: usize,
+}
+
+/// Tokens, samples or a width.
+pub(crate) fn extent(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=MOST_EXTENT).contains(number));
+    number.ok_or_else(|| format!("expected 1 to {MOST_EXTENT}"))
 }
 
 impl Default for LayerShape {

@@ -18,7 +18,7 @@ use workloads::Cluster;
 use workloads::csv_file::Positive;
 use workloads::trace::RoutingTrace;
 
-use super::layer::{LayerReader, LayerShape, TraceIndex};
+use super::layer::{LayerReader, LayerShape, TraceIndex, extent};
 use crate::measurements;
 use runs::summary::errors::{Errors, Pair, correlation};
 
@@ -49,7 +49,7 @@ pub struct SeriesSetup {
     #[arg(long, default_value_t = Self::default().layer)]
     pub layer: usize,
     /// Samples per rank and micro-batch
-    #[arg(long, default_value_t = Self::default().micro_batch)]
+    #[arg(long, default_value_t = Self::default().micro_batch, value_parser = extent)]
     pub micro_batch: usize,
 }
 
