@@ -377,8 +377,9 @@ pub fn check_writable(path: &Path) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(name)?;
     }
+    // Other processes of a launch may look at the same time.
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
+    temporary.push(format!(".{}.tmp", std::process::id()));
     File::create(&temporary).with_context(name)?;
     fs::remove_file(&temporary).with_context(name)
 }
