@@ -119,9 +119,11 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     };
     if candidates.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!(
-            "--gpus {}, --global-batch-size {}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch",
+            "--gpus {}, --global-batch-size {}{}: no degrees of {} fit {} ({} blocks); expected GPUs whose divisors divide blocks, experts and batch, \
+             and a micro-batch that divides each replica's part of that",
             job.gpus,
             job.global_batch,
+            job.micro_batch.map_or(String::new(), |samples| format!(", --micro-batch-size {samples}")),
             system.name(),
             case.model,
             job.model.blocks.len()

@@ -158,7 +158,7 @@ pub enum PlanError {
     },
     /// Nothing to choose from.
     #[error(
-        "no plan has degrees that fit the job: expected a number of GPUs whose divisors divide blocks, experts and global batch"
+        "no plan has degrees that fit the job: expected a number of GPUs whose divisors divide blocks, experts and global batch, and a micro-batch that divides each replica's part of that"
     )]
     NoCandidate,
 }
