@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +18,7 @@ use workloads::{Cluster, Gate, Model, Training};
 
 use crate::clock::timer::Timer;
 use crate::comm::nccl::{Kept, Nccl};
+use crate::comm::tcp_tests::free_port;
 use crate::comm::{Communicator, Exchange, preflight, selfcheck, tcp, threads};
 use crate::cuda::{self, Gpu};
 use crate::data::{Language, Samples};
@@ -95,7 +95,7 @@ fn ranks_keeping<T: Send>(
     kept: &[Kept],
     rank: impl Fn(Box<dyn Communicator>, &Exchange, Device) -> T + Sync,
 ) -> Vec<T> {
-    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let (rank, size) = (&rank, kept.len());
     thread::scope(|scope| {
         let spawn = |(number, (reference, kept)): (usize, (Exchange, _))| {

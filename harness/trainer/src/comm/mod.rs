@@ -17,7 +17,7 @@ mod rendezvous;
 mod selfcheck;
 pub mod tcp;
 #[cfg(test)]
-mod tcp_tests;
+pub(crate) mod tcp_tests;
 #[cfg(test)]
 mod tests;
 pub mod threads;

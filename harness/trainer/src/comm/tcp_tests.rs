@@ -14,7 +14,7 @@ use super::{CommError, CommFailure, Communicator, Exchange, RendezvousError, pre
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A port of this test alone: below those that the system gives to connections, another one in every process and call.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let port = 10_000 + (std::process::id() % 1000) as u16 * 20 + NEXT.fetch_add(1, Ordering::SeqCst) % 20;
