@@ -9,6 +9,7 @@ use crate::commands::{
     shell, show, table, trace, train, validate,
 };
 use crate::failure::Failure;
+use crate::output;
 
 /// Compares training systems for Mixture-of-Experts models on defined workloads.
 #[derive(Parser)]
@@ -104,7 +105,7 @@ pub fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
     };
     if let Err(Failure::Input(error) | Failure::Run(error)) = &result {
-        crate::output::say(format_args!("error: {error:#}"));
+        output::say(format_args!("error: {error:#}"));
     }
     let status = result.map_or_else(|failure| failure.status(), |()| 0);
     #[cfg(feature = "train")]

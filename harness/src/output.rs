@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, StdoutLock, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+pub use runs::say;
 
 /// Characters of a line of wide tables.
 pub const WIDTH: u16 = 100;
@@ -17,11 +18,6 @@ pub const WIDTH: u16 = 100;
 pub fn refuse_to_replace(path: &Path, overwrite: bool) -> Result<()> {
     ensure!(overwrite || !path.exists(), "{}: is there already: --overwrite replaces it", path.display());
     Ok(())
-}
-
-/// Says something on standard error, if that can be written: what cannot be said ends nothing.
-pub fn say(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Locked standard output that a reader may stop reading.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output;
+
 /// Between two lines, where there is no terminal.
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -25,7 +27,7 @@ pub(crate) fn shown<T>(length: u64, work: impl FnOnce(&ProgressBar) -> T) -> T {
         let (started, position) = (Instant::now(), || bar.position());
         scope.spawn(move || {
             while end.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-                crate::output::say(format_args!("{}", line(position(), length, started.elapsed())));
+                output::say(format_args!("{}", line(position(), length, started.elapsed())));
             }
         });
         let done = work(&bar);

@@ -42,16 +42,9 @@ impl CsvFile {
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
         let broken = |reason| ConfigError::Csv { file: name.to_owned(), reason };
         // A reader that stands between the two bytes of a line's end counts a line too few.
-        let unix: Vec<u8>;
-        let bytes = match bytes.contains(&b'\r') {
-            true => {
-                let kept =
-                    bytes.iter().enumerate().filter(|&(at, &byte)| byte != b'\r' || bytes.get(at + 1) != Some(&b'\n'));
-                unix = kept.map(|(_, &byte)| byte).collect();
-                &unix
-            }
-            false => bytes,
-        };
+        let kept = |&(at, &byte): &(usize, &u8)| byte != b'\r' || bytes.get(at + 1) != Some(&b'\n');
+        let bytes: Vec<u8> = bytes.iter().enumerate().filter(kept).map(|(_, &byte)| byte).collect();
+        let bytes = &bytes[..];
         let delimiter = delimiter(bytes);
         let mut reader = ReaderBuilder::new().trim(Trim::All).delimiter(delimiter).from_reader(bytes);
         let columns = reader.headers().map_err(broken)?.clone();

@@ -21,3 +21,11 @@ pub mod stored;
 pub mod summary;
 pub mod timeline;
 pub mod traces;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+/// Says something on standard error, if that can be written: what cannot be said ends nothing.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

@@ -25,6 +25,8 @@ use clap::ValueEnum;
 use workloads::error::MOST_EXTENT;
 use workloads::{EngineKind, Suite};
 
+use crate::output;
+
 /// Whose plans a system runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PlanRule {
@@ -38,7 +40,7 @@ pub enum PlanRule {
 fn note_emulation(engine: EngineKind, suite: &Suite) {
     let others = suite.cases.iter().find(|case| engine == EngineKind::Emulated && case.cluster.file.is_none());
     if let Some(case) = others {
-        crate::output::say(format_args!(
+        output::say(format_args!(
             "emulated: computation is this machine's, the simulated times beside it have that of {}: \
              `moebench calibrate measure` makes a cluster of this machine",
             case.cluster

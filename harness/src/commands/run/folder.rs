@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use runs::provenance::sha256;
 
 use crate::failure::Failure;
+use crate::output;
 
 const RESULTS: &str = "results";
 
@@ -22,7 +23,7 @@ pub(crate) fn default(name: &str, otherwise: &str) -> PathBuf {
 pub(crate) fn link_latest(folder: &Path, ended: &Result<(), Failure>) {
     let took_place = folder.exists() && !matches!(ended, Err(Failure::Input(_)));
     if took_place && let Err(error) = link(folder) {
-        crate::output::say(format_args!("{RESULTS}/latest: {error}"));
+        output::say(format_args!("{RESULTS}/latest: {error}"));
     }
 }
 

@@ -8,8 +8,6 @@ mod options;
 mod replay;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io::Write;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -32,7 +30,7 @@ use crate::engines::args::TrainingArgs;
 use crate::engines::{Engine, Extent, Follower, Session};
 use crate::prepare::{PreparedCase, PreparedRun};
 use crate::records::{Outcome, RunFailure, Status};
-use crate::{store, traces};
+use crate::{say, store, traces};
 
 use machine::libraries;
 pub use machine::{device_name, findings, memory};
@@ -260,11 +258,6 @@ impl Trainer {
         };
         (collected.into_inner().unwrap_or_else(PoisonError::into_inner), ended)
     }
-}
-
-/// Says something on standard error, if that can be written.
-fn say(text: fmt::Arguments) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// What is kept of the reports of all ranks.
