@@ -13,7 +13,7 @@ use workloads::gate::{Router, RouterBias, Score};
 use crate::error::TrainError;
 use crate::host::{to_device, to_host};
 use crate::kernels::{self, Kernels, Reading, Scores, Sorted};
-use crate::layer::gate::{self, Gates, Given, LayerGate, Scored};
+use crate::layer::gate::{self, Choice, Gates, Given, LayerGate, Scored};
 
 /// The gate's choices, and their weights.
 pub(super) enum Choices {
@@ -26,11 +26,12 @@ pub(super) enum Choices {
 }
 
 /// Which choices become entries.
-pub(super) enum Admission<'a> {
-    /// What the gate's limit on one rank leaves; random numbers are the stream's from its start.
-    Gate(&'a Gate, &'a ChaCha8Rng),
-    /// `[tokens * k]`: all but those that are none.
-    These(&'a [Option<usize>]),
+pub(super) struct Admission<'a> {
+    pub(super) by: &'a Gate,
+    /// Where the gate's random numbers begin.
+    pub(super) rng: &'a ChaCha8Rng,
+    /// `[tokens * k]`: all but those that are none, instead of what the gate's limit on one rank leaves.
+    pub(super) kept: Option<&'a [Option<usize>]>,
 }
 
 /// Choices on a GPU.
@@ -99,39 +100,32 @@ enum Counted {
 impl Admission<'_> {
     /// Whether every choice is an entry, and none is counted for a balance loss of the gate's.
     fn is_free(&self) -> bool {
-        match self {
-            Self::Gate(gate, _) => **gate == Gate::NoDrop,
-            Self::These(kept) => kept.iter().all(Option::is_some),
-        }
+        *self.by == Gate::NoDrop && self.kept.is_none_or(|kept| kept.iter().all(Option::is_some))
     }
 
     /// The choices that a balance loss counts, if router or gate have one.
     fn counted(&self, router: &Router) -> Option<Counted> {
-        match self {
-            _ if router.auxiliary_loss > 0.0 => Some(Counted::All),
-            Self::Gate(gate, _) if gate.is_balanced() => Some(Counted::First),
-            _ => None,
+        if router.auxiliary_loss > 0.0 {
+            return Some(Counted::All);
         }
+        self.by.is_balanced().then_some(Counted::First)
     }
 }
 
 impl GpuChoices {
-    /// Scores `tokens` and chooses `k` experts for each: the best, or those `given`. None where the kernels
-    /// do not serve: then the host does it.
+    /// Scores `tokens` and chooses `k` experts for each. None where the kernels do not serve: then the host does it.
     pub(super) fn new(
         gates: &Gates,
         gate: &LayerGate,
         tokens: &Tensor,
         k: usize,
-        given: Option<&Given>,
+        choice: Choice,
         admission: &Admission,
     ) -> Option<Self> {
-        let noise = match admission {
-            Admission::Gate(Gate::Switch { .. }, rng) if given.is_none() => Some(*rng),
-            _ => None,
-        };
+        let is_noisy = choice.is_the_gates() && matches!(admission.by, Gate::Switch { .. });
+        let noise = is_noisy.then_some(admission.rng);
         let gate = if noise.is_some() { LayerGate { router: SWITCH, selection: None, ..*gate } } else { *gate };
-        let counted = admission.counted(&gate.router).filter(|_| given.is_none());
+        let counted = admission.counted(&gate.router).filter(|_| choice.is_the_gates());
         let weight = gates.scores.leaf(gate.weight).detach();
         let experts = weight.size()[0];
         let serve = tokens.size()[1] % 8 == 0
@@ -140,12 +134,24 @@ impl GpuChoices {
         let kernels = kernels::on(tokens).filter(|_| serve)?;
         let logits = tokens.mm_dtype(&weight.tr(), Kind::Float);
         let sparse = admission.is_free();
-        let mut scores = ScoresOf::new(kernels, gates, &gate, logits, k as i64, given, (sparse, noise));
+        let score = |logits, given| ScoresOf::new(kernels, gates, &gate, logits, k as i64, given, (sparse, noise));
+        // Scores may take the memory of logits.
+        let moved = counted.is_some() && matches!(choice, Choice::Moved(_));
+        let own = moved.then(|| score(logits.copy(), None));
+        let mut scores = score(logits, choice.given());
         let sorted = kernels.sort(scores.chosen(), experts);
-        let loss = counted.and_then(|counted| scores.balance_loss(kernels, &gate, &sorted, counted));
-        let kept = match *admission {
-            Admission::Gate(by, rng) => scores.within_capacity(kernels, by, &sorted, rng),
-            Admission::These(kept) => (!sparse).then(|| as_numbers(kept, scores.chosen())),
+        let loss = counted.and_then(|counted| match own {
+            None => scores.balance_loss(kernels, &gate, &sorted, counted),
+            Some(mut own) => {
+                let sorted = kernels.sort(own.chosen(), experts);
+                let loss = own.balance_loss(kernels, &gate, &sorted, counted);
+                scores.balance_as(own);
+                loss
+            }
+        });
+        let kept = match admission.kept {
+            None => scores.within_capacity(kernels, admission.by, &sorted, admission.rng),
+            Some(kept) => (!sparse).then(|| as_numbers(kept, scores.chosen())),
         };
         let chosen = kept.is_some().then(|| sorted.totals.shallow_clone());
         let entries = match kept {
@@ -358,6 +364,13 @@ impl ScoresOf {
         let loss = (&routed * mean).sum(Kind::Float);
         *coefficients = Some(routed);
         Some(loss)
+    }
+
+    /// Takes over the gradient of the balance loss of the same scores under other choices.
+    fn balance_as(&mut self, other: Self) {
+        if let (Self::All { coefficients, .. }, Self::All { coefficients: of_other, .. }) = (self, other) {
+            *coefficients = of_other;
+        }
     }
 
     /// [`Scored::admit`]: the choices that a capacity gate keeps, -1 where it drops one. None where the gate drops none.

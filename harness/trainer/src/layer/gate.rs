@@ -145,10 +145,29 @@ pub struct Scored {
 }
 
 /// How experts are chosen.
+#[derive(Clone, Copy)]
 pub enum Choice<'a> {
-    /// By the best scores; gates with noise draw it from the stream.
-    Learned(&'a Gate, &'a mut ChaCha8Rng),
-    Given(&'a Given),
+    /// By the best scores.
+    Learned,
+    /// By a trace. Gates have no noise then, and no auxiliary loss.
+    Replayed(&'a Given),
+    /// By the best scores, and moved: weights are of where choices went, noise and auxiliary loss of what the gate chose.
+    Moved(&'a Given),
+}
+
+impl<'a> Choice<'a> {
+    /// The experts, unless they are those of the best scores.
+    pub fn given(self) -> Option<&'a Given> {
+        match self {
+            Self::Learned => None,
+            Self::Replayed(given) | Self::Moved(given) => Some(given),
+        }
+    }
+
+    /// Whether the gate has chosen.
+    pub fn is_the_gates(self) -> bool {
+        !matches!(self, Self::Replayed(_))
+    }
 }
 
 /// The experts that are given for every choice of a micro-batch, whatever the scores.
@@ -169,7 +188,7 @@ impl Given {
 
 impl Scored {
     /// Scores `tokens` `[tokens, width]` with the weight `[experts, width]` and bias `[experts]` of a layer's gate and chooses `k`
-    /// experts for each.
+    /// experts for each. A gate `by` that has noise draws it from the stream.
     ///
     /// # Errors
     /// libtorch returns indices of another kind than it documents.
@@ -179,37 +198,38 @@ impl Scored {
         tokens: &Tensor,
         k: usize,
         choice: Choice,
+        (by, rng): (&Gate, &mut ChaCha8Rng),
     ) -> Result<Self, TrainError> {
+        let given = choice.given().map(|given| given.on_device.to_kind(Kind::Int64));
         let mut chosen = Tensor::new();
         let mut balance = None;
         let parameters: Vec<usize> = std::iter::once(of_layer.weight).chain(of_layer.bias).collect();
         let ([weights, loss], tape) = Tape::record(&gates.scores, &parameters, &[tokens], |inputs, leaves| {
             let scores = logits(&inputs[0], leaves);
-            match choice {
-                Choice::Given(given) => {
-                    chosen = given.on_device.to_kind(Kind::Int64);
-                    let zero = scores.sum(Kind::Float) * 0.0;
-                    [of_layer.weigh(&scores, &chosen), zero]
-                }
-                Choice::Learned(Gate::Switch { .. }, rng) => {
+            let (weights, loss) = match by {
+                Gate::Switch { .. } if choice.is_the_gates() => {
                     let count = scores.numel();
                     let noise: Vec<f32> = (0..count).map(|_| (0.9 + 0.2 * uniform(rng)) as f32).collect();
                     let noise = Tensor::from_slice(&noise).view_as(&scores).to_device(scores.device());
-                    let shares = (scores * noise).softmax(-1, Kind::Float);
-                    let (best, index) = shares.topk(1, -1, true, true);
-                    balance = Some(());
-                    let loss = balance_loss(&shares, &index);
-                    chosen = index;
-                    [best, loss]
+                    let shares = (&scores * noise).softmax(-1, Kind::Float);
+                    let best = shares.topk(1, -1, true, true).1;
+                    let loss = balance_loss(&shares, &best);
+                    chosen = given.unwrap_or(best);
+                    (shares.gather(1, &chosen, false), Some(loss))
                 }
-                Choice::Learned(gate, _) => {
-                    chosen = of_layer.choose(gates, &scores, k as i64);
-                    let loss = of_layer.balance_loss(gate, &scores, &chosen);
-                    balance = loss.as_ref().map(|_| ());
-                    let loss = loss.unwrap_or_else(|| scores.sum(Kind::Float) * 0.0);
-                    [of_layer.weigh(&scores, &chosen), loss]
+                _ if choice.is_the_gates() => {
+                    let best = of_layer.choose(gates, &scores, k as i64);
+                    let loss = of_layer.balance_loss(by, &scores, &best);
+                    chosen = given.unwrap_or(best);
+                    (of_layer.weigh(&scores, &chosen), loss)
                 }
-            }
+                _ => {
+                    chosen = given.expect("a replay gives choices");
+                    (of_layer.weigh(&scores, &chosen), None)
+                }
+            };
+            balance = loss.as_ref().map(|_| ());
+            [weights, loss.unwrap_or_else(|| scores.sum(Kind::Float) * 0.0)]
         });
         let experts = to_host::<i64>(&chosen)?.into_iter().map(|expert| expert as usize).collect();
         Ok(Self { weights, balance: balance.map(|()| loss), experts, tape })
@@ -382,6 +402,54 @@ mod tests {
         let mut counts = RoutingCounts::new(2, vec![5, 1, 4, 1, 3, 1]);
         limit_at_owner(&mut counts, 3);
         assert_eq!([counts.row(0), counts.row(1), counts.row(2)], [[5, 1], [4, 1], [0, 1]]);
+    }
+
+    /// What a gate is trained by, when a system has moved its choices: weights where they went, and the balance loss of what it chose.
+    #[test]
+    fn moved_choices_train_the_gate_by_its_own() {
+        let (tokens, experts) = (12, 4);
+        let draw = |seed: &str, shape: [i64; 2]| {
+            let mut rng = stream(4, seed);
+            let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| uniform(&mut rng) as f32 - 0.5).collect();
+            Tensor::from_slice(&values).view(shape)
+        };
+        let inputs = draw("tokens", [tokens, 6]);
+        let parameters = [draw("weight", [experts, 6]) * 9.0, draw("bias", [experts, 1]).view([experts])];
+        let gates = Gates::of_scores(Bucket::new(&parameters, Kind::Float, Device::Cpu));
+        for (by, k) in
+            [(Gate::Switch { factor: 1.0 }, 1), (Gate::Capacity { factor: 1.0 }, 2), (Gate::BalancedNoDrop, 2)]
+        {
+            // The gradients of the gate's parameters from those of weights and loss.
+            let gradients = |choice: Choice, of_weights: f64, balance: f64| {
+                let layer = LayerGate::plain(0, 1);
+                let by = (&by, &mut stream(5, "noise"));
+                let scored = Scored::new(&gates, &layer, &inputs, k, choice, by).unwrap();
+                let (weights, loss, experts) =
+                    (scored.weights.copy(), scored.balance_loss().unwrap(), scored.experts.clone());
+                let _ = gates.scores.open(0..2).0.shallow_clone().zero_();
+                gates.scores.clear();
+                let slope = Tensor::arange(weights.numel() as i64, (Kind::Float, Device::Cpu)).view_as(&weights);
+                let _ = scored.backward(&gates, &(slope * of_weights), balance);
+                (weights, loss, experts, gates.scores.gradients().copy())
+            };
+            let far = |one: &Tensor, other: &Tensor| (one - other).abs().max().double_value(&[]);
+            let (weights, loss, chosen, of_loss) = gradients(Choice::Learned, 0.0, 3.0);
+            assert!(loss > 0.0 && far(&of_loss, &of_loss.zeros_like()) > 1e-3, "{by:?}");
+            // Where they went is where they were: nothing changes.
+            let same = Given::new(chosen.clone(), k, Device::Cpu);
+            let (_, _, _, expected) = gradients(Choice::Learned, 0.1, 3.0);
+            let (found, _, _, of_same) = gradients(Choice::Moved(&same), 0.1, 3.0);
+            assert!(far(&found, &weights) < 1e-6 && far(&of_same, &expected) < 1e-5, "{by:?}");
+
+            let elsewhere = Given::new(chosen.iter().map(|expert| (expert + 1) % 4).collect(), k, Device::Cpu);
+            let (moved, of_moved, experts, gradient) = gradients(Choice::Moved(&elsewhere), 0.0, 3.0);
+            assert_eq!((of_moved, &experts), (loss, &elsewhere.experts), "{by:?}");
+            assert!(far(&moved, &weights) > 1e-3 && far(&gradient, &of_loss) < 1e-6, "{by:?}");
+            let (.., through_weights) = gradients(Choice::Moved(&elsewhere), 0.1, 0.0);
+            assert!(far(&through_weights, &through_weights.zeros_like()) > 1e-3, "{by:?}");
+            let (_, of_replay, _, gradient) = gradients(Choice::Replayed(&elsewhere), 0.0, 3.0);
+            assert!(of_replay == 0.0 && far(&gradient, &gradient.zeros_like()) == 0.0, "{by:?}");
+        }
     }
 
     #[test]

@@ -228,7 +228,8 @@ impl Layer {
     /// system's restriction ask.
     fn route(&self, site: &MoeSite, timer: &PassTimer, tokens: &Tensor) -> Result<Routed, TrainError> {
         let (me, experts) = (site.group.rank(), self.experts.moe().experts);
-        let mut choices = self.choose(site, tokens, site.replay, None)?;
+        let choice = site.replay.map_or(Choice::Learned, Choice::Replayed);
+        let mut choices = self.choose(site, tokens, choice, None)?;
         let asked = timer.wait(Op::Counts, || self.ask_for_counts(site, &choices, tokens.device()))?;
         if let (Choices::Gpu(choices), true) = (&mut choices, self.followed.get()) {
             choices.lay_out();
@@ -258,28 +259,20 @@ impl Layer {
         Ok(Routed { choices, counts, stats, begun })
     }
 
-    /// Scores the tokens and chooses; `given` experts are chosen whatever their scores. What becomes entries is what the gate's own
-    /// limit leaves, or what was `kept` `[tokens * k]` before.
+    /// Scores the tokens and chooses. What becomes entries is what the gate's own limit leaves, or what was `kept` `[tokens * k]` before.
     fn choose(
         &self,
         site: &MoeSite,
         tokens: &Tensor,
-        given: Option<&Given>,
+        choice: Choice,
         kept: Option<Vec<Option<usize>>>,
     ) -> Result<Choices, TrainError> {
         let mut rng = stream(site.random.0, &site.random.1);
-        let admission = match &kept {
-            Some(kept) => Admission::These(kept),
-            None => Admission::Gate(site.gate, &rng),
-        };
-        if let Some(choices) = GpuChoices::new(site.gates, &self.gate, tokens, site.top_k, given, &admission) {
+        let admission = Admission { by: site.gate, rng: &rng, kept: kept.as_deref() };
+        if let Some(choices) = GpuChoices::new(site.gates, &self.gate, tokens, site.top_k, choice, &admission) {
             return Ok(Choices::Gpu(choices));
         }
-        let choice = match given {
-            Some(given) => Choice::Given(given),
-            None => Choice::Learned(site.gate, &mut rng),
-        };
-        let scored = Scored::new(site.gates, &self.gate, tokens, site.top_k, choice)?;
+        let scored = Scored::new(site.gates, &self.gate, tokens, site.top_k, choice, (site.gate, &mut rng))?;
         let choices = match kept {
             Some(kept) => kept,
             None => scored.admit(site.gate, self.experts.moe().experts, &mut rng)?,
@@ -334,7 +327,8 @@ impl Layer {
         gate::redirect(&mut moved, site.top_k, wanted);
         let experts: Vec<usize> = moved.iter().zip(before).map(|(new, old)| new.unwrap_or(old)).collect();
         let given = Given::new(experts, site.top_k, tokens.device());
-        self.choose(site, tokens, Some(&given), Some(moved))
+        let choice = if site.replay.is_some() { Choice::Replayed(&given) } else { Choice::Moved(&given) };
+        self.choose(site, tokens, choice, Some(moved))
     }
 
     fn local<'a>(&'a self, site: &'a MoeSite, splits: &'a Splits, transfers: &'a Transfers) -> Local<'a> {

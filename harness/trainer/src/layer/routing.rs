@@ -209,36 +209,32 @@ mod tests {
             self.gates.scores.leaf(0).size()[0] as usize
         }
 
-        fn on_gpu(&self, given: Option<&Given>) -> Choices {
-            let rng = stream(1, "gate");
-            let admission = Admission::Gate(&self.by, &rng);
-            let choices = GpuChoices::new(&self.gates, &self.gate, &self.tokens, self.k, given, &admission);
-            let mut choices = choices.unwrap();
-            choices.lay_out();
-            Choices::Gpu(choices)
+        fn on_gpu(&self, choice: Choice, kept: Option<&[Option<usize>]>) -> GpuChoices {
+            let admission = Admission { by: &self.by, rng: &stream(1, "gate"), kept };
+            GpuChoices::new(&self.gates, &self.gate, &self.tokens, self.k, choice, &admission).unwrap()
         }
 
-        fn on_host(&self, given: Option<&Given>) -> Choices {
+        fn on_host(&self, choice: Choice, kept: Option<&[Option<usize>]>) -> Choices {
             let mut rng = stream(1, "gate");
-            let choice = given.map_or_else(|| Choice::Learned(&self.by, &mut rng), Choice::Given);
-            let scored = Scored::new(&self.gates, &self.gate, &self.tokens, self.k, choice).unwrap();
-            let choices = scored.admit(&self.by, self.experts(), &mut rng).unwrap();
+            let by = (&self.by, &mut rng);
+            let scored = Scored::new(&self.gates, &self.gate, &self.tokens, self.k, choice, by).unwrap();
+            let admitted = || scored.admit(&self.by, self.experts(), &mut rng).unwrap();
+            let choices = kept.map_or_else(admitted, <[_]>::to_vec);
             Choices::Host { scored, choices }
         }
 
-        /// The same choices under weights of their own, and every third of the entries dropped.
-        fn fewer(&self, choices: &Choices, on_gpu: bool) -> Choices {
-            let experts = choices.experts().unwrap();
-            let third = |(index, entry): (usize, Option<usize>)| entry.filter(|_| index % 3 > 0);
-            let kept: Vec<_> = choices.entries().unwrap().into_iter().enumerate().map(third).collect();
+        /// The choices with every fifth moved to the next expert, which a token may have by then, and every third of the entries dropped; of a replay, or of
+        /// the gate's.
+        fn fewer(&self, choices: &Choices, replayed: bool) -> [Choices; 2] {
+            let moved = |(index, expert)| (expert + usize::from(index % 5 == 0)) % self.experts();
+            let experts: Vec<usize> = choices.experts().unwrap().into_iter().enumerate().map(moved).collect();
+            let left = |(index, (entry, &expert)): (usize, (Option<usize>, _))| {
+                entry.filter(|_| index % 3 > 0).and(Some(expert))
+            };
+            let kept: Vec<_> = choices.entries().unwrap().into_iter().zip(&experts).enumerate().map(left).collect();
             let given = Given::new(experts, self.k, self.tokens.device());
-            let admission = Admission::These(&kept);
-            if on_gpu {
-                let choices = GpuChoices::new(&self.gates, &self.gate, &self.tokens, self.k, Some(&given), &admission);
-                return Choices::Gpu(choices.unwrap());
-            }
-            let scored = Scored::new(&self.gates, &self.gate, &self.tokens, self.k, Choice::Given(&given)).unwrap();
-            Choices::Host { scored, choices: kept }
+            let choice = if replayed { Choice::Replayed(&given) } else { Choice::Moved(&given) };
+            [Choices::Gpu(self.on_gpu(choice, Some(&kept))), self.on_host(choice, Some(&kept))]
         }
 
         /// `[expert]`: entries, of which an owner has dropped those past its limit, if the gate has it do so.
@@ -280,15 +276,21 @@ mod tests {
             ([weights, sums, of_tokens, of_outputs, through_sums], of_parameters)
         }
 
-        fn check(&self, given: Option<&Given>, way: &Way) {
-            let what = format!("{:?} {:?} {} {:?}", self.by, self.gate.router, given.is_some(), way.program.layout);
-            let (mut on_gpu, mut on_host) = (self.on_gpu(given), self.on_host(given));
+        fn check(&self, replayed: Option<&Given>, way: &Way) {
+            let what = format!("{:?} {:?} {} {:?}", self.by, self.gate.router, replayed.is_some(), way.program.layout);
+            let choice = replayed.map_or(Choice::Learned, Choice::Replayed);
+            let (mut on_gpu, mut on_host) = (self.on_gpu(choice, None), self.on_host(choice, None));
+            on_gpu.lay_out();
+            let mut on_gpu = Choices::Gpu(on_gpu);
             let loss = on_gpu.balance_loss().unwrap();
-            let expected = on_host.balance_loss().unwrap();
-            assert!((loss - expected).abs() <= SINGLE * expected, "{what}: {loss}, {expected}");
             let balanced = self.by.is_balanced() || self.gate.router.auxiliary_loss > 0.0;
-            assert_eq!(loss > 0.0, balanced && given.is_none(), "{what}: {loss}");
-            let [again_on_gpu, again_on_host] = [true, false].map(|on_gpu| self.fewer(&on_host, on_gpu));
+            assert_eq!(loss > 0.0, balanced && replayed.is_none(), "{what}: {loss}");
+            let [mut again_on_gpu, mut again_on_host] = self.fewer(&on_host, replayed.is_some());
+            // A choice that is moved changes nothing of the loss.
+            for found in [&mut on_host, &mut again_on_gpu, &mut again_on_host] {
+                let found = found.balance_loss().unwrap();
+                assert!((found - loss).abs() <= SINGLE * loss, "{what}: {found}, {loss}");
+            }
             let drops = self.by.capacity_factor().is_some();
             self.check_same(on_gpu, on_host, way, (&what, drops));
             self.check_same(again_on_gpu, again_on_host, way, (&format!("{what}, fewer"), true));
@@ -416,8 +418,8 @@ mod tests {
         let case = Case::new((router, 8, 2), Gate::Capacity { factor: 1.0 });
         let rng = stream(1, "gate");
         let served = |by: &Gate| {
-            let admission = Admission::Gate(by, &rng);
-            GpuChoices::new(&case.gates, &case.gate, &case.tokens, 2, None, &admission).is_some()
+            let admission = Admission { by, rng: &rng, kept: None };
+            GpuChoices::new(&case.gates, &case.gate, &case.tokens, 2, Choice::Learned, &admission).is_some()
         };
         assert!(served(&Gate::NoDrop) && !served(&case.by));
     }
