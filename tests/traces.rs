@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use polars::prelude::{Column, DataFrame, IntoSeries, NamedFrom, ParquetWriter, Series};
-use workloads::trace::RoutingTrace;
+use workloads::trace::{Choices, RoutingTrace};
 
 use crate::support::{Folder, suite_toml};
 
@@ -78,8 +78,11 @@ fn the_gate_stands_in_the_file() {
     folder.succeed("trace import a.parquet d.parquet --balanced");
     folder.succeed("trace rescale d.parquet e.parquet --experts 6");
     folder.succeed("trace import e.parquet f.parquet");
-    let is_balanced = |name: &str| runs::traces::load(Some(&folder.join(name))).unwrap().is_balanced();
-    assert_eq!(["a", "d", "e", "f"].map(|name| is_balanced(&format!("{name}.parquet"))), [false, true, true, true]);
+    let choices = |name: &str| runs::traces::load(Some(&folder.join(name))).unwrap().choices();
+    assert_eq!(
+        ["a", "d", "e", "f"].map(|name| choices(&format!("{name}.parquet"))),
+        [Choices::Recorded, Choices::Balanced, Choices::Balanced, Choices::Balanced]
+    );
 }
 
 #[test]

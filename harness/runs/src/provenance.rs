@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use workloads::suite::{FigureKind, SuiteRouting, TraceUse};
-use workloads::trace::RoutingTrace;
+use workloads::trace::{Choices, RoutingTrace};
 use workloads::{Case, EngineKind, Suite};
 
 use crate::records::SCHEMA_VERSION;
@@ -216,8 +216,10 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub fn trace_hash(trace: &RoutingTrace) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{:?}{:?}", trace.shape(), trace.iterations()));
-    if trace.is_balanced() {
-        hasher.update("balanced");
+    match trace.choices() {
+        Choices::Recorded => (),
+        Choices::Balanced => hasher.update("balanced"),
+        stated => hasher.update(stated.text()),
     }
     let mut bytes = Vec::with_capacity(1 << 16);
     for counts in trace.counts().chunks(1 << 14) {

@@ -8,8 +8,8 @@ use chart::{AnyChart, LineChart, LinePanel, LineSeries, Width};
 use clap::{Args, Subcommand};
 use workloads::trace::import::{Axis, ColumnNames, ImportOptions};
 use workloads::trace::{
-    ImbalanceSpec, LayerStats, Routing, RoutingSpec, RoutingTrace, Skew, SkewSpec, SynthSpec, TimeStats, TraceError,
-    TraceStats, Workload,
+    Choices, ImbalanceSpec, LayerStats, Routing, RoutingSpec, RoutingTrace, Skew, SkewSpec, SynthSpec, TimeStats,
+    TraceError, TraceStats, Workload,
 };
 
 use crate::failure::{Failure, OrFail};
@@ -172,8 +172,7 @@ pub fn run(command: &TraceCommand) -> Result<(), Failure> {
         TraceCommand::Import(args) => {
             output::refuse_to_replace(&args.to, args.overwrite).or_input()?;
             let trace = traces::import(&args.from, args.options()).or_input()?;
-            let is_balanced = args.balanced || trace.is_balanced();
-            let trace = trace.with_balance_loss(is_balanced);
+            let trace = if args.balanced { trace.chosen_by(Choices::Balanced) } else { trace };
             write(&trace, &args.to)
         }
         TraceCommand::Synth(args) => {
@@ -223,7 +222,11 @@ fn describe(trace: &RoutingTrace) -> String {
         shape.experts,
         shape.entries,
         shape.top_k,
-        if trace.is_balanced() { ", chosen with a balance loss" } else { "" }
+        match trace.choices() {
+            Choices::Recorded => "",
+            Choices::Balanced => ", chosen with a balance loss",
+            Choices::Stated { .. } => ", as stated",
+        }
     )
 }
 
@@ -314,7 +317,7 @@ fn rescale(args: &RescaleArgs) -> Result<RoutingTrace> {
     let rescaled = routing.to_trace(format!("{} rescaled", trace.name()), ranks, shape.micro_batches)?;
     // A note such as a checksum is of the trace that was rescaled.
     let notes = trace.notes().iter().map(|note| format!("before rescaling: {note}")).collect();
-    Ok(rescaled.with_notes(notes).with_balance_loss(trace.is_balanced()))
+    Ok(rescaled.with_notes(notes).chosen_by(trace.choices()))
 }
 
 /// The most ranks, up to a node of eight, that share so many experts equally.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use workloads::gate::Flattening;
 use workloads::model::Moe;
 use workloads::suite::TraceUse;
-use workloads::trace::{BatchCounts, Routing, RoutingSpec, RoutingTrace, TraceError};
+use workloads::trace::{BatchCounts, Choices, Routing, RoutingSpec, RoutingTrace, TraceError};
 
 use crate::plan::job::Job;
 
@@ -72,7 +72,8 @@ impl<'a> JobRouting<'a> {
         // A layer has no more choices than experts, whatever the trace's gate had.
         let fewest = layers.iter().map(|moe| moe.experts).min().unwrap_or(1);
         let top_k = job.top_k().max((trace.shape().top_k as usize).min(fewest));
-        let is_flatter = |exponent: &f64| (job.gate.is_balanced() || *exponent > 0.0) && !trace.is_balanced();
+        let is_recorded = trace.choices() == Choices::Recorded;
+        let is_flatter = |exponent: &f64| is_recorded && (job.gate.is_balanced() || *exponent > 0.0);
         let flattening = Some(job.flattening()).filter(is_flatter);
         let mut parts = Vec::new();
         let mut first = 0;
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!(counts, [2, 1, 0, 1, 2]);
     }
 
-    /// A balance loss makes choices flatter, unless they are already those of a gate that has one.
+    /// A balance loss makes choices flatter, unless they are already those of a gate that has one, or stated.
     #[test]
     fn choices_are_flattened_once() {
         use workloads::trace::SynthSpec;
@@ -155,6 +156,8 @@ mod tests {
         };
         let as_recorded = chosen(Gate::NoDrop, &trace);
         assert_ne!(chosen(Gate::BalancedNoDrop, &trace), as_recorded);
-        assert_eq!(chosen(Gate::BalancedNoDrop, &trace.with_balance_loss(true)), as_recorded);
+        for choices in [Choices::Balanced, Choices::Stated { within: None }] {
+            assert_eq!(chosen(Gate::BalancedNoDrop, &trace.clone().chosen_by(choices)), as_recorded);
+        }
     }
 }

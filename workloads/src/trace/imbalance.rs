@@ -15,7 +15,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{RoutingTrace, TraceError, TraceShape, check_choices, check_size};
+use super::{Choices, RoutingTrace, TraceError, TraceShape, check_choices, check_size};
 
 /// A workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -184,7 +184,8 @@ impl ImbalanceSpec {
         let labels = (0..).take(steps).collect();
         let checksum = self.checksum(steps, 1)?;
         let note = format!("workload {}, seed {}, checksum {checksum} (ep 1)", self.workload, self.seed);
-        Ok(RoutingTrace::new(self.workload.name(), shape, labels, counts)?.with_notes(vec![note]))
+        let trace = RoutingTrace::new(self.workload.name(), shape, labels, counts)?.with_notes(vec![note]);
+        Ok(trace.chosen_by(Choices::Stated { within: Some(0) }))
     }
 
     fn check(&self) -> Result<(), TraceError> {

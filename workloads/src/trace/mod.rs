@@ -101,7 +101,46 @@ pub struct RoutingTrace {
     iterations: Vec<u32>,
     counts: Vec<u32>,
     notes: Vec<String>,
-    is_balanced: bool,
+    choices: Choices,
+}
+
+/// Whose choices a trace has, as far as a file says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choices {
+    /// A gate's that is trained without a balance loss: those of a gate with one are flatter.
+    #[default]
+    Recorded,
+    /// A gate's that is trained with one: none flattens them again.
+    Balanced,
+    /// Nobody's: they have an imbalance that was stated, which nothing flattens. Samples stand for each other where their labels are as far apart or less;
+    /// all do without.
+    Stated {
+        /// Training iterations.
+        within: Option<u32>,
+    },
+}
+
+impl Choices {
+    /// What [`Self::of_text`] reads.
+    pub fn text(self) -> String {
+        match self {
+            Self::Recorded => "false".to_owned(),
+            Self::Balanced => "true".to_owned(),
+            Self::Stated { within: None } => "stated".to_owned(),
+            Self::Stated { within: Some(within) } => format!("stated {within}"),
+        }
+    }
+
+    /// None for a text that says nothing.
+    pub fn of_text(text: &str) -> Option<Self> {
+        match text.split_once(' ') {
+            None if text == "false" => Some(Self::Recorded),
+            None if text == "true" => Some(Self::Balanced),
+            None if text == "stated" => Some(Self::Stated { within: None }),
+            Some(("stated", within)) => Some(Self::Stated { within: Some(within.parse().ok()?) }),
+            _ => None,
+        }
+    }
 }
 
 impl RoutingTrace {
@@ -127,7 +166,8 @@ impl RoutingTrace {
             let expected = format!("{expected}, that is iterations x layers x micro_batches x ranks x experts");
             return Err(TraceError::field("counts.len()", counts.len(), expected));
         }
-        let trace = Self { name: name.into(), shape, iterations, counts, notes: Vec::new(), is_balanced: false };
+        let trace =
+            Self { name: name.into(), shape, iterations, counts, notes: Vec::new(), choices: Choices::default() };
         trace.check_rows()?;
         Ok(trace)
     }
@@ -154,14 +194,14 @@ impl RoutingTrace {
         Self { notes, ..self }
     }
 
-    /// Whether the gate that chose is trained with a balance loss, as far as a file says: then none flattens its choices again.
-    pub fn is_balanced(&self) -> bool {
-        self.is_balanced
+    /// Whose choices these are.
+    pub fn choices(&self) -> Choices {
+        self.choices
     }
 
-    /// The same counts, of such a gate or not.
-    pub fn with_balance_loss(self, is_balanced: bool) -> Self {
-        Self { is_balanced, ..self }
+    /// The same counts as the choices of others.
+    pub fn chosen_by(self, choices: Choices) -> Self {
+        Self { choices, ..self }
     }
 
     /// Extents.

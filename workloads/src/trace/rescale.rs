@@ -7,7 +7,8 @@
 //! - Time: iteration `t` uses the last sample at or before `start + t * stride`; past the end, the trace begins again.
 //!   Rows are rotated by the distance from that sample, so that iterations between two samples differ.
 //! - Chunks take rows in turn. Once all rows are used, the next round takes those of the nearest other samples (one
-//!   later, one earlier, two later, ..), so that no chunk is an exact copy of another.
+//!   later, one earlier, two later, ..), so that no chunk is an exact copy of another; where a trace was made to move at a stated speed, of
+//!   those alone between which little moves.
 //! - Layers spread evenly over the trace's. A model with more layers goes round them again, its experts renumbered.
 //! - Fewer experts: of neighbours in order of mean load one each is kept, chosen so that max/mean and Gini stay close
 //!   to the original's; the others count a sixteenth. No choice of experts lifts max/mean above `experts / top_k`.
@@ -19,7 +20,7 @@ use super::apportion::Apportion;
 use super::stats::{gini, max_over_mean};
 use std::ops::Range;
 
-use super::{RoutingTrace, TraceError, TraceShape, check_choices, check_size};
+use super::{Choices, RoutingTrace, TraceError, TraceShape, check_choices, check_size};
 
 /// What the global batch of a model looks like to the routing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +220,8 @@ impl<'a> Routing<'a> {
         let start = counts.len();
         counts.resize(start + layers.len() * chunks * experts, 0);
         let (mut apportion, mut weights) = (Apportion::default(), Vec::new());
-        let sources = (0..chunks).map(|chunk| self.source(sample, rotation, chunk)).collect::<Vec<_>>();
+        let alike = self.alike(sample);
+        let sources = (0..chunks).map(|chunk| self.source(sample, &alike, rotation, chunk)).collect::<Vec<_>>();
         let rooms = counts[start..].chunks_exact_mut(chunks * experts);
         for (groups, out) in self.layers[layers].iter().zip(rooms) {
             for (&(sample, row), mut out) in sources.iter().zip(out.chunks_exact_mut(experts)) {
@@ -233,12 +235,21 @@ impl<'a> Routing<'a> {
         }
     }
 
+    /// Samples that stand for this one, where a batch has more chunks than it has rows.
+    fn alike(&self, sample: usize) -> Range<usize> {
+        let labels = self.trace.iterations();
+        let Choices::Stated { within: Some(within) } = self.trace.choices() else { return 0..labels.len() };
+        let of = |label: u32| labels.partition_point(|&at| at < label);
+        let label = labels[sample];
+        of(label.saturating_sub(within))..of(label.saturating_add(within).saturating_add(1)).max(sample + 1)
+    }
+
     /// Sample and row that a chunk is taken from.
-    fn source(&self, sample: usize, rotation: usize, chunk: usize) -> (usize, usize) {
+    fn source(&self, sample: usize, alike: &Range<usize>, rotation: usize, chunk: usize) -> (usize, usize) {
         let rows = self.trace.shape().rows();
         let first = (mix(self.spec.seed) % rows as u64) as usize;
         let row = (chunk % rows + rotation % rows + first) % rows;
-        (nearby(sample, chunk / rows, self.trace.iterations().len()), row)
+        (alike.start + nearby(sample - alike.start, chunk / rows, alike.len()), row)
     }
 }
 
@@ -497,8 +508,42 @@ fn mix(seed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::artifact::tests::real_trace;
-    use super::super::{SynthSpec, TraceStats};
+    use super::super::{ImbalanceSpec, Skew, SkewSpec, SynthSpec, TraceStats, Workload};
     use super::*;
+    use std::collections::BTreeSet;
+
+    /// Where a workload moves, its batches move as it does, however many chunks they have.
+    #[test]
+    fn a_stated_workload_keeps_its_steps() {
+        let batch = |trace: &RoutingTrace, chunks, t| {
+            let TraceShape { layers, experts, entries, top_k, .. } = *trace.shape();
+            let (start, entries_per_chunk) = (trace.iterations()[0], entries);
+            let spec = RoutingSpec { layers, experts, chunks, entries_per_chunk, top_k, start, stride: 1, seed: 0 };
+            Routing::new(trace, spec).unwrap().iteration(t)
+        };
+        for workload in [Workload::RotatingHotspot, Workload::Burst] {
+            let of = ImbalanceSpec { workload, experts: 8, top_k: 2, tokens: 64, seed: 3 };
+            let trace = of.trace(12, 2, 1, 1).unwrap();
+            for t in 0..12 {
+                let many = batch(&trace, 40, t);
+                assert!((0..40).all(|chunk| many.chunk(1, chunk) == trace.row(t, 1, 0, 0)), "{workload} {t}");
+            }
+        }
+        // Half of the skew is elsewhere after 3 iterations: no sample stands for another. After 1000, all do.
+        let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 2, experts: 16, entries: 4096, top_k: 2 };
+        for (half_life, distinct) in [(3.0, 2), (1000.0, 20)] {
+            let skew = Skew { max_over_mean: Some(4.0), half_life: Some(half_life), ..Skew::default() };
+            let trace = SkewSpec { shape, samples: 30, step: 1, seed: 1, skew }.generate().unwrap();
+            let batch = batch(&trace, 20, 12);
+            let found: BTreeSet<&[u32]> = (0..20).map(|chunk| batch.chunk(0, chunk)).collect();
+            let ratio = max_over_mean(&batch.loads(0));
+            assert!(
+                found.len() == distinct && (ratio - 4.0).abs() < 0.25,
+                "{half_life}: {} rows, {ratio}",
+                found.len()
+            );
+        }
+    }
 
     #[test]
     fn the_first_sample_has_a_chunks_entries() {

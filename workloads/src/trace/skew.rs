@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::synth::{Purpose, Sampler, drifting, exp, inclusion, stream};
-use super::{RoutingTrace, TraceError, TraceShape, check_size};
+use super::{Choices, RoutingTrace, TraceError, TraceShape, check_size};
 
 /// How skewed routing is, and for how long an expert stays hot. Without any target it is balanced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Skew {
     /// Training iterations until the hot set is half another; it never changes when absent.
     pub half_life: Option<f64>,
 }
+
+/// Of a half-life, the part in which 4% of the skew move on: samples so near stand for each other.
+const STEADY: f64 = 16.0;
 
 /// A trace of a stated skew.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +73,8 @@ impl SkewSpec {
             }
         }
         let name = format!("synthetic, {}", self.skew);
-        RoutingTrace::new(name, shape, labels, counts)
+        let within = self.skew.half_life.map(|half_life| (half_life / STEADY) as u32);
+        Ok(RoutingTrace::new(name, shape, labels, counts)?.chosen_by(Choices::Stated { within }))
     }
 
     fn check(&self) -> Result<(), TraceError> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use polars::prelude::{Column, DataFrame, KeyValueMetadata, ParquetWriter};
 use workloads::trace::RoutingTrace;
-use workloads::trace::import::parquet::{BALANCED, NOTES, TOP_K};
+use workloads::trace::import::parquet::{CHOICES, NOTES, TOP_K};
 
 use crate::store;
 
@@ -36,8 +36,8 @@ pub fn write(trace: &RoutingTrace, path: &Path) -> Result<()> {
     let height = trace.counts().len();
     let columns = COLUMNS.iter().zip(columns).map(|(name, values)| Column::new((*name).into(), values));
     let mut frame = DataFrame::new(height, columns.collect())?;
-    let balanced = trace.is_balanced().to_string();
-    let metadata = [(TOP_K, shape.top_k.to_string()), (NOTES, trace.notes().join("\n")), (BALANCED, balanced)];
+    let choices = trace.choices().text();
+    let metadata = [(TOP_K, shape.top_k.to_string()), (NOTES, trace.notes().join("\n")), (CHOICES, choices)];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
     store::write_atomically(path, |file| {
         let metadata = KeyValueMetadata::from_static(metadata);
@@ -51,8 +51,8 @@ mod tests {
     use std::fs;
 
     use polars::prelude::ParquetCompression;
-    use workloads::trace::SynthSpec;
     use workloads::trace::import::{ImportOptions, Importer};
+    use workloads::trace::{Choices, SynthSpec};
 
     use super::*;
 
@@ -70,7 +70,7 @@ mod tests {
 
     fn trace() -> RoutingTrace {
         let spec = SynthSpec { layers: 2, samples: 2, ranks: 1, experts: 4, entries: 16, ..SynthSpec::default() };
-        spec.generate().unwrap().with_notes(vec!["of a test".to_owned()]).with_balance_loss(true)
+        spec.generate().unwrap().with_notes(vec!["of a test".to_owned()]).chosen_by(Choices::Stated { within: Some(7) })
     }
 
     fn written() -> Vec<u8> {
@@ -88,7 +88,7 @@ mod tests {
         let trace = trace();
         let read = import(&written()).unwrap();
         assert_eq!((read.shape(), read.counts(), read.notes()), (trace.shape(), trace.counts(), trace.notes()));
-        assert!(read.is_balanced());
+        assert_eq!(read.choices(), trace.choices());
         let rows: Vec<[u32; 5]> = (0..3)
             .flat_map(|layer| (0..50).flat_map(move |iteration| (0..4).map(move |expert| [iteration, layer, expert])))
             .map(|[iteration, layer, expert]| [iteration, layer, expert, 8 + (iteration + expert) % 4, 0])

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::apportion::Apportion;
-use super::super::{MOST_COUNTS, MOST_ENTRIES, Place, RoutingTrace, TraceError, TraceShape, check_choices};
+use super::super::{Choices, MOST_COUNTS, MOST_ENTRIES, Place, RoutingTrace, TraceError, TraceShape, check_choices};
 use super::{ImportError, ImportOptions, MOST_EXTENT};
 
 /// A trace of this many counts is small, however few values it is made from.
@@ -100,8 +100,7 @@ pub(super) struct Tally {
     pub(super) choices: u32,
     pub(super) stated_top_k: Option<u32>,
     pub(super) stated_notes: Vec<String>,
-    /// As a file says of its gates: they are trained with a balance loss.
-    pub(super) is_balanced: bool,
+    pub(super) stated_choices: Choices,
 }
 
 impl Tally {
@@ -232,7 +231,7 @@ impl Tally {
             top_k,
         };
         let trace = RoutingTrace::new(name, shape, labels.iterations, counts)?;
-        Ok(trace.with_notes(notes).with_balance_loss(self.is_balanced))
+        Ok(trace.with_notes(notes).chosen_by(self.stated_choices))
     }
 
     /// Replaces running totals by their increase.

@@ -23,7 +23,7 @@ use trainer::rank::report::Report;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use trainer::{TrainError, checkpoint, record};
-use workloads::trace::RoutingTrace;
+use workloads::trace::{Choices, RoutingTrace};
 use workloads::{EngineKind, Suite};
 
 use crate::engines::args::TrainingArgs;
@@ -313,7 +313,8 @@ fn status_of_last_words(words: &str) -> Status {
 
 /// What the gates chose, with a word on what they were trained on.
 fn recorded(name: &str, setup: &Setup, reports: &[(usize, Vec<Report>)]) -> Result<RoutingTrace> {
-    let trace = record::trace(name, setup, reports)?.with_balance_loss(setup.job.gate.is_balanced());
+    let choices = if setup.job.gate.is_balanced() { Choices::Balanced } else { Choices::Recorded };
+    let trace = record::trace(name, setup, reports)?.chosen_by(choices);
     let random = setup.samples.entropy().is_some();
     let note = "recorded on random token ids, which overstates the skew of real text".to_owned();
     Ok(if random { trace.with_notes(vec![note]) } else { trace })

@@ -12,6 +12,7 @@ mod encoding;
 mod footer;
 mod thrift;
 
+use super::super::Choices;
 use super::table::Cell;
 use super::{ImportError, Importer};
 use column::{Budget, ColumnReader};
@@ -23,7 +24,7 @@ pub const TOP_K: &str = "moebench.top_k";
 /// See [`TOP_K`].
 pub const NOTES: &str = "moebench.notes";
 /// See [`TOP_K`].
-pub const BALANCED: &str = "moebench.balanced";
+pub const CHOICES: &str = "moebench.balanced";
 
 /// What is wrong with a file.
 type Fault = String;
@@ -35,7 +36,7 @@ pub(super) fn read(importer: &mut Importer, path: &str, file: &[u8]) -> Result<(
         match key.as_str() {
             TOP_K => importer.tally.stated_top_k = importer.tally.stated_top_k.or(value.parse().ok()),
             NOTES => importer.tally.stated_notes.extend(value.lines().map(str::to_owned)),
-            BALANCED => importer.tally.is_balanced |= value == "true",
+            CHOICES => importer.tally.stated_choices = Choices::of_text(value).unwrap_or_default(),
             _ => {}
         }
     }
