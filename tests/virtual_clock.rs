@@ -21,7 +21,7 @@ use trainer::rank::report::Report;
 use trainer::record;
 use trainer::setup::{self, Recording, Setup};
 use trainer::world::{self, Threads};
-use workloads::cluster::{Activations, Constant, Program};
+use workloads::cluster::{Constant, Program};
 use workloads::suite::TraceUse;
 use workloads::trace::{BatchCounts, RoutingTrace};
 use workloads::{Cluster, EngineKind, Gate, Model, Training};
@@ -169,7 +169,7 @@ fn collectives_take_the_same_in_both_engines() {
 fn copies_take_the_same_in_both_engines() {
     let half = Cluster::named("test", "inky").unwrap();
     let gradient = Constant { value: 4.0, ..half.gpu.memory.clone() };
-    let single = Cluster { program: Some(Program { gradient, activations: Activations::default() }), ..half.clone() };
+    let single = Cluster { program: Program { gradient: Some(gradient), ..Program::default() }, ..half.clone() };
     [half, single].into_iter().for_each(check_copies);
 }
 

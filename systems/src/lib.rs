@@ -164,7 +164,7 @@ pub trait Policy: Send {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overlap {
     /// What is done with model state once an iteration: gradients are reduced beside the last backward pass, and weights whose
-    /// optimizer state is sharded are gathered beside the first forward pass.
+    /// optimizer state is sharded are gathered beside the first forward pass. A cluster's training program may say otherwise, for all systems.
     pub state: bool,
     /// Gathers and reductions of sharded state that accompany a micro-batch go block by block and in line with the exchanges of rows, which use the same
     /// links and wait for what was asked for before them. Otherwise they are out of the exchanges' way.

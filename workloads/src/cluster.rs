@@ -31,19 +31,23 @@ pub struct Cluster {
     pub network: Network,
     /// What the host adds.
     pub host: Host,
-    /// What the training program does that was measured there; the programs of the studies where it is absent.
-    pub program: Option<Program>,
+    /// What the training program does there, under every system; as the programs of the studies where it is absent.
+    #[serde(default)]
+    pub program: Program,
 }
 
-/// What a training program does otherwise than those of the studies.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What a training program does otherwise than those of the studies, under every system: systems are compared in one program.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Program {
     /// A parameter's gradient as it is held and summed over replicas, B.
-    pub gradient: Constant,
+    pub gradient: Option<Constant>,
     /// What it keeps of a forward pass until the backward pass, and holds for copies of experts and for shards of optimizer state.
-    #[serde(default)]
     pub activations: Activations,
+    /// Whether a rank multiplies all of its experts in one grouped product; where absent, as each system does.
+    pub grouped_products: Option<bool>,
+    /// Whether what is done with model state once an iteration runs beside passes; where absent, as each system does.
+    pub overlap_state: Option<bool>,
 }
 
 /// What a program keeps of a forward pass until the backward pass, and holds for copies of experts and for shards of optimizer state.
@@ -268,24 +272,19 @@ impl Cluster {
 
     /// Bytes of a parameter's gradient as it is held and summed over replicas, where that is stated.
     pub fn gradient_bytes(&self) -> Option<f64> {
-        self.program.as_ref().map(|program| program.gradient.value)
+        self.program.gradient.as_ref().map(|gradient| gradient.value)
     }
 
     /// Under a training that holds and sums gradients in that kind: where the program's are stated, half precision is told.
     pub fn with_gradients(&mut self, gradients: Gradients) {
-        if let (Some(program), Gradients::Half) = (&mut self.program, gradients) {
-            program.gradient = Constant {
+        if let (Some(gradient), Gradients::Half) = (&mut self.program.gradient, gradients) {
+            *gradient = Constant {
                 value: gradients.bytes(),
                 uncertainty: None,
                 peak: None,
                 source: "stated: training.gradients is half".to_owned(),
             };
         }
-    }
-
-    /// What the training program keeps of a forward pass.
-    pub fn activations(&self) -> Activations {
-        self.program.as_ref().map_or_else(Activations::default, |program| program.activations)
     }
 
     /// Every tier's units are made of whole units of the tier before, and no tier carries more than its bandwidth.
@@ -358,7 +357,7 @@ impl Cluster {
             ("host.reading", &host.reading),
         ];
         let exchanges = exchanges.into_iter().filter_map(|(path, constant)| Some((path, constant.as_ref()?, true)));
-        let program = self.program.iter().map(|program| ("program.gradient", &program.gradient, false));
+        let program = self.program.gradient.iter().map(|gradient| ("program.gradient", gradient, false));
         let beside = [
             ("network.intra_both", &network.intra_both, false),
             ("network.slows_kernels", &network.slows_kernels, true),
@@ -380,7 +379,7 @@ impl Cluster {
     pub fn constants_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Constant)> {
         let paths: Vec<Cow<'static, str>> = self.constants().into_iter().map(|(path, ..)| path).collect();
         let (gpu, network, host) = (&mut self.gpu, &mut self.network, &mut self.host);
-        let program = self.program.iter_mut().map(|program| &mut program.gradient);
+        let program = self.program.gradient.iter_mut();
         let fixed = [
             &mut gpu.memory,
             &mut gpu.memory_reserved,
@@ -429,7 +428,7 @@ mod tests {
         cluster.with_gradients(Gradients::Half);
         assert_eq!(cluster.gradient_bytes(), None);
         let gradient = Constant { value: 4.0, ..cluster.gpu.memory.clone() };
-        cluster.program = Some(Program { gradient, activations: Activations::Counted });
+        cluster.program.gradient = Some(gradient);
         let bytes = |gradients| {
             let mut cluster = cluster.clone();
             cluster.with_gradients(gradients);

@@ -274,7 +274,7 @@ impl Evaluation<'_> {
     /// `[stage]`: what follows its lanes at least. Nothing where that depends on what they compute.
     fn tails(&self) -> Vec<Seconds> {
         let pp = self.plan.pp;
-        if self.job.scope == Scope::Layer || self.policy.overlap().state {
+        if self.job.scope == Scope::Layer || self.overlaps_state() {
             return vec![Seconds::ZERO; pp];
         }
         // No host of theirs has anything left to issue.
@@ -407,14 +407,18 @@ impl Evaluation<'_> {
         first..first + self.plan.stage_ranks()
     }
 
-    /// What shows of transfers that are done once an iteration, beside a pass in `direction` where the system overlaps them.
+    fn overlaps_state(&self) -> bool {
+        self.costs.overlaps_state(self.policy.overlap().state)
+    }
+
+    /// What shows of transfers that are done once an iteration, beside a pass in `direction` where they overlap.
     fn shown(
         &self,
         mut transfers: Vec<(Gradients, Seconds)>,
         stage: &StageSum,
         direction: Direction,
     ) -> Vec<(Gradients, Seconds)> {
-        if self.policy.overlap().state {
+        if self.overlaps_state() {
             let all: Seconds = transfers.iter().map(|&(_, time)| time).sum();
             let beside = exposed(all, stage.computation[direction as usize], stage.blocks);
             let part = if all > Seconds::ZERO { beside / all } else { 0.0 };

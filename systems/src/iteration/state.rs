@@ -7,7 +7,7 @@
 //! Overlap is one rule ([`exposed`]): a transfer that accompanies a pass is cut into one part a block, runs beside the pass's
 //! computation and not beside its exchanges, which use the same links; one part has no block to hide behind. What accompanies
 //! every micro-batch always overlaps, because every implementation prefetches; what is done once an iteration overlaps where
-//! the system says so ([`crate::Overlap`]). Where a system has its transfers in line with the exchanges ([`crate::Overlap::queued`]), they go block by block
+//! the cluster's training program or, where that says nothing, the system does so ([`crate::Overlap`]). Where a system has its transfers in line with the exchanges ([`crate::Overlap::queued`]), they go block by block
 //! ([`OfBlock`]): the weights of a block are asked for when the block before begins, its gradients are reduced behind its backward pass, exchanges wait for what was
 //! asked for before them, and so all replicas go through a block together.
 

@@ -372,7 +372,7 @@ fn kept_activations(job: &Job, plan: &Plan, chunk: usize, recompute: Recompute) 
 fn at_edges(job: &Job, plan: &Plan, recompute: Recompute) -> [Bytes; 2] {
     let model = &job.model;
     let tokens = model.blocks.first().map_or(0, |block| block.tokens) as f64;
-    match (job.cluster.activations(), recompute) {
+    match (job.cluster.program.activations, recompute) {
         (Activations::Counted, _) => {
             [model.saved_by_embedding(), model.saved_by_head(trainer(plan))].map(|saved| saved.bytes() * tokens)
         }
@@ -383,7 +383,7 @@ fn at_edges(job: &Job, plan: &Plan, recompute: Recompute) -> [Bytes; 2] {
 
 /// Samples of a micro-batch whose activations a rank keeps: tensor parallelism cuts all that is published, and of what is counted some.
 fn samples(job: &Job, plan: &Plan) -> f64 {
-    match job.cluster.activations() {
+    match job.cluster.program.activations {
         Activations::Published => plan.micro_batch as f64 / plan.tp as f64,
         Activations::Counted => plan.micro_batch as f64,
     }
@@ -391,7 +391,7 @@ fn samples(job: &Job, plan: &Plan) -> f64 {
 
 /// What the backward pass finds of a block and a sample, without the experts' rows.
 fn of_block(job: &Job, plan: &Plan, block: &Block, recompute: Recompute) -> Bytes {
-    match (job.cluster.activations(), recompute) {
+    match (job.cluster.program.activations, recompute) {
         (Activations::Counted, Recompute::None) => {
             job.model.saved_in(block, trainer(plan)).bytes() * block.tokens as f64
         }

@@ -32,7 +32,7 @@ impl SlotState {
         cluster: &Cluster,
         layers: impl Iterator<Item = (&'a Moe, &'a Placement)>,
     ) -> Self {
-        let (gradient, counted) = (gradient_bytes(cluster), cluster.activations() == Activations::Counted);
+        let (gradient, counted) = (gradient_bytes(cluster), cluster.program.activations == Activations::Counted);
         let (mut state, mut room) = (Self { gradient, ..Self::default() }, Bytes::ZERO);
         for (moe, placement) in layers {
             let rank = |rank| placement.experts_of(rank).iter().flatten().count();
@@ -103,7 +103,8 @@ mod tests {
         let placements = [plain.clone(), plain.clone(), plain, copies];
         let trained = |activations| {
             let gradient = Constant { value: 4.0, ..job.cluster.gpu.memory.clone() };
-            Cluster { program: Some(Program { gradient, activations }), ..job.cluster.clone() }
+            let program = Program { gradient: Some(gradient), activations, ..Program::default() };
+            Cluster { program, ..job.cluster.clone() }
         };
         for cluster in [job.cluster.clone(), trained(Activations::Published), trained(Activations::Counted)] {
             let gradient = gradient_bytes(&cluster);
@@ -113,7 +114,7 @@ mod tests {
                 assert_eq!(found, expected, "{storage:?}");
             };
             // Of the last layer's four slots, one rank has filled all and another two; in the layer before it each has filled two.
-            if cluster.activations() == Activations::Counted {
+            if cluster.program.activations == Activations::Counted {
                 check(Storage::Slots, 2.0 + 4.0, 2.0 * (2.0 + gradient));
                 check(Storage::OptimizerShards, 4.0, 8.0 * (2.0 + gradient));
             } else {
@@ -123,7 +124,7 @@ mod tests {
             check(Storage::Shards, 4.0, 4.0 * 8.0);
             let plan = Plan { ep: 4, expert_dp: 2, zero: Zero::Weights, ..plan };
             let found = SlotState::new(Storage::Slots, &plan, &cluster, layers_of(&job, &plan, 1, &placements));
-            let of_two = match cluster.activations() {
+            let of_two = match cluster.program.activations {
                 Activations::Counted => 2.0 * (2.0 + gradient + 12.0) / 2.0 + 2.0 * (2.0 + gradient),
                 Activations::Published => 2.0 * 6.0,
             };

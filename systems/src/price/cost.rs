@@ -43,7 +43,7 @@ pub struct ExpertPrice {
     pub call: Seconds,
     /// With any rows at all.
     pub start: Seconds,
-    /// The part of `start` that a grouped product has once for all experts.
+    /// The part of `start` that a program's grouped product has once for all experts.
     pub launch: Seconds,
     /// For each row.
     pub row: Seconds,
@@ -154,19 +154,25 @@ impl CostModel {
     /// One expert. Forward: its products, every stored activation written and read once, its weights read. Backward: twice
     /// the products and activations; weights read, gradients read, added to and written.
     ///
-    /// Experts that were measured ran in grouped products, and cost what those do, whatever a program says.
+    /// Experts that were measured ran in grouped products, and cost what those do, whatever a program says; others do where the cluster's
+    /// training program groups them.
     pub fn expert(&self, moe: &Moe, direction: Direction) -> ExpertPrice {
         if let Some(line) = self.measured(Operation::Expert, direction, || shapes::of_expert(moe)) {
             return ExpertPrice::of_line(line);
         }
-        let launch = Seconds(self.cluster.gpu.expert_start.value);
-        let start = self.elementwise(self.weights(moe)) + launch;
+        let once = Seconds(self.cluster.gpu.expert_start.value);
+        let (call, apart, launch) = match self.cluster.program.grouped_products {
+            Some(true) => (once, Seconds::ZERO, Seconds::ZERO),
+            Some(false) => (Seconds::ZERO, once, Seconds::ZERO),
+            None => (Seconds::ZERO, once, once),
+        };
+        let start = self.elementwise(self.weights(moe)) + apart;
         let row = self.matrix(moe.entry_flops()) + self.elementwise(moe.entry_activations() * 2.0);
         match direction {
-            Direction::Forward => ExpertPrice { call: Seconds::ZERO, start, launch, row },
+            Direction::Forward => ExpertPrice { call, start, launch, row },
             Direction::Backward => {
                 let start = start * 2.0 + self.elementwise(self.weights(moe) * 2.0);
-                ExpertPrice { call: Seconds::ZERO, start, launch: launch * 2.0, row: row * 2.0 }
+                ExpertPrice { call: call * 2.0, start, launch: launch * 2.0, row: row * 2.0 }
             }
         }
     }
@@ -336,6 +342,11 @@ impl CostModel {
         memory::gradient_bytes(&self.cluster)
     }
 
+    /// Whether what is done with model state once an iteration runs beside passes, under a system that does so by itself or does not.
+    pub fn overlaps_state(&self, by_itself: bool) -> bool {
+        self.cluster.program.overlap_state.unwrap_or(by_itself)
+    }
+
     /// Launches of a block's small kernels, once per pass.
     pub fn block(&self) -> Seconds {
         Seconds(self.cluster.host.block.value)
@@ -502,6 +513,26 @@ mod tests {
         assert!((time(1, 3) - 3.0 / 300.0).abs() < 1e-12 && (time(3, 3) - 6.0 / 400.0).abs() < 1e-12);
         let ring = costs.all_gather(&group, Bytes(8e9)) - costs.call_start();
         assert!((ring.0 - 7.0 / 200.0).abs() < 1e-12, "each way at once");
+    }
+
+    /// Of two experts, one start is left where they are multiplied together: as the program says, or as the cluster's does under every one.
+    #[test]
+    fn experts_start_together_or_apart() {
+        let mut cluster = Cluster::named("test", "inky").unwrap();
+        let moe = Moe::plain(8, 64, 1, 8);
+        let start = cluster.gpu.expert_start.value;
+        for (of_cluster, apart, together) in [(None, 2.0, 1.0), (Some(true), 1.0, 1.0), (Some(false), 2.0, 2.0)] {
+            cluster.program.grouped_products = of_cluster;
+            let costs = CostModel::new(&cluster, 1);
+            for (direction, starts) in [(Direction::Forward, 1.0), (Direction::Backward, 2.0)] {
+                let price = costs.expert(&moe, direction);
+                let work = 2.0 * (price.of(9).0 - starts * start);
+                for (products, number) in [(Products::PerExpert, apart), (Products::Grouped, together)] {
+                    let found = price.of_all(&[9, 0, 9], products).0 - work;
+                    assert!((found / start / starts - number).abs() < 1e-6, "{of_cluster:?}, {products:?}: {found}");
+                }
+            }
+        }
     }
 
     /// 2 S E C H FLOP per product; 3 products backward for 2 forward.

@@ -189,7 +189,8 @@ pub struct Copied {
     pub slot: usize,
 }
 
-/// How a rank multiplies the rows of its experts. Results are the same, and a trainer uses what its device has.
+/// How a rank multiplies the rows of its experts, unless the cluster's training program says otherwise. Results are the same, and a trainer uses what its
+/// device has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
     /// One expert after the other, each with its own start.

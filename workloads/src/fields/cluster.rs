@@ -1,6 +1,6 @@
 //! Fields of a cluster.
 
-use super::Kind::{Constant, List, Number, Table as Inner, Text, Whole, Words};
+use super::Kind::{Constant, Flag, List, Number, Table as Inner, Text, Whole, Words};
 use super::{Table, may, must};
 
 /// A cluster's file.
@@ -16,26 +16,38 @@ pub static CLUSTER: Table = Table {
         may(
             "program",
             Inner(&PROGRAM),
-            "{ gradient = { value = 4.0, source = \"where it comes from\" } }",
-            "What the training program does otherwise than those of the studies",
+            "{ grouped_products = true }",
+            "What the training program does otherwise than those of the studies, under every system",
         ),
     ],
 };
 
 static PROGRAM: Table = Table {
-    about: "What a training program does otherwise than those of the studies",
+    about: "What a training program does otherwise than those of the studies, under every system",
     fields: &[
-        must(
+        may(
             "gradient",
             Constant("B"),
             CONSTANT,
-            "A parameter's gradient as it is held and summed over replicas, B; 2 without this table",
+            "A parameter's gradient as it is held and summed over replicas, B; 2 when absent",
         ),
         may(
             "activations",
             Words(&["published", "counted"]),
             "\"published\"",
             "What is kept of a forward pass, and held for copies of experts and shards of optimizer state, `published`: as the studies' formulas say, or `counted`: as this program's trainer does on a GPU; `published` when absent",
+        ),
+        may(
+            "grouped_products",
+            Flag,
+            "true",
+            "Whether a rank multiplies all of its experts in one grouped product, under every system; as each system does when absent. Measured experts are grouped",
+        ),
+        may(
+            "overlap_state",
+            Flag,
+            "true",
+            "Whether gradients are reduced beside the last backward pass, and weights of sharded optimizer state gathered beside the first forward pass, under every system; as each system does when absent",
         ),
     ],
 };

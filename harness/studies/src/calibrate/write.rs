@@ -93,7 +93,7 @@ pub fn with_measured(text: &str, gradient: &Constant, measured: &[MeasuredOperat
     let mut text = document.to_string();
     let Constant { value, source, .. } = gradient;
     let _ = write!(text, "\n[program]\ngradient = {{ value = {}, source = {} }}\n", number(*value), quoted(source));
-    text.push_str("activations = \"counted\"\n");
+    text.push_str("activations = \"counted\"\noverlap_state = false\n");
     for of @ MeasuredOperation { operation, shape, queued, issue, source, .. } in measured {
         let _ = write!(text, "\n[[gpu.measured]]\noperation = \"{}\"\nshape = {}\n", operation.name(), quoted(shape));
         let lines = |passes: &Passes| {
@@ -247,7 +247,7 @@ mod tests {
         let once = with_measured(text, &gradient, &measured).unwrap();
         let cluster = Cluster::parse("t.toml", &once).unwrap();
         assert_eq!((cluster.gpu.measured.as_slice(), cluster.gradient_bytes()), (&measured[..], Some(4.0)));
-        assert_eq!(cluster.activations(), Activations::Counted);
+        assert_eq!((cluster.program.activations, cluster.program.overlap_state), (Activations::Counted, Some(false)));
         assert_eq!(with_measured(&once, &gradient, &measured).unwrap(), once, "what was there is replaced");
         let mut without = cluster.clone();
         without.gpu.measured.clear();
