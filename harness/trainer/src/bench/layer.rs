@@ -141,6 +141,7 @@ impl LayerBench {
         let site = MoeSite {
             timer: &self.timer,
             group: &*self.group,
+            ep: 1,
             shards: &*self.group,
             next: None,
             policy: &Plain,

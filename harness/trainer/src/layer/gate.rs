@@ -312,10 +312,14 @@ pub fn limit(choices: &mut [Option<usize>], most: &[u32]) {
     }
 }
 
-/// The switch gate's limit at the owner: a group's experts take entries by source rank until `capacity` a rank is used up.
-pub fn limit_at_owner(counts: &mut RoutingCounts, capacity: u32) {
-    let mut left = vec![u64::from(capacity) * counts.ranks() as u64; counts.experts()];
+/// The switch gate's limit at the owner: the experts of each set of `ep` ranks take entries by source rank until `capacity` a rank is used up.
+/// A group is several sets where a system joins replicas, whose limits are those of the plan.
+pub fn limit_at_owner(counts: &mut RoutingCounts, capacity: u32, ep: usize) {
+    let mut left = Vec::new();
     for rank in 0..counts.ranks() {
+        if rank.is_multiple_of(ep) {
+            left = vec![u64::from(capacity) * ep as u64; counts.experts()];
+        }
         for (count, left) in counts.row_mut(rank).iter_mut().zip(&mut left) {
             *count = (*count).min((*left).min(u64::from(u32::MAX)) as u32);
             *left -= u64::from(*count);
@@ -400,8 +404,12 @@ mod tests {
     #[test]
     fn owners_take_entries_by_source_rank() {
         let mut counts = RoutingCounts::new(2, vec![5, 1, 4, 1, 3, 1]);
-        limit_at_owner(&mut counts, 3);
+        limit_at_owner(&mut counts, 3, 3);
         assert_eq!([counts.row(0), counts.row(1), counts.row(2)], [[5, 1], [4, 1], [0, 1]]);
+        // Joined replicas of two ranks each: every replica has a limit of its own.
+        let mut counts = RoutingCounts::new(2, vec![5, 1, 4, 1, 3, 1, 7, 1]);
+        limit_at_owner(&mut counts, 3, 2);
+        assert_eq!([counts.row(0), counts.row(1), counts.row(2), counts.row(3)], [[5, 1], [1, 1], [3, 1], [3, 1]]);
     }
 
     /// What a gate is trained by, when a system has moved its choices: weights where they went, and the balance loss of what it chose.

@@ -46,8 +46,10 @@ pub struct Layer {
 
 /// Where a layer runs one micro-batch.
 pub struct MoeSite<'a> {
-    /// The expert-parallel group.
+    /// The expert-parallel group; that of joined replicas, where the policy joins them.
     pub group: &'a dyn Communicator,
+    /// Ranks of a replica, one after the other in the group.
+    pub ep: usize,
     /// The same ranks: what goes from shards to slots and back.
     pub shards: &'a dyn Communicator,
     /// The layer of the pass after this one, if that restores experts from shards: they are restored ahead of it.
@@ -247,7 +249,7 @@ impl Layer {
         if let Gate::Switch { .. } = site.gate
             && let Some(capacity) = site.gate.capacity(tokens.size()[0] as usize, site.top_k, experts)
         {
-            gate::limit_at_owner(&mut counts, capacity);
+            gate::limit_at_owner(&mut counts, capacity, site.ep);
             choices.limit(counts.row(me));
         }
         let before = counts.row(me).to_vec();
@@ -414,6 +416,7 @@ mod tests {
             run(&MoeSite {
                 timer: &timer,
                 group: &world,
+                ep: 1,
                 shards: &world,
                 next: None,
                 policy,

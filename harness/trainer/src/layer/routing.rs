@@ -247,7 +247,7 @@ mod tests {
             }
             let Gate::Switch { .. } = self.by else { return counts };
             let mut counts = RoutingCounts::new(experts, counts);
-            gate::limit_at_owner(&mut counts, self.by.capacity(TOKENS as usize, self.k, experts).unwrap());
+            gate::limit_at_owner(&mut counts, self.by.capacity(TOKENS as usize, self.k, experts).unwrap(), 1);
             choices.limit(counts.row(0));
             counts.row(0).to_vec()
         }

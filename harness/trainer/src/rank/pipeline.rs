@@ -353,6 +353,7 @@ impl Rank<'_> {
         let name = format!("gate {} layer {} rank {} micro-batch {m}", self.iteration, layer.number, self.position);
         MoeSite {
             group: &*self.groups.experts,
+            ep: setup.plan.ep,
             shards: self.groups.shards(),
             next,
             timer: &self.timer,
