@@ -67,6 +67,12 @@ pub(crate) fn load(ordinal: usize) -> Result<&'static Kernels, CudaError> {
     place.get_or_init(|| Kernels::new(ordinal)).as_ref().map_err(Clone::clone)
 }
 
+/// The same numbers where kernels that read 16 bytes at a time can: a part of a bucket may begin anywhere.
+pub(crate) fn aligned(tensor: &Tensor) -> Tensor {
+    let is_aligned = (tensor.data_ptr() as usize).is_multiple_of(16);
+    if is_aligned { tensor.shallow_clone() } else { tensor.copy() }
+}
+
 /// The kernels for a tensor in half precision on a GPU; none for any other.
 pub(crate) fn on(tensor: &Tensor) -> Option<&'static Kernels> {
     match (tensor.device(), tensor.kind()) {

@@ -49,8 +49,7 @@ impl Kernels {
     /// The sum of squares, one number in double precision.
     pub(crate) fn square_sum(&self, gradient: &Tensor) -> Tensor {
         // The kernel reads four numbers at a time.
-        let aligned = (gradient.data_ptr() as usize).is_multiple_of(16);
-        let gradient = &if aligned { gradient.shallow_clone() } else { gradient.copy() };
+        let gradient = &super::aligned(gradient);
         let count = gradient.numel() as i64;
         let blocks = self.blocks_for(count, 2048, 8);
         let partial = self.empty(&[blocks], Kind::Double);

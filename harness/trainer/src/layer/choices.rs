@@ -241,7 +241,8 @@ impl GpuChoices {
     ) -> Tensor {
         match &self.scores {
             &ScoresOf::Choices { parameters, ref chosen, ref weights } => {
-                let weight = gates.scores.leaf(self.gate.weight).detach();
+                // The kernel reads 16 bytes at a time.
+                let weight = kernels::aligned(&gates.scores.leaf(self.gate.weight).detach());
                 let of_logits = of_weights;
                 let of_tokens = self.kernels.collect(of_rows, row_of, [chosen, weights, of_logits], &weight);
                 self.add_gradients(gates, parameters, of_logits);

@@ -127,9 +127,11 @@ impl Heads {
         }
     }
 
-    /// Weight and bias of queries, keys and values, where the kernels of a GPU know these heads.
+    /// Weight and bias of queries, keys and values, where the kernels of a GPU know these heads: eight numbers at a time.
     pub(super) fn fused(&self) -> Option<[usize; 2]> {
+        let eights = |width: usize| (self.heads * width as i64) % 8 == 0;
         let plain = self.layout == Layout::Joint
+            && matches!(self.of.projections, Projections::Grouped { head_width, .. } if eights(head_width))
             && self.of.qk_norm == QkNorm::None
             && self.turn.is_none()
             && self.mask.is_none();
