@@ -360,12 +360,11 @@ impl Pricer<'_> {
             Op::Sync => costs.synchronisation(),
             Op::Decide { steps } => costs.decision(steps),
             Op::Dispatch { step } | Op::Combine { step } => self.scratch.exchanges[step],
-            Op::Broadcast { .. } | Op::ReduceGrad { .. } => {
-                let bytes = Bytes(moe.expert_parameters() as f64 * workloads::model::HALF);
-                costs.broadcast(place, bytes)
-            }
+            Op::Broadcast { .. } => costs.broadcast(place, self.weights(workloads::model::HALF)),
+            Op::ReduceGrad { .. } => costs.broadcast(place, self.weights(costs.gradient_bytes())),
             Op::GatherShadows | Op::ScatterGrads => {
-                costs.all_gather(place, self.weights(workloads::model::HALF) * self.rows.shadowed_experts() as f64)
+                let bytes = if op == Op::ScatterGrads { costs.gradient_bytes() } else { workloads::model::HALF };
+                costs.all_gather(place, self.weights(bytes) * self.rows.shadowed_experts() as f64)
             }
             Op::CopyWeights => {
                 let part = self.weights(workloads::model::HALF) / f64::from(EXPERT);
@@ -384,6 +383,7 @@ impl Pricer<'_> {
     /// Weights and gradients of experts that move in a pass, in which every rank takes as long for them.
     fn moved(&self, tasks: &[Task], durations: &[Seconds]) -> Moved {
         let (ranks, half) = (self.rows.ranks(), workloads::model::HALF);
+        let summed = self.setting.costs.gradient_bytes();
         let restored = || {
             let holders = if self.scratch.parts.is_some() { self.rows.copies_of(0) } else { ranks };
             let filled = (0..ranks).map(|rank| self.rows.experts_of(rank).iter().flatten().count());
@@ -393,8 +393,10 @@ impl Pricer<'_> {
         let mut moved = Moved::default();
         for (task, durations) in tasks.iter().zip(durations.chunks_exact(ranks)) {
             let (experts, bytes) = match task.op {
-                Op::Broadcast { .. } | Op::ReduceGrad { .. } => (to_others, half),
-                Op::GatherShadows | Op::ScatterGrads => (to_others * self.rows.shadowed_experts() as f64, half),
+                Op::Broadcast { .. } => (to_others, half),
+                Op::ReduceGrad { .. } => (to_others, summed),
+                Op::GatherShadows => (to_others * self.rows.shadowed_experts() as f64, half),
+                Op::ScatterGrads => (to_others * self.rows.shadowed_experts() as f64, summed),
                 Op::CopyWeights => (copied, half),
                 Op::ReturnGrad => (copied, RETURNED_GRADIENT),
                 Op::Unshard => (restored(), half),

@@ -66,6 +66,10 @@ pub fn migrate(
         for (of, tensor) in state.iter().zip(staged.get(&expert).into_iter().flatten()) {
             row(of, slot).copy_(tensor);
         }
+        // The optimizer steps from the single-precision copy: without it, weights that moved alone would be back after one step.
+        if let (true, Some([weights, ..])) = (weights_only && !single, staged.get(&expert).map(Vec::as_slice)) {
+            row(&bucket.master, slot).copy_(weights);
+        }
     }
     layer.experts.hold(after);
     Ok(())

@@ -234,7 +234,9 @@ impl<'a, K: Kernel> Pass<'a, K> {
             let what = format!("a reduction of the gradient of expert {expert} before it is computed");
             return Err(TrainError::Program(what));
         };
-        let Local { group, placement, .. } = self.local;
+        let Local { group, experts, placement, .. } = self.local;
+        // Summed as gradients are held.
+        let gradient = gradient.to_kind(experts.gradient(0).kind());
         Ok(group.reduce(&gradient, placement.rank_of(expert))?)
     }
 
@@ -578,13 +580,13 @@ impl Kernel for Backward {
     fn shadow(&mut self, moe: &Moe, shadow: Shadow, rows: Tensor) -> Result<(Tensor, Shadow), TrainError> {
         match shadow {
             Shadow::Saved(weights, saved) => {
-                let gradient = weights.zeros_like();
+                let gradient = Tensor::zeros(weights.size(), (Kind::Float, weights.device()));
                 let mut into = Views::new(&gradient, moe);
                 let of_rows = experts::backward(&Views::new(&weights, moe), &mut into, saved, &rows);
                 Ok((of_rows, Shadow::Gradient(gradient)))
             }
             Shadow::Unused => {
-                let zeros = Tensor::zeros([moe.expert_parameters() as i64], (rows.kind(), rows.device()));
+                let zeros = Tensor::zeros([moe.expert_parameters() as i64], (Kind::Float, rows.device()));
                 Ok((rows, Shadow::Gradient(zeros)))
             }
             _ => Err(TrainError::Program("a shadowed expert that runs backward before forward, or twice".to_owned())),
@@ -605,7 +607,6 @@ impl Kernel for Backward {
         let gradients = Tensor::empty(weights.size(), (Kind::Float, weights.device()));
         let of_experts = Together::new(&gradients, moe);
         let of_rows = Together::new(&weights, moe).backward(kernels, &of_experts, true, saved, rows);
-        let gradients = gradients.to_kind(weights.kind());
         for (shadow, gradient) in shadows.iter_mut().zip(gradients.unbind(0)) {
             *shadow = Shadow::Gradient(gradient);
         }
