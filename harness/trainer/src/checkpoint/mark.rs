@@ -111,6 +111,10 @@ fn trained(setup: &Setup) -> BTreeMap<String, String> {
         let digest = sha2::Sha256::digest(text.as_bytes());
         digest[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     };
+    // Of some iterations, near and far: another file is told from this one, and nothing is read whole.
+    let of_some = |of: &dyn Fn(usize) -> String| {
+        short(std::iter::once(0).chain((0..14).map(|power| 1 << power)).map(of).collect())
+    };
     let mut fields: BTreeMap<String, String> = [
         ("system", setup.system.name().to_owned()),
         ("gpus", job.gpus.to_string()),
@@ -122,13 +126,13 @@ fn trained(setup: &Setup) -> BTreeMap<String, String> {
         ("global_batch", job.global_batch.to_string()),
         ("kind of weights", format!("{:?}", setup.kind)),
         ("gradients", format!("{:?}", setup.training.gradients)),
-        ("data (hash of the first sample)", short(format!("{:?}", setup.samples.sample(0, 0)))),
+        ("cluster (hash)", short(format!("{:?}", job.cluster))),
+        ("data (hash of samples)", of_some(&|t| format!("{:?}", setup.samples.sample(t, t % job.global_batch)))),
         (
-            "replay (hash of the first iteration)",
-            match setup.replay {
-                Some(routing) => short(format!("{:?}", routing.iteration(0))),
-                None => "none".to_owned(),
-            },
+            "replay (hash of iterations)",
+            setup
+                .replay
+                .map_or_else(|| "none".to_owned(), |routing| of_some(&|t| format!("{:?}", routing.iteration(t)))),
         ),
     ]
     .map(|(field, value)| (field.to_owned(), value))

@@ -178,11 +178,12 @@ struct Claim {
 impl Claim {
     fn read(flags: &Flags, read: &Reader<'_>) -> Result<Option<Self>, LaunchError> {
         let local_flag = flags.local_rank.map(|rank| (rank, "--local-rank"));
+        let local_of_flags = || Ok(local_flag.or(read.first(&["LOCAL_RANK"])?));
         let incomplete = |launcher, present: String, absent| LaunchError::Incomplete { launcher, present, absent };
         match (flags.rank, flags.world_size) {
             (Some(rank), Some(size)) => {
                 let (launcher, rank, size) = ("flags", (rank, "--rank"), (size, "--world-size"));
-                return Ok(Some(Self { launcher, rank, size, local_rank: local_flag, local_size: None }));
+                return Ok(Some(Self { launcher, rank, size, local_rank: local_of_flags()?, local_size: None }));
             }
             (Some(rank), None) => return Err(incomplete("flags", format!("--rank {rank}"), "--world-size")),
             (None, Some(size)) => return Err(incomplete("flags", format!("--world-size {size}"), "--rank")),
@@ -192,16 +193,17 @@ impl Claim {
             let Some(rank) = read.number(launcher.rank)? else {
                 continue;
             };
+            // Batch scripts state no number of tasks unless they were asked for one.
+            if launcher.name == SRUN && !in_step(read) {
+                continue;
+            }
             let Some(size) = read.first(launcher.sizes)? else {
                 return Err(incomplete(launcher.name, format!("{}={rank}", launcher.rank), launcher.sizes[0]));
             };
             if launcher.name == SRUN && size.0 == 1 {
                 return Ok(None);
             }
-            if launcher.name == SRUN && !in_step(read) {
-                continue;
-            }
-            let local = read.number(launcher.local_rank)?.map(|rank| (rank, launcher.local_rank));
+            let local = read.first(&[launcher.local_rank, "LOCAL_RANK"])?;
             return Ok(Some(Self {
                 launcher: launcher.name,
                 rank: (rank, launcher.rank),

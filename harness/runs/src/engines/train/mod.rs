@@ -23,6 +23,7 @@ use trainer::rank::report::Report;
 use trainer::setup::{self, Setup};
 use trainer::world::{self, Threads};
 use trainer::{TrainError, checkpoint, record};
+use workloads::gate::RouterBias;
 use workloads::trace::{Choices, RoutingTrace};
 use workloads::{EngineKind, Suite};
 
@@ -152,6 +153,10 @@ impl Trainer {
             samples.is_multiple_of(parts),
             "--record-parts {parts} of micro-batches of {samples} samples: expected a divisor"
         );
+        let tokens = run.job.model.moe_layers().map(|moe| chosen.plan.tokens(moe));
+        if let Some(tokens) = tokens.into_iter().find(|tokens| !tokens.is_multiple_of(parts)) {
+            bail!("--record-parts {parts} of a rank's {tokens} tokens of a micro-batch: expected a divisor");
+        }
         let policy = run.system.policy(&run.job, &chosen.plan);
         chosen.plan.keeps_copies_equal(policy.as_ref())?;
         let together = if self.options.processes.is_some() { 1 } else { run.job.gpus };
@@ -313,7 +318,10 @@ fn status_of_last_words(words: &str) -> Status {
 
 /// What the gates chose, with a word on what they were trained on.
 fn recorded(name: &str, setup: &Setup, reports: &[(usize, Vec<Report>)]) -> Result<RoutingTrace> {
-    let choices = if setup.job.gate.is_balanced() { Choices::Balanced } else { Choices::Recorded };
+    let router = &setup.job.model.router;
+    let is_balanced =
+        setup.job.gate.is_balanced() || router.auxiliary_loss > 0.0 || router.bias == RouterBias::Selection;
+    let choices = if is_balanced { Choices::Balanced } else { Choices::Recorded };
     let trace = record::trace(name, setup, reports)?.chosen_by(choices);
     let random = setup.samples.entropy().is_some();
     let note = "recorded on random token ids, which overstates the skew of real text".to_owned();
