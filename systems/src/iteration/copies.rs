@@ -72,13 +72,13 @@ impl Copies<'_> {
 
     /// How long the experts' gradients take to their sums, where that is not one all-reduce over the replicas of a set of
     /// experts: each copied expert's over the ranks that hold it, a rank's experts one after the other; or all to the shards of
-    /// the optimizer, and the new weights back.
-    pub fn synchronisation(&self) -> Option<Seconds> {
+    /// the optimizer. And how long new weights take back from there.
+    pub fn synchronisation(&self) -> Option<[Seconds; 2]> {
         let Self { plan, costs, .. } = *self;
         let exchanges = self.exchanges()?;
         let group = costs.group(plan.expert_group(self.stage, 0), 1);
         let traffic = Traffic::all_to_all(&group);
-        let mut of_rank = vec![Seconds::ZERO; plan.ep];
+        let (mut of_rank, mut back) = (vec![Seconds::ZERO; plan.ep], Seconds::ZERO);
         for exchange in exchanges {
             match exchange {
                 Exchange::Sum { placement, expert, bytes } => {
@@ -87,19 +87,21 @@ impl Copies<'_> {
                     placement.ranks_of(expert).for_each(|rank| of_rank[rank] += time);
                 }
                 Exchange::Shards { gradients, weights } => {
-                    let time = costs.exchange(&group, &traffic, gradients) + costs.exchange(&group, &traffic, weights);
+                    let time = costs.exchange(&group, &traffic, gradients);
                     of_rank.iter_mut().for_each(|of_rank| *of_rank += time);
+                    back += costs.exchange(&group, &traffic, weights);
                 }
             }
         }
-        Some(of_rank.into_iter().fold(Seconds::ZERO, Seconds::max))
+        Some([of_rank.into_iter().fold(Seconds::ZERO, Seconds::max), back])
     }
 
     /// How much longer copies make the sums of gradients than they are under `chosen`, without any: those of the replicas of a set of experts are taken,
     /// too.
     pub fn beyond_replicas(&self, chosen: &Plan) -> Seconds {
         let Self { plan, costs, stage, ref layers, .. } = *self;
-        let Some(with_copies) = self.synchronisation() else { return Seconds::ZERO };
+        let Some([gradients, weights]) = self.synchronisation() else { return Seconds::ZERO };
+        let with_copies = gradients + weights;
         if plan.zero >= Zero::Gradients {
             return with_copies;
         }

@@ -334,6 +334,10 @@ impl Evaluation<'_> {
             Scope::Layer => Phase::Wait,
         };
         for ledger in &mut phases {
+            if idle == Phase::Bubble {
+                // A sample of the micro-batches has the whole bubble, which more of them do not make longer.
+                ledger.add(idle, Seconds::ZERO - ledger.of(idle));
+            }
             let rest = step - ledger.total();
             ledger.add(idle, rest.max(Seconds::ZERO));
         }
@@ -355,13 +359,17 @@ impl Evaluation<'_> {
         let optimizer = optimizer.max(host).max(lead + optimizer);
         let host = costs.iteration() + self.images();
         let updated = spans.show(Activity::Optimizer, synchronised, optimizer);
-        let gathered = match plan.zero {
-            Zero::Optimizer | Zero::Gradients => {
-                let shown = self.shown(traffic.gathers().collect(), &stages[index], Direction::Forward);
-                shown.into_iter().fold(updated, |done, (of, time)| spans.show(Activity::WeightGather(of), done, time))
-            }
-            Zero::Off | Zero::Weights => updated,
+        let mut gathers: Vec<_> = match plan.zero {
+            Zero::Optimizer | Zero::Gradients => traffic.gathers().collect(),
+            Zero::Off | Zero::Weights => Vec::new(),
         };
+        if let Some([_, weights]) = self.copies(index).synchronisation() {
+            // Sums over all that hold an expert are whole on each of them: replicas gather nothing besides.
+            gathers.retain(|(of, _)| *of != Gradients::Experts);
+            gathers.extend((weights > Seconds::ZERO).then_some((Gradients::Experts, weights)));
+        }
+        let shown = self.shown(gathers, &stages[index], Direction::Forward).into_iter();
+        let gathered = shown.fold(updated, |done, (of, time)| spans.show(Activity::WeightGather(of), done, time));
         ledger.add(Phase::GradientSync, (synchronised - stages[index].end) + (gathered - updated));
         ledger.add(Phase::Optimizer, optimizer);
         ledger.add(Phase::Host, host);
@@ -440,7 +448,7 @@ impl Evaluation<'_> {
         let mut tied = Seconds::ZERO;
         if plan.zero < Zero::Gradients {
             let mut reductions: Vec<_> = traffic.reductions().collect();
-            if let Some(time) = self.copies(index).synchronisation() {
+            if let Some([time, _]) = self.copies(index).synchronisation() {
                 let experts = reductions.iter_mut().filter(|(of, _)| *of == Gradients::Experts);
                 experts.for_each(|(_, of_experts)| *of_experts = time);
             }
@@ -448,9 +456,12 @@ impl Evaluation<'_> {
                 done = spans.show(Activity::GradientSync(gradients), done, time);
                 tied = time;
             }
-        } else if let Some(time) = self.copies(index).synchronisation() {
+        } else if let Some([time, _]) = self.copies(index).synchronisation() {
             // Every micro-batch reduces gradients over the replicas of a set of experts; copies elsewhere follow once.
-            done = spans.show(Activity::GradientSync(Gradients::Experts), done, time);
+            let of_copies = vec![(Gradients::Experts, time)];
+            for (gradients, time) in self.shown(of_copies, &stages[index], Direction::Backward) {
+                done = spans.show(Activity::GradientSync(gradients), done, time);
+            }
         }
         if traffic.parameters.tied > 0.0 && plan.pp > 1 {
             // The two copies of the embedding are summed between the first and the last stage.

@@ -173,6 +173,75 @@ fn overlap_hides_what_computation_has_room_for() {
     assert_eq!(state.peak.bytes, none.peak.bytes);
 }
 
+/// Every expert has a copy on another rank of its set; or optimizer state is in shards, from which new weights come.
+struct Copying(Storage);
+
+impl Policy for Copying {
+    fn storage(&self) -> Storage {
+        self.0
+    }
+
+    fn program(&self, _layer: usize, _counts: &RoutingCounts, _placement: &Placement) -> LayerProgram {
+        LayerProgram::split(Split::Even, Vec::new(), Weights::Stand, 0)
+    }
+}
+
+/// Sums over all that hold an expert are whole on each: under the first stage of ZeRO replicas gather nothing besides. What is summed is hidden behind
+/// the backward pass, and what comes from shards of the optimizer behind the forward pass.
+#[test]
+fn copies_are_summed_once_and_hidden_as_replicas_are() {
+    let (mut job, batch) = job(false);
+    let experts = job.model.moe_layers().next().unwrap().experts;
+    let slots = (0..4).flat_map(|rank| {
+        let own = rank * experts / 4..(rank + 1) * experts / 4;
+        own.map(Some).chain([Some((rank + 1) % 4 * experts / 4)])
+    });
+    let placed = Placement::of_slots(slots.collect(), experts, 4).unwrap();
+    let placements = vec![placed; job.model.moe_layers().count()];
+    let mut time = |storage, zero, overlap| {
+        job.cluster.program.overlap_state = Some(overlap);
+        let plan = Plan { pp: 1, dp: 16, ep: 4, expert_dp: 4, zero, ..Plan::default() };
+        let (costs, charges) = (CostModel::new(&job.cluster, job.gpus), [Charge::default()]);
+        let (policy, coverage) = (Copying(storage), Coverage::Full);
+        let evaluation = Evaluation {
+            job: &job,
+            plan: &plan,
+            costs: &costs,
+            policy: &policy,
+            placements: &placements,
+            batch: &batch,
+            charges: &charges,
+            coverage,
+        };
+        evaluation.run().phases[0].of(Phase::GradientSync).0
+    };
+    for overlap in [false, true] {
+        let [off, sharded] = [Zero::Off, Zero::Optimizer].map(|zero| time(Storage::Slots, zero, overlap));
+        // A dense gather starts by itself.
+        assert!(sharded < off * 1.1 && sharded > off * 0.3, "{sharded} for {off}");
+    }
+    for (storage, zero) in [(Storage::Slots, Zero::Gradients), (Storage::OptimizerShards, Zero::Off)] {
+        let [shown, hidden] = [false, true].map(|overlap| time(storage, zero, overlap));
+        assert!(hidden < shown, "{storage:?}: {hidden} for {shown}");
+    }
+}
+
+/// A sample of the micro-batches makes a step, and no longer bubble than there is.
+#[test]
+fn phases_of_a_sample_add_up_to_its_step() {
+    let (job, batch) = job(false);
+    let plan = Plan { pp: 4, dp: 4, ep: 4, ..Plan::default() };
+    let [full, sample] = [Coverage::Full, Coverage::Sample]
+        .map(|coverage| evaluate(&job, &plan, &Plain, &batch, |of| Evaluation { coverage, ..*of }.run()));
+    let bubble = |timing: &Timing| timing.phases.iter().map(|of| of.of(Phase::Bubble).0).sum::<f64>();
+    for timing in [&full, &sample] {
+        for phases in &timing.phases {
+            assert!((phases.total() / timing.step - 1.0).abs() < 0.01, "{:?} of {:?}", phases.total(), timing.step);
+        }
+    }
+    assert!((bubble(&sample) / bubble(&full) - 1.0).abs() < 0.1, "{} for {}", bubble(&sample), bubble(&full));
+}
+
 /// As many passes are in flight as without; where two meet, one block of the second is there before the first has made room.
 #[test]
 fn a_pass_beside_another_keeps_one_block_more() {

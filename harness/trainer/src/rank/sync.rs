@@ -89,7 +89,7 @@ impl Rank<'_> {
             sums.map_or(Ok::<(), CommError>(()), |last| last.finish(group))
         })?;
         match synchronised {
-            Some(price) => self.timer.collective(activity, groups.stage(), price),
+            Some([gradients, weights]) => self.timer.collective(activity, groups.stage(), gradients + weights),
             None => {
                 let price = costs.all_reduce(place, Bytes(slots.parameters * slots.gradient));
                 self.timer.collective(activity, &*groups.replicas, price)
