@@ -247,6 +247,7 @@ impl Plan {
         division("global batch", job.global_batch, "dp * micro_batch", times(self.dp, self.micro_batch))?;
         for block in &job.model.blocks {
             division("heads", block.attention.heads, "tp", self.tp)?;
+            division("heads of keys and values", block.attention.kv_heads(), "tp", self.tp)?;
             if let Some(moe) = block.moe() {
                 division("experts", moe.experts, "ep", self.ep)?;
             }

@@ -207,9 +207,9 @@ pub fn ranked(mut candidates: Vec<Candidate>, rank: usize) -> Result<(Plan, Esti
     candidate.outcome.map(|estimate| (candidate.plan, estimate))
 }
 
-/// The plans of expert parallelism alone, largest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
+/// The plans of expert parallelism alone, the fastest micro-batch first: no pipeline, no tensor parallelism, and as many ranks
 /// per set of experts as divide both. Whether they fit is asked of the system's own policy. Where the job's search may, all shard
-/// optimizer state at least, and those that shard and recompute more follow, the ones that take least time first.
+/// optimizer state at least, and those that shard and recompute more are among them.
 pub fn expert_parallel(system: &dyn System, job: &Job, costs: &CostModel) -> Vec<Candidate> {
     expert_parallel_with(system, job, costs, &[Zero::Off])
 }
@@ -236,7 +236,10 @@ pub fn expert_parallel_with(system: &dyn System, job: &Job, costs: &CostModel, s
     };
     let sizes = micro_batches(job, dp);
     let sized = |plan: Plan| sizes.iter().rev().map(move |&micro_batch| Plan { micro_batch, ..plan });
-    saving.into_iter().flat_map(sized).map(rate).collect()
+    match job.search {
+        SearchSpace::Degrees => saving.into_iter().flat_map(|plan| rank(sized(plan).map(rate).collect())).collect(),
+        SearchSpace::All => rank(saving.into_iter().flat_map(sized).map(rate).collect()),
+    }
 }
 
 /// Every pool that `fits` under the system's own policy, fastest first, with experts where the policy puts them under the loads of the
@@ -514,6 +517,22 @@ mod tests {
         };
         let all = evaluation.run().step;
         assert!((estimate.0 / all.0 - 1.0).abs() < 1e-6, "{estimate:?} for {all:?}");
+    }
+
+    /// Where the micro-batch is free, systems take the fastest that fits, not the largest.
+    #[test]
+    fn the_fastest_micro_batch_comes_first() {
+        let job = job();
+        let (layers, each) = (job.model.moe_layers().count(), (job.model.blocks[0].tokens * job.top_k() / 8) as u32);
+        let job = job.with_profile(vec![BatchCounts::new(layers, 16, 8, vec![each; layers * 16 * 8])]);
+        let costs = CostModel::new(&job.cluster, job.gpus);
+        for system in [&crate::zoo::expert_only::ExpertOnly as &dyn System, &crate::zoo::alpa::Alpa] {
+            let candidates = system.candidates(&job, &costs);
+            let of_first = |candidate: &&Candidate| candidate.plan.ep == candidates[0].plan.ep;
+            let times: Vec<f64> =
+                candidates.iter().filter(of_first).filter_map(|of| Some(of.outcome.as_ref().ok()?.step.0)).collect();
+            assert!(times.len() > 1 && times.is_sorted(), "{}: {times:?}", system.name());
+        }
     }
 
     /// Of plans that do not fit, the one that lacks least is told, and stands first among those that are ranked.

@@ -23,10 +23,13 @@ impl System for Alpa {
 
     fn candidates(&self, job: &Job, costs: &CostModel) -> Vec<Candidate> {
         let performance = PerformanceModel { job, costs, profile: &job.uniform_profile() };
-        plans(job)
-            .into_iter()
-            .map(|plan| Candidate { plan, outcome: performance.estimate(&plan, &Plain, &plan.experts_in_order(job)) })
-            .collect()
+        let rate = |&plan: &Plan| {
+            let outcome = performance.estimate(&plan, &Plain, &plan.experts_in_order(job));
+            Candidate { plan, outcome }
+        };
+        let plans = plans(job);
+        let of_ep = plans.chunk_by(|a, b| a.ep == b.ep);
+        of_ep.flat_map(|sizes| search::rank(sizes.iter().map(rate).collect())).collect()
     }
 
     fn policy(&self, _job: &Job, _plan: &Plan) -> Box<dyn Policy> {
@@ -34,13 +37,12 @@ impl System for Alpa {
     }
 }
 
-/// The plans whose number of stages is nearest to that of nodes, by how near their expert parallelism is to a stage's ranks;
-/// of equal ones the largest micro-batch first.
+/// The plans whose number of stages is nearest to that of nodes, by how near their expert parallelism is to a stage's ranks.
 fn plans(job: &Job) -> Vec<Plan> {
     let nodes = job.gpus.div_ceil(job.cluster.gpus_per_node);
     let mut plans: Vec<Plan> = search::divisors(job.gpus).flat_map(|pp| of_stages(job, pp)).collect();
     let times_off = |a: usize, b: usize| a.max(b) * 1000 / a.min(b);
-    plans.sort_by_key(|plan| (times_off(plan.pp, nodes), plan.pp, Reverse(plan.ep), Reverse(plan.micro_batch)));
+    plans.sort_by_key(|plan| (times_off(plan.pp, nodes), plan.pp, Reverse(plan.ep)));
     let nearest = plans.first().map(|plan| plan.pp);
     plans.retain(|plan| Some(plan.pp) == nearest);
     plans
