@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use systems::Job;
 use systems::iteration::schedule::Work;
 use systems::iteration::timeline::{Activity, Span};
 use workloads::{Bytes, EngineKind};
@@ -79,13 +80,13 @@ pub struct Effort {
 }
 
 impl Effort {
-    fn new(run: &PreparedRun) -> Option<Self> {
-        let (model, samples) = (&run.job.model, run.case.global_batch as u64);
-        let tokens = model.blocks.first().filter(|_| run.case.layer.is_none())?.tokens as u64;
+    /// Of the model's training, by as many choices a token as the gate takes.
+    fn new(job: &Job) -> Option<Self> {
+        let (model, samples) = (&job.model, job.global_batch as u64);
         Some(Self {
-            tokens: tokens * samples,
-            flops: model.training_flops().0 * samples as f64,
-            peak_flops: run.job.cluster.gpu.gemm_rate.peak,
+            tokens: model.blocks.first()?.tokens as u64 * samples,
+            flops: model.training_flops_of(job.top_k()).0 * samples as f64,
+            peak_flops: job.cluster.gpu.gemm_rate.peak,
         })
     }
 }
@@ -154,7 +155,7 @@ impl RunDetails {
             gpu: run.job.cluster.gpu.name.clone(),
             memory_limit: run.job.cluster.gpu.usable().0,
             hour_price: run.job.cluster.gpu.hour_price.as_ref().map(|price| price.value),
-            effort: Effort::new(run),
+            effort: if run.case.layer.is_none() { Effort::new(&run.job) } else { None },
             memory: memory(outcome),
             imbalance: Imbalance::new(&outcome.imbalance),
             moves: Moves::new(&outcome.moved),
@@ -314,7 +315,21 @@ pub fn from_json(text: &str) -> Result<Vec<RunDetails>> {
 mod tests {
     use super::*;
     use systems::program::Op;
-    use workloads::Seconds;
+    use workloads::{Cluster, Gate, Model, Seconds};
+
+    /// Mixtral 8x7B has 2 of 8 experts a token: three products of 4096 x 14336 in each of 32 layers.
+    #[test]
+    fn a_switch_gate_trains_one_expert_a_token() {
+        let model = Model::named("test", "mixtral-8x7b").unwrap();
+        let effort = |gate| {
+            let job = Job::new(model.clone(), Cluster::named("test", "h100x8").unwrap(), 64, gate, 256);
+            Effort::new(&job).unwrap()
+        };
+        let (both, one) = (effort(Gate::NoDrop), effort("switch 4".parse().unwrap()));
+        let expert = 6.0 * 32.0 * 3.0 * 4096.0 * 14336.0 * both.tokens as f64;
+        assert_eq!(one.tokens, both.tokens);
+        assert!(((both.flops - one.flops) / expert - 1.0).abs() < 1e-3, "{both:?} {one:?}");
+    }
 
     #[test]
     fn time_is_thinned_out_to_means() {

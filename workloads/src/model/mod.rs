@@ -162,15 +162,20 @@ impl Model {
         self.parameters_with(|_| self.top_k as u64)
     }
 
-    /// Forward and backward arithmetic per sample, active experts only, nothing recomputed: what MFU divides by.
+    /// Forward and backward arithmetic per sample, active experts only, nothing recomputed.
     pub fn training_flops(&self) -> Flops {
+        self.training_flops_of(self.top_k)
+    }
+
+    /// The same where a gate takes `top_k` choices a token instead of the model's: what MFU divides by.
+    pub fn training_flops_of(&self, top_k: usize) -> Flops {
         let blocks: Flops = self
             .blocks
             .iter()
             .map(|block| {
                 let moe = block
                     .moe()
-                    .map_or(Flops::ZERO, |moe| moe.gate_flops() + moe.entry_flops() * (moe.tokens * self.top_k) as f64);
+                    .map_or(Flops::ZERO, |moe| moe.gate_flops() + moe.entry_flops() * (moe.tokens * top_k) as f64);
                 block.dense_flops() + moe
             })
             .sum();
