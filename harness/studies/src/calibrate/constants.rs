@@ -27,8 +27,15 @@ pub struct Fitted {
     pub at_bound: bool,
 }
 
-/// Name and bounds of every constant that can be fitted: wide enough for any GPU cluster of the last ten years. A
-/// cluster that states a constant's peak bounds it closer.
+impl Fitted {
+    /// Whether the measurements say anything of it; one at its bound was pushed there by them.
+    pub fn determined(&self) -> bool {
+        self.uncertainty.is_finite() || self.at_bound
+    }
+}
+
+/// Name and bounds of every constant that can be fitted: wide enough for any GPU cluster of the last ten years. Where a cluster
+/// states a constant's peak, that is its upper bound.
 const BOUNDS: [(&str, f64, f64); 17] = [
     ("gpu.memory_bandwidth", 1e11, 8e12),
     ("gpu.scatter_bandwidth", 1e10, 8e12),
@@ -138,8 +145,11 @@ impl Space {
             if axes.iter().any(|axis| axis.name == name) {
                 bail!("--constants: `{name}` is given twice");
             }
-            let value = start.clone().get(name).map_or(low, |value| *value);
-            let high = start.peak(name).map_or(high, |peak| peak.min(high));
+            let Some(value) = start.clone().get(name).map(|value| *value) else {
+                bail!("--constants: `{name}`: expected a constant that cluster {} states", start.cluster.name);
+            };
+            let high = start.peak(name).unwrap_or(if value < high { high } else { 2.0 * value });
+            let low = if value > low || value == 0.0 { low } else { value / 2.0 };
             axes.push(Axis { name, low, high, start: value });
         }
         Ok(Self { axes })
@@ -203,16 +213,30 @@ mod tests {
 
     #[test]
     fn every_constant_is_its_own_parameter() {
-        // The one cluster that states how often a block's results go through memory.
-        let start = || Point { cluster: Cluster::named("test", "a100x8").unwrap(), ..start() };
-        let names: Vec<String> = BOUNDS.iter().map(|(name, ..)| (*name).to_owned()).collect();
-        let space = Space::new(&start(), &names).unwrap();
-        let mut same = space.point(&start(), &space.start()).unwrap();
-        for (name, low, high) in BOUNDS {
-            let before = *start().get(name).unwrap();
-            let after = *same.get(name).unwrap();
-            assert!((after / before - 1.0).abs() < 1e-9, "{name}: {before} {after}");
-            assert!(before > low && before < high, "{name}");
+        for cluster in Cluster::names() {
+            let start = || Point { cluster: Cluster::named("test", cluster).unwrap(), ..start() };
+            // Not every cluster states how often a block's results go through memory.
+            let stated = BOUNDS.iter().filter(|(name, ..)| start().get(name).is_some());
+            let names: Vec<String> = stated.map(|(name, ..)| (*name).to_owned()).collect();
+            assert!(names.len() >= BOUNDS.len() - 1);
+            let space = Space::new(&start(), &names).unwrap();
+            let mut same = space.point(&start(), &space.start()).unwrap();
+            for name in &names {
+                let (before, after) = (*start().get(name).unwrap(), *same.get(name).unwrap());
+                assert!((after / before - 1.0).abs() < 1e-9, "{cluster}, {name}: {before} {after}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_start_beyond_the_table_stays() {
+        let name = "network.rooted_bandwidth";
+        for value in [5e12, 1e3] {
+            let mut far = start();
+            *far.get(name).unwrap() = value;
+            let space = Space::new(&far, &[name.to_owned()]).unwrap();
+            let after = *space.point(&far, &space.start()).unwrap().get(name).unwrap();
+            assert!((after / value - 1.0).abs() < 1e-9, "{value} {after}");
         }
     }
 
@@ -233,5 +257,6 @@ mod tests {
         };
         check(&["gpu.memory"], "unknown constant `gpu.memory`; known: gpu.memory_bandwidth");
         check(&["host.block", "host.block"], "`host.block` is given twice");
+        check(&["gpu.block_traffic"], "`gpu.block_traffic`: expected a constant that cluster inky states");
     }
 }

@@ -11,10 +11,11 @@ use workloads::measured::{Line, MeasuredOperation, Passes};
 
 use super::constants::Fitted;
 
-/// Puts fitted values into a cluster, with where they come from. Constants of the gate are no part of it.
+/// Puts fitted values into a cluster, with where they come from. What a fit did not determine stays as it is. Constants of the gate
+/// are no part of it.
 pub fn apply(cluster: &mut Cluster, fitted: &[Fitted], source: &str) {
     for (name, constant) in cluster.constants_mut() {
-        if let Some(fitted) = fitted.iter().find(|fitted| fitted.name == name) {
+        if let Some(fitted) = fitted.iter().find(|fitted| fitted.name == name && fitted.determined()) {
             *constant = Constant {
                 value: rounded(fitted.value),
                 uncertainty: fitted.uncertainty.is_finite().then(|| rounded(fitted.uncertainty)),
@@ -259,9 +260,12 @@ mod tests {
     fn only_fitted_constants_change() {
         let before = Cluster::named("test", "inky").unwrap();
         let mut after = before.clone();
-        let fitted =
-            Fitted { name: "host.block".into(), value: 1.23456e-3, uncertainty: f64::INFINITY, at_bound: true };
-        apply(&mut after, &[fitted], "fitted to x");
+        let fitted = |name: &str, at_bound| {
+            let (name, uncertainty) = (name.to_owned(), f64::INFINITY);
+            Fitted { name, value: 1.23456e-3, uncertainty, at_bound }
+        };
+        // No measurement depends on the second.
+        apply(&mut after, &[fitted("host.block", true), fitted("network.rooted_bandwidth", false)], "fitted to x");
         assert_eq!(after.host.block.value, 1.235e-3);
         assert_eq!(after.host.block.source, "fitted to x; at the bound of the fit");
         assert_eq!((after.gpu, after.network), (before.gpu, before.network));
