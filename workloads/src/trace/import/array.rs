@@ -72,6 +72,9 @@ impl FromStr for Axis {
     }
 }
 
+/// Choices that stand this far apart are not told apart: all between them would have to be kept.
+const MOST_CHOICES: usize = 1 << 20;
+
 /// Takes the values of one array in the order of its memory.
 pub(super) struct ArraySink<'a> {
     tally: &'a mut Tally,
@@ -84,6 +87,12 @@ pub(super) struct ArraySink<'a> {
     order: Vec<usize>,
     counts: bool,
     tokens_per_micro_batch: Option<usize>,
+    /// Besides -1.
+    padding: Option<f64>,
+    /// The axis of a token's choices.
+    choice: Option<usize>,
+    /// Row, token and expert of the choices that no other token's follow.
+    chosen: Vec<(Key, usize, usize)>,
 }
 
 impl<'a> ArraySink<'a> {
@@ -109,7 +118,11 @@ impl<'a> ArraySink<'a> {
                 _ => {}
             }
         }
-        let order = if fortran { (0..shape.len()).collect() } else { (0..shape.len()).rev().collect() };
+        let order: Vec<usize> = if fortran { (0..shape.len()).collect() } else { (0..shape.len()).rev().collect() };
+        let choice = axes.iter().position(|axis| *axis == Axis::Choice).filter(|&choice| {
+            let within = order.iter().take_while(|&&axis| axis != choice).chain([&choice]);
+            within.fold(1, |all: usize, &axis| all.saturating_mul(shape[axis])) <= MOST_CHOICES
+        });
         Ok(Self {
             tally,
             file,
@@ -120,12 +133,20 @@ impl<'a> ArraySink<'a> {
             order,
             counts,
             tokens_per_micro_batch: options.tokens_per_micro_batch,
+            padding: None,
+            choice,
+            chosen: Vec::new(),
         })
+    }
+
+    /// Where the array lists experts, `padding` stands for none, as -1 does.
+    pub(super) fn padded_by(self, padding: Option<f64>) -> Self {
+        Self { padding, ..self }
     }
 
     /// The next value.
     pub(super) fn put(&mut self, value: f64) -> Result<(), ImportError> {
-        let (mut key, mut expert) = (self.key, 0);
+        let (mut key, mut expert, mut token) = (self.key, 0, 0);
         for (axis, &index) in self.axes.iter().zip(&self.index) {
             match axis {
                 Axis::Iteration => key.iteration = index as u32,
@@ -134,6 +155,7 @@ impl<'a> ArraySink<'a> {
                 Axis::Rank => key.rank = index as u32,
                 Axis::Expert => expert = index,
                 Axis::Token => {
+                    token = index;
                     let batch = self.tokens_per_micro_batch.map_or(0, |tokens| index / tokens.max(1));
                     key.micro_batch = u32::try_from(batch).unwrap_or(u32::MAX);
                 }
@@ -144,23 +166,40 @@ impl<'a> ArraySink<'a> {
         if self.counts {
             let count = super::table::count(value).map_err(|expected| self.wrong(at(&self.index), value, expected))?;
             self.tally.set(self.file, || at(&self.index), key, expert, count)?;
-        } else if value != -1.0 {
+        } else if value != -1.0 && Some(value) != self.padding {
             let expert =
                 super::table::number(value).map_err(|expected| self.wrong(at(&self.index), value, expected))?;
-            self.tally.add(self.file, key, expert)?;
+            self.tally.add_of_array(self.file, || at(&self.index), key, expert)?;
+            if self.choice.is_some() {
+                self.chosen.push((key, token, expert));
+            }
         }
-        self.step();
-        Ok(())
+        if self.step() { self.check_chosen() } else { Ok(()) }
     }
 
-    fn step(&mut self) {
+    /// Goes on to the next value; whether all choices of the tokens before were seen.
+    fn step(&mut self) -> bool {
+        let mut seen = false;
         for &axis in &self.order {
             self.index[axis] += 1;
             if self.index[axis] < self.shape[axis] {
-                return;
+                break;
             }
             self.index[axis] = 0;
+            seen |= self.choice == Some(axis);
         }
+        seen
+    }
+
+    /// Whether the experts that a token chose differ.
+    fn check_chosen(&mut self) -> Result<(), ImportError> {
+        self.chosen.sort_unstable();
+        let twice = self.chosen.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        self.chosen.clear();
+        let Some((key, token, expert)) = twice else { return Ok(()) };
+        let (at, field) = (key.to_string(), format!("the choice of token {token}"));
+        let (file, found) = (self.file.into(), format!("expert {expert}, twice"));
+        Err(ImportError::Value { file, at, field, found, expected: "experts that differ".into() })
     }
 
     fn wrong(&self, at: String, value: f64, expected: String) -> ImportError {

@@ -64,7 +64,7 @@ impl<R: Read> Read for Lines<'_, R> {
 fn add(importer: &mut Importer, path: &str, line: u64, value: Json, arrays: &mut u32) -> Result<(), ImportError> {
     match value {
         Json::Array(array) => {
-            let origin = Origin::of_path(path);
+            let origin = Origin::of_path(path)?;
             // Only the first of several can be without a number.
             let origin = Origin { iteration: origin.iteration.or((*arrays > 0).then_some(*arrays)), ..origin };
             *arrays += 1;
@@ -94,7 +94,9 @@ fn object(importer: &mut Importer, path: &str, line: u64, members: Vec<(String, 
         return nested(importer, path, line, &members);
     }
     let names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
-    let origins: Option<Vec<Origin>> = members.iter().map(|(name, value)| origin_of(path, name, value)).collect();
+    let origins: Vec<Option<Origin>> =
+        members.iter().map(|(name, value)| origin_of(path, name, value)).collect::<Result<_, _>>()?;
+    let origins: Option<Vec<Origin>> = origins.into_iter().collect();
     if let Some(origins) = origins.filter(|origins| !origins.is_empty()) {
         let arrays = members.iter().zip(origins);
         return arrays.into_iter().try_for_each(|((name, value), origin)| match value {
@@ -109,7 +111,7 @@ fn object(importer: &mut Importer, path: &str, line: u64, members: Vec<(String, 
     });
     let arrays: Vec<(&String, &Array)> = arrays.collect();
     if let ([(name, array)], true) = (arrays.as_slice(), axes) {
-        return add_array(importer, &format!("{path}, {name}"), Origin::of_path(path), array);
+        return add_array(importer, &format!("{path}, {name}"), Origin::of_path(path)?, array);
     }
     let mut table = Table::new(&mut importer.tally, &importer.options, path, &names)?;
     let cells: Vec<Cell> = members.iter().map(|(_, value)| value.cell()).collect();
@@ -130,7 +132,7 @@ fn nested(importer: &mut Importer, path: &str, line: u64, members: &[(String, Js
                 Ok(number) => format!("{}_{number}", if holds_counts { "layer" } else { "iteration" }),
                 Err(_) => name.clone(),
             };
-            if members.len() > 1 && Origin::of_path(&name) == Origin::default() {
+            if members.len() > 1 && Origin::of_path(&name)? == Origin::default() {
                 let found = format!("`{name}` among {} objects, line {line}", members.len());
                 let expected = "names with the number of an iteration, a layer, a micro-batch or a rank";
                 return Err(ImportError::file(path, found, expected));
@@ -145,22 +147,21 @@ fn nested(importer: &mut Importer, path: &str, line: u64, members: &[(String, Js
 }
 
 /// Where an array belongs by its name: `layer_3`, `iteration_10`, or a bare number, which is a layer.
-fn origin_of(path: &str, name: &str, value: &Json) -> Option<Origin> {
+fn origin_of(path: &str, name: &str, value: &Json) -> Result<Option<Origin>, ImportError> {
     let Json::Array(_) = value else {
-        return None;
+        return Ok(None);
     };
-    let of_file = Origin::of_path(path);
-    let own = Origin::of_path(name);
+    let (of_file, own) = (Origin::of_path(path)?, Origin::of_path(name)?);
     let layer = name.parse().ok().or(own.layer);
     if (layer, own.iteration, own.rank) == (None, None, None) {
-        return None;
+        return Ok(None);
     }
-    Some(Origin {
+    Ok(Some(Origin {
         iteration: own.iteration.or(of_file.iteration),
         layer: layer.or(of_file.layer),
         micro_batch: own.micro_batch.or(of_file.micro_batch),
         rank: own.rank.or(of_file.rank),
-    })
+    }))
 }
 
 /// A value, with arrays of numbers flat.

@@ -5,8 +5,8 @@
 //!
 //! Tables name their columns ([`ColumnNames`]; common names are known). A row is one count, the counts of all experts as a
 //! list or as a column each, or the experts that one token chose. Arrays have axes ([`Axis`]). What a file lacks is 0, or
-//! comes from the numbers in its path (`iter_0100/layer_03`). [`tally`] turns the sum of all that into a trace, and says
-//! what it had to change.
+//! comes from the numbers in its path (`iter_0100/layer_03`). Files add up; members of one archive may not say the same twice.
+//! [`tally`] turns the sum of all that into a trace, and says what it had to change.
 //!
 //! Left out: pickled objects (`.pt`, `.pkl`), which cannot be read without running them.
 
@@ -105,7 +105,7 @@ impl Importer {
     /// # Errors
     /// Columns that are named in the options and not there, or none that could hold loads.
     fn table(&mut self, path: &str, header: &[&str]) -> Result<Table<'_>, ImportError> {
-        self.tally.begin();
+        self.tally.begin(path);
         Table::new(&mut self.tally, &self.options, path, header)
     }
 
@@ -134,7 +134,7 @@ impl Importer {
         let head = input.fill_buf().map_err(|source| ImportError::read(path, source))?;
         let format = Format::of(path, head);
         if matches!(format, Format::Npy | Format::Json | Format::Text) {
-            self.tally.begin();
+            self.tally.begin(path);
         }
         match format {
             Format::Gzip => self.add_nested(path, &mut archive::gunzip(input), depth + 1),
@@ -168,6 +168,7 @@ impl Importer {
             return Err(ImportError::file(path, "a PyTorch file", READABLE));
         }
         let logs = members.iter().any(|member| artifact::parse_name(&member.name).is_some());
+        let outer = self.tally.enter_archive();
         for member in members {
             if logs && artifact::parse_name(&member.name).is_none() {
                 continue;
@@ -176,12 +177,14 @@ impl Importer {
             let result = self.add_nested(&member.name, &mut member.open(&bytes), depth + 1);
             result.map_err(|error| error.within(path))?;
         }
+        self.tally.leave_archive(outer);
         Ok(())
     }
 
     fn add_tar(&mut self, path: &str, input: &mut dyn Read, depth: usize) -> Result<(), ImportError> {
         let failed = |source| ImportError::read(path, source);
         let mut archive = tar::Archive::new(input);
+        let outer = self.tally.enter_archive();
         for entry in archive.entries().map_err(failed)? {
             let mut entry = entry.map_err(failed)?;
             if !entry.header().entry_type().is_file() {
@@ -190,6 +193,7 @@ impl Importer {
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             self.add_nested(&name, &mut entry, depth + 1).map_err(|error| error.within(path))?;
         }
+        self.tally.leave_archive(outer);
         Ok(())
     }
 }

@@ -21,7 +21,8 @@ pub(super) fn read(
     let header = Header::read(path, input)?;
     let default = Axis::of_counts(header.shape.len());
     let mut sink =
-        ArraySink::new(tally, options, (path, Origin::of_path(path)), &header.shape, header.fortran, default)?;
+        ArraySink::new(tally, options, (path, Origin::of_path(path)?), &header.shape, header.fortran, default)?
+            .padded_by(header.kind.greatest());
     let total = header.shape.iter().try_fold(1_u64, |product, &extent| product.checked_mul(extent as u64));
     let total = total.ok_or_else(|| header.refuse(path, "values that can be counted"))?;
     let size = header.kind.size;
@@ -134,6 +135,11 @@ impl Kind {
         known.then_some(Self { letter, size, big_endian: order == b'>' })
     }
 
+    /// The greatest value of an unsigned type: what -1 becomes in it. Of one byte it may as well be the last of 256 experts.
+    fn greatest(self) -> Option<f64> {
+        (self.letter == b'u' && self.size > 1).then(|| self.decode(&[0xff; 8][..self.size]))
+    }
+
     fn decode(self, bytes: &[u8]) -> f64 {
         let mut word = [0; 8];
         word[..bytes.len()].copy_from_slice(bytes);
@@ -176,6 +182,8 @@ mod tests {
         check("<i4", &[0xfe, 0xff, 0xff, 0xff], -2.0);
         check(">i2", &[1, 2], 258.0);
         check("|u1", &[200], 200.0);
+        let greatest = ["|u1", "<u2", ">u4", "<i2"].map(|descr| Kind::parse(descr).unwrap().greatest());
+        assert_eq!(greatest, [None, Some(65535.0), Some(4294967295.0), None]);
         check("<i8", &[0, 0, 0, 0, 1, 0, 0, 0], 4294967296.0);
         check("<f2", &[0x00, 0x3c], 1.0);
         check("<f2", &[0x01, 0xc0], -2.001953125);

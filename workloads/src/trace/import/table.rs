@@ -120,15 +120,20 @@ impl<'a> Table<'a> {
     ) -> Result<Self, ImportError> {
         let columns = Columns::new(&options.columns, file, header)?;
         let header = header.iter().map(|&name| name.to_owned()).collect();
-        Ok(Self { tally, options, file: file.into(), header, columns, origin: Origin::of_path(file) })
+        Ok(Self { tally, options, file: file.into(), header, columns, origin: Origin::of_path(file)? })
     }
 
     /// A table without a header: a layer a line, an expert a column.
-    pub(super) fn matrix(tally: &'a mut Tally, options: &'a ImportOptions, file: &str, width: usize) -> Self {
+    pub(super) fn matrix(
+        tally: &'a mut Tally,
+        options: &'a ImportOptions,
+        file: &str,
+        width: usize,
+    ) -> Result<Self, ImportError> {
         let loads = Loads::Wide((0..width).map(|column| (column, column)).collect());
         let header = (0..width).map(|column| format!("column {}", column + 1)).collect();
         let columns = Columns { loads, ..Columns::default() };
-        Self { tally, options, file: file.into(), header, columns, origin: Origin::of_path(file) }
+        Ok(Self { tally, options, file: file.into(), header, columns, origin: Origin::of_path(file)? })
     }
 
     /// Whether any row depends on the column.

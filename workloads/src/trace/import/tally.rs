@@ -7,6 +7,7 @@
 //! that was read.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use super::super::apportion::Apportion;
 use super::super::{Choices, MOST_COUNTS, MOST_ENTRIES, Place, RoutingTrace, TraceError, TraceShape, check_choices};
@@ -26,6 +27,13 @@ pub(super) struct Key {
     pub(super) rank: u32,
 }
 
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { iteration, layer, micro_batch, rank } = self;
+        write!(f, "iteration {iteration}, layer {layer}, micro-batch {micro_batch}, rank {rank}")
+    }
+}
+
 /// What the numbers in a file's path say of everything in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Origin {
@@ -37,14 +45,27 @@ pub(super) struct Origin {
 
 impl Origin {
     /// From words with a number, as `iter_0100/layer_03`; the last of a word counts.
-    pub(super) fn of_path(path: &str) -> Self {
-        let number = |words: &[&str]| words.iter().find_map(|word| number_after(path, word));
-        Self {
-            iteration: number(&["iteration", "iter", "step"]),
-            layer: number(&["layer"]),
-            micro_batch: number(&["micro_batch", "microbatch"]),
-            rank: number(&["rank"]),
-        }
+    ///
+    /// # Errors
+    /// A number that is out of range.
+    pub(super) fn of_path(path: &str) -> Result<Self, ImportError> {
+        let number = |words: &[&str], most: u64| {
+            let found = words.iter().find_map(|word| Some((word, digits_after(path, word)?)));
+            let Some((word, digits)) = found else { return Ok(None) };
+            match digits.parse().ok().filter(|&number| u64::from(number) <= most) {
+                Some(number) => Ok(Some(number)),
+                None => {
+                    let found = format!("{word} {digits} in the name");
+                    Err(ImportError::file(path, found, format!("a number from 0 to {most}")))
+                }
+            }
+        };
+        Ok(Self {
+            iteration: number(&["iteration", "iter", "step"], u64::from(u32::MAX))?,
+            layer: number(&["layer"], MOST_EXTENT - 1)?,
+            micro_batch: number(&["micro_batch", "microbatch"], MOST_EXTENT - 1)?,
+            rank: number(&["rank"], MOST_EXTENT - 1)?,
+        })
     }
 
     pub(super) fn key(self) -> Key {
@@ -58,17 +79,15 @@ impl Origin {
     }
 }
 
-/// The number that follows a word, with `_` or `-` between them or nothing.
-fn number_after(path: &str, word: &str) -> Option<u32> {
-    let path = path.to_ascii_lowercase();
-    let mut found = None;
-    for (at, _) in path.match_indices(word) {
+/// The digits that follow a word, with `_` or `-` between them or nothing.
+fn digits_after<'p>(path: &'p str, word: &str) -> Option<&'p str> {
+    let lower = path.to_ascii_lowercase();
+    let digits = |(at, _): (usize, &str)| {
         let rest = path[at + word.len()..].trim_start_matches(['_', '-']);
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let number = rest[..digits].parse().ok();
-        found = number.filter(|&number| u64::from(number) < MOST_EXTENT || word.starts_with('i')).or(found);
-    }
-    found
+        let other = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        Some(&rest[..rest.len() - other.len()]).filter(|digits| !digits.is_empty())
+    };
+    lower.match_indices(word).filter_map(digits).last()
 }
 
 /// One row: counts by expert, and the table that gave each.
@@ -76,6 +95,18 @@ fn number_after(path: &str, word: &str) -> Option<u32> {
 struct Row {
     counts: Vec<u64>,
     given_by: Vec<u32>,
+    /// The array that listed its tokens.
+    listed_by: u32,
+    /// Whether tokens were listed; padded ones have fewer choices than others.
+    listed: bool,
+}
+
+impl Row {
+    /// Entries; where listed tokens are padded, as many as leave room for those of the busiest expert.
+    fn size(&self, top_k: u32) -> u128 {
+        let most = self.counts.iter().max().map_or(0, |&most| u128::from(most) * u128::from(top_k));
+        if self.listed { sum(&self.counts).max(most) } else { sum(&self.counts) }
+    }
 }
 
 /// Collects counts.
@@ -92,6 +123,10 @@ pub(super) struct Tally {
     values: usize,
     /// Number of the table that is read, from 1.
     table: u32,
+    /// Files of the tables.
+    files: Vec<String>,
+    /// The first table of the archive that is read.
+    archive: Option<u32>,
     /// Tokens read into every key's first micro-batch.
     tokens: HashMap<Key, usize>,
     /// Highest number of experts that an array has room for.
@@ -109,8 +144,21 @@ impl Tally {
     }
 
     /// Another table begins; what it gives adds to what others gave.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, file: &str) {
         self.table += 1;
+        self.files.push(file.to_owned());
+    }
+
+    /// An archive begins: what one of its tables gives, no other may. Gives what was before, for [`Self::leave_archive`].
+    pub(super) fn enter_archive(&mut self) -> Option<u32> {
+        let outer = self.archive;
+        self.archive = outer.or(Some(self.table + 1));
+        outer
+    }
+
+    /// The archive ends.
+    pub(super) fn leave_archive(&mut self, outer: Option<u32>) {
+        self.archive = outer;
     }
 
     /// An array with room for so many experts.
@@ -132,19 +180,20 @@ impl Tally {
         expert: usize,
         count: u64,
     ) -> Result<(), ImportError> {
-        let table = self.table;
+        let (table, archive) = (self.table, self.archive);
         let row = self.row(file, key, expert)?;
-        if row.given_by[expert] == table {
-            let Key { iteration, layer, micro_batch, rank } = key;
+        let before = row.given_by[expert];
+        if before == table {
             return Err(ImportError::Value {
                 file: file.into(),
                 at: at(),
-                field: format!(
-                    "expert {expert} of iteration {iteration}, layer {layer}, micro-batch {micro_batch}, rank {rank}"
-                ),
+                field: format!("expert {expert} of {key}"),
                 found: "given a second time".into(),
                 expected: "one count (is a column of iterations, layers, micro-batches or ranks not named?)".into(),
             });
+        }
+        if archive.is_some_and(|first| before >= first) {
+            return Err(self.given_twice(file, at(), key, before));
         }
         row.given_by[expert] = table;
         row.counts[expert] = row.counts[expert].saturating_add(count);
@@ -155,7 +204,41 @@ impl Tally {
     pub(super) fn add(&mut self, file: &str, key: Key, expert: usize) -> Result<(), ImportError> {
         let row = self.row(file, key, expert)?;
         row.counts[expert] += 1;
+        row.listed = true;
         Ok(())
+    }
+
+    /// One entry of a token in an array, which holds all tokens of its rows.
+    pub(super) fn add_of_array(
+        &mut self,
+        file: &str,
+        at: impl Fn() -> String,
+        key: Key,
+        expert: usize,
+    ) -> Result<(), ImportError> {
+        let (table, archive) = (self.table, self.archive);
+        let row = self.row(file, key, expert)?;
+        let before = std::mem::replace(&mut row.listed_by, table);
+        if before != table && archive.is_some_and(|first| before >= first) {
+            return Err(self.given_twice(file, at(), key, before));
+        }
+        row.counts[expert] += 1;
+        row.listed = true;
+        Ok(())
+    }
+
+    /// What two files of an archive say.
+    fn given_twice(&self, file: &str, at: String, key: Key, before: u32) -> ImportError {
+        ImportError::Value {
+            file: file.into(),
+            at,
+            field: key.to_string(),
+            found: format!("in {}, too", self.files[before as usize - 1]),
+            expected:
+                "it once in an archive (numbers of iterations, layers, micro-batches or ranks in names tell arrays \
+                       apart; files of a folder add up)"
+                    .into(),
+        }
     }
 
     /// Which micro-batch the next token of a key goes to.
@@ -273,6 +356,10 @@ impl Tally {
         let known = options.top_k.or(self.stated_top_k).or(listed);
         let top_k = known.unwrap_or(2);
         let breaks = |row: &Row| {
+            if row.listed && top_k <= self.choices {
+                // No token chose an expert twice, and padded ones are more than entries over choices.
+                return false;
+            }
             let most = row.counts.iter().max().map_or(0, |&most| u128::from(most));
             most * u128::from(top_k) > sum(&row.counts)
         };
@@ -312,7 +399,7 @@ impl Tally {
         let entries = match options.entries {
             Some(entries) => entries,
             None => {
-                let fullest = self.rows.iter().map(|row| sum(&row.counts)).max().unwrap_or(0);
+                let fullest = self.rows.iter().map(|row| row.size(top_k)).max().unwrap_or(0);
                 let rounded = fullest.div_ceil(u128::from(top_k)) * u128::from(top_k);
                 u32::try_from(rounded).map_or(most, |entries| entries.min(most))
             }

@@ -82,6 +82,17 @@ fn text_of_every_kind() {
     }
 }
 
+/// A data frame without names of its own writes its columns' numbers; a matrix may begin so only where nothing follows.
+#[test]
+fn numbers_of_experts_are_a_header() {
+    let trace = one("loads.csv", "0,1,2,3\n10,20,30,40\n40,30,20,10\n");
+    assert_eq!(rows(&trace), [[10, 20, 30, 40], [40, 30, 20, 10]]);
+    has_note(&trace, "a first line of 0 to 3 is taken as the numbers of the experts");
+    assert_eq!(rows(&one("loads.csv", "0,1\n")), [[0, 1]]);
+    assert_eq!(rows(&one("loads.csv", "0,1.0\n1,0\n")), [[0, 1], [1, 0]]);
+    assert_eq!(rows(&one("loads.csv", "0\n1\n")), [[1]]);
+}
+
 /// An expert a row is counted if its column is named: a column of counts may only have gone unseen.
 #[test]
 fn one_choice_a_row() {
@@ -180,6 +191,32 @@ fn arrays_of_numpy() {
     assert_eq!((rows(&trace), trace.shape().top_k), (vec![&[2, 1, 1, 0][..], &[1, 2, 0, 1]], 2));
 }
 
+/// Padded tokens have fewer choices, so that the busiest expert may have more than entries over choices.
+#[test]
+fn padded_choices() {
+    let options =
+        || ImportOptions { axes: Some(vec![Axis::Token, Axis::Choice]), experts: Some(4), ..ImportOptions::default() };
+    let signed = npy("<i4", false, "(4, 2)", &words(&[0, 1, 0, 2, 0, -1, 0, -1]));
+    let trace = import(&[("a.npy", &signed)], options()).unwrap();
+    assert_eq!((rows(&trace), trace.shape().top_k), (vec![&[4, 2, 2, 0][..]], 2));
+    has_note(&trace, "rows hold 6 entries and are scaled to 8 each");
+    let choices: Vec<u8> = [0_u16, 1, 0, 2, 0, 65535, 0, 65535].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let unsigned = npy("<u2", false, "(4, 2)", &choices);
+    assert_eq!(import(&[("a.npy", &unsigned)], options()).unwrap().counts(), trace.counts());
+    let lists = "expert_ids\n0 1\n0 2\n0 -1\n0 -1\n";
+    assert_eq!(
+        import(&[("t.csv", lists.as_bytes())], ImportOptions { axes: None, ..options() }).unwrap().counts(),
+        trace.counts()
+    );
+    // Choices side by side, and those of all tokens in turn.
+    let expected = ["a.npy, iteration 0, layer 0", "the choice of token 1 is expert 0, twice", "experts that differ"];
+    check_error("a.npy", &npy("<i4", false, "(2, 2)", &words(&[0, 1, 0, 0])), options(), &expected);
+    check_error("a.npy", &npy("<i4", true, "(2, 2)", &words(&[0, 0, 1, 0])), options(), &expected);
+    // Counts beside each other are no tokens.
+    let above = ImportOptions { top_k: Some(2), ..ImportOptions::default() };
+    check_error("a.npy", &npy("<i4", false, "(4,)", &words(&[4, 1, 1, 0])), above, &["expert 0 is 4 entries of 6"]);
+}
+
 #[test]
 fn bad_arrays_say_so() {
     let check = |bytes: &[u8], expected: &[&str]| check_error("a.npy", bytes, ImportOptions::default(), expected);
@@ -269,6 +306,27 @@ fn archives_of_every_kind() {
     ]);
     let trace = import(&[("a.zip", &layers)], ImportOptions::default()).unwrap();
     assert_eq!((rows(&trace), trace.iterations()), (vec![&[4, 0][..], &[0, 4]], &[10][..]));
+}
+
+/// Arrays that nothing tells apart would be summed.
+#[test]
+fn members_of_an_archive_say_nothing_twice() {
+    let array = npy("<i4", false, "(1, 2)", &words(&[5, 3]));
+    let check = |archive: &[u8], options, expected: &[&str]| check_error("a.npz", archive, options, expected);
+    let arrays = |names: [&str; 2]| zip(&names.map(|name| (name, array.as_slice(), true)));
+    let expected = ["a.npz/arr_1.npy, [0][0]: iteration 0, layer 0", "rank 0 is in arr_0.npy, too"];
+    check(&arrays(["arr_0.npy", "arr_1.npy"]), ImportOptions::default(), &expected);
+    let tokens = Some(vec![Axis::Token, Axis::Choice]);
+    check(&arrays(["arr_0.npy", "arr_1.npy"]), ImportOptions { axes: tokens, ..ImportOptions::default() }, &expected);
+    let nested = zip(&["x.npz", "y.npz"]
+        .map(|name| (name, zip(&[("arr_0.npy", &array, false)]), true))
+        .each_ref()
+        .map(|(name, bytes, deflated)| (*name, bytes.as_slice(), *deflated)));
+    check(&nested, ImportOptions::default(), &["rank 0 is in arr_0.npy, too"]);
+    let told = import(&[("a.npz", &arrays(["rank0.npy", "rank1.npy"]))], ImportOptions::default()).unwrap();
+    assert_eq!(told.shape().ranks, 2);
+    let twice = [("a.npz", &arrays(["a.npy", "rank1.npy"])[..]), ("b.npz", &arrays(["a.npy", "rank1.npy"]))];
+    assert_eq!(import(&twice, ImportOptions::default()).unwrap().row(0, 0, 0, 0), [10, 6]);
 }
 
 #[test]
@@ -405,6 +463,21 @@ fn files_add_up() {
     assert_eq!((sum.shape().ranks, sum.row(0, 0, 0, 0)), (1, &[10, 6][..]));
 }
 
+/// Numbers of iterations are any that a trace can hold; what is beyond is no iteration 0.
+#[test]
+fn numbers_in_names_are_kept_or_refused() {
+    let file = b"layer,expert,count\n0,0,5\n0,1,3\n";
+    let named = |names: [&str; 2]| import(&names.map(|name| (name, &file[..])), ImportOptions::default());
+    for word in ["iteration", "iter", "step"] {
+        let names = [1_048_575, 2_000_000].map(|number| format!("{word}_{number}.csv"));
+        let trace = named([&names[0], &names[1]]).unwrap();
+        assert_eq!(trace.iterations(), [1_048_575, 2_000_000]);
+    }
+    let check = |name: &str, expected: &str| check_error(name, file, ImportOptions::default(), &[name, expected]);
+    check("step_4294967296.csv", "step 4294967296 in the name: expected a number from 0 to 4294967295");
+    check("rank-1048576.csv", "rank 1048576 in the name: expected a number from 0 to 1048575");
+}
+
 #[test]
 fn logs_of_the_artifact() {
     let text =
@@ -457,7 +530,7 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
                 .to_vec(),
         ),
         ("a.npy", array.clone()),
-        ("a.npz", zip(&[("arr_0.npy", &array, true), ("layer_1.npy", &array, false)])),
+        ("a.npz", zip(&[("arr_0.npy", &array, true), ("rank_1.npy", &array, false)])),
         ("a.csv.gz", gzip(&csv)),
         (
             "table_iter1_rank0.log",

@@ -1,5 +1,5 @@
 //! Delimited text: commas, semicolons or tabs, told by the first line; with a header, or a bare matrix of counts, layer
-//! by expert.
+//! by expert. Numbers of experts above such a matrix, as a data frame without names of its own has them, are a header.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -22,7 +22,7 @@ pub(super) fn read<R: Read>(importer: &mut Importer, path: &str, input: &mut Buf
     }
     let header: Vec<String> = record.iter().map(|field| String::from_utf8_lossy(field).trim().to_owned()).collect();
     if header.iter().all(|field| parse(field).is_some()) {
-        return matrix(importer, path, reader, record);
+        return matrix(importer, path, reader, record, &header);
     }
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = importer.table(path, &header)?;
@@ -40,9 +40,17 @@ fn matrix<R: Read>(
     path: &str,
     mut reader: csv::Reader<R>,
     mut record: csv::ByteRecord,
+    first: &[String],
 ) -> Result<(), ImportError> {
     let width = record.len();
-    let mut table = Table::matrix(&mut importer.tally, &importer.options, path, width);
+    let numbered = width > 1 && first.iter().enumerate().all(|(expert, field)| *field == expert.to_string());
+    let mut second = csv::ByteRecord::new();
+    if numbered && next(&mut reader, path, &mut second)? {
+        let last = width - 1;
+        importer.tally.stated_notes.push(format!("a first line of 0 to {last} is taken as the numbers of the experts"));
+        record = second;
+    }
+    let mut table = Table::matrix(&mut importer.tally, &importer.options, path, width)?;
     for layer in 0.. {
         let line = line(&record);
         check_width(path, line, record.len(), width)?;
