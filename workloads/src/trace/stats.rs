@@ -207,15 +207,17 @@ impl LayerSeries {
         mean(self.samples.iter().zip(later).map(|(sample, later)| common(&sample.hot, &later.hot)))
     }
 
-    /// The lag in labels from the first sample, as samples are evenly spaced. Lags grow by an eighth, so the answer is
-    /// that exact.
+    /// The lag in labels: the median over all pairs of samples so far apart, as some may be missing. Lags grow by an eighth, so the
+    /// answer is that exact.
     fn half_life(&self, iterations: &[u32]) -> Option<u32> {
         let hot = &self.samples.first()?.hot;
         let chance = hot.iter().filter(|&&hot| hot).count() as f64 / hot.len() as f64;
         let mut lag = 1;
         while let Some(overlap) = self.overlap(lag) {
             if overlap <= (1.0 + chance) / 2.0 {
-                return Some(iterations[lag] - iterations[0]);
+                let mut apart: Vec<u32> = iterations.iter().zip(&iterations[lag..]).map(|(a, b)| b - a).collect();
+                apart.sort_unstable();
+                return Some(apart[apart.len() / 2]);
             }
             lag += 1 + lag / 8;
         }
@@ -326,6 +328,16 @@ mod tests {
         assert_eq!(stats.over_time[3].hot_overlap, Some(0.0));
         assert_eq!(stats.over_time[0].row_spread, 0.0);
         assert!((stats.over_time[5].row_spread - (0.5 + 0.5) / 8.0).abs() < 1e-12);
+    }
+
+    /// Samples from 1000 on are one apart, whatever the first was.
+    #[test]
+    fn a_half_life_is_that_of_most_samples() {
+        let shape = TraceShape { layers: 1, micro_batches: 1, ranks: 1, experts: 4, entries: 4, top_k: 1 };
+        let hot = |expert: usize| (0..4).map(move |e| if e == expert { 4 } else { 0 });
+        let counts = [0, 1, 2, 3, 0].into_iter().flat_map(hot).collect();
+        let trace = RoutingTrace::new("uneven", shape, vec![0, 1000, 1001, 1002, 1003], counts).unwrap();
+        assert_eq!(TraceStats::new(&trace, 1).unwrap().per_layer[0].hot_half_life, Some(1));
     }
 
     #[test]
