@@ -403,6 +403,18 @@ mod tests {
             "[gpt.router]\ngroups=4\nkept_groups=1",
             "gpt.router.kept_groups = 1: expected 2 to 4: room for 2 choices",
         );
+        let swin = error::find("model", "test", "swin-moe-b-e16", MODELS).unwrap();
+        let of_swin = |from: &str, to: &str, expected: &str| {
+            assert!(swin.contains(from), "{from}");
+            let message = Model::parse("m.toml", &swin.replace(from, to)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        of_swin("17], [1]]", "18], [1]]", "swin.moe_blocks[2] = 18: expected blocks below 18, counted from 0");
+        of_swin(
+            "merged_tokens = 4",
+            "merged_tokens = 5",
+            "swin.merged_tokens = 5: expected a divisor of 144, the tokens",
+        );
         check("[gpt.router]\nscale=inf", "gpt.router.scale = inf: expected a number above 0");
         check("[gpt.router]\nscore='tanh'", "unknown variant `tanh`, expected `softmax` or `sigmoid`");
         assert!(Model::named("--model", "gpt-5").unwrap_err().to_string().contains("known: gpt-l16-h2560-e16"));

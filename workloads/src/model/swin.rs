@@ -100,6 +100,9 @@ impl Swin {
                 ));
             }
         }
+        for (stage, blocks) in self.moe_blocks.iter().enumerate() {
+            self.check_moe(file, stage, blocks)?;
+        }
         for (stage, &heads) in self.heads.iter().enumerate() {
             let hidden = self.width << stage;
             if heads == 0 || !hidden.is_multiple_of(heads) {
@@ -110,6 +113,22 @@ impl Swin {
         if (self.image / self.patch) >> (self.depths.len() - 1) == 0 {
             let expected = "at least one patch a side in the last stage";
             return Err(ConfigError::value(file, "swin.image", self.image, expected));
+        }
+        Ok(())
+    }
+
+    /// Whether a stage's MoE blocks are blocks of it, and joined tokens take all of its tokens.
+    fn check_moe(&self, file: &str, stage: usize, blocks: &[usize]) -> Result<(), ConfigError> {
+        let depth = self.depths[stage];
+        if let Some(block) = blocks.iter().find(|&&block| block >= depth) {
+            let expected = format!("blocks below {depth}, counted from 0");
+            return Err(ConfigError::value(file, format!("swin.moe_blocks[{stage}]"), block, expected));
+        }
+        let side = (self.image / self.patch) >> stage;
+        let (tokens, merged) = (side * side, self.merged_tokens);
+        if !blocks.is_empty() && !tokens.is_multiple_of(merged) {
+            let expected = format!("a divisor of {tokens}, the tokens of stage {stage}, which has MoE blocks");
+            return Err(ConfigError::value(file, "swin.merged_tokens", merged, expected));
         }
         Ok(())
     }
@@ -126,7 +145,7 @@ impl Swin {
         let merge_flops = if merge { tokens * 2 * (4 * half) * (2 * half) } else { 0 };
         let ffn = if self.moe_blocks[stage].contains(&index) {
             let width = hidden * self.merged_tokens;
-            let tokens = (tokens / self.merged_tokens).max(1);
+            let tokens = tokens / self.merged_tokens;
             Ffn::Moe(Moe::plain(tokens, width, self.expert_ratio * width, self.experts))
         } else {
             Ffn::Dense(Mlp::plain(4 * hidden))
