@@ -32,6 +32,8 @@ fn a_config_that_is_none_is_refused_by_its_key() {
     folder.refuse("import-model llama.json", &["llama.json: model_type = llama: expected one of mixtral, deepseek_v2"]);
     folder.write("short.json", &CONFIG.replace("\"vocab_size\": 128,", ""));
     folder.refuse("import-model short.json", &["short.json: vocab_size = missing"]);
+    folder.write("many.json", &CONFIG.replace("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9"));
+    folder.refuse("import-model many.json", &["many.json: num_experts_per_tok = 9: expected 1 to 8"]);
     folder.refuse("import-model none.json", &["none.json: cannot be read"]);
     folder.write("config.json", CONFIG);
     folder.refuse("import-model config.json --sequence-length 0", &["--sequence-length 0: expected 1 to"]);

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use workloads::Model;
 use workloads::error::MOST_EXTENT;
-use workloads::model::hugging_face::{ImportedAs, import};
+use workloads::model::hugging_face::{self, ImportedAs};
 
 use crate::failure::{Failure, OrFail};
 use crate::output;
@@ -48,8 +47,7 @@ pub fn run(args: &ImportModelArgs) -> Result<(), Failure> {
         let error = anyhow::anyhow!("--sequence-length {tokens}: expected 1 to {MOST_EXTENT}");
         return Err(Failure::Input(error));
     }
-    let toml = import(&file, &json, &how).or_input()?;
-    let model = Model::parse(&file, &toml).or_input()?;
+    let (model, toml) = hugging_face::model(&file, &json, &how).or_input()?;
     let Some(out) = &args.out else { return output::print(toml.trim_end()).or_run() };
     output::refuse_to_replace(out, args.overwrite).or_input()?;
     store::write_text(out, &toml).or_run()?;

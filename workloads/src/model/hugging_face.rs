@@ -9,6 +9,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
+use super::Model;
 use crate::error::{ConfigError, MOST_EXTENT};
 
 /// Families by `model_type`, and how each states its experts.
@@ -46,6 +47,58 @@ pub struct ImportedAs {
     pub name: Option<String>,
     /// Tokens of a sample; 4096, or the longest sequence if that is shorter, when absent.
     pub seq_len: Option<usize>,
+}
+
+/// The model that `json` describes, and its TOML; errors name the keys of `json`.
+///
+/// # Errors
+/// As for [`import`], or values that no model has.
+pub fn model(file: &str, json: &str, how: &ImportedAs) -> Result<(Model, String), ConfigError> {
+    let toml = import(file, json, how)?;
+    let model = Model::parse(file, &toml).map_err(|error| by_key(json, error))?;
+    Ok((model, toml))
+}
+
+/// Fields of the TOML, and the keys that they are read from.
+const KEYS: [(&str, &[&str]); 24] = [
+    ("gpt.layers", &["num_hidden_layers", "n_layers"]),
+    ("gpt.hidden", &["hidden_size", "d_model"]),
+    ("gpt.heads", &["num_attention_heads", "n_heads"]),
+    ("gpt.vocabulary", &["vocab_size"]),
+    ("gpt.norm_epsilon", &["rms_norm_eps"]),
+    ("gpt.rope_theta", &["rope_theta", "rope_parameters.rope_theta", "attn_config.rope_theta"]),
+    ("gpt.rope_share", &["partial_rotary_factor", "rope_parameters.partial_rotary_factor"]),
+    ("gpt.kv_heads", &["num_key_value_heads", "attn_config.kv_n_heads"]),
+    ("gpt.head_dim", &["head_dim"]),
+    ("gpt.windowed_layers", &["layer_types"]),
+    ("gpt.window", &["sliding_window"]),
+    ("gpt.experts", &["n_routed_experts", "num_experts", "num_local_experts", "ffn_config.moe_num_experts"]),
+    ("gpt.top_k", &["num_experts_per_tok", "experts_per_token", "ffn_config.moe_top_k"]),
+    ("gpt.expert_inner", &["moe_intermediate_size", "intermediate_size", "ffn_config.ffn_hidden_size"]),
+    ("gpt.dense_inner", &["intermediate_size"]),
+    ("gpt.shared_experts", &["n_shared_experts"]),
+    ("gpt.shared_inner", &["shared_expert_intermediate_size"]),
+    ("gpt.latent.q_rank", &["q_lora_rank"]),
+    ("gpt.latent.kv_rank", &["kv_lora_rank"]),
+    ("gpt.latent.value", &["v_head_dim"]),
+    ("gpt.router.groups", &["n_group"]),
+    ("gpt.router.kept_groups", &["topk_group"]),
+    ("gpt.router.scale", &["routed_scaling_factor"]),
+    ("gpt.router.auxiliary_loss", &["router_aux_loss_coef", "aux_loss_alpha", "ffn_config.moe_loss_weight"]),
+];
+
+/// An error about a field of the TOML as one about the key that it was read from.
+fn by_key(json: &str, error: ConfigError) -> ConfigError {
+    let ConfigError::Value { file, field, value, expected } = error else { return error };
+    let values: Value = serde_json::from_str(json.trim_start_matches('\u{feff}')).unwrap_or_default();
+    let found = |keys: &[&'static str]| {
+        keys.iter().find_map(|&key| Some((key, values.pointer(&format!("/{}", key.replace('.', "/")))?)))
+    };
+    let read = KEYS.iter().find(|(name, _)| *name == field).and_then(|(_, keys)| found(keys));
+    let (field, value) = read.map_or((field, value), |(key, value)| (key.to_owned(), value.to_string()));
+    let key = |keys: &[&'static str]| found(keys).map_or(keys[0], |(key, _)| key);
+    let expected = KEYS.iter().fold(expected, |text, (name, keys)| text.replace(name, key(keys)));
+    ConfigError::Value { file, field, value, expected }
 }
 
 /// The TOML of the model that `json` describes; `file` names it in errors.
@@ -246,8 +299,13 @@ fn attention(config: &Config, family: Family, toml: &mut Toml) -> Result<(), Con
     if let Some(kv_heads) = kv_heads {
         toml.put("kv_heads", kv_heads);
     }
-    if let Some(width) = config.count(&["head_dim"], 1)? {
-        toml.put("head_dim", width);
+    match config.count(&["head_dim"], 1)? {
+        Some(width) => toml.put("head_dim", width),
+        // Their code has a width of its own, whatever the model's is.
+        None if matches!(family, Family::GptOss | Family::Qwen3 | Family::Glm4) => {
+            return Err(config.missing(&["head_dim"]));
+        }
+        None => {}
     }
     match family {
         Family::Qwen3 => toml.text("qk_norm", "head"),
@@ -487,7 +545,6 @@ fn left_out(config: &Config) -> Result<String, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Model;
 
     /// What the presets' configs say, with what their readers must not fall for.
     const CONFIGS: [(&str, &str); 12] = [
@@ -662,6 +719,37 @@ mod tests {
         assert_eq!(windowed, 3);
     }
 
+    /// What the model's TOML cannot be is said of the key, with the value that stands there.
+    #[test]
+    fn values_that_no_model_has_name_the_key() {
+        let check = |name: &str, from: &str, to: &str, expected: &str| {
+            let (_, json) = CONFIGS.iter().find(|(known, _)| *known == name).unwrap();
+            assert!(json.contains(from), "{from}");
+            let error = model("c.json", &json.replacen(from, to, 1), &ImportedAs::default()).unwrap_err();
+            assert_eq!(error.to_string(), format!("c.json: {expected}"));
+        };
+        let (top_k, of_8) = ("\"num_experts_per_tok\": 2", "expected 1 to 8, the number of experts");
+        check("mixtral-8x7b", top_k, "\"num_experts_per_tok\": 9", &format!("num_experts_per_tok = 9: {of_8}"));
+        check(
+            "dbrx",
+            "\"moe_top_k\": 4",
+            "\"moe_top_k\": 17",
+            "ffn_config.moe_top_k = 17: expected 1 to 16, the number of experts",
+        );
+        check(
+            "glm-4.5-air",
+            "\"partial_rotary_factor\": 0.5",
+            "\"partial_rotary_factor\": 1.5",
+            "partial_rotary_factor = 1.5: expected above 0 to 1",
+        );
+        let heads = ("\"num_attention_heads\": 32", "\"num_attention_heads\": 24");
+        let expected = "hidden_size = 4096: expected a multiple of num_attention_heads (24), or head_dim given";
+        check("mixtral-8x7b", heads.0, heads.1, expected);
+        for (name, json) in CONFIGS {
+            assert!(model("c.json", json, &ImportedAs::default()).is_ok(), "{name}");
+        }
+    }
+
     #[test]
     fn errors_name_the_key() {
         let check = |name: &str, from: &str, to: &str, expected: &str| {
@@ -701,6 +789,9 @@ mod tests {
             "hidden_act = relu: expected silu or gelu",
         );
         check("qwen3-30b-a3b", "\"norm_topk_prob\": true, ", "", "norm_topk_prob = missing");
+        for name in ["gpt-oss-20b", "qwen3-30b-a3b", "glm-4.5-air"] {
+            check(name, "\"head_dim\":", "\"x\":", "head_dim = missing: expected a value, which no default replaces");
+        }
         check(
             "qwen3-30b-a3b",
             "\"mlp_only_layers\": []",
