@@ -55,11 +55,11 @@ pub(super) fn order(result: &IterationErrors) -> Claim {
     }
 }
 
-/// The paper's headline on one number of GPUs.
-pub(super) fn headline(gpus: usize, speedup: &Pair) -> Claim {
+/// The paper's headline on one number of a cluster's GPUs.
+pub(super) fn headline(cluster: &str, gpus: usize, speedup: &Pair) -> Claim {
     let Pair { predicted, measured } = speedup;
     Claim {
-        what: format!("SmartMoE over FasterMoE, {gpus} GPUs, no-drop, by sums, in sample"),
+        what: format!("SmartMoE over FasterMoE, {gpus} GPUs of {cluster}, no-drop, by sums, in sample"),
         wanted: "within 10%".to_owned(),
         found: format!("{predicted:.2} for {measured:.2} measured ({})", percent(speedup.error())),
         met: speedup.error().abs() <= 0.10,
@@ -206,9 +206,9 @@ mod tests {
     /// Both numbers of GPUs have their row, whatever was found.
     #[test]
     fn a_claim_that_is_not_met_says_its_number() {
-        let near = headline(16, &Pair { predicted: 1.99, measured: 1.88 });
+        let near = headline("inky", 16, &Pair { predicted: 1.99, measured: 1.88 });
         assert_eq!((near.found.as_str(), near.met), ("1.99 for 1.88 measured (+5.9%)", true));
-        let far = headline(32, &Pair { predicted: 2.12, measured: 1.77 });
+        let far = headline("inky", 32, &Pair { predicted: 2.12, measured: 1.77 });
         assert_eq!((far.found.as_str(), far.met), ("2.12 for 1.77 measured (+19.8%)", false));
         assert_eq!(far.wanted, near.wanted);
         assert_eq!(far.what.replace("32", "16"), near.what);

@@ -57,7 +57,8 @@ impl<'a> Study<'a> for EndToEnd<'a> {
         section.table(statistics_table(&sums, "relative errors of"));
         section.claims.extend(errors_by_cluster(outcome).iter().map(|(name, errors)| claims::iterations(name, errors)));
         section.claims.push(claims::order(outcome));
-        section.claims.extend(outcome.headlines().iter().map(|(gpus, speedup)| claims::headline(*gpus, speedup)));
+        let headlines = outcome.headlines();
+        section.claims.extend(headlines.iter().map(|((cluster, gpus), pair)| claims::headline(cluster, *gpus, pair)));
         outcome.ordered_wrong.iter().for_each(|wrong| section.add(format!("Wrong order: {wrong}.")));
         section.add("Measured sums hold the start-up of each run, which the simulator does not have.");
         add_far(&mut section, outcome, self.explanations);

@@ -80,9 +80,9 @@ fn text(outcome: &IterationErrors) -> String {
     let mut text = format!("{}\n\n{errors}\n", lines_table(&outcome.lines));
     text += &order(outcome);
     text += &ends(outcome);
-    for (gpus, speedup) in outcome.headlines() {
+    for ((cluster, gpus), speedup) in outcome.headlines() {
         text += &format!(
-            "smartmoe over fastermoe, {gpus} GPUs, no-drop, by sums: {:.2} measured, {:.2} predicted\n",
+            "smartmoe over fastermoe, {gpus} GPUs of {cluster}, no-drop, by sums: {:.2} measured, {:.2} predicted\n",
             speedup.measured, speedup.predicted
         );
     }

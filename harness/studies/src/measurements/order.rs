@@ -168,17 +168,18 @@ impl Compared {
 
 impl IterationErrors {
     /// SmartMoE's speedup over FasterMoE without a capacity limit, by sums over all iterations as published, for every
-    /// number of GPUs of which all iterations were simulated.
-    pub fn headlines(&self) -> BTreeMap<usize, Pair> {
-        let find = |gpus: usize, name: &str| {
-            self.lines.iter().find(|line| line.gpus == gpus && line.gate == "no-drop" && line.system == name)
+    /// cluster and number of GPUs of which all iterations were simulated.
+    pub fn headlines(&self) -> BTreeMap<(&str, usize), Pair> {
+        let find = |case: (&str, usize, &str), name: &str| {
+            self.lines.iter().find(|line| line.case() == case && line.system == name)
         };
-        let headline = |gpus: usize| {
-            let (slow, fast) = (find(gpus, "fastermoe")?, find(gpus, "smartmoe")?);
+        let headline = |cluster, gpus| {
+            let case = (cluster, gpus, "no-drop");
+            let (slow, fast) = (find(case, "fastermoe")?, find(case, "smartmoe")?);
             let predicted = slow.predicted_sum? / fast.predicted_sum?;
-            Some((gpus, Pair { predicted, measured: slow.measured_sum / fast.measured_sum }))
+            Some(((cluster, gpus), Pair { predicted, measured: slow.measured_sum / fast.measured_sum }))
         };
-        self.lines.iter().filter_map(|line| headline(line.gpus)).collect()
+        self.lines.iter().filter_map(|line| headline(line.cluster.as_str(), line.gpus)).collect()
     }
 }
 
@@ -220,6 +221,31 @@ fn order(pairs: &[Pair], tolerance: f64) -> Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// FasterMoE of one cluster is none of another's.
+    #[test]
+    fn a_headline_is_of_one_cluster() {
+        let line = |cluster: &str, system: &str, sum: f64| Compared {
+            cluster: cluster.to_owned(),
+            gpus: 32,
+            gate: "no-drop".to_owned(),
+            system: system.to_owned(),
+            also: Vec::new(),
+            plan: String::new(),
+            measured: None,
+            predicted: None,
+            error: None,
+            measured_sum: sum,
+            predicted_sum: Some(2.0 * sum),
+            status: "ok".to_owned(),
+            status_agrees: None,
+        };
+        let (a, b) = (["fastermoe", "smartmoe"], [3.0, 2.0]);
+        let both = a.iter().zip(b).map(|(system, sum)| line("inky", system, sum));
+        let found = summarise([line("pinky", "smartmoe", 1.0)].into_iter().chain(both).collect());
+        let headlines: Vec<_> = found.headlines().into_iter().collect();
+        assert_eq!(headlines, [(("inky", 32), Pair { predicted: 1.5, measured: 1.5 })]);
+    }
 
     #[test]
     fn close_measurements_have_no_order() {
