@@ -4,7 +4,7 @@
 //! stands. What a run had that no plan says (another precision, another schedule) makes it a row that is listed and not
 //! simulated.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 use crate::csv_file::{Count, CsvFile, CsvRow, Positive};
@@ -45,7 +45,7 @@ pub struct PublishedTraining {
 }
 
 /// Where a run's choices of experts came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrainingRouting {
     /// The gate was made to choose all experts alike.

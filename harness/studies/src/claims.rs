@@ -153,11 +153,12 @@ pub(super) fn published(chip: &str, errors: &Errors) -> Claim {
     }
 }
 
-/// Which of two plans of a model is faster.
+/// Which of two plans of a model is faster, with nothing fitted.
 pub(super) fn published_order(pairs: usize, wrong: usize) -> Claim {
     Claim {
         what: format!(
-            "order of published plans of one model on as many GPUs, pairs more than {:.0}% apart",
+            "order of published plans of one model on as many GPUs with one routing and batch, nothing fitted, pairs more than \
+             {:.0}% apart",
             ORDER_TOLERANCE * 100.0
         ),
         wanted: "all".to_owned(),

@@ -85,6 +85,8 @@ pub struct Line {
     pub gpus: usize,
     pub system: String,
     pub plan: String,
+    pub global_batch: usize,
+    pub routing: TrainingRouting,
     pub half: Half,
     /// Tokens per second and GPU, as published.
     pub measured: f64,
@@ -266,6 +268,8 @@ fn line(run: &PublishedTraining, subject: Option<&Subject>, half: Half, constant
         gpus: run.gpus,
         system: run.system.clone(),
         plan: run.plan.to_string(),
+        global_batch: run.global_batch,
+        routing: run.routing,
         half,
         measured: run.tokens_per_second,
         blind: subject.map(|subject| subject.simulate(&run.cluster)),
@@ -277,6 +281,11 @@ fn line(run: &PublishedTraining, subject: Option<&Subject>, half: Half, constant
 }
 
 impl Line {
+    /// What two runs must have in common for their plans to be compared.
+    fn case(&self) -> (&str, &str, usize, usize, TrainingRouting) {
+        (&self.model, &self.cluster, self.gpus, self.global_batch, self.routing)
+    }
+
     fn pair(&self, of: impl Fn(&Self) -> Option<Simulated>) -> Option<Pair> {
         of(self).map(|simulated| Pair { predicted: simulated.tokens_per_second, measured: self.measured })
     }
@@ -309,16 +318,16 @@ impl PublishedErrors {
         Some(ClusterError::new(CHIP, Part::Iteration, &Errors::new(&pairs)?, Measured::Unseen))
     }
 
-    /// Pairs of plans of one model on as many GPUs of the chip that were measured apart: how many, and those in the wrong order,
-    /// by the fitted constants.
+    /// Pairs of plans, or of systems, that trained one model on as many GPUs with one routing and batch and were measured apart: how
+    /// many, and those in the wrong order with nothing fitted.
     pub fn wrong_orders(&self) -> (usize, Vec<String>) {
         let (mut pairs, mut wrong) = (0, Vec::new());
         let known: Vec<(&Line, Pair)> =
-            self.lines.iter().filter_map(|line| Some((line, line.pair(|line| line.fitted)?))).collect();
+            self.lines.iter().filter_map(|line| Some((line, line.pair(|line| line.blind)?))).collect();
         for (at, (a, pair_a)) in known.iter().enumerate() {
             for (b, pair_b) in &known[..at] {
-                let same = (&a.model, a.gpus) == (&b.model, b.gpus);
-                let Some(right) = in_order(pair_a, pair_b, ORDER_TOLERANCE).filter(|_| same) else { continue };
+                let comparable = a.case() == b.case() && (&a.system, &a.plan) != (&b.system, &b.plan);
+                let Some(right) = in_order(pair_a, pair_b, ORDER_TOLERANCE).filter(|_| comparable) else { continue };
                 pairs += 1;
                 if !right {
                     let [p, q] = [pair_b, pair_a].map(|pair| format!("{:.0} for {:.0}", pair.predicted, pair.measured));
@@ -461,7 +470,9 @@ mod tests {
             cluster: CHIP.to_owned(),
             gpus: 8,
             system: "megatron".to_owned(),
-            plan: "pp1 dp8 tp1 ep8 edp1 mb1".to_owned(),
+            plan: format!("pp1 dp8 tp1 ep8 edp1 mb{row}"),
+            global_batch: 64,
+            routing: TrainingRouting::Balanced,
             half,
             measured,
             blind: simulated(predicted),
@@ -480,7 +491,9 @@ mod tests {
             line("2", Half::Tested, 102.0, 90.0),
             line("3", Half::Tested, 200.0, 105.0),
         ];
-        let found = PublishedErrors { lines, constants: Vec::new() };
+        let mut found = PublishedErrors { lines, constants: Vec::new() };
+        // Constants that were fitted have no part in it.
+        found.lines[2].fitted = simulated(300.0);
         let (pairs, wrong) = found.wrong_orders();
         assert_eq!((pairs, wrong.len()), (2, 1), "{wrong:?}");
         assert!(wrong[0].contains("runs 1 and 3: 110 for 100 and 105 for 200"), "{wrong:?}");
@@ -493,6 +506,26 @@ mod tests {
         assert!((of_chip.median - 12.0 / 102.0).abs() < 1e-9, "{of_chip:?}");
         let claims = found.claims();
         assert_eq!(claims.iter().map(|claim| claim.met).collect::<Vec<_>>(), [false, false, true]);
+    }
+
+    /// One plan twice, and plans on another routing or in other batches.
+    #[test]
+    fn runs_that_differ_in_more_than_the_plan_have_no_order() {
+        let pairs = |change: &dyn Fn(&mut Line)| {
+            let mut lines = vec![line("1", Half::Fitted, 100.0, 110.0), line("2", Half::Tested, 200.0, 105.0)];
+            change(&mut lines[1]);
+            PublishedErrors { lines, constants: Vec::new() }.wrong_orders().0
+        };
+        assert_eq!(pairs(&|_| ()), 1);
+        assert_eq!(pairs(&|other| other.plan.replace_range(.., "pp1 dp8 tp1 ep8 edp1 mb1")), 0);
+        assert_eq!(pairs(&|other| other.routing = TrainingRouting::Learned), 0);
+        assert_eq!(pairs(&|other| other.global_batch = 128), 0);
+        assert_eq!(pairs(&|other| other.cluster.push('x')), 0);
+        let other_system = |other: &mut Line| {
+            other.plan.replace_range(.., "pp1 dp8 tp1 ep8 edp1 mb1");
+            other.system.push('x');
+        };
+        assert_eq!(pairs(&other_system), 1);
     }
 
     /// Every run is one that a system of ours can be asked about: its plan fits, or the row says what is not modelled.

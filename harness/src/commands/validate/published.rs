@@ -46,8 +46,8 @@ fn text(found: &PublishedErrors) -> String {
     let wrong: String = wrong.iter().map(|wrong| format!("  wrong: {wrong}\n")).collect();
     let right = pairs - wrong.lines().count();
     format!(
-        "{}\n\n{}\n\nconstants of {} fitted to half of its runs:\n{}\n\norder of plans of one model on as many GPUs, by the \
-         fitted constants: {right} of {pairs} right\n{wrong}beyond the card's memory: {}\n\nnot simulated, with what is not \
+        "{}\n\n{}\n\nconstants of {} fitted to half of its runs:\n{}\n\norder of plans of one model on as many GPUs \
+         with one routing and batch, nothing fitted: {right} of {pairs} right\n{wrong}beyond the card's memory: {}\n\nnot simulated, with what is not \
          modelled:\n{}\n\npublished, blind, fitted: tokens per second and GPU",
         found.table(),
         found.statistics(),
