@@ -123,7 +123,7 @@ fn all_studies_of_a_folder_make_a_page() {
 fn a_fit_changes_its_constants_and_nothing_else() {
     let folder = Folder::new();
     small_trace(&folder);
-    let own = format!("# Ours.\n{}# The end.\n", cluster_toml(2, &[]));
+    let own = format!("# Ours.\n{}# The end.\n", cluster_toml(2, &[("inter_bandwidth", 1e11)]));
     folder.write("own.toml", &own);
     folder.write("series.csv", "iteration,static_ms,dynamic_ms\n1,5,5\n11,6,5\n31,6,5\n");
     let fit = "calibrate fit --cluster ./own.toml --trace trace.parquet --measured-adaptive series.csv --out new.toml";
@@ -140,6 +140,12 @@ fn a_fit_changes_its_constants_and_nothing_else() {
             false => assert_eq!(new, own),
         }
     }
+    // A node that is no faster than one of its ports hides them.
+    let hidden = cluster_toml(2, &[]);
+    folder.write("own.toml", &hidden);
+    let shown = folder.succeed(&format!("{fit} --gpus 4 --layer 1 --micro-batch 2"));
+    assert!(shown.contains("not determined"), "{shown}");
+    assert_eq!(folder.text("new.toml"), hidden);
 }
 
 #[test]
