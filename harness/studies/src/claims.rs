@@ -74,8 +74,12 @@ pub(super) fn left_out(by: By, cluster: &str, folds: &[&Fold]) -> Vec<Claim> {
     let what = format!("whole iterations, {cluster}, one {} left out of the fit at a time", by.name());
     let sum = |of: fn(&Fold) -> usize| folds.iter().map(|fold| of(fold)).sum::<usize>();
     let (ordered, apart) = (sum(|fold| fold.ordered), sum(|fold| fold.pairs));
+    let untested = match sum(|fold| fold.untested) {
+        0 => String::new(),
+        untested => format!(", {untested} not tested"),
+    };
     let found = format!(
-        "{}, {} (worst: {} {})",
+        "{}, {} (worst: {} {}{untested})",
         share(errors.median),
         share(errors.p90),
         worst.label,

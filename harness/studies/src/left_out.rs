@@ -11,7 +11,7 @@ use super::page::Section;
 use super::tables::{percent, share};
 use super::{Inputs, Study, claims};
 use crate::calibrate;
-use crate::calibrate::constants::{END_TO_END_CONSTANTS, Point};
+use crate::calibrate::constants::{END_TO_END_CONSTANTS, Fitted, Point, Space};
 use crate::calibrate::targets::Targets;
 use crate::measurements::iterations::Configuration;
 use crate::measurements::order::{ORDER_TOLERANCE, in_order};
@@ -78,6 +78,10 @@ pub struct Fold {
     /// Errors on what was fitted to.
     pub seen: Errors,
     pub unseen: Vec<Unseen>,
+    /// Constants that nothing it was fitted to tells: they stay as shipped, so what was left out may have been fitted to.
+    pub undetermined: Vec<String>,
+    /// Configurations that were left out and not tested: their predictions hang on such constants.
+    pub untested: usize,
     /// Pairs of an unseen configuration and another of its case that were measured apart, and how many of them come out in
     /// the measured order.
     pub pairs: usize,
@@ -117,6 +121,7 @@ impl<'a> Study<'a> for LeftOut<'a> {
         let mut section = Section::new("Fitted without some configurations, tested on those");
         let constants = END_TO_END_CONSTANTS.map(|name| format!("`{name}`")).join(", ");
         section.add(format!(include_str!("prose/left_out.md"), constants = constants));
+        outcome.iter().filter_map(untested).for_each(|what| section.add(what));
         section.table(table(outcome));
         let mut clusters: Vec<&str> = outcome.iter().map(|fold| fold.cluster.as_str()).collect();
         clusters.dedup();
@@ -165,7 +170,9 @@ impl LeftOut<'_> {
         let start = Point { cluster: prepare::cluster("cluster", cluster)?, gate: GateStatistics::default() };
         let sampled = seen.iter().map(|&c| (c, c.iterations(Some(SIMULATED)))).collect();
         let targets = Targets { end_to_end: sampled, ..Targets::none(self.trace) };
-        let (point, _) = calibrate::fit(&start, &END_TO_END_CONSTANTS.map(str::to_owned), &targets)?;
+        let (point, fitted) = calibrate::fit(&start, &END_TO_END_CONSTANTS.map(str::to_owned), &targets)?;
+        let undetermined = undetermined(&fitted);
+        let (untested, unseen) = self.split(&unseen, &point, &undetermined)?;
         let unseen = self.predicted(&unseen, &point)?;
         let seen = self.predicted(&seen, &point)?;
         let (pairs, ordered) = pairs(&unseen, &seen);
@@ -177,9 +184,37 @@ impl LeftOut<'_> {
             what: what.to_owned(),
             seen: errors.context("no configuration was predicted")?,
             unseen: unseen.collect(),
+            undetermined,
+            untested,
             pairs,
             ordered,
         }))
+    }
+
+    /// How many configurations hang on any of `constants`, and the others. One hangs on them if its prediction is another where
+    /// they are about e times as large or as small.
+    fn split<'c>(
+        &self,
+        all: &[&'c Configuration],
+        point: &Point,
+        constants: &[String],
+    ) -> Result<(usize, Vec<&'c Configuration>)> {
+        if constants.is_empty() {
+            return Ok((0, all.to_vec()));
+        }
+        let here = self.predicted(all, point)?;
+        let mut hangs = vec![false; here.len()];
+        let space = Space::new(point, constants)?;
+        for step in [-1.0, 1.0] {
+            let x: Vec<f64> = space.start().iter().map(|x| x + step).collect();
+            let there = self.predicted(all, &space.point(point, &x)?)?;
+            let same = |(c, pair): &(&Configuration, Pair)| {
+                there.iter().any(|(other, moved)| std::ptr::eq(*c, *other) && moved.predicted == pair.predicted)
+            };
+            hangs.iter_mut().zip(&here).for_each(|(hangs, one)| *hangs |= !same(one));
+        }
+        let kept = here.iter().zip(&hangs).filter(|(_, hangs)| !**hangs).map(|((c, _), _)| *c);
+        Ok((hangs.iter().filter(|hangs| **hangs).count(), kept.collect()))
     }
 
     fn predicted<'c>(
@@ -196,6 +231,24 @@ impl LeftOut<'_> {
         }
         Ok(pairs)
     }
+}
+
+/// The constants that a fit's measurements say nothing of.
+fn undetermined(fitted: &[Fitted]) -> Vec<String> {
+    fitted.iter().filter(|constant| !constant.determined()).map(|constant| constant.name.clone()).collect()
+}
+
+/// What a fold did not test, and why.
+fn untested(fold: &Fold) -> Option<String> {
+    let Fold { by, cluster, what, undetermined, untested, .. } = fold;
+    let names = undetermined.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
+    (*untested > 0).then(|| {
+        format!(
+            "Not tested: {untested} of {cluster}'s configurations where this {} is left out: {what}. Their times hang on {names}, which nothing \
+             else determines, and its shipped value was fitted to them.",
+            by.name()
+        )
+    })
 }
 
 /// Of each case, the pairs that hold at least one unseen configuration: how many were measured apart, and how many of these
@@ -245,6 +298,8 @@ pub fn worst<'f>(folds: &[&'f Fold]) -> Option<&'f Unseen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measurements::iterations;
+    use workloads::trace::{Skew, SkewSpec, TraceShape};
 
     #[test]
     fn a_figure_in_sample_says_what_unseen_systems_are_off() {
@@ -252,6 +307,35 @@ mod tests {
         let unseen = ClusterError::new("inky", Part::Iteration, &errors, Measured::Unseen);
         assert!(in_sample(&[unseen]).ends_with("`inky`'s median error is 10.0%, its 90th percentile 10.0%."));
         assert_eq!(in_sample(&[]), "**In sample**: the clusters' constants were fitted to these very runs.");
+    }
+
+    /// Broadcasts of shadowed experts alone take their time by `network.rooted_bandwidth`.
+    #[test]
+    fn what_hangs_on_a_constant_that_is_not_determined_is_not_tested() {
+        let skew = Skew { max_over_mean: Some(6.0), ..Skew::default() };
+        let shape = TraceShape { layers: 2, micro_batches: 1, ranks: 16, experts: 16, entries: 1024, top_k: 2 };
+        let trace = SkewSpec { shape, samples: 4, step: 1, seed: 1, skew }.generate().unwrap();
+        let path = std::env::temp_dir().join(format!("moebench-{}-hang.csv", std::process::id()));
+        let rows = ["fastmoe", "fastermoe"].into_iter().flat_map(|system| {
+            let of = format!("inky,16,{system},no-drop,2,1024,16,512,64,2,1,16,16");
+            (11..14).map(move |iteration| format!("\n{of},{iteration},{}", 1.0 + system.len() as f64))
+        });
+        let header = "cluster,gpus,system,gate,layers,hidden,experts,seq_len,global_batch,micro_batch,pp,dp,ep,iteration,elapsed_ms";
+        std::fs::write(&path, header.to_owned() + &rows.collect::<String>()).unwrap();
+        let cluster = prepare::cluster("test", "inky").unwrap();
+        let configurations = iterations::read(&path, &|_| Ok(cluster.clone())).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let study = LeftOut { configurations, trace: &trace };
+        let all: Vec<&Configuration> = study.configurations.iter().collect();
+        let point = Point { cluster, gate: GateStatistics::default() };
+        let split = |constants: &[&str]| {
+            let constants: Vec<String> = constants.iter().map(|&name| name.to_owned()).collect();
+            let (untested, kept) = study.split(&all, &point, &constants).unwrap();
+            (untested, kept.iter().map(|kept| kept.published.as_str()).collect::<Vec<_>>())
+        };
+        assert_eq!(split(&[]), (0, vec!["fastmoe", "fastermoe"]));
+        assert_eq!(split(&["network.rooted_bandwidth"]), (1, vec!["fastmoe"]));
+        assert_eq!(split(&["gpu.gemm_rate"]), (2, Vec::new()));
     }
 
     #[test]
@@ -262,6 +346,8 @@ mod tests {
             what: label.to_owned(),
             seen: Errors::new(&[Pair { predicted: 1.0, measured: 1.0 }]).unwrap(),
             unseen: vec![Unseen { label: label.to_owned(), pair: Pair { predicted, measured: 1.0 } }],
+            undetermined: vec!["network.rooted_bandwidth".to_owned()],
+            untested: 0,
             pairs: 2,
             ordered: 1,
         };
@@ -269,6 +355,13 @@ mod tests {
         assert_eq!(worst(&folds.iter().collect::<Vec<_>>()).unwrap().label, "b");
         let claim = claims::left_out(By::System, "inky", &folds.iter().collect::<Vec<_>>());
         assert_eq!(claim.len(), 2);
+        assert_eq!(untested(&folds[0]), None);
+        let eight = Fold { untested: 8, unseen: Vec::new(), ..folds[0].clone() };
+        let said = untested(&eight).unwrap();
+        assert!(said.starts_with("Not tested: 8 of inky's configurations where this system is left out: a."), "{said}");
+        assert!(said.contains("hang on `network.rooted_bandwidth`"), "{said}");
+        let claims = claims::left_out(By::System, "inky", &[&folds[0], &eight]);
+        assert!(claims[0].found.ends_with("(worst: a +20.0%, 8 not tested)"), "{claims:?}");
         assert!(claim[0].found.contains("b -30.0%") && !claim[0].met && claim[1].found == "3 of 6", "{claim:?}");
     }
 }
