@@ -245,7 +245,7 @@ fn untested(fold: &Fold) -> Option<String> {
     (*untested > 0).then(|| {
         format!(
             "Not tested: {untested} of {cluster}'s configurations where this {} is left out: {what}. Their times hang on {names}, which nothing \
-             else determines, and its shipped value was fitted to them.",
+             else determines, and its shipped value may have been fitted to them.",
             by.name()
         )
     })
