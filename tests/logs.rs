@@ -68,6 +68,24 @@ fn rows_are_what_was_logged() {
     assert_eq!(folder.frame("out/spans.parquet").height(), 0, "a log says nothing of phases");
 }
 
+/// A job that saved and ended goes on in the next file, whose first line holds its start-up.
+#[test]
+fn the_first_line_of_each_file_but_the_first_does_not_count() {
+    let folder = Folder::new();
+    folder.write("one.log", &log(10, [40.0; 4].into_iter()));
+    let later = log(1, [40.0; 70].into_iter());
+    let later =
+        later.lines().filter(|line| ["      41/", "      50/", "      60/"].iter().any(|end| line.contains(end)));
+    let later: String = later.map(|line| line.to_owned() + "\n").collect();
+    folder.write("two.log", &later.replacen("40.0", "9000.0", 1));
+    let said = folder.succeed(&format!(
+        "import-log one.log two.log --model gpt-tiny --cluster inky --gpus 8 --global-batch-size 64 --system megatron \
+         {PLAN} --warmup 1 --out out"
+    ));
+    assert!(said.contains("40.0 ms") && said.contains("without the first line after each of 1 restarts"), "{said}");
+    assert_eq!(folder.frame("out/iterations.parquet").height(), 6);
+}
+
 #[test]
 fn a_log_that_contradicts_its_case_is_refused() {
     let folder = Folder::new();

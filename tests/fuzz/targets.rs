@@ -193,7 +193,7 @@ pub(crate) fn nccl(data: &[u8]) {
 
 /// A log of Megatron-LM or torchtitan, and the iterations that it is taken for.
 pub(crate) fn training_log(data: &[u8]) {
-    match logs::TrainingLog::read("fuzzed.log", data) {
+    match logs::TrainingLog::read("fuzzed.log", &[data]) {
         Ok(mut log) => {
             assert!(log.steps.windows(2).all(|pair| pair[0].iteration < pair[1].iteration));
             assert!(log.steps.iter().all(|step| 0 < step.covers && step.covers <= step.iteration));

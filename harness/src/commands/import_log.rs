@@ -30,7 +30,8 @@ Examples:
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ImportLogArgs {
-    /// What Megatron-LM or torchtitan printed; files of one run in their order. Ranks are told apart by prefixes such as `[rank3]:`
+    /// What Megatron-LM or torchtitan printed; files of one run in their order, each of a program that began again: its first line holds
+    /// the start-up and does not count. Ranks are told apart by prefixes such as `[rank3]:`
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// A suite, by name or path, one of whose cases was trained instead of one by model, cluster and GPUs
@@ -95,19 +96,16 @@ pub fn run(args: &ImportLogArgs) -> Result<(), Failure> {
 
 /// The log, held against the case.
 fn recorded(args: &ImportLogArgs, case: &Case) -> Result<Recorded> {
-    let mut bytes = Vec::new();
-    for path in &args.files {
-        bytes.extend(fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?);
-        bytes.push(b'\n');
-    }
+    let read = |path: &PathBuf| fs::read(path).with_context(|| format!("{}: cannot be read", path.display()));
+    let files: Vec<Vec<u8>> = args.files.iter().map(read).collect::<Result<_>>()?;
     let file = args.files[0].display().to_string();
-    let mut log = TrainingLog::read(&file, &bytes)?;
+    let mut log = TrainingLog::read(&file, &files.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     if let Some(world) = log.world {
         ensure!(world == case.gpus, "{file}: world size: {world}: expected the GPUs of the case, {}", case.gpus);
     }
     log.keep_batch(&file, case.global_batch)?;
     let names = args.files.iter().filter_map(|path| path.file_name()).map(|name| name.display().to_string());
-    Ok(Recorded::new(log, names.collect::<Vec<_>>().join(", "), &bytes))
+    Ok(Recorded::new(log, names.collect::<Vec<_>>().join(", "), &files.join(&b'\n')))
 }
 
 /// A suite of the one case under the one system.

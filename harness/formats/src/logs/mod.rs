@@ -3,9 +3,10 @@
 //!
 //! Both print a line for every so many iterations, whose time is the mean since the line before: such a line is one [`LoggedStep`].
 //! Ranks' prefixes and colours are taken off; lines of other programs, of evaluation and of warnings are passed by, also where
-//! they stand in the same line. Where several ranks print an iteration, the slowest counts, and any loss that is no number. A run that
-//! began again from a checkpoint goes back to an earlier iteration: the later ones count, and the first line after a restart, which
-//! holds the start-up, does not.
+//! they stand in the same line. Where several ranks print an iteration, the slowest counts, and any loss that is no number. A run begins
+//! again with the next file, with the line in which Megatron-LM states its world, with an iteration before the last, and with the last one
+//! at another time where Megatron-LM prints it, which only one rank does. The later iterations count, and the first line after a
+//! restart, which holds the start-up, does not.
 
 mod megatron;
 mod torchtitan;
@@ -104,33 +105,59 @@ enum Found {
 #[derive(Default)]
 struct Source {
     steps: Vec<LoggedStep>,
+    /// Whether the next line is the first after a restart.
+    begins: bool,
     restarts: usize,
     /// Iterations that were done again.
     again: usize,
 }
 
+/// What the lines up to one say.
+#[derive(Default)]
+struct Lines {
+    programs: BTreeMap<Program, BTreeMap<String, Source>>,
+    world: Option<usize>,
+    peak: Option<Peak>,
+    broken: usize,
+}
+
+impl Lines {
+    /// The program begins, for the first time or again.
+    fn begin(&mut self) {
+        self.programs.values_mut().flat_map(BTreeMap::values_mut).for_each(|source| source.begins = true);
+    }
+
+    fn add(&mut self, line: &str) {
+        for found in megatron::read(line).into_iter().chain(torchtitan::read(line)) {
+            match found {
+                Found::Step(program, step) => {
+                    let sources = self.programs.entry(program).or_default();
+                    sources.entry(rank_of(line).to_owned()).or_default().add(program, step);
+                }
+                Found::Memory(of) => self.peak = Some(self.peak.filter(|most| most.bytes >= of.bytes).unwrap_or(of)),
+                Found::World(ranks) => {
+                    self.world = Some(ranks);
+                    self.begin();
+                }
+                Found::Broken => self.broken += 1,
+            }
+        }
+    }
+}
+
 impl TrainingLog {
-    /// Reads a log's bytes; files of one run follow each other.
+    /// Reads the bytes of a log's files, which follow each other; `name` is what errors call them.
     ///
     /// # Errors
     /// No line of either program, or lines of both.
-    pub fn read(name: &str, bytes: &[u8]) -> Result<Self> {
-        let text = without_colours(&String::from_utf8_lossy(bytes));
-        let mut programs = BTreeMap::<Program, BTreeMap<String, Source>>::new();
-        let (mut world, mut peak, mut broken) = (None, None::<Peak>, 0_usize);
-        for line in text.split(['\n', '\r']) {
-            for found in megatron::read(line).into_iter().chain(torchtitan::read(line)) {
-                match found {
-                    Found::Step(program, step) => {
-                        let sources = programs.entry(program).or_default();
-                        sources.entry(rank_of(line).to_owned()).or_default().add(step);
-                    }
-                    Found::Memory(of) => peak = Some(peak.filter(|most| most.bytes >= of.bytes).unwrap_or(of)),
-                    Found::World(ranks) => world = Some(ranks),
-                    Found::Broken => broken += 1,
-                }
-            }
+    pub fn read(name: &str, files: &[&[u8]]) -> Result<Self> {
+        let mut lines = Lines::default();
+        for bytes in files {
+            lines.begin();
+            let text = without_colours(&String::from_utf8_lossy(bytes));
+            text.split(['\n', '\r']).for_each(|line| lines.add(line));
         }
+        let Lines { mut programs, world, peak, broken } = lines;
         ensure!(
             programs.len() == 1,
             "{name}: {}: expected lines such as Megatron-LM's `iteration 10/ 500 | ... elapsed time per iteration (ms): 812.3 |` \
@@ -194,10 +221,13 @@ impl TrainingLog {
 }
 
 impl Source {
-    fn add(&mut self, mut step: LoggedStep) {
+    fn add(&mut self, program: Program, mut step: LoggedStep) {
+        let begins = std::mem::take(&mut self.begins);
+        // Ranks without prefixes look like one that prints an iteration several times; Megatron-LM prints on one rank.
+        let may_be_of_two = |last: &LoggedStep| program != Program::MegatronLm || step.pace == last.pace;
         match self.steps.last_mut() {
-            Some(last) if step.iteration > last.iteration => step.covers = step.iteration - last.iteration,
-            Some(last) if step.iteration == last.iteration => {
+            Some(last) if !begins && step.iteration > last.iteration => step.covers = step.iteration - last.iteration,
+            Some(last) if !begins && step.iteration == last.iteration && may_be_of_two(last) => {
                 *last = last.with(LoggedStep { covers: last.covers, ..step });
                 return;
             }

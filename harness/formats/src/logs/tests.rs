@@ -1,7 +1,7 @@
 use super::*;
 
 fn read(text: &str) -> TrainingLog {
-    TrainingLog::read("t.log", text.as_bytes()).unwrap()
+    TrainingLog::read("t.log", &[text.as_bytes()]).unwrap()
 }
 
 fn megatron(iteration: u64, milliseconds: f64) -> String {
@@ -75,22 +75,46 @@ fn a_restart_supersedes_what_it_does_again_and_its_first_line_does_not_count() {
     assert_eq!(times(&read(&[megatron(7, 5.0), megatron(7, 5.0)].concat())), [(7, 7, seconds(0.005))]);
 }
 
+/// A job that saves and ends, and goes on in the next file, goes back by nothing.
+#[test]
+fn a_restart_that_goes_on_is_one() {
+    let megatron = |numbers: &[u64]| numbers.iter().map(|&n| megatron(n, 800.0)).collect::<String>();
+    let slow = |number| self::megatron(number, 9000.0);
+    let [one, two] = [megatron(&[10, 20]), slow(21) + &megatron(&[30, 40])];
+    let expected = [(10, 9, seconds(0.8)), (20, 10, seconds(0.8)), (30, 9, seconds(0.8)), (40, 10, seconds(0.8))];
+    let left_out = ["the first line after each of 1 restarts, and 0 that were done again"];
+    let log = TrainingLog::read("t.log", &[one.as_bytes(), two.as_bytes()]).unwrap();
+    assert_eq!((&times(&log)[..], &log.left_out[..]), (&expected[..], &left_out.map(str::to_owned)[..]));
+    let world = "using world size: 8, data-parallel size: 8\n";
+    assert_eq!(times(&read(&[world, &one, world, &two].concat())), expected, "in one file");
+    // One rank of Megatron-LM prints: the same iteration at another time was done again.
+    let log = read(&[one, slow(20), megatron(&[30])].concat());
+    assert_eq!(times(&log), [(10, 10, seconds(0.8)), (30, 10, seconds(0.8))]);
+    assert_eq!(log.left_out, ["the first line after each of 1 restarts, and 1 that were done again"]);
+    // Each rank's first line is one.
+    let [one, two] = [10, 20].map(|n| [titan("[rank0]:", n, "7,000"), titan("[rank1]:", n, "7,010")].concat());
+    let log = TrainingLog::read("t.log", &[one.as_bytes(), two.as_bytes()]).unwrap();
+    assert_eq!(log.steps.len(), 1, "{log:?}");
+}
+
 #[test]
 fn an_iteration_that_two_ranks_print_is_one() {
-    let slow =
-        [megatron(1, 9000.0), megatron(10, 800.0), megatron(10, 830.0), megatron(20, 840.0), megatron(20, 810.0)];
+    let titan = |step, tps| titan("", step, tps);
+    let slow = [titan(1, "12"), titan(10, "7,100"), titan(10, "7,000"), titan(20, "7,010"), titan(20, "7,110")];
     let log = read(&slow.concat());
-    assert_eq!(times(&log), [(1, 1, seconds(9.0)), (10, 9, seconds(0.83)), (20, 10, seconds(0.84))]);
+    let pace = Pace::TokensPerSecondAndGpu;
+    assert_eq!(times(&log), [(1, 1, pace(12.0)), (10, 9, pace(7000.0)), (20, 10, pace(7010.0))]);
     assert!(log.left_out.is_empty(), "{:?}", log.left_out);
-    let nan = |milliseconds| megatron(20, milliseconds).replace("8.123400E+00", "nan");
-    for twice in [[nan(810.0), nan(810.0)], [nan(810.0), megatron(20, 840.0)], [megatron(20, 840.0), nan(810.0)]] {
-        let log = read(&[megatron(10, 800.0), twice.concat()].concat());
+    let nan = |tps| titan(20, tps).replace("8.1234", "nan");
+    for twice in [[nan("81"), nan("81")], [nan("81"), titan(20, "84")], [titan(20, "84"), nan("81")]] {
+        let log = read(&[titan(10, "80"), twice.concat()].concat());
         assert_eq!((log.iterations(8, 1.0).len(), log.diverged()), (1, Some(20)));
         assert!(log.left_out.is_empty(), "{:?}", log.left_out);
     }
-    let ranks = [megatron(20, 810.0), nan(800.0)].map(|line| line.trim_start().to_owned());
-    let ranks = read(&format!("[default0]: {}[default1]: {}", ranks[0], ranks[1]));
+    let ranks = [titan(20, "81"), nan("80")].map(|line| line.trim_end().to_owned());
+    let ranks = read(&format!("[default0]: {} [default1]: {}\n", ranks[0], ranks[1]));
     assert_eq!(ranks.diverged(), Some(20));
+    assert_eq!(times(&read(&[megatron(10, 800.0), megatron(10, 800.0)].concat())).len(), 1, "written twice");
 }
 
 #[test]
@@ -106,7 +130,7 @@ fn what_others_write_into_a_line_does_not_become_a_number() {
     // A progress bar's carriage returns, a byte that is no text, and a line cut short.
     let mut bytes = format!(" 5%|#\r{whole}\r").into_bytes();
     bytes.extend(b"\xff iteration       20/     500 | consumed samples: 1 | elapsed time per iter");
-    assert_eq!(times(&TrainingLog::read("t.log", &bytes).unwrap()), [(10, 10, seconds(0.8))]);
+    assert_eq!(times(&TrainingLog::read("t.log", &[&bytes]).unwrap()), [(10, 10, seconds(0.8))]);
 }
 
 #[test]
@@ -124,11 +148,11 @@ fn other_batches_are_left_out_and_losses_that_are_no_number_end_a_log() {
 #[test]
 fn a_text_without_iterations_is_refused() {
     for text in ["", "step: 3 of something", "iteration 5/ 10 | no time here |"] {
-        let error = TrainingLog::read("t.log", text.as_bytes()).unwrap_err().to_string();
+        let error = TrainingLog::read("t.log", &[text.as_bytes()]).unwrap_err().to_string();
         assert!(error.contains("t.log: no line of an iteration: expected lines such as"), "{error}");
     }
     let both = [megatron(1, 5.0), titan("", 1, "7")].concat();
-    assert!(TrainingLog::read("t.log", both.as_bytes()).unwrap_err().to_string().contains("and of torchtitan"));
+    assert!(TrainingLog::read("t.log", &[both.as_bytes()]).unwrap_err().to_string().contains("and of torchtitan"));
 }
 
 /// Bytes of any kind, and lines of logs with some of their bytes changed, are read or refused; they never end the program.
@@ -149,7 +173,7 @@ fn no_bytes_end_the_program() {
                 _ => bytes.insert(at, b"\n|:/ ,[]-0"[draws.next_u32() as usize % 10]),
             }
         }
-        if let Ok(log) = TrainingLog::read("t.log", &bytes) {
+        if let Ok(log) = TrainingLog::read("t.log", &[&bytes]) {
             assert!(log.steps.iter().all(|step| step.covers >= 1 && step.covers <= step.iteration), "{log:?}");
             log.iterations(8, 4096.0);
         }
