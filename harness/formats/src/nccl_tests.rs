@@ -82,7 +82,12 @@ fn of_text(text: &str, stem: &str) -> Result<Vec<Collective>> {
     let after = |line: &str, words: &str| {
         line.trim_start_matches('#').trim().strip_prefix(words).map(str::trim).map(str::to_owned)
     };
-    let named = text.lines().find_map(|line| collective(&after(line, "Collective test starting:")?));
+    let starts = || text.lines().filter_map(|line| after(line, "Collective test starting:"));
+    ensure!(
+        starts().count() < 2,
+        "several lines `# Collective test starting`: expected the output of one program a file"
+    );
+    let named = starts().find_map(|program| collective(&program));
     let Some(name) = named.or_else(|| collective(stem)) else {
         bail!(
             "neither a line `# Collective test starting: NAME` nor the file's name says which collective: expected one of them"
@@ -95,7 +100,8 @@ fn of_text(text: &str, stem: &str) -> Result<Vec<Collective>> {
     )?;
     let mut found = Vec::new();
     for (number, row) in text.lines().enumerate().filter(|(_, row)| !row.trim_start().starts_with('#')) {
-        let columns: Vec<&str> = row.split_whitespace().collect();
+        let mut columns: Vec<&str> = row.split_whitespace().collect();
+        columns.truncate(columns.len() - timestamp(&columns));
         let time = columns.len().checked_sub(from_end).and_then(|place| columns.get(place));
         if let (Some(Ok(bytes)), Some(time)) = (columns.first().map(|text| text.parse::<f64>()), time) {
             let time: f64 = time.parse().with_context(|| format!("line {}: time {time}", number + 1))?;
@@ -106,13 +112,27 @@ fn of_text(text: &str, stem: &str) -> Result<Vec<Collective>> {
 }
 
 /// How many columns before the end of a row its first time begins, by the line that names them. Not all versions have `redop` and
-/// `root`, and a row may leave empty what stands before the time (`redop` of an all-to-all), never what stands behind it.
+/// `root`, and a row may leave empty what stands before the time (`redop` of an all-to-all), never what stands behind it. Timestamps
+/// do not count: not all versions name them, and in a row they are two words.
 fn time_from_end(text: &str) -> Option<usize> {
     text.lines().find_map(|line| {
-        let names: Vec<&str> = line.trim_start().strip_prefix('#')?.split_whitespace().collect();
+        let words = line.trim_start().strip_prefix('#')?.split_whitespace();
+        let names: Vec<&str> = words.filter(|name| !name.eq_ignore_ascii_case("timestamp")).collect();
         let time = names.iter().position(|&name| name == "time")?;
         (names[0] == "size").then(|| names.len() - time)
     })
+}
+
+/// How many of a row's last words are the date and time of `-S 1`, `YYYY-MM-DD HH:MM:SS`.
+fn timestamp(columns: &[&str]) -> usize {
+    let like = |word: &str, pattern: &str| {
+        let digits_as_0 = |c: char| if c.is_ascii_digit() { '0' } else { c };
+        word.chars().map(digits_as_0).eq(pattern.chars())
+    };
+    match columns {
+        [.., date, time] if like(date, "0000-00-00") && like(time, "00:00:00") => 2,
+        _ => 0,
+    }
 }
 
 fn of_json(text: &str, stem: &str) -> Result<Vec<Collective>> {
@@ -187,6 +207,28 @@ mod tests {
         for text in ["", "{}", "# Collective test starting: all_reduce_perf\n"] {
             assert!(read(Path::new("x"), text).is_err(), "{text:?}");
         }
+    }
+
+    /// With `-S 1` a row ends in two words more, which the line of names has as one, or not at all.
+    #[test]
+    fn timestamps_move_no_column_and_two_outputs_are_not_one() {
+        let stamped: String =
+            TEXT.lines()
+                .map(|line| {
+                    if line.starts_with("    ") { format!("{line} 2026-01-01 10:00:00\n") } else { format!("{line}\n") }
+                })
+                .collect();
+        let named = stamped
+            .replace("#wrong\n", "#wrong     timestamp\n")
+            .replace("(us)  (GB/s)  (GB/s)\n", "(us)  (GB/s)  (GB/s)  (YYYY-MM-DD hh:mm:ss)\n");
+        assert!(named.len() > stamped.len() + 20);
+        let plain = read(Path::new("x.txt"), TEXT).unwrap();
+        for text in [stamped, named] {
+            assert_eq!(read(Path::new("x.txt"), &text).unwrap(), plain, "{text}");
+        }
+        let two = TEXT.to_owned() + &TEXT.replace("all_reduce", "alltoall");
+        let message = format!("{:#}", read(Path::new("x.txt"), &two).unwrap_err());
+        assert!(message.contains("x.txt: several lines `# Collective test starting`: expected"), "{message}");
     }
 
     /// Older layouts have no `root`, and `redop` only of what reduces, or named and left empty.
