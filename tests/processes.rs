@@ -94,6 +94,68 @@ fn a_suite_is_run_in_the_order_that_rank_0_calls() {
     assert!(again.iter().all(|ran| ran.status == Some(0)), "{}\n{}", again[0].stderr, again[1].stderr);
 }
 
+/// Who joins shards is no rank of theirs, and the whole was trained where they were.
+#[test]
+fn shards_that_processes_trained_are_joined_by_one() {
+    let folder = folder();
+    let case = "[[cases]]\nmodel = \"gpt-micro\"\ncluster = \"inky\"\ngpus = 2\nglobal_batch = 4\nmicro_batch = 1\n";
+    let head = "name = \"test\"\ndescription = \"for tests\"\nengine = \"train\"\nbaseline = \"expert-only\"\n\
+                systems = [\"expert-only\"]\niterations = 3\nwarmup = 1\n";
+    folder.write("suite.toml", &format!("{head}{case}gate = \"no-drop\"\n{case}gate = \"capacity 1.2\"\n"));
+    for number in [1, 2] {
+        let run = format!("run ./suite.toml --trace trace.parquet --shard {number}/2 --out part{number}");
+        let ran = start_both(&folder, &run).map(end);
+        assert!(ran.iter().all(|ran| ran.status == Some(0)), "{}\n{}", ran[0].stderr, ran[1].stderr);
+    }
+    let stated = |out: &str| folder.text(&format!("{out}/run.json"));
+    for number in [1, 2] {
+        let path = format!("part{number}/run.json");
+        let elsewhere = stated(&format!("part{number}")).replace("\"host\": \"", &format!("\"host\": \"node{number}-"));
+        folder.write(&path, &elsewhere);
+    }
+    folder.succeed("merge whole part1 part2");
+    assert_eq!(losses(&folder, "whole"), [losses(&folder, "part1"), losses(&folder, "part2")].concat());
+    let whole = stated("whole");
+    assert!(whole.contains("\"host\": \"node1-") && whole.contains(", node2-"), "{whole}");
+    folder.write("part2/run.json", &stated("part2").replace("one core\"", "two cores\""));
+    folder.refuse("merge other part1 part2", &["part1 and part2: timed on ", "one core, ", "two cores, "]);
+    assert!(!folder.join("other").exists());
+}
+
+/// A timeline of what was trained is of that training.
+#[test]
+fn a_run_that_was_trained_is_not_trained_again_for_a_timeline() {
+    let folder = folder();
+    let run = "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 1 --warmup 1 --trace trace.parquet \
+               --iterations 3 --out out";
+    folder.succeed(run);
+    let trained = folder.bytes("out/iterations.parquet");
+    folder.refuse(&format!("{run} --timeline"), &["--timeline: out: the run has ended without: --overwrite trains"]);
+    assert!(folder.bytes("out/iterations.parquet") == trained);
+    folder.succeed(&format!("{run} --timeline --overwrite"));
+    folder.succeed(&format!("{run} --timeline"));
+}
+
+/// Times of two machines are not one run's: neither takes the other's for its own.
+#[test]
+fn a_run_goes_on_where_it_was_begun() {
+    let folder = folder();
+    let run = "train --model gpt-micro --gpus 2 --global-batch-size 4 --micro-batch-size 1 --warmup 1 --trace trace.parquet \
+               --iterations 3 --out out";
+    folder.succeed(run);
+    // As one that was interrupted before it was joined.
+    for name in ["iterations.parquet", "spans.parquet"] {
+        std::fs::remove_file(folder.join("out").join(name)).unwrap();
+    }
+    std::fs::create_dir(folder.join("out/cases")).unwrap();
+    let stated = folder.text("out/run.json");
+    folder.write("out/run.json", &stated.replace("one core\"", "elsewhere\""));
+    folder.refuse(run, &["out: goes on where it was begun, or anew with --overwrite: timed on ", "elsewhere", "and on "]);
+    folder.write("out/run.json", &stated.replace("\"host\": \"", "\"host\": \"a-"));
+    folder.succeed(run);
+    assert!(folder.text("out/run.json").contains("\"host\": \"a-"), "both hosts");
+}
+
 /// Of the processes of a run, all are killed between two systems: the next attempt takes what the first system's training gave.
 /// Times tell: another training would have others.
 #[test]

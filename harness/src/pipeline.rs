@@ -25,7 +25,7 @@ use runs::report::paper::{self, TableFormat};
 use runs::report::values::SUMMARY;
 use runs::report::{self, html};
 use runs::runner::Runner;
-use runs::store::Store;
+use runs::store::{self, Store};
 use runs::stored::StoredRun;
 use runs::summary::{GpuFacts, Summary};
 use runs::traces::CaseTraces;
@@ -118,12 +118,12 @@ fn sampled(
     cases: &[PreparedCase],
     inputs: Inputs,
 ) -> Result<Sampled, Failure> {
-    let provenance = request.provenance(cases, inputs);
+    let provenance = request.with_earlier(request.provenance(cases, inputs)).or_input()?;
     let store = Store::open(&request.out, &provenance, request.overwrite).or_input()?;
-    let finished = finished(request, &store).or_run()?;
+    let finished = finished(request, &store)?;
     let read_back = finished.is_some();
     if !read_back {
-        // A run that had ended may be run again, for its timelines.
+        // A simulation that had ended may be run again, for its timelines.
         store.state(&provenance).or_run()?;
     }
     let rows = finished.map_or_else(|| run(request, engine, cases, &store), Ok).or_run()?;
@@ -165,7 +165,20 @@ impl RunRequest<'_> {
         let commit = option_env!("MOEBENCH_COMMIT").map(str::to_owned);
         let dirty = option_env!("MOEBENCH_DIRTY").map(|dirty| dirty == "true");
         let (suite, libraries) = (Some(self.facts(engine, cases)), self.session.engine().libraries());
-        Provenance { suite, commit, dirty, libraries, ..Provenance::new(engine, inputs) }
+        let here = Provenance::new(engine, inputs);
+        let (host, cores) = self.session.engine().host().unwrap_or((here.host.clone(), here.cores));
+        Provenance { suite, commit, dirty, libraries, host, cores, ..here }
+    }
+
+    /// A run that goes on was timed where it was begun, too.
+    fn with_earlier(&self, provenance: Provenance) -> Result<Provenance> {
+        let goes_on = provenance.engine.trains() && !self.overwrite && store::has_begun(&self.out);
+        match provenance::read(&self.out).ok().filter(|old| goes_on && old.inputs == provenance.inputs) {
+            Some(old) => provenance.with_times_of(&old).with_context(|| {
+                format!("{}: goes on where it was begun, or anew with --overwrite", self.out.display())
+            }),
+            None => Ok(provenance),
+        }
     }
 
     /// What `run.json` says of the suite. Of a trained gate nobody knows beforehand how it will route.
@@ -202,7 +215,6 @@ impl RunRequest<'_> {
         let (suite, traces) = (&self.suite, self.traces);
         let mut texts = BTreeMap::new();
         texts.insert(format!("suite {}", suite.name), format!("{suite:?}"));
-        texts.insert("engine".to_owned(), self.session.engine().inputs());
         texts.insert(format!("{}use", provenance::TRACE), format!("{:?}", suite.trace));
         for run in cases.iter().flat_map(|case| &case.runs) {
             texts.entry(format!("model {}", run.case.model)).or_insert_with(|| format!("{:?}", run.job.model));
@@ -210,6 +222,7 @@ impl RunRequest<'_> {
         }
         let hashes = texts.into_iter().map(|(name, text)| (name, provenance::sha256(text.as_bytes())));
         let mut hashes: BTreeMap<String, String> = hashes.collect();
+        hashes.insert(provenance::ENGINE.to_owned(), self.session.engine().hash());
         for trace in traces.all() {
             let hash = provenance::trace_hash(trace);
             // Several may have one name.
@@ -230,10 +243,19 @@ impl RunRequest<'_> {
     }
 }
 
-/// The rows of a finished run.
-fn finished(request: &RunRequest, store: &Store) -> Result<Option<Vec<Row>>> {
-    let enough = |rows: &Vec<Row>| !request.timelines || store.has_timelines(rows, request.suite.iterations);
-    Ok(store.finished()?.filter(enough))
+/// The rows of a finished run. One that was trained would come to other times if it were run again for its timelines.
+fn finished(request: &RunRequest, store: &Store) -> Result<Option<Vec<Row>>, Failure> {
+    let Some(rows) = store.finished().or_run()? else { return Ok(None) };
+    if !request.timelines || store.has_timelines(&rows, request.suite.iterations) {
+        return Ok(Some(rows));
+    }
+    if request.session.engine().kind().trains() {
+        return Err(Failure::Input(anyhow!(
+            "--timeline: {}: the run has ended without: --overwrite trains it again",
+            request.out.display()
+        )));
+    }
+    Ok(None)
 }
 
 /// The rows of a run that is done now as far as it is missing.

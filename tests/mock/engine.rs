@@ -83,7 +83,7 @@ impl Engine for MockEngine {
         self.kind
     }
 
-    fn inputs(&self) -> String {
+    fn hash(&self) -> String {
         "mock".to_owned()
     }
 

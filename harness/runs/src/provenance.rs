@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use workloads::suite::{FigureKind, SuiteRouting, TraceUse};
@@ -126,6 +126,9 @@ impl DrawnFacts {
     }
 }
 
+/// The name of the hash of the engine and its options.
+pub const ENGINE: &str = "engine";
+
 /// How the names of hashes begin that say which routing a run goes through: of its traces, and of how it reads them.
 pub const TRACE: &str = "trace ";
 
@@ -193,6 +196,32 @@ impl Provenance {
             libraries: BTreeMap::new(),
             suite: None,
         }
+    }
+}
+
+impl Provenance {
+    /// Of a run that has times of `other`, too: the hosts of both.
+    ///
+    /// # Errors
+    /// Machines that differ in more than their names.
+    pub fn with_times_of(mut self, other: &Self) -> Result<Self> {
+        let (one, two) = (other.machine(), self.machine());
+        ensure!(
+            one == two,
+            "timed on {one} ({}), and on {two} ({}): expected one kind of machine",
+            other.host,
+            self.host
+        );
+        let hosts: BTreeSet<&str> = self.host.split(", ").chain(other.host.split(", ")).collect();
+        self.host = hosts.into_iter().collect::<Vec<_>>().join(", ");
+        Ok(self)
+    }
+
+    /// What times depend on.
+    fn machine(&self) -> String {
+        let device = self.suite.iter().filter_map(|suite| suite.drawn.measured_on.clone());
+        let libraries = self.libraries.iter().map(|(name, version)| format!("{name} {version}"));
+        device.chain([format!("{} cores", self.cores)]).chain(libraries).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::slice;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use formats::chakra;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -52,10 +52,14 @@ impl Runner<'_> {
         }
     }
 
-    /// Whether the store has all that is asked for of a case, or of one run of it.
+    /// Whether the store has all that is asked for of a case, or of one run of it. What was trained is not trained again for a timeline.
     fn holds(&self, id: &str) -> Result<bool> {
         let Extent { timelines, iterations } = self.extent;
-        Ok(self.store.has_runs(id) && (!timelines || self.store.has_timelines(&self.store.rows(id)?, iterations)))
+        let has_runs = self.store.has_runs(id);
+        let all = has_runs && (!timelines || self.store.has_timelines(&self.store.rows(id)?, iterations));
+        let again = has_runs && !all && self.engine.kind().trains();
+        ensure!(!again, "--timeline: {id}: was trained without: --overwrite trains all again");
+        Ok(all)
     }
 
     /// Runs some of a case, and stores them under a name.

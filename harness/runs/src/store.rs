@@ -28,8 +28,11 @@ const JOINED: &str = "cases.tmp";
 /// The folder of timelines in a run's.
 pub(crate) const TIMELINES: &str = "timelines";
 
+/// The folder of MLPerf's logs in a run's.
+pub const MLLOG: &str = "mllog";
+
 /// What a run writes besides its records and what states it.
-const WRITTEN: &[&str] = &["figures", "tables", TIMELINES, DETAILS, "summary.csv", "report.html"];
+const WRITTEN: &[&str] = &["figures", "tables", MLLOG, TIMELINES, DETAILS, "summary.csv", "report.html"];
 
 /// A lock on a folder that is there or made now. It ends with the process, however that ends.
 fn lock(root: &Path) -> Result<Option<File>> {
@@ -299,6 +302,11 @@ impl Store {
     fn runs_path(&self, id: &str, kind: &str) -> PathBuf {
         self.root.join("cases").join(format!("{id}.{kind}.parquet"))
     }
+}
+
+/// Whether the run in a folder has begun and has not ended.
+pub fn has_begun(root: &Path) -> bool {
+    root.join("cases").exists()
 }
 
 /// Whether the run in a folder has ended: its spans are joined last, and then its cases go.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 
-use crate::commands::run;
+use crate::commands::run::{self, RunArgs};
 use crate::failure::{Failure, OrFail};
+use runs::engines::joined::Joined;
 use runs::part::Shard;
 use runs::provenance::{self, Provenance};
 use runs::store;
@@ -39,9 +40,10 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     let parts: Vec<Part> = args.runs.iter().map(|folder| part(folder)).collect::<Result<_>>().or_input()?;
     check_all(&parts).or_input()?;
     check_out(&args.out, &parts).or_input()?;
-    let command = run::RunArgs::of_command(&parts[0].provenance.command).or_input()?;
+    let command = command(&parts, args.overwrite).or_input()?;
+    let joined = joined(&parts).or_input()?;
     for part in &parts {
-        let expected = run::inputs(&command, Some(part.shard))?;
+        let expected = run::inputs(&command, joined.as_ref(), Some(part.shard))?;
         let differences = part.provenance.inputs.differences(&expected).join("; ");
         if part.provenance.inputs != expected {
             let folder = part.folder.display();
@@ -52,12 +54,34 @@ pub fn run(args: &MergeArgs) -> Result<(), Failure> {
             )));
         }
     }
-    run::whole(&command, &args.out, args.overwrite, |store, request| {
+    run::whole(&command, joined.as_ref(), &args.out, |store, request| {
         for part in &parts {
             store.take_cases(part.folder, &run::cases_of(request, part.shard))?;
         }
         Ok(())
     })
+}
+
+/// What the shards' commands asked for. What was trained has a timeline, or never will.
+fn command(parts: &[Part], overwrite: bool) -> Result<RunArgs> {
+    let mut command = RunArgs::of_command(&parts[0].provenance.command)?;
+    for part in parts.iter().filter(|part| part.provenance.engine.trains()) {
+        let other = RunArgs::of_command(&part.provenance.command)?;
+        ensure!(
+            other.timeline == command.timeline,
+            "{}, {}: --timeline: expected shards that were all trained with it, or all without",
+            parts[0].folder.display(),
+            part.folder.display()
+        );
+    }
+    command.overwrite = overwrite;
+    Ok(command)
+}
+
+/// The engine of what was trained; a simulation may be run again.
+fn joined(parts: &[Part]) -> Result<Option<Joined>> {
+    let shards: Vec<(&Path, &Provenance)> = parts.iter().map(|part| (part.folder, &part.provenance)).collect();
+    parts.iter().any(|part| part.provenance.engine.trains()).then(|| Joined::new(&shards)).transpose()
 }
 
 fn part(folder: &Path) -> Result<Part<'_>> {

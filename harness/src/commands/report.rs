@@ -38,7 +38,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     store::write_text(&out, &html::page(&runs).or_run()?).or_run()?;
     for (folder, run) in args.runs.iter().zip(&runs) {
         for log in mllog::logs(run).iter().filter(|_| args.mllog) {
-            store::write_text(&folder.join("mllog").join(format!("{}.log", log.name)), &log.text).or_run()?;
+            store::write_text(&folder.join(store::MLLOG).join(format!("{}.log", log.name)), &log.text).or_run()?;
         }
         for line in &run.missing {
             output::say(format_args!("{}: {line}", folder.display()));

@@ -2,9 +2,11 @@
 //! by name.
 //!
 //! [`simulate`] prices layer programs on a described cluster. [`train`] executes them with real ranks: under the wall clock
-//! its numbers are measured, under a virtual clock emulated. [`recorded`] takes what another program measured from its log.
+//! its numbers are measured, under a virtual clock emulated. [`recorded`] takes what another program measured from its log, and
+//! [`joined`] what shards of a run have measured.
 
 pub mod args;
+pub mod joined;
 pub mod recorded;
 pub mod simulate;
 #[cfg(feature = "train")]
@@ -45,8 +47,8 @@ pub trait Engine: Sync {
         Ok(())
     }
 
-    /// All that its numbers depend on besides suite and trace: a part of a run's hash, the same in every process.
-    fn inputs(&self) -> String;
+    /// SHA-256 of all that its numbers depend on besides suite and trace, the same in every process and for every shard.
+    fn hash(&self) -> String;
 
     /// Runs all iterations under `plan`; `tick` counts them.
     ///
@@ -81,6 +83,11 @@ pub trait Engine: Sync {
 
     /// What it measures on; none where its times are those of a described cluster, or somebody else's.
     fn place(&self) -> Option<String> {
+        None
+    }
+
+    /// Name and cores of what ran; none where that is this machine.
+    fn host(&self) -> Option<(String, usize)> {
         None
     }
 

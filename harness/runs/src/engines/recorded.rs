@@ -30,8 +30,8 @@ impl Engine for Recorded {
         EngineKind::Measured
     }
 
-    fn inputs(&self) -> String {
-        format!("{} {} {}", self.log.program.name(), self.names, self.hash)
+    fn hash(&self) -> String {
+        sha256(format!("{} {} {}", self.log.program.name(), self.names, self.hash).as_bytes())
     }
 
     fn run(&self, run: &PreparedRun, _plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {

@@ -14,6 +14,7 @@ use workloads::{EngineKind, Seconds};
 use crate::details;
 use crate::engines::{Engine, Extent};
 use crate::prepare::PreparedRun;
+use crate::provenance::sha256;
 use crate::records::{Outcome, RunFailure, Status};
 
 pub struct Simulator;
@@ -23,8 +24,8 @@ impl Engine for Simulator {
         EngineKind::Simulated
     }
 
-    fn inputs(&self) -> String {
-        self.kind().name().to_owned()
+    fn hash(&self) -> String {
+        sha256(self.kind().name().as_bytes())
     }
 
     fn run(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {

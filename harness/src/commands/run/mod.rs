@@ -19,6 +19,7 @@ use crate::output;
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::args::TrainingArgs;
+use runs::engines::joined::Joined;
 use runs::part::{self, Pattern, Shard};
 use runs::provenance::Inputs;
 use runs::report::page;
@@ -77,13 +78,13 @@ pub struct RunArgs {
     out: Option<PathBuf>,
     /// Begin anew where the folder holds another run's results
     #[arg(long)]
-    overwrite: bool,
+    pub(crate) overwrite: bool,
     /// Worker threads; the results do not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Also write the last iteration of every case and system as a timeline for Perfetto or Chrome, timelines/CASE.seedN/SYSTEM.json, and as Chakra execution traces, SYSTEM.RANK.et
     #[arg(long)]
-    timeline: bool,
+    pub(crate) timeline: bool,
     /// List cases and the plans that would run, say about how long it would take, and stop
     #[arg(long)]
     dry_run: bool,
@@ -191,10 +192,19 @@ fn of_shard(args: &RunArgs, shard: Option<Shard>) -> Result<(RunArgs, Suite, Cas
 }
 
 /// The inputs of a shard's run.
-pub(crate) fn inputs(args: &RunArgs, shard: Option<Shard>) -> Result<Inputs, Failure> {
+pub(crate) fn inputs(args: &RunArgs, joined: Option<&Joined>, shard: Option<Shard>) -> Result<Inputs, Failure> {
     let (args, suite, traces) = of_shard(args, shard).or_input()?;
     let (file, out) = (args.suite.clone(), PathBuf::new());
-    pipeline::inputs(&request(&args, &file, suite, &traces, out).or_input()?)
+    let session = session(&args, &suite, joined).or_input()?;
+    pipeline::inputs(&request(&args, &file, suite, &traces, out, session))
+}
+
+/// What was trained by shards is trained by nobody now.
+fn session(args: &RunArgs, suite: &Suite, joined: Option<&Joined>) -> Result<Session> {
+    match joined {
+        Some(joined) => Ok(Session::Leader(Box::new(joined.clone()))),
+        None => Session::open(args.engine.unwrap_or(suite.engine), &args.training, suite),
+    }
 }
 
 /// The cases of a shard of the request's suite: id of the files, case, seed.
@@ -211,13 +221,13 @@ pub(crate) fn cases_of(request: &RunRequest, shard: Shard) -> Vec<(String, Strin
 /// Runs the whole suite where `fill` has put cases that need not be run.
 pub(crate) fn whole(
     args: &RunArgs,
+    joined: Option<&Joined>,
     out: &Path,
-    overwrite: bool,
     fill: impl Fn(&Store, &RunRequest) -> Result<()>,
 ) -> Result<(), Failure> {
-    let (mut args, suite, traces) = of_shard(args, None).or_input()?;
-    args.overwrite = overwrite;
-    let mut request = request(&args, &args.suite, suite, &traces, out.to_owned()).or_input()?;
+    let (args, suite, traces) = of_shard(args, None).or_input()?;
+    let session = session(&args, &suite, joined).or_input()?;
+    let mut request = request(&args, &args.suite, suite, &traces, out.to_owned(), session);
     pipeline::fill(&request, &fill)?;
     // It is open now, and what was filled in stays.
     request.overwrite = false;
@@ -282,7 +292,8 @@ fn run_suite(args: &RunArgs, file: &str, suite: Suite, traces: &CaseTraces, out:
     }
     check_replay(args, engine, file, &suite).or_input()?;
     note_emulation(args.training.under_clock(engine), &suite);
-    pipeline::execute(&request(args, file, suite, traces, out).or_input()?)
+    let session = session(args, &suite, None).or_input()?;
+    pipeline::execute(&request(args, file, suite, traces, out, session))
 }
 
 /// A gate that is trained chooses for itself: cases that a routing of their own tells apart would be one.
@@ -305,9 +316,9 @@ fn request<'t>(
     suite: Suite,
     traces: &'t CaseTraces,
     out: PathBuf,
-) -> Result<RunRequest<'t>> {
-    let session = Session::open(args.engine.unwrap_or(suite.engine), &args.training, &suite)?;
-    Ok(RunRequest {
+    session: Session,
+) -> RunRequest<'t> {
+    RunRequest {
         suite,
         file: file.to_owned(),
         shard: args.shard,
@@ -318,7 +329,7 @@ fn request<'t>(
         overwrite: args.overwrite,
         threads: args.threads,
         timelines: args.timeline,
-    })
+    }
 }
 
 /// The changed fields; files of models, clusters and traces are relative to the current folder, not to the suite's.

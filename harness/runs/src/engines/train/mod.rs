@@ -30,6 +30,7 @@ use workloads::{EngineKind, Suite};
 use crate::engines::args::TrainingArgs;
 use crate::engines::{Engine, Extent, Follower, Session};
 use crate::prepare::{PreparedCase, PreparedRun};
+use crate::provenance::sha256;
 use crate::records::{Outcome, RunFailure, Status};
 use crate::{say, store, traces};
 
@@ -76,8 +77,8 @@ impl Engine for Trainer {
         self.check_run(run, extent).with_context(|| format!("{} {}", run.case_id, run.system.name()))
     }
 
-    fn inputs(&self) -> String {
-        self.options.describe()
+    fn hash(&self) -> String {
+        sha256(self.options.describe().as_bytes())
     }
 
     fn run(&self, run: &PreparedRun, plan: Plan, extent: Extent, tick: &(dyn Fn() + Sync)) -> Result<Outcome> {

@@ -68,10 +68,10 @@ impl Options {
         })
     }
 
-    /// All that the numbers depend on, the same in every process.
+    /// All that the numbers depend on besides the suite, the same in every process and for every shard.
     pub(super) fn describe(&self) -> String {
         let device = if self.device.is_cuda() { Device::Cuda(0) } else { self.device };
-        format!("{:?}", Self { device, ..self.clone() })
+        format!("{:?}", Self { device, several: [false; 2], run_ids: Vec::new(), ..self.clone() })
     }
 
     /// Whether ranks share the device under a virtual clock.
