@@ -66,6 +66,16 @@ fn what_is_gone_or_breaks_is_worse_than_slow() {
     // Another seed draws other routing from the trace: nothing to pair.
     assert!(ran.stdout.contains("not paired"), "{}", ran.stdout);
     assert!(folder.succeed("compare part whole --fail-above 50%").contains("is new"));
+    // Runs that share some seeds alone are of other iterations, though of as many.
+    for (seeds, out) in [("[1,2]", "two"), ("[2,3]", "others")] {
+        folder.succeed(&format!("{RUN} --set seeds={seeds} --out {out}"));
+    }
+    let shown = folder.succeed("compare two others");
+    assert!(shown.contains("not paired") && !shown.contains(" to "), "{shown}");
+    // One iteration after warm-up is paired, and has no spread.
+    folder.succeed(&format!("{} --out short", RUN.replace("12", "3")));
+    let shown = folder.succeed("compare short short");
+    assert!(shown.contains("too short") && !shown.contains("not paired"), "{shown}");
     // So does another way through the trace.
     folder.succeed(&format!("{RUN} --set trace.stride=2 --out strides"));
     let shown = folder.succeed("compare whole strides");
@@ -112,7 +122,9 @@ fn numbers_outside_their_bands_fail() {
         &["no case of the run is gpt-tiny.inky.8.capacity-2. under", "one of gpt-tiny.inky.8.capacity-2, gpt", "`*`"];
     folder.refuse("compare gates --bands bands.toml", expected);
     folder.write("bands.toml", &band("[0, 1]").replace("smartmoe", "alpa"));
-    folder.refuse("compare run --bands bands.toml", &["bands[0]: no case of the run is gpt-tiny*no-drop under alpa"]);
+    let expected =
+        &["bands[0]: no case of the run is gpt-tiny*no-drop under alpa: expected one of the systems expert-only, "];
+    folder.refuse("compare run --bands bands.toml", expected);
 }
 
 /// What a run writes of itself holds, until a number is another one.

@@ -26,8 +26,8 @@ pub struct Change {
 /// What became of it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
-    /// Mean times of an iteration before and now, s, their ratio (above 1 is slower now), and its interval.
-    Times { times: [f64; 2], ratio: f64, interval: Option<[f64; 2]> },
+    /// Mean times of an iteration before and now, s, their ratio (above 1 is slower now), and its interval, where they are paired and enough.
+    Times { times: [f64; 2], ratio: f64, paired: bool, interval: Option<[f64; 2]> },
     /// It has no time, neither before nor now; how it ended now.
     Fails(String),
     /// It had a time before; how it ended now.
@@ -86,11 +86,11 @@ fn change(before: &SummaryRow, now: &SummaryRow, paired: bool) -> What {
     };
     let times = [old.mean, new.mean];
     // The time now over that before is how much faster the run before was.
-    // As many of both: the times beside the ratio are of the same iterations.
-    let steps = |row: &SummaryRow| row.series.iter().map(|series| series.steps.len()).collect::<Vec<_>>();
+    // As many of both, of the same seeds: the times beside the ratio are of the same iterations.
+    let steps = |row: &SummaryRow| row.series.iter().map(|one| (one.seed, one.steps.len())).collect::<Vec<_>>();
     match (paired && steps(before) == steps(now)).then(|| Speedup::new(&now.series, &before.series)).flatten() {
-        Some(ratio) => What::Times { times, ratio: ratio.by_totals, interval: ratio.spread },
-        None => What::Times { times, ratio: new.mean / old.mean, interval: None },
+        Some(ratio) => What::Times { times, ratio: ratio.by_totals, paired: true, interval: ratio.spread },
+        None => What::Times { times, ratio: new.mean / old.mean, paired: false, interval: None },
     }
 }
 
@@ -114,15 +114,18 @@ pub fn outside(run: &StoredRun, bands: &Bands) -> Result<(usize, Vec<Outside>)> 
     for (index, band) in bands.bands.iter().enumerate() {
         let pattern: Pattern = band.case.parse().context("a pattern")?;
         let ids = || run.summary.rows.iter().map(|row| row.key.case.as_str());
-        let meant = |row: &&SummaryRow| row.key.system == band.system && pattern.is(&row.key.case, ids());
-        let rows: Vec<&SummaryRow> = run.summary.rows.iter().filter(meant).collect();
-        let known = || ids().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        let meant = |row: &&SummaryRow| pattern.is(&row.key.case, ids());
+        let of_case: Vec<&SummaryRow> = run.summary.rows.iter().filter(meant).collect();
+        let rows: Vec<&SummaryRow> = of_case.iter().copied().filter(|row| row.key.system == band.system).collect();
         ensure!(
             !rows.is_empty(),
-            "bands[{index}]: no case of the run is {} under {}: expected one of {}, or one with `*`",
+            "bands[{index}]: no case of the run is {} under {}: expected {}",
             band.case,
             band.system,
-            known()
+            match each(of_case.iter().map(|row| row.key.system.as_str())) {
+                systems if systems.is_empty() => format!("one of {}, or one with `*`", each(ids())),
+                systems => format!("one of the systems {systems}"),
+            }
         );
         for (row, Bounded { quantity, found, range }) in
             rows.iter().flat_map(|row| numbers(row, band).map(move |number| (row, number)))
@@ -136,6 +139,10 @@ pub fn outside(run: &StoredRun, bands: &Bands) -> Result<(usize, Vec<Outside>)> 
         }
     }
     Ok((held, outside))
+}
+
+fn each<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    names.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// Bands around the numbers of a run, `part` of each to either side, and the cases and systems that have no time.

@@ -169,10 +169,11 @@ fn as_table(differences: &[String], changes: &[Change]) -> String {
     for Change { case, system, what } in changes {
         let mut row = vec![case.clone(), system.clone()];
         match what {
-            What::Times { times, ratio, interval } => {
+            What::Times { times, ratio, paired, interval } => {
                 row.extend(times.map(|time| format!("{:.1} ms", time * 1e3)));
                 row.push(format!("{ratio:.3}"));
-                row.push(interval.map_or("not paired".to_owned(), |[low, high]| format!("{low:.3} to {high:.3}")));
+                let without = if *paired { "too short" } else { "not paired" };
+                row.push(interval.map_or(without.to_owned(), |[low, high]| format!("{low:.3} to {high:.3}")));
             }
             other => row.push(words(other)),
         }
@@ -184,8 +185,9 @@ fn as_table(differences: &[String], changes: &[Change]) -> String {
 
 fn as_json(differences: &[String], changes: &[Change]) -> String {
     let row = |Change { case, system, what }: &Change| match what {
-        What::Times { times: [before, now], ratio, interval } => json!({
-            "case": case, "system": system, "before_s": before, "now_s": now, "ratio": ratio, "interval": interval,
+        What::Times { times: [before, now], ratio, paired, interval } => json!({
+            "case": case, "system": system, "before_s": before, "now_s": now, "ratio": ratio, "paired": paired,
+            "interval": interval,
         }),
         other => json!({ "case": case, "system": system, "status": words(other) }),
     };
