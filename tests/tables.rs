@@ -34,9 +34,12 @@ fn values_and_cases_are_asked_for_by_name() {
     small_trace(&folder);
     folder.succeed(RUN);
     folder.refuse("table out --case 64.no-drop", &["--case: no case of the run", "gpt-tiny.inky.8.no-drop"]);
+    for part in ["table out --case 8.no-drop", "plot out --case 8.no-drop"] {
+        folder.refuse(part, &["--case: expected --out", "of all its cases"]);
+    }
     folder.refuse("plot out --case 64.no-drop", &["--case: no case of the run", "gpt-tiny.inky.8.no-drop"]);
     folder.refuse("table out --values speed", &["invalid value 'speed'", "speedup"]);
-    folder.succeed("table out --values speedup,memory --case 8.no-drop --format markdown,csv");
+    folder.succeed("table out --values speedup,memory --case 8.no-drop --format markdown,csv --out out/tables");
     assert_eq!(folder.text("out/tables/speedup-memory.csv").lines().count(), 1 + 3);
     let page = folder.text("out/tables/speedup-memory.md");
     assert!(page.starts_with("| System ") && page.contains(" Speedup | Memory (GB) |"), "{page}");

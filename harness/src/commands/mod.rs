@@ -21,7 +21,10 @@ pub mod trace;
 pub mod train;
 pub mod validate;
 
+use std::path::Path;
+
 use clap::ValueEnum;
+use runs::part::Pattern;
 use workloads::error::MOST_EXTENT;
 use workloads::{EngineKind, Suite};
 
@@ -46,6 +49,16 @@ fn note_emulation(engine: EngineKind, suite: &Suite) {
             case.cluster
         ));
     }
+}
+
+/// Refuses to write of some cases where `moebench report` reads what is of all.
+///
+/// # Errors
+/// Some cases, and no folder for them.
+fn check_part(case: &[Pattern], out: Option<&Path>) -> anyhow::Result<()> {
+    let message = "--case: expected --out, another folder: figures and tables in the run's own are of all its cases";
+    anyhow::ensure!(case.is_empty() || out.is_some(), message);
+    Ok(())
 }
 
 /// Refuses a count of none, and one that nothing has so many of.

@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use chart::Width;
 use clap::Args;
 
+use crate::commands::check_part;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::figures::files::{self, Format};
@@ -29,7 +30,7 @@ pub struct PlotArgs {
     /// One figure, by the name of its file [default: all that the run has data for]
     #[arg(long, value_name = "NAME")]
     figure: Option<String>,
-    /// One case alone by its id, or those whose id has this in it, or is like it where it has a `*`; again for more
+    /// One case alone by its id, or those whose id has this in it, or is like it where it has a `*`; again for more. Needs --out
     #[arg(long, value_name = "PATTERN")]
     case: Vec<Pattern>,
     /// Width in columns of a paper: one of 3.33 in, two of 7 in
@@ -38,7 +39,7 @@ pub struct PlotArgs {
     /// File formats of the pictures
     #[arg(long, value_enum, value_delimiter = ',', default_value = "svg,pdf")]
     format: Vec<Format>,
-    /// Folder of the files [default: figures in the run's folder]
+    /// Folder of the files [default: figures in the run's folder, which are of all cases]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -48,6 +49,7 @@ pub struct PlotArgs {
 pub fn run(args: &PlotArgs) -> Result<(), Failure> {
     let mut run = StoredRun::open(&args.run).or_input()?;
     run.keep(&args.case).or_input()?;
+    check_part(&args.case, args.out.as_deref()).or_input()?;
     let all = figures::all(&run);
     let wanted = wanted(&all, args.figure.as_deref()).or_input()?;
     let folder = args.out.clone().unwrap_or_else(|| args.run.join("figures"));

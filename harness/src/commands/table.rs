@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use chart::Width;
 use clap::Args;
 
+use crate::commands::check_part;
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use runs::part::Pattern;
@@ -15,7 +16,7 @@ use runs::stored::StoredRun;
 const EXAMPLES: &str = "\
 Examples:
   moebench table results/latest --values speedup            systems or cases as columns, as wide as a page
-  moebench table results/latest --values speedup --columns 1 --case 'gpt*.no-drop'
+  moebench table results/latest --values speedup --columns 1 --case 'gpt*.no-drop' --out paper
   moebench table results/latest --values iteration,memory,mfu --format markdown,csv --out paper/tables";
 
 /// `moebench table`.
@@ -29,7 +30,7 @@ pub struct TableArgs {
     /// table that the run wrote]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VALUES")]
     values: Vec<Value>,
-    /// One case alone by its id, or those whose id has this in it, or is like it where it has a `*`; again for more
+    /// One case alone by its id, or those whose id has this in it, or is like it where it has a `*`; again for more. Needs --out
     #[arg(long, value_name = "PATTERN")]
     case: Vec<Pattern>,
     /// Width in columns of a paper: one of 3.33 in, two of 7 in
@@ -38,7 +39,7 @@ pub struct TableArgs {
     /// File formats of the table
     #[arg(long, value_enum, value_delimiter = ',', default_value = "latex")]
     format: Vec<TableFormat>,
-    /// Folder of the files [default: tables in the run's folder]
+    /// Folder of the files [default: tables in the run's folder, which are of all cases]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -48,6 +49,7 @@ pub struct TableArgs {
 pub fn run(args: &TableArgs) -> Result<(), Failure> {
     let mut run = StoredRun::open(&args.run).or_input()?;
     run.keep(&args.case).or_input()?;
+    check_part(&args.case, args.out.as_deref()).or_input()?;
     let folder = args.out.clone().unwrap_or_else(|| args.run.join("tables"));
     let width = if args.columns == 1 { Width::Column } else { Width::Page };
     let values = if args.values.is_empty() { SUMMARY } else { &args.values };
