@@ -98,20 +98,35 @@ impl fmt::Display for Shard {
 }
 
 impl Shard {
-    /// That of a task of a Slurm job array, from the values of `SLURM_ARRAY_TASK_ID`, `_MIN`, `_MAX` and `_STEP`.
+    /// `slurm/N`, the shard that a task of a Slurm job array has the number of, whichever tasks the array has; or `slurm`, by its place in
+    /// the array. From the values of `SLURM_ARRAY_TASK_ID`, `_MIN`, `_MAX`, `_STEP` and `_COUNT`.
     ///
     /// # Errors
-    /// One that is no number, or not there.
-    pub fn of_array(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+    /// One that is no number, or not there; an array from which the number of shards does not follow.
+    pub fn of_array(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let read = |name: &str| {
             let name = format!("SLURM_ARRAY_TASK_{name}");
             let value = variable(&name).and_then(|value| value.parse::<usize>().ok());
             value.ok_or_else(|| format!("{name}: expected a number, as Slurm sets it in a job array"))
         };
-        let (id, least, most) = (read("ID")?, read("MIN")?, read("MAX")?);
-        let step = read("STEP").unwrap_or(1).max(1);
+        let id = read("ID")?;
+        if let Some(of) = text.strip_prefix("slurm/") {
+            let tasks = format!("expected tasks from 1 to N of --shard slurm/N, for example --array=1-{of}");
+            return format!("{id}/{of}")
+                .parse()
+                .map_err(|_| format!("SLURM_ARRAY_TASK_ID={id}, --shard {text}: {tasks}"));
+        }
+        let (least, most, step) = (read("MIN")?, read("MAX")?, read("STEP").unwrap_or(1).max(1));
         let number = |id: usize| id.saturating_sub(least) / step + 1;
-        Ok(Self { number: number(id), of: number(most) })
+        let (number, of) = (number(id), number(most));
+        // One task may be one of an array that is submitted again, and a list of tasks has no step.
+        if of < 2 || read("COUNT").is_ok_and(|count| count != of) {
+            return Err(format!(
+                "tasks {least} to {most} do not say how many shards there are: expected --shard slurm/N, which takes the task's \
+                 number from Slurm"
+            ));
+        }
+        Ok(Self { number, of })
     }
 
     /// Keeps its cases.
@@ -170,14 +185,25 @@ mod tests {
 
     #[test]
     fn a_task_of_an_array_is_a_shard() {
-        let of = |id, least, most, step| {
-            Shard::of_array(|name| {
-                let values = [("ID", id), ("MIN", least), ("MAX", most), ("STEP", step)];
+        let counted = |text: &str, [id, least, most, step, count]: [&str; 5]| {
+            Shard::of_array(text, |name| {
+                let values = [("ID", id), ("MIN", least), ("MAX", most), ("STEP", step), ("COUNT", count)];
                 let value = values.iter().find(|(end, _)| name.ends_with(end)).map(|(_, value): &(_, &str)| value);
                 value.filter(|value| !value.is_empty()).map(|value| (*value).to_owned())
             })
         };
+        let of = |id, least, most, step| counted("slurm", [id, least, most, step, ""]);
         assert_eq!(of("0", "0", "3", "1").unwrap().to_string(), "1/4");
+        assert_eq!(counted("slurm", ["7", "1", "7", "2", "4"]).unwrap().to_string(), "4/4");
+        // A task that is submitted again, and a list of tasks.
+        for array in [["3", "3", "3", "1", "1"], ["5", "1", "9", "1", "3"]] {
+            assert!(counted("slurm", array).unwrap_err().contains("expected --shard slurm/N"), "{array:?}");
+        }
+        assert_eq!(counted("slurm/4", ["3", "3", "3", "1", "1"]).unwrap().to_string(), "3/4");
+        for array in [["0", "0", "3", "1", "4"], ["5", "1", "5", "1", "5"]] {
+            assert!(counted("slurm/4", array).unwrap_err().contains("for example --array=1-4"), "{array:?}");
+        }
+        assert!(counted("slurm/x", ["1", "1", "2", "1", "2"]).is_err());
         assert_eq!(of("7", "1", "7", "2").unwrap().to_string(), "4/4");
         assert_eq!(of("2", "1", "3", "").unwrap().to_string(), "2/3");
         assert!(of("", "1", "3", "1").unwrap_err().starts_with("SLURM_ARRAY_TASK_ID: expected a number"));

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 
+use crate::commands::run::joined::Joined;
 use crate::commands::run::{self, RunArgs};
 use crate::failure::{Failure, OrFail};
-use runs::engines::joined::Joined;
 use runs::part::Shard;
 use runs::provenance::{self, Provenance};
 use runs::store;

@@ -2,11 +2,9 @@
 //! by name.
 //!
 //! [`simulate`] prices layer programs on a described cluster. [`train`] executes them with real ranks: under the wall clock
-//! its numbers are measured, under a virtual clock emulated. [`recorded`] takes what another program measured from its log, and
-//! [`joined`] what shards of a run have measured.
+//! its numbers are measured, under a virtual clock emulated. [`recorded`] takes what another program measured from its log.
 
 pub mod args;
-pub mod joined;
 pub mod recorded;
 pub mod simulate;
 #[cfg(feature = "train")]
@@ -94,6 +92,11 @@ pub trait Engine: Sync {
     /// Versions of the libraries and the driver that it trains with, by name.
     fn libraries(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
+    }
+
+    /// Whether what it gives as iterations are lines of a log that may be means of several, or begin later.
+    fn gives_lines(&self) -> bool {
+        false
     }
 
     /// How its numbers were obtained, where that is neither by this program nor by its ranks.

@@ -2,6 +2,7 @@
 
 mod dry;
 pub(crate) mod folder;
+pub(crate) mod joined;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,13 @@ use workloads::suite::{Collection, SuiteFile, repeated};
 use workloads::trace::RoutingTrace;
 use workloads::{Case, Change, EngineKind, Suite};
 
+use crate::commands::run::joined::Joined;
 use crate::commands::{PlanRule, check_extent, note_emulation};
 use crate::failure::{Failure, OrFail};
 use crate::output;
 use crate::pipeline::{self, RunRequest};
 use runs::engines::Session;
 use runs::engines::args::TrainingArgs;
-use runs::engines::joined::Joined;
 use runs::part::{self, Pattern, Shard};
 use runs::provenance::Inputs;
 use runs::report::page;
@@ -69,7 +70,7 @@ pub struct RunArgs {
     /// Training iterations instead of the suite's
     #[arg(long)]
     iterations: Option<usize>,
-    /// Run one of N equal parts of the cases alone, for `moebench merge` to join; `slurm` takes I and N of the task of a job array
+    /// Run one of N equal parts of the cases alone, for `moebench merge` to join; `slurm/N` takes I from the task of a job array, `slurm` N as well
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<Shard>,
     /// Folder for the results [default: results/SUITE, with a hash where anything is asked for otherwise than the suite has it;
@@ -129,9 +130,9 @@ fn asked(args: &RunArgs, suite: Suite) -> Result<(Suite, CaseTraces)> {
     Ok((suite, traces))
 }
 
-/// `I/N`, or `slurm`.
+/// `I/N`, `slurm/N` or `slurm`.
 fn shard(text: &str) -> Result<Shard, String> {
-    if text == "slurm" { Shard::of_array(|name| std::env::var(name).ok()) } else { text.parse() }
+    if text.starts_with("slurm") { Shard::of_array(text, |name| std::env::var(name).ok()) } else { text.parse() }
 }
 
 /// A command line of `moebench run` that was written down.

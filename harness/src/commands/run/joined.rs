@@ -7,21 +7,21 @@ use anyhow::{Context, Result, bail, ensure};
 use systems::Plan;
 use workloads::EngineKind;
 
-use crate::engines::{Engine, Extent};
-use crate::prepare::PreparedRun;
-use crate::provenance::{ENGINE, Provenance};
-use crate::records::Outcome;
+use runs::engines::{Engine, Extent};
+use runs::prepare::PreparedRun;
+use runs::provenance::{ENGINE, Provenance};
+use runs::records::Outcome;
 
 /// What the shards' `run.json` say.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Joined(Provenance);
+pub(crate) struct Joined(Provenance);
 
 impl Joined {
     /// Of the shards in these folders.
     ///
     /// # Errors
     /// No shard, or shards that other engines ran or other machines.
-    pub fn new(shards: &[(&Path, &Provenance)]) -> Result<Self> {
+    pub(crate) fn new(shards: &[(&Path, &Provenance)]) -> Result<Self> {
         let (&(first, one), others) = shards.split_first().context("no shard")?;
         let mut all = one.clone();
         for (folder, shard) in others {
@@ -70,7 +70,7 @@ impl Engine for Joined {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::provenance::{Inputs, SuiteFacts};
+    use runs::provenance::{Inputs, SuiteFacts};
 
     fn shard(host: &str, gpu: &str, engine: &str, case: &str) -> Provenance {
         let hashes = [(ENGINE.to_owned(), engine.to_owned())].into();
