@@ -99,6 +99,8 @@ pub fn escape_latex(text: &str) -> String {
             '<' => out.push_str("\\textless{}"),
             '>' => out.push_str("\\textgreater{}"),
             '"' => out.push_str("\\char34{}"),
+            // Two in a row would be a dash.
+            '-' if out.ends_with('-') => out.push_str("{}-"),
             '±' => out.push_str("$\\pm$"),
             '×' => out.push_str("$\\times$"),
             '∞' => out.push_str("$\\infty$"),
@@ -127,6 +129,7 @@ mod tests {
     #[test]
     fn text_is_escaped() {
         assert_eq!(escape_latex("a_b & 5%"), "a\\_b \\& 5\\%");
+        assert_eq!(escape_latex("a-b --out ---"), "a-b -{}-out -{}-{}-");
         // In every encoding of fonts, which \textquotedbl is not.
         assert_eq!(escape_latex("\"x\""), "\\char34{}x\\char34{}");
         assert_eq!(

@@ -1,6 +1,6 @@
 //! A measured run beside a predicted one, as a table, in lines and as CSV.
 
-use std::fmt::Write;
+use anyhow::Result;
 
 use crate::summary::beside::{self, Compared};
 use crate::summary::errors::{Errors, Pair};
@@ -78,20 +78,45 @@ pub fn totals(all: &[Compared]) -> String {
 }
 
 /// Every quantity, a line each.
-pub fn csv(all: &[Compared]) -> String {
-    let mut text = "case,system,quantity,measured,predicted,error\n".to_owned();
+///
+/// # Errors
+/// None that is known of: it is written to memory.
+pub fn csv(all: &[Compared]) -> Result<String> {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    out.write_record(["case", "system", "quantity", "measured", "predicted", "error"])?;
     for of in all {
         let mut line = |what: &str, pair: &Pair| {
             let error = if pair.measured > 0.0 { format!("{:.4}", pair.error()) } else { String::new() };
-            let (case, system) = (&of.case, &of.system);
-            let _ = writeln!(text, "{case},{system},{what},{:.6e},{:.6e},{error}", pair.measured, pair.predicted);
+            let [measured, predicted] = [pair.measured, pair.predicted].map(|value| format!("{value:.6e}"));
+            out.write_record([&of.case, &of.system, what, &measured, &predicted, &error])
         };
-        line("step_s", &of.step);
-        of.memory.iter().for_each(|pair| line("peak_bytes", pair));
+        line("step_s", &of.step)?;
+        of.memory.iter().try_for_each(|pair| line("peak_bytes", pair))?;
         if let Some([measured, predicted]) = &of.speedup {
-            line("speedup", &Pair { predicted: predicted.by_totals, measured: measured.by_totals });
+            line("speedup", &Pair { predicted: predicted.by_totals, measured: measured.by_totals })?;
         }
-        of.phases.iter().for_each(|(phase, pair)| line(&format!("phase {phase} s"), pair));
+        of.phases.iter().try_for_each(|(phase, pair)| line(&format!("phase {phase} s"), pair))?;
     }
-    text
+    Ok(String::from_utf8(out.into_inner()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_commas_stay_one_column() {
+        let of = Compared {
+            case: "a, \"b\"".to_owned(),
+            system: "tutel".to_owned(),
+            step: Pair { predicted: 2.0, measured: 1.0 },
+            middle: [1.0, 1.0],
+            iterations: 1,
+            memory: None,
+            phases: Vec::new(),
+            speedup: None,
+        };
+        let line = "\"a, \"\"b\"\"\",tutel,step_s,1.000000e0,2.000000e0,1.0000";
+        assert_eq!(csv(&[of]).unwrap().lines().nth(1), Some(line));
+    }
 }

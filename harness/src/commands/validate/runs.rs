@@ -50,7 +50,7 @@ pub fn run(args: &RunsArgs) -> Result<(), Failure> {
     let reserved = args.cluster.as_ref().map(reserved).transpose().or_input()?.unwrap_or(0.0);
     let all = beside::compare(&args.measured, &args.predicted, &args.baseline, (args.warmup, reserved)).or_input()?;
     if let Some(path) = &args.out {
-        store::write_text(path, &shown::csv(&all)).or_run()?;
+        store::write_text(path, &shown::csv(&all).or_run()?).or_run()?;
     }
     output::print(format!("{}\n\n{}", shown::table(&all), shown::totals(&all))).or_run()?;
     let Some(folder) = &args.timelines else { return Ok(()) };
