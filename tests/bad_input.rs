@@ -233,6 +233,16 @@ fn a_cluster_that_is_there_is_not_replaced() {
 }
 
 #[test]
+fn a_collective_that_no_constant_follows_from_is_named_with_those_that_do() {
+    let text = "# Collective test starting: all_gather_perf\n#  Rank  0 on a device\n#  Rank  1 on a device\n\
+                # size count type redop root time algbw busbw #wrong time algbw busbw #wrong\n\
+                8388608 1048576 float none -1 60.0 139.8 69.9 0 59.0 142.2 71.1 0\n\
+                33554432 4194304 float none -1 180.0 186.4 93.2 0 179.0 187.5 93.7 0\n";
+    let expected = ["they are of all_gather: expected one of alltoall, all_reduce, sendrecv"];
+    check("calibrate network --cluster h100x8 --nccl-tests t.txt --out m.toml", &[("t.txt", text)], &expected);
+}
+
+#[test]
 fn parts_are_no_whole_numbers() {
     check("compare a b --fail-above 5", &[], &["--fail-above", "5% or 0.05"]);
     check("compare a --write-bands b.toml --within 200%", &[], &["--within", "less than 100%"]);

@@ -31,6 +31,9 @@ pub struct NetworkArgs {
     overwrite: bool,
 }
 
+/// Collectives that constants follow from.
+const EXPECTED: [&str; 3] = ["alltoall", "all_reduce", "sendrecv"];
+
 /// Reads, writes and shows.
 ///
 /// # Errors
@@ -48,10 +51,12 @@ pub fn run(args: &NetworkArgs) -> Result<(), Failure> {
     let mut after = before.clone();
     collectives::apply(&mut after, &all, &format!("measured by nccl-tests, {}", names.join(" and ")));
     if after == before {
-        let error = anyhow!(
-            "{}: no constant of a network follows from these times: they do not grow with the size",
-            names.join(" and ")
-        );
+        let known = all.iter().any(|of| EXPECTED.contains(&of.name.as_str()));
+        let why = match known {
+            true => "they do not grow with the size".to_owned(),
+            false => format!("they are of {}: expected one of {}", all[0].name, EXPECTED.join(", ")),
+        };
+        let error = anyhow!("{}: no constant of a network follows from these times: {why}", names.join(" and "));
         return Err(Failure::Input(error));
     }
     let text = write::updated(&text, &before, &after).or_run()?;
