@@ -6,7 +6,7 @@ use chart::{TextBox, Width};
 use runs::figures::{self, PaperFigure};
 use runs::stored::StoredRun;
 
-use crate::support::{Folder, latex_compiles, latex_paper, small_trace};
+use crate::support::{Folder, check_rising, latex_compiles, latex_paper, small_trace};
 
 const RUN: &str = "run smoke --trace trace.parquet --iterations 12 --set warmup=2 --out out";
 
@@ -140,6 +140,18 @@ fn a_map_of_a_suite_has_a_panel_for_each_batch() {
     assert!(folder.join("half/map.svg").exists() && !folder.join("half/skew.svg").exists());
     let page = folder.text("out/report.html");
     assert!(page.contains("alt=\"figure map of small-map\"") && page.contains("alt=\"figure skew of small-map\""));
+}
+
+/// Cases in any order are lines from left to right.
+#[test]
+fn lines_go_one_way() {
+    let folder = Folder::new();
+    let (one, two) = ("{ max_over_mean = 1.0, half_life = 50.0 }", "{ max_over_mean = 2.0, half_life = 50.0 }");
+    let turned = MAP.replace(&format!("{one}, {two}"), &format!("{two}, {one}"));
+    assert_ne!(turned, MAP);
+    folder.write("map.toml", &turned);
+    folder.succeed("run map.toml --out out");
+    check_rising(&folder.text("out/figures/skew.csv"));
 }
 
 /// The picture of a TikZ document.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Folder, small_trace};
+use crate::support::{Folder, check_rising, small_trace};
 
 /// One layer of the tiny model on four ranks, placed online every two iterations.
 const SUITE: &str = r#"
@@ -49,6 +49,21 @@ fn layers_are_recorded_as_iterations_are() {
     let decided: Vec<usize> = (0..12).filter(|t| decision[12 + t] > 0.0).collect();
     assert_eq!(decided, [2, 4, 6, 8, 10]);
     assert!(number("peak_bytes").iter().all(|bytes| *bytes == -1.0), "memory is not followed");
+}
+
+/// Seeds one after the other would go back.
+#[test]
+fn a_line_is_of_one_seed() {
+    let folder = Folder::new();
+    small_trace(&folder);
+    folder.write("suite.toml", &SUITE.replace("FIGURE", "series").replace("[0]\nfigure", "[3, 4]\nfigure"));
+    folder.succeed("run ./suite.toml --trace trace.parquet --out out");
+    assert!(
+        folder
+            .text("out/figures/adaptive.caption.txt")
+            .starts_with("Time of a MoE layer over the iterations under seed 3")
+    );
+    check_rising(&folder.text("out/figures/adaptive.csv"));
 }
 
 #[test]

@@ -316,3 +316,13 @@ pub(crate) fn latex_paper(packages: &str, body: &str) -> String {
          \\setlength{{\\columnsep}}{{0.34in}}\n{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
     )
 }
+
+/// The points of each line of a figure, without marks, go from left to right.
+pub(crate) fn check_rising(figure: &str) {
+    let mut lines = csv::Reader::from_reader(figure.as_bytes());
+    let rows: Vec<csv::StringRecord> = lines.records().map(Result::unwrap).filter(|row| row[4].is_empty()).collect();
+    let x = |row: &csv::StringRecord| row[2].parse::<f64>().unwrap();
+    let pairs = || rows.windows(2).filter(|pair| [&pair[0][0], &pair[0][1]] == [&pair[1][0], &pair[1][1]]);
+    assert!(pairs().count() > 1, "{figure}");
+    pairs().for_each(|pair| assert!(x(&pair[0]) < x(&pair[1]), "{pair:?}"));
+}

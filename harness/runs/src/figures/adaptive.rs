@@ -5,7 +5,7 @@ use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 use workloads::suite::TraceUse;
 
 use super::labels::{self, CaseLabels};
-use super::{PaperFigure, engine_note, error_notes, look_notes, title, unreached_periods};
+use super::{PaperFigure, engine_note, error_notes, first_seed, look_notes, seed_note, title, unreached_periods};
 use crate::looks;
 use crate::records::{Row, RowsByRun, RunKey};
 use crate::stored::StoredRun;
@@ -25,10 +25,11 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     PaperFigure {
         name: "adaptive".to_owned(),
         caption: format!(
-            "Time of a MoE layer over the iterations{}{gains}; {}; time of the layer alone{means}; what deciding and \
+            "Time of a MoE layer over the iterations{}{}{gains}; {}; time of the layer alone{means}; what deciding and \
              moving experts takes is in the gain; placements follow the iterations before them (the paper's followed the very \
              iteration that they served); gain: by totals over whole placement periods after {} iterations of warm-up \
              (published: by sums over all){}{}{}.",
+            seed_note(run),
             labels.common(),
             run.facts.origin,
             run.facts.warmup,
@@ -49,7 +50,7 @@ fn panel(run: &StoredRun, labels: &CaseLabels, key: &RunKey, rows: &RowsByRun, b
     let lines = labels::systems(run).into_iter().map(|system| LineSeries {
         name: title(system),
         ink: looks::ink(system),
-        ..line(run.facts.drawn.trace, rows.of(&key.case, system), bin)
+        ..line(run.facts.drawn.trace, first_seed(rows.of(&key.case, system)), bin)
     });
     LinePanel {
         title: labels.whole(key),

@@ -21,6 +21,7 @@ use workloads::trace::Balance;
 
 use crate::looks;
 pub use crate::looks::title;
+use crate::records::Row;
 use crate::report;
 use crate::stored::StoredRun;
 use crate::summary::{ModelError, Summary, SummaryRow};
@@ -154,6 +155,19 @@ fn bars_note(run: &StoredRun) -> String {
 /// What stands behind the names of systems that did not train what their cases say, for a caption.
 pub(crate) fn otherwise_note(run: &StoredRun) -> &'static str {
     if run.facts.drawn.otherwise.is_empty() { "" } else { "; †: ran with another model, gate or micro-batch" }
+}
+
+/// What a line is drawn of: seeds one after the other would go back. Rows of a seed stand together.
+fn first_seed<'s, 'r>(rows: &'s [&'r Row]) -> &'s [&'r Row] {
+    rows.chunk_by(|a, b| a.key.seed == b.key.seed).next().unwrap_or_default()
+}
+
+/// Which seed that is, where there are several.
+fn seed_note(run: &StoredRun) -> String {
+    match run.provenance.inputs.seeds.as_slice() {
+        [first, _, ..] => format!(" under seed {first}"),
+        _ => String::new(),
+    }
 }
 
 /// Which runs were shorter than a placement period, for a caption.

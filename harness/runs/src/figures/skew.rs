@@ -47,7 +47,8 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
 }
 
 fn panel(run: &StoredRun, name: String, places: &Places) -> LinePanel {
-    let cases: Vec<(f64, &str)> = places.iter().filter_map(|(case, place)| Some((skew(place)?, *case))).collect();
+    let mut cases: Vec<(f64, &str)> = places.iter().filter_map(|(case, place)| Some((skew(place)?, *case))).collect();
+    cases.sort_by(|(one, _), (other, _)| one.total_cmp(other));
     let line = |system: &str| LineSeries {
         name: title(system),
         ink: looks::ink(system),
