@@ -66,6 +66,15 @@ fn rows_are_what_was_logged() {
     let stated = folder.text("out/run.json");
     assert!(stated.contains("each is the mean of 10 iterations") && stated.contains("\"warmup\": 1"), "{stated}");
     assert_eq!(folder.frame("out/spans.parquet").height(), 0, "a log says nothing of phases");
+    // Four lines are forty iterations: what adds up rows is left out, and lines are called so.
+    let summary = folder.text("out/summary.csv");
+    let mut lines = csv::Reader::from_reader(summary.as_bytes());
+    let sum = lines.headers().unwrap().iter().position(|name| name == "sum_with_warmup_s").unwrap();
+    assert_eq!(&lines.records().next().unwrap().unwrap()[sum], "");
+    assert!(folder.text("out/figures/loss.caption.txt").starts_with("Loss of every line of the log"));
+    let ran = folder.moebench("report out --mllog");
+    assert!(ran.stderr.contains("out: no mllog: its rows are lines of a log"), "{}", ran.stderr);
+    assert!(!folder.join("out/mllog").exists());
 }
 
 /// A job that saved and ended goes on in the next file, whose first line holds its start-up.

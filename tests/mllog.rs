@@ -46,4 +46,7 @@ fn mllog_lines_are_those_of_the_samples() {
     assert!((score as f64 - sum * 1e3).abs() <= 0.5);
     folder.succeed("report out --mllog");
     assert_eq!(folder.text(name), first, "rebuilt with the same bytes");
+    // They are the run's: they go with it.
+    folder.succeed("run suite.toml --trace trace.parquet --out out --overwrite");
+    assert!(!folder.join("out/mllog").exists());
 }

@@ -150,7 +150,8 @@ fn a_run_goes_on_where_it_was_begun() {
     std::fs::create_dir(folder.join("out/cases")).unwrap();
     let stated = folder.text("out/run.json");
     folder.write("out/run.json", &stated.replace("one core\"", "elsewhere\""));
-    folder.refuse(run, &["out: goes on where it was begun, or anew with --overwrite: timed on ", "elsewhere", "and on "]);
+    folder
+        .refuse(run, &["out: goes on where it was begun, or anew with --overwrite: timed on ", "elsewhere", "and on "]);
     folder.write("out/run.json", &stated.replace("\"host\": \"", "\"host\": \"a-"));
     folder.succeed(run);
     assert!(folder.text("out/run.json").contains("\"host\": \"a-"), "both hosts");

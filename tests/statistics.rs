@@ -106,7 +106,7 @@ fn a_migration_counts_in_totals_and_not_in_medians() {
     let found = speedup(&slow, &moving);
     // Each block is a period: no resample differs. The seventh iteration is no whole period.
     let expected =
-        Speedup { by_totals: 1.5, spread: Some([1.5; 2]), seeds: 1, by_medians: 4.0, unreached_period: None };
+        Speedup { by_totals: 1.5, spread: Some([1.5; 2]), seeds: 1, by_medians: 4.0, unreached_period: None, pairs: 6 };
     assert_eq!(found, expected);
     assert_eq!(speedup(&moving, &slow).by_totals, 1.0 / 1.5);
     assert_eq!(moving.counted().len(), 6);

@@ -198,6 +198,7 @@ impl RunRequest<'_> {
             differences: report::differences(&suite.cases),
             drawn: DrawnFacts {
                 entropies: self.entropies(cases),
+                of_lines: self.session.engine().gives_lines(),
                 measured_on: self.session.engine().place(),
                 ..DrawnFacts::new(suite)
             },
@@ -294,6 +295,7 @@ impl Shown<'_> {
         let root = self.store.root();
         let mut run = StoredRun::open(root)?;
         self.summary.measured_on.clone_from(&run.summary.measured_on);
+        self.summary.of_lines = run.summary.of_lines;
         self.store.write_csv("summary.csv", &mut self.summary.frame()?)?;
         for figure in figures::all(&run) {
             let written = files::write(&root.join("figures"), &figure, Width::Page, &[Format::Svg, Format::Pdf])?;

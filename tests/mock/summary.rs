@@ -1,6 +1,6 @@
 //! Times and speedups of known times.
 
-use runs::records::{RowsByRun, Status};
+use runs::records::{Row, RowsByRun, Status};
 use runs::summary::model_error::{ClusterError, Measured, Part};
 use runs::summary::{StepTime, Summary, SummaryRow};
 use workloads::{Bytes, EngineKind, Published, Suite};
@@ -27,7 +27,7 @@ fn speedups_are_those_of_the_known_times() {
         assert_eq!((row.sum, row.speedup_with_warmup), (30.0 * step, Some(expected)), "{system}");
         assert_eq!((row.peak_bytes, row.share_of_ideal), (Some(2e9), Some(0.5)));
     }
-    assert_eq!(summary.row(CASE, "smartmoe").unwrap().online_share, 12.0 * 0.125 / 30.0);
+    assert_eq!(summary.row(CASE, "smartmoe").unwrap().online_share, 0.125, "of what the mean is of");
     assert!(!summary.is_trained() && summary.rows.iter().all(|row| row.loss.is_none()));
 }
 
@@ -58,6 +58,31 @@ fn migrations_count_in_the_headline() {
         assert_eq!((speedup.spread, speedup.unreached_period), (Some([2.5; 2]), None));
         assert_eq!(row.step, Some(StepTime { mean: 1.6, median: 1.0, counted: 10 }));
     }
+}
+
+/// Costs are of the iterations that the time beside them is of: thirteen hold three migrations, two periods of five hold two.
+#[test]
+fn costs_are_of_the_iterations_that_count() {
+    for iterations in [12, 15] {
+        let row = placing(5, iterations);
+        let migration: f64 = row.samples.iter().map(|sample| sample.migration.0).sum();
+        assert_eq!((row.samples.len(), migration), (10, 6.0));
+        assert_eq!(row.online_share, (10.0 * 0.125 + 6.0) / 16.0);
+    }
+}
+
+/// The end of each seed's training counts, not that of the last alone.
+#[test]
+fn the_final_loss_is_of_all_seeds() {
+    let mut two = suite();
+    two.seeds = vec![1, 2];
+    let mut rows = MockEngine::of(EngineKind::Measured).rows(&two);
+    let of = |rows: &[Row]| Summary::new(&RowsByRun::new(rows), "expert-only", 2).row(CASE, "smartmoe").unwrap().loss;
+    let one = of(&rows).unwrap();
+    for row in rows.iter_mut().filter(|row| row.key.seed == 2) {
+        row.sample.as_mut().unwrap().loss = Some(0.5);
+    }
+    assert_eq!(of(&rows), Some((one + 0.5) / 2.0));
 }
 
 /// The one migration in ten iterations counts, although it is to last for twelve.

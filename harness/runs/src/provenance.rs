@@ -73,6 +73,9 @@ pub struct DrawnFacts {
     pub trace: TraceUse,
     /// Floor and unigram entropy of what models read, nats per token, by case, where they are known.
     pub entropies: BTreeMap<String, [f64; 2]>,
+    /// Whether a row is a line of another program's log that is not the iteration of its number alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub of_lines: bool,
     /// What was measured on; none where times are those of the cases' clusters, as in runs of versions that did not keep it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured_on: Option<String>,
@@ -107,7 +110,7 @@ impl MapPlace {
 }
 
 impl DrawnFacts {
-    /// Of a suite; entropies and what is measured on are the engine's to tell.
+    /// Of a suite; entropies, what is measured on and whether rows are lines are the engine's to tell.
     pub fn new(suite: &Suite) -> Self {
         let is_map = |_: &&Case| suite.figure == FigureKind::Map;
         let otherwise: BTreeSet<&String> = suite.cases.iter().flat_map(|case| case.differs.keys()).collect();
@@ -120,6 +123,7 @@ impl DrawnFacts {
             own_conditions: own_conditions.map(Case::id).collect(),
             trace: suite.trace,
             entropies: BTreeMap::new(),
+            of_lines: false,
             measured_on: None,
             places: suite.cases.iter().filter(is_map).map(|case| (case.id(), MapPlace::new(case))).collect(),
         }

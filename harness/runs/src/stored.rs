@@ -181,5 +181,5 @@ fn summary(rows: &[Row], facts: &SuiteFacts, details: &[RunDetails]) -> Result<S
     let drawn = &facts.drawn;
     let summary =
         Summary::with_errors(&RowsByRun::new(rows), &facts.baseline, facts.warmup, &drawn.own_conditions, &gpus)?;
-    Ok(Summary { measured_on: drawn.measured_on.clone(), ..summary })
+    Ok(Summary { measured_on: drawn.measured_on.clone(), of_lines: drawn.of_lines, ..summary })
 }

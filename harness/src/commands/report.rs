@@ -40,6 +40,10 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         for log in mllog::logs(run).iter().filter(|_| args.mllog) {
             store::write_text(&folder.join(store::MLLOG).join(format!("{}.log", log.name)), &log.text).or_run()?;
         }
+        if args.mllog && run.facts.drawn.of_lines {
+            let why = "its rows are lines of a log, which are means of iterations and do not add up to a run";
+            output::say(format_args!("{}: no {}: {why}", folder.display(), store::MLLOG));
+        }
         for line in &run.missing {
             output::say(format_args!("{}: {line}", folder.display()));
         }

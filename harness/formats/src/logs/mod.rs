@@ -114,14 +114,14 @@ struct Source {
 
 /// What the lines up to one say.
 #[derive(Default)]
-struct Lines {
+struct LogLines {
     programs: BTreeMap<Program, BTreeMap<String, Source>>,
     world: Option<usize>,
     peak: Option<Peak>,
     broken: usize,
 }
 
-impl Lines {
+impl LogLines {
     /// The program begins, for the first time or again.
     fn begin(&mut self) {
         self.programs.values_mut().flat_map(BTreeMap::values_mut).for_each(|source| source.begins = true);
@@ -151,13 +151,13 @@ impl TrainingLog {
     /// # Errors
     /// No line of either program, or lines of both.
     pub fn read(name: &str, files: &[&[u8]]) -> Result<Self> {
-        let mut lines = Lines::default();
+        let mut reading = LogLines::default();
         for bytes in files {
-            lines.begin();
+            reading.begin();
             let text = without_colours(&String::from_utf8_lossy(bytes));
-            text.split(['\n', '\r']).for_each(|line| lines.add(line));
+            text.split(['\n', '\r']).for_each(|line| reading.add(line));
         }
-        let Lines { mut programs, world, peak, broken } = lines;
+        let LogLines { mut programs, world, peak, broken } = reading;
         ensure!(
             programs.len() == 1,
             "{name}: {}: expected lines such as Megatron-LM's `iteration 10/ 500 | ... elapsed time per iteration (ms): 812.3 |` \

@@ -46,6 +46,10 @@ impl Engine for Recorded {
         Ok(Outcome { iterations, failure, ..Outcome::default() })
     }
 
+    fn gives_lines(&self) -> bool {
+        self.log.steps.iter().zip(1..).any(|(step, number)| (step.iteration, step.covers) != (number, 1))
+    }
+
     fn origin(&self) -> Option<String> {
         let TrainingLog { program, steps, left_out, .. } = &self.log;
         let each = match self.log.interval() {

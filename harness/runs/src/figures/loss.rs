@@ -4,7 +4,7 @@
 use chart::{AnyChart, LineChart, LinePanel, LineSeries};
 
 use super::labels::{self, CaseLabels};
-use super::{PaperFigure, look_notes, title};
+use super::{PaperFigure, first_seed, look_notes, seed_note, title};
 use crate::looks;
 use crate::records::{Row, RowsByRun};
 use crate::stored::StoredRun;
@@ -19,12 +19,13 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     let labels = CaseLabels::new(run, &cases, &[]);
     let point = |row: &&Row| Some((f64::from(row.iteration), row.sample.as_ref().ok()?.loss?));
     let end = run.provenance.inputs.iterations as f64;
+    let unit = if run.facts.drawn.of_lines { "line of the log" } else { "iteration" };
     let panels =
         cases.iter().map(|key| {
             let systems = labels::systems(run).into_iter().map(|system| LineSeries {
                 name: title(system),
                 ink: looks::ink(system),
-                points: rows.of(&key.case, system).iter().filter_map(point).collect(),
+                points: first_seed(rows.of(&key.case, system)).iter().filter_map(point).collect(),
                 marks: Vec::new(),
             });
             let known = run.facts.drawn.entropies.get(&key.case);
@@ -41,13 +42,14 @@ pub(super) fn figure(run: &StoredRun) -> PaperFigure {
     PaperFigure {
         name: "loss".to_owned(),
         caption: format!(
-            "Loss of every iteration{}; {}; systems that train the same model lie on one another{}.",
+            "Loss of every {unit}{}{}; {}; systems that train the same model lie on one another{}.",
+            seed_note(run),
             labels.common(),
             run.facts.origin,
             look_notes(run),
         ),
         chart: AnyChart::Lines(LineChart {
-            x_label: "Iteration".to_owned(),
+            x_label: if run.facts.drawn.of_lines { "Line of the log" } else { "Iteration" }.to_owned(),
             panels: panels.collect(),
             ..LineChart::default()
         }),

@@ -13,8 +13,12 @@ pub struct Log {
     pub text: String,
 }
 
-/// A log for every case, system and seed that has an iteration or a failure.
+/// A log for every case, system and seed that has an iteration or a failure; none where rows are lines of a log, which do not add up to
+/// the run's time and samples.
 pub fn logs(run: &StoredRun) -> Vec<Log> {
+    if run.facts.drawn.of_lines {
+        return Vec::new();
+    }
     let same = |a: &Row, b: &Row| (&a.key.case, &a.key.system, a.key.seed) == (&b.key.case, &b.key.system, b.key.seed);
     run.rows.chunk_by(same).map(|rows| log(run, rows)).collect()
 }

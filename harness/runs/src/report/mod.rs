@@ -49,12 +49,10 @@ pub fn notes(cases: &[Case], summary: &Summary) -> Vec<String> {
 /// Which runs were shorter than a placement period, one line each.
 pub fn unreached_periods(summary: &Summary) -> Vec<String> {
     let unreached = |row: &SummaryRow| {
-        let (period, step) = row.speedup.as_ref()?.unreached_period.zip(row.step)?;
+        let speedup = row.speedup.as_ref()?;
+        let (period, pairs) = (speedup.unreached_period?, speedup.pairs);
         let RunKey { case, system, .. } = &*row.key;
-        Some(format!(
-            "{case} {system}: no whole placement period of {period}: every iteration counts ({})",
-            step.counted
-        ))
+        Some(format!("{case} {system}: no whole placement period of {period}: every iteration counts ({pairs})"))
     };
     summary.rows.iter().filter_map(unreached).collect()
 }

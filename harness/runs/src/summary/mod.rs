@@ -46,11 +46,11 @@ pub struct SummaryRow {
     /// What the same plan takes under a force-balanced gate, over the mean time: 1 where imbalance costs nothing. Above 1 where a
     /// capacity drops entries that a balanced gate would keep.
     pub share_of_ideal: Option<f64>,
-    /// Part of the time that online decisions and migrations took.
+    /// Part of the time of these samples that online decisions and migrations took.
     pub online_share: f64,
-    /// Those of iterations after warm-up; none where a run failed.
+    /// Of the iterations that the mean time is of; none where a run failed.
     pub samples: Vec<Sample>,
-    /// Mean loss of the last tenth of the iterations, nats per token, where a model was really trained.
+    /// Mean loss of the last tenth of each seed's iterations, nats per token, where a model was really trained.
     pub loss: Option<f64>,
     /// Median after warm-up of what the simulator says of the same iterations, s, where it followed an emulated run.
     pub predicted: Option<f64>,
@@ -167,6 +167,8 @@ pub struct Summary {
     pub rows: Vec<SummaryRow>,
     /// Cases whose network or routing is their own: no measurement of their cluster is held against them.
     pub own_conditions: Vec<String>,
+    /// Whether an iteration is a line of another program's log, which may be the mean of several: a sum over all is of no run.
+    pub of_lines: bool,
     /// What was measured on, in place of the clusters that the cases name.
     pub measured_on: Option<String>,
 }
@@ -183,7 +185,7 @@ impl Summary {
             rows[index].speedup_with_warmup = speedup.as_ref().map(|_| sum / rows[index].sum);
             rows[index].speedup = speedup;
         }
-        Self { baseline: baseline.to_owned(), rows, own_conditions: Vec::new(), measured_on: None }
+        Self { baseline: baseline.to_owned(), rows, own_conditions: Vec::new(), of_lines: false, measured_on: None }
     }
 
     /// Of rows, held against all that was published but for cases of their own conditions, with extrapolations marked and GPU hours
@@ -312,13 +314,13 @@ impl Summary {
             column("mean_step_s", rows, |row| row.step.map(|step| step.mean)),
             column("counted_iterations", rows, |row| row.step.map(|step| step.counted as u32)),
             column("median_step_s", rows, |row| row.step.map(|step| step.median)),
-            column("sum_with_warmup_s", rows, |row| row.step.map(|_| row.sum)),
+            column("sum_with_warmup_s", rows, |row| row.step.filter(|_| !self.of_lines).map(|_| row.sum)),
             column("speedup_by_totals", rows, |row| speedup(row, |s| Some(s.by_totals))),
             column("speedup_by_totals_low", rows, |row| speedup(row, |s| Some(s.spread?[0]))),
             column("speedup_by_totals_high", rows, |row| speedup(row, |s| Some(s.spread?[1]))),
             column("spread_over", rows, |_| spread_over.as_str()),
             column("speedup_by_medians", rows, |row| speedup(row, |s| Some(s.by_medians))),
-            column("speedup_with_warmup", rows, |row| row.speedup_with_warmup),
+            column("speedup_with_warmup", rows, |row| row.speedup_with_warmup.filter(|_| !self.of_lines)),
             column("speedup_over", rows, |_| self.baseline.as_str()),
             column("balanced_step_s", rows, |row| row.key.balanced.map(|time| time.0)),
             column("share_of_ideal", rows, |row| row.share_of_ideal),
@@ -365,17 +367,14 @@ impl SummaryRow {
         let failure = rows.iter().rev().find_map(|row| row.sample.as_ref().err()).cloned();
         let series = series(rows, warmup);
         let predicted: Vec<f64> = warm.iter().filter_map(|sample| Some(sample.predicted?.0)).collect();
-        let losses: Vec<f64> = samples.iter().filter_map(|(_, sample)| sample.loss).collect();
-        let (mut sum, mut online) = (0.0, 0.0);
-        for (_, sample) in &samples {
-            sum += sample.step.0;
-            online += sample.decision.0 + sample.migration.0;
-        }
+        let sum = samples.iter().map(|(_, sample)| sample.step.0).sum();
         let key = rows.first()?.key.clone();
         let step = StepTime::new(&series).filter(|_| failure.is_none());
+        let counted = if step.is_some() { counted(&warm, &series) } else { Vec::new() };
         Some(Self {
             share_of_ideal: key.balanced.zip(step).map(|(balanced, step)| balanced.0 / step.mean),
-            samples: warm.into_iter().filter(|_| failure.is_none()).cloned().collect(),
+            online_share: online_share(&counted),
+            samples: counted,
             key,
             step,
             series,
@@ -383,8 +382,7 @@ impl SummaryRow {
             sum,
             speedup: None,
             speedup_with_warmup: None,
-            online_share: if sum > 0.0 { online / sum } else { 0.0 },
-            loss: final_loss(&losses),
+            loss: final_loss(rows),
             predicted: statistics::median(&predicted),
             peak_bytes: samples.iter().filter_map(|(_, sample)| Some(sample.peak?.bytes.0)).reduce(f64::max),
             hour_price: None,
@@ -395,7 +393,7 @@ impl SummaryRow {
         })
     }
 
-    /// The mean over the iterations after warm-up; none of none.
+    /// The mean over the iterations that the mean time is of; none of none.
     fn mean(&self, of: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
         mean(&self.samples.iter().filter_map(of).collect::<Vec<_>>())
     }
@@ -460,7 +458,28 @@ fn series(rows: &[&Row], warmup: usize) -> Vec<Series> {
     rows.chunk_by(|a, b| a.key.seed == b.key.seed).map(of_seed).collect()
 }
 
-/// The mean of the last tenth, at least one.
-fn final_loss(losses: &[f64]) -> Option<f64> {
-    mean(&losses[losses.len() - losses.len().div_ceil(10)..])
+/// Of the samples after warm-up, seed by seed, those that each series counts.
+fn counted(mut warm: &[&Sample], series: &[Series]) -> Vec<Sample> {
+    let mut counted = Vec::new();
+    for one in series {
+        let (of_seed, rest) = warm.split_at(one.steps.len());
+        counted.extend(of_seed[..one.counted().len()].iter().map(|&sample| sample.clone()));
+        warm = rest;
+    }
+    counted
+}
+
+fn online_share(samples: &[Sample]) -> f64 {
+    let sum = |of: fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>();
+    let time = sum(|sample| sample.step.0);
+    if time > 0.0 { sum(|sample| sample.decision.0 + sample.migration.0) / time } else { 0.0 }
+}
+
+/// The mean of the last tenth, at least one, of each seed; then of the seeds. Rows of a seed stand together.
+fn final_loss(rows: &[&Row]) -> Option<f64> {
+    let of_seed = |rows: &[&Row]| {
+        let losses: Vec<f64> = rows.iter().filter_map(|row| row.sample.as_ref().ok()?.loss).collect();
+        mean(&losses[losses.len() - losses.len().div_ceil(10)..])
+    };
+    mean(&rows.chunk_by(|a, b| a.key.seed == b.key.seed).filter_map(of_seed).collect::<Vec<_>>())
 }

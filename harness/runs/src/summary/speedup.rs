@@ -37,6 +37,8 @@ pub struct Speedup {
     pub by_medians: f64,
     /// The placement period, where a run was shorter: then all its iterations were counted.
     pub unreached_period: Option<usize>,
+    /// How many pairs of iterations the ratio of totals is of, over all seeds.
+    pub pairs: usize,
 }
 
 impl Speedup {
@@ -61,6 +63,7 @@ impl Speedup {
             seeds: runs.len(),
             by_medians: median(&reference)? / median(&system)?,
             unreached_period: runs.iter().find_map(|run| run.unreached_period),
+            pairs: runs.iter().map(|run| run.pairs.len()).sum(),
         })
     }
 }
