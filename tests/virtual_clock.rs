@@ -183,7 +183,7 @@ fn check_copies(cluster: Cluster) {
         (&quota::MOONEP, plan([1, 8, 1, 8, 1], 0), &[Activity::Op(Op::CopyWeights), Activity::Op(Op::ReturnGrad)]),
         (&microep::ASYMMETRIC, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
         (&laer::Laer, plan([2, 4, 1, 2, 2], 1), &[Activity::Op(Op::Unshard), Activity::Op(Op::Reshard)]),
-        (&symi::Symi, plan([1, 8, 1, 4, 2], 1), &[synchronised]),
+        (&symi::Symi, plan([1, 8, 1, 4, 2], 1), &[synchronised, Activity::WeightGather(Gradients::Experts)]),
     ];
     for (system, plan, activities) in cases {
         let run = train(&job, system, plan, 3, true);

@@ -116,6 +116,9 @@ impl<'a> Rank<'a> {
         self.reduce_gradients()?;
         self.balance_selection(&ran.stats)?;
         self.update()?;
+        if let Some([_, weights]) = self.price_of_copies().filter(|[_, weights]| *weights > Seconds::ZERO) {
+            self.timer.collective(Activity::WeightGather(Gradients::Experts), self.groups.stage(), weights)?;
+        }
         self.complete(&ran, &mut report)?;
         self.iteration += 1;
         Ok(report)
@@ -155,8 +158,8 @@ impl<'a> Rank<'a> {
         Ok(())
     }
 
-    /// Where only the optimizer's state is in shards, slots get the weights of their last update: under a virtual clock, their
-    /// price is part of the synchronisation of gradients.
+    /// Where only the optimizer's state is in shards, slots get the weights of their last update: under a virtual clock, they are paid for
+    /// behind that update.
     fn lay_weights(&self) -> Result<(), TrainError> {
         if self.online.policy().storage() != Storage::OptimizerShards {
             return Ok(());

@@ -7,8 +7,8 @@ use systems::plan::slots::SlotState;
 use systems::price::network::Group;
 use systems::{Placement, Storage, Zero};
 use tch::{Kind, Tensor};
-use workloads::Bytes;
 use workloads::model::Moe;
+use workloads::{Bytes, Seconds};
 
 use crate::comm::{CommError, Communicator};
 use crate::error::TrainError;
@@ -52,6 +52,13 @@ impl Rank<'_> {
         Ok(())
     }
 
+    /// What sums over copies take on the described cluster, and new weights from the optimizer's shards.
+    pub(super) fn price_of_copies(&self) -> Option<[Seconds; 2]> {
+        let layers = self.stage.layers().map(|layer| (layer.experts.moe(), &layer.placement)).collect();
+        let (costs, storage) = (self.setup.costs, self.online.policy().storage());
+        Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers }.synchronisation()
+    }
+
     /// Sums the gradients of experts over the ranks that hold them: those of the same slots in all replicas, then those of an
     /// expert's copies; or into the optimizer's shards. `place`: the replicas.
     fn reduce_experts(&self, place: &Group) -> Result<(), TrainError> {
@@ -62,8 +69,7 @@ impl Rank<'_> {
         let layers: Vec<(&Moe, &Placement)> =
             stage.layers().map(|layer| (layer.experts.moe(), &layer.placement)).collect();
         let slots = SlotState::new(storage, &self.plan, &self.setup.job.cluster, layers.iter().copied());
-        let copies = Copies { plan: &self.plan, costs, stage: self.stage_number, storage, layers };
-        let synchronised = copies.synchronisation();
+        let synchronised = self.price_of_copies();
         let summed = matches!(storage, Storage::Shards | Storage::Parts);
         let replicas = groups.replicas.size() > 1 && self.plan.zero != Zero::Weights;
         if summed || synchronised.is_none() && !replicas {
@@ -89,7 +95,7 @@ impl Rank<'_> {
             sums.map_or(Ok::<(), CommError>(()), |last| last.finish(group))
         })?;
         match synchronised {
-            Some([gradients, weights]) => self.timer.collective(activity, groups.stage(), gradients + weights),
+            Some([gradients, _]) => self.timer.collective(activity, groups.stage(), gradients),
             None => {
                 let price = costs.all_reduce(place, Bytes(slots.parameters * slots.gradient));
                 self.timer.collective(activity, &*groups.replicas, price)
