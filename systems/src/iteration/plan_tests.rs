@@ -201,19 +201,8 @@ fn copies_are_summed_once_and_hidden_as_replicas_are() {
     let mut time = |storage, zero, overlap| {
         job.cluster.program.overlap_state = Some(overlap);
         let plan = Plan { pp: 1, dp: 16, ep: 4, expert_dp: 4, zero, ..Plan::default() };
-        let (costs, charges) = (CostModel::new(&job.cluster, job.gpus), [Charge::default()]);
-        let (policy, coverage) = (Copying(storage), Coverage::Full);
-        let evaluation = Evaluation {
-            job: &job,
-            plan: &plan,
-            costs: &costs,
-            policy: &policy,
-            placements: &placements,
-            batch: &batch,
-            charges: &charges,
-            coverage,
-        };
-        evaluation.run().phases[0].of(Phase::GradientSync).0
+        let with = |of: &Evaluation| Evaluation { placements: &placements, ..*of }.run();
+        evaluate(&job, &plan, &Copying(storage), &batch, with).phases[0].of(Phase::GradientSync).0
     };
     for overlap in [false, true] {
         let [off, sharded] = [Zero::Off, Zero::Optimizer].map(|zero| time(Storage::Slots, zero, overlap));
