@@ -158,7 +158,7 @@ impl Launch {
             None if self.size == 1 && devices > 0 => Ok(0),
             local => Err(LaunchError::NoDevice {
                 rank: self.rank,
-                local: local.map_or_else(|| "unknown (set LOCAL_RANK)".to_owned(), |local| local.to_string()),
+                local: local.map_or_else(|| "unknown (--local-rank states it)".to_owned(), |local| local.to_string()),
                 devices,
             }),
         }
@@ -178,12 +178,11 @@ struct Claim {
 impl Claim {
     fn read(flags: &Flags, read: &Reader<'_>) -> Result<Option<Self>, LaunchError> {
         let local_flag = flags.local_rank.map(|rank| (rank, "--local-rank"));
-        let local_of_flags = || Ok(local_flag.or(read.first(&["LOCAL_RANK"])?));
         let incomplete = |launcher, present: String, absent| LaunchError::Incomplete { launcher, present, absent };
         match (flags.rank, flags.world_size) {
             (Some(rank), Some(size)) => {
                 let (launcher, rank, size) = ("flags", (rank, "--rank"), (size, "--world-size"));
-                return Ok(Some(Self { launcher, rank, size, local_rank: local_of_flags()?, local_size: None }));
+                return Ok(Some(Self { launcher, rank, size, local_rank: local_flag, local_size: None }));
             }
             (Some(rank), None) => return Err(incomplete("flags", format!("--rank {rank}"), "--world-size")),
             (None, Some(size)) => return Err(incomplete("flags", format!("--world-size {size}"), "--rank")),
@@ -380,6 +379,7 @@ mod tests {
         assert_eq!((found.master_address.as_str(), found.master_port), ("127.0.0.1", DEFAULT_PORT));
         let found = of(&[&pmi[..], &SLURM].concat());
         assert_eq!((found.rank, found.size, found.local_rank), (1, 3, Some(1)));
+        assert_eq!(of(&[("PMI_RANK", "1"), ("PMI_SIZE", "3"), ("LOCAL_RANK", "1")]).local_rank, Some(1));
         let flags = Flags { rank: Some(0), world_size: Some(2), master_port: Some(77), ..Flags::default() };
         let found = launch(&flags, &all).unwrap().unwrap();
         assert_eq!((found.rank, found.size, found.local_rank, found.launcher), (0, 2, None, "flags"));
@@ -405,6 +405,7 @@ mod tests {
         let first = [("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_JOB_NODELIST", "gpu[1-2]")];
         let with = |more: &[(&'static str, &'static str)]| [&first[..], more].concat();
         alone(&with(&[("SLURM_NTASKS", "1")]));
+        alone(&with(&[("SLURM_JOB_ID", "17"), ("SLURM_NNODES", "1")]));
         alone(&with(&[("SLURM_NTASKS", "8"), ("SLURM_JOB_ID", "17")]));
         alone(&with(&[("SLURM_NTASKS", "8"), ("SLURM_STEP_ID", "3"), ("SLURM_STEP_NUM_TASKS", "1")]));
         for special in ["4294967291", "4294967290", "-5", "-6"] {
@@ -447,7 +448,7 @@ mod tests {
         check(&[("RANK", "1")], "RANK=1 is set (torchrun) but WORLD_SIZE is not");
         check(&[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "0")], "SLURM_PROCID=0");
         check(
-            &[("SLURM_PROCID", "0")],
+            &[("SLURM_PROCID", "0"), ("SLURM_STEP_ID", "3")],
             "set SLURM_STEP_NUM_TASKS; or run all ranks in this process with --backend threads",
         );
         check(&[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "2")], "LOCAL_RANK=2: expected at most the rank, 1");
@@ -472,7 +473,7 @@ mod tests {
         assert_eq!(rank(16, Some(3)).device(1), Ok(0), "the launcher shows each process its own");
         assert_eq!(rank(1, None).device(4), Ok(0));
         assert!(rank(16, Some(3)).device(2).is_err());
-        assert!(rank(16, None).device(8).unwrap_err().to_string().contains("set LOCAL_RANK"));
+        assert!(rank(16, None).device(8).unwrap_err().to_string().contains("--local-rank states it"));
         assert!(rank(1, Some(0)).device(0).is_err());
     }
 }
